@@ -1,0 +1,57 @@
+"""Backends run a model's graph. This file holds what they all share: the batch and the protocol."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kv_cache import KVCache, KVSequence
+from ..model import Model
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+
+class Piece(NamedTuple):
+    """Tokens that continue a sequence, and how many of the last ones want an output."""
+    seq: KVSequence
+    tokens: Sequence[int] | I32
+    n_outputs: int
+
+
+class Batch:
+    """The tokens of one step, of one or several sequences, each sequence's in a row.
+
+    `tokens` and `positions` are i32 [n_tokens], `outputs` i32 [n_outputs] names the rows whose results are wanted, `pieces` says whose they are.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = pieces
+        starts = np.cumsum([0, *(len(p.tokens) for p in pieces)])
+        self.tokens: I32 = np.concatenate([np.asarray(p.tokens, np.int32) for p in pieces])
+        self.positions: I32 = np.concatenate([np.arange(p.seq.length, p.seq.length + len(p.tokens), dtype=np.int32) for p in pieces])
+        self.outputs: I32 = np.concatenate([np.arange(end - p.n_outputs, end, dtype=np.int32) for p, end in zip(pieces, starts[1:])])
+
+    def reserve(self, cache: KVCache) -> None:
+        for piece in self.pieces:
+            cache.reserve(piece.seq, len(piece.tokens))
+
+    def commit(self, cache: KVCache) -> None:
+        for piece in self.pieces:
+            cache.commit(piece.seq, len(piece.tokens))
+
+
+class Backend(Protocol):
+    """What the engine asks of a backend."""
+    model: Model
+    cache: KVCache
+
+    def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
+        """Run as much of the graph as the tensors named in `fetch` need, and return them as float32 arrays.
+
+        Tensors in `feed` are taken as given: with `feed={"result_norm": rows}` and no batch only the output head runs. The keys and
+        values of the batch's tokens are in the cache afterwards. A step that raises has changed no sequence.
+        """
+        ...

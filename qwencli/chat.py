@@ -1,0 +1,72 @@
+"""Chat templates: a file's own Jinja template turns messages into the text that the model was trained on."""
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import InputError, ModelError
+from .tokenizer import Tokenizer
+
+Message = Mapping[str, str]
+"""`role` and `content`, as in OpenAI's API."""
+
+_NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # code points that no text may hold (Unicode 23.7)
+
+
+class ChatTemplate:
+    """A template, run in Jinja's sandbox. Raises ModelError if it is no valid template."""
+
+    def __init__(self, source: str) -> None:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        env.filters["tojson"] = _to_json
+        env.globals["raise_exception"] = _raise_exception
+        env.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+        try:
+            self._template = env.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template is no valid Jinja: {error}") from None
+
+    def render(self, messages: Sequence[Message], **variables: Any) -> str:
+        """The text up to where the model's answer begins. `variables` reach the template (Qwen3 knows `enable_thinking`).
+
+        Raises InputError where the template refuses the messages.
+        """
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **variables)
+        except InputError:
+            raise
+        except Exception as error:  # a template can raise whatever Python's operators and methods raise
+            raise InputError(f"the model's chat template fails on this conversation: {type(error).__name__}: {error}") from None
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **variables: Any) -> list[int]:
+        """Token ids of the rendered conversation, in which only the template's own text can name control tokens.
+
+        A user who writes `<|im_end|>` has written ten characters: before rendering, a character that no text holds is put into each control
+        token's name, and the tokenizer drops it again.
+        """
+        guard = next((c for c in _NONCHARACTERS if not any(c in text for m in messages for text in m.values())), None)
+        if guard is None:
+            raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
+        guarded = [{key: _guarded(text, tokenizer.control_texts, guard) for key, text in m.items()} for m in messages]
+        text = self.render(guarded, **variables)
+        return tokenizer.encode(text, add_special=True, parse_special=True, guard=guard)
+
+
+def _guarded(text: str, control_texts: Sequence[str], guard: str) -> str:
+    for control in control_texts:
+        if control in text:
+            text = text.replace(control, control[0] + guard + control[1:])
+    return text
+
+
+def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
+    """JSON as transformers' templates get it: jinja's own filter would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise InputError(f"the model's chat template refuses this conversation: {message}")

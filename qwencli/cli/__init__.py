@@ -1,0 +1,64 @@
+"""The command line: one file a command in this folder, imported when it is called, and the one place where errors become messages."""
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import QwenError
+from ._common import printable
+
+
+class CommandFolder(click.Group):
+    """A group whose commands are the modules of this package: `info.py` defines the command `info` under that name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{cmd_name}", __name__), cmd_name)
+        return command
+
+
+@click.command(cls=CommandFolder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+               epilog='Try:  qwencli run -p "Once upon a time"')
+@click.version_option(__version__, prog_name="qwencli")
+def cli() -> None:
+    """Run Qwen models from GGUF files on this machine's CPU."""
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run a command line (by default the process's own) and return the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    try:
+        code = cli.main(args, prog_name="qwencli", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 2
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except QwenError as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("not enough memory")
+    except BrokenPipeError:
+        # whoever read our output has enough of it; what is still buffered must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> int:
+    print(f"qwencli: error: {printable(message)}", file=sys.stderr)
+    return 1

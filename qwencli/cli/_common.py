@@ -1,0 +1,102 @@
+"""What several commands share: options, finding and announcing the model, reading text. Nothing here imports more than it must."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from ..errors import InputError, QwenError
+from ..model_path import ModelPath, find_model
+
+model_option = click.option("-m", "--model", metavar="PATH", help="A GGUF file, or a folder with one. Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
+mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
+threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def example(*lines: str) -> str:
+    """An epilog that shows example calls as they stand."""
+    return "\b\nExamples:\n" + "\n".join("  " + line for line in lines)
+
+
+def choose_model(model: str | None, quiet: bool = False) -> ModelPath:
+    """Find the model and say on stderr, in one line, which it is and why."""
+    chosen = find_model(model)
+    if not quiet:
+        print(printable(f"model: {chosen.path} ({chosen.reason})"), file=sys.stderr, flush=True)
+    return chosen
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names and values from a file must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def read_text(path: str | None) -> str:
+    """The text of a file, or of stdin for None or '-'. Raises InputError if it is no UTF-8, QwenError if it cannot be read."""
+    try:
+        if path in (None, "-"):
+            name, raw = "stdin", sys.stdin.buffer.read()
+        else:
+            name = str(path)
+            with open(name, "rb") as f:
+                raw = f.read()
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}") from None
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def write_text(text: str) -> None:
+    """Write to stdout as UTF-8, whatever the locale, and at once."""
+    write_bytes(text.encode("utf-8", "replace"))
+
+
+def write_bytes(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def warn(message: str) -> None:
+    print(f"qwencli: warning: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def check_context(n_ctx: int, trained: int) -> None:
+    """Warn of a context longer than the model was trained for; it is used all the same."""
+    if n_ctx > trained:
+        warn(f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that")
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of SamplingParams, passed on to the command as one dict `sampling` of what was given."""
+    from ..sampling import LIMITS
+    described = {
+        "temp": "Temperature; 0 always takes the likeliest token.", "top_k": "Choose among the K likeliest tokens; 0 = all.",
+        "top_p": "Choose among the likeliest tokens that together have probability P; 1 = all.",
+        "min_p": "Leave out tokens with less than P times the likeliest one's probability; 0 = none.",
+        "repeat_penalty": "Divide the logits of recent tokens by this; 1 = off.", "presence_penalty": "Subtract this from the logits of recent tokens; 0 = off."}
+
+    @wraps(command)
+    def wrapper(**kwargs: Any) -> Any:
+        sampling = {name: kwargs.pop(name) for name in (*described, "seed")}
+        return command(sampling=sampling, **kwargs)
+
+    wrapped = click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeat a run: the same seed gives the same text.")(wrapper)
+    for name, text in reversed(described.items()):
+        low, high = LIMITS[name]
+        kind: click.ParamType = click.IntRange(int(low), int(high)) if name == "top_k" else click.FloatRange(low, high)
+        wrapped = click.option("--" + name.replace("_", "-"), type=kind, help=text)(wrapped)
+    return wrapped

@@ -1,0 +1,23 @@
+"""`qwencli detokenize`"""
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ._common import choose_model, example, mmap_option, model_option, read_text, write_bytes
+from .tokenize import parse_ids
+
+
+@click.command(epilog=example("qwencli detokenize 12522 5193 264 882", "qwencli tokenize --ids hello | qwencli detokenize"))
+@click.argument("ids", nargs=-1)
+@model_option
+@mmap_option
+def detokenize(ids: tuple[str, ...], model: str | None, no_mmap: bool) -> None:
+    """Turn token IDS, or those on stdin, back into the bytes they stand for."""
+    from ..gguf_file import GGUFFile
+    from ..tokenizer import Tokenizer
+    numbers = parse_ids(" ".join(ids) if ids else read_text(None))
+    chosen = choose_model(model, quiet=model is not None)
+    tokenizer = Tokenizer(GGUFFile(chosen.path, use_mmap=not no_mmap))
+    write_bytes(tokenizer.decode_bytes(numbers) + (b"\n" if sys.stdout.isatty() else b""))

@@ -1,0 +1,51 @@
+"""`qwencli perplexity`"""
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from ._common import check_context, choose_model, example, json_option, mmap_option, model_option, read_text, threads_option, write_text
+
+
+@click.command(epilog=example("qwencli perplexity -f wiki.test.raw", "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json"))
+@model_option
+@click.option("-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin.")
+@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4, 2**30), default=512, show_default=True, help="Tokens a chunk.")
+@click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1, 2**20), default=2048, show_default=True, help="Tokens a step: part of a chunk, or several chunks.")
+@click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
+@threads_option
+@json_option
+@mmap_option
+def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, as_json: bool, no_mmap: bool) -> None:
+    """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
+
+    The running value after each chunk goes to stdout, then the final estimate and its standard error.
+    """
+    text = read_text(file)
+    chosen = choose_model(model)
+    from tqdm import tqdm
+
+    from ..llm import LLM
+    from ..perplexity import count_chunks
+    from ..perplexity import perplexity as estimates
+    start = time.perf_counter()
+    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap)
+    check_context(n_ctx, llm.model.config.n_ctx)
+    tokens = llm.tokenizer.encode(text, add_special=True)
+    bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None
+    done = []
+    with tqdm(total=count_chunks(len(tokens), n_ctx, chunks), unit="chunk", disable=None, leave=False) as bar:
+        for estimate in estimates(llm.engine.backend, tokens, n_ctx, n_batch, bos, chunks):
+            done.append(estimate)
+            bar.update()
+            if not as_json:
+                write_text(f"[{estimate.n_chunks}]{estimate.ppl:.4f},")
+    last = done[-1]
+    if as_json:
+        write_text(json.dumps({"ppl": last.ppl, "stderr": last.stderr, "n_chunks": last.n_chunks, "n_ctx": n_ctx, "n_tokens": len(tokens),
+                               "chunks": [e.ppl for e in done], "seconds": time.perf_counter() - start}) + "\n")
+    else:
+        error = f" +/- {last.stderr:.5f}" if last.stderr is not None else ""
+        write_text(f"\nFinal estimate: PPL = {last.ppl:.4f}{error}\n")

@@ -1,0 +1,119 @@
+"""The engine: sequences of token ids in, tokens out, step by step. It knows nothing of text."""
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from .backends import Backend, Batch, Piece
+from .errors import InputError
+from .kv_cache import KVSequence
+from .sampling import Sampler, SamplingParams
+
+LOGITS = "result_output"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request: its prompt, how to continue it, and all of its state.
+
+    `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids` ends the
+    answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context or cancelled.
+    """
+    tokens: list[int]
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    end_ids: Collection[int] = ()
+    stop_reason: str | None = None
+    kv: KVSequence = field(default_factory=KVSequence)
+    prompt_seconds: float = 0.0
+    generation_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.n_prompt = len(self.tokens)
+        self.sampler = Sampler(self.sampling)
+
+    @property
+    def n_prompt_done(self) -> int:
+        """Prompt tokens that have been processed."""
+        return min(self.kv.length, self.n_prompt) if self.stop_reason is None else self.n_prompt
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.n_prompt:]
+
+
+class Engine:
+    """Runs sequences on a backend. `n_ctx` bounds each sequence, `n_batch` the tokens of one step."""
+
+    def __init__(self, backend: Backend, n_ctx: int, n_batch: int = 512) -> None:
+        self.backend, self.n_ctx, self.n_batch = backend, n_ctx, n_batch
+        self.running: list[Sequence] = []
+
+    def submit(self, seq: Sequence) -> None:
+        """Take a sequence in. Raises InputError for an empty prompt, one longer than the context, or ids outside the vocabulary."""
+        n_vocab = self.backend.model.config.n_vocab
+        if not seq.tokens:
+            raise InputError("the prompt is empty, expected at least one token")
+        if len(seq.tokens) > self.n_ctx:
+            raise InputError(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
+        if not all(0 <= t < n_vocab for t in seq.tokens):
+            raise InputError(f"the prompt has a token outside the vocabulary of {n_vocab}")
+        self.running.append(seq)
+
+    def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
+        """End a sequence now and free its pages."""
+        if seq in self.running:
+            self._finish(seq, reason)
+
+    def step(self) -> list[tuple[Sequence, int]]:
+        """Advance the running sequences once: some of a prompt, or one token each. Returns the tokens that this produced."""
+        pieces = self._schedule()
+        if not pieces:
+            return []
+        start = time.perf_counter()
+        logits = self.backend.run([LOGITS], Batch([piece for _, piece in pieces]))[LOGITS]
+        produced, row = [], 0
+        for seq, piece in pieces:
+            is_prompt = len(seq.tokens) == seq.n_prompt
+            if piece.n_outputs:
+                token = self._accept(seq, seq.sampler.sample(logits[row], seq.tokens))
+                row += 1
+                if token is not None:
+                    produced.append((seq, token))
+            seconds = time.perf_counter() - start
+            if is_prompt:
+                seq.prompt_seconds += seconds
+            else:
+                seq.generation_seconds += seconds
+        return produced
+
+    def _schedule(self) -> list[tuple[Sequence, Piece]]:
+        """Sequences that generate go first, with a token each; prompts share what is left of the step."""
+        room, pieces = self.n_batch, []
+        for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length):
+            if seq.max_tokens == 0:
+                self._finish(seq, "length")
+                continue
+            todo = seq.tokens[seq.kv.length:][:room]
+            room -= len(todo)
+            if todo:
+                pieces.append((seq, Piece(seq.kv, todo, int(seq.kv.length + len(todo) == len(seq.tokens)))))
+        return pieces
+
+    def _accept(self, seq: Sequence, token: int) -> int | None:
+        """Append a sampled token unless it ends the answer; finish the sequence where it is complete."""
+        if token in seq.end_ids:
+            self._finish(seq, "eos")
+            return None
+        seq.tokens.append(token)
+        if seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
+            self._finish(seq, "length")
+        elif len(seq.tokens) >= self.n_ctx:
+            self._finish(seq, "context")
+        return token
+
+    def _finish(self, seq: Sequence, reason: str) -> None:
+        seq.stop_reason = reason
+        self.running.remove(seq)
+        self.backend.cache.release(seq.kv)

@@ -1,0 +1,17 @@
+"""What can go wrong, for callers to catch. Every message is one line that names the file or the value and what was expected."""
+
+
+class QwenError(Exception):
+    """Base of all errors that qwencli raises on purpose."""
+
+
+class FormatError(QwenError):
+    """A file is damaged, or is not what it claims to be."""
+
+
+class ModelError(QwenError):
+    """A sound file describes a model that cannot run here: unknown architecture, missing tensors, wrong shapes."""
+
+
+class InputError(QwenError):
+    """The user's text, tokens or settings cannot be used with this model."""

@@ -1,0 +1,104 @@
+"""A model file, opened and ready to answer: the entry for those who use qwencli as a library."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+from .backends.numpy_ref import NumpyBackend
+from .chat import ChatTemplate
+from .engine import Engine
+from .engine import Sequence as EngineSequence
+from .gguf_file import GGUFFile
+from .model import load_model
+from .sampling import SamplingParams
+from .tokenizer import StreamDecoder, Tokenizer
+
+
+class LLM:
+    """A GGUF file with its tokenizer, its chat template and an engine that runs it.
+
+        llm = LLM("model.gguf")
+        print("".join(llm.stream(llm.tokenizer.encode("Once upon a time"), max_tokens=32)))
+
+    `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
+    are cores. Raises QwenError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True) -> None:
+        self.file = GGUFFile(path, use_mmap)
+        self.model = load_model(self.file)
+        self.tokenizer = Tokenizer(self.file)
+        self.engine = Engine(NumpyBackend(self.model, n_threads), n_ctx or self.model.config.n_ctx)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The file's own template, None if it has none."""
+        source = self.file.metadata.string("tokenizer.chat_template", None)
+        return ChatTemplate(source) if source else None
+
+    def sampling(self, **chosen: float | int | None) -> SamplingParams:
+        """Sampling with llama.cpp's defaults, the file's recommendations over them, and over both what is given and not None."""
+        return SamplingParams.from_metadata(self.file.metadata, **chosen)
+
+    def stream(self, tokens: Sequence[int], max_tokens: int | None = None, sampling: SamplingParams | None = None) -> Iterator[str]:
+        """The text that continues `tokens`, piece by piece."""
+        completion = Completion(self, tokens, sampling or self.sampling(), max_tokens)
+        return completion.run()
+
+
+class Completion:
+    """One prompt and its answer.
+
+    `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `on_step` is called
+    after each step of the engine with the number of prompt tokens that are done. After `run`, `sequence` says why it stopped and how long it took.
+    """
+
+    def __init__(self, llm: LLM, tokens: Sequence[int], sampling: SamplingParams, max_tokens: int | None = None, stop: Sequence[str] = (),
+                 ignore_eos: bool = False, on_step: Callable[[int], None] | None = None) -> None:
+        self._llm, self._stop, self._on_step = llm, stop, on_step
+        ends = frozenset[int]() if ignore_eos else llm.tokenizer.eog_ids
+        self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends)
+
+    def run(self) -> Iterator[str]:
+        """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""
+        seq, engine = self.sequence, self._llm.engine
+        decoder, text = StreamDecoder(self._llm.tokenizer), StopStrings(self._stop)
+        engine.submit(seq)
+        try:
+            while seq.stop_reason is None:
+                for _, token in engine.step():
+                    if piece := text.add(decoder.add(token)):
+                        yield piece
+                    if text.found:
+                        seq.stop_reason = "stop"
+                        engine.cancel(seq, "stop")
+                        return
+                if self._on_step:
+                    self._on_step(seq.n_prompt_done)
+            if rest := text.add(decoder.end()) + text.end():
+                yield rest
+        finally:
+            engine.cancel(seq)
+
+
+class StopStrings:
+    """Passes text on up to the first of some strings, holding back what may turn out to begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops, self._held, self.found = [s for s in stops if s], "", False
+
+    def add(self, text: str) -> str:
+        """The text that can be passed on now. `found` is set once a stop string has come; nothing is passed on after it."""
+        self._held += text
+        first = min((i for i in map(self._held.find, self._stops) if i >= 0), default=-1)
+        if first >= 0:
+            self.found = True
+            return self._held[:first]
+        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
+        return out
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows."""
+        return "" if self.found else self._held

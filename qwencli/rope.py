@@ -1,0 +1,51 @@
+"""Rotary position embedding: its settings, read from a file's metadata as llama.cpp reads them."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import ModelError
+from .gguf_file import GGUFFile
+
+
+@dataclass(frozen=True)
+class RopeParams:
+    """NeoX-style RoPE over the first `n_rot` values of a head: value i is rotated with value i + n_rot/2.
+
+    `freq_scale` divides positions (linear scaling by 1/freq_scale). `ext_factor` above 0 blends in YaRN (https://arxiv.org/abs/2309.00071):
+    dimensions that turn more than `beta_fast` times in the original context of `n_ctx_orig` keep their frequency, those that turn
+    fewer than `beta_slow` times are interpolated, those between are mixed. `attn_factor` multiplies cosine and sine, beside YaRN's
+    own 1 + 0.1 ln(1/freq_scale).
+    """
+    n_rot: int
+    freq_base: float
+    freq_scale: float = 1.0
+    ext_factor: float = 0.0
+    attn_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    n_ctx_orig: int = 0
+
+
+def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int) -> RopeParams:
+    """Raises ModelError for metadata that is missing, mistyped or out of range."""
+    get, key = file.metadata, f"{arch}.rope."
+    n_rot = get.integer(key + "dimension_count", head_dim, 2, head_dim)
+    if n_rot % 2:
+        raise ModelError(f"{file.path}: {key}dimension_count is {n_rot}, expected an even number")
+    freq_base = get.number(key + "freq_base", 10000.0, 1.0, 1e12)
+    kind = get.string(key + "scaling.type", "linear")
+    if kind == "none":
+        return RopeParams(n_rot, freq_base)
+    if kind not in ("linear", "yarn"):
+        raise ModelError(f"{file.path}: {key}scaling.type is '{kind}', expected none, linear or yarn")
+    factor = get.number(key + "scaling.factor", None, 0.0, 1e6) or get.number(key + "scale_linear", None, 0.0, 1e6) or 1.0
+    attn_factor = get.number(key + "scaling.attn_factor", 1.0, 1e-6, 1e6)
+    if kind == "linear":
+        return RopeParams(n_rot, freq_base, 1 / factor, attn_factor=attn_factor)
+    return RopeParams(
+        n_rot, freq_base, 1 / factor,
+        ext_factor=get.number(key + "scaling.yarn_ext_factor", 1.0, 0.0, 1.0),
+        attn_factor=attn_factor,
+        beta_fast=get.number(key + "scaling.yarn_beta_fast", 32.0, 1e-6, 1e6),
+        beta_slow=get.number(key + "scaling.yarn_beta_slow", 1.0, 1e-6, 1e6),
+        n_ctx_orig=get.integer(key + "scaling.original_context_length", n_ctx, 1))

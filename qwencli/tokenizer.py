@@ -1,0 +1,167 @@
+"""Text to token ids and back, as llama.cpp does it for byte-level BPE vocabularies of the Qwen family."""
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import InputError, ModelError
+from .gguf_file import GGUFFile
+
+_CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN35 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS = {"qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "kormo": _QWEN2, "f2llmv2": _QWEN2, "megrez": _QWEN2, "qwen35": _QWEN35}
+"""`tokenizer.ggml.pre` and the pattern that cuts text into words before merging (llama.cpp, llama-vocab.cpp)."""
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+"""`tokenizer.ggml.token_type` (enum llama_token_type in llama.h)."""
+
+END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>")
+"""Control tokens that end an answer whatever the file says of them, and whatever type it gives them."""
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (bytes_to_unicode in openai/gpt-2, encoder.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class Tokenizer:
+    """The vocabulary of a GGUF file.
+
+    `n_vocab` tokens; `bos_id`, `eos_id` or None; `eog_ids` are the tokens that end an answer. Raises ModelError where the file has no vocabulary
+    of a known kind or it contradicts itself.
+    """
+
+    def __init__(self, file: GGUFFile) -> None:
+        get, path = file.metadata, file.path
+        if (kind := get.string("tokenizer.ggml.model")) != "gpt2":
+            raise ModelError(f"{path}: tokenizer.ggml.model is '{kind}', expected 'gpt2' (byte-level BPE)")
+        pre = get.string("tokenizer.ggml.pre")
+        if pre not in PRE_TOKENIZERS:
+            raise ModelError(f"{path}: tokenizer.ggml.pre is '{pre}', expected one of {', '.join(PRE_TOKENIZERS)}")
+        self._path = path
+        self._texts: list[str] = get.array("tokenizer.ggml.tokens", str)
+        self._types: list[int] = get.array("tokenizer.ggml.token_type", int, None) or [NORMAL] * len(self._texts)
+        self.n_vocab = len(self._texts)
+        if len(self._types) != self.n_vocab:
+            raise ModelError(f"{path}: tokenizer.ggml.token_type has {len(self._types)} elements, expected {self.n_vocab} as tokenizer.ggml.tokens")
+        self._ids = {text: i for i, text in enumerate(self._texts)}
+        if len(self._ids) != self.n_vocab:
+            twice = next(text for i, text in enumerate(self._texts) if self._ids[text] != i)
+            raise ModelError(f"{path}: token {twice!r} stands twice in tokenizer.ggml.tokens")
+
+        self.bos_id, self.eos_id = self._special_id(file, "bos"), self._special_id(file, "eos")
+        ends = (self.eos_id, self._special_id(file, "eot"), self._special_id(file, "eom"), *(self._ids.get(text) for text in END_OF_GENERATION))
+        self.eog_ids = frozenset(i for i in ends if i is not None)
+        for text in END_OF_GENERATION:
+            if text in self._ids:
+                self._types[self._ids[text]] = CONTROL
+        self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
+        self._add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
+        for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self._add_eos, self.eos_id, "eos"):
+            if wanted and token is None:
+                raise ModelError(f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing")
+
+        # llama.cpp looks for longer tokens first, so that one that contains another wins
+        special = sorted((text for text, t in zip(self._texts, self._types) if t in (CONTROL, USER_DEFINED, UNKNOWN) and text),
+                         key=lambda text: -len(text.encode()))
+        self._user_defined = [text for text in special if self._types[self._ids[text]] == USER_DEFINED]
+        self._special = special
+        self.control_texts = [text for text in special if text not in set(self._user_defined)]
+        self._bytes_of_character = _byte_characters()
+        self._bpe = self._build_bpe(get.array("tokenizer.ggml.merges", str), PRE_TOKENIZERS[pre])
+
+    def _special_id(self, file: GGUFFile, name: str) -> int | None:
+        token: int | None = file.metadata.integer(f"tokenizer.ggml.{name}_token_id", None, 0, self.n_vocab - 1)
+        return token
+
+    def _build_bpe(self, merges: list[str], pattern: str) -> Any:
+        from tokenizers import Regex, models, pre_tokenizers
+        from tokenizers import Tokenizer as BPETokenizer
+        pairs = []
+        for merge in merges:
+            left, space, right = merge[1:].partition(" ")  # as llama.cpp: the first character may itself be a space
+            if not (space and right):
+                raise ModelError(f"{self._path}: merge {len(pairs)} in tokenizer.ggml.merges is {merge!r}, expected two tokens with a space between")
+            pairs.append((merge[0] + left, right))
+        try:
+            bpe = BPETokenizer(models.BPE(vocab=self._ids, merges=pairs))
+        except Exception as error:  # the library raises plain Exception for a merge of tokens that the vocabulary lacks
+            raise ModelError(f"{self._path}: tokenizer.ggml.merges don't fit tokenizer.ggml.tokens: {error}") from None
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
+            pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        return bpe
+
+    def encode(self, text: str, add_special: bool = False, parse_special: bool = False, guard: str = "") -> list[int]:
+        """Token ids of `text`.
+
+        User-defined tokens such as `<think>` are always recognised in the text, control tokens such as `<|im_end|>` only with
+        `parse_special`. `add_special` adds the BOS and EOS tokens that the file asks for. Occurrences of the character `guard` keep what
+        stands around them from being read as a token and are dropped. Raises InputError for text that has no UTF-8 form.
+        """
+        pieces: list[str | int] = [text]
+        for special in self._special if parse_special else self._user_defined:
+            if special in text:
+                pieces = [part for piece in pieces for part in self._split(piece, special)]
+        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        try:
+            for piece in pieces:
+                if isinstance(piece, int):
+                    ids.append(piece)
+                elif plain := piece.replace(guard, "") if guard else piece:
+                    ids += self._bpe.encode(plain, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):
+            raise InputError("the text is no valid Unicode: it holds a surrogate") from None
+        if add_special and self._add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def _split(self, piece: str | int, special: str) -> Iterable[str | int]:
+        if isinstance(piece, int) or special not in piece:
+            return [piece]
+        parts: list[str | int] = []
+        for part in piece.split(special):
+            parts += [part, self._ids[special]] if part else [self._ids[special]]
+        return parts[:-1]
+
+    def token_bytes(self, token: int, special: bool = True) -> bytes:
+        """The bytes that a token stands for, which may be part of a UTF-8 character; none for control tokens without `special`.
+
+        Raises InputError for an id outside the vocabulary.
+        """
+        if not 0 <= token < self.n_vocab:
+            raise InputError(f"token id {token} is outside the vocabulary, expected 0 to {self.n_vocab - 1}")
+        text, kind = self._texts[token], self._types[token]
+        if kind in (CONTROL, UNKNOWN):
+            return text.encode() if special else b""
+        if kind == USER_DEFINED:
+            return text.encode()
+        table = self._bytes_of_character
+        return b"".join(bytes((table[c],)) if c in table else c.encode() for c in text)
+
+    def decode_bytes(self, ids: Iterable[int], special: bool = True) -> bytes:
+        """The bytes of all tokens in a row."""
+        return b"".join(self.token_bytes(token, special) for token in ids)
+
+    def decode(self, ids: Iterable[int], special: bool = True) -> str:
+        """The text of the tokens; bytes that form no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, special).decode("utf-8", "replace")
+
+
+class StreamDecoder:
+    """Turns tokens into text one by one, holding back bytes until their UTF-8 character is complete."""
+
+    def __init__(self, tokenizer: Tokenizer, special: bool = False) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        """The text that is complete now that `token` follows."""
+        return self._utf8.decode(self._tokenizer.token_bytes(token, self._special))
+
+    def end(self) -> str:
+        """What is left when no token follows: U+FFFD for an incomplete character."""
+        return self._utf8.decode(b"", final=True)
