@@ -1,6 +1,7 @@
 """qwencli runs Qwen models from GGUF files on the CPU, from the command line and as a library.
 
-`LLM`, `GGUFFile`, `Tokenizer` and `SamplingParams` are imported when they are first asked for, so that a command pays only for what it uses.
+`LLM`, `GGUFFile`, `Tokenizer` and `SamplingParams` are imported when they are first asked for, so that a command pays only for what it
+uses.
 """
 from importlib import import_module
 from typing import Any

@@ -17,8 +17,8 @@ LOGITS = "result_output"
 class Sequence:
     """A request: its prompt, how to continue it, and all of its state.
 
-    `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids` ends the
-    answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context or cancelled.
+    `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids`
+    ends the answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context or cancelled.
     """
     tokens: list[int]
     sampling: SamplingParams

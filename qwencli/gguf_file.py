@@ -151,7 +151,8 @@ class _Part:
         end = start
         for t in sorted(tensors.values(), key=lambda t: t.offset):
             if t.offset < end:
-                raise FormatError(f"{self.path}: tensor '{t.name}' begins at byte {t.offset}, inside the tensor before it, which ends at {end}")
+                raise FormatError(f"{self.path}: tensor '{t.name}' begins at byte {t.offset}, "
+                                  f"inside the tensor before it, which ends at {end}")
             end = t.offset + t.n_bytes
         return tensors
 
@@ -171,7 +172,8 @@ class _Part:
             raise FormatError(f"{where} has the offset {offset}, expected a multiple of the alignment {alignment}")
         n_bytes = kind.n_bytes(n_weights)
         if start + offset + n_bytes > len(self.buffer):
-            raise FormatError(f"{where} {list(shape)} {kind.name} ends at byte {start + offset + n_bytes}, but the file has {len(self.buffer)}: truncated?")
+            raise FormatError(f"{where} {list(shape)} {kind.name} ends at byte {start + offset + n_bytes}, "
+                              f"but the file has {len(self.buffer)}: truncated?")
         return TensorInfo(name, shape, kind, start + offset, n_bytes, number)
 
 
@@ -183,7 +185,8 @@ class _Reader:
 
     def _need(self, n_bytes: int) -> None:
         if n_bytes > len(self.buffer) - self.pos:
-            raise FormatError(f"{self.path}: {self.where} ends at byte {self.pos + n_bytes}, but the file has {len(self.buffer)}: truncated?")
+            raise FormatError(f"{self.path}: {self.where} ends at byte {self.pos + n_bytes}, "
+                              f"but the file has {len(self.buffer)}: truncated?")
 
     def take(self, n_bytes: int) -> bytes:
         self._need(n_bytes)

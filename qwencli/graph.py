@@ -149,7 +149,9 @@ class Graph:
 
     def attention(self, q: Tensor, kv: Tensor, scale: float, name: str) -> Tensor:
         (n, n_head, head_dim), (_, n_head_kv, kv_dim) = q.shape, kv.shape
-        assert isinstance(n_head, int) and isinstance(n_head_kv, int) and isinstance(head_dim, int)
+        assert isinstance(n_head, int)
+        assert isinstance(n_head_kv, int)
+        assert isinstance(head_dim, int)
         self._expect(head_dim == kv_dim and n_head % n_head_kv == 0, name, q, kv)
         return self._add(name, Attention(scale), (q, kv), (n, n_head * head_dim))
 

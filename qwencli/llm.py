@@ -50,8 +50,9 @@ class LLM:
 class Completion:
     """One prompt and its answer.
 
-    `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `on_step` is called
-    after each step of the engine with the number of prompt tokens that are done. After `run`, `sequence` says why it stopped and how long it took.
+    `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `on_step` is
+    called after each step of the engine with the number of prompt tokens that are done. After `run`, `sequence` says why it stopped
+    and how long it took.
     """
 
     def __init__(self, llm: LLM, tokens: Sequence[int], sampling: SamplingParams, max_tokens: int | None = None, stop: Sequence[str] = (),

@@ -16,7 +16,10 @@ _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "a boolea
 
 
 class LazyArray:
-    """An array in the file, checked to lie inside it but decoded only by `read`: a vocabulary of 151,936 strings costs nothing until used."""
+    """An array in the file, checked to lie inside it but decoded only by `read`.
+
+    A vocabulary of 151,936 strings costs nothing until it is used.
+    """
 
     def __init__(self, where: str, buffer: Any, offset: int, elem_type: int, length: int) -> None:
         self._where, self._buffer, self._offset = where, buffer, offset
@@ -111,7 +114,7 @@ class Metadata(Mapping[str, Any]):
             raise ModelError(f"{self._path}: metadata key '{key}' is {_KINDS[found]}, expected {_KINDS[kind]}")
         return kind(value) if kind is float else value
 
-    def integer(self, key: str, default: Any = REQUIRED, low: int = 0, high: int = 2**31 - 1) -> Any:
+    def integer(self, key: str, default: Any = REQUIRED, low: float = 0, high: float = 2**31 - 1) -> Any:
         return self._in_range(key, self._get(key, int, default), low, high)
 
     def number(self, key: str, default: Any = REQUIRED, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -133,7 +136,8 @@ class Metadata(Mapping[str, Any]):
             return value
         found = {STRING: str, ARRAY: list, BOOL: bool, 6: float, 12: float}.get(value.elem_type, int)
         if found is not elem:
-            raise ModelError(f"{self._path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, expected {_KINDS[elem]}")
+            raise ModelError(f"{self._path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
+                             f"expected {_KINDS[elem]}")
         return value.read()
 
     def _in_range(self, key: str, value: Any, low: float, high: float) -> Any:

@@ -25,11 +25,13 @@ class Estimate(NamedTuple):
 def count_chunks(n_tokens: int, n_ctx: int, limit: int | None = None) -> int:
     """How many chunks a text gives; a tail shorter than one is dropped. Raises InputError for a text of less than two."""
     if n_tokens < 2 * n_ctx:
-        raise InputError(f"the text has {n_tokens} tokens, but perplexity with a context of {n_ctx} needs at least {2 * n_ctx}: use a longer text or a smaller -c")
+        raise InputError(f"the text has {n_tokens} tokens, but perplexity with a context of {n_ctx} needs at least {2 * n_ctx}: "
+                         "use a longer text or a smaller -c")
     return min(n_tokens // n_ctx, limit or n_tokens)
 
 
-def perplexity(backend: Backend, tokens: Sequence[int], n_ctx: int, n_batch: int = 2048, bos: int | None = None, limit: int | None = None) -> Iterator[Estimate]:
+def perplexity(backend: Backend, tokens: Sequence[int], n_ctx: int, n_batch: int = 2048, bos: int | None = None,
+               limit: int | None = None) -> Iterator[Estimate]:
     """Yield the estimate after each chunk of `n_ctx` tokens (at most `limit` chunks).
 
     Positions n_ctx/2 .. n_ctx-2 of a chunk are scored on the token that follows. `bos` replaces each chunk's first token if it is not

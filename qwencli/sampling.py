@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class SamplingParams:
     """How tokens are chosen. The defaults are llama.cpp's.
 
-    `temp` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 each switch that filter off. `repeat_penalty` divides positive logits
-    of the last `penalty_last_n` tokens (and multiplies negative ones), `presence_penalty` is subtracted from them. Without
-    `seed` each run differs.
+    `temp` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 each switch that filter off. `repeat_penalty` divides
+    positive logits of the last `penalty_last_n` tokens (and multiplies negative ones), `presence_penalty` is subtracted from them.
+    Without `seed` each run differs.
     """
     temp: float = 0.8
     top_k: int = 40
@@ -55,7 +55,8 @@ class SamplingParams:
 LIMITS: dict[str, tuple[float, float]] = {
     "temp": (0.0, 100.0), "top_k": (0, 2**31 - 1), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
     "repeat_penalty": (0.01, 100.0), "presence_penalty": (-100.0, 100.0), "penalty_last_n": (0, 2**31 - 1)}
-FILE_KEYS = {"temp": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "penalty_repeat", "penalty_last_n": "penalty_last_n"}
+FILE_KEYS = {"temp": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+             "repeat_penalty": "penalty_repeat", "penalty_last_n": "penalty_last_n"}
 """Our names and those of the keys under `general.sampling.` in a GGUF file."""
 
 GAMMA, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
@@ -85,8 +86,8 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> int:
         """The next token after `tokens`, given its logits, float32 [n_vocab]. Raises QwenError if one is NaN or infinite."""
         import numpy as np
-        if not np.isfinite(logits).all():
-            raise QwenError(f"the logits of position {len(tokens)} are not finite ({int((~np.isfinite(logits)).sum())} of {len(logits)}): is the model damaged?")
+        if n_bad := np.count_nonzero(~np.isfinite(logits)):
+            raise QwenError(f"the logits of position {len(tokens)} are not finite ({n_bad} of {len(logits)}): is the model damaged?")
         p = self.params
         logits = penalize(logits, tokens[-p.penalty_last_n:] if p.penalty_last_n else (), p.repeat_penalty, p.presence_penalty)
         if p.temp == 0:
@@ -141,4 +142,5 @@ def count_min_p(logits: NDArray[np.float32], p: float) -> int:
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     import numpy as np
     e: NDArray[np.float64] = np.exp((logits - logits.max()).astype(np.float64))
-    return e / e.sum()
+    e /= e.sum()
+    return e

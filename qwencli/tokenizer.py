@@ -31,8 +31,8 @@ def _byte_characters() -> dict[str, int]:
 class Tokenizer:
     """The vocabulary of a GGUF file.
 
-    `n_vocab` tokens; `bos_id`, `eos_id` or None; `eog_ids` are the tokens that end an answer. Raises ModelError where the file has no vocabulary
-    of a known kind or it contradicts itself.
+    `n_vocab` tokens; `bos_id`, `eos_id` or None; `eog_ids` are the tokens that end an answer. Raises ModelError where the file has no
+    vocabulary of a known kind or it contradicts itself.
     """
 
     def __init__(self, file: GGUFFile) -> None:
@@ -47,14 +47,15 @@ class Tokenizer:
         self._types: list[int] = get.array("tokenizer.ggml.token_type", int, None) or [NORMAL] * len(self._texts)
         self.n_vocab = len(self._texts)
         if len(self._types) != self.n_vocab:
-            raise ModelError(f"{path}: tokenizer.ggml.token_type has {len(self._types)} elements, expected {self.n_vocab} as tokenizer.ggml.tokens")
+            raise ModelError(f"{path}: tokenizer.ggml.token_type has {len(self._types)} elements, "
+                             f"expected {self.n_vocab} as tokenizer.ggml.tokens")
         self._ids = {text: i for i, text in enumerate(self._texts)}
         if len(self._ids) != self.n_vocab:
             twice = next(text for i, text in enumerate(self._texts) if self._ids[text] != i)
             raise ModelError(f"{path}: token {twice!r} stands twice in tokenizer.ggml.tokens")
 
         self.bos_id, self.eos_id = self._special_id(file, "bos"), self._special_id(file, "eos")
-        ends = (self.eos_id, self._special_id(file, "eot"), self._special_id(file, "eom"), *(self._ids.get(text) for text in END_OF_GENERATION))
+        ends = [self.eos_id, self._special_id(file, "eot"), self._special_id(file, "eom"), *map(self._ids.get, END_OF_GENERATION)]
         self.eog_ids = frozenset(i for i in ends if i is not None)
         for text in END_OF_GENERATION:
             if text in self._ids:
@@ -81,17 +82,18 @@ class Tokenizer:
     def _build_bpe(self, merges: list[str], pattern: str) -> Any:
         from tokenizers import Regex, models, pre_tokenizers
         from tokenizers import Tokenizer as BPETokenizer
-        pairs = []
+        pairs: list[tuple[str, str]] = []
         for merge in merges:
             left, space, right = merge[1:].partition(" ")  # as llama.cpp: the first character may itself be a space
             if not (space and right):
-                raise ModelError(f"{self._path}: merge {len(pairs)} in tokenizer.ggml.merges is {merge!r}, expected two tokens with a space between")
+                raise ModelError(f"{self._path}: merge {len(pairs)} in tokenizer.ggml.merges is {merge!r}, "
+                                 "expected two tokens with a space between")
             pairs.append((merge[0] + left, right))
         try:
             bpe = BPETokenizer(models.BPE(vocab=self._ids, merges=pairs))
         except Exception as error:  # the library raises plain Exception for a merge of tokens that the vocabulary lacks
             raise ModelError(f"{self._path}: tokenizer.ggml.merges don't fit tokenizer.ggml.tokens: {error}") from None
-        bpe.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         return bpe
 

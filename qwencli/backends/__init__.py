@@ -24,7 +24,8 @@ class Piece(NamedTuple):
 class Batch:
     """The tokens of one step, of one or several sequences, each sequence's in a row.
 
-    `tokens` and `positions` are i32 [n_tokens], `outputs` i32 [n_outputs] names the rows whose results are wanted, `pieces` says whose they are.
+    `tokens` and `positions` are i32 [n_tokens], `outputs` i32 [n_outputs] names the rows whose results are wanted, `pieces` says whose
+    they are.
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:

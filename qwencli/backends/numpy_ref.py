@@ -1,7 +1,7 @@
 """The NumPy backend: the graph in plain float32, with nothing clever in it. It is the oracle by which compiled kernels are judged.
 
-Weights are dequantized by the `gguf` package when they are first used and kept while they fit into a budget; what doesn't fit is dequantized
-again each time, some rows at once.
+Weights are dequantized by the `gguf` package when they are first used and kept while they fit into a budget; what doesn't fit is
+dequantized again each time, some rows at once.
 """
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ F32_BYTES = 4
 
 
 class NumpyBackend:
-    """Runs `model` in NumPy. `n_threads` limits those of its matrix products, `weight_budget` the bytes of dequantized weights that are kept."""
+    """Runs `model` in NumPy.
+
+    `n_threads` limits those of its matrix products, `weight_budget` the bytes of dequantized weights that are kept.
+    """
 
     def __init__(self, model: Model, n_threads: int | None = None, weight_budget: int = 4 * 2**30) -> None:
         if n_threads:
@@ -158,8 +161,8 @@ def linear(step: Step, node: Tensor, weight: TensorInfo, x: F32, bias: TensorInf
 def rms_norm(step: Step, node: Tensor, x: F32, weight: TensorInfo) -> F32:
     assert isinstance(node.op, RMSNorm)
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    normed: F32 = x / np.sqrt(mean_square + np.float32(node.op.eps)) * step.weights.vector(weight)
-    return normed
+    rms: F32 = np.sqrt(mean_square + np.float32(node.op.eps))
+    return x / rms * step.weights.vector(weight)
 
 
 def reshape(step: Step, node: Tensor, x: F32) -> F32:
@@ -225,7 +228,7 @@ def attend(q: F32, k: F32, v: F32, first: int, scale: float) -> F32:
     scores = (q @ k.swapaxes(1, 2) * np.float32(scale)).reshape(n_head_kv, shared, n, n_kv)
     masked = np.arange(n_kv) > first + np.arange(n)[:, None]
     scores[:, :, masked] = -np.inf
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights: F32 = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     out = (weights.reshape(n_head_kv, shared * n, n_kv) @ v).reshape(n_head_kv, shared, n, d)
     return out.transpose(2, 0, 1, 3).reshape(n, n_head * d)
@@ -236,9 +239,11 @@ def add(step: Step, node: Tensor, x: F32, y: F32) -> F32:
 
 
 def swiglu(step: Step, node: Tensor, gate: F32, up: F32) -> F32:
-    return gate / (1 + np.exp(-gate)) * up
+    e: F32 = np.exp(-gate)
+    return gate / (1 + e) * up
 
 
 COMPUTE: dict[type[Op], Callable[..., Any]] = {
-    GetRows: get_rows, Linear: linear, RMSNorm: rms_norm, Reshape: reshape, Rope: rope, KVStore: kv_store, Attention: attention, Add: add, SwiGLU: swiglu}
+    GetRows: get_rows, Linear: linear, RMSNorm: rms_norm, Reshape: reshape, Rope: rope,
+    KVStore: kv_store, Attention: attention, Add: add, SwiGLU: swiglu}
 """What computes each op: f(step, node, *values of its sources)."""

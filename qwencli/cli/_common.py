@@ -11,7 +11,9 @@ import click
 from ..errors import InputError, QwenError
 from ..model_path import ModelPath, find_model
 
-model_option = click.option("-m", "--model", metavar="PATH", help="A GGUF file, or a folder with one. Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
+model_option = click.option(
+    "-m", "--model", metavar="PATH",
+    help="A GGUF file, or a folder with one. Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
 mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
 threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -84,10 +86,12 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of SamplingParams, passed on to the command as one dict `sampling` of what was given."""
     from ..sampling import LIMITS
     described = {
-        "temp": "Temperature; 0 always takes the likeliest token.", "top_k": "Choose among the K likeliest tokens; 0 = all.",
+        "temp": "Temperature; 0 always takes the likeliest token.",
+        "top_k": "Choose among the K likeliest tokens; 0 = all.",
         "top_p": "Choose among the likeliest tokens that together have probability P; 1 = all.",
         "min_p": "Leave out tokens with less than P times the likeliest one's probability; 0 = none.",
-        "repeat_penalty": "Divide the logits of recent tokens by this; 1 = off.", "presence_penalty": "Subtract this from the logits of recent tokens; 0 = off."}
+        "repeat_penalty": "Divide the logits of recent tokens by this; 1 = off.",
+        "presence_penalty": "Subtract this from the logits of recent tokens; 0 = off."}
 
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
@@ -97,6 +101,6 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapped = click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeat a run: the same seed gives the same text.")(wrapper)
     for name, text in reversed(described.items()):
         low, high = LIMITS[name]
-        kind: click.ParamType = click.IntRange(int(low), int(high)) if name == "top_k" else click.FloatRange(low, high)
+        kind: click.IntRange | click.FloatRange = click.IntRange(int(low), int(high)) if name == "top_k" else click.FloatRange(low, high)
         wrapped = click.option("--" + name.replace("_", "-"), type=kind, help=text)(wrapped)
     return wrapped

@@ -28,7 +28,8 @@ def info(model: str | None, tensors: bool, as_json: bool, no_mmap: bool) -> None
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
     facts = describe(file)
     if tensors:
-        facts["tensors"] = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes} for t in file.tensors.values()]
+        facts["tensors"] = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
+                            for t in file.tensors.values()]
     write_text(json.dumps(facts, ensure_ascii=False) + "\n" if as_json else as_text(facts, file))
 
 
@@ -45,15 +46,20 @@ def describe(file: GGUFFile) -> dict[str, Any]:
     n_params, n_bytes = sum(t.n_weights for t in tensors), sum(t.n_bytes for t in tensors)
     embedding, tokens = file.tensors.get("token_embd.weight"), get.get("tokenizer.ggml.tokens")
     facts = {
-        "path": str(file.path), "version": file.version, "n_kv": len(get), "n_tensors": len(tensors), "name": get.string("general.name", None), "architecture": arch,
-        "n_params": n_params, "size_bytes": file.size, "bpw": 8 * n_bytes / n_params if n_params else None, "file_type": FILE_TYPES.get(get.integer("general.file_type", -1, -2**31)),
-        "context_length": number("context_length"), "n_layer": number("block_count"), "n_embd": number("embedding_length"), "n_ff": number("feed_forward_length"),
-        "n_head": number("attention.head_count"), "n_head_kv": number("attention.head_count_kv"), "n_head_dim": number("attention.key_length"),
+        "path": str(file.path), "version": file.version, "n_kv": len(get), "n_tensors": len(tensors),
+        "name": get.string("general.name", None), "architecture": arch,
+        "n_params": n_params, "size_bytes": file.size, "bpw": 8 * n_bytes / n_params if n_params else None,
+        "file_type": FILE_TYPES.get(get.integer("general.file_type", -1, -2**31)),
+        "context_length": number("context_length"), "n_layer": number("block_count"),
+        "n_embd": number("embedding_length"), "n_ff": number("feed_forward_length"),
+        "n_head": number("attention.head_count"), "n_head_kv": number("attention.head_count_kv"),
+        "n_head_dim": number("attention.key_length"),
         "n_vocab": len(tokens) if isinstance(tokens, LazyArray) else embedding.shape[0] if embedding else None,
         "chat_template": "tokenizer.chat_template" in get, "types": dict(Counter(t.type.name for t in tensors))}
     try:
         config = load_model(file).config
-        facts |= {"runs": True, "why_not": None, "kv_bytes": {str(n): n * config.n_kv_values * KV_BYTES_PER_VALUE for n in (4096, config.n_ctx)}}
+        kv_bytes = {str(n): n * config.n_kv_values * KV_BYTES_PER_VALUE for n in (4096, config.n_ctx)}
+        facts |= {"runs": True, "why_not": None, "kv_bytes": kv_bytes}
     except ModelError as error:
         facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: "), "kv_bytes": None}
     return facts | {"metadata": {key: plain(value) for key, value in get.items()}}
@@ -71,20 +77,30 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
 
     bpw = f", {facts['bpw']:.2f} bits per weight" if facts["bpw"] else ""
     lines = [
-        printable(facts["path"]), row("name", facts["name"]), row("architecture", facts["architecture"]), row("runs", "yes" if facts["runs"] else f"no: {facts['why_not']}"),
-        row("parameters", f"{facts['n_params']:,}"), row("file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"),
-        row("context", facts["context_length"]), row("layers", facts["n_layer"]), row("embedding", f"{facts['n_embd']}, feed-forward {facts['n_ff']}"),
-        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}"), row("vocabulary", facts["n_vocab"]),
-        row("chat template", "yes" if facts["chat_template"] else "no"), row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none")]
+        printable(facts["path"]),
+        row("name", facts["name"]),
+        row("architecture", facts["architecture"]),
+        row("runs", "yes" if facts["runs"] else f"no: {facts['why_not']}"),
+        row("parameters", f"{facts['n_params']:,}"),
+        row("file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"),
+        row("context", facts["context_length"]),
+        row("layers", facts["n_layer"]),
+        row("embedding", f"{facts['n_embd']}, feed-forward {facts['n_ff']}"),
+        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}"),
+        row("vocabulary", facts["n_vocab"]),
+        row("chat template", "yes" if facts["chat_template"] else "no"),
+        row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none")]
     if facts["kv_bytes"]:
         lines += [row("context memory", ", ".join(f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items()))]
     lines += ["", f"metadata ({facts['n_kv']})"]
     width = max((len(key) for key in file.metadata), default=0)
     for key, value in facts["metadata"].items():
-        shown = str(value)
-        lines.append(f"  {printable(key):<{width}} {file.metadata.typed[key].type_name:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}")
+        kind, shown = file.metadata.typed[key].type_name, str(value)
+        lines.append(f"  {printable(key):<{width}} {kind:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}")
     if "tensors" in facts:
         lines += ["", f"tensors ({facts['n_tensors']})"]
         width = max((len(t["name"]) for t in facts["tensors"]), default=0)
-        lines += [f"  {printable(t['name']):<{width}} {t['type']:<8} {' x '.join(map(str, t['shape'])):>15} {t['n_bytes']:>12,}" for t in facts["tensors"]]
+        for t in facts["tensors"]:
+            shape = " x ".join(map(str, t["shape"]))
+            lines.append(f"  {printable(t['name']):<{width}} {t['type']:<8} {shape:>15} {t['n_bytes']:>12,}")
     return "\n".join(lines) + "\n"

@@ -9,16 +9,19 @@ import click
 from ._common import check_context, choose_model, example, json_option, mmap_option, model_option, read_text, threads_option, write_text
 
 
-@click.command(epilog=example("qwencli perplexity -f wiki.test.raw", "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json"))
+@click.command(epilog=example("qwencli perplexity -f wiki.test.raw",
+                              "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json"))
 @model_option
 @click.option("-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin.")
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4, 2**30), default=512, show_default=True, help="Tokens a chunk.")
-@click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1, 2**20), default=2048, show_default=True, help="Tokens a step: part of a chunk, or several chunks.")
+@click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1, 2**20), default=2048, show_default=True,
+              help="Tokens a step: part of a chunk, or several chunks.")
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
 @json_option
 @mmap_option
-def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, as_json: bool, no_mmap: bool) -> None:
+def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, as_json: bool,
+               no_mmap: bool) -> None:
     """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
 
     The running value after each chunk goes to stdout, then the final estimate and its standard error.

@@ -9,8 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from ._common import (check_context, choose_model, example, json_option, mmap_option, model_option, read_text, sampling_options, size, threads_option,
-                      warn, write_text)
+from ._common import (
+    check_context,
+    choose_model,
+    example,
+    json_option,
+    mmap_option,
+    model_option,
+    read_text,
+    sampling_options,
+    size,
+    threads_option,
+    warn,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from ..llm import LLM, Completion
@@ -18,17 +30,22 @@ if TYPE_CHECKING:
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
 
-@click.command(epilog=example('qwencli run -p "Once upon a time"', "qwencli run -m model.gguf -p 'Say hello' -n 64 --temp 0", "echo 'One day' | qwencli run --raw -q > story.txt"))
+@click.command(epilog=example('qwencli run -p "Once upon a time"',
+                              "qwencli run -m model.gguf -p 'Say hello' -n 64 --temp 0",
+                              "echo 'One day' | qwencli run --raw -q > story.txt"))
 @model_option
 @click.option("-p", "--prompt", help="The prompt. \\n, \\t, \\\", \\\\ and \\x41 stand for characters, see --no-escape.")
 @click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin, which is also the default.")
-@click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), default=-1, help="Generate at most N tokens. Default: until the context is full.")
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30), help="Tokens of prompt and answer together. Default: the model's context.")
+@click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), default=-1,
+              help="Generate at most N tokens. Default: until the context is full.")
+@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30),
+              help="Tokens of prompt and answer together. Default: the model's context.")
 @threads_option
 @sampling_options
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option("--stop", metavar="STR", multiple=True, help="End at this text, which is left out. May be given several times.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template; control tokens in it are recognised.")
+@click.option("--raw", is_flag=True,
+              help="Continue the prompt as it stands, without the chat template; control tokens in it are recognised.")
 @click.option("--no-think", is_flag=True, help="Ask the chat template for an answer without thinking.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
 @click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop as they stand.")
@@ -36,8 +53,9 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal.")
 @mmap_option
-def run(model: str | None, prompt: str | None, file: str | None, n_predict: int, n_ctx: int | None, threads: int | None, sampling: dict[str, Any], system: str | None,
-        stop: tuple[str, ...], raw: bool, no_think: bool, ignore_eos: bool, no_escape: bool, as_json: bool, quiet: bool, verbose: bool, no_mmap: bool) -> int:
+def run(model: str | None, prompt: str | None, file: str | None, n_predict: int, n_ctx: int | None, threads: int | None,
+        sampling: dict[str, Any], system: str | None, stop: tuple[str, ...], raw: bool, no_think: bool, ignore_eos: bool,
+        no_escape: bool, as_json: bool, quiet: bool, verbose: bool, no_mmap: bool) -> int:
     """Generate text that answers or continues a prompt.
 
     If the model has a chat template the prompt is one user turn; --raw continues it as it stands. The generated text alone goes to stdout.
@@ -95,8 +113,9 @@ def generate(completion: Completion, bar: PromptBar, as_json: bool) -> int:
         seq.stop_reason = "cancelled"
     bar.close()
     if as_json:
-        write_text(json.dumps({"text": "".join(pieces), "tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason, "timings": timings(completion)},
-                              ensure_ascii=False) + "\n")
+        answer = {"text": "".join(pieces), "tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason,
+                  "timings": timings(completion)}
+        write_text(json.dumps(answer, ensure_ascii=False) + "\n")
     elif sys.stdout.isatty():
         write_text("\n")
     if bar.shown:
@@ -108,14 +127,16 @@ def timings(completion: Completion) -> dict[str, float]:
     """llama.cpp's names. The prompt's time includes the first token's sampling."""
     seq = completion.sequence
     prompt_n, predicted_n = seq.n_prompt, max(0, len(seq.generated) - 1)
-    return {"prompt_n": prompt_n, "prompt_ms": 1e3 * seq.prompt_seconds, "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
+    return {"prompt_n": prompt_n, "prompt_ms": 1e3 * seq.prompt_seconds,
+            "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
             "predicted_n": len(seq.generated), "predicted_ms": 1e3 * seq.generation_seconds,
             "predicted_per_second": predicted_n / seq.generation_seconds if seq.generation_seconds else 0.0}
 
 
 def closing_line(completion: Completion) -> str:
     t, memory = timings(completion), peak_memory()
-    parts = [f"prompt {t['prompt_n']} tokens, {t['prompt_per_second']:.1f} t/s", f"generation {t['predicted_n']} tokens, {t['predicted_per_second']:.1f} t/s",
+    parts = [f"prompt {t['prompt_n']} tokens, {t['prompt_per_second']:.1f} t/s",
+             f"generation {t['predicted_n']} tokens, {t['predicted_per_second']:.1f} t/s",
              f"stopped by {completion.sequence.stop_reason}"]
     return "; ".join(parts + ([f"memory {size(memory)}"] if memory else []))
 

@@ -9,7 +9,9 @@ from ..errors import InputError
 from ._common import choose_model, example, json_option, mmap_option, model_option, read_text, write_text
 
 
-@click.command(epilog=example('qwencli tokenize "Once upon a time"', "qwencli tokenize -f text.txt --ids", "echo '<|im_end|>' | qwencli tokenize --special --json"))
+@click.command(epilog=example('qwencli tokenize "Once upon a time"',
+                              "qwencli tokenize -f text.txt --ids",
+                              "echo '<|im_end|>' | qwencli tokenize --special --json"))
 @click.argument("text", required=False)
 @model_option
 @click.option("-f", "--file", metavar="FILE", help="Read the text from a file; - is stdin.")

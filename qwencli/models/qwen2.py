@@ -13,7 +13,8 @@ def build(file: GGUFFile) -> Model:
 
     def project(h: Tensor, which: str, n_head: int, i: int) -> Tensor:
         n_out = n_head * c.head_dim
-        flat = g.linear(w(f"blk.{i}.attn_{which}.weight", n_out, c.n_embd), h, f"{which.upper()}cur_flat-{i}", w(f"blk.{i}.attn_{which}.bias", n_out))
+        weight, bias = w(f"blk.{i}.attn_{which}.weight", n_out, c.n_embd), w(f"blk.{i}.attn_{which}.bias", n_out)
+        flat = g.linear(weight, h, f"{which.upper()}cur_flat-{i}", bias)
         return g.heads(flat, n_head, f"{which.upper()}cur_heads-{i}")
 
     x = g.get_rows(w("token_embd.weight", c.n_vocab, c.n_embd), g.tokens, "inp_embd")
