@@ -69,7 +69,9 @@ class GGUFFile:
         n_parts = first.integer("split.count", 1, 0, MAX_PARTS) or 1
         if n_parts > 1:
             if not split or int(split["count"]) != n_parts:
-                raise FormatError(f"{self.path}: is the first of {n_parts} parts, expected a name that ends in -00001-of-{n_parts:05}.gguf")
+                number = first.integer("split.no", 0, 0, MAX_PARTS) + 1
+                name = f"-{number:05}-of-{n_parts:05}.gguf"
+                raise FormatError(f"{paths[0]}: is part {number} of {n_parts}, expected a name that ends in {name}")
             paths = [self.path.with_name(f"{split['stem']}-{i + 1:05}-of-{n_parts:05}.gguf") for i in range(n_parts)]
             parts += [_Part(part_path, i, use_mmap) for i, part_path in enumerate(paths) if i]
         self._buffers = [part.buffer for part in parts]
@@ -81,9 +83,9 @@ class GGUFFile:
     def _join(self, parts: list[_Part], n_parts: int) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
         for i, part in enumerate(parts):
-            number = part.metadata.integer("split.no", 0, 0, MAX_PARTS)
-            if n_parts > 1 and number != i:
-                raise FormatError(f"{part.path}: says that it is part {number + 1}, expected part {i + 1} of {n_parts}")
+            number, count = (part.metadata.integer(key, 0, 0, MAX_PARTS) for key in ("split.no", "split.count"))
+            if n_parts > 1 and (number, count) != (i, n_parts):
+                raise FormatError(f"{part.path}: says that it is part {number + 1} of {count}, expected part {i + 1} of {n_parts}")
             if twice := tensors.keys() & part.tensors.keys():
                 raise FormatError(f"{part.path}: tensor '{min(twice)}' stands in an earlier part too")
             tensors |= part.tensors
@@ -109,7 +111,7 @@ class _Part:
         if r.take(4) != MAGIC:
             raise FormatError(f"{path}: not a GGUF file: it begins with {bytes(self.buffer[:4])!r}, expected {MAGIC!r}")
         self.version = r.number("I")
-        if self.version & 0xFFFF == 0:
+        if self.version and self.version & 0xFFFF == 0:
             raise FormatError(f"{path}: a big-endian GGUF file; only little-endian ones are read")
         if self.version not in (2, 3):
             raise FormatError(f"{path}: GGUF version {self.version}, expected 2 or 3")
