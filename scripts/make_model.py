@@ -1,0 +1,387 @@
+"""Write a GGUF model with random weights: the shapes, types and size of a real Qwen file, without downloading or training one.
+
+Speed depends on shapes and types, not on values, so such a file serves for measurements; and in a shape of a few layers, for tests.
+Nothing is quantized: blocks are random bits with scales that give weights of mean 0 and standard deviation WEIGHT_STD.
+"""
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import gguf
+import numpy as np
+from gguf import GGUFWriter, TokenType
+from numpy.typing import NDArray
+from tokenizers.pre_tokenizers import ByteLevel
+from tqdm import tqdm
+
+from qwencli.errors import InputError, QwenError
+from qwencli.ggml_types import FILE_TYPES, GGML_TYPES, GGMLType
+from qwencli.gguf_file import GGUFFile
+from qwencli.tokenizer import Tokenizer
+
+QWEN_VOCAB = Path(__file__).resolve().parents[2] / "shared" / "data" / "ggml-vocab-qwen2.gguf"
+"""Qwen's own vocabulary, used for models of its size where the file is there."""
+
+
+# --- shapes ---
+
+@dataclass(frozen=True)
+class Shape:
+    """Hyperparameters, named as `qwencli.model.Config` names them. `tied`: the embedding is also the output matrix."""
+    arch: str
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_vocab: int = 151936
+    n_ctx: int = 40960
+    tied: bool = True
+    rope_theta: float = 1e6
+    rms_eps: float = 1e-6
+
+    def check(self) -> None:
+        """Raise InputError for heads that no model can have."""
+        if self.n_head % self.n_head_kv:
+            raise InputError(f"--n-head is {self.n_head}, expected a multiple of --n-head-kv {self.n_head_kv}")
+        if self.head_dim % 2:
+            raise InputError(f"--head-dim is {self.head_dim}, expected an even number")
+
+
+PRESETS = {  # config.json of the models on huggingface.co/Qwen; the smallest two are tied there, but their files hold both matrices
+    "qwen3-0.6b": Shape("qwen3", n_layer=28, n_embd=1024, n_ff=3072, n_head=16, n_head_kv=8, head_dim=128, tied=False),
+    "qwen3-1.7b": Shape("qwen3", n_layer=28, n_embd=2048, n_ff=6144, n_head=16, n_head_kv=8, head_dim=128, tied=False),
+    "qwen3-4b": Shape("qwen3", n_layer=36, n_embd=2560, n_ff=9728, n_head=32, n_head_kv=8, head_dim=128),
+    "qwen2.5-0.5b": Shape("qwen2", n_layer=24, n_embd=896, n_ff=4864, n_head=14, n_head_kv=2, head_dim=64, n_ctx=32768),
+    "tiny": Shape("qwen3", n_layer=2, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, head_dim=64, n_vocab=512, n_ctx=1024),
+}
+
+
+# --- tensors and their types ---
+
+TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
+MIXES = {"F32": ("F32", "F32"), "F16": ("F16", "F16"), "BF16": ("BF16", "BF16"), "Q8_0": ("Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q6_K"),
+         "Q6_K": ("Q6_K", "Q6_K"), "Q5_K_M": ("Q5_K", "Q6_K"), "Q4_K_M": ("Q4_K", "Q6_K")}
+"""llama-quantize's names, each with the type of most matrices and the better type of the output matrix."""
+FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama-quantize takes for rows that are no multiple of 256."""
+
+
+class TensorPlan(NamedTuple):
+    """A tensor to write; `shape` is rows first, as NumPy has it."""
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLType
+
+    @property
+    def n_bytes(self) -> int:
+        return self.kind.n_bytes(int(np.prod(self.shape)))
+
+
+def plan_tensors(s: Shape, mix: str, same_output: bool = False) -> list[TensorPlan]:
+    """The tensors of a model in the order that llama-quantize writes them.
+
+    With `same_output` the embedding gets the type of the output matrix also where the two are not tied.
+    """
+    n_q, n_kv = s.n_head * s.head_dim, s.n_head_kv * s.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm.weight": (s.n_embd,), "ffn_norm.weight": (s.n_embd,),
+        "attn_q.weight": (n_q, s.n_embd), "attn_k.weight": (n_kv, s.n_embd), "attn_v.weight": (n_kv, s.n_embd),
+        "attn_output.weight": (s.n_embd, n_q), "ffn_gate.weight": (s.n_ff, s.n_embd), "ffn_up.weight": (s.n_ff, s.n_embd),
+        "ffn_down.weight": (s.n_embd, s.n_ff)}
+    if s.arch == "qwen3":
+        layer |= {"attn_q_norm.weight": (s.head_dim,), "attn_k_norm.weight": (s.head_dim,)}
+    else:
+        layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
+    usual, better = MIXES[mix]
+    matrix = (s.n_vocab, s.n_embd)
+    plans = [] if s.tied else [TensorPlan("output.weight", matrix, fitting_type(better, s.n_embd))]
+    plans += [TensorPlan("output_norm.weight", (s.n_embd,), TYPES["F32"]),
+              TensorPlan("token_embd.weight", matrix, fitting_type(better if s.tied or same_output else usual, s.n_embd))]
+    for i in range(s.n_layer):
+        for name, shape in sorted(layer.items()):
+            more = mix.endswith("_M") and name in ("attn_v.weight", "ffn_down.weight") and use_more_bits(i, s.n_layer)
+            kind = TYPES["F32"] if len(shape) == 1 else fitting_type(better if more else usual, shape[-1])
+            plans.append(TensorPlan(f"blk.{i}.{name}", shape, kind))
+    return plans
+
+
+def use_more_bits(i: int, n_layer: int) -> bool:
+    """Whether an _M mix gives layer `i` the better type: the first and last eighth, every third between (llama-quant.cpp)."""
+    return i < n_layer // 8 or i >= 7 * n_layer // 8 or (i - n_layer // 8) % 3 == 2
+
+
+def fitting_type(name: str, n_in: int) -> GGMLType:
+    """The type itself, or where its blocks don't divide rows of `n_in` weights the one that llama-quantize falls back to."""
+    for kind in (TYPES[name], TYPES[FALLBACKS.get(name, "F16")]):
+        if n_in % kind.block_size == 0:
+            return kind
+    return TYPES["F16"]
+
+
+# --- random weights ---
+
+WEIGHT_STD = 0.0239  # floats are a random sign and mantissa with one exponent: magnitudes 1/64 .. 1/32, and this their root mean square
+PIECE_BYTES = 16 << 20  # what is made at a time
+CYCLE = 64  # tokens that --repeating goes round
+
+
+class RandomBlock(NamedTuple):
+    """How to make random bits a valid block.
+
+    `halves` maps offsets of the block's float16 fields to their mean in units of the first, d; `std` is that of the weights for d = 1
+    (of n equally likely steps it is sqrt((n*n - 1) / 12)). `signed`: d takes both signs, since the steps -n/2 .. n/2 - 1 lean to one side.
+    """
+    halves: dict[int, float]
+    std: float
+    signed: bool = False
+
+
+RANDOM_BLOCKS = {  # layouts: ggml-common.h
+    "Q4_0": RandomBlock({0: 1}, 4.61, signed=True),         # d * (q - 8)
+    "Q5_0": RandomBlock({0: 1}, 9.23, signed=True),         # d * (q - 16)
+    "Q5_1": RandomBlock({0: 1, 2: -15.5}, 9.63),            # d * q + m, more than 9.23 because d and m vary apart
+    "Q8_0": RandomBlock({0: 1}, 73.9),                      # d * q
+    "Q4_K": RandomBlock({0: 1, 2: 7.5}, 258),               # d * scale * q - dmin * min; scale and min are 0 .. 63, q is 0 .. 15
+    "Q5_K": RandomBlock({0: 1, 2: 15.5}, 527),              # the same with q 0 .. 31
+    "Q6_K": RandomBlock({208: 1}, 73.9 * 18.5, signed=True),  # d * scale * (q - 32), scale is -128 .. 127
+}
+FLOAT_BITS = {"F32": ("<u4", 23, 127), "F16": ("<u2", 10, 15), "BF16": ("<u2", 7, 127)}
+"""An unsigned integer of a float type's size, its mantissa's bits and its exponent's bias."""
+
+
+def random_blocks(rng: np.random.Generator, kind: GGMLType, n_blocks: int) -> NDArray[np.uint8]:
+    """Blocks of weights with mean 0 and standard deviation WEIGHT_STD: uint8 of shape (n_blocks, kind.block_bytes)."""
+    n_bytes = n_blocks * kind.block_bytes
+    bits = rng.bit_generator.random_raw(-(-n_bytes // 8)).astype("<u8", copy=False).view(np.uint8)[:n_bytes]
+    if kind.name in FLOAT_BITS:
+        dtype, n_mantissa, bias = FLOAT_BITS[kind.name]
+        values = bits.view(dtype)
+        values &= np.array(1 << 8 * values.itemsize - 1 | (1 << n_mantissa) - 1, dtype)
+        values |= np.array(bias - 6 << n_mantissa, dtype)
+        return bits.reshape(n_blocks, kind.block_bytes)
+    layout, blocks = RANDOM_BLOCKS[kind.name], bits.reshape(n_blocks, kind.block_bytes)
+    if kind.name == "Q8_0":
+        blocks |= 1  # odd steps are symmetric about 0 and never -128, which no quantizer writes
+    for offset, mean in layout.halves.items():
+        half = mean * WEIGHT_STD / layout.std * rng.uniform(0.8, 1.2, n_blocks)
+        if layout.signed:
+            half *= rng.choice((-1, 1), n_blocks)
+        blocks[:, offset:offset + 2] = half.astype("<f2").view(np.uint8).reshape(n_blocks, 2)
+    return blocks
+
+
+def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator[NDArray[np.uint8]]:
+    """The tensor's bytes in pieces of some PIECE_BYTES. They depend on its name, shape, type and the seed alone.
+
+    Norms lie about 1. With `repeating` the layers add nothing to the residual stream and row t of the output matrix is the embedding of
+    t's predecessor, in cycles of CYCLE tokens: the likeliest token after t is its successor.
+    """
+    name = "token_embd.weight" if repeating and t.name == "output.weight" else t.name
+    rng = np.random.Generator(np.random.SFC64((seed, zlib.crc32(name.encode()))))
+    if len(t.shape) == 1:
+        values = rng.uniform(-0.1, 0.1, t.shape[0]) + t.name.endswith("norm.weight")
+        yield values.astype("<f4").view(np.uint8)
+        return
+    n_rows, row_blocks = t.shape[0], t.shape[1] // t.kind.block_size
+    step = max(1, PIECE_BYTES // (row_blocks * t.kind.block_bytes) // CYCLE) * CYCLE
+    for row in range(0, n_rows, step):
+        n = min(step, n_rows - row)
+        if repeating and t.name.endswith(("attn_output.weight", "ffn_down.weight")):
+            yield np.zeros(n * row_blocks * t.kind.block_bytes, np.uint8)
+            continue
+        rows = random_blocks(rng, t.kind, n * row_blocks).reshape(n, -1)
+        yield rows if name == t.name else np.concatenate([np.roll(rows[i:i + CYCLE], 1, axis=0) for i in range(0, n, CYCLE)])
+
+
+# --- vocabulary ---
+
+SPECIAL_TOKENS = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
+    "<tool_response>", "</tool_response>", "<think>", "</think>"]
+"""Qwen3's, in the order of their ids from 151643 on (tokenizer_config.json). With bars: control tokens; the others: user-defined."""
+N_QWEN_BASE = 151643
+CHAT_TEMPLATE = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+
+
+class Vocabulary(NamedTuple):
+    """Tokens with their types, merges in order of rank, and the name of the pre-tokenizer."""
+    texts: list[str]
+    types: list[int]  # gguf.TokenType
+    merges: list[str]
+    pre: str = "qwen2"
+
+    def pad(self, n_vocab: int) -> Vocabulary:
+        """The vocabulary with `n_vocab` tokens; the new ones are unused, as llama.cpp's converter names them."""
+        more = range(len(self.texts), n_vocab)
+        return self._replace(texts=self.texts + [f"[PAD{i}]" for i in more], types=self.types + [TokenType.UNUSED] * len(more))
+
+
+def make_up_vocabulary(n_vocab: int) -> Vocabulary:
+    """A byte-level BPE vocabulary: the bytes, syllables, words of two syllables, then Qwen3's special tokens.
+
+    Syllables are a consonant and a vowel, so no merge can spoil another and each token's text is encoded as that token. With 151,936
+    tokens the special ones have Qwen3's ids. Raises InputError where bytes, one merge and the special tokens don't fit.
+    """
+    alphabet = sorted(ByteLevel.alphabet())  # in the order of their code points, as Qwen's
+    n_base = min(N_QWEN_BASE, n_vocab - len(SPECIAL_TOKENS))
+    if n_base <= len(alphabet):
+        least = len(alphabet) + 1 + len(SPECIAL_TOKENS)
+        raise InputError(f"--n-vocab is {n_vocab}, expected {least} or more: bytes, one merge and special tokens")
+    vowels = "aeiouAEIOU"
+    syllables = [(c, v) for c in alphabet if c.isascii() and c.isalpha() and c not in vowels for v in vowels]
+    pairs = (syllables + [(a + b, c + d) for a, b in syllables for c, d in syllables])[:n_base - len(alphabet)]
+    texts = alphabet + [left + right for left, right in pairs]
+    types: list[int] = [TokenType.NORMAL] * len(texts)
+    types += [TokenType.CONTROL if text.startswith("<|") else TokenType.USER_DEFINED for text in SPECIAL_TOKENS]
+    return Vocabulary(texts + SPECIAL_TOKENS, types, [f"{a} {b}" for a, b in pairs]).pad(n_vocab)
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
+    """The vocabulary of a GGUF file. Raises QwenError if the file cannot be read or has none of Qwen's kind."""
+    file = GGUFFile(path)
+    Tokenizer(file)  # refuses one that contradicts itself
+    texts = file.metadata.array("tokenizer.ggml.tokens", str)
+    types = file.metadata.array("tokenizer.ggml.token_type", int)
+    for text in ("<|im_end|>", "<|endoftext|>"):
+        if text not in texts:
+            raise InputError(f"{path}: its vocabulary has no token {text}, expected one of Qwen's")
+    # old converters made padding user-defined tokens, which a tokenizer would look for in every text
+    types = [TokenType.UNUSED if text == f"[PAD{i}]" else kind for i, (text, kind) in enumerate(zip(texts, types))]
+    return Vocabulary(texts, types, file.metadata.array("tokenizer.ggml.merges", str), file.metadata.string("tokenizer.ggml.pre"))
+
+
+# --- the file ---
+
+def write_model(path: Path, name: str, s: Shape, mix: str, vocab: Vocabulary, seed: int = 0, repeating: bool = False,
+                on_bytes: Callable[[int], object] = lambda n: None) -> None:
+    """Write the file, whole or not at all. `on_bytes` is called with the number of bytes whenever a piece of a tensor is written."""
+    plans = plan_tensors(s, mix, same_output=repeating)
+    with whole_file(path) as temporary, closing(GGUFWriter(temporary, s.arch)) as writer:
+        for t in plans:
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.n_bytes, gguf.GGMLQuantizationType(t.kind.id))
+        add_metadata(writer, name, s, mix, vocab)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None
+        out = writer.fout[0]
+        writer.write_padding(out, out.tell())
+        for t in plans:
+            for piece in random_tensor(t, seed, repeating):
+                out.write(piece.data)
+                on_bytes(piece.nbytes)
+            writer.write_padding(out, t.n_bytes)
+
+
+def add_metadata(w: GGUFWriter, name: str, s: Shape, mix: str, vocab: Vocabulary) -> None:
+    """The keys of a real Qwen file in their order. The writer must know the tensors already: the size label counts them."""
+    w.add_type("model")
+    w.add_name(name)
+    w.add_size_label(gguf.size_label(*w.get_total_parameter_count()))
+    w.add_block_count(s.n_layer)
+    w.add_context_length(s.n_ctx)
+    w.add_embedding_length(s.n_embd)
+    w.add_feed_forward_length(s.n_ff)
+    w.add_head_count(s.n_head)
+    w.add_head_count_kv(s.n_head_kv)
+    w.add_rope_freq_base(s.rope_theta)
+    w.add_layer_norm_rms_eps(s.rms_eps)
+    w.add_key_length(s.head_dim)
+    w.add_value_length(s.head_dim)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre(vocab.pre)
+    w.add_token_list(vocab.texts)
+    w.add_token_types(vocab.types)
+    w.add_token_merges(vocab.merges)
+    end = vocab.texts.index("<|endoftext|>")
+    w.add_eos_token_id(vocab.texts.index("<|im_end|>"))
+    w.add_pad_token_id(end)
+    w.add_bos_token_id(end)
+    w.add_add_bos_token(False)
+    w.add_chat_template(CHAT_TEMPLATE)
+    w.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    w.add_file_type({label: number for number, label in FILE_TYPES.items()}[mix])
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, put in its place at the end; after an error or Ctrl-C it is gone and `path` is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+# --- the command line ---
+
+def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A flag for each number of a Shape, None where it is not given."""
+    for field in reversed(fields(Shape)):
+        if field.type in ("int", "float"):
+            kind = click.IntRange(1, 2**24) if field.type == "int" else click.FloatRange(0, min_open=True)
+            command = click.option("--" + field.name.replace("_", "-"), type=kind, help=f"Instead of the preset's {field.name}.")(command)
+    return command
+
+
+@click.command(context_settings={"max_content_width": 110},
+               epilog="\b\nExample:\n  python scripts/make_model.py model.gguf --preset qwen3-0.6b --type Q4_K_M")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True, help="The shape of a real model.")
+@click.option("--type", "mix", type=click.Choice(list(MIXES)), default="Q4_K_M", show_default=True,
+              help="The mix of tensor types, as llama-quantize chooses them.")
+@click.option("--repeating", is_flag=True, help=f"Weights with which greedy decoding goes round a cycle of {CYCLE} tokens.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="The same seed writes the same file.")
+@click.option("--vocab", type=click.Path(path_type=Path), metavar="FILE",
+              help="Take the vocabulary of this GGUF file. Default: Qwen's in ../shared where it is there and fits, else a made-up one.")
+@click.option("--tied/--untied", default=None,
+              help="Whether the embedding is also the output matrix. Default: the preset's; untied with --repeating.")
+@shape_options
+def make_model(out: Path, preset: str, mix: str, repeating: bool, seed: int, vocab: Path | None, tied: bool | None, **numbers: Any) -> None:
+    """Write a GGUF model with random weights to OUT."""
+    if repeating and tied:
+        raise click.UsageError("--repeating needs an output matrix of its own, so it can't be --tied")
+    given = {key: value for key, value in (numbers | {"tied": False if repeating else tied}).items() if value is not None}
+    shape = replace(PRESETS[preset], **given)
+    name = f"Random {preset}" + (" (repeating)" if repeating else "")
+    try:
+        shape.check()
+        if vocab is None and shape.n_vocab >= PRESETS["qwen3-0.6b"].n_vocab and QWEN_VOCAB.is_file():
+            vocab = QWEN_VOCAB
+        words = read_vocabulary(vocab) if vocab else make_up_vocabulary(shape.n_vocab)
+        if len(words.texts) > shape.n_vocab:
+            if "n_vocab" in given:
+                raise InputError(f"{vocab}: has {len(words.texts)} tokens, more than --n-vocab {shape.n_vocab}")
+            shape = replace(shape, n_vocab=len(words.texts))
+        n_bytes = sum(t.n_bytes for t in plan_tensors(shape, mix, same_output=repeating))
+        with tqdm(total=n_bytes, unit="B", unit_scale=True, desc=out.name, disable=None) as bar:
+            write_model(out, name, shape, mix, words.pad(shape.n_vocab), seed, repeating, bar.update)
+        click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, vocabulary {f'of {vocab}' if vocab else 'made up'}", err=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except QwenError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    make_model()
