@@ -57,7 +57,7 @@ class Shape:
             raise InputError(f"--head-dim is {self.head_dim}, expected an even number")
 
 
-PRESETS = {  # config.json of the models on huggingface.co/Qwen; the smallest two are tied there, but their files hold both matrices
+PRESETS = {  # config.json of the models on huggingface.co/Qwen; 0.6B and 1.7B are tied there, but their files hold both matrices
     "qwen3-0.6b": Shape("qwen3", n_layer=28, n_embd=1024, n_ff=3072, n_head=16, n_head_kv=8, head_dim=128, tied=False),
     "qwen3-1.7b": Shape("qwen3", n_layer=28, n_embd=2048, n_ff=6144, n_head=16, n_head_kv=8, head_dim=128, tied=False),
     "qwen3-4b": Shape("qwen3", n_layer=36, n_embd=2560, n_ff=9728, n_head=32, n_head_kv=8, head_dim=128),
