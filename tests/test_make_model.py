@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tokenizers.pre_tokenizers import ByteLevel
 
 from qwencli.gguf_file import GGUFFile
 from qwencli.tokenizer import Tokenizer
@@ -313,8 +314,8 @@ def write_other_vocabulary(path: Path) -> None:
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(["a", "b", "ab"])
-    writer.add_token_types([1, 1, 1])
+    writer.add_token_list([*sorted(ByteLevel.alphabet()), "ab"])
+    writer.add_token_types([1] * 257)
     writer.add_token_merges(["a b"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
