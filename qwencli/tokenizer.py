@@ -12,13 +12,19 @@ _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN35 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PRE_TOKENIZERS = {"qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "kormo": _QWEN2, "f2llmv2": _QWEN2, "megrez": _QWEN2, "qwen35": _QWEN35}
-"""`tokenizer.ggml.pre` and the pattern that cuts text into words before merging (llama.cpp, llama-vocab.cpp)."""
+"""`tokenizer.ggml.pre` and the pattern that cuts text into words before merging (llama.cpp, llama-vocab.cpp).
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+What a letter, mark or digit is, the Unicode tables of `tokenizers` say. In 0.23 they are those of Unicode 16, in llama.cpp of 2026
+those of 15.1, so that it cuts 4,400 new letters, marks and digits differently; all other characters are cut alike.
+"""
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """`tokenizer.ggml.token_type` (enum llama_token_type in llama.h)."""
 
 END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>")
-"""Control tokens that end an answer whatever the file says of them, and whatever type it gives them."""
+"""Control tokens that end an answer whatever the file says of them."""
+FILL_IN_MIDDLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+"""These and the ones above are control tokens whatever type the file gives them (llama.cpp, llama-vocab.cpp)."""
 
 
 def _byte_characters() -> dict[str, int]:
@@ -57,7 +63,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = self._special_id(file, "bos"), self._special_id(file, "eos")
         ends = [self.eos_id, self._special_id(file, "eot"), self._special_id(file, "eom"), *map(self._ids.get, END_OF_GENERATION)]
         self.eog_ids = frozenset(i for i in ends if i is not None)
-        for text in END_OF_GENERATION:
+        for text in END_OF_GENERATION + FILL_IN_MIDDLE:
             if text in self._ids:
                 self._types[self._ids[text]] = CONTROL
         self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
@@ -130,7 +136,8 @@ class Tokenizer:
         return parts[:-1]
 
     def token_bytes(self, token: int, special: bool = True) -> bytes:
-        """The bytes that a token stands for, which may be part of a UTF-8 character; none for control tokens without `special`.
+        """The bytes that a token stands for, which may be part of a UTF-8 character; none for control tokens without `special`, nor
+        for those that only fill up the vocabulary.
 
         Raises InputError for an id outside the vocabulary.
         """
@@ -141,6 +148,8 @@ class Tokenizer:
             return text.encode() if special else b""
         if kind == USER_DEFINED:
             return text.encode()
+        if kind == UNUSED:
+            return b""
         table = self._bytes_of_character
         return b"".join(bytes((table[c],)) if c in table else c.encode() for c in text)
 

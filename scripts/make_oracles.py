@@ -2,13 +2,17 @@
 """Write the fixtures in tests/oracles: what transformers and llama.cpp answer, so that the tests need neither.
 
     python scripts/make_oracles.py models [FOLDER SEED]     hidden states and logits of tiny Qwen2 and Qwen3 models, by transformers
+    python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
 
 Needs the extra `oracle`.
 """
 from __future__ import annotations
 
 import json
+import random
 import sys
+import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import tiny_models  # noqa: E402  (lies beside the tests, which share it)
+import tiny_models  # noqa: E402  (these lie beside the tests, which share them)
+import tiny_vocabulary  # noqa: E402
 
 ORACLES = ROOT / "tests" / "oracles"
 
@@ -85,8 +90,75 @@ def make_models(folder: str | Path = ORACLES, first_seed: str | int = 1) -> None
                             **{key: value[rows] for key, value in found.items()})
 
 
+TEXTS = [
+    "don't DON'T we'Re y'all'D've I'm o'clock 'tis ''s'", "the'\u017fs '\u017f \u2019s", "a\x85b \x85 c", "a\xa0b\xa0\xa0 c",
+    "x\u2028y\u2029\nz", "\u3000\u65e5\u672c\u3000 \u8a9e", "\u200bzero\u200bwidth\ufeff", "a\u180eb\u1680c\u202fd\u205fe",
+    "1\u0661\u0967\u0e51\uff11\u2460\xbd\u2167\u3007\U0001d7d9", "x1y22z333 4444", "n\u0303o e\u0301\u0323 \u0301alone",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902 \u0915\u094d\u0937\u0924\u094d\u0930\u093f\u092f",
+    "\u0e44\u0e17\u0e22\u0e20\u0e32\u0e29\u0e32 \u0e01\u0e33\u0e25\u0e31\u0e07",
+    "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd \u05e2\u05b2\u05dc\u05b5\u05d9\u05db\u05b6\u05dd",
+    "\u202b\u0627\u0644\u0633\u064e\u0651\u0644\u0627\u0645\u064f \u0639\u0644\u064a\u0643\u0645\u202c 123",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea",
+    "\ufb01 \u01c6 \u01c5 \u2167 \xaa \xba \u02b0", "\x00\x01\x1b[0m\x7f\x80\x9f", "\x1c\x1d\x1e\x1f a\x0bb\x0cc",
+    "tab\tand\t\ttabs \t mixed", "a \n b", "a  \n\n  b", "\n\n\n \n x", "\r\n\r\nx\r y\n\r", "   lead and trail   ",
+    "a" + 40 * " " + "b" + 30 * "\n", "!!!\n\n???\r\n...",
+    " .\n .", "(a)[b]{c}<d>", "--flag=value // comment /* x */", "C:\\dir\\file.txt", "https://example.org/a?b=c&d=%20",
+    "3.14159e-10 1,000,000", "$100 \u20ac5 \xa57 \xa33", "= = =  = =x", "\ud55c\uad6d\uc5b4 \uc870\uc120\ub9d0",
+    "\u1f00\u03c1\u03c7\u03ae \u0391\u0392\u0393 \u03c2",
+    "\u0395\u03bb\u03bb\u03ac\u03b4\u03b1'S \u0440\u043e\u0441\u0441\u0438\u044f'll", "\U00010400\U0001f9ff\U000e0041",
+    "\uffff\ufffd\ue000", "", "<|im_start|>user\nhi<|im_end|>\n", "<|im_end|><|im_end|>", " <|endoftext|> <think>\n\n</think>",
+    "<think><think>x", "<|im_end", "im_end|>", "<|im_<|im_end|>end|>", "<a><b>", "<a><b><a>", "<a<a><b><b><c", "<a><c", "<ab><c",
+    "<a <a> <b>", "x<unk>y", "\xdf\u20ac\xdf\u20ac", "\xdf \u20ac", "unused", "<|fim_prefix|>def f():", "= =<b>= =", "<think>'s",
+    "a<think> b"]
+
+
+def random_texts(n: int, seed: int) -> list[str]:
+    """Strings that mix all kinds of characters that are hard to split. Python 3.11's Unicode 14 keeps to what llama.cpp's tables know:
+    letters that came with Unicode 16 are letters for us but not for it."""
+    rnd = random.Random(seed)
+    known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
+    kinds = [[c for c in known if unicodedata.category(c)[0] == kind] for kind in "LMNPSZ"]
+    kinds += [known, list("\t\n\r \x0b\x85\xa0\u2028\u3000"), ["'s", "'RE", "'ll", "’t", "'"], list("aB \n'1."),
+              ["e\u0301", "n\u0303", "e", "n", "\u0301"], [*tiny_vocabulary.SPECIAL, "<", ">"]]
+    return ["".join(rnd.choice(rnd.choice(some)) for _ in range(rnd.randint(2, 16))) for some in (rnd.sample(kinds, 3) for _ in range(n))]
+
+
+def make_tokenizer(vocabulary: str) -> None:
+    from llama_cpp import Llama, llama_token_to_piece
+
+    def load(path: Path | str) -> Llama:
+        return Llama(model_path=str(path), vocab_only=True, verbose=False)
+
+    def piece(llama: Llama, token: int, special: bool) -> str:
+        from ctypes import create_string_buffer
+        buffer = create_string_buffer(256)
+        n_bytes = llama_token_to_piece(llama._model.vocab, token, buffer, 256, 0, special)
+        return buffer.raw[:n_bytes].hex()
+
+    def both(llama: Llama, text: str) -> list[list[int]]:
+        return [llama.tokenize(text.encode(), add_bos=False, special=special) for special in (False, True)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        def write(name: str, **settings: Any) -> Llama:
+            tiny_vocabulary.write_gguf(Path(folder, name), **settings)
+            return load(Path(folder, name))
+
+        tiny = write("tiny")
+        vocabularies = {"tiny": tiny, "tiny-qwen35": write("qwen35", pre="qwen35"), "qwen2": load(vocabulary)}
+        added = {str(add): write(f"add-{add}", bos="<|im_start|>", eos="<|endoftext|>", add=add).tokenize(b"Hello<a>", True, True)
+                 for add in (True, False, None)}
+    n_words = len(tiny_vocabulary.words_and_merges()[0])
+    tokens = [*range(0, n_words, 250), *range(n_words, n_words + len(tiny_vocabulary.SPECIAL))]
+    answers = {
+        "encode": [[text, {name: both(llama, text) for name, llama in vocabularies.items()}] for text in TEXTS + random_texts(60, 1)],
+        "add_special": added,
+        "pieces": [[token, piece(tiny, token, False), piece(tiny, token, True)] for token in tokens]}
+    lines = json.dumps(answers, separators=(",", ":")).replace("}],[", "}],\n[")
+    (ORACLES / "tokenizer.json").write_text(lines + "\n")
+
+
 if __name__ == "__main__":
-    modes = {"models": make_models}
+    modes = {"models": make_models, "tokenizer": make_tokenizer}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])
