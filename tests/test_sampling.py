@@ -1,0 +1,243 @@
+"""Sampling: each function against a naive twin written from its definition, the whole chain against what llama.cpp's samplers leave."""
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from qwencli import sampling
+from qwencli.errors import InputError, ModelError, QwenError
+from qwencli.gguf_file import GGUFFile
+from qwencli.sampling import Sampler, SamplingParams, count_min_p, count_top_p, keep_top_k, penalize, softmax, uniform
+
+CASES = json.loads(Path(__file__).with_name("oracles").joinpath("sampling.json").read_text())
+
+
+def some_logits(seed: int, n: int = 200) -> np.ndarray:
+    return np.random.RandomState(seed).uniform(-8, 8, n).astype(np.float32)
+
+
+# Naive twins
+
+
+def naive_softmax(logits: list[float]) -> list[float]:
+    largest = max(logits)
+    e = [math.exp(x - largest) for x in logits]
+    return [x / sum(e) for x in e]
+
+
+def naive_top_k(logits: list[float], k: int) -> list[int]:
+    ids = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    return ids[:k] if k else ids
+
+
+def naive_top_p(ordered: list[float], p: float) -> int:
+    total = 0.0
+    for n, probability in enumerate(naive_softmax(ordered), 1):
+        total += probability
+        if total >= p:
+            return n
+    return len(ordered)
+
+
+def naive_min_p(ordered: list[float], p: float) -> int:
+    probabilities = naive_softmax(ordered)
+    return sum(x >= p * probabilities[0] for x in probabilities)
+
+
+def naive_penalties(logits: list[float], recent: list[int], repeat: float, presence: float) -> list[float]:
+    return [(x * repeat if x <= 0 else x / repeat) - presence if i in recent else x for i, x in enumerate(logits)]
+
+
+# Each function
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_softmax(seed: int) -> None:
+    logits = some_logits(seed)
+    np.testing.assert_allclose(softmax(logits), naive_softmax(logits.tolist()), rtol=1e-6)
+
+
+def test_softmax_of_large_logits_does_not_overflow() -> None:
+    np.testing.assert_allclose(softmax(np.float32([3e38, 3e38, -3e38])), [0.5, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 17, 199, 200, 1000])
+def test_top_k(k: int) -> None:
+    for seed in range(5):
+        logits = some_logits(seed)
+        assert keep_top_k(logits, k).tolist() == naive_top_k(logits.tolist(), k)
+        ties = np.random.RandomState(seed).randint(0, 5, 200).astype(np.float32)  # many equal values, also across the border
+        assert keep_top_k(ties, k).tolist() == naive_top_k(ties.tolist(), k)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-6, 0.3, 0.5, 0.9, 0.999, 1.0])
+def test_top_p(p: float) -> None:
+    for seed in range(5):
+        ordered = -np.sort(-some_logits(seed))
+        assert count_top_p(ordered, p) == (naive_top_p(ordered.tolist(), p) if p < 1 else 200)
+    assert count_top_p(np.zeros(4, np.float32), p) == {0.3: 2, 0.5: 2, 0.9: 4, 0.999: 4, 1.0: 4}.get(p, 1)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-6, 0.05, 0.4, 1.0])
+def test_min_p(p: float) -> None:
+    for seed in range(5):
+        ordered = -np.sort(-some_logits(seed))
+        assert count_min_p(ordered, p) == naive_min_p(ordered.tolist(), p)
+    assert count_min_p(np.zeros(4, np.float32), p) == 4
+
+
+@pytest.mark.parametrize(("repeat", "presence"), [(1.0, 0.0), (1.3, 0.0), (0.5, 0.0), (1.0, 2.0), (1.1, -1.0)])
+def test_penalties(repeat: float, presence: float) -> None:
+    logits = some_logits(1)
+    before, recent = logits.copy(), [3, 7, 7, 3, 150, 199]
+    expected = naive_penalties(before.tolist(), recent, repeat, presence)
+    np.testing.assert_allclose(penalize(logits, recent, repeat, presence), expected, rtol=1e-6)
+    np.testing.assert_array_equal(penalize(logits, [], repeat, presence), before)
+    np.testing.assert_array_equal(logits, before)  # the caller's array stays as it is
+
+
+REFERENCE = {1234567: [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821],
+             0: [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]}
+"""The first outputs of SplitMix64's C reference (https://prng.di.unimi.it/splitmix64.c) for two seeds, as others' tests have them too."""
+
+
+@pytest.mark.parametrize("seed", REFERENCE)
+def test_uniform_is_splitmix64(seed: int) -> None:
+    # doubles as java.util.SplittableRandom makes them: the upper 53 bits
+    assert [uniform(seed, i) for i in range(len(REFERENCE[seed]))] == [(value >> 11) * 2.0**-53 for value in REFERENCE[seed]]
+    assert all(0 <= uniform(seed, i) < 1 for i in range(999))
+
+
+def test_uniform_takes_the_largest_seed() -> None:
+    assert uniform(2**64 - 1, 10**6) != uniform(2**64 - 2, 10**6)
+
+
+# The chain
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{value:g}" for value in case["params"].values()) or "defaults")
+def test_what_is_left_and_how_likely_it_is_as_in_llama_cpp(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(SamplingParams(**case["params"]))
+    logits = np.float32(case["logits"])
+    edges = np.cumsum([0.0] + [probability for _, probability in case["left"]])
+    for (token, _), low, high in zip(case["left"], edges, edges[1:]):
+        near = min(1e-5, (high - low) / 2)
+        for chance in (low + near, high - near):  # the ends of the token's share of all chances
+            monkeypatch.setattr(sampling, "uniform", lambda seed, index, chance=chance: chance)
+            assert sampler.sample(logits, case["tokens"]) == token
+
+
+def test_the_defaults_are_those_of_llama_cpp() -> None:
+    assert SamplingParams() == SamplingParams(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0, presence_penalty=0.0,
+                                              penalty_last_n=64, seed=None)
+
+
+def test_temperature_zero_takes_the_likeliest_whatever_the_filters() -> None:
+    for seed in range(5):
+        logits = some_logits(seed)
+        best = int(np.argmax(logits))
+        params = SamplingParams(temp=0, top_k=3, top_p=0.1, min_p=0.9)
+        assert Sampler(params).sample(logits, []) == best
+        penalized = naive_penalties(logits.tolist(), [best], 1.0, 50.0)
+        assert Sampler(SamplingParams(temp=0, presence_penalty=50.0)).sample(logits, [best]) == int(np.argmax(penalized)) != best
+
+
+def test_among_equals_the_lowest_id_wins() -> None:
+    logits = np.float32([1, 5, 5, 0, 5])
+    assert Sampler(SamplingParams(temp=0)).sample(logits, []) == 1
+    assert {Sampler(SamplingParams(top_k=1, seed=s)).sample(logits, []) for s in range(20)} == {1}
+    assert {Sampler(SamplingParams(top_k=2, top_p=1, seed=s)).sample(logits, []) for s in range(40)} == {1, 2}
+
+
+@pytest.mark.parametrize("last_n", [0, 2, 64])
+def test_only_recent_tokens_are_penalized(last_n: int) -> None:
+    logits, tokens = np.float32([5.0, 4.9, 4.8, 4.7]), [0, 1, 2]
+    expected = {0: 0, 2: 0, 64: 3}[last_n]
+    assert Sampler(SamplingParams(temp=0, presence_penalty=9.0, penalty_last_n=last_n)).sample(logits, tokens) == expected
+
+
+@pytest.mark.parametrize("temp", [0.0, 0.8])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite(bad: float, temp: float) -> None:
+    logits = some_logits(0)
+    logits[7] = bad
+    with pytest.raises(QwenError, match=r"position 3 are not finite \(1 of 200\)"):
+        Sampler(SamplingParams(temp=temp)).sample(logits, [1, 2, 3])
+
+
+@pytest.mark.parametrize("temp", [1e-30, 100.0])
+def test_extreme_temperatures(temp: float) -> None:
+    logits = some_logits(0)
+    drawn = {Sampler(SamplingParams(temp=temp, top_k=3, top_p=1.0, min_p=0.0, seed=s)).sample(logits, []) for s in range(50)}
+    assert drawn == set(naive_top_k(logits.tolist(), 1 if temp < 1 else 3))
+
+
+# Seeds
+
+
+def draw(seed: int | None, n: int = 30) -> list[int]:
+    sampler = Sampler(SamplingParams(temp=2.0, top_p=1.0, min_p=0.0, seed=seed))
+    return [sampler.sample(some_logits(i), []) for i in range(n)]
+
+
+def test_a_seed_repeats_a_run_and_others_differ() -> None:
+    assert draw(7) == draw(7)
+    assert len({tuple(draw(seed)) for seed in (0, 1, 7, 2**64 - 1, None, None)}) == 6
+
+
+def test_frequencies_agree_with_the_probabilities() -> None:
+    logits, n = np.float32([2.0, 1.5, 1.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -1.0]), 20_000
+    sampler = Sampler(SamplingParams(temp=1.3, top_k=0, top_p=1.0, min_p=0.0, seed=3))
+    drawn = Counter(sampler.sample(logits, []) for _ in range(n))
+    expected = [n * p for p in naive_softmax((logits / 1.3).tolist())]
+    chi_square = sum((drawn[i] - e) ** 2 / e for i, e in enumerate(expected))
+    assert chi_square < 27.88  # passed by 1 of 1,000 fair samplers: the chi-square distribution's 0.999 quantile for 9 degrees of freedom
+
+
+# Where the values come from
+
+
+def metadata_file(path: Path, **values: float | str) -> GGUFFile:
+    """A file with these recommendations, under llama.cpp's names and in its types."""
+    w = gguf.GGUFWriter(path, "qwen3")
+    for key, value in values.items():
+        add = w.add_string if isinstance(value, str) else w.add_int32 if isinstance(value, int) else w.add_float32
+        add(f"general.sampling.{key}", value)  # type: ignore[operator]
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.close()
+    return GGUFFile(path)
+
+
+def test_the_file_goes_over_the_defaults_and_flags_over_the_file(tmp_path: Path) -> None:
+    file = metadata_file(tmp_path / "m.gguf", temp=0.5, top_k=20, top_p=0.75, min_p=0.25, penalty_repeat=1.5, penalty_last_n=32)
+    from_file = SamplingParams(temp=0.5, top_k=20, top_p=0.75, min_p=0.25, repeat_penalty=1.5, penalty_last_n=32)
+    assert SamplingParams.from_metadata(file.metadata) == from_file
+    chosen = SamplingParams.from_metadata(file.metadata, temp=0.0, top_k=0, seed=5, presence_penalty=0.5, min_p=None)
+    assert chosen == replace(from_file, temp=0.0, top_k=0, seed=5, presence_penalty=0.5)
+
+
+def test_a_file_without_recommendations_leaves_the_defaults(tmp_path: Path) -> None:
+    assert SamplingParams.from_metadata(metadata_file(tmp_path / "m.gguf").metadata) == SamplingParams()
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("temp", -1.0), ("temp", "hot"), ("top_p", 1.5), ("min_p", math.nan), ("penalty_repeat", 0.0), ("top_k", 2.5)])
+def test_recommendations_that_cannot_be_followed(tmp_path: Path, key: str, value: float | str) -> None:
+    file = metadata_file(tmp_path / "m.gguf", **{key: value})
+    with pytest.raises(ModelError, match=rf"m\.gguf: metadata key 'general\.sampling\.{key}' is .*expected"):
+        SamplingParams.from_metadata(file.metadata)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("temp", -0.1), ("temp", math.nan), ("temp", math.inf), ("top_k", -1), ("top_p", -0.1), ("top_p", 1.01), ("min_p", 1.1),
+    ("repeat_penalty", 0.0), ("presence_penalty", 101.0), ("penalty_last_n", -1)])
+def test_values_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value}, expected a value from"):
+        SamplingParams(**{name: value})
