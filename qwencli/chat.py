@@ -19,7 +19,6 @@ class ChatTemplate:
     """A template, run in Jinja's sandbox. Raises ModelError if it is no valid template."""
 
     def __init__(self, source: str) -> None:
-        import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = _to_json
@@ -27,7 +26,7 @@ class ChatTemplate:
         env.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
         try:
             self._template = env.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # beside TemplateError what Python's compiler raises: RecursionError, SyntaxError, ValueError
             raise ModelError(f"the model's chat template is no valid Jinja: {error}") from None
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:

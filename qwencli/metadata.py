@@ -129,8 +129,8 @@ class Metadata(Mapping[str, Any]):
     def boolean(self, key: str, default: Any = REQUIRED) -> Any:
         return self._get(key, bool, default)
 
-    def array(self, key: str, elem: type, default: Any = REQUIRED) -> Any:
-        """The decoded array, with elements of type `elem` (str, int, float or bool)."""
+    def array(self, key: str, elem: type, default: Any = REQUIRED, length: int | None = None) -> Any:
+        """The decoded array, with elements of type `elem` (str, int, float or bool), `length` of them if that is given."""
         value = self._get(key, list, default)
         if not isinstance(value, LazyArray):
             return value
@@ -138,6 +138,8 @@ class Metadata(Mapping[str, Any]):
         if found is not elem:
             raise ModelError(f"{self._path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
                              f"expected {_KINDS[elem]}")
+        if length not in (None, len(value)):
+            raise ModelError(f"{self._path}: metadata key '{key}' is an array of {len(value)}, expected {length} elements")
         return value.read()
 
     def _in_range(self, key: str, value: Any, low: float, high: float) -> Any:

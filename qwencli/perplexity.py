@@ -47,7 +47,7 @@ def perplexity(backend: Backend, tokens: Sequence[int], n_ctx: int, n_batch: int
         for i, (chunk, hidden) in enumerate(zip(chunks, hidden_states(backend, inputs, first, n_batch))):
             nll = negative_log_likelihoods(backend, hidden, chunk[first + 1:])
             if not np.isfinite(nll).all():
-                raise QwenError(f"chunk {start + i + 1}: the logits are not finite: is the model damaged?")
+                raise QwenError(f"{backend.model.file.path}: chunk {start + i + 1}: the logits are not finite: is the model damaged?")
             total += nll.sum()
             total_squares += np.square(nll).sum()
             count += len(nll)
@@ -89,6 +89,7 @@ def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[in
 def summarize(total: float, total_squares: float, count: int) -> tuple[float, float | None]:
     """exp(mean) of `count` values with the given sum and sum of squares, and its standard error."""
     mean = total / count
-    ppl = float(np.exp(mean))
+    with np.errstate(over="ignore"):  # a broken model's may be infinite
+        ppl = float(np.exp(mean))
     variance = total_squares / count - mean * mean
     return ppl, ppl * math.sqrt(variance / (count - 1)) if variance > 0 and count > 1 else None

@@ -32,7 +32,7 @@ def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int) -> RopeParam
     n_rot = get.integer(key + "dimension_count", head_dim, 2, head_dim)
     if n_rot % 2:
         raise ModelError(f"{file.path}: {key}dimension_count is {n_rot}, expected an even number")
-    freq_base = get.number(key + "freq_base", 10000.0, 1.0, 1e12)
+    freq_base = get.number(key + "freq_base", 10000.0, 2.0, 1e12)  # YaRN divides by its logarithm
     kind = get.string(key + "scaling.type", "linear")
     if kind == "none":
         return RopeParams(n_rot, freq_base)

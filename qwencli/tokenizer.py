@@ -50,15 +50,16 @@ class Tokenizer:
             raise ModelError(f"{path}: tokenizer.ggml.pre is '{pre}', expected one of {', '.join(PRE_TOKENIZERS)}")
         self._path = path
         self._texts: list[str] = get.array("tokenizer.ggml.tokens", str)
-        self._types: list[int] = get.array("tokenizer.ggml.token_type", int, None) or [NORMAL] * len(self._texts)
         self.n_vocab = len(self._texts)
-        if len(self._types) != self.n_vocab:
-            raise ModelError(f"{path}: tokenizer.ggml.token_type has {len(self._types)} elements, "
-                             f"expected {self.n_vocab} as tokenizer.ggml.tokens")
+        types: list[int] | None = get.array("tokenizer.ggml.token_type", int, None, self.n_vocab)
+        self._types = types or [NORMAL] * self.n_vocab
         self._ids = {text: i for i, text in enumerate(self._texts)}
         if len(self._ids) != self.n_vocab:
             twice = next(text for i, text in enumerate(self._texts) if self._ids[text] != i)
             raise ModelError(f"{path}: token {twice!r} stands twice in tokenizer.ggml.tokens")
+        self._bytes_of_character = _byte_characters()
+        if lost := [byte for character, byte in self._bytes_of_character.items() if character not in self._ids]:
+            raise ModelError(f"{path}: tokenizer.ggml.tokens lacks {len(lost)} of the 256 single bytes, such as {lost[0]:#04x}")
 
         self.bos_id, self.eos_id = self._special_id(file, "bos"), self._special_id(file, "eos")
         ends = [self.eos_id, self._special_id(file, "eot"), self._special_id(file, "eom"), *map(self._ids.get, END_OF_GENERATION)]
@@ -75,10 +76,9 @@ class Tokenizer:
         # llama.cpp looks for longer tokens first, so that one that contains another wins
         special = sorted((text for text, t in zip(self._texts, self._types) if t in (CONTROL, USER_DEFINED, UNKNOWN) and text),
                          key=lambda text: -len(text.encode()))
-        self._user_defined = [text for text in special if self._types[self._ids[text]] == USER_DEFINED]
         self._special = special
-        self.control_texts = [text for text in special if text not in set(self._user_defined)]
-        self._bytes_of_character = _byte_characters()
+        self._user_defined = [text for text in special if self._types[self._ids[text]] == USER_DEFINED]
+        self.control_texts = [text for text in special if self._types[self._ids[text]] != USER_DEFINED]
         self._bpe = self._build_bpe(get.array("tokenizer.ggml.merges", str), PRE_TOKENIZERS[pre])
 
     def _special_id(self, file: GGUFFile, name: str) -> int | None:

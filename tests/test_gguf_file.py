@@ -121,12 +121,15 @@ def test_no_tensors_and_bytes_behind_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use_mmap", [True, False])
-def test_demo_model_as_the_gguf_package_reads_it(use_mmap: bool) -> None:
-    file, reader = GGUFFile(EMBEDDED, use_mmap), gguf.GGUFReader(EMBEDDED)
+@pytest.mark.parametrize("model", ["demo", "qwen3", "qwen2"])
+def test_models_as_the_gguf_package_reads_them(tmp_path: Path, model: str, use_mmap: bool) -> None:
+    """The demo model, and those that the tests build: our builder is checked too."""
+    path = EMBEDDED if model == "demo" else tiny(model).write(tmp_path / "tiny.gguf")
+    file, reader = GGUFFile(path, use_mmap), gguf.GGUFReader(path)
     theirs = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     ours = {key: value.read() if isinstance(value, LazyArray) else value for key, value in file.metadata.items()}
     assert ours == theirs
-    assert len(file.tensors) == len(reader.tensors) == 68
+    assert len(file.tensors) == len(reader.tensors) == {"demo": 68, "qwen3": 24, "qwen2": 27}[model]
     for t in reader.tensors:
         info = file.tensors[t.name]
         assert (info.shape, info.type.name, info.n_weights) == (tuple(t.shape.tolist())[::-1], t.tensor_type.name, t.n_elements)

@@ -35,6 +35,7 @@ def cli() -> None:
 
 def run(args: list[str] | None = None) -> int:
     """Run a command line (by default the process's own) and return the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    _open_missing_streams()
     try:
         code = cli.main(args, prog_name="qwencli", standalone_mode=False)
         sys.stdout.flush()
@@ -59,6 +60,15 @@ def run(args: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
 
 
+def _open_missing_streams() -> None:
+    """Where the caller closed a standard stream Python has None, which has no methods and makes `print` write to stdout."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _fail(message: str) -> int:
+    if len(message) > 1000:  # a value from a damaged file may be of any length
+        message = f"{message[:700]} ... {message[-200:]}"
     print(f"qwencli: error: {printable(message)}", file=sys.stderr)
     return 1
