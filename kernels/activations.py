@@ -1,0 +1,121 @@
+"""Activations: norms, gates and their quantization, as emitters for one token's row. Quantized as llama.cpp does it, so that its figures are ours."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from . import layout
+from .simd import F32, F32X16, I8X16, I16, I32X16, Emitter
+
+F32X1 = ir.VectorType(F32, 1)
+
+
+def each_lane(e: Emitter, n: Any, body: Callable[[Any, Any], None]) -> None:
+    """Run body(byte offset, kind) over n floats: 16 at once, then the rest one by one. `kind` is the vector type to load."""
+    b = e.b
+    whole = b.lshr(n, e.int(4))
+    with e.loop(whole) as i:
+        body(b.shl(i, e.int(6)), F32X16)
+    done = b.shl(whole, e.int(4))
+    with e.loop(b.sub(n, done)) as i:
+        body(b.shl(b.add(done, i), e.int(2)), F32X1)
+
+
+def lanes(e: Emitter, scalar: Any, kind: Any) -> Any:
+    return e.splat(scalar, kind.count)
+
+
+def sum_of(e: Emitter, n: Any, term: Callable[[Any, Any], Any]) -> Any:
+    """The sum of term(byte offset, kind) over n floats: 16 running sums and one of the rest, added by the tree."""
+    accs = {16: e.var(e.float(0.0, F32X16)), 1: e.var(e.float(0.0, F32X1))}
+
+    def body(offset: Any, kind: Any) -> None:
+        acc = accs[kind.count]
+        e.b.store(e.b.fadd(e.b.load(acc), term(offset, kind)), acc)
+
+    each_lane(e, n, body)
+    return e.b.fadd(e.sum_f32(e.b.load(accs[16])), e.sum_f32(e.b.load(accs[1])))
+
+
+def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> None:
+    """out = x / sqrt(mean(x**2) + eps) * weight; out may be x."""
+    b = e.b
+
+    def square(offset: Any, kind: Any) -> Any:
+        value = e.load(kind, x, offset)
+        return b.fmul(value, value)
+
+    mean = b.fdiv(sum_of(e, n, square), b.sitofp(n, F32))
+    scale = b.fdiv(e.float(1.0), e.call("llvm.sqrt.f32", F32, b.fadd(mean, eps)))
+
+    def write(offset: Any, kind: Any) -> None:
+        e.store(b.fmul(b.fmul(e.load(kind, x, offset), lanes(e, scale, kind)), e.load(kind, weight, offset)), out, offset)
+
+    each_lane(e, n, write)
+
+
+def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
+    """out = gate / (1 + exp(-gate)) * up"""
+    b = e.b
+
+    def write(offset: Any, kind: Any) -> None:
+        g = e.load(kind, gate, offset)
+        sigmoid = b.fadd(e.float(1.0, kind), e.exp(b.fneg(g)))
+        e.store(b.fmul(b.fdiv(g, sigmoid), e.load(kind, up, offset)), out, offset)
+
+    each_lane(e, n, write)
+
+
+def _largest(e: Emitter, vectors: list[Any]) -> Any:
+    largest = vectors[0]
+    for v in vectors[1:]:
+        largest = e.larger(v, largest)
+    return e.tree(e.larger, largest)
+
+
+def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
+    """Q8_K (quantize_row_q8_K_ref in ggml-quants.c): the scale is -127 / the value of largest magnitude, so that it becomes -127."""
+    b = e.b
+    with e.loop(b.udiv(n, e.int(layout.Q8K_BLOCK))) as i:
+        xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8K_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8K_BLOCK)))
+        out_sums = e.at(sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))
+        values = [e.load(F32X16, xs, 64 * k) for k in range(16)]
+        high, low = _largest(e, values), _largest(e, [b.fneg(v) for v in values])
+        largest = b.select(b.fcmp_ordered(">=", high, low), high, b.fneg(low))
+        is_zero = b.fcmp_ordered("==", largest, e.float(0.0))
+        inverse = b.select(is_zero, e.float(0.0), b.fdiv(e.float(-127.0), largest))
+        scale = b.select(is_zero, e.float(0.0), b.fdiv(e.float(1.0), inverse))
+        previous = None
+        for k, value in enumerate(values):
+            ints = e.nearest(b.fmul(value, e.splat(inverse)))
+            ints = b.select(b.icmp_signed(">", ints, e.int(127, I32X16)), e.int(127, I32X16), ints)
+            e.store(b.trunc(ints, I8X16), qs, 16 * k)
+            total = e.sum_i32(ints)
+            e.store(b.trunc(total, I16), out_sums, layout.SUMS_OF_16 + 2 * k)
+            if k % 2:
+                e.store(b.trunc(b.add(previous, total), I16), out_sums, layout.SUMS_OF_32 + k - 1)
+            previous = total
+        e.store(scale, d, b.shl(i, e.int(2)))
+
+
+def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
+    """Q8_0 (quantize_row_q8_0 in ggml-cpu): the scale is the largest magnitude / 127, kept in half precision."""
+    b = e.b
+    with e.loop(b.udiv(n, e.int(layout.Q8_0_BLOCK))) as i:
+        xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8_0_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8_0_BLOCK)))
+        values = [e.load(F32X16, xs), e.load(F32X16, xs, 64)]
+        largest = _largest(e, [e.abs(v) for v in values])
+        scale = b.fdiv(largest, e.float(127.0))
+        inverse = b.select(b.fcmp_ordered("==", scale, e.float(0.0)), e.float(0.0), b.fdiv(e.float(1.0), scale))
+        ints = [e.nearest(b.fmul(v, e.splat(inverse))) for v in values]
+        for k, quants in enumerate(ints):
+            e.store(b.trunc(quants, I8X16), qs, 16 * k)
+        offset = b.shl(i, e.int(2))
+        e.store(e.sum_i32(b.add(*ints)), sums, offset)
+        e.store(e.f16_to_f32(e.f32_to_f16(scale)), d, offset)
+
+
+QUANTIZE: dict[str, Callable[..., None]] = {"q8k": quantize_q8k, "q8_0": quantize_q8_0}
+

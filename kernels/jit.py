@@ -1,0 +1,144 @@
+"""Kernels as machine code: compiled by Numba when first needed, kept in a cache of our own, loaded with llvmlite alone.
+
+A kernel is a Python function `kernel(args, chunk, scratch)` of three int64 (the address of its arguments, the number of the chunk to do,
+the address of the thread's scratch memory). It is named by a spec "module:variant:..." where `qwencli.kernels.module.build(variant, ...)`
+gives the function. Only compiling imports the module, and with it Numba: a warm start needs neither.
+
+Numba's own cache isn't used: it stamps only the function's own file and would have to be moved for the whole process. Ours is keyed by
+everything that decides the code: the sources of this package, the ISA, the CPU, and the versions of Numba and llvmlite.
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .isa import ISA, target
+
+Report = Callable[[str], None]
+_MAGIC = b"qwencli kernel 1\n"
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $QWENCLI_CACHE, else the user's cache folder."""
+    if chosen := os.environ.get("QWENCLI_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "qwencli"
+
+
+@cache
+def _sources() -> str:
+    """A hash of every file of this package: an edited primitive changes every kernel."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+    for package in "numba", "llvmlite", "numpy":
+        digest.update(f"{package} {importlib.metadata.version(package)}\0".encode())
+    return digest.hexdigest()
+
+
+class Kernels:
+    """The kernels of one ISA, loaded into this process. They live as long as it does."""
+
+    def __init__(self, isa: ISA, report: Report | None = None) -> None:
+        self.isa = isa
+        self._report = report or (lambda message: None)
+        self._addresses: dict[str, int] = {}
+        self._engine: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def folder(self) -> Path:
+        key = hashlib.sha256(repr((_sources(), self.isa.name, target(self.isa), sys.version_info[:2])).encode()).hexdigest()[:20]
+        return cache_folder() / f"{self.isa.name}-{key}"
+
+    def load(self, specs: Iterable[str]) -> dict[str, int]:
+        """The addresses of kernels, from the cache where it has them, else compiled now."""
+        with self._lock:
+            missing = [spec for spec in dict.fromkeys(specs) if spec not in self._addresses]
+            for spec, code in self._read_or_compile(missing).items():
+                self._addresses[spec] = self._link(spec, code)
+            return {spec: self._addresses[spec] for spec in specs}
+
+    def _read_or_compile(self, specs: list[str]) -> dict[str, bytes]:
+        codes = {}
+        for spec in specs:
+            if (code := self._read(spec)) is not None:
+                codes[spec] = code
+        todo = [spec for spec in specs if spec not in codes]
+        if todo:
+            self._report(f"compiling {len(todo)} kernels for this CPU ({self.isa.name}), once: {', '.join(todo)}")
+            from .compiler import compile_kernels
+            for spec, code in compile_kernels(self.isa, todo):
+                codes[spec] = code
+                self._write(spec, code)
+        return codes
+
+    def _path(self, spec: str) -> Path:
+        return self.folder / (spec.replace(":", "-") + ".o")
+
+    def _read(self, spec: str) -> bytes | None:
+        """The object file from the cache; None if it isn't there, or not whole."""
+        try:
+            data = self._path(spec).read_bytes()
+        except OSError:
+            return None
+        head = len(_MAGIC) + 32
+        if data[:len(_MAGIC)] != _MAGIC or hashlib.sha256(data[head:]).digest() != data[len(_MAGIC):head]:
+            return None
+        return data[head:]
+
+    def _write(self, spec: str, code: bytes) -> None:
+        """Store an object file, whole or not at all. A cache that can't be written costs time, nothing else."""
+        path = self._path(spec)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as f:
+                    f.write(_MAGIC + hashlib.sha256(code).digest() + code)
+                os.replace(part, path)
+            except BaseException:
+                os.unlink(part)
+                raise
+        except OSError as error:
+            self._report(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
+
+    def _link(self, spec: str, code: bytes) -> int:
+        import llvmlite.binding as llvm
+        if self._engine is None:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            machine = llvm.Target.from_default_triple().create_target_machine()
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        address: int = self._engine.get_function_address(symbol(spec))
+        if not address:
+            raise RuntimeError(f"the compiled kernel '{spec}' has no entry point")
+        return address
+
+
+def symbol(spec: str) -> str:
+    """The name of a kernel's entry point: unique, so that any number of them live in one process."""
+    return "qwencli_" + "".join(c if c.isalnum() else "_" for c in spec)
+
+
+def find(spec: str) -> Any:
+    """The Python function that a spec names. Imports Numba."""
+    module, *variant = spec.split(":")
+    return importlib.import_module(f".{module}", __package__).build(*variant)

@@ -1,0 +1,45 @@
+"""Sizes that both the kernels and those who prepare their memory need. Nothing here imports Numba."""
+from __future__ import annotations
+
+LANES = 16
+
+Q8K_BLOCK, Q8K_SUMS_BYTES = 256, 48
+"""Q8_K activations (block_q8_K in ggml-common.h), in three arrays: i8 quants, an f32 scale and 24 i16 sums for each block of 256."""
+SUMS_OF_16, SUMS_OF_32 = 0, 32
+"""Offsets of the 16 sums of 16 quants and of the 8 sums of 32."""
+Q8_0_BLOCK, Q8_0_SUMS_BYTES = 32, 4
+"""Q8_0 activations, in three arrays: i8 quants, an f32 scale (rounded to half precision) and an i32 sum for each block of 32."""
+
+FORMATS = {"F32": (1, 4, "float"), "F16": (1, 2, "float"), "BF16": (1, 2, "float"), "Q4_0": (32, 18, "q8_0"), "Q8_0": (32, 34, "q8_0"),
+           "Q4_K": (256, 144, "q8k"), "Q5_K": (256, 176, "q8k"), "Q6_K": (256, 210, "q8k")}
+"""Weights a block, bytes a block, and the family that says which activations the kernels multiply a format with."""
+
+PANEL_ROWS = 32
+"""Rows of a weight that are unpacked together when there are many tokens."""
+FEW_TOKENS = 8
+"""Up to so many tokens weights are multiplied where they lie; more are worth a panel."""
+BLOCK_Q8K, BLOCK_Q8_0 = 5760, 576
+"""Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
+
+PAGE = 64
+"""Positions of a KV page: half floats, for each layer and key-value head PAGE keys as [head_dim][PAGE], then PAGE values as [PAGE][head_dim]."""
+SPLIT = 256
+"""Positions that one work item of attention reads when there is one token: a fixed number, so that the order of sums doesn't depend on threads."""
+
+
+def activation_bytes(kind: str, n_cols: int) -> tuple[int, int, int]:
+    """Bytes that a token's activations of a kind take: quants, scales, sums."""
+    if kind == "q8k":
+        return n_cols, n_cols // Q8K_BLOCK * 4, n_cols // Q8K_BLOCK * Q8K_SUMS_BYTES
+    if kind == "q8_0":
+        return n_cols, n_cols // Q8_0_BLOCK * 4, n_cols // Q8_0_BLOCK * Q8_0_SUMS_BYTES
+    return 0, 0, 0
+
+
+def panel_bytes(kind: str, n_cols: int) -> int:
+    """Scratch that the panel of PANEL_ROWS rows takes."""
+    if kind == "q8k":
+        return n_cols // Q8K_BLOCK * BLOCK_Q8K * (PANEL_ROWS // LANES)
+    if kind == "q8_0":
+        return n_cols // Q8_0_BLOCK * BLOCK_Q8_0 * (PANEL_ROWS // LANES)
+    return n_cols * 4 * PANEL_ROWS

@@ -1,0 +1,11 @@
+"""One file a tensor format: how its blocks lie in the file, the value of a weight, and how blocks are multiplied.
+
+A format's module has `BLOCK` weights in `BYTES` bytes, `value(p, i)`, the i-th weight of the block at address p as float32 (a Numba
+function), and `KIND`, the family that says how matmul.py multiplies it:
+
+- "q8k": 256 weights with scales for parts of 16 or 32; activations are Q8_K (see layout.py). The module gives
+  `dot(e, p, acts)`, the block times each of some activation blocks, and `unpack(e, rows, panel)`, 16 rows' blocks into a panel.
+- "q8_0": 32 weights with one scale; activations are Q8_0. It gives `load_pair(e, p, q)`, the quants of two rows as bytes, `SIGNED`, `OFFSET`
+  (what to subtract from unsigned quants) and `quarts(e, rows)`, the quants of 16 rows, four in each 32-bit lane.
+- "float": activations stay float32. It gives `load(e, p)`, 16 weights as float32.
+"""

@@ -1,0 +1,164 @@
+"""What the K-quants share: 256 weights a block, panels of 16 rows with the rows in lanes, activations in Q8_K.
+
+A panel holds, for each block of 16 rows: 64 vectors of four weights a lane ("quarts"), a vector of 32-bit scales for each part of the block,
+the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from .. import layout as act
+from ..simd import I8, I16, I16X16, I16X32, I32, I64, I32X16, I8X32, Emitter
+
+QUARTS = 64 * 64
+VECTOR = 64
+
+
+class Act(NamedTuple):
+    """An activation block: the addresses of its 256 quants and of its sums."""
+    q: Any
+    sums: Any
+
+
+class Panel(NamedTuple):
+    """Offsets in a panel block whose weights have `n_parts` scales."""
+    n_parts: int
+
+    @property
+    def scales(self) -> int:
+        return QUARTS
+
+    @property
+    def pairs(self) -> int:
+        return self.scales + self.n_parts * VECTOR
+
+    @property
+    def d(self) -> int:
+        return self.pairs + self.n_parts // 2 * VECTOR
+
+    @property
+    def dmin(self) -> int:
+        return self.d + VECTOR
+
+    @property
+    def n_bytes(self) -> int:
+        return self.dmin + VECTOR
+
+
+def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
+    """The 8 scales and 8 mins of Q4_K and Q5_K, packed in three u32 (get_scale_min_k4 in ggml-quants.c): four bytes each in
+    scales 0-3, scales 4-7, mins 0-3, mins 4-7. Works on scalars and on vectors with a row in each lane."""
+    b, n = e.b, lambda value: e.int(value, u0.type)
+    low, nibble, two = n(0x3F3F3F3F), n(0x0F0F0F0F), n(0x03030303)
+    four, six = n(4), n(6)
+    scales = b.or_(b.and_(u2, nibble), b.shl(b.and_(b.lshr(u0, six), two), four))
+    mins = b.or_(b.and_(b.lshr(u2, four), nibble), b.shl(b.and_(b.lshr(u1, six), two), four))
+    return b.and_(u0, low), scales, b.and_(u1, low), mins
+
+
+def eight_bytes(e: Emitter, low: Any, high: Any) -> Any:
+    """Two u32 -> their 8 bytes as i32 lanes."""
+    both = e.b.or_(e.b.zext(low, I64), e.b.shl(e.b.zext(high, I64), e.int(32)))
+    return e.b.zext(e.b.bitcast(both, ir.VectorType(I8, 8)), ir.VectorType(I32, 8))
+
+
+def transposed_words(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
+    """16 u32 from each of 16 rows -> 16 vectors with the rows in lanes."""
+    return e.transpose16([e.load(I32X16, row, offset) for row in rows])
+
+
+def gathered_halves(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
+    """The half float at `offset` of each of 16 rows, as f32x16."""
+    halves = ir.Constant(I16X16, ir.Undefined)
+    for i, row in enumerate(rows):
+        halves = e.b.insert_element(halves, e.load(I16, row, offset), e.int(i, I32))
+    return e.f16_to_f32(halves)
+
+
+def low_and_high_halves(e: Emitter, words: Any) -> tuple[Any, Any]:
+    """u32 lanes that hold two half floats -> both as f32x16."""
+    return e.f16_to_f32(e.b.trunc(words, I16X16)), e.f16_to_f32(e.b.trunc(e.b.lshr(words, e.int(16, I32X16)), I16X16))
+
+
+def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) -> None:
+    """Scales and mins of 16 rows, from the three words of each."""
+    b, byte = e.b, e.int(0xFF, I32X16)
+    s_low, s_high, m_low, m_high = six_bit(e, *words)
+
+    def pick(word: Any, j: int) -> Any:
+        return b.and_(b.lshr(word, e.int(8 * (j % 4), I32X16)), byte)
+
+    for j in range(8):
+        e.store(pick(s_low if j < 4 else s_high, j), address, panel.scales + j * VECTOR)
+    for j in range(0, 8, 2):
+        word = m_low if j < 4 else m_high
+        e.store(b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))), address, panel.pairs + j // 2 * VECTOR)
+
+
+def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]) -> list[Any]:
+    """d * (scales * quants * activations) - dmin * (mins * sums) for Q4_K and Q5_K, one f32 for each of `acts`.
+
+    `quants` are four i8x64: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+    """
+    b = e.b
+    s_low, s_high, m_low, m_high = six_bit(e, *(e.load(I32, p, 4 + 4 * i) for i in range(3)))
+    scales, mins = eight_bytes(e, s_low, s_high), eight_bytes(e, m_low, m_high)
+    parts = ((0, 2), (1, 3), (4, 6), (5, 7))
+    spread = [e.shuffle(scales, [i] * 8 + [j] * 8) for i, j in parts]
+    d, dmin = e.load_f16(p), e.load_f16(p, 2)
+    results = []
+    for a in acts:
+        total = e.int(0, I32X16)
+        for quant, scale, (i, j) in zip(quants, spread, parts):
+            activations = e.concat(e.load(I8X32, a.q, 32 * i), e.load(I8X32, a.q, 32 * j))
+            total = b.add(total, b.mul(e.dot4(e.int(0, I32X16), quant, activations, u_below_128=True), scale))
+        sums = b.sext(e.load(ir.VectorType(I16, 8), a.sums, act.SUMS_OF_32), ir.VectorType(I32, 8))
+        offset = e.sum_i32(b.mul(mins, sums))
+        results.append(b.fsub(b.fmul(d, b.sitofp(e.sum_i32(total), d.type)), b.fmul(dmin, b.sitofp(offset, d.type))))
+    return results
+
+
+class Tile:
+    """The panel form of a K-quant's micro-kernel on one 256-block: R vectors of 16 rows times T tokens, integers until the end.
+
+    With `minus` 0 the pairs are mins with a scale of their own, dmin; else they are the scales, and every weight is lessened by `minus`.
+    """
+
+    def __init__(self, panel: Panel, minus: int) -> None:
+        self.panel, self.minus = panel, minus
+
+    def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act]) -> list[list[Any]]:
+        """[R][T] f32x16: what `dot` gives for a row, with the rows in lanes."""
+        b, p = e.b, self.panel
+        tokens = range(len(acts))
+        zero = e.int(0, I32X16)
+        totals = [[zero for _ in tokens] for _ in panels]
+        per_part = 64 // p.n_parts
+        for part in range(p.n_parts):
+            partial = [[zero for _ in tokens] for _ in panels]
+            for k in range(part * per_part, part * per_part + per_part):
+                weights = [b.bitcast(e.load(I32X16, address, k * VECTOR), ir.VectorType(I8, 64)) for address in panels]
+                for t in tokens:
+                    activations = b.bitcast(e.splat(e.load(I32, acts[t].q, 4 * k)), ir.VectorType(I8, 64))
+                    for r, weight in enumerate(weights):
+                        partial[r][t] = e.dot4(partial[r][t], weight, activations, u_below_128=True)
+            for r, address in enumerate(panels):
+                scale = e.load(I32X16, address, p.scales + part * VECTOR)
+                for t in tokens:
+                    totals[r][t] = b.add(totals[r][t], b.mul(partial[r][t], scale))
+        return [[self._scaled(e, address, totals[r][t], acts[t]) for t in tokens] for r, address in enumerate(panels)]
+
+    def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
+        b, p = e.b, self.panel
+        offset = e.int(0, I32X16)
+        for i in range(p.n_parts // 2):
+            sums = b.bitcast(e.splat(e.load(I32, a.sums, (act.SUMS_OF_16 if self.minus else act.SUMS_OF_32) + 4 * i)), I16X32)
+            offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, p.pairs + i * VECTOR), I16X32), sums)
+        d = e.load(ir.VectorType(ir.FloatType(), 16), address, p.d)
+        if self.minus:
+            return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(self.minus, I32X16))), d.type))
+        dmin = e.load(d.type, address, p.dmin)
+        return b.fsub(b.fmul(d, b.sitofp(total, d.type)), b.fmul(dmin, b.sitofp(offset, d.type)))

@@ -1,0 +1,23 @@
+"""F16: a weight is an IEEE half float."""
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from ..simd import I16X16, Emitter, load_f16
+
+BLOCK, BYTES, KIND = 1, 2, "float"
+
+
+@njit(inline="always")
+def value(p, i):
+    return load_f16(p + 2 * i)
+
+
+def load(e: Emitter, p: Any) -> Any:
+    return e.f16_to_f32(e.load(I16X16, p))
+
+
+def load_one(e: Emitter, p: Any) -> Any:
+    return e.load_f16(p)

@@ -1,0 +1,73 @@
+"""Q6_K: 256 weights in 210 bytes (block_q6_K in ggml-common.h), two halves of 128 weights.
+
+    0  2 * 64 bytes: the lower four bits; of each half the first 64 weights in the low nibbles, the others in the high ones
+  128  2 * 32 bytes: the upper two bits; bits 2j, 2j+1 of byte i belong to weight 32 * j + i of the half
+  192  16 i8: scales, for parts of 16 weights
+  208  f16 d
+
+weight = d * scale * (q - 32)
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import njit
+
+from .. import layout as act
+from ..simd import F32, I8, I8X16, I8X32, I8X64, I16X16, I32, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
+from . import _kquants as k
+
+BLOCK, BYTES, KIND = 256, 210, "q8k"
+PANEL = k.Panel(16)
+TILE = k.Tile(PANEL, minus=32)
+
+
+@njit(inline="always")
+def value(p, i):
+    half, j = i // 128, i % 128
+    low = load_u8(p + half * 64 + j % 64) >> (j // 64 * 4) & 15
+    high = load_u8(p + 128 + half * 32 + j % 32) >> (j // 32 * 2) & 3
+    return load_f16(p + 208) * as_f32(load_i8(p + 192 + i // 16)) * as_f32((low | high << 4) - 32)
+
+
+def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[Any]:
+    b = e.b
+    quants = []
+    for half in range(2):
+        both, high = e.load(I8X64, p, 64 * half), e.load(I8X32, p, 128 + 32 * half)
+        mask, n = e.int(0x30, I8X32), lambda value: e.int(value, I8X32)
+        upper = [b.and_(x, mask) for x in (b.shl(high, n(4)), b.shl(high, n(2)), high, b.lshr(high, n(2)))]
+        quants += [b.or_(b.and_(both, e.int(15, I8X64)), e.concat(upper[0], upper[1])),
+                   b.or_(b.lshr(both, e.int(4, I8X64)), e.concat(upper[2], upper[3]))]
+    scales = b.sext(e.load(I8X16, p, 192), I32X16)
+    spread = [e.shuffle(scales, [4 * i + lane // 4 for lane in range(16)]) for i in range(4)]
+    d = e.load_f16(p, 208)
+    results = []
+    for a in acts:
+        sums = b.sext(e.load(I16X16, a.sums, act.SUMS_OF_16), I32X16)
+        total = b.mul(b.mul(scales, sums), e.int(-32, I32X16))
+        for i, (quant, scale) in enumerate(zip(quants, spread)):
+            total = b.add(total, b.mul(e.dot4(e.int(0, I32X16), quant, e.load(I8X64, a.q, 64 * i), u_below_128=True), scale))
+        results.append(b.fmul(d, b.sitofp(e.sum_i32(total), F32)))
+    return results
+
+
+def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
+    b = e.b
+    words = [word for offset in (0, 64, 128) for word in k.transposed_words(e, rows, offset)] + k.transposed_words(e, rows, 144)[12:]
+    nibble, two, four = e.int(0x0F0F0F0F, I32X16), e.int(0x03030303, I32X16), e.int(4, I32X16)
+    for half in range(2):
+        for i in range(16):
+            word, high = words[16 * half + i], words[32 + 8 * half + i % 8]
+            for part, low in enumerate((b.and_(word, nibble), b.and_(b.lshr(word, four), nibble))):
+                upper = b.and_(b.lshr(high, e.int(4 * part + 2 * (i // 8), I32X16)), two)
+                e.store(b.or_(low, b.shl(upper, four)), panel, (32 * half + 16 * part + i) * k.VECTOR)
+    scales = [b.ashr(b.shl(words[48 + j // 4], e.int(24 - 8 * (j % 4), I32X16)), e.int(24, I32X16)) for j in range(16)]
+    for j, scale in enumerate(scales):
+        e.store(scale, panel, PANEL.scales + j * k.VECTOR)
+    for j in range(0, 16, 2):
+        pair = b.or_(b.and_(scales[j], e.int(0xFFFF, I32X16)), b.shl(scales[j + 1], e.int(16, I32X16)))
+        e.store(pair, panel, PANEL.pairs + j // 2 * k.VECTOR)
+    e.store(k.gathered_halves(e, rows, 208), panel, PANEL.d)

@@ -1,0 +1,26 @@
+"""Q8_0: 32 weights in 34 bytes (block_q8_0 in ggml-common.h): f16 d, 32 i8 quants. weight = d * q"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numba import njit
+
+from ..simd import I8X32, I32X16, Emitter, as_f32, load_f16, load_i8
+from ._blocks import load_words
+
+BLOCK, BYTES, KIND = 32, 34, "q8_0"
+SIGNED, OFFSET = True, 128  # signed in the dot; in a panel every quant is raised by 128
+
+
+@njit(inline="always")
+def value(p, i):
+    return load_f16(p) * as_f32(load_i8(p + 2 + i))
+
+
+def load_pair(e: Emitter, p: Any, q: Any) -> Any:
+    return e.concat(e.load(I8X32, p, 2), e.load(I8X32, q, 2))
+
+
+def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:
+    return [e.b.xor(word, e.int(0x80808080, I32X16)) for word in load_words(e, rows, 2, 8)]

@@ -1,0 +1,217 @@
+"""Vectors as Numba values, and the primitives that kernels are written with.
+
+A `Vec` is a Numba type that LLVM keeps in a register. Vectors have the same width everywhere, 64 bytes of 8-bit lanes or 16 lanes of 32 bits: on a
+CPU with shorter registers LLVM cuts them. So a kernel is written once, and an ISA's file holds only the few operations that LLVM
+would not find by itself: the dot product of bytes, and conversions of half floats.
+
+Larger pieces of kernels are emitted by Python functions that take an `Emitter`; `intrinsic_of` makes them callable from Numba code.
+"""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+I8, I16, I32, I64, HALF, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
+LANES = 16
+I32X16, F32X16, I16X16, I16X32, I8X32, I8X64, I8X16 = (
+    ir.VectorType(I32, 16), ir.VectorType(F32, 16), ir.VectorType(I16, 16), ir.VectorType(I16, 32), ir.VectorType(I8, 32), ir.VectorType(I8, 64),
+    ir.VectorType(I8, 16))
+
+
+class Vec(types.Type):  # type: ignore[misc]
+    """The Numba type of an LLVM vector."""
+
+    def __init__(self, llvm: ir.VectorType) -> None:
+        self.llvm = llvm
+        super().__init__(name=f"Vec({llvm})")
+
+
+@register_model(Vec)
+class VecModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vec) -> None:
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+_isa: Any = None
+
+
+def set_isa(name: str) -> None:
+    """Emit code for this ISA from now on. The compiler calls it before it lowers a kernel."""
+    global _isa
+    _isa = importlib.import_module(f".{name}", __name__)
+
+
+class Emitter:
+    """LLVM's builder with the operations that kernels need. Addresses are i64 values, offsets Python integers or i64 values."""
+
+    def __init__(self, builder: Any) -> None:
+        self.b = builder
+        self.isa = _isa
+
+    def int(self, value: int, kind: Any = I64) -> Any:
+        return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+    def float(self, value: float, kind: Any = F32) -> Any:
+        return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+    def at(self, address: Any, offset: Any) -> Any:
+        if isinstance(offset, int):
+            return self.b.add(address, self.int(offset)) if offset else address
+        return self.b.add(address, offset)
+
+    def load(self, kind: Any, address: Any, offset: Any = 0) -> Any:
+        value = self.b.load(self.b.inttoptr(self.at(address, offset), kind.as_pointer()))
+        value.align = 1
+        return value
+
+    def store(self, value: Any, address: Any, offset: Any = 0) -> None:
+        self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
+
+    def shuffle(self, x: Any, mask: Sequence[int], y: Any = None) -> Any:
+        mask_type = ir.VectorType(I32, len(mask))
+        return self.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined) if y is None else y, ir.Constant(mask_type, list(mask)))
+
+    def splat(self, scalar: Any, lanes: int = LANES) -> Any:
+        kind = ir.VectorType(scalar.type, lanes)
+        return self.shuffle(self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, self.int(0, I32)), [0] * lanes)
+
+    def concat(self, x: Any, y: Any) -> Any:
+        return self.shuffle(x, range(2 * x.type.count), y)
+
+    def half(self, x: Any, which: int) -> Any:
+        n = x.type.count // 2
+        return self.shuffle(x, range(which * n, which * n + n))
+
+    def call(self, name: str, result: Any, *args: Any) -> Any:
+        function = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(result, [a.type for a in args]), name)
+        return self.b.call(function, args)
+
+    def var(self, value: Any) -> Any:
+        """A variable, which LLVM turns into a register."""
+        slot = cgutils.alloca_once(self.b, value.type)
+        self.b.store(value, slot)
+        return slot
+
+    @contextmanager
+    def loop(self, count: Any) -> Iterator[Any]:
+        """The body is emitted once and runs with the index 0 .. count-1, an i64."""
+        with cgutils.for_range(self.b, count) as body:
+            yield body.index
+
+    def sum_i32(self, x: Any) -> Any:
+        """The sum of all lanes: integers, so in any order."""
+        return self.call(f"llvm.vector.reduce.add.v{x.type.count}i32", I32, x)
+
+    def tree(self, combine: Callable[[Any, Any], Any], x: Any) -> Any:
+        """All lanes combined pairwise, upper half with lower half: the one order in which floats are reduced."""
+        while x.type.count > 1:
+            x = combine(self.half(x, 0), self.half(x, 1))
+        return self.b.extract_element(x, self.int(0, I32))
+
+    def sum_f32(self, x: Any) -> Any:
+        return self.tree(self.b.fadd, x)
+
+    def larger(self, x: Any, y: Any) -> Any:
+        return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
+
+    def abs(self, x: Any) -> Any:
+        ints = ir.VectorType(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32
+        return self.b.bitcast(self.b.and_(self.b.bitcast(x, ints), self.int(0x7FFFFFFF, ints)), x.type)
+
+    def nearest(self, x: Any) -> Any:
+        """Round to the nearest integer, ties to even, as i32 lanes, for |x| < 2**22: the sum with 1.5 * 2**23 has the integer in its last bits."""
+        magic = 12582912.0
+        kind = ir.VectorType(I32, x.type.count)
+        bits = self.b.bitcast(self.b.fadd(x, self.float(magic, x.type)), kind)
+        return self.b.sub(bits, self.int(0x4B400000, kind))
+
+    def exp(self, x: Any) -> Any:
+        """e**x, relative error below 2e-7, 0 below -87, exactly 1 at 0; NaN stays NaN. Reduction and polynomial as in Cephes' expf."""
+        b, f = self.b, lambda value: self.float(value, x.type)
+        clamped = b.select(b.fcmp_ordered("<", x, f(-87.0)), f(-87.0), x)
+        clamped = b.select(b.fcmp_ordered(">", clamped, f(88.0)), f(88.0), clamped)
+        n = self.nearest(b.fmul(clamped, f(1.44269504088896341)))
+        n_float = b.sitofp(n, x.type)
+        r = b.fsub(b.fsub(clamped, b.fmul(n_float, f(0.693359375))), b.fmul(n_float, f(-2.12194440e-4)))
+        p = f(1.9875691500e-4)
+        for c in 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1:
+            p = b.fadd(b.fmul(p, r), f(c))
+        p = b.fadd(b.fadd(b.fmul(p, b.fmul(r, r)), r), f(1.0))
+        power = b.bitcast(b.shl(b.add(n, self.int(127, n.type)), self.int(23, n.type)), x.type)
+        return b.select(b.fcmp_ordered("<", x, f(-87.0)), f(0.0), b.fmul(p, power))
+
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z, rounded once where the ISA has an instruction for it."""
+        return self.isa.fma(self, x, y, z)
+
+    def f16_to_f32(self, halves: Any) -> Any:
+        """i16 lanes (or one i16) holding half floats -> f32."""
+        return self.isa.f16_to_f32(self, halves)
+
+    def f32_to_f16(self, x: Any) -> Any:
+        """f32 lanes (or one f32) -> half floats in i16, rounded to nearest even."""
+        return self.isa.f32_to_f16(self, x)
+
+    def dot4(self, acc: Any, u: Any, s: Any, u_below_128: bool = False) -> Any:
+        """acc[i] += sum of 4 products u8 * i8: i32x16, i8x64 unsigned, i8x64 signed. Exact."""
+        return self.isa.dot4(self, acc, u, s, u_below_128)
+
+    def dot4_signed(self, acc: Any, w: Any, s: Any) -> Any:
+        """acc[i] += sum of 4 products i8 * i8, where s is never -128. Exact."""
+        return self.isa.dot4_signed(self, acc, w, s)
+
+    def dot2(self, acc: Any, x: Any, y: Any) -> Any:
+        """acc[i] += sum of 2 products i16 * i16: i32x16, i16x32, i16x32. Exact."""
+        return self.isa.dot2(self, acc, x, y)
+
+    def load_f16(self, address: Any, offset: Any = 0) -> Any:
+        return self.f16_to_f32(self.load(I16, address, offset))
+
+    def transpose16(self, rows: Sequence[Any]) -> list[Any]:
+        """16 vectors of 16 lanes -> 16 vectors, the i-th holding lane i of each."""
+        for step in 1, 2, 4, 8:
+            out = list(rows)
+            low = [i + (i & step and 16 - step) for i in range(16)]
+            high = [(i | step) + (16 if i & step else 0) for i in range(16)]
+            for i in range(16):
+                if not i & step:
+                    out[i] = self.shuffle(rows[i], low, rows[i | step])
+                    out[i | step] = self.shuffle(rows[i], high, rows[i | step])
+            rows = out
+        return list(rows)
+
+
+def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function of an Emitter and LLVM values callable from Numba code. `result` and `arguments` are Numba types."""
+    def decorate(function: Callable[..., Any]) -> Any:
+        def typing(typing_context: Any, *args: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                value = function(Emitter(builder), *values)
+                return context.get_dummy_value() if value is None else value
+            return result(*arguments), codegen
+        names = ", ".join(f"a{i}" for i in range(len(arguments)))
+        scope: dict[str, Any] = {"typing": typing}
+        exec(f"def op(typing_context, {names}):\n    return typing(typing_context, {names})", scope)  # Numba wants named parameters
+        return intrinsic(scope["op"])
+    return decorate
+
+
+i64, i32, f32, void = types.int64, types.int32, types.float32, types.void
+load_i64 = intrinsic_of(i64, i64)(lambda e, address: e.load(I64, address))
+load_i32 = intrinsic_of(i64, i64)(lambda e, address: e.b.sext(e.load(I32, address), I64))
+load_f32 = intrinsic_of(f32, i64)(lambda e, address: e.load(F32, address))
+load_u8 = intrinsic_of(i64, i64)(lambda e, address: e.b.zext(e.load(I8, address), I64))
+load_i8 = intrinsic_of(i64, i64)(lambda e, address: e.b.sext(e.load(I8, address), I64))
+load_f16 = intrinsic_of(f32, i64)(lambda e, address: e.load_f16(address))
+load_bf16 = intrinsic_of(f32, i64)(lambda e, address: e.b.bitcast(e.b.shl(e.b.zext(e.load(I16, address), I32), e.int(16, I32)), F32))
+store_i64 = intrinsic_of(void, i64, i64)(lambda e, address, value: e.store(value, address))
+store_f32 = intrinsic_of(void, i64, f32)(lambda e, address, value: e.store(value, address))
+store_f16 = intrinsic_of(void, i64, f32)(lambda e, address, value: e.store(e.f32_to_f16(value), address))
+as_f32 = intrinsic_of(f32, i64)(lambda e, value: e.b.sitofp(value, F32))

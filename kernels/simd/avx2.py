@@ -1,0 +1,61 @@
+"""x86-64-v3: 32-byte registers with FMA and F16C."""
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from . import F32, HALF, I8, I16, I32, I16X32, I8X64
+
+I8X32, I16X16, I32X8 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+
+
+def _like(x: Any, element: Any) -> Any:
+    return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
+
+
+def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
+    suffix = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
+    return e.call(f"llvm.fma.{suffix}", x.type, x, y, z)
+
+
+def f16_to_f32(e: Any, halves: Any) -> Any:
+    return e.b.fpext(e.b.bitcast(halves, _like(halves, HALF)), _like(halves, F32))
+
+
+def f32_to_f16(e: Any, x: Any) -> Any:
+    return e.b.bitcast(e.b.fptrunc(x, _like(x, HALF)), _like(x, I16))
+
+
+def _halves(e: Any, operation: Any, *operands: Any) -> Any:
+    """An operation on 32-byte registers, done on both halves of 64-byte vectors."""
+    return e.concat(*(operation(*(e.half(x, which) for x in operands)) for which in (0, 1)))
+
+
+def _madd(e: Any, x: Any, y: Any) -> Any:
+    """i16x32, i16x32 -> i32x16: sums of two neighbours' products."""
+    return _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.wd", I32X8, p, q), x, y)
+
+
+def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+    """`maddubs` saturates at 16 bits: 2 * 127 * 127 fits, 2 * 255 * 127 does not."""
+    b = e.b
+    if u_below_128:
+        return b.add(acc, _madd(e, _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s), e.int(1, I16X32)))
+    eight = e.int(8, I16X32)
+    u, s = b.bitcast(u, I16X32), b.bitcast(s, I16X32)
+    even = _madd(e, b.and_(u, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight))
+    odd = _madd(e, b.lshr(u, eight), b.ashr(s, eight))
+    return b.add(acc, b.add(even, odd))
+
+
+def dot4_signed(e: Any, acc: Any, w: Any, s: Any) -> Any:
+    """|w| times s with w's sign: 2 * 128 * 127 fits into 16 bits."""
+    b = e.b
+    negative = b.icmp_signed("<", w, e.int(0, I8X64))
+    u = b.select(negative, b.neg(w), w)
+    return dot4(e, acc, u, b.select(negative, b.neg(s), s), u_below_128=True)
+
+
+def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
+    return e.b.add(acc, _madd(e, x, y))

@@ -1,0 +1,78 @@
+"""Plain LLVM vector IR: right on every target, and without calls into a library."""
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from . import F32, I16, I16X32, I32
+
+
+def _like(x: Any, element: Any) -> Any:
+    return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
+
+
+def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
+    """Two roundings: llvm.fma would call a library function where there is no instruction."""
+    return e.b.fadd(e.b.fmul(x, y), z)
+
+
+def f16_to_f32(e: Any, halves: Any) -> Any:
+    """By integers: `fpext half` calls a library function on a CPU without F16C."""
+    b, kind, floats = e.b, _like(halves, I32), _like(halves, F32)
+    wide = b.zext(halves, kind)
+    magnitude = b.and_(wide, e.int(0x7FFF, kind))
+    scaled = b.fmul(b.bitcast(b.shl(magnitude, e.int(13, kind)), floats), e.float(2.0**112, floats))  # right for subnormals too
+    bits = b.bitcast(scaled, kind)
+    special = b.icmp_unsigned(">=", magnitude, e.int(0x7C00, kind))
+    bits = b.select(special, b.or_(bits, e.int(0x7F800000, kind)), bits)
+    return b.bitcast(b.or_(bits, b.shl(b.and_(wide, e.int(0x8000, kind)), e.int(16, kind))), floats)
+
+
+def f32_to_f16(e: Any, x: Any) -> Any:
+    """To nearest even. Below the normal range adding a power of two lets the FPU round; in it, integers do."""
+    b, kind, floats = e.b, _like(x, I32), _like(x, F32)
+    n = lambda value: e.int(value, kind)  # noqa: E731
+    bits = b.bitcast(x, kind)
+    sign = b.and_(bits, n(0x80000000))
+    bits = b.xor(bits, sign)
+    magic = ((127 - 15) + (23 - 10) + 1) << 23
+    small = b.sub(b.bitcast(b.fadd(b.bitcast(bits, floats), b.bitcast(n(magic), floats)), kind), n(magic))
+    odd = b.and_(b.lshr(bits, n(13)), n(1))
+    normal = b.lshr(b.add(b.add(bits, n((((15 - 127) << 23) + 0xFFF) & 0xFFFFFFFF)), odd), n(13))
+    large = b.select(b.icmp_unsigned(">", bits, n(255 << 23)), n(0x7E00), n(0x7C00))
+    out = b.select(b.icmp_unsigned("<", bits, n(113 << 23)), small, normal)
+    out = b.select(b.icmp_unsigned(">=", bits, n((127 + 16) << 23)), large, out)
+    return b.trunc(b.or_(out, b.lshr(sign, n(16))), _like(x, I16))
+
+
+def _pairs(e: Any, products: Any, kind: Any) -> Any:
+    """i16 lanes -> i32 lanes that hold the sum of two neighbours."""
+    wide, sixteen = e.b.bitcast(products, kind), e.int(16, kind)
+    return e.b.add(e.b.ashr(e.b.shl(wide, sixteen), sixteen), e.b.ashr(wide, sixteen))
+
+
+def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+    """In 16-bit lanes: a product of u8 and i8 lies in -32640 .. 32385."""
+    b, eight = e.b, e.int(8, I16X32)
+    u, s = b.bitcast(u, I16X32), b.bitcast(s, I16X32)
+    even = b.mul(b.and_(u, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight))
+    odd = b.mul(b.lshr(u, eight), b.ashr(s, eight))
+    return b.add(acc, b.add(_pairs(e, even, acc.type), _pairs(e, odd, acc.type)))
+
+
+def dot4_signed(e: Any, acc: Any, w: Any, s: Any) -> Any:
+    """In 16-bit lanes: a product of two i8 of which one is not -128 lies in -16256 .. 16256."""
+    b, eight = e.b, e.int(8, I16X32)
+    w, s = b.bitcast(w, I16X32), b.bitcast(s, I16X32)
+    even = b.mul(b.ashr(b.shl(w, eight), eight), b.ashr(b.shl(s, eight), eight))
+    odd = b.mul(b.ashr(w, eight), b.ashr(s, eight))
+    return b.add(acc, b.add(_pairs(e, even, acc.type), _pairs(e, odd, acc.type)))
+
+
+def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
+    """In 32-bit lanes."""
+    b, kind, sixteen = e.b, acc.type, e.int(16, acc.type)
+    x, y = b.bitcast(x, kind), b.bitcast(y, kind)
+    low = b.mul(b.ashr(b.shl(x, sixteen), sixteen), b.ashr(b.shl(y, sixteen), sixteen))
+    return b.add(acc, b.add(low, b.mul(b.ashr(x, sixteen), b.ashr(y, sixteen))))
