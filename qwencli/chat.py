@@ -4,10 +4,15 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, ModelError
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
 Message = Mapping[str, str]
 """`role` and `content`, as in OpenAI's API."""
@@ -20,7 +25,7 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
-        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()])
         env.filters["tojson"] = _to_json
         env.globals["raise_exception"] = _raise_exception
         env.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
@@ -45,13 +50,18 @@ class ChatTemplate:
         """Token ids of the rendered conversation, in which only the template's own text can name control tokens.
 
         A user who writes `<|im_end|>` has written ten characters: before rendering, a character that no text holds is put into each control
-        token's name, and the tokenizer drops it again.
+        token's name, and the tokenizer drops it again. The template knows the texts of the file's `bos_token` and `eos_token`; a BOS token
+        that both it and the file ask for comes once, as in llama.cpp.
         """
         guard = next((c for c in _NONCHARACTERS if not any(c in text for m in messages for text in m.values())), None)
         if guard is None:
             raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
         guarded = [{key: _guarded(text, tokenizer.control_texts, guard) for key, text in m.items()} for m in messages]
-        text = self.render(guarded, **variables)
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
+        text = self.render(guarded, **(named | variables))
+        if tokenizer.add_bos:
+            text = text.removeprefix(named["bos_token"])
         return tokenizer.encode(text, add_special=True, parse_special=True, guard=guard)
 
 
@@ -62,9 +72,24 @@ def _guarded(text: str, control_texts: Sequence[str], guard: str) -> str:
     return text
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
-    """JSON as transformers' templates get it: jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+def _generation_tag() -> type[Extension]:
+    """Lets templates mark answers for training, by `{% generation %}` ... `{% endgeneration %}`; what is between them is rendered."""
+    from jinja2.ext import Extension
+
+    class GenerationTag(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return GenerationTag
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+             sort_keys: bool = False) -> str:
+    """JSON as transformers' templates get it, with its parameters in its order: jinja's own filter would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
