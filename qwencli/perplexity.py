@@ -79,10 +79,11 @@ def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[in
     parts = []
     for i in range(0, len(hidden), step):
         logits = backend.run([LOGITS], feed={HIDDEN: hidden[i:i + step]})[LOGITS]
-        largest = logits.max(axis=-1, keepdims=True)
-        sums = np.exp(logits - largest).sum(axis=-1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # what isn't finite is the caller's to report
+            logits = logits - logits.max(axis=-1, keepdims=True)
+        sums = np.exp(logits).sum(axis=-1, dtype=np.float64)
         wanted = np.take_along_axis(logits, np.asarray(targets[i:i + step])[:, None], axis=-1)
-        parts.append(np.log(sums) - (wanted - largest)[:, 0])
+        parts.append(np.log(sums) - wanted[:, 0])
     return np.concatenate(parts)
 
 

@@ -4,6 +4,7 @@
     python scripts/make_oracles.py models [FOLDER SEED]     hidden states and logits of tiny Qwen2 and Qwen3 models, by transformers
     python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
     python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in its default order
+    python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
 
 Needs the extra `oracle`.
 """
@@ -192,8 +193,35 @@ def llama_samplers(chosen: dict[str, Any], logits: list[float], tokens: list[int
     return [(token, float(f"{weight / weights.sum():.9g}")) for (token, _), weight in zip(left, weights)]
 
 
+def make_perplexity(text: str, *models: str) -> None:
+    """What `llama-perplexity -c 256 -f TEXT` prints after each chunk (tools/perplexity/perplexity.cpp), unrounded."""
+    path = ORACLES / "perplexity.json"
+    running = json.loads(path.read_text()) if path.exists() else {}
+    for model in models:
+        running.setdefault(Path(text).name, {})[Path(model).name] = running_perplexity(model, Path(text).read_bytes())
+    path.write_text(json.dumps(running, indent=0).replace(",\n", ",") + "\n")
+
+
+def running_perplexity(model: str, text: bytes, n_ctx: int = 256) -> list[float]:
+    from llama_cpp import Llama
+    llama = Llama(model_path=model, n_ctx=n_ctx, n_batch=n_ctx, logits_all=True, n_threads=2, n_threads_batch=2, verbose=False)
+    tokens = llama.tokenize(text, add_bos=True, special=False)
+    nll: list[float] = []
+    running = []
+    for start in range(0, len(tokens) // n_ctx * n_ctx, n_ctx):
+        chunk = tokens[start:start + n_ctx]
+        llama.reset()
+        llama.eval(chunk)
+        logits = llama.scores[n_ctx // 2:n_ctx - 1].astype(np.float64)
+        largest = logits.max(-1)
+        chances = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
+        nll += (chances - logits[np.arange(len(logits)), chunk[n_ctx // 2 + 1:]]).tolist()
+        running.append(float(f"{np.exp(np.mean(nll)):.8g}"))
+    return running
+
+
 if __name__ == "__main__":
-    modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling}
+    modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])

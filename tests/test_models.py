@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import naive
 import numpy as np
 import pytest
 import tiny_models
@@ -60,6 +61,15 @@ def compare(oracle: Path, path: Path) -> None:
         found = run_whole(backend(path, c, int(expected["seed"])), names(c), expected["tokens"].tolist())
         for name in names(c):
             np.testing.assert_allclose(found[name][expected["rows"]], expected[name], rtol=0, atol=1e-4, err_msg=f"{oracle.stem} {name}")
+
+
+@pytest.mark.parametrize("oracle", ["qwen3-gqa-tied", "qwen3-output", "qwen2-biases"])
+def test_the_naive_twin_of_other_tests_agrees_with_transformers(oracle: str) -> None:
+    with np.load(ORACLES[0].with_name(f"{oracle}.npz")) as expected:
+        c = json.loads(str(expected["config"]))
+        found = naive.forward(c, tiny_models.weights(c, int(expected["seed"])), expected["tokens"].tolist())
+        for name in names(c):
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "qwen2"])
