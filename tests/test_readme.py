@@ -1,0 +1,133 @@
+"""README.md stays true: its commands run, with the output that it shows, its flags exist and its links lead somewhere."""
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from qwencli.cli import cli
+from qwencli.model_path import EMBEDDED, VARIABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^```sh\n(.+)\n```$", README, re.M)
+"""The lines of shell; each block has one, so that it can be copied whole."""
+SHOWN = re.findall(r"^```sh\n(.+)\n```\n```text\n((?:.*\n)+?)```$", README, re.M)
+"""Those whose output follows, with it."""
+LLAMA_CPP_DIFFERS = 1.5e-3
+"""How far a perplexity may be from llama.cpp's on quantized weights, relative: backends differ in how they quantize activations."""
+
+
+def options(name: str) -> set[str]:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, f"there is no command {name}"
+    return {option for parameter in command.params for option in parameter.opts} | {"--help"}
+
+
+def calls(line: str) -> list[list[str]]:
+    """The words behind `qwencli` of each call in a shell line: its subcommand and arguments."""
+    words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
+    found: list[list[str]] = []
+    inside = False
+    for word in words:
+        if re.fullmatch(r"(.*/)?qwencli", word):
+            found.append([])
+            inside = True
+        elif not word.strip("();<>|&"):
+            inside = False
+        elif inside:
+            found[-1].append(word)
+    return found
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `qwencli` is the package under test and the model is the embedded one."""
+    if os.name != "posix":
+        pytest.skip("README.md shows a POSIX shell")
+    program = tmp_path / "bin" / "qwencli"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli \"$@\"\n")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", VARIABLE: str(EMBEDDED)}
+
+
+def run(line: str, env: dict[str, str]) -> str:
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_block_of_shell_is_one_line() -> None:
+    assert len(COMMANDS) == README.count("```sh\n") > 5
+    assert len(SHOWN) == README.count("```text\n") > 5
+    assert not any("install" in line for line, _ in SHOWN)  # these are run here, and must change nothing
+
+
+def test_the_readme_shows_every_command() -> None:
+    used = {call[0] for line in COMMANDS for call in calls(line)}
+    assert used == set(cli.list_commands(click.Context(cli)))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_flags_of_the_commands_exist(line: str) -> None:
+    for name, *arguments in calls(line):
+        assert {word for word in arguments if word.startswith("-") and word != "-"} <= options(name)
+
+
+def test_flags_in_the_prose_exist() -> None:
+    prose = re.sub(r"^```.+?^```$", "", README, flags=re.M | re.S)
+    mentioned = set(re.findall(r"`(--?[a-z][a-z-]*)`", prose))
+    assert mentioned <= set().union(*map(options, cli.list_commands(click.Context(cli))))
+    assert "--no-mmap" in mentioned
+
+
+@pytest.mark.parametrize(("line", "expected"), [pytest.param(*shown, id=shown[0]) for shown in SHOWN])
+def test_output_is_what_the_readme_shows(line: str, expected: str, shell: dict[str, str]) -> None:
+    """`...` in the README stands for anything; perplexities may differ as little as llama.cpp's do."""
+    got, expected = run(line, shell).rstrip("\n"), expected.rstrip("\n")
+    if "perplexity" in line:
+        number = re.compile(r"\d+\.\d+")
+        assert number.sub("", got) == number.sub("", expected)
+        *running, error = map(float, number.findall(expected))
+        *running_now, error_now = map(float, number.findall(got))
+        assert running_now == pytest.approx(running, rel=LLAMA_CPP_DIFFERS)
+        assert error_now == pytest.approx(error, rel=0.02)
+    else:
+        assert re.fullmatch(".*".join(map(re.escape, expected.split("..."))), got, re.S), got
+
+
+def test_perplexity_is_llama_cpps() -> None:
+    """The figure in the text comes from llama-cpp-python 0.3.36, for the same file, text and context, summed as llama-perplexity does."""
+    theirs, = re.findall(r"its own figure here is ([\d.]+)\)", README)
+    ours, = re.findall(r"Final estimate: PPL = ([\d.]+)", README)
+    assert float(ours) == pytest.approx(float(theirs), rel=LLAMA_CPP_DIFFERS)
+
+
+def test_the_library_continues_as_the_command_does(tmp_path: Path, shell: dict[str, str]) -> None:
+    program, = re.findall(r"^```python\n(.+?)^```$", README, re.M | re.S)
+    shutil.copy(EMBEDDED, tmp_path / "model.gguf")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**shell, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 100
+    assert done.stdout == run('qwencli run --raw -p "Once upon a time" -n 64 --temp 0', shell)
+
+
+def test_links_lead_somewhere() -> None:
+    for name in "README.md", "CONTRIBUTING.md":
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_ci_finds_its_command() -> None:
+    """`.ci/run` runs the one line of the README that has scripts/check in it."""
+    assert sum("scripts/check" in line for line in COMMANDS) == 1
+    assert os.access(ROOT / "scripts/check", os.X_OK)
