@@ -54,12 +54,16 @@ def _sources() -> str:
 class Kernels:
     """The kernels of one ISA, loaded into this process. They live as long as it does."""
 
-    def __init__(self, isa: ISA, report: Report | None = None) -> None:
+    def __init__(self, isa: ISA) -> None:
         self.isa = isa
-        self._report = report or (lambda message: None)
+        self.report: Report | None = None
         self._addresses: dict[str, int] = {}
         self._engine: Any = None
         self._lock = threading.Lock()
+
+    def _say(self, message: str) -> None:
+        if self.report:
+            self.report(message)
 
     @property
     def folder(self) -> Path:
@@ -81,7 +85,7 @@ class Kernels:
                 codes[spec] = code
         todo = [spec for spec in specs if spec not in codes]
         if todo:
-            self._report(f"compiling {len(todo)} kernels for this CPU ({self.isa.name}), once: {', '.join(todo)}")
+            self._say(f"compiling {len(todo)} kernels for this CPU ({self.isa.name}), once: {', '.join(todo)}")
             from .compiler import compile_kernels
             for spec, code in compile_kernels(self.isa, todo):
                 codes[spec] = code
@@ -116,7 +120,7 @@ class Kernels:
                 os.unlink(part)
                 raise
         except OSError as error:
-            self._report(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
+            self._say(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
 
     def _link(self, spec: str, code: bytes) -> int:
         import llvmlite.binding as llvm

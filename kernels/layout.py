@@ -43,3 +43,24 @@ def panel_bytes(kind: str, n_cols: int) -> int:
     if kind == "q8_0":
         return n_cols // Q8_0_BLOCK * BLOCK_Q8_0 * (PANEL_ROWS // LANES)
     return n_cols * 4 * PANEL_ROWS
+
+
+class Word:
+    """Where things are in the team's state, an array of int64; words that are written often have 128 bytes of their own."""
+    EPOCH, ABORT, STOP = 0, 16, 32
+    ROWS, N_ROWS, CLAIMS, YIELD, RESUME, FINISHED, SPINS, PATIENCE = range(48, 56)
+    STATUS = 64
+    STATUS_WORDS = 16
+
+
+ROW_WORDS, CLAIM_WORDS = 6, 16
+"""int64 of a program row, and of a row's claim and count."""
+ATTENTION_ITEM, ATTENTION_RECORD = 8, 3
+"""int64 of an item of attention, and of a record of its merge."""
+QUERIES_AT_ONCE = 32
+"""About how many queries an item of attention has when there are many tokens."""
+
+
+def attention_scratch(n_queries: int, head_dim: int) -> int:
+    """Bytes for the queries of an item: scores of a page, two partial results, a factor."""
+    return 4 * n_queries * (PAGE + 2 * (head_dim + LANES) + LANES)

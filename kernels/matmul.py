@@ -335,10 +335,11 @@ def build_many(quant: Any, family: Any) -> Any:
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)
         n_tokens = load_i64(load_i64(args))
-        for row in range(first, last, 32):
-            unpack(args, row, scratch)
-            for token in range(0, n_tokens, n_tile):
-                tile(args, row, token, scratch)
+        if n_tokens > 0:
+            for row in range(first, last, 32):
+                unpack(args, row, scratch)
+                for token in range(0, n_tokens, n_tile):
+                    tile(args, row, token, scratch)
     return many
 
 

@@ -1,10 +1,16 @@
 """Rotary position embedding: its settings, read from a file's metadata as llama.cpp reads them."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .errors import ModelError
 from .gguf_file import GGUFFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,26 @@ class RopeParams:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     n_ctx_orig: int = 0
+
+    def frequencies(self) -> tuple[NDArray[np.float64], float]:
+        """The angle that each pair of values turns from one position to the next, [n_rot / 2], and the factor of cosine and sine.
+
+        YaRN as in its paper, section 3.2, with the borders rounded outwards as its authors' code does.
+        """
+        import numpy as np
+        i = np.arange(self.n_rot // 2)
+        extrapolated = self.freq_base ** (-2.0 * i / self.n_rot)
+        interpolated = extrapolated * self.freq_scale
+        if not self.ext_factor:
+            return interpolated, self.attn_factor
+
+        def dimension(n_turns: float) -> float:
+            return self.n_rot * math.log(self.n_ctx_orig / (n_turns * 2 * math.pi)) / (2 * math.log(self.freq_base))
+
+        low = max(0, math.floor(dimension(self.beta_fast)))
+        high = min(self.n_rot - 1, math.ceil(dimension(self.beta_slow)))
+        keep = (1 - np.clip((i - low) / max(0.001, high - low), 0, 1)) * self.ext_factor
+        return interpolated * (1 - keep) + extrapolated * keep, self.attn_factor * (1 - 0.1 * math.log(self.freq_scale))
 
 
 def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int) -> RopeParams:

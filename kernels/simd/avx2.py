@@ -59,3 +59,7 @@ def dot4_signed(e: Any, acc: Any, w: Any, s: Any) -> Any:
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
     return e.b.add(acc, _madd(e, x, y))
+
+
+def pause(e: Any) -> None:
+    e.call("llvm.x86.sse2.pause", ir.VoidType())

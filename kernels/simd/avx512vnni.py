@@ -4,9 +4,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import I8X64, I32X16
-from .avx2 import f16_to_f32, f32_to_f16, fma
+from .avx2 import f16_to_f32, f32_to_f16, fma, pause
 
-__all__ = ["dot2", "dot4", "dot4_signed", "f16_to_f32", "f32_to_f16", "fma"]
+__all__ = ["dot2", "dot4", "dot4_signed", "f16_to_f32", "f32_to_f16", "fma", "pause"]
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:

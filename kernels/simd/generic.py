@@ -76,3 +76,7 @@ def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
     x, y = b.bitcast(x, kind), b.bitcast(y, kind)
     low = b.mul(b.ashr(b.shl(x, sixteen), sixteen), b.ashr(b.shl(y, sixteen), sixteen))
     return b.add(acc, b.add(low, b.mul(b.ashr(x, sixteen), b.ashr(y, sixteen))))
+
+
+def pause(e: Any) -> None:
+    """Nothing: there is no portable instruction."""

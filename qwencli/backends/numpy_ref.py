@@ -5,7 +5,6 @@ dequantized again each time, some rows at once.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..gguf_file import GGUFFile, TensorInfo
 from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
-from ..rope import RopeParams
 from . import F32, I32, Batch
 
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
@@ -172,32 +170,12 @@ def reshape(step: Step, node: Tensor, x: F32) -> F32:
 def rope(step: Step, node: Tensor, x: F32, positions: I32) -> F32:
     assert isinstance(node.op, Rope)
     p = node.op.params
-    frequencies, magnitude = rope_frequencies(p)
+    frequencies, magnitude = p.frequencies()
     angles = positions[:, None, None] * frequencies  # float64: positions reach hundreds of thousands
     cos, sin = ((f(angles) * magnitude).astype(np.float32) for f in (np.cos, np.sin))
     half = p.n_rot // 2
     a, b = x[..., :half], x[..., half:p.n_rot]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., p.n_rot:]], axis=-1)
-
-
-def rope_frequencies(p: RopeParams) -> tuple[np.ndarray, float]:
-    """Angles for each position, float64 [n_rot / 2], and the factor of cosine and sine.
-
-    YaRN as in https://arxiv.org/abs/2309.00071, section 3.2, with the borders rounded outwards as its authors' code does.
-    """
-    i = np.arange(p.n_rot // 2)
-    extrapolated = p.freq_base ** (-2.0 * i / p.n_rot)
-    interpolated = extrapolated * p.freq_scale
-    if not p.ext_factor:
-        return interpolated, p.attn_factor
-
-    def dimension(n_turns: float) -> float:
-        return p.n_rot * math.log(p.n_ctx_orig / (n_turns * 2 * math.pi)) / (2 * math.log(p.freq_base))
-
-    low = max(0, math.floor(dimension(p.beta_fast)))
-    high = min(p.n_rot - 1, math.ceil(dimension(p.beta_slow)))
-    keep = (1 - np.clip((i - low) / max(0.001, high - low), 0, 1)) * p.ext_factor
-    return interpolated * (1 - keep) + extrapolated * keep, p.attn_factor * (1 - 0.1 * math.log(p.freq_scale))
 
 
 def kv_store(step: Step, node: Tensor, k: F32, v: F32) -> int:

@@ -1,0 +1,309 @@
+"""Attention over the paged KV cache: heads rotated and stored, queries against the pages, partial results merged.
+
+Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by page, with a
+running softmax; splits are merged in order. Scores sum over the head's values in order, results over positions in order. So one token at a
+time, a whole prompt, and a reused prefix give the same bits.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from . import layout
+from .activations import each_lane, rms_norm
+from .ops import tokens_of
+from .simd import F32, F32X16, I16X16, I32, I32X16, LANES, Emitter, i64, intrinsic_of, load_i64, void
+
+PAGE, SPLIT = layout.PAGE, layout.SPLIT
+PAGES_A_SPLIT = SPLIT // PAGE
+VECTORS = PAGE // LANES
+ITEM_FIELDS = 8
+PARTIAL_EXTRA = LANES
+"""Floats behind a partial result's values: its maximum and its sum, and nothing else."""
+
+
+def build(name: str, *variant: str) -> Any:
+    return {"rotate": build_rotate, "store": build_store, "attend": build_attend, "merge": build_merge}[name](*variant)
+
+
+def rotate_head(e: Emitter, x: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any) -> None:
+    """Normalise one head in place, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2, by cosines and sines from `table`."""
+    b = e.b
+    with b.if_then(b.icmp_unsigned("!=", weight, e.int(0))):
+        rms_norm(e, x, weight, x, head_dim, b.bitcast(b.trunc(eps, I32), F32))
+    half = b.lshr(n_rot, e.int(1))
+    half_bytes = b.shl(half, e.int(2))
+
+    def rotate(offset: Any, kind: Any) -> None:
+        first, second = e.load(kind, x, offset), e.load(kind, e.at(x, half_bytes), offset)
+        cos, sin = e.load(kind, table, offset), e.load(kind, e.at(table, half_bytes), offset)
+        e.store(b.fsub(b.fmul(first, cos), b.fmul(second, sin)), x, offset)
+        e.store(b.fadd(b.fmul(second, cos), b.fmul(first, sin)), e.at(x, half_bytes), offset)
+
+    each_lane(e, half, rotate)
+
+
+rotate_in_place = intrinsic_of(void, *[i64] * 6)(rotate_head)
+
+
+def build_rotate() -> Any:
+    """args: count, unit, x, n_head, head_dim, weight or 0, eps (f32 bits), table, n_rot. Queries, in place."""
+    def rotate(args, chunk, scratch):
+        x, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
+        eps, table, n_rot = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64)
+        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        for t in range(first, last):
+            for head in range(n_head):
+                rotate_in_place(x + 4 * head_dim * (t * n_head + head), weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
+    return rotate
+
+
+def build_store() -> Any:
+    """args: as rotate's for the keys, then values, pages (address of each token's page, this layer not yet added), slots, offset of the layer."""
+    @intrinsic_of(void, i64, i64, i64, i64, i64)
+    def store_head(e: Emitter, k: Any, v: Any, keys: Any, slot: Any, head_dim: Any) -> None:
+        """keys: the head's slab, [head_dim][PAGE] halves for keys, then [PAGE][head_dim] for values."""
+        b = e.b
+        values = b.add(keys, b.mul(head_dim, e.int(2 * PAGE)))
+        with e.loop(head_dim) as i:
+            place = b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1))
+            e.store(e.f32_to_f16(e.load(F32, k, b.shl(i, e.int(2)))), keys, place)
+        row = e.at(values, b.shl(b.mul(slot, head_dim), e.int(1)))
+        each_lane(e, head_dim, lambda offset, kind: e.store(e.f32_to_f16(e.load(kind, v, offset)), row, b.lshr(offset, e.int(1))))
+
+    def store(args, chunk, scratch):
+        k, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
+        eps, table, n_rot, v = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64), load_i64(args + 72)
+        pages, slots, layer_offset = load_i64(args + 80), load_i64(args + 88), load_i64(args + 96)
+        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        for t in range(first, last):
+            page, slot = load_i64(pages + 8 * t) + layer_offset, load_i64(slots + 8 * t)
+            for head in range(n_head):
+                x = 4 * head_dim * (t * n_head + head)
+                rotate_in_place(k + x, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
+                store_head(k + x, v + x, page + 4 * PAGE * head_dim * head, slot, head_dim)
+    return store
+
+
+def score_tile(e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int) -> None:
+    """out[q][PAGE] = scale * (query . key) for a page's keys, [head_dim][PAGE] halves."""
+    b = e.b
+    sums = [[e.var(e.float(0.0, F32X16)) for _ in range(VECTORS)] for _ in queries]
+    with e.loop(e.int(head_dim)) as i:
+        row = b.mul(i, e.int(2 * PAGE))
+        key = [e.f16_to_f32(e.load(I16X16, e.at(keys, row), 32 * j)) for j in range(VECTORS)]
+        for query, total in zip(queries, sums):
+            value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
+            for j in range(VECTORS):
+                b.store(e.fma(value, key[j], b.load(total[j])), total[j])
+    for address, total in zip(out, sums):
+        for j in range(VECTORS):
+            e.store(b.fmul(b.load(total[j]), e.splat(scale)), address, 64 * j)
+
+
+def softmax_step(e: Emitter, scores: Any, state: Any, n_valid: Any) -> Any:
+    """Turn a page's scores into weights under the running maximum. `state` holds maximum and sum; gives the factor for what was summed before."""
+    b = e.b
+    index = [ir.Constant(I32X16, [LANES * j + i for i in range(LANES)]) for j in range(VECTORS)]
+    limit = e.splat(b.trunc(n_valid, I32))
+    masked = [b.select(b.icmp_signed("<", index[j], limit), e.load(F32X16, scores, 64 * j), e.float(float("-inf"), F32X16)) for j in range(VECTORS)]
+    old = e.load(F32, state)
+    largest = e.tree(e.larger, e.larger(e.larger(masked[0], masked[1]), e.larger(masked[2], masked[3])))
+    new = e.larger(largest, old)
+    weights = [e.exp(b.fsub(m, e.splat(new))) for m in masked]
+    for j, w in enumerate(weights):
+        e.store(w, scores, 64 * j)
+    total = e.sum_f32(b.fadd(b.fadd(weights[0], weights[1]), b.fadd(weights[2], weights[3])))
+    factor = exp_scalar(e, b.fsub(old, new))
+    e.store(b.fadd(b.fmul(e.load(F32, state, 4), factor), total), state, 4)
+    e.store(new, state)
+    return factor
+
+
+def exp_scalar(e: Emitter, x: Any) -> Any:
+    return e.b.extract_element(e.exp(e.splat(x, 1)), e.int(0, I32))
+
+
+def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Any, accs: Sequence[Any], factors: Sequence[Any], head_dim: int) -> None:
+    """acc[q] = acc[q] * factor[q] + weights[q] @ values, a page's values as [PAGE][head_dim] halves."""
+    b = e.b
+    for start in range(0, head_dim, 4 * LANES):
+        n_vectors = min(4, (head_dim - start) // LANES)
+        sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * (start + LANES * j)), e.splat(factor))) for j in range(n_vectors)] for acc, factor in zip(accs, factors)]
+        with e.loop(n_valid) as i:
+            row = e.at(values, b.mul(i, e.int(2 * head_dim)))
+            value = [e.f16_to_f32(e.load(I16X16, row, 2 * (start + LANES * j))) for j in range(n_vectors)]
+            for weight, total in zip(weights, sums):
+                w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
+                for j in range(n_vectors):
+                    b.store(e.fma(w, value[j], b.load(total[j])), total[j])
+        for acc, total in zip(accs, sums):
+            for j in range(n_vectors):
+                e.store(b.load(total[j]), acc, 4 * (start + LANES * j))
+
+
+def merge_into(e: Emitter, total: Any, part: Any, head_dim: int) -> None:
+    """Merge a partial result, [head_dim] values, maximum, sum, into another."""
+    b = e.b
+    m1, l1, m2, l2 = (e.load(F32, base, 4 * (head_dim + i)) for base in (total, part) for i in (0, 1))
+    new = e.larger(m2, m1)
+    a1, a2 = exp_scalar(e, b.fsub(m1, new)), exp_scalar(e, b.fsub(m2, new))
+    for j in range(head_dim // LANES):
+        x, y = e.load(F32X16, total, 64 * j), e.load(F32X16, part, 64 * j)
+        e.store(b.fadd(b.fmul(x, e.splat(a1)), b.fmul(y, e.splat(a2))), total, 64 * j)
+    e.store(new, total, 4 * head_dim)
+    e.store(b.fadd(b.fmul(l1, a1), b.fmul(l2, a2)), total, 4 * head_dim + 4)
+
+
+def copy_floats(e: Emitter, x: Any, out: Any, n: int) -> None:
+    for j in range(n // LANES):
+        e.store(e.load(F32X16, x, 64 * j), out, 64 * j)
+
+
+def divide_out(e: Emitter, part: Any, out: Any, head_dim: int) -> None:
+    """out = values / sum"""
+    b = e.b
+    total = e.splat(e.load(F32, part, 4 * head_dim + 4))
+    for j in range(head_dim // LANES):
+        e.store(b.fdiv(e.load(F32X16, part, 64 * j), total), out, 64 * j)
+
+
+def build_attend(head_dim_text: str, tile_text: str) -> Any:
+    """args: q, out, address of the addresses of items, records and partials, n_head, n_head_kv, scale (f32 bits), offset of the layer.
+
+    A chunk is an item for one key-value head. An item is 8 int64: first token, tokens, position of the first, first split, end of splits, partial slot or -1
+    for a final result, page table (addresses), unused. Scratch: for each query of an item scores, a running and a merged partial result.
+    """
+    head_dim, tile = int(head_dim_text), int(tile_text)
+    width = head_dim + PARTIAL_EXTRA  # floats of a partial result
+    per_query = 4 * (PAGE + 2 * width + LANES)  # scores, running result, merged result, factor
+
+    @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
+    def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
+        """Scores of `tile` queries from `first` on; query i is head i % shared of token i // shared."""
+        b = e.b
+        numbers = tile_numbers(e, first, n_queries)
+        queries = []
+        for n in numbers:
+            token, head = b.udiv(n, shared), b.urem(n, shared)
+            queries.append(e.at(q, b.mul(b.add(b.mul(token, n_head), head), e.int(4 * head_dim))))
+        score_tile(e, queries, keys, b.bitcast(b.trunc(scale, I32), F32), [e.at(memory, b.mul(n, e.int(per_query))) for n in numbers], head_dim)
+
+    def tile_numbers(e: Emitter, first: Any, n_queries: Any) -> list[Any]:
+        last = e.b.sub(n_queries, e.int(1))
+        out = []
+        for i in range(tile):
+            n = e.b.add(first, e.int(i))
+            out.append(e.b.select(e.b.icmp_signed("<", n, last), n, last))
+        return out
+
+    @intrinsic_of(void, i64, i64)
+    def soften(e: Emitter, memory: Any, n_valid: Any) -> None:
+        state = e.at(memory, 4 * (PAGE + head_dim))
+        factor = softmax_step(e, memory, state, n_valid)
+        e.store(factor, memory, 4 * (PAGE + 2 * width))
+
+    @intrinsic_of(void, i64)
+    def keep(e: Emitter, memory: Any) -> None:
+        """A query that sees nothing of a page: weights 0, factor 1."""
+        for j in range(VECTORS):
+            e.store(e.float(0.0, F32X16), memory, 64 * j)
+        e.store(e.float(1.0), memory, 4 * (PAGE + 2 * width))
+
+    @intrinsic_of(void, i64, i64, i64, i64, i64)
+    def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_valid: Any, memory: Any) -> None:
+        numbers = tile_numbers(e, first, n_queries)
+        places = [e.at(memory, e.b.mul(n, e.int(per_query))) for n in numbers]
+        factors = [e.load(F32, place, 4 * (PAGE + 2 * width)) for place in places]
+        weigh_tile(e, places, values, n_valid, [e.at(place, 4 * PAGE) for place in places], factors, head_dim)
+
+    @intrinsic_of(void, i64)
+    def clear(e: Emitter, memory: Any) -> None:
+        for j in range(width // LANES):
+            e.store(e.float(0.0, F32X16), memory, 4 * PAGE + 64 * j)
+        e.store(e.float(float("-inf")), memory, 4 * (PAGE + head_dim))
+
+    @intrinsic_of(void, i64)
+    def take(e: Emitter, memory: Any) -> None:
+        copy_floats(e, e.at(memory, 4 * PAGE), e.at(memory, 4 * (PAGE + width)), width)
+
+    @intrinsic_of(void, i64)
+    def merge(e: Emitter, memory: Any) -> None:
+        merge_into(e, e.at(memory, 4 * (PAGE + width)), e.at(memory, 4 * PAGE), head_dim)
+
+    @intrinsic_of(void, i64, i64)
+    def write_final(e: Emitter, memory: Any, out: Any) -> None:
+        divide_out(e, e.at(memory, 4 * (PAGE + width)), out, head_dim)
+
+    @intrinsic_of(void, i64, i64)
+    def write_partial(e: Emitter, memory: Any, out: Any) -> None:
+        copy_floats(e, e.at(memory, 4 * (PAGE + width)), out, width)
+
+    def attend(args, chunk, scratch):
+        q, out, pointers, n_head = load_i64(args), load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
+        n_head_kv, scale, layer_offset = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
+        items, partials = load_i64(pointers), load_i64(pointers + 16)
+        item, kv_head = items + 8 * ITEM_FIELDS * (chunk // n_head_kv), chunk % n_head_kv
+        first_token, n_tokens, first_position = load_i64(item), load_i64(item + 8), load_i64(item + 16)
+        begin, end, slot, pages = load_i64(item + 24), load_i64(item + 32), load_i64(item + 40), load_i64(item + 48)
+        shared = n_head // n_head_kv
+        n_queries = n_tokens * shared
+        q_first = q + 4 * head_dim * (first_token * n_head + kv_head * shared)
+        for split in range(begin, end):
+            for i in range(n_queries):
+                clear(scratch + per_query * i)
+            last_page = min((split + 1) * PAGES_A_SPLIT, (first_position + n_tokens + PAGE - 1) // PAGE)
+            for page in range(split * PAGES_A_SPLIT, last_page):
+                keys = load_i64(pages + 8 * page) + layer_offset + 4 * PAGE * head_dim * kv_head
+                for i in range(0, n_queries, tile):
+                    score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
+                for i in range(n_queries):
+                    n_valid = first_position + i // shared + 1 - page * PAGE
+                    if n_valid > 0:
+                        soften(scratch + per_query * i, min(n_valid, PAGE))
+                    else:
+                        keep(scratch + per_query * i)
+                for i in range(0, n_queries, tile):
+                    n_valid = first_position + (min(i + tile, n_queries) - 1) // shared + 1 - page * PAGE
+                    if n_valid > 0:
+                        weigh(i, n_queries, keys + 2 * PAGE * head_dim, min(n_valid, PAGE), scratch)
+            for i in range(n_queries):
+                memory = scratch + per_query * i
+                if split == begin:
+                    take(memory)
+                elif first_position + i // shared >= split * SPLIT:
+                    merge(memory)
+        for i in range(n_queries):
+            memory, head = scratch + per_query * i, kv_head * shared + i % shared
+            if slot < 0:
+                write_final(memory, out + 4 * head_dim * ((first_token + i // shared) * n_head + head))
+            else:
+                write_partial(memory, partials + 4 * width * (slot * n_head + head))
+    return attend
+
+
+def build_merge(head_dim_text: str) -> Any:
+    """args: out, address of the addresses of items, records and partials, n_head. A chunk is a token whose positions were split: token, first partial slot, how many."""
+    head_dim = int(head_dim_text)
+    width = head_dim + PARTIAL_EXTRA
+
+    @intrinsic_of(void, i64, i64)
+    def merge_two(e: Emitter, total: Any, part: Any) -> None:
+        merge_into(e, total, part, head_dim)
+
+    @intrinsic_of(void, i64, i64)
+    def divide(e: Emitter, part: Any, out: Any) -> None:
+        divide_out(e, part, out, head_dim)
+
+    def merge(args, chunk, scratch):
+        out, pointers, n_head = load_i64(args), load_i64(args + 8), load_i64(args + 16)
+        record, partials = load_i64(pointers + 8) + 24 * chunk, load_i64(pointers + 16)
+        token, slot, count = load_i64(record), load_i64(record + 8), load_i64(record + 16)
+        for head in range(n_head):
+            total = partials + 4 * width * (slot * n_head + head)
+            for i in range(1, count):
+                merge_two(total, partials + 4 * width * ((slot + i) * n_head + head))
+            divide(total, out + 4 * head_dim * (token * n_head + head))
+    return merge

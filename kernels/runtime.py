@@ -1,0 +1,201 @@
+"""The executor, in machine code: a team of threads runs a program's rows, each a kernel and a number of chunks.
+
+A row is done when its chunks are done, not when all threads have arrived: chunks are claimed and counted in words tagged with the step's number, so a
+thread that the system holds up while it holds nothing delays nobody, and a thread that comes late from an earlier step does nothing.
+
+Program rows are 6 int64: kernel, arguments, address of a count, divisor (chunks = count / divisor, rounded up), first row of this row's group, 1 for the
+last row of a group. Rows of a group may run side by side; the next group waits for all of them.
+
+The team's state is an array of int64, see `Word`. Each row has a claim and a count of chunks that aren't done, both as step << 32 | how many are left.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from . import layout
+from .simd import I32, I64, Emitter, i64, intrinsic_of, load_i64, store_i64, void
+
+WORD = 8
+EPOCH, ABORT, STOP = (WORD * i for i in (layout.Word.EPOCH, layout.Word.ABORT, layout.Word.STOP))
+ROWS, N_ROWS, CLAIMS, YIELD = (WORD * i for i in (layout.Word.ROWS, layout.Word.N_ROWS, layout.Word.CLAIMS, layout.Word.YIELD))
+RESUME, FINISHED, SPINS, PATIENCE = (WORD * i for i in (layout.Word.RESUME, layout.Word.FINISHED, layout.Word.SPINS, layout.Word.PATIENCE))
+ROW_BYTES = WORD * layout.ROW_WORDS
+LEFT = 0xFFFFFFFF
+
+
+def build(name: str) -> Any:
+    return {"step": build_step, "worker": build_worker, "publish": build_publish}[name]()
+
+
+def _pointer(e: Emitter, address: Any) -> Any:
+    return e.b.inttoptr(address, I64.as_pointer())
+
+
+@intrinsic_of(i64, i64)
+def load_acquire(e: Emitter, address: Any) -> Any:
+    return e.b.load_atomic(_pointer(e, address), "seq_cst", 8)
+
+
+@intrinsic_of(void, i64, i64)
+def store_release(e: Emitter, address: Any, value: Any) -> None:
+    e.b.store_atomic(value, _pointer(e, address), "seq_cst", 8)
+
+
+@intrinsic_of(i64, i64, i64, i64)
+def swap_if(e: Emitter, address: Any, expected: Any, value: Any) -> Any:
+    """Compare and exchange: 1 if `value` was stored."""
+    result = e.b.cmpxchg(_pointer(e, address), expected, value, "seq_cst", "seq_cst")
+    return e.b.zext(e.b.extract_value(result, 1), I64)
+
+
+@intrinsic_of(void, i64, i64, i64, i64)
+def call_kernel(e: Emitter, kernel: Any, args: Any, chunk: Any, scratch: Any) -> None:
+    e.b.call(e.b.inttoptr(kernel, ir.FunctionType(ir.VoidType(), [I64] * 3).as_pointer()), [args, chunk, scratch])
+
+
+@intrinsic_of(void, i64)
+def call_yield(e: Emitter, function: Any) -> None:
+    e.b.call(e.b.inttoptr(function, ir.FunctionType(I32, []).as_pointer()), [])
+
+
+@intrinsic_of(void)
+def pause(e: Emitter) -> None:
+    e.isa.pause(e)
+
+
+def _make_wait() -> Any:
+    from numba import njit
+
+    @njit(inline="always")
+    def wait_a_little(team, turns):
+        """Spin for some turns, then let others run."""
+        if turns < load_i64(team + SPINS):
+            pause()
+        else:
+            call_yield(load_i64(team + YIELD))
+    return wait_a_little
+
+
+def _make_chunks(wait_a_little: Any) -> Any:
+    """A function that runs rows from `row` on for the step `epoch`: gives n_rows when all are done, -1 when the step is over or aborted, else the row to resume at."""
+    from numba import njit
+
+    @njit(inline="always")
+    def n_chunks(entry):
+        return (load_i64(load_i64(entry + 16)) + load_i64(entry + 24) - 1) // load_i64(entry + 24)
+
+    @njit(inline="always")
+    def claim(words, epoch, total):
+        """The number of chunks that were left when one was claimed, 0 if none was, -1 if the step is over."""
+        while True:
+            left = load_acquire(words)
+            tag = left >> 32
+            if tag == epoch:
+                if left & LEFT == 0:
+                    return 0
+                if swap_if(words, left, left - 1):
+                    return left & LEFT
+            elif tag > epoch:
+                return -1
+            else:  # the first to arrive opens the row: the count of what is not done, then the claims
+                undone = load_acquire(words + 8)
+                if undone >> 32 < epoch:
+                    swap_if(words + 8, undone, epoch << 32 | total)
+                swap_if(words, left, epoch << 32 | total)
+
+    @njit(inline="always")
+    def wait_for(team, words, epoch):
+        """1 when the row of these words is done, -1 when the step is over or aborted."""
+        turns = 0
+        while True:
+            undone = load_acquire(words + 8)
+            if undone == epoch << 32:
+                return 1
+            if undone >> 32 > epoch or load_acquire(team + ABORT):
+                return -1
+            wait_a_little(team, turns)
+            turns += 1
+
+    @njit(inline="always")
+    def run_rows(team, rows, total_rows, epoch, row, scratch, budget):
+        claims = load_i64(team + CLAIMS)
+        while row < total_rows:
+            entry, words = rows + ROW_BYTES * row, claims + 128 * row
+            total = n_chunks(entry)
+            while True:
+                if load_acquire(team + ABORT):
+                    return -1
+                if budget == 0:
+                    return row
+                left = claim(words, epoch, total)
+                if left < 0:
+                    return -1
+                if left == 0:
+                    break
+                call_kernel(load_i64(entry), load_i64(entry + 8), total - left, scratch)
+                while True:
+                    undone = load_acquire(words + 8)
+                    if swap_if(words + 8, undone, undone - 1):
+                        break
+                budget -= 1
+            if load_i64(entry + 40):
+                for earlier in range(load_i64(entry + 32), row + 1):
+                    if wait_for(team, claims + 128 * earlier, epoch) < 0:
+                        return -1
+            row += 1
+        return row
+    return run_rows
+
+
+def build_publish() -> Any:
+    """kernel(address, value, unused): store a word so that whoever sees it sees all that was stored before."""
+    def publish(address, value, unused):
+        store_release(address, value)
+    return publish
+
+
+def build_step() -> Any:
+    """kernel(team, chunks to do before coming back, scratch): the part of the thread that drives the step. It comes back now and then, so that
+    Python can handle signals; FINISHED says whether the step is done."""
+    run_rows = _make_chunks(_make_wait())
+
+    def step(team, budget, scratch):
+        total = load_i64(team + N_ROWS)
+        row = run_rows(team, load_i64(team + ROWS), total, load_i64(team + EPOCH), load_i64(team + RESUME), scratch, budget)
+        store_i64(team + FINISHED, 1 if row == total else 0)
+        store_i64(team + RESUME, row)
+    return step
+
+
+def build_worker() -> Any:
+    """kernel(team, address of the thread's status, scratch): runs steps until there was none for a while, then returns to be parked.
+
+    The status is the step that the thread is in, or 0, and behind it 1 while the thread is parked.
+    """
+    wait_a_little = _make_wait()
+    run_rows = _make_chunks(wait_a_little)
+
+    def worker(team, status, scratch):
+        last, turns = 0, 0
+        while True:
+            if load_acquire(team + STOP):
+                return
+            epoch = load_acquire(team + EPOCH)
+            if epoch != last and epoch & 1 == 0:
+                store_release(status, epoch)
+                rows, total = load_i64(team + ROWS), load_i64(team + N_ROWS)
+                if load_acquire(team + EPOCH) == epoch:  # else a step began meanwhile, and rows may be of either
+                    run_rows(team, rows, total, epoch, 0, scratch, -1)
+                    last, turns = epoch, 0
+                store_release(status, 0)
+            elif turns < load_i64(team + PATIENCE):
+                wait_a_little(team, turns)
+                turns += 1
+            else:
+                store_release(status + 8, 1)
+                if load_acquire(team + EPOCH) == epoch or swap_if(status + 8, 1, 0) == 0:
+                    return
+                turns = 0
+    return worker

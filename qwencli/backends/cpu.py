@@ -1,0 +1,134 @@
+"""The CPU backend: programs of compiled kernels on the mapped file, run by a team of threads."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from ..errors import InputError, QwenError
+from ..graph import N_OUTPUTS, N_TOKENS, Linear, Weight
+from ..kernels import layout
+from ..kernels.isa import ISAError, choose
+from ..kernels.jit import Kernels
+from ..kv_cache import PAGE, KVCache
+from ..model import Model
+from . import F32, Batch
+from .lowering import Inputs, Program
+from .team import Team, aligned_zeros, physical_cores
+assert PAGE == layout.PAGE
+
+
+class CPUBackend:
+    """Runs `model` with compiled kernels on `n_threads` threads, by default one for each physical core. `report` is told what is compiled."""
+
+    def __init__(self, model: Model, n_threads: int | None = None, report: Callable[[str], None] | None = None) -> None:
+        self.model, self.cache = model, KVCache()
+        try:
+            self._kernels = kernels_of(choose().name)
+        except ISAError as error:
+            raise InputError(str(error)) from None
+        self._kernels.report = report
+        c = model.config
+        self._shared = c.n_head // c.n_head_kv
+        self._item_tokens = max(1, layout.QUERIES_AT_ONCE // self._shared)
+        self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
+        self._programs: dict[tuple[object, ...], Program] = {}
+        self._pages = PageMemory(4 * layout.PAGE * c.n_head_kv * c.head_dim * c.n_layer)
+        self._frequencies, self._magnitude = c.rope.frequencies()
+        self._partials = np.zeros(0, np.float32)
+
+    def _scratch_bytes(self) -> int:
+        c = self.model.config
+        panels = [layout.panel_bytes(layout.FORMATS[info.type.name][2], info.shape[1]) for node in self.model.graph.nodes.values() if isinstance(node.op, Linear)
+                  for weight in node.src[:1] if isinstance(weight.op, Weight) and (info := weight.op.info).type.name in layout.FORMATS]
+        return max(layout.attention_scratch(self._item_tokens * self._shared, c.head_dim), *panels) + 64
+
+    def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
+        """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
+        feed = feed or {}
+        n_tokens = len(batch.tokens) if batch else 0
+        n_outputs = len(batch.outputs) if batch else max((len(rows) for rows in feed.values()), default=0)
+        counts = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
+        program = self._program(tuple(fetch), tuple(feed), counts)
+        program.inputs.counts[:] = n_tokens, n_outputs, 0, 0
+        for name, rows in feed.items():
+            program.value(name).floats(len(rows))[:] = rows
+        keep = self._set_batch(program.inputs, batch) if batch else None
+        self._team.run(program.rows)
+        del keep
+        if batch is not None:
+            batch.commit(self.cache)
+        values = {name: program.value(name) for name in fetch}
+        return {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
+
+    def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int]) -> Program:
+        """The program for these results and so many tokens, lowered when it is first needed."""
+        forms = {dim: "few" if n <= layout.FEW_TOKENS else "many" for dim, n in counts.items()}
+        most = max(counts.values())
+        room = layout.FEW_TOKENS if most <= layout.FEW_TOKENS else 1 << (most - 1).bit_length()
+        key = (fetch, feed, *forms.items(), room)
+        if key not in self._programs:
+            nodes = self.model.graph.subgraph(fetch, feed)
+            inputs = Inputs(room, self.model.config.rope.n_rot)
+            self._programs[key] = Program(self.model, nodes, fetch, feed, inputs, room, forms, self._kernels)
+        return self._programs[key]
+
+    def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
+        """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
+        batch.reserve(self.cache)
+        n = len(batch.tokens)
+        inputs.tokens[:n], inputs.outputs[:len(batch.outputs)] = batch.tokens, batch.outputs
+        angles = batch.positions[:, None] * self._frequencies  # float64: positions reach hundreds of thousands
+        half = angles.shape[1]
+        inputs.angles[:n, :half], inputs.angles[:n, half:] = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
+        inputs.slots[:n] = batch.positions % layout.PAGE
+        items, records, keep = [], [], []
+        start = n_partials = 0
+        for piece in batch.pieces:
+            n_piece, position = len(piece.tokens), piece.seq.length
+            table = np.array([self._pages.address(page) for page in piece.seq.pages], np.int64)
+            keep.append(table)
+            inputs.pages[start:start + n_piece] = table[batch.positions[start:start + n_piece] // layout.PAGE]
+            n_splits = -(-(position + n_piece) // layout.SPLIT)
+            if n_piece == 1 and n_splits > 1:
+                items += [(start, 1, position, i, i + 1, n_partials + i, table.ctypes.data, 0) for i in range(n_splits)]
+                records.append((start, n_partials, n_splits))
+                n_partials += n_splits
+            else:
+                for first in range(0, n_piece, self._item_tokens):
+                    count = min(self._item_tokens, n_piece - first)
+                    end = -(-(position + first + count) // layout.SPLIT)
+                    items.append((start + first, count, position + first, 0, end, -1, table.ctypes.data, 0))
+            start += n_piece
+        c = self.model.config
+        size = n_partials * c.n_head * (c.head_dim + layout.LANES)
+        if size > len(self._partials):
+            self._partials = np.zeros(size, np.float32)
+        item_array, record_array = np.array(items, np.int64), np.array(records, np.int64)
+        inputs.pointers[:] = item_array.ctypes.data, record_array.ctypes.data, self._partials.ctypes.data
+        inputs.counts[2:] = len(items) * c.n_head_kv, len(records)
+        return [*keep, item_array, record_array]
+
+
+class PageMemory:
+    """The memory of the cache's pages, half floats, taken when a page is first used and committed by the system when it is touched."""
+
+    def __init__(self, page_bytes: int) -> None:
+        self._page_bytes = page_bytes
+        self._pages: dict[int, np.ndarray] = {}
+
+    def address(self, page: int) -> int:
+        """Raises QwenError if there is no memory for the page."""
+        if page not in self._pages:
+            try:
+                self._pages[page] = aligned_zeros(self._page_bytes)
+            except MemoryError:
+                raise QwenError(f"not enough memory for {layout.PAGE} more positions of the KV cache ({self._page_bytes} bytes)") from None
+        return int(self._pages[page].ctypes.data)
+
+
+@cache
+def kernels_of(isa_name: str) -> Kernels:
+    """The process's kernels for an ISA: machine code that is never unloaded."""
+    return Kernels(choose(isa_name))

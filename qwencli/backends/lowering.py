@@ -1,0 +1,321 @@
+"""From a graph to a program for the CPU: rows of kernels, their arguments, and the memory between them.
+
+What shares data is fused: a norm or a gate with the quantization of its result; a matrix product with bias and residual; a head's norm, rotation and
+storing. Rows are put into groups that may run side by side; a row that needs what its group writes begins a new one.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+from ..graph import N_OUTPUTS, N_TOKENS, Add, Attention, GetRows, Input, KVStore, Linear, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
+from ..kernels import layout
+from ..kernels.jit import Kernels
+from ..model import Model
+
+I64 = NDArray[np.int64]
+CHUNK_BYTES = 32768  # weights that one chunk of a product reads
+KV = "the KV cache"  # what stores write and attention reads, for the order of rows
+
+
+class Inputs:
+    """What changes from step to step, at addresses that a program knows: room for `n_tokens` tokens, their outputs, attention's items and records."""
+
+    def __init__(self, n_tokens: int, n_rot: int) -> None:
+        self.counts = np.zeros(4, np.int64)  # tokens, outputs, chunks of attention, tokens with partial results
+        self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
+        self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
+        self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
+        self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
+
+    def count(self, which: str) -> int:
+        """The address of the number of tokens or outputs, or of attention's chunks or records."""
+        return self.counts.ctypes.data + 8 * (N_TOKENS, N_OUTPUTS, "attend", "merge").index(which)
+
+
+@dataclass
+class Value:
+    """A tensor in memory: float32 [rows, width], and its quantized forms where a product wanted them."""
+    dim: str
+    width: int
+    memory: NDArray[np.uint8]
+    quantized: dict[str, tuple[NDArray[np.uint8], ...]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> int:
+        return int(self.memory.ctypes.data)
+
+    def floats(self, n: int) -> NDArray[np.float32]:
+        return self.memory[:4 * n * self.width].view(np.float32).reshape(n, self.width)
+
+
+class Memory:
+    """Buffers that are used again once nothing reads them any more."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._all: list[NDArray[np.uint8]] = []
+
+    def take(self, n_bytes: int) -> NDArray[np.uint8]:
+        size = -(-max(n_bytes, 1) // 64) * 64
+        if self._free[size]:
+            return self._free[size].pop()
+        base = np.zeros(size + 64, np.uint8)
+        start = -base.ctypes.data % 64
+        self._all.append(base[start:start + size])
+        return self._all[-1]
+
+    def give(self, buffer: NDArray[np.uint8]) -> None:
+        self._free[len(buffer)].append(buffer)
+
+
+class Program:
+    """The rows for one choice of results, and where these are afterwards. `forms` says for tokens and for outputs whether they are few or many."""
+
+    def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs, n_rows: int,
+                 forms: dict[str, str], kernels: Kernels) -> None:
+        self.inputs = inputs
+        self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
+        self._n_rows, self._forms = n_rows, forms
+        self._users: dict[str, list[Tensor]] = defaultdict(list)
+        for node in nodes:
+            for source in node.src:
+                self._users[source.name].append(node)
+        self._memory = Memory()
+        self._values: dict[str, Value] = {}
+        self._keep: list[I64] = []
+        self._rows: list[tuple[str, int, int, int]] = []
+        self._ends: list[int] = []
+        self._reads: set[int | str] = set()
+        self._writes: set[int | str] = set()
+        self._resting: list[NDArray[np.uint8]] = []  # free as soon as the group ends
+        self._done: set[str] = set()
+        self._overwritten: set[str] = set()
+        self._lower()
+        self.rows = self._finish(kernels)
+
+    def value(self, name: str) -> Value:
+        """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
+        if name not in self._values or name in self._overwritten:
+            raise ModelError(f"the CPU backend computes '{name}' together with another tensor, so that it can't be fetched; use the NumPy backend")
+        return self._values[name]
+
+    # -- rows and memory ------------------------------------------------------------------------------------------------
+
+    def _row(self, spec: str, args: Sequence[int], reads: Sequence[int | str], writes: Sequence[int | str], divisor: int = 1,
+             count: int | None = None, count_in: int = 0) -> None:
+        """Add a row. What its chunks count is at the address `count`, by default in the first argument; `count_in` names another argument that counts itself."""
+        if set(reads) & self._writes or set(writes) & (self._writes | self._reads):
+            self._end_group()
+        self._reads.update(reads)
+        self._writes.update(writes)
+        array = np.array(args, np.int64)
+        self._keep.append(array)
+        if count is None:
+            count = array.ctypes.data + 8 * count_in if count_in else args[0]
+        self._rows.append((spec, array.ctypes.data, count, divisor))
+
+    def _end_group(self) -> None:
+        self._ends.append(len(self._rows) - 1)
+        self._reads, self._writes = set(), set()
+        for buffer in self._resting:
+            self._memory.give(buffer)
+        self._resting = []
+
+    def _finish(self, kernels: Kernels) -> I64:
+        self._end_group()
+        addresses = kernels.load([spec for spec, *_ in self._rows])
+        rows = np.zeros((len(self._rows), layout.ROW_WORDS), np.int64)
+        first = 0
+        for end in self._ends:
+            rows[first:end + 1, 4], rows[end, 5] = first, 1
+            first = end + 1
+        for row, (spec, args, count, divisor) in zip(rows, self._rows):
+            row[:4] = addresses[spec], args, count, divisor
+        return rows
+
+    def _new(self, name: str, dim: str, width: int) -> Value:
+        self._values[name] = value = Value(dim, width, self._memory.take(4 * self._n_rows * width))
+        return value
+
+    def _unit(self, dim: str) -> int:
+        return 1 if self._forms[dim] == "few" else 8
+
+    # -- nodes ----------------------------------------------------------------------------------------------------------
+
+    def _lower(self) -> None:
+        for name in self._feed:
+            node = self._model.graph.nodes[name]
+            dim, width = node.shape[0], node.shape[-1]
+            assert isinstance(dim, str)
+            assert isinstance(width, int)
+            self._new(name, dim, width)
+        last_use = {source.name: i for i, node in enumerate(self._nodes) for source in node.src}
+        for i, node in enumerate(self._nodes):
+            if node.name not in self._done and node.name not in self._values:
+                self._lower_node(node)
+            for source in node.src:
+                if last_use[source.name] == i:
+                    self._release(source)
+
+    def _release(self, node: Tensor) -> None:
+        """Give back a tensor's memory after its last use, unless it is a result or lives on under another name."""
+        value = self._values.get(node.name)
+        if value is None or node.name in self._fetch or node.name in self._feed:
+            return
+        del self._values[node.name]
+        if not any(other.memory is value.memory for other in self._values.values()):
+            self._resting += [value.memory, *(buffer for form in value.quantized.values() for buffer in form)]
+
+    def _lower_node(self, node: Tensor) -> None:
+        op = node.op
+        if isinstance(op, (Input, Weight)):
+            return
+        if isinstance(op, GetRows):
+            self._get_rows(node)
+        elif isinstance(op, Linear):
+            self._linear(node)
+        elif isinstance(op, RMSNorm) and len(node.shape) == 2:
+            assert isinstance(node.src[1].op, Weight)
+            self._prepare(node, "norm", self._weight(node.src[1]), np.float32(op.eps).view(np.int32).item())
+        elif isinstance(op, SwiGLU):
+            self._prepare(node, "swiglu", self._values[node.src[1].name].address, 0)
+        elif isinstance(op, (Reshape, RMSNorm, Rope)):
+            self._values[node.name] = self._values[node.src[0].name]  # a view, or a head's step, which is done where it is used
+        elif isinstance(op, KVStore):
+            self._kv_store(node, op)
+        elif isinstance(op, Attention):
+            self._attention(node, op)
+        elif isinstance(op, Add):
+            x, y = (self._values[s.name] for s in node.src)
+            out = self._new(node.name, x.dim, x.width)
+            args = [self.inputs.count(x.dim), self._unit(x.dim), x.address, y.address, x.width, out.address]
+            self._row("ops:add", args, [x.address, y.address], [out.address], divisor=self._unit(x.dim))
+        else:
+            raise ModelError(f"{self._model.file.path}: the CPU backend has no {type(op).__name__}, which '{node.name}' needs")
+
+    def _weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
+        """The address of a weight in the mapped file, whose extent GGUFFile has checked."""
+        assert isinstance(node.op, Weight)
+        info = node.op.info
+        if info.type.name not in kinds:
+            raise ModelError(f"{self._model.file.path}: tensor '{info.name}' has the type {info.type.name}, expected {' or '.join(kinds)}:"
+                             " the CPU backend can't run it, --backend numpy can")
+        data = self._model.file.data(info)
+        return int(data.ctypes.data)
+
+    def _get_rows(self, node: Tensor) -> None:
+        table, ids = node.src
+        dim, width = node.shape
+        assert isinstance(dim, str)
+        assert isinstance(width, int)
+        unit, count = self._unit(dim), self.inputs.count(dim)
+        out = self._new(node.name, dim, width)
+        id_array = self.inputs.tokens if ids.name == "inp_tokens" else self.inputs.outputs
+        if isinstance(table.op, Weight):
+            info = table.op.info
+            args = [count, unit, self._weight(table, list(layout.FORMATS)), info.type.n_bytes(width), width, id_array.ctypes.data, out.address]
+            self._row(f"ops:embed:{info.type.name.lower()}", args, [], [out.address], divisor=unit)
+        else:
+            x = self._values[table.name]
+            self._row("ops:gather", [count, unit, x.address, id_array.ctypes.data, width, out.address], [x.address], [out.address], divisor=unit)
+
+    def _prepare(self, node: Tensor, prologue: str, second: int, eps: int) -> None:
+        """A norm or a gate, with the quantization that the first product after it wants."""
+        x = self._values[node.src[0].name]
+        out = self._new(node.name, x.dim, x.width)
+        kinds = [layout.FORMATS[user.src[0].op.info.type.name][2] for user in self._users[node.name]
+                 if isinstance(user.op, Linear) and isinstance(user.src[0].op, Weight) and user.src[0].op.info.type.name in layout.FORMATS]
+        kind = next((k for k in kinds if k != "float"), "f32")
+        reads = [x.address] + ([second] if prologue == "swiglu" else [])
+        self._quantize(prologue, kind, x, second, out, eps, reads)
+
+    def _quantize(self, prologue: str, kind: str, x: Value, second: int, out: Value, eps: int, reads: Sequence[int]) -> None:
+        """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
+        buffers = tuple(self._memory.take(self._n_rows * n) for n in layout.activation_bytes(kind, x.width))
+        if kind != "f32":
+            out.quantized[kind] = buffers
+        addresses = [int(buffer.ctypes.data) for buffer in buffers]
+        unit = self._unit(x.dim)
+        args = [self.inputs.count(x.dim), unit, x.address, second, x.width, out.address, *addresses, eps]
+        self._row(f"ops:prepare:{prologue}:{kind}", args, reads, [*addresses, *([out.address] if prologue != "copy" else [])], divisor=unit)
+
+    def _linear(self, node: Tensor) -> None:
+        """A product, with bias and, where its result is only added to something, the sum."""
+        weight, x_node, *bias = node.src
+        assert isinstance(weight.op, Weight)
+        info = weight.op.info
+        address = self._weight(weight, list(layout.FORMATS))
+        block, _, kind = layout.FORMATS[info.type.name]
+        n_rows, n_cols = info.shape
+        x = self._values[x_node.name]
+        if kind != "float" and kind not in x.quantized:
+            self._quantize("copy", kind, x, 0, x, 0, [x.address])
+        target, residual = self._residual_of(node)
+        out = self._new(target.name, x.dim, n_rows)
+        form, row_bytes = self._forms[x.dim], info.type.n_bytes(n_cols)
+        chunk_rows = layout.PANEL_ROWS if form == "many" else max(1, CHUNK_BYTES // row_bytes // layout.LANES) * layout.LANES
+        quantized = [int(buffer.ctypes.data) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
+        args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
+                self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
+        reads = [*(quantized if kind != "float" else [x.address]), *([residual.address] if residual else [])]
+        self._row(f"matmul:{info.type.name.lower()}:{form}", args, reads, [out.address], chunk_rows, count_in=4)
+        self._done.add(target.name)
+
+    def _residual_of(self, node: Tensor) -> tuple[Tensor, Value | None]:
+        users = self._users[node.name]
+        if len(users) == 1 and isinstance(users[0].op, Add) and node.name not in self._fetch:
+            other = next((s for s in users[0].src if s is not node), None)
+            if other is not None and other.name in self._values:
+                return users[0], self._values[other.name]
+        return node, None
+
+    def _head_steps(self, node: Tensor) -> tuple[int, int]:
+        """The weight of a head's norm (0 if it has none) and its eps, from the nodes that lead to `node`."""
+        while isinstance(node.op, (Rope, Reshape)):
+            node = node.src[0]
+        if isinstance(node.op, RMSNorm) and len(node.shape) == 3:
+            return self._weight(node.src[1]), np.float32(node.op.eps).view(np.int32).item()
+        return 0, 0
+
+    def _heads(self, node: Tensor) -> list[int]:
+        """The arguments that rotating and storing heads share."""
+        x = self._values[node.name]
+        _, n_head, head_dim = node.shape
+        assert isinstance(n_head, int)
+        assert isinstance(head_dim, int)
+        if not isinstance(node.op, Rope):
+            raise ModelError(f"{self._model.file.path}: the CPU backend needs '{node.name}' to be rotated")
+        self._overwritten |= {name for name, value in self._values.items() if value.memory is x.memory and name != node.name}
+        weight, eps = self._head_steps(node)
+        return [self.inputs.count(N_TOKENS), self._unit(N_TOKENS), x.address, n_head, head_dim, weight, eps, self.inputs.angles.ctypes.data, node.op.params.n_rot]
+
+    def _kv_store(self, node: Tensor, op: KVStore) -> None:
+        k, v = node.src
+        values = self._values[v.name].address
+        args = [*self._heads(k), values, self.inputs.pages.ctypes.data, self.inputs.slots.ctypes.data, op.layer * self._layer_bytes()]
+        self._row("attention:store", args, [self._values[k.name].address, values], [self._values[k.name].address, KV], divisor=self._unit(N_TOKENS))
+
+    def _layer_bytes(self) -> int:
+        c = self._model.config
+        return 4 * layout.PAGE * c.n_head_kv * c.head_dim
+
+    def _attention(self, node: Tensor, op: Attention) -> None:
+        q, store = node.src
+        assert isinstance(store.op, KVStore)
+        c, x = self._model.config, self._values[q.name]
+        if c.head_dim % layout.LANES:
+            raise ModelError(f"{self._model.file.path}: heads of {c.head_dim} values, expected a multiple of {layout.LANES}: use --backend numpy")
+        self._row("attention:rotate", self._heads(q), [x.address], [x.address], divisor=self._unit(N_TOKENS))
+        out = self._new(node.name, N_TOKENS, c.n_head * c.head_dim)
+        shared = c.n_head // c.n_head_kv
+        tile = 4 if self._forms[N_TOKENS] == "many" else min(4, shared)
+        scale, pointers = np.float32(op.scale).view(np.int32).item(), self.inputs.pointers.ctypes.data
+        args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, scale, store.op.layer * self._layer_bytes()]
+        self._row(f"attention:attend:{c.head_dim}:{tile}", args, [x.address, KV], [out.address, "partials"], count=self.inputs.count("attend"))
+        self._row(f"attention:merge:{c.head_dim}", [out.address, pointers, c.n_head], ["partials"], [out.address, "partials"], count=self.inputs.count("merge"))

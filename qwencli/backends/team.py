@@ -1,0 +1,146 @@
+"""The thread team that runs programs: threads that live as long as a backend, and the words by which they agree (see kernels/runtime.py)."""
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.jit import Kernels
+from ..kernels.layout import CLAIM_WORDS, ROW_WORDS, Word
+
+SPINS, PATIENCE = 200, 20_000
+"""Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
+BUDGET = 64
+"""Chunks after which the driving thread comes back to Python, where signals are handled."""
+Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+I64 = NDArray[np.int64]
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: its affinity and its cgroup's quota, two hardware threads of a core counted once."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in cpus:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
+                cores.add(f.read())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, min(len(cores), _cgroup_quota()))
+
+
+def _cgroup_quota() -> int:
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = f.read().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no limit, or none that is written there
+        return 10**6
+
+
+def _yield_address() -> int:
+    library = ctypes.WinDLL("kernel32").SwitchToThread if sys.platform == "win32" else ctypes.CDLL(None).sched_yield
+    address = ctypes.cast(library, ctypes.c_void_p).value
+    assert address
+    return address
+
+
+def aligned_zeros(n_bytes: int, alignment: int = 128) -> NDArray[np.uint8]:
+    """Zeroed memory that is committed when it is touched."""
+    memory = np.zeros(n_bytes + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start:start + n_bytes]
+
+
+class Team:
+    """`n_threads` threads with `scratch_bytes` of memory each; the caller's thread is one of them."""
+
+    def __init__(self, kernels: Kernels, n_threads: int, scratch_bytes: int) -> None:
+        self.n_threads = n_threads
+        self._state = aligned_zeros(8 * (Word.STATUS + Word.STATUS_WORDS * n_threads)).view(np.int64)
+        self._scratch = [aligned_zeros(scratch_bytes) for _ in range(n_threads)]
+        self._claims = aligned_zeros(0).view(np.int64)
+        addresses = kernels.load(["runtime:step", "runtime:worker", "runtime:publish"])
+        self._step, self._worker, self._publish = (Kernel(address) for address in addresses.values())
+        self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
+        self._beds = [threading.Lock() for _ in range(n_threads)]
+        self._threads: list[threading.Thread] = []
+        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
+
+    def _address(self, word: int) -> int:
+        return self._state.ctypes.data + 8 * word
+
+    def run(self, rows: I64) -> None:
+        """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next."""
+        if rows.shape[0] * CLAIM_WORDS > len(self._claims):
+            self._quiesce()
+            self._claims = aligned_zeros(8 * CLAIM_WORDS * rows.shape[0]).view(np.int64)
+            self._state[Word.CLAIMS] = self._claims.ctypes.data
+        self._start_threads()
+        state, epoch = self._state, int(self._state[Word.EPOCH]) // 2 * 2 + 2
+        self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
+        state[Word.ROWS], state[Word.N_ROWS], state[Word.RESUME], state[Word.FINISHED] = rows.ctypes.data, rows.shape[0], 0, 0
+        self._publish(self._address(Word.EPOCH), epoch, 0)
+        self._wake()
+        try:
+            while not state[Word.FINISHED]:
+                self._step(state.ctypes.data, BUDGET, self._scratch[0].ctypes.data)
+        except BaseException:
+            self._publish(self._address(Word.ABORT), 1, 0)
+            self._quiesce()
+            self._publish(self._address(Word.ABORT), 0, 0)
+            raise
+
+    def _start_threads(self) -> None:
+        while len(self._threads) < self.n_threads - 1:
+            i = len(self._threads) + 1
+            arguments = self._worker, self._state, self._address(self._status(i)), self._scratch[i], self._beds[i]
+            thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
+            self._beds[i].acquire()
+            self._threads.append(thread)
+            thread.start()
+
+    def _status(self, i: int) -> int:
+        return Word.STATUS + Word.STATUS_WORDS * i
+
+    def _wake(self) -> None:
+        for i in range(1, self.n_threads):
+            parked = self._status(i) + 1
+            if self._state[parked]:
+                self._state[parked] = 0
+                if self._beds[i].locked():
+                    self._beds[i].release()
+
+    def _quiesce(self) -> None:
+        """Wait until no thread is inside a step, so that what they read may change."""
+        self._publish(self._address(Word.EPOCH), int(self._state[Word.EPOCH]) | 1, 0)
+        while any(self._state[self._status(i)] for i in range(1, self.n_threads)):
+            time.sleep(0)
+
+
+def _live(worker: Callable[[int, int, int], None], state: I64, status: int, scratch: NDArray[np.uint8], bed: threading.Lock) -> None:
+    """A thread's life: in machine code while there are steps, parked in its bed when there have been none for a while."""
+    while not state[Word.STOP]:
+        worker(state.ctypes.data, status, scratch.ctypes.data)
+        if not state[Word.STOP]:
+            bed.acquire()
+
+
+def _end(state: I64, publish: Callable[[int, int, int], None], beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]) -> None:
+    """End the threads: when the team is no longer used, or at exit."""
+    publish(state.ctypes.data + 8 * Word.STOP, 1, 0)
+    for bed in beds:
+        if bed.locked():
+            bed.release()
+    for thread in threads:
+        thread.join(1.0)
