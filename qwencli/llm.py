@@ -66,17 +66,21 @@ class Completion:
         seq, engine = self.sequence, self._llm.engine
         decoder, text = StreamDecoder(self._llm.tokenizer), StopStrings(self._stop)
         engine.submit(seq)
+        n_read = seq.n_prompt
         try:
-            while seq.stop_reason is None:
-                for _, token in engine.step():
-                    if piece := text.add(decoder.add(token)):
-                        yield piece
-                    if text.found:
-                        seq.stop_reason = "stop"
-                        engine.cancel(seq, "stop")
-                        return
-                if self._on_step:
-                    self._on_step(seq.n_prompt_done)
+            while n_read < len(seq.tokens) or seq.stop_reason is None:
+                if n_read == len(seq.tokens):  # a step for another sequence may have brought this one forward
+                    engine.step()
+                    if self._on_step:
+                        self._on_step(seq.n_prompt_done)
+                    continue
+                if piece := text.add(decoder.add(seq.tokens[n_read])):
+                    yield piece
+                n_read += 1
+                if text.found:
+                    engine.cancel(seq)
+                    seq.stop_reason = "stop"
+                    return
             if rest := text.add(decoder.end()) + text.end():
                 yield rest
         finally:
@@ -90,12 +94,14 @@ class StopStrings:
         self._stops, self._held, self.found = [s for s in stops if s], "", False
 
     def add(self, text: str) -> str:
-        """The text that can be passed on now. `found` is set once a stop string has come; nothing is passed on after it."""
+        """The text that can be passed on now. `found` is set once a stop string is complete; nothing is passed on from its begin on."""
+        if self.found:
+            return ""
         self._held += text
-        first = min((i for i in map(self._held.find, self._stops) if i >= 0), default=-1)
-        if first >= 0:
+        ends = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if ends:  # the first to be complete counts, however the text came in pieces
             self.found = True
-            return self._held[:first]
+            return self._held[:min(ends)[1]]
         keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
         out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
         return out
