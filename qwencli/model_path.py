@@ -23,6 +23,8 @@ def find_model(chosen: str | None = None) -> ModelPath:
 
     The first two may be a file or a folder that holds one GGUF. Raises QwenError where there is none, or more than one to choose from.
     """
+    if chosen == "":
+        raise QwenError("the model's path is empty, expected a GGUF file or a folder with one")
     for value, reason in (chosen, "-m"), (os.environ.get(VARIABLE), f"${VARIABLE}"):
         if value:
             return ModelPath(_in_folder(Path(value)) if os.path.isdir(value) else Path(value), reason)
@@ -35,7 +37,7 @@ def _models_of(folder: Path) -> list[Path]:
     """The GGUF files of a folder; of a split one the first part."""
     try:
         files = sorted(p for p in folder.iterdir() if p.suffix == ".gguf")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise QwenError(f"{folder}: cannot be listed: {error.strerror}") from None

@@ -95,7 +95,8 @@ class Sampler:
         ids = keep_top_k(logits, p.top_k)
         ids = ids[:count_top_p(logits[ids], p.top_p)]
         ids = ids[:count_min_p(logits[ids], p.min_p)]
-        chances = np.cumsum(softmax(logits[ids] / np.float32(p.temp)))
+        with np.errstate(over="ignore"):  # the lowest temperatures leave the likeliest token alone
+            chances = np.cumsum(softmax((logits[ids].astype(np.float64) - logits[ids[0]]) / p.temp))
         chance = uniform(self.seed, self._n_sampled) * chances[-1]
         self._n_sampled += 1
         return int(ids[min(int(np.searchsorted(chances, chance, side="right")), len(ids) - 1)])
@@ -139,8 +140,8 @@ def count_min_p(logits: NDArray[np.float32], p: float) -> int:
     return int(np.count_nonzero(logits >= logits[0] + np.float32(np.log(p))))
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     import numpy as np
-    e: NDArray[np.float64] = np.exp((logits - logits.max()).astype(np.float64))
+    e: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
     e /= e.sum()
     return e

@@ -148,6 +148,28 @@ def tiny(arch: str = "qwen3", seed: int = 0) -> Gguf:
     return file
 
 
+STORY = [*"abcdefghijklmnopqrstuvwxyz", "Ã", "©", "Ġthe", "<|im_end|>"]
+"""Tokens of "abc...zé the" and the end of an answer; é takes two."""
+
+
+def reciter() -> Gguf:
+    """A model that answers any chat with STORY and says it again and again if it may not end: each of its tokens leads to the next,
+    and so do the last one and a newline to the first. The layers add nothing, an output row is the embedding of what it follows."""
+    file = tiny()
+    random = np.random.default_rng(1)
+    embedding = random.normal(size=(len(TOKENS), N_EMBD))
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    output = np.zeros_like(embedding)
+    for before, after in zip(["Ċ", STORY[-1], *STORY], [STORY[0], *STORY]):
+        output[TOKENS.index(after)] += embedding[TOKENS.index(before)]
+    file.replace(f32("token_embd.weight", embedding))
+    file.tensors.append(f32("output.weight", 10 * output))
+    for i in range(N_LAYER):
+        file.replace(f32(f"blk.{i}.attn_output.weight", np.zeros((N_EMBD, N_HEAD * HEAD_DIM))))
+        file.replace(f32(f"blk.{i}.ffn_down.weight", np.zeros((N_EMBD, N_FF))))
+    return file
+
+
 def parts(file: Gguf, n_parts: int) -> list[Gguf]:
     """The file split as llama.cpp's gguf-split does it: all metadata in the first part, tensors dealt out in order."""
     per_part = -(-len(file.tensors) // n_parts)

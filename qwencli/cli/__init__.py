@@ -52,10 +52,6 @@ def run(args: list[str] | None = None) -> int:
         return _fail(str(error))
     except MemoryError:
         return _fail("not enough memory")
-    except BrokenPipeError:
-        # whoever read our output has enough of it; what is still buffered must not fail at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
 

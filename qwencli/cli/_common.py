@@ -1,6 +1,8 @@
 """What several commands share: options, finding and announcing the model, reading text. Nothing here imports more than it must."""
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -59,8 +61,13 @@ def write_text(text: str) -> None:
 
 
 def write_bytes(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """Write to stdout at once. A closed pipe ends the command as if it were done: whoever read it has enough."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail at exit
+        raise click.exceptions.Exit(0) from None  # click itself would exit with 1
 
 
 def size(n_bytes: float) -> str:
@@ -82,6 +89,16 @@ def check_context(n_ctx: int, trained: int) -> None:
         warn(f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that")
 
 
+class NumberRange(click.FloatRange):
+    """A FloatRange that refuses NaN too, which compares as neither too small nor too large."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of SamplingParams, passed on to the command as one dict `sampling` of what was given."""
     from ..sampling import LIMITS
@@ -101,6 +118,6 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapped = click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeat a run: the same seed gives the same text.")(wrapper)
     for name, text in reversed(described.items()):
         low, high = LIMITS[name]
-        kind: click.IntRange | click.FloatRange = click.IntRange(int(low), int(high)) if name == "top_k" else click.FloatRange(low, high)
+        kind: click.IntRange | click.FloatRange = click.IntRange(int(low), int(high)) if name == "top_k" else NumberRange(low, high)
         wrapped = click.option("--" + name.replace("_", "-"), type=kind, help=text)(wrapped)
     return wrapped

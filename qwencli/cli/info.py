@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ import click
 from ..errors import ModelError
 from ..ggml_types import FILE_TYPES
 from ..gguf_file import GGUFFile
-from ..metadata import LazyArray
+from ..metadata import ARRAY, LazyArray
 from ._common import choose_model, example, json_option, mmap_option, printable, size, write_text
 
 KV_BYTES_PER_VALUE = 4  # the NumPy backend's cache is float32
@@ -30,7 +32,7 @@ def info(model: str | None, tensors: bool, as_json: bool, no_mmap: bool) -> None
     if tensors:
         facts["tensors"] = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
                             for t in file.tensors.values()]
-    write_text(json.dumps(facts, ensure_ascii=False) + "\n" if as_json else as_text(facts, file))
+    write_text(json.dumps(facts) + "\n" if as_json else as_text(facts, file))
 
 
 def describe(file: GGUFFile) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
 
     def number(key: str) -> Any:
         value = get.get(f"{arch}.{key}")
-        return value if isinstance(value, int) else None
+        return value if type(value) is int else None
 
     tensors = file.tensors.values()
     n_params, n_bytes = sum(t.n_weights for t in tensors), sum(t.n_bytes for t in tensors)
@@ -66,9 +68,15 @@ def describe(file: GGUFFile) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
+    """A value of the metadata for JSON, which has no NaN; arrays that are long or hold arrays are only described."""
     if not isinstance(value, LazyArray):
-        return value
-    return value.read() if len(value) <= SHOWN_ELEMENTS else f"array of {len(value)}"
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return [plain(v) for v in value.read()] if len(value) <= SHOWN_ELEMENTS and value.elem_type != ARRAY else f"array of {len(value)}"
+
+
+def column(names: Iterable[str]) -> int:
+    """The width of a column of names, which a few overlong ones don't widen."""
+    return min(max(map(len, names), default=0), 60)
 
 
 def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
@@ -93,13 +101,13 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
     if facts["kv_bytes"]:
         lines += [row("context memory", ", ".join(f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items()))]
     lines += ["", f"metadata ({facts['n_kv']})"]
-    width = max((len(key) for key in file.metadata), default=0)
+    width = column(file.metadata)
     for key, value in facts["metadata"].items():
         kind, shown = file.metadata.typed[key].type_name, str(value)
         lines.append(f"  {printable(key):<{width}} {kind:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}")
     if "tensors" in facts:
         lines += ["", f"tensors ({facts['n_tensors']})"]
-        width = max((len(t["name"]) for t in facts["tensors"]), default=0)
+        width = column(file.tensors)
         for t in facts["tensors"]:
             shape = " x ".join(map(str, t["shape"]))
             lines.append(f"  {printable(t['name']):<{width}} {t['type']:<8} {shape:>15} {t['n_bytes']:>12,}")
