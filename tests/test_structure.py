@@ -1,0 +1,181 @@
+"""Who may import whom, and that things are added in one place: the design's rules, held by reading the source."""
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+import tiny_models
+
+from qwencli import models
+from qwencli.backends import Batch, Piece
+from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.errors import ModelError
+from qwencli.gguf_file import GGUFFile
+from qwencli.kv_cache import KVSequence
+from qwencli.model import known_architectures, load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+LAYERS = [
+    {"errors"},
+    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph"},
+    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
+    {"backends"},
+    {"engine"},
+    {"llm", "perplexity", "bench", "quantize"},
+    {"cli", "server", "__main__"},
+]
+"""The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
+USES_KERNELS = {"kernels", "backends", "sampling", "quantize"}
+USED_BY = {"click": {"cli"}, "tqdm": {"cli"}, "jinja2": {"chat"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
+           "numba": {"kernels"}, "llvmlite": {"kernels"}}
+"""Packages that only some parts may import, so that the others start fast and stay free of them."""
+
+
+def source_files() -> dict[str, Path]:
+    """Every file of the package by its dotted name within it; kernels/ is installed as qwencli.kernels."""
+    files = {}
+    for folder, prefix in (ROOT / "qwencli", ""), (ROOT / "kernels", "kernels."):
+        for path in folder.rglob("*.py"):
+            files[(prefix + ".".join(path.relative_to(folder).with_suffix("").parts)).removesuffix("__init__").rstrip(".")] = path
+    return files
+
+
+FILES = source_files()
+
+
+def imports(name: str) -> Iterator[str]:
+    """What a file imports, anywhere in it: `.x.y` for parts of qwencli, `x` for other packages."""
+    package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name if not alias.name.startswith("qwencli") else alias.name.removeprefix("qwencli") or "."
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            parts = package.split(".") if package else []
+            assert node.level - 1 <= len(parts), f"{name} imports from outside the package"
+            base = ".".join([*parts[:len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}".lstrip(".")
+                yield "." + (whole if whole in FILES else base)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module
+            yield node.module.removeprefix("qwencli") if node.module.split(".")[0] == "qwencli" else node.module
+
+
+def own(name: str) -> list[str]:
+    return [target.lstrip(".") for target in imports(name) if target.startswith(".")]
+
+
+def foreign(name: str) -> set[str]:
+    return {target.split(".")[0] for target in imports(name) if not target.startswith(".")} - set(sys.stdlib_module_names)
+
+
+def part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def layer(name: str) -> int:
+    return next((i for i, parts in enumerate(LAYERS) if part(name) in parts), -1)
+
+
+def test_the_walk_finds_what_is_there() -> None:
+    assert {"", "errors", "models.qwen3", "cli", "cli.run", "kernels"} <= FILES.keys()
+    assert "errors" in own("gguf_file")
+    assert "models" in own("model")
+    assert "backends.numpy_ref" in own("llm")  # inside a function
+    assert {"click", "tqdm"} <= foreign("cli.run")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if part(name) not in ("", "data")])
+def test_imports_go_downwards(name: str) -> None:
+    assert layer(name) >= 0, f"give {part(name)} its place in LAYERS"
+    for target in own(name):
+        assert target == "" or layer(target) <= layer(name), f"{name} imports {target}, which lies above it"
+        assert part(target) != "kernels" or part(name) in USES_KERNELS, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])
+def test_kernels_import_nothing_else_of_the_package(name: str) -> None:
+    assert {part(target) for target in own(name)} <= {"kernels"}
+
+
+def test_the_package_itself_imports_no_more_than_its_errors() -> None:
+    assert own("") == ["errors"]
+    assert foreign("") == set()
+
+
+@pytest.mark.parametrize("package", USED_BY)
+def test_packages_that_only_some_parts_import(package: str) -> None:
+    users = {name for name in FILES if package in foreign(name)}
+    allowed = USED_BY[package]
+    assert {name for name in users if name not in allowed and part(name) not in allowed} == set()
+    assert users
+
+
+def test_what_is_imported_is_declared() -> None:
+    block = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT, re.M | re.S)
+    assert block
+    declared = set(re.findall(r'^\s*"([\w-]+)', block[1], re.M)) | {"llvmlite"}  # comes with numba, in the version that it needs
+    assert {package for name in FILES for package in foreign(name)} <= declared
+
+
+def test_all_folders_are_installed() -> None:
+    block = re.search(r"^packages = \[(.*?)\]", PYPROJECT, re.M | re.S)
+    assert block
+    packages = {f"qwencli.{name}".rstrip(".") for name, path in FILES.items() if path.name == "__init__.py"}
+    assert set(re.findall(r'"([\w.]+)"', block[1])) == packages
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["info"], ["tokenize", "hello"], ["detokenize", "1"], ["run", "--help"]])
+def test_quick_commands_import_no_compiler(args: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from qwencli.cli import run
+assert run({args!r}) == 0
+heavy = {{"numba", "llvmlite", "torch", "jinja2", "qwencli.engine", "gguf.gguf_reader", "tokenizers"}} & sys.modules.keys()
+print("imported:", sorted(heavy), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    tokenizer = ["tokenizers"] if args[0] in ("tokenize", "detokenize") else []
+    assert f"imported: {tokenizer}" in done.stderr, done.stderr
+
+
+# A new architecture
+
+
+@pytest.fixture
+def othernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that adds the architecture `othernet`, a copy of Qwen3 in a file of its own, to those in qwencli/models."""
+    source = (ROOT / "qwencli" / "models" / "qwen3.py").read_text(encoding="utf-8")
+    folder = tmp_path / "architectures"
+    folder.mkdir()
+    (folder / "othernet.py").write_text(source.replace('"qwen3"', '"othernet"'), encoding="utf-8")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder)])
+    yield folder
+    sys.modules.pop("qwencli.models.othernet", None)
+
+
+def test_a_new_architecture_is_one_file(othernet: Path, tmp_path: Path) -> None:
+    assert known_architectures() == ["othernet", "qwen2", "qwen3"]
+    c = tiny_models.config()
+    weights = tiny_models.weights(c, 31)
+    tiny_models.write_gguf(tmp_path / "m.gguf", c, weights, architecture="othernet")
+    model = load_model(GGUFFile(tmp_path / "m.gguf"))
+    assert model.config.architecture == "othernet"
+    tokens = [5, 1, 70, 33]
+    found = NumpyBackend(model).run(["result_output"], Batch([Piece(KVSequence(), tokens, 4)]))["result_output"]
+    np.testing.assert_allclose(found, naive.forward(c, weights, tokens)["result_output"], rtol=0, atol=2e-5)
+
+
+def test_an_unknown_architecture_names_those_that_are_known(tmp_path: Path) -> None:
+    c = tiny_models.config()
+    tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 31), architecture="othernet")
+    with pytest.raises(ModelError, match=r"m\.gguf: the architecture 'othernet' is not supported; known are qwen2, qwen3$"):
+        load_model(GGUFFile(tmp_path / "m.gguf"))
