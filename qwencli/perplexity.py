@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends import F32, Backend, Batch, Piece
 from .errors import InputError, QwenError
@@ -73,7 +74,7 @@ def hidden_states(backend: Backend, chunks: Sequence[list[int]], first: int, n_b
     return [np.concatenate(part)[:-1] for part in found]
 
 
-def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[int]) -> np.ndarray:
+def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[int]) -> NDArray[np.float64]:
     """-log softmax(logits)[target] for each row, float64; the logits are computed some rows at a time."""
     step = max(1, LOGITS_AT_ONCE // backend.model.config.n_vocab)
     parts = []
