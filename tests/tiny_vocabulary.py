@@ -17,17 +17,18 @@ SPECIAL = {
     "unused": TokenType.UNUSED}
 """Token texts and their types. No two of one length overlap: which of them goes first, llama.cpp leaves open."""
 
-MARKED = ["e Ì", "eÌ ģ", "n Ì", "nÌ ĥ"]
-"""Merges of a letter and the two bytes of an accent behind it, which show whether a pattern parts the two."""
+ACROSS = ["e Ì", "eÌ ģ", "n Ì", "nÌ ĥ", "¿ s", "3 3"]
+"""Merges across places where a pattern may cut, so that ids show whether it does: e and n with the two bytes of an accent, the last byte
+of ſ (which some take for the s of a contraction) with an s, two digits."""
 
 
 @cache
 def words_and_merges() -> tuple[list[str], list[str]]:
-    """The embedded model's ordinary tokens and its merges, read by the `gguf` package, with the marked letters behind them."""
+    """The embedded model's ordinary tokens and its merges, read by the `gguf` package, with those of ACROSS behind them."""
     fields = gguf.GGUFReader(EMBEDDED).fields
     tokens, types, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
     words = [token for token, kind in zip(tokens, types) if kind == TokenType.NORMAL]
-    return words + [merge.replace(" ", "") for merge in MARKED], merges + MARKED
+    return words + [merge.replace(" ", "") for merge in ACROSS], merges + ACROSS
 
 
 def write_gguf(path: str | PathLike[str], pre: str = "qwen2", bos: str | None = None, eos: str | None = None,
