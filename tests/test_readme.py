@@ -1,4 +1,4 @@
-"""README.md stays true: its commands run, with the output that it shows, its flags exist and its links lead somewhere."""
+"""README.md and the examples in --help stay true: commands run, with the output shown, flags exist, links lead somewhere."""
 from __future__ import annotations
 
 import os
@@ -21,6 +21,9 @@ COMMANDS = re.findall(r"^```sh\n(.+)\n```$", README, re.M)
 """The lines of shell; each block has one, so that it can be copied whole."""
 SHOWN = re.findall(r"^```sh\n(.+)\n```\n```text\n((?:.*\n)+?)```$", README, re.M)
 """Those whose output follows, with it."""
+EXAMPLES = [line.strip() for name in cli.list_commands(click.Context(cli))
+            for line in (getattr(cli.get_command(click.Context(cli), name), "epilog", None) or "").splitlines() if "qwencli" in line]
+"""Those that `--help` shows."""
 LLAMA_CPP_DIFFERS = 1.5e-3
 """How far a perplexity may be from llama.cpp's on quantized weights, relative: backends differ in how they quantize activations."""
 
@@ -76,7 +79,7 @@ def test_the_readme_shows_every_command() -> None:
     assert used == set(cli.list_commands(click.Context(cli)))
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", [*COMMANDS, *EXAMPLES])
 def test_flags_of_the_commands_exist(line: str) -> None:
     for name, *arguments in calls(line):
         assert {word for word in arguments if word.startswith("-") and word != "-"} <= options(name)
@@ -102,6 +105,11 @@ def test_output_is_what_the_readme_shows(line: str, expected: str, shell: dict[s
         assert error_now == pytest.approx(error, rel=0.02)
     else:
         assert re.fullmatch(".*".join(map(re.escape, expected.split("..."))), got, re.S), got
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if not re.search(r" -[mf] |\.gguf|>.*\.txt", line)])
+def test_examples_that_need_no_file_run_on_the_embedded_model(line: str, shell: dict[str, str]) -> None:
+    assert run(line, shell)
 
 
 def test_perplexity_is_llama_cpps() -> None:

@@ -9,7 +9,7 @@ from ._common import choose_model, example, mmap_option, model_option, read_text
 from .tokenize import parse_ids
 
 
-@click.command(epilog=example("qwencli detokenize 12522 5193 264 882", "qwencli tokenize --ids hello | qwencli detokenize"))
+@click.command(epilog=example("qwencli detokenize 1925 346 5193 264 882", "qwencli tokenize --ids hello | qwencli detokenize"))
 @click.argument("ids", nargs=-1)
 @model_option
 @mmap_option
