@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Call, Result
+from command_line import Call, Result, process
 from gguf_builder import reciter
 
 from qwencli.cli import run
@@ -23,8 +23,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose answer is known: command_line.TEXT."""
-    return reciter().write(tmp_path_factory.mktemp("models") / "story.gguf")
+    """A model whose answer is known: command_line.TEXT. It has run once: what a first run compiles it would announce on stderr."""
+    path = reciter().write(tmp_path_factory.mktemp("models") / "story.gguf")
+    process("run", "-m", path, "-p", "hi", "--temp", "0")
+    process("perplexity", "-m", path, "-f", "-", "-c", "16", "--chunks", "3", stdin=None, input=b"the and in a " * 30)
+    return path
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from gguf_builder import N_CTX, N_EMBD, TOKENS, Gguf, f32, parts, reciter, tiny
 from qwencli.model_path import EMBEDDED
 
 
+@pytest.mark.usefixtures("story")
 def test_embedded_by_default(call: Call) -> None:
     done = call("run", "-p", "x", "-n", "0")
     assert (done.code, done.err) == (0, f"model: {EMBEDDED} (embedded: a tiny demo model, choose another with -m)\n")

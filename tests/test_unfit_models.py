@@ -196,6 +196,7 @@ def test_bad_chat_template(tmp_path: Path, capfd: pytest.CaptureFixture[str], na
     assert run_cli(["run", "-q", "-m", str(path), "-p", "the", "-n", "1", "--raw"]) == 0
 
 
+@pytest.mark.usefixtures("story")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
 def test_weights_that_are_no_numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: float) -> None:
     """3e38 is finite, the sums of its products are not."""
@@ -213,6 +214,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, capfd: pytest.CaptureFixtur
         assert err.count("\n") == 2
 
 
+@pytest.mark.usefixtures("story")
 def test_perplexity_of_a_model_that_is_always_wrong_is_infinite(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tiny()
     file.replace(f32("output_norm.weight", [1e6] * N_EMBD))
