@@ -168,3 +168,32 @@ def test_text_is_written_as_it_is_made(story: Path) -> None:
         assert child.stdout.read(3) == b"abc"
         assert child.poll() is None
         child.kill()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")
+def test_terminals_get_the_closing_line_and_are_asked_for_a_prompt(story: Path) -> None:
+    terminal, other_end = os.openpty()
+    try:
+        done = process("run", "-m", story, "-p", "x", "--temp", "0", "-n", "3", stderr=other_end)
+        assert done.stdout == b"abc"
+        assert re.search(rb"tokens, .* t/s; generation 3 tokens, .* t/s; stopped by length", os.read(terminal, 4096))
+        done = process("run", "-m", story, "--temp", "0", stdin=other_end)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"give a prompt with -p, -f or on stdin" in done.stderr
+    finally:
+        os.close(terminal)
+        os.close(other_end)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")
+def test_paths_that_are_no_utf8(story: Path, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path / "caf") + b"\xe9.gguf"
+    os.link(story, path)
+    commands: list[list[str | bytes]] = [["info", path], ["info", path, "--json"], ["info", path + b"?"],
+                                          ["run", "-m", path, "-p", "x", "-n", "1"]]
+    for command in commands:
+        done = subprocess.run([QWENCLI, *command], capture_output=True, timeout=60)
+        assert done.returncode == (1 if path + b"?" in command else 0)
+        assert b"Traceback" not in done.stderr
+        (done.stdout + done.stderr).decode("utf-8")
+        assert rb"caf\udce9.gguf" in done.stdout + done.stderr
