@@ -64,3 +64,10 @@ QUERIES_AT_ONCE = 32
 def attention_scratch(n_queries: int, head_dim: int) -> int:
     """Bytes for the queries of an item: scores of a page, two partial results, a factor."""
     return 4 * n_queries * (PAGE + 2 * (head_dim + LANES) + LANES)
+
+MAX_TOP_K = 256
+"""The largest top-k that is sampled in machine code."""
+DRAW_WORDS = 9
+"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat penalty, presence penalty, random number (each the bits of a float64), top-k,
+number of recent tokens, their address (i64 each, no token twice)."""
+SAMPLING_SCRATCH = 16 * MAX_TOP_K

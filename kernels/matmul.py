@@ -17,19 +17,21 @@ from llvmlite import ir
 from numba import njit
 
 from . import layout
-from .quants import _blocks
+from .quants import _blocks, _kquants
 from .quants._kquants import Act
-from .simd import F32, F32X16, I8X64, I32, I64, I32X16, LANES, Emitter, i64, intrinsic_of, load_i64, void
+from .simd import F32, F32X16, I8X32, I8X64, I32, I32X16, I64, LANES, Emitter, i64, intrinsic_of, load_i64, void
 
 FEW_AT_ONCE = 4  # tokens whose dots share one unpacking
 TILE_TOKENS = {"avx512vnni": {"q8k": 4, "q8_0": 6, "float": 4}, "avx2": {"q8k": 2, "q8_0": 2, "float": 2}, "generic": {"q8k": 2, "q8_0": 2, "float": 2}}
 """Tokens of a tile of 32 rows (of FLOAT_ROWS for float weights)."""
 FLOAT_ROWS = 4
+ROWS_IN_PLACE = 8
 
 
-def build(name: str, form: str) -> Any:
+def build(name: str, form: str, n_cols: str = "") -> Any:
+    """The format's name, "few" or "many", and for few tokens and 32-weight blocks the number of columns."""
     quant = import_module(f".quants.{name}", __package__)
-    return {"few": build_few, "many": build_many}[form](quant, FAMILIES[quant.KIND])
+    return build_few(quant, FAMILIES[quant.KIND], n_cols) if form == "few" else build_many(quant, FAMILIES[quant.KIND])
 
 
 class Args(NamedTuple):
@@ -163,34 +165,66 @@ class KQuants:
 
 
 class Blocks:
-    """32-blocks with Q8_0 activations."""
-    few_rows = LANES
+    """32-blocks with Q8_0 activations. In place 8 rows are read at once, two blocks of each."""
+    few_rows = ROWS_IN_PLACE
 
     @staticmethod
-    def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any]) -> None:
+    def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_cols: int) -> None:
+        """8 rows; where fewer are left each is read as if it were 8."""
         b = e.b
-        rows = clamped_rows(e, a, row, LANES)
-        n_blocks = b.lshr(a.n_cols, e.int(5))
-        sums = [e.var(e.float(0.0, F32X16)) for _ in tokens]
-        acts = [b.add(a.q, b.mul(t, a.n_cols)) for t in tokens]
-        scale_rows = [b.shl(b.mul(t, n_blocks), e.int(2)) for t in tokens]
-        from .quants._kquants import gathered_halves
-        with e.loop(n_blocks) as i:
-            offset = b.mul(i, e.int(quant.BYTES))
-            blocks = [b.add(address, offset) for address in rows]
-            d = gathered_halves(e, blocks, 0)
-            weights = [quant.load_pair(e, blocks[r], blocks[r + 8]) for r in range(8)]
-            for t in range(len(tokens)):
-                once = e.load(ir.VectorType(ir.IntType(8), 32), b.add(acts[t], b.shl(i, e.int(5))))
-                both = e.concat(once, once)
-                dot = e.dot4_signed if quant.SIGNED else lambda acc, w, x: e.dot4(acc, w, x, u_below_128=True)
-                total = _blocks.sums_of_rows(e, [dot(e.int(0, I32X16), weight, both) for weight in weights])
-                place = b.add(scale_rows[t], b.shl(i, e.int(2)))
-                if not quant.SIGNED:
-                    total = b.sub(total, e.splat(b.mul(e.load(I32, a.sums, place), e.int(quant.OFFSET, I32))))
-                Blocks._add(e, sums[t], total, d, e.load(F32, a.d, place))
-        for total, t in zip(sums, tokens):
-            finish_rows(e, a, b.load(total), row, t)
+        left = b.sub(a.n_rows, row)
+        whole = b.icmp_signed(">=", left, e.int(ROWS_IN_PLACE))
+        with b.if_else(whole, likely=True) as (then, otherwise):
+            with then:
+                for t, values in zip(tokens, Blocks.rows_in_place(e, quant, a, row, tokens, n_cols, 1)):
+                    finish(e, a, values, row, t)
+            with otherwise, e.loop(left) as i:
+                this = b.add(row, i)
+                for t, values in zip(tokens, Blocks.rows_in_place(e, quant, a, this, tokens, n_cols, 0)):
+                    finish(e, a, b.extract_element(values, e.int(0, I32)), this, t)
+
+    @staticmethod
+    def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_cols: int, stride: int) -> list[Any]:
+        """f32x8 for each token: the products of 8 rows, `stride` rows apart. The columns are frozen, so that rows are at fixed distances."""
+        b, n_blocks = e.b, n_cols // quant.BLOCK
+        row_bytes = n_blocks * quant.BYTES * stride
+        first = b.add(a.w, b.mul(row, a.row_bytes))
+        sums = [e.var(e.float(0.0, ir.VectorType(F32, ROWS_IN_PLACE))) for _ in tokens]
+        with e.loop(e.int(n_blocks // 2)) as pair:
+            Blocks.two_blocks(e, quant, a, e.at(first, b.mul(pair, e.int(2 * quant.BYTES))), row_bytes, b.shl(pair, e.int(1)), 1, tokens, n_cols, sums)
+        if n_blocks % 2:
+            last = n_blocks - 1
+            Blocks.two_blocks(e, quant, a, e.at(first, last * quant.BYTES), row_bytes, e.int(last), 0, tokens, n_cols, sums)
+        return [b.load(total) for total in sums]
+
+    @staticmethod
+    def two_blocks(e: Emitter, quant: Any, a: Args, p: Any, row_bytes: int, i: Any, step: int, tokens: Sequence[Any], n_cols: int, sums: Sequence[Any]) -> None:
+        """Add blocks i and i + 1 of 8 rows to the sums, in this order; with step 0 block i alone."""
+        b = e.b
+        if row_bytes:
+            for r in range(ROWS_IN_PLACE):  # eight short streams, which the hardware doesn't foresee
+                e.prefetch(e.at(p, row_bytes * (ROWS_IN_PLACE + r)))
+        rows = [e.at(p, row_bytes * r) for r in range(ROWS_IN_PLACE)]
+        weights = [quant.load_pair(e, row, e.at(row, step * quant.BYTES)) for row in rows]
+        lanes = list(zip(_blocks.ROW_OF_LANE, _blocks.BLOCK_OF_LANE))
+        d = _kquants.gathered_halves(e, [e.at(rows[r], step * quant.BYTES * block) for r, block in lanes], 0)
+        of_block = [[lane for lane, (_, block) in enumerate(lanes) if block == which] for which in range(2)]
+        for t, token in enumerate(tokens):
+            at = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
+            activations = e.concat(e.load(I8X32, at), e.load(I8X32, at, 32 * step))
+            dots = [e.dot4(e.int(0, I32X16), weight, activations, quant.BELOW_128) for weight in weights]
+            place = b.shl(b.add(b.mul(token, e.int(n_cols // quant.BLOCK)), i), e.int(2))
+            lower = Blocks.by_block(e, a.sums, place, step, I32)
+            integers = b.sub(_blocks.sums_of_rows(e, dots), b.mul(lower, e.int(quant.OFFSET, I32X16)))
+            product = b.fmul(b.sitofp(integers, F32X16), b.fmul(d, Blocks.by_block(e, a.d, place, step, F32)))
+            for half in of_block[:1 + step]:
+                b.store(b.fadd(b.load(sums[t]), e.shuffle(product, half)), sums[t])
+
+    @staticmethod
+    def by_block(e: Emitter, base: Any, place: Any, step: int, kind: Any) -> Any:
+        """Two neighbouring numbers of an array spread over the lanes of `sums_of_rows`."""
+        two = e.load(ir.VectorType(kind, 1 + step), e.b.add(base, place))
+        return e.shuffle(two, [step * block for block in _blocks.BLOCK_OF_LANE])
 
     @staticmethod
     def _add(e: Emitter, total: Any, integers: Any, d: Any, act_d: Any) -> None:
@@ -199,7 +233,6 @@ class Blocks:
 
     @staticmethod
     def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
-        from .quants._kquants import gathered_halves
         b = e.b
         rows = clamped_rows(e, a, row, LANES)
         with e.loop(b.lshr(a.n_cols, e.int(5))) as i:
@@ -207,7 +240,7 @@ class Blocks:
             blocks, out = [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(_blocks.PANEL_BYTES)))
             for k, word in enumerate(quant.quarts(e, blocks)):
                 e.store(word, out, k * _blocks.VECTOR)
-            e.store(gathered_halves(e, blocks, 0), out, _blocks.QUARTS)
+            e.store(_kquants.gathered_halves(e, blocks, 0), out, _blocks.QUARTS)
 
     @staticmethod
     def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], panel: Any) -> list[list[Any]]:
@@ -228,7 +261,7 @@ class Blocks:
                 for t, act in enumerate(acts):
                     activations = b.bitcast(e.splat(e.load(I32, b.add(act, b.shl(i, e.int(5))), 4 * k)), I8X64)
                     for r, weight in enumerate(weights):
-                        integers[r][t] = e.dot4(integers[r][t], weight, activations, u_below_128=not quant.SIGNED)
+                        integers[r][t] = e.dot4(integers[r][t], weight, activations, u_below_128=quant.BELOW_128)
             for r, block in enumerate(blocks):
                 d = e.load(F32X16, block, _blocks.QUARTS)
                 for t, place in enumerate(places):
@@ -241,13 +274,13 @@ class Blocks:
 
 
 class Floats:
-    """Float weights with float32 activations: the same code for few and many tokens."""
-    few_rows = FLOAT_ROWS
+    """Float weights with float32 activations: the same code for few tokens, a row at a time so that memory is read in order, and many."""
+    few_rows = 1
 
     @staticmethod
-    def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any]) -> None:
+    def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int = 1) -> None:
         b = e.b
-        rows = clamped_rows(e, a, row, FLOAT_ROWS)
+        rows = clamped_rows(e, a, row, n_rows)
         acts = [b.add(a.x, b.mul(t, b.shl(a.n_cols, e.int(2)))) for t in tokens]
         sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
         rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
@@ -266,7 +299,7 @@ class Floats:
                 weight = quant.load_one(e, b.add(address, b.mul(column, e.int(quant.BYTES))))
                 for t, act in enumerate(acts):
                     b.store(e.fma(weight, e.load(F32, act, b.shl(column, e.int(2))), b.load(rests[r][t])), rests[r][t])
-        for r in range(FLOAT_ROWS):
+        for r in range(n_rows):
             this = b.add(row, e.int(r))
             with b.if_then(b.icmp_signed("<", this, a.n_rows)):
                 for t, token in enumerate(tokens):
@@ -283,17 +316,18 @@ def rows_of(args, chunk):
     return first, min(first + load_i64(args + 8), load_i64(args + 32))
 
 
-def build_few(quant: Any, family: Any) -> Any:
+def build_few(quant: Any, family: Any, n_cols: str) -> Any:
     step = family.few_rows
+    frozen = {"n_cols": int(n_cols)} if n_cols else {}
 
     @intrinsic_of(void, i64, i64, i64)
     def several(e: Emitter, args: Any, row: Any, token: Any) -> None:
         a = Args.load(e, args)
-        family.few(e, quant, a, row, [e.b.add(token, e.int(t)) for t in range(FEW_AT_ONCE)])
+        family.few(e, quant, a, row, [e.b.add(token, e.int(t)) for t in range(FEW_AT_ONCE)], **frozen)
 
     @intrinsic_of(void, i64, i64, i64)
     def single(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.few(e, quant, Args.load(e, args), row, [token])
+        family.few(e, quant, Args.load(e, args), row, [token], **frozen)
 
     def few(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -346,11 +380,11 @@ def build_many(quant: Any, family: Any) -> Any:
 def build_many_floats(quant: Any, n_tile: int) -> Any:
     @intrinsic_of(void, i64, i64, i64)
     def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        Floats.few(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)])
+        Floats.few(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], FLOAT_ROWS)
 
     @intrinsic_of(void, i64, i64, i64)
     def single(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        Floats.few(e, quant, Args.load(e, args), row, [token])
+        Floats.few(e, quant, Args.load(e, args), row, [token], FLOAT_ROWS)
 
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)

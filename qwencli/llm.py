@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
-from .backends.numpy_ref import NumpyBackend
+from .backends import Backend
 from .chat import ChatTemplate
 from .engine import Engine
 from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
-from .model import load_model
+from .model import Model, load_model
 from .sampling import SamplingParams
 from .tokenizer import StreamDecoder, Tokenizer
 
@@ -22,14 +22,16 @@ class LLM:
         print("".join(llm.stream(llm.tokenizer.encode("Once upon a time"), max_tokens=32)))
 
     `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
-    are cores. Raises QwenError.
+    are cores; `backend` is "cpu", compiled kernels, or "numpy", the slow reference. `report` is told in a line what is being compiled.
+    Raises QwenError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
+                 backend: str = "cpu", report: Callable[[str], None] | None = None) -> None:
         self.file = GGUFFile(path, use_mmap)
         self.model = load_model(self.file)
         self.tokenizer = Tokenizer(self.file)
-        self.engine = Engine(NumpyBackend(self.model, n_threads), n_ctx or self.model.config.n_ctx)
+        self.engine = Engine(make_backend(backend, self.model, n_threads, report), n_ctx or self.model.config.n_ctx)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -45,6 +47,15 @@ class LLM:
         """The text that continues `tokens`, piece by piece."""
         completion = Completion(self, tokens, sampling or self.sampling(), max_tokens)
         return completion.run()
+
+
+def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None) -> Backend:
+    """The backend of that name; only its own modules are imported."""
+    if name == "numpy":
+        from .backends.numpy_ref import NumpyBackend
+        return NumpyBackend(model, n_threads)
+    from .backends.cpu import CPUBackend
+    return CPUBackend(model, n_threads, report)
 
 
 class Completion:

@@ -22,17 +22,22 @@ def load_words(e: Emitter, rows: Sequence[Any], offset: int, count: int) -> list
     return e.transpose16([e.shuffle(e.load(kind, row, offset), widen) for row in rows])[:count]
 
 
-def sums_of_rows(e: Emitter, pairs: Sequence[Any]) -> Any:
-    """8 vectors, the r-th with 8 lanes of row r and 8 of row r + 8 -> i32x16, the sum for each row. Integers, so the order doesn't matter."""
-    def halves(x: Any, y: Any, width: int) -> Any:
-        """In each 8 lanes: pick the first, then the second half of every `width` lanes of x and y, and add."""
-        def mask(which: int) -> list[int]:
-            picked = [i for i in range(8) if i // (width // 2) % 2 == which]
-            return [base + source + i for base in (0, 8) for source in (0, 16) for i in picked]
-        return e.b.add(e.shuffle(x, mask(0), y), e.shuffle(x, mask(1), y))
+ROW_OF_LANE = [quarter // 2 * 4 + i for quarter in range(4) for i in range(4)]
+BLOCK_OF_LANE = [quarter % 2 for quarter in range(4) for _ in range(4)]
+"""Which of 8 rows, and which of its two blocks, each lane of `sums_of_rows` belongs to."""
 
-    four = [halves(pairs[i], pairs[i + 4], 8) for i in range(4)]
-    two = [halves(four[i], four[i + 2], 4) for i in range(2)]
-    one = halves(two[0], two[1], 2)
-    order = [0, 4, 2, 6, 1, 5, 3, 7]  # the row of each lane, from the pairings above
-    return e.shuffle(one, [base + order.index(row) for base in (0, 8) for row in range(8)])
+
+def sums_of_rows(e: Emitter, rows: Sequence[Any]) -> Any:
+    """8 vectors, each with 8 lanes of a row's block and 8 of its next -> the 16 sums, as ROW_OF_LANE and BLOCK_OF_LANE say.
+
+    A transposed tree of additions: with four lanes in a register's quarter, two steps give four rows' sums of each quarter.
+    """
+    def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
+        def spread(mask: Sequence[int]) -> list[int]:
+            return [4 * quarter + i % 4 + 16 * (i // 4) for quarter in range(4) for i in mask]
+        return e.b.add(e.shuffle(x, spread(low), y), e.shuffle(x, spread(high), y))
+
+    two = [step(rows[i], rows[i + 1], (0, 4, 1, 5), (2, 6, 3, 7)) for i in range(0, 8, 2)]
+    four = [step(two[i], two[i + 1], (0, 1, 4, 5), (2, 3, 6, 7)) for i in range(0, 4, 2)]
+    first, second = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
+    return e.b.add(e.shuffle(four[0], first + [16 + i for i in first], four[1]), e.shuffle(four[0], second + [16 + i for i in second], four[1]))

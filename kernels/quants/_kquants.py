@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout as act
-from ..simd import I8, I16, I16X16, I16X32, I32, I64, I32X16, I8X32, Emitter
+from ..simd import I8, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
 
 QUARTS = 64 * 64
 VECTOR = 64
@@ -59,10 +59,10 @@ def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
     return b.and_(u0, low), scales, b.and_(u1, low), mins
 
 
-def eight_bytes(e: Emitter, low: Any, high: Any) -> Any:
-    """Two u32 -> their 8 bytes as i32 lanes."""
+def eight_bytes(e: Emitter, low: Any, high: Any, kind: Any) -> Any:
+    """Two u32 -> their 8 bytes as 8 lanes of `kind`."""
     both = e.b.or_(e.b.zext(low, I64), e.b.shl(e.b.zext(high, I64), e.int(32)))
-    return e.b.zext(e.b.bitcast(both, ir.VectorType(I8, 8)), ir.VectorType(I32, 8))
+    return e.b.zext(e.b.bitcast(both, ir.VectorType(I8, 8)), ir.VectorType(kind, 8))
 
 
 def transposed_words(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
@@ -105,16 +105,16 @@ def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]
     """
     b = e.b
     s_low, s_high, m_low, m_high = six_bit(e, *(e.load(I32, p, 4 + 4 * i) for i in range(3)))
-    scales, mins = eight_bytes(e, s_low, s_high), eight_bytes(e, m_low, m_high)
+    scales, mins = eight_bytes(e, s_low, s_high, I16), eight_bytes(e, m_low, m_high, I32)
     parts = ((0, 2), (1, 3), (4, 6), (5, 7))
-    spread = [e.shuffle(scales, [i] * 8 + [j] * 8) for i, j in parts]
+    spread = [e.shuffle(scales, [i] * 16 + [j] * 16) for i, j in parts]
     d, dmin = e.load_f16(p), e.load_f16(p, 2)
     results = []
     for a in acts:
         total = e.int(0, I32X16)
         for quant, scale, (i, j) in zip(quants, spread, parts):
             activations = e.concat(e.load(I8X32, a.q, 32 * i), e.load(I8X32, a.q, 32 * j))
-            total = b.add(total, b.mul(e.dot4(e.int(0, I32X16), quant, activations, u_below_128=True), scale))
+            total = e.dot2(total, e.pairs(quant, activations), scale)
         sums = b.sext(e.load(ir.VectorType(I16, 8), a.sums, act.SUMS_OF_32), ir.VectorType(I32, 8))
         offset = e.sum_i32(b.mul(mins, sums))
         results.append(b.fsub(b.fmul(d, b.sitofp(e.sum_i32(total), d.type)), b.fmul(dmin, b.sitofp(offset, d.type))))

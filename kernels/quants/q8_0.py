@@ -6,11 +6,11 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import I8X32, I32X16, Emitter, as_f32, load_f16, load_i8
+from ..simd import I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_i8
 from ._blocks import load_words
 
 BLOCK, BYTES, KIND = 32, 34, "q8_0"
-SIGNED, OFFSET = True, 128  # signed in the dot; in a panel every quant is raised by 128
+OFFSET, BELOW_128 = 128, False  # every quant is raised by 128, to be unsigned
 
 
 @njit(inline="always")
@@ -19,7 +19,7 @@ def value(p, i):
 
 
 def load_pair(e: Emitter, p: Any, q: Any) -> Any:
-    return e.concat(e.load(I8X32, p, 2), e.load(I8X32, q, 2))
+    return e.b.xor(e.concat(e.load(I8X32, p, 2), e.load(I8X32, q, 2)), e.int(-128, I8X64))
 
 
 def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:

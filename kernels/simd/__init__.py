@@ -74,6 +74,12 @@ class Emitter:
     def store(self, value: Any, address: Any, offset: Any = 0) -> None:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
+    def prefetch(self, address: Any) -> None:
+        """Ask for a cache line that will be read soon. It may lie anywhere: nothing is read if it can't be."""
+        pointer = self.b.inttoptr(address, I8.as_pointer())
+        function = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32]), "llvm.prefetch.p0")
+        self.b.call(function, [pointer, self.int(0, I32), self.int(3, I32), self.int(1, I32)])
+
     def shuffle(self, x: Any, mask: Sequence[int], y: Any = None) -> Any:
         mask_type = ir.VectorType(I32, len(mask))
         return self.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined) if y is None else y, ir.Constant(mask_type, list(mask)))
@@ -163,9 +169,9 @@ class Emitter:
         """acc[i] += sum of 4 products u8 * i8: i32x16, i8x64 unsigned, i8x64 signed. Exact."""
         return self.isa.dot4(self, acc, u, s, u_below_128)
 
-    def dot4_signed(self, acc: Any, w: Any, s: Any) -> Any:
-        """acc[i] += sum of 4 products i8 * i8, where s is never -128. Exact."""
-        return self.isa.dot4_signed(self, acc, w, s)
+    def pairs(self, u: Any, s: Any) -> Any:
+        """Sums of 2 products u8 * i8 in i16 lanes: i8x64 unsigned below 128, i8x64 signed -> i16x32. Exact."""
+        return self.isa.pairs(self, u, s)
 
     def dot2(self, acc: Any, x: Any, y: Any) -> Any:
         """acc[i] += sum of 2 products i16 * i16: i32x16, i16x32, i16x32. Exact."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, HALF, I8, I16, I32, I16X32, I8X64
+from . import F32, HALF, I8, I8X64, I16, I16X32, I32
 
 I8X32, I16X16, I32X8 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
 
@@ -37,24 +37,20 @@ def _madd(e: Any, x: Any, y: Any) -> Any:
     return _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.wd", I32X8, p, q), x, y)
 
 
+def pairs(e: Any, u: Any, s: Any) -> Any:
+    return _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s)
+
+
 def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
     """`maddubs` saturates at 16 bits: 2 * 127 * 127 fits, 2 * 255 * 127 does not."""
     b = e.b
     if u_below_128:
-        return b.add(acc, _madd(e, _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s), e.int(1, I16X32)))
+        return b.add(acc, _madd(e, pairs(e, u, s), e.int(1, I16X32)))
     eight = e.int(8, I16X32)
     u, s = b.bitcast(u, I16X32), b.bitcast(s, I16X32)
     even = _madd(e, b.and_(u, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight))
     odd = _madd(e, b.lshr(u, eight), b.ashr(s, eight))
     return b.add(acc, b.add(even, odd))
-
-
-def dot4_signed(e: Any, acc: Any, w: Any, s: Any) -> Any:
-    """|w| times s with w's sign: 2 * 128 * 127 fits into 16 bits."""
-    b = e.b
-    negative = b.icmp_signed("<", w, e.int(0, I8X64))
-    u = b.select(negative, b.neg(w), w)
-    return dot4(e, acc, u, b.select(negative, b.neg(s), s), u_below_128=True)
 
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:

@@ -61,13 +61,11 @@ def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
     return b.add(acc, b.add(_pairs(e, even, acc.type), _pairs(e, odd, acc.type)))
 
 
-def dot4_signed(e: Any, acc: Any, w: Any, s: Any) -> Any:
-    """In 16-bit lanes: a product of two i8 of which one is not -128 lies in -16256 .. 16256."""
+def pairs(e: Any, u: Any, s: Any) -> Any:
     b, eight = e.b, e.int(8, I16X32)
-    w, s = b.bitcast(w, I16X32), b.bitcast(s, I16X32)
-    even = b.mul(b.ashr(b.shl(w, eight), eight), b.ashr(b.shl(s, eight), eight))
-    odd = b.mul(b.ashr(w, eight), b.ashr(s, eight))
-    return b.add(acc, b.add(_pairs(e, even, acc.type), _pairs(e, odd, acc.type)))
+    u, s = b.bitcast(u, I16X32), b.bitcast(s, I16X32)
+    even = b.mul(b.and_(u, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight))
+    return b.add(even, b.mul(b.lshr(u, eight), b.ashr(s, eight)))
 
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:

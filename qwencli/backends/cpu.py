@@ -16,6 +16,7 @@ from ..model import Model
 from . import F32, Batch
 from .lowering import Inputs, Program
 from .team import Team, aligned_zeros, physical_cores
+
 assert PAGE == layout.PAGE
 
 

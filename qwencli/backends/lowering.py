@@ -264,7 +264,8 @@ class Program:
         args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
                 self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
         reads = [*(quantized if kind != "float" else [x.address]), *([residual.address] if residual else [])]
-        self._row(f"matmul:{info.type.name.lower()}:{form}", args, reads, [out.address], chunk_rows, count_in=4)
+        frozen = f":{n_cols}" if form == "few" and kind == "q8_0" else ""
+        self._row(f"matmul:{info.type.name.lower()}:{form}{frozen}", args, reads, [out.address], chunk_rows, count_in=4)
         self._done.add(target.name)
 
     def _residual_of(self, node: Tensor) -> tuple[Tensor, Value | None]:

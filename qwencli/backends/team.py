@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.jit import Kernels
-from ..kernels.layout import CLAIM_WORDS, ROW_WORDS, Word
+from ..kernels.layout import CLAIM_WORDS, Word
 
 SPINS, PATIENCE = 200, 20_000
 """Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""

@@ -18,6 +18,8 @@ model_option = click.option(
     help="A GGUF file, or a folder with one. Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
 mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
 threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")
+backend_option = click.option("--backend", type=click.Choice(["cpu", "numpy"]), default="cpu",
+                              help="cpu: compiled kernels, the default. numpy: the slow reference in plain float32.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -77,6 +79,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def say(message: str) -> None:
+    """Talk to the user, on stderr."""
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -15,7 +15,7 @@ from ..gguf_file import GGUFFile
 from ..metadata import ARRAY, LazyArray
 from ._common import choose_model, example, json_option, mmap_option, printable, size, write_text
 
-KV_BYTES_PER_VALUE = 4  # the NumPy backend's cache is float32
+KV_BYTES_PER_VALUE = 2  # the CPU backend's cache holds half floats
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
 
 

@@ -6,7 +6,19 @@ import time
 
 import click
 
-from ._common import check_context, choose_model, example, json_option, mmap_option, model_option, read_text, threads_option, write_text
+from ._common import (
+    backend_option,
+    check_context,
+    choose_model,
+    example,
+    json_option,
+    mmap_option,
+    model_option,
+    read_text,
+    say,
+    threads_option,
+    write_text,
+)
 
 
 @click.command(epilog=example("qwencli perplexity -f wiki.test.raw",
@@ -18,10 +30,11 @@ from ._common import check_context, choose_model, example, json_option, mmap_opt
               help="Tokens a step: part of a chunk, or several chunks.")
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
+@backend_option
 @json_option
 @mmap_option
-def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, as_json: bool,
-               no_mmap: bool) -> None:
+def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, backend: str,
+               as_json: bool, no_mmap: bool) -> None:
     """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
 
     The running value after each chunk goes to stdout, then the final estimate and its standard error.
@@ -34,7 +47,7 @@ def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: i
     from ..perplexity import count_chunks
     from ..perplexity import perplexity as estimates
     start = time.perf_counter()
-    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap)
+    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say)
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

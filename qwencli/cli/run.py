@@ -10,6 +10,7 @@ import click
 
 from ..errors import InputError
 from ._common import (
+    backend_option,
     check_context,
     choose_model,
     example,
@@ -18,6 +19,7 @@ from ._common import (
     model_option,
     read_text,
     sampling_options,
+    say,
     size,
     threads_option,
     warn,
@@ -41,6 +43,7 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30),
               help="Tokens of prompt and answer together. Default: the model's context.")
 @threads_option
+@backend_option
 @sampling_options
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option("--stop", metavar="STR", multiple=True, help="End at this text, which is left out. May be given several times.")
@@ -53,7 +56,7 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal.")
 @mmap_option
-def run(model: str | None, prompt: str | None, file: str | None, n_predict: int, n_ctx: int | None, threads: int | None,
+def run(model: str | None, prompt: str | None, file: str | None, n_predict: int, n_ctx: int | None, threads: int | None, backend: str,
         sampling: dict[str, Any], system: str | None, stop: tuple[str, ...], raw: bool, no_think: bool, ignore_eos: bool,
         no_escape: bool, as_json: bool, quiet: bool, verbose: bool, no_mmap: bool) -> int:
     """Generate text that answers or continues a prompt.
@@ -79,7 +82,7 @@ def run(model: str | None, prompt: str | None, file: str | None, n_predict: int,
 
     chosen = choose_model(model, quiet)
     from ..llm import LLM, Completion
-    llm = LLM(chosen.path, n_ctx, threads, use_mmap=not no_mmap)
+    llm = LLM(chosen.path, n_ctx, threads, not no_mmap, backend, None if quiet else say)
     if not quiet:
         check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
     params = llm.sampling(**sampling)

@@ -1,0 +1,136 @@
+"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw. Its twin in NumPy is qwencli/sampling.py."""
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from . import layout
+from .attention import exp_scalar
+from .simd import F32X16, I32, I32X16, I64, Emitter, f32, i64, intrinsic_of, load_f32, load_i64, store_f32, store_i64
+
+BLOCK = 64
+IDS = 8 * layout.MAX_TOP_K  # in scratch: f32 and i64 for each candidate, the likeliest first
+EXPONENT = 0x7F800000
+f64 = types.float64
+
+
+def build(name: str) -> Any:
+    return {"choose": build_choose}[name]()
+
+
+@intrinsic_of(f64, i64)
+def load_f64(e: Emitter, address: Any) -> Any:
+    from llvmlite import ir
+    return e.load(ir.DoubleType(), address)
+
+
+@intrinsic_of(f32, f32)
+def exp(e: Emitter, x: Any) -> Any:
+    return exp_scalar(e, x)
+
+
+@intrinsic_of(f32, i64)
+def block_max(e: Emitter, logits: Any) -> Any:
+    """The largest of 64 logits, NaN if one of them is not finite."""
+    b = e.b
+    values = [e.load(F32X16, logits, 64 * i) for i in range(4)]
+    largest, special = values[0], e.int(0, I32X16)
+    for v in values:
+        largest = e.larger(v, largest)
+        exponent = b.and_(b.bitcast(v, I32X16), e.int(EXPONENT, I32X16))
+        special = b.or_(special, b.sext(b.icmp_unsigned("==", exponent, e.int(EXPONENT, I32X16)), I32X16))
+    bad = b.icmp_unsigned("!=", e.call("llvm.vector.reduce.or.v16i32", I32, special), e.int(0, I32))
+    return b.select(bad, e.float(float("nan")), e.tree(e.larger, largest))
+
+
+@intrinsic_of(i64, f32)
+def is_special(e: Emitter, x: Any) -> Any:
+    """1 for NaN and infinity."""
+    bits = e.b.and_(e.b.bitcast(x, I32), e.int(EXPONENT, I32))
+    return e.b.zext(e.b.icmp_unsigned("==", bits, e.int(EXPONENT, I32)), I64)
+
+
+def build_choose() -> Any:
+    """args: count, logits, n_vocab, draws (layout.DRAW_WORDS int64 each), out (i64). A chunk is a row of logits; out is the token, or -1 if a logit is not finite.
+
+    Penalties change the logits in place.
+    """
+    from numba import njit
+
+    @njit(inline="always")
+    def consider(scratch, n_kept, limit, value, token):
+        """Put a candidate in its place among the kept ones, behind its equals. Gives how many are kept."""
+        if n_kept < limit:
+            i = n_kept
+            n_kept += 1
+        else:
+            i = limit - 1
+        while i > 0 and load_f32(scratch + 4 * (i - 1)) < value:
+            store_f32(scratch + 4 * i, load_f32(scratch + 4 * (i - 1)))
+            store_i64(scratch + IDS + 8 * i, load_i64(scratch + IDS + 8 * (i - 1)))
+            i -= 1
+        store_f32(scratch + 4 * i, value)
+        store_i64(scratch + IDS + 8 * i, token)
+        return n_kept
+
+    @njit(inline="always")
+    def penalize(logits, draw):
+        repeat, presence = load_f64(draw + 24), load_f64(draw + 32)
+        recent = load_i64(draw + 64)
+        for i in range(load_i64(draw + 56)):
+            place = logits + 4 * load_i64(recent + 8 * i)
+            value = load_f32(place)
+            value = value * types.float32(repeat) if value <= 0 else value / types.float32(repeat)
+            store_f32(place, value - types.float32(presence))
+
+    def choose(args, chunk, scratch):
+        n_vocab, draw = load_i64(args + 16), load_i64(args + 24) + 8 * layout.DRAW_WORDS * chunk
+        logits, out = load_i64(args + 8) + 4 * n_vocab * chunk, load_i64(args + 32) + 8 * chunk
+        penalize(logits, draw)
+        temp, top_p, min_p, limit = load_f64(draw), load_f64(draw + 8), load_f64(draw + 16), load_i64(draw + 48)
+        n = 0
+        for start in range(0, n_vocab, BLOCK):
+            end = min(start + BLOCK, n_vocab)
+            largest = types.float32(0)
+            if end - start == BLOCK:
+                largest = block_max(logits + 4 * start)
+                if largest != largest:
+                    store_i64(out, -1)
+                    return
+            if n < limit or end - start < BLOCK or largest > load_f32(scratch + 4 * (limit - 1)):
+                for token in range(start, end):
+                    value = load_f32(logits + 4 * token)
+                    if is_special(value):
+                        store_i64(out, -1)
+                        return
+                    if n < limit or value > load_f32(scratch + 4 * (limit - 1)):
+                        n = consider(scratch, n, limit, value, token)
+        first = load_f32(scratch)
+        if temp > 0 and n > 1:
+            total = 0.0
+            if top_p < 1:
+                for i in range(n):
+                    total += exp(load_f32(scratch + 4 * i) - first)
+                reached, i = 0.0, 0
+                while i < n and reached < top_p * total:
+                    reached += exp(load_f32(scratch + 4 * i) - first)
+                    i += 1
+                n = max(i, 1)
+            kept = 1
+            while kept < n and (min_p <= 0 or exp(load_f32(scratch + 4 * kept) - first) >= min_p):
+                kept += 1
+            n = kept
+            total = 0.0
+            for i in range(n):
+                total += exp((load_f32(scratch + 4 * i) - first) / types.float32(temp))
+            goal, reached, i = load_f64(draw + 40) * total, 0.0, 0
+            while True:
+                reached += exp((load_f32(scratch + 4 * i) - first) / types.float32(temp))
+                if reached > goal or i == n - 1:
+                    break
+                i += 1
+            store_i64(out, load_i64(scratch + IDS + 8 * i))
+        else:
+            store_i64(out, load_i64(scratch + IDS))
+    return choose
