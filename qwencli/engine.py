@@ -5,12 +5,12 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from .backends import Backend, Batch, Piece
-from .errors import InputError
-from .kv_cache import KVSequence
-from .sampling import Sampler, SamplingParams
+import numpy as np
 
-LOGITS = "result_output"
+from .backends import Backend, Batch, Piece
+from .errors import InputError, QwenError
+from .kv_cache import KVSequence
+from .sampling import NOT_FINITE, Sampler, SamplingParams
 
 
 @dataclass(eq=False)
@@ -18,13 +18,15 @@ class Sequence:
     """A request: its prompt, how to continue it, and all of its state.
 
     `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids`
-    ends the answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context or cancelled.
+    ends the answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context,
+    cancelled, or error, with the error in `error`.
     """
     tokens: list[int]
     sampling: SamplingParams
     max_tokens: int | None = None
     end_ids: Collection[int] = ()
     stop_reason: str | None = None
+    error: QwenError | None = None
     kv: KVSequence = field(default_factory=KVSequence)
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
@@ -50,8 +52,10 @@ class Engine:
         self.backend, self.n_ctx, self.n_batch = backend, n_ctx, n_batch
         self.running: list[Sequence] = []
 
-    def submit(self, seq: Sequence) -> None:
-        """Take a sequence in. Raises InputError for an empty prompt, one longer than the context, or ids outside the vocabulary."""
+    def submit(self, seq: Sequence, parent: Sequence | None = None) -> None:
+        """Take a sequence in. What it has in common with the beginning of `parent`, in whole pages of the cache, is not computed again.
+
+        Raises InputError for an empty prompt, one longer than the context, or ids outside the vocabulary."""
         n_vocab = self.backend.model.config.n_vocab
         if not seq.tokens:
             raise InputError("the prompt is empty, expected at least one token")
@@ -59,6 +63,9 @@ class Engine:
             raise InputError(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
         if not all(0 <= t < n_vocab for t in seq.tokens):
             raise InputError(f"the prompt has a token outside the vocabulary of {n_vocab}")
+        if parent is not None:
+            common = next((i for i, (a, b) in enumerate(zip(seq.tokens[:-1], parent.tokens)) if a != b), min(len(seq.tokens) - 1, len(parent.tokens)))
+            seq.kv = self.backend.cache.share(parent.kv, common)
         self.running.append(seq)
 
     def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
@@ -72,13 +79,13 @@ class Engine:
         if not pieces:
             return []
         start = time.perf_counter()
-        logits = self.backend.run([LOGITS], Batch([piece for _, piece in pieces]))[LOGITS]
-        produced, row = [], 0
+        batch = Batch([piece for _, piece in pieces])
+        chosen = iter(self.backend.sample(batch, [seq.sampler.draw(seq.tokens) for seq, piece in pieces if piece.n_outputs]))
+        produced = []
         for seq, piece in pieces:
             is_prompt = len(seq.tokens) == seq.n_prompt
             if piece.n_outputs:
-                token = self._accept(seq, seq.sampler.sample(logits[row], seq.tokens))
-                row += 1
+                token = self._accept(seq, next(chosen), piece)
                 if token is not None:
                     produced.append((seq, token))
             seconds = time.perf_counter() - start
@@ -95,14 +102,25 @@ class Engine:
             if seq.max_tokens == 0:
                 self._finish(seq, "length")
                 continue
-            todo = seq.tokens[seq.kv.length:][:room]
-            room -= len(todo)
-            if todo:
+            todo = seq.tokens[seq.kv.length:seq.kv.length + room]
+            if not todo:
+                continue
+            try:
+                self.backend.reserve(seq.kv, len(todo))
+            except QwenError as error:  # no memory for this one; the others go on
+                seq.error = error
+                self._finish(seq, "error")
+            else:
+                room -= len(todo)
                 pieces.append((seq, Piece(seq.kv, todo, int(seq.kv.length + len(todo) == len(seq.tokens)))))
         return pieces
 
-    def _accept(self, seq: Sequence, token: int) -> int | None:
+    def _accept(self, seq: Sequence, token: int, piece: Piece) -> int | None:
         """Append a sampled token unless it ends the answer; finish the sequence where it is complete."""
+        if token == NOT_FINITE:
+            seq.error = QwenError(f"the logits of position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(piece)}: is the model damaged?")
+            self._finish(seq, "error")
+            return None
         if token in seq.end_ids:
             self._finish(seq, "eos")
             return None
@@ -117,3 +135,10 @@ class Engine:
         seq.stop_reason = reason
         self.running.remove(seq)
         self.backend.cache.release(seq.kv)
+
+    def _first_bad_layer(self, piece: Piece) -> str:
+        """The first layer whose output is not finite, by running the step once more."""
+        piece.seq.length -= len(piece.tokens)
+        names = [name for name in self.backend.model.graph.nodes if name == "inp_embd" or name.startswith("l_out-")]
+        values = self.backend.run(names, Batch([piece]))
+        return next((name for name in names if not np.isfinite(values[name]).all()), "the output layer")

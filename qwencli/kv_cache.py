@@ -1,6 +1,7 @@
 """Which page of the KV cache holds which positions of which sequence. What a page looks like in memory is each backend's affair."""
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 PAGE = 64
@@ -15,10 +16,14 @@ class KVSequence:
 
 
 class KVCache:
-    """Hands out pages. A page is taken when a position in it is needed, so a long context costs nothing until it is filled."""
+    """Hands out pages. A page is taken when a position in it is needed, so a long context costs nothing until it is filled.
+
+    Whole pages can belong to several sequences that begin alike; a page is free again when the last of them lets go.
+    """
 
     def __init__(self) -> None:
         self._free: list[int] = []
+        self._users: Counter[int] = Counter()
         self.n_pages = 0  # ever used, so the number that backends hold memory for
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
@@ -27,13 +32,25 @@ class KVCache:
             if not self._free:
                 self._free.append(self.n_pages)
                 self.n_pages += 1
-            seq.pages.append(self._free.pop())
+            page = self._free.pop()
+            self._users[page] = 1
+            seq.pages.append(page)
 
     def commit(self, seq: KVSequence, n_tokens: int) -> None:
         """The step that wrote `n_tokens` positions is done; one that fails before this leaves the sequence as it was."""
         seq.length += n_tokens
 
+    def share(self, source: KVSequence, n_tokens: int) -> KVSequence:
+        """A new sequence that begins with the first `n_tokens` positions of `source`, rounded down to whole pages, without a copy."""
+        n_pages = min(n_tokens, source.length) // PAGE
+        pages = source.pages[:n_pages]
+        self._users.update(pages)
+        return KVSequence(list(pages), n_pages * PAGE)
+
     def release(self, seq: KVSequence) -> None:
-        """Take all pages back."""
-        self._free.extend(seq.pages)
+        """Let go of all pages."""
+        for page in seq.pages:
+            self._users[page] -= 1
+            if not self._users[page]:
+                self._free.append(page)
         seq.pages, seq.length = [], 0

@@ -92,6 +92,8 @@ class Completion:
                     engine.cancel(seq)
                     seq.stop_reason = "stop"
                     return
+            if seq.error:
+                raise seq.error
             if rest := text.add(decoder.end()) + text.end():
                 yield rest
         finally:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import F32, Backend, Batch, Piece
+from .backends import F32, LOGITS, Backend, Batch, Piece
 from .errors import InputError, QwenError
 from .kv_cache import KVSequence
 
-HIDDEN, LOGITS = "result_norm", "result_output"
+HIDDEN = "result_norm"
 LOGITS_AT_ONCE = 2**24  # values: 64 MB of float32, whatever the context and the vocabulary
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import InputError, QwenError
 from .metadata import Metadata
@@ -74,6 +74,18 @@ def uniform(seed: int, index: int) -> float:
     return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
+class Draw(NamedTuple):
+    """All that choosing one token needs beside its logits. `recent` are the tokens to penalise, each once; `chance` is random, in [0, 1)."""
+    temp: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    recent: list[int]
+    chance: float
+
+
 class Sampler:
     """Chooses the tokens of one sequence."""
 
@@ -83,23 +95,42 @@ class Sampler:
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
         self._n_sampled = 0
 
+    def draw(self, tokens: Sequence[int]) -> Draw:
+        """What the choice of the token after `tokens` needs. Each draw has its own random number."""
+        p = self.params
+        penalized = p.penalty_last_n and (p.repeat_penalty != 1.0 or p.presence_penalty != 0.0)
+        recent = list(Counter(tokens[-p.penalty_last_n:])) if penalized else []
+        chance = 0.0
+        if p.temp > 0:
+            chance = uniform(self.seed, self._n_sampled)
+            self._n_sampled += 1
+        return Draw(p.temp, p.top_k, p.top_p, p.min_p, p.repeat_penalty, p.presence_penalty, recent, chance)
+
     def sample(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> int:
         """The next token after `tokens`, given its logits, float32 [n_vocab]. Raises QwenError if one is NaN or infinite."""
-        import numpy as np
-        if n_bad := np.count_nonzero(~np.isfinite(logits)):
-            raise QwenError(f"the logits of position {len(tokens)} are not finite ({n_bad} of {len(logits)}): is the model damaged?")
-        p = self.params
-        logits = penalize(logits, tokens[-p.penalty_last_n:] if p.penalty_last_n else (), p.repeat_penalty, p.presence_penalty)
-        if p.temp == 0:
-            return int(logits.argmax())
-        ids = keep_top_k(logits, p.top_k)
-        ids = ids[:count_top_p(logits[ids], p.top_p)]
-        ids = ids[:count_min_p(logits[ids], p.min_p)]
-        with np.errstate(over="ignore"):  # the lowest temperatures leave the likeliest token alone
-            chances = np.cumsum(softmax((logits[ids].astype(np.float64) - logits[ids[0]]) / p.temp))
-        chance = uniform(self.seed, self._n_sampled) * chances[-1]
-        self._n_sampled += 1
-        return int(ids[min(int(np.searchsorted(chances, chance, side="right")), len(ids) - 1)])
+        token = choose(logits, self.draw(tokens))
+        if token == NOT_FINITE:
+            raise QwenError(f"the logits of position {len(tokens)} are not finite: is the model damaged?")
+        return token
+
+
+NOT_FINITE = -1
+
+
+def choose(logits: NDArray[np.float32], d: Draw) -> int:
+    """The token that a draw takes from logits, float32 [n_vocab]; NOT_FINITE if one of them is NaN or infinite."""
+    import numpy as np
+    if not np.isfinite(logits).all():
+        return NOT_FINITE
+    logits = penalize(logits, d.recent, d.repeat_penalty, d.presence_penalty)
+    if d.temp == 0:
+        return int(logits.argmax())
+    ids = keep_top_k(logits, d.top_k)
+    ids = ids[:count_top_p(logits[ids], d.top_p)]
+    ids = ids[:count_min_p(logits[ids], d.min_p)]
+    with np.errstate(over="ignore"):  # the lowest temperatures leave the likeliest token alone
+        chances = np.cumsum(softmax((logits[ids].astype(np.float64) - logits[ids[0]]) / d.temp))
+    return int(ids[min(int(np.searchsorted(chances, d.chance * chances[-1], side="right")), len(ids) - 1)])
 
 
 def penalize(logits: NDArray[np.float32], recent: Sequence[int], repeat: float, presence: float) -> NDArray[np.float32]:

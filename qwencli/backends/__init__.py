@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..kv_cache import KVCache, KVSequence
 from ..model import Model
+from ..sampling import Draw, choose
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -35,13 +36,12 @@ class Batch:
         self.positions: I32 = np.concatenate([np.arange(p.seq.length, p.seq.length + len(p.tokens), dtype=np.int32) for p in pieces])
         self.outputs: I32 = np.concatenate([np.arange(end - p.n_outputs, end, dtype=np.int32) for p, end in zip(pieces, starts[1:])])
 
-    def reserve(self, cache: KVCache) -> None:
-        for piece in self.pieces:
-            cache.reserve(piece.seq, len(piece.tokens))
-
     def commit(self, cache: KVCache) -> None:
         for piece in self.pieces:
             cache.commit(piece.seq, len(piece.tokens))
+
+
+LOGITS = "result_output"
 
 
 class Backend(Protocol):
@@ -56,3 +56,17 @@ class Backend(Protocol):
         values of the batch's tokens are in the cache afterwards. A step that raises has changed no sequence.
         """
         ...
+
+    def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+        """Run a batch and choose a token for each of its outputs; NOT_FINITE where logits are NaN or infinite."""
+        ...
+
+    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
+        """Take memory for `n_tokens` more positions of a sequence. Raises QwenError if there is none."""
+        ...
+
+
+def sample_with_numpy(backend: Backend, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+    """Backend.sample by way of the logits."""
+    logits = backend.run([LOGITS], batch)[LOGITS]
+    return [choose(row, draw) for row, draw in zip(logits, draws)]

@@ -11,9 +11,10 @@ from ..graph import N_OUTPUTS, N_TOKENS, Linear, Weight
 from ..kernels import layout
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import Kernels
-from ..kv_cache import PAGE, KVCache
+from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
-from . import F32, Batch
+from ..sampling import Draw
+from . import F32, LOGITS, Batch, sample_with_numpy
 from .lowering import Inputs, Program
 from .team import Team, aligned_zeros, physical_cores
 
@@ -43,41 +44,59 @@ class CPUBackend:
         c = self.model.config
         panels = [layout.panel_bytes(layout.FORMATS[info.type.name][2], info.shape[1]) for node in self.model.graph.nodes.values() if isinstance(node.op, Linear)
                   for weight in node.src[:1] if isinstance(weight.op, Weight) and (info := weight.op.info).type.name in layout.FORMATS]
-        return max(layout.attention_scratch(self._item_tokens * self._shared, c.head_dim), *panels) + 64
+        return max(layout.attention_scratch(self._item_tokens * self._shared, c.head_dim), layout.SAMPLING_SCRATCH, *panels) + 64
 
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
-        feed = feed or {}
-        n_tokens = len(batch.tokens) if batch else 0
-        n_outputs = len(batch.outputs) if batch else max((len(rows) for rows in feed.values()), default=0)
-        counts = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
-        program = self._program(tuple(fetch), tuple(feed), counts)
-        program.inputs.counts[:] = n_tokens, n_outputs, 0, 0
-        for name, rows in feed.items():
-            program.value(name).floats(len(rows))[:] = rows
-        keep = self._set_batch(program.inputs, batch) if batch else None
-        self._team.run(program.rows)
-        del keep
-        if batch is not None:
-            batch.commit(self.cache)
+        program, counts = self._run(tuple(fetch), batch, feed or {}, [])
         values = {name: program.value(name) for name in fetch}
         return {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
 
-    def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int]) -> Program:
-        """The program for these results and so many tokens, lowered when it is first needed."""
+    def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+        """See Backend.sample. A last row of the program draws for all sequences, except with a top-k that is too large for it."""
+        if not all(d.temp == 0 or 0 < d.top_k <= layout.MAX_TOP_K for d in draws):
+            return sample_with_numpy(self, batch, draws)
+        program, _ = self._run((LOGITS,), batch, {}, draws)
+        chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
+        return chosen
+
+    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
+        """See Backend.reserve."""
+        self.cache.reserve(seq, n_tokens)
+        for page in seq.pages:
+            self._pages.address(page)
+
+    def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32], draws: Sequence[Draw]) -> tuple[Program, dict[str, int]]:
+        n_tokens = len(batch.tokens) if batch else 0
+        n_outputs = len(batch.outputs) if batch else max((len(rows) for rows in feed.values()), default=0)
+        counts = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
+        program = self._program(fetch, tuple(feed), counts, bool(draws))
+        program.inputs.counts[:] = n_tokens, n_outputs, 0, 0
+        for name, rows in feed.items():
+            program.value(name).floats(len(rows))[:] = rows
+        keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws)]
+        self._team.run(program.rows)
+        del keep  # arrays that the program had the addresses of
+        if batch is not None:
+            batch.commit(self.cache)
+        return program, counts
+
+    def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], sampled: bool) -> Program:
+        """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
         forms = {dim: "few" if n <= layout.FEW_TOKENS else "many" for dim, n in counts.items()}
         most = max(counts.values())
         room = layout.FEW_TOKENS if most <= layout.FEW_TOKENS else 1 << (most - 1).bit_length()
-        key = (fetch, feed, *forms.items(), room)
+        key = (fetch, feed, *forms.items(), room, sampled)
         if key not in self._programs:
             nodes = self.model.graph.subgraph(fetch, feed)
             inputs = Inputs(room, self.model.config.rope.n_rot)
-            self._programs[key] = Program(self.model, nodes, fetch, feed, inputs, room, forms, self._kernels)
+            self._programs[key] = Program(self.model, nodes, fetch, feed, inputs, room, forms, self._kernels, LOGITS if sampled else None)
         return self._programs[key]
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
-        batch.reserve(self.cache)
+        for piece in batch.pieces:
+            self.reserve(piece.seq, len(piece.tokens))
         n = len(batch.tokens)
         inputs.tokens[:n], inputs.outputs[:len(batch.outputs)] = batch.tokens, batch.outputs
         angles = batch.positions[:, None] * self._frequencies  # float64: positions reach hundreds of thousands

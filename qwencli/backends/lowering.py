@@ -17,6 +17,7 @@ from ..graph import N_OUTPUTS, N_TOKENS, Add, Attention, GetRows, Input, KVStore
 from ..kernels import layout
 from ..kernels.jit import Kernels
 from ..model import Model
+from ..sampling import Draw
 
 I64 = NDArray[np.int64]
 CHUNK_BYTES = 32768  # weights that one chunk of a product reads
@@ -31,11 +32,22 @@ class Inputs:
         self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
         self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
         self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
+        self.draws, self.chosen = np.zeros((n_tokens, layout.DRAW_WORDS), np.int64), np.zeros(n_tokens, np.int64)
         self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
 
     def count(self, which: str) -> int:
         """The address of the number of tokens or outputs, or of attention's chunks or records."""
         return self.counts.ctypes.data + 8 * (N_TOKENS, N_OUTPUTS, "attend", "merge").index(which)
+
+    def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
+        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
+        arrays = []
+        for words, d in zip(self.draws, draws):
+            recent = np.array(d.recent, np.int64)
+            arrays.append(recent)
+            words[:6] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.presence_penalty, d.chance]).view(np.int64)
+            words[6:] = d.top_k if d.temp > 0 else 1, len(recent), recent.ctypes.data
+        return arrays
 
 
 @dataclass
@@ -75,10 +87,13 @@ class Memory:
 
 
 class Program:
-    """The rows for one choice of results, and where these are afterwards. `forms` says for tokens and for outputs whether they are few or many."""
+    """The rows for one choice of results, and where these are afterwards.
+
+    `forms` says for tokens and for outputs whether they are few or many, `sampled` from which tensor tokens are drawn, if any.
+    """
 
     def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs, n_rows: int,
-                 forms: dict[str, str], kernels: Kernels) -> None:
+                 forms: dict[str, str], kernels: Kernels, sampled: str | None) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
         self._n_rows, self._forms = n_rows, forms
@@ -97,6 +112,8 @@ class Program:
         self._done: set[str] = set()
         self._overwritten: set[str] = set()
         self._lower()
+        if sampled:
+            self._sample(self._values[sampled])
         self.rows = self._finish(kernels)
 
     def value(self, name: str) -> Value:
@@ -198,6 +215,11 @@ class Program:
             self._row("ops:add", args, [x.address, y.address], [out.address], divisor=self._unit(x.dim))
         else:
             raise ModelError(f"{self._model.file.path}: the CPU backend has no {type(op).__name__}, which '{node.name}' needs")
+
+    def _sample(self, logits: Value) -> None:
+        """The last row: a token for each row of logits."""
+        args = [self.inputs.count(N_OUTPUTS), logits.address, logits.width, self.inputs.draws.ctypes.data, self.inputs.chosen.ctypes.data]
+        self._row("sampling:choose", args, [logits.address], ["chosen"])
 
     def _weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
         """The address of a weight in the mapped file, whose extent GGUFFile has checked."""

@@ -16,7 +16,8 @@ from ..gguf_file import GGUFFile, TensorInfo
 from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
-from . import F32, I32, Batch
+from ..sampling import Draw
+from . import F32, I32, Batch, sample_with_numpy
 
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
 QUERY_BLOCK = 256  # query positions whose scores are held at once
@@ -48,7 +49,8 @@ class NumpyBackend:
         nodes = self.model.graph.subgraph(fetch, feed)
         values: dict[str, Any] = dict(feed)
         if batch is not None:
-            batch.reserve(self.cache)
+            for piece in batch.pieces:
+                self.reserve(piece.seq, len(piece.tokens))
             values |= {"inp_tokens": batch.tokens, "inp_pos": batch.positions, "inp_out_ids": batch.outputs}
         step = Step(self._weights, self._kv, batch)
         last_use = Graph.last_uses(nodes)
@@ -66,6 +68,14 @@ class NumpyBackend:
         if batch is not None:
             batch.commit(self.cache)
         return {name: values[name] for name in fetch}
+
+    def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+        """See Backend.sample."""
+        return sample_with_numpy(self, batch, draws)
+
+    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
+        """See Backend.reserve; the memory is taken when a page is written."""
+        self.cache.reserve(seq, n_tokens)
 
 
 class WeightReader:
