@@ -167,7 +167,7 @@ def test_only_recent_tokens_are_penalized(last_n: int) -> None:
 def test_logits_that_are_not_finite(bad: float, temp: float) -> None:
     logits = some_logits(0)
     logits[7] = bad
-    with pytest.raises(QwenError, match=r"position 3 are not finite \(1 of 200\)"):
+    with pytest.raises(QwenError, match="the logits of position 3 are not finite"):
         Sampler(SamplingParams(temp=temp)).sample(logits, [1, 2, 3])
 
 
