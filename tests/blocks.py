@@ -1,0 +1,33 @@
+"""Random and extreme blocks of the formats that the engine reads."""
+import numpy as np
+
+from qwencli.kernels import layout
+
+HALVES = {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q4_0": [0], "Q8_0": [0]}
+"""Where the half floats are in a block."""
+FLOATS = {"F32": np.float32, "F16": np.float16}
+
+
+def random_rows(name: str, n_rows: int, n_cols: int, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
+    """uint8 [n_rows, bytes a row]: any quants, scales around 1e-3 times `scale`."""
+    if name == "BF16":
+        return (rng.standard_normal((n_rows, n_cols)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    if name in FLOATS:
+        return (scale * rng.standard_normal((n_rows, n_cols))).astype(FLOATS[name]).view(np.uint8)
+    block, n_bytes, _ = layout.FORMATS[name]
+    blocks = rng.integers(0, 256, (n_rows, n_cols // block, n_bytes), dtype=np.uint8)
+    set_halves(name, blocks, scale * rng.uniform(1e-4, 1e-3, (*blocks.shape[:2], len(HALVES[name]))))
+    return blocks.reshape(n_rows, -1)
+
+
+def filled_rows(name: str, n_rows: int, n_cols: int, byte: int, half: float) -> np.ndarray:
+    """Rows whose every byte is `byte`, with `half` as every scale."""
+    block, n_bytes, _ = layout.FORMATS[name]
+    blocks = np.full((n_rows, n_cols // block, n_bytes), byte, np.uint8)
+    set_halves(name, blocks, np.full((*blocks.shape[:2], len(HALVES[name])), half))
+    return blocks.reshape(n_rows, -1)
+
+
+def set_halves(name: str, blocks: np.ndarray, values: np.ndarray) -> None:
+    for i, offset in enumerate(HALVES[name]):
+        blocks[..., offset:offset + 2] = values[..., i:i + 1].astype(np.float16).view(np.uint8)

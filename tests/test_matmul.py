@@ -1,0 +1,92 @@
+"""Products with weights of every format, in place and through panels, on every instruction set of this CPU."""
+import numpy as np
+import pytest
+from blocks import HALVES, filled_rows, random_rows
+from gguf import GGMLQuantizationType, quants
+from kernel_calls import Quantized, call
+
+from qwencli.kernels import isa, layout
+
+FORMATS = list(layout.FORMATS)
+ISAS = [i.name for i in isa.available()]
+
+
+def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x W^T by the gguf package's dequantize in float64, and the sum of the products' magnitudes, which bounds rounding."""
+    weights = quants.dequantize(w, GGMLQuantizationType[name]).astype(np.float64)
+    return x @ weights.T, np.abs(x) @ np.abs(weights).T
+
+
+def columns(name: str) -> int:
+    return 100 if layout.FORMATS[name][2] == "float" else 3 * 256 if layout.FORMATS[name][2] == "q8k" else 5 * 32
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> None:
+    """Sizes are no multiple of anything; one token, several, many."""
+    rng = np.random.default_rng(0)
+    w = random_rows(name, 51, columns(name), rng)
+    bias = rng.standard_normal(51).astype(np.float32)
+    for n, side in (1, "after"), (6, "before"), (21, "after"):
+        x = rng.standard_normal((n, columns(name))).astype(np.float32)
+        residual = rng.standard_normal((n, 51)).astype(np.float32)
+        activations = Quantized(isa_name, x, layout.FORMATS[name][2], side)
+        few = activations.multiply(isa_name, name, "few", w, bias, residual)
+        many = activations.multiply(isa_name, name, "many", w, bias, residual)
+        assert np.array_equal(few, many)
+        expected, magnitude = exact(name, w, activations.dequantized())
+        assert (np.abs(few - (expected + bias + residual)) <= 1e-6 * (magnitude + np.abs(bias) + np.abs(residual) + 1)).all()
+
+
+@pytest.mark.parametrize("name", list(HALVES))
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_extreme_blocks(isa_name: str, name: str) -> None:
+    """Zero blocks, every bit set, the largest scale: no integer overflows or saturates."""
+    n_cols = 2 * 256
+    largest = np.full((9, n_cols), 1.0, np.float32)
+    largest[1::2] *= -1
+    for byte, half in (0, 0.0), (255, 1.0), (255, 65504.0), (128, 2.0**-24), (0x7F, 1.0), (0x80, 1.0):
+        w = filled_rows(name, 33, n_cols, byte, half)
+        activations = Quantized(isa_name, largest, layout.FORMATS[name][2], "after")
+        few = activations.multiply(isa_name, name, "few", w)
+        assert np.array_equal(few, activations.multiply(isa_name, name, "many", w))
+        expected, magnitude = exact(name, w, activations.dequantized())
+        assert (np.abs(few - expected) <= 2e-6 * magnitude).all()
+
+
+@pytest.mark.parametrize("kind", ["q8k", "q8_0"])
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_quantized_activations(isa_name: str, kind: str) -> None:
+    """Within half a step of what they stand for, with the sums of their quants, for ordinary, zero, tiny and huge values."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((5, 512)).astype(np.float32)
+    x[1], x[2], x[3] = 0, x[2] * 1e-30, x[3] * 1e4
+    a = Quantized(isa_name, x, kind, "before")
+    block = 256 if kind == "q8k" else 32
+    largest = np.abs(x.reshape(5, -1, block)).max(-1, keepdims=True)
+    half_step = largest / 127 * (0.5 if kind == "q8k" else 0.57)  # a half float's scale is off by up to 1 / 2048
+    keep = slice(None) if kind == "q8k" else [0, 1, 3]  # half floats end at 6e-8
+    assert (np.abs(a.dequantized() - x).reshape(5, -1, block) <= half_step * 1.001)[keep].all()
+    q = a.q.reshape(5, -1, block).astype(int)
+    assert q.min() >= -127
+    if kind == "q8k":
+        sums = a.sums.reshape(5, -1, 24)
+        assert np.array_equal(sums[..., :16], q.reshape(5, -1, 16, 16).sum(-1))
+        assert np.array_equal(sums[..., 16:], q.reshape(5, -1, 8, 32).sum(-1))
+    else:
+        assert np.array_equal(a.sums.view(np.int32), q.sum(-1))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_embedding_rows_are_what_gguf_dequantizes(isa_name: str, name: str) -> None:
+    rng = np.random.default_rng(2)
+    from guarded import guarded
+    n_cols = columns(name)
+    for side in "before", "after":
+        w = guarded(random_rows(name, 7, n_cols, rng, scale=30), side)
+        ids = guarded(np.array([6, 0, 3], np.int32), side)
+        out = guarded(np.zeros((3, n_cols), np.float32), side)
+        call(isa_name, f"ops:embed:{name.lower()}", [np.array([3]), 2, w, w.shape[1], n_cols, ids, out], n_chunks=2)
+        assert np.array_equal(out, quants.dequantize(w, GGMLQuantizationType[name])[ids])
