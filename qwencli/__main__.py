@@ -5,8 +5,8 @@ import sys
 def main() -> None:
     """Run the command line and exit."""
     try:
-        from .cli import run
-        code = run()
+        from . import cli
+        code = cli.main()
     except KeyboardInterrupt:  # during the imports
         code = 130
     sys.exit(code)

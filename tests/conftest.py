@@ -7,7 +7,7 @@ import pytest
 from command_line import Call, Result, process
 from gguf_builder import reciter
 
-from qwencli.cli import run
+from qwencli.cli import main
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Demo models in many formats, the real Qwen tokenizer, reference texts. Not in the repository: tests that need it skip without it."""
@@ -39,7 +39,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.Ca
 
     def call(*args: object, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = run([str(a) for a in args])
+        code = main([str(a) for a in args])
         out, err = capfdbinary.readouterr()
         return Result(code, out.decode("utf-8"), err.decode("utf-8"))
     return call

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from gguf_builder import F32, Gguf, f32, number, pair, parts, string, tiny
 
-from qwencli.cli import run as run_cli
+from qwencli.cli import main as run_cli
 from qwencli.errors import FormatError, ModelError, QwenError
 from qwencli.gguf_file import GGUFFile
 from qwencli.model_path import EMBEDDED

@@ -38,7 +38,7 @@ def test_version() -> None:
 @pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["perplexity", "--help"], ["info"], ["info", "--json", "--tensors"]])
 def test_what_needs_no_numbers_imports_none(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QWENCLI_MODEL", raising=False)
-    code = ("import sys; from qwencli.cli import run; run(sys.argv[1:])\n"
+    code = ("import sys; from qwencli.cli import main; main(sys.argv[1:])\n"
             "heavy = {'numba', 'llvmlite', 'tokenizers', 'numpy', 'gguf', 'jinja2', 'tqdm', 'threadpoolctl'}\n"
             "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)

@@ -137,8 +137,8 @@ def test_all_folders_are_installed() -> None:
 def test_quick_commands_import_no_compiler(args: list[str], tmp_path: Path) -> None:
     code = f"""
 import sys
-from qwencli.cli import run
-assert run({args!r}) == 0
+from qwencli.cli import main
+assert main({args!r}) == 0
 heavy = {{"numba", "llvmlite", "torch", "jinja2", "qwencli.engine", "gguf.gguf_reader", "tokenizers"}} & sys.modules.keys()
 print("imported:", sorted(heavy), file=sys.stderr)
 """

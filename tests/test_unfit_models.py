@@ -8,7 +8,7 @@ import pytest
 from gguf_builder import BYTES, F32, MERGES, N_EMBD, N_HEAD, SPECIAL, TOKENS, Gguf, Tensor, f32, tiny
 
 from qwencli import LLM
-from qwencli.cli import run as run_cli
+from qwencli.cli import main as run_cli
 
 Change = Callable[[Gguf], object]
 

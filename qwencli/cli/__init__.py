@@ -33,7 +33,7 @@ def cli() -> None:
     """Run Qwen models from GGUF files on this machine's CPU."""
 
 
-def run(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run a command line (by default the process's own) and return the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _open_missing_streams()
     try:
