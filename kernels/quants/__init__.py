@@ -4,7 +4,7 @@ A format's module has `BLOCK` weights in `BYTES` bytes, `value(p, i)`, the i-th 
 function), and `KIND`, the family that says how matmul.py multiplies it:
 
 - "q8k": 256 weights with scales for parts of 16 or 32; activations are Q8_K (see layout.py). The module gives
-  `dot(e, p, acts)`, the block times each of some activation blocks, and `unpack(e, rows, panel)`, 16 rows' blocks into a panel.
+  `dot(e, p, acts)`, the block times each of some activation blocks, `scales(e, p)`, its d and dmin, and `unpack(e, rows, panel)`, 16 rows' blocks into a panel.
 - "q8_0": 32 weights with one scale; activations are Q8_0. It gives `load_pair(e, p, q)`, the quants of two blocks as unsigned
   bytes, `OFFSET`, what to subtract from them, `BELOW_128`, whether they are, and `quarts(e, rows)`, the quants of 16 rows' blocks, four in each lane.
 - "float": activations stay float32. It gives `load(e, p)`, 16 weights as float32.

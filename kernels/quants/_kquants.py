@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout as act
-from ..simd import I8, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
+from ..simd import F32, I8, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
 
 QUARTS = 64 * 64
 VECTOR = 64
@@ -21,6 +21,12 @@ class Act(NamedTuple):
     """An activation block: the addresses of its 256 quants and of its sums."""
     q: Any
     sums: Any
+
+
+class Dot(NamedTuple):
+    """The integers of a block times activations, not yet added up: i32x16 with the scales in it, and i32x8 for the mins or None."""
+    total: Any
+    offset: Any
 
 
 class Panel(NamedTuple):
@@ -98,8 +104,8 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
         e.store(b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))), address, panel.pairs + j // 2 * VECTOR)
 
 
-def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]) -> list[Any]:
-    """d * (scales * quants * activations) - dmin * (mins * sums) for Q4_K and Q5_K, one f32 for each of `acts`.
+def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]) -> list[Dot]:
+    """Scales * quants * activations and mins * sums for Q4_K and Q5_K, for each of `acts`.
 
     `quants` are four i8x64: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
     """
@@ -108,17 +114,50 @@ def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]
     scales, mins = eight_bytes(e, s_low, s_high, I16), eight_bytes(e, m_low, m_high, I32)
     parts = ((0, 2), (1, 3), (4, 6), (5, 7))
     spread = [e.shuffle(scales, [i] * 16 + [j] * 16) for i, j in parts]
-    d, dmin = e.load_f16(p), e.load_f16(p, 2)
-    results = []
+    dots = []
     for a in acts:
         total = e.int(0, I32X16)
         for quant, scale, (i, j) in zip(quants, spread, parts):
             activations = e.concat(e.load(I8X32, a.q, 32 * i), e.load(I8X32, a.q, 32 * j))
             total = e.dot2(total, e.pairs(quant, activations), scale)
         sums = b.sext(e.load(ir.VectorType(I16, 8), a.sums, act.SUMS_OF_32), ir.VectorType(I32, 8))
-        offset = e.sum_i32(b.mul(mins, sums))
-        results.append(b.fsub(b.fmul(d, b.sitofp(e.sum_i32(total), d.type)), b.fmul(dmin, b.sitofp(offset, d.type))))
-    return results
+        dots.append(Dot(total, b.mul(mins, sums)))
+    return dots
+
+
+def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
+    """The sums of four vectors of 16 or 8 lanes, as i32x4, by a transposed tree of additions."""
+    b = e.b
+    eight = [b.add(e.half(v, 0), e.half(v, 1)) if v.type.count == 16 else v for v in vectors]
+    two = [b.add(e.shuffle(x, [0, 8, 1, 9, 4, 12, 5, 13], y), e.shuffle(x, [2, 10, 3, 11, 6, 14, 7, 15], y)) for x, y in (eight[:2], eight[2:])]
+    four = b.add(e.shuffle(two[0], [0, 1, 8, 9, 4, 5, 12, 13], two[1]), e.shuffle(two[0], [2, 3, 10, 11, 6, 7, 14, 15], two[1]))
+    return b.add(e.half(four, 0), e.half(four, 1))
+
+
+def values_of(e: Emitter, dots: Sequence[Dot], scales: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """d * total - dmin * offset for up to four dots, each with its block's (d, dmin): one f32 each. `offset` and `dmin` are None without mins."""
+    b, n = e.b, len(dots)
+    kind = ir.VectorType(F32, 4)
+
+    def scaled(vectors: Sequence[Any], factors: Sequence[Any]) -> Any:
+        both = ir.Constant(kind, ir.Undefined)
+        for lane, factor in enumerate(factors):
+            both = b.insert_element(both, factor, e.int(lane, I32))
+        return b.fmul(both, b.sitofp(sum_four(e, vectors), kind))
+
+    def four(items: Sequence[Any]) -> list[Any]:
+        return [items[i % n] for i in range(4)]
+
+    totals, d = [dot.total for dot in dots], [d for d, _ in scales]
+    if dots[0].offset is None:
+        return [b.extract_element(scaled(four(totals), four(d)), e.int(i, I32)) for i in range(n)]
+    offsets, dmin = [dot.offset for dot in dots], [dmin for _, dmin in scales]
+    if n <= 2:
+        product = scaled([totals[0], totals[-1], offsets[0], offsets[-1]], [d[0], d[-1], dmin[0], dmin[-1]])
+        value = b.fsub(e.half(product, 0), e.half(product, 1))
+    else:
+        value = b.fsub(scaled(four(totals), four(d)), scaled(four(offsets), four(dmin)))
+    return [b.extract_element(value, e.int(i, I32)) for i in range(n)]
 
 
 class Tile:

@@ -49,7 +49,11 @@ def nibbles(e: Emitter, p: Any, offset: int) -> list[Any]:
     return out
 
 
-def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[Any]:
+def scales(e: Emitter, p: Any) -> tuple[Any, Any]:
+    return e.load_f16(p), e.load_f16(p, 2)
+
+
+def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
     return k.dot_with_mins(e, p, nibbles(e, p, 16), acts)
 
 

@@ -17,9 +17,9 @@ from numba import njit
 
 from ..simd import I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
-from .q4_k import PANEL, TILE, nibbles, six_bit_pair, store_head
+from .q4_k import PANEL, TILE, nibbles, scales, six_bit_pair, store_head
 
-__all__ = ["BLOCK", "BYTES", "KIND", "PANEL", "TILE", "dot", "unpack", "value"]
+__all__ = ["BLOCK", "BYTES", "KIND", "PANEL", "TILE", "dot", "scales", "unpack", "value"]
 BLOCK, BYTES, KIND = 256, 176, "q8k"
 
 
@@ -30,7 +30,7 @@ def value(p, i):
     return load_f16(p) * as_f32(scale) * as_f32(q) - load_f16(p + 2) * as_f32(least)
 
 
-def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[Any]:
+def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
     b = e.b
     once = e.load(I8X32, p, 16)
     fifth = e.concat(once, once)

@@ -15,7 +15,7 @@ from typing import Any
 from numba import njit
 
 from .. import layout as act
-from ..simd import F32, I8X16, I8X32, I8X64, I16X16, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
+from ..simd import I8X16, I8X32, I8X64, I16X16, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
 from . import _kquants as k
 
 BLOCK, BYTES, KIND = 256, 210, "q8k"
@@ -31,7 +31,11 @@ def value(p, i):
     return load_f16(p + 208) * as_f32(load_i8(p + 192 + i // 16)) * as_f32((low | high << 4) - 32)
 
 
-def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[Any]:
+def scales(e: Emitter, p: Any) -> tuple[Any, Any]:
+    return e.load_f16(p, 208), None
+
+
+def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
     b = e.b
     quants = []
     for half in range(2):
@@ -40,17 +44,16 @@ def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[Any]:
         upper = [b.and_(x, mask) for x in (b.shl(high, n(4)), b.shl(high, n(2)), high, b.lshr(high, n(2)))]
         quants += [b.or_(b.and_(both, e.int(15, I8X64)), e.concat(upper[0], upper[1])),
                    b.or_(b.lshr(both, e.int(4, I8X64)), e.concat(upper[2], upper[3]))]
-    scales = b.sext(e.load(I8X16, p, 192), I16X16)
-    spread = [e.shuffle(scales, [4 * i + lane // 8 for lane in range(32)]) for i in range(4)]
-    d = e.load_f16(p, 208)
-    results = []
+    scale = b.sext(e.load(I8X16, p, 192), I16X16)
+    spread = [e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)]) for i in range(4)]
+    dots = []
     for a in acts:
         sums = b.sext(e.load(I16X16, a.sums, act.SUMS_OF_16), I32X16)
-        total = b.mul(b.mul(b.sext(scales, I32X16), sums), e.int(-32, I32X16))
-        for i, (quant, scale) in enumerate(zip(quants, spread)):
-            total = e.dot2(total, e.pairs(quant, e.load(I8X64, a.q, 64 * i)), scale)
-        results.append(b.fmul(d, b.sitofp(e.sum_i32(total), F32)))
-    return results
+        total = b.mul(b.mul(b.sext(scale, I32X16), sums), e.int(-32, I32X16))
+        for i, (quant, part) in enumerate(zip(quants, spread)):
+            total = e.dot2(total, e.pairs(quant, e.load(I8X64, a.q, 64 * i)), part)
+        dots.append(k.Dot(total, None))
+    return dots
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
