@@ -119,27 +119,30 @@ def _make_chunks(wait_a_little: Any) -> Any:
             turns += 1
 
     @njit(inline="always")
-    def run_rows(team, rows, total_rows, epoch, row, scratch, budget):
+    def run_rows(team, rows, total_rows, epoch, row, scratch, budget):  # a budget below 0 has no end
         claims = load_i64(team + CLAIMS)
         while row < total_rows:
             entry, words = rows + ROW_BYTES * row, claims + 128 * row
-            total = n_chunks(entry)
+            total, mine = n_chunks(entry), 0
             while True:
-                if load_acquire(team + ABORT):
-                    return -1
-                if budget == 0:
-                    return row
-                left = claim(words, epoch, total)
-                if left < 0:
-                    return -1
+                left = 0
+                if budget != 0 and load_acquire(team + ABORT) == 0:
+                    left = claim(words, epoch, total)
+                    if left < 0:
+                        return -1
                 if left == 0:
                     break
                 call_kernel(load_i64(entry), load_i64(entry + 8), total - left, scratch)
-                while True:
-                    undone = load_acquire(words + 8)
-                    if swap_if(words + 8, undone, undone - 1):
-                        break
+                mine += 1
                 budget -= 1
+            while mine:  # counted once a row: each count moves a cache line between cores
+                undone = load_acquire(words + 8)
+                if swap_if(words + 8, undone, undone - mine):
+                    mine = 0
+            if load_acquire(team + ABORT):
+                return -1
+            if budget == 0:
+                return row
             if load_i64(entry + 40):
                 for earlier in range(load_i64(entry + 32), row + 1):
                     if wait_for(team, claims + 128 * earlier, epoch) < 0:

@@ -90,7 +90,7 @@ class CPUBackend:
         if key not in self._programs:
             nodes = self.model.graph.subgraph(fetch, feed)
             inputs = Inputs(room, self.model.config.rope.n_rot)
-            self._programs[key] = Program(self.model, nodes, fetch, feed, inputs, room, forms, self._kernels, LOGITS if sampled else None)
+            self._programs[key] = Program(self.model, nodes, fetch, feed, inputs, room, forms, self._kernels, self._team.n_threads, LOGITS if sampled else None)
         return self._programs[key]
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:

@@ -20,7 +20,9 @@ from ..model import Model
 from ..sampling import Draw
 
 I64 = NDArray[np.int64]
-CHUNK_BYTES = 32768  # weights that one chunk of a product reads
+CHUNK_BYTES = 16384, 262144
+"""The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
+CHUNKS_A_THREAD = 6
 KV = "the KV cache"  # what stores write and attention reads, for the order of rows
 
 
@@ -93,10 +95,10 @@ class Program:
     """
 
     def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs, n_rows: int,
-                 forms: dict[str, str], kernels: Kernels, sampled: str | None) -> None:
+                 forms: dict[str, str], kernels: Kernels, n_threads: int, sampled: str | None) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
-        self._n_rows, self._forms = n_rows, forms
+        self._n_rows, self._forms, self._n_threads = n_rows, forms, n_threads
         self._users: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
             for source in node.src:
@@ -281,7 +283,7 @@ class Program:
         target, residual = self._residual_of(node)
         out = self._new(target.name, x.dim, n_rows)
         form, row_bytes = self._forms[x.dim], info.type.n_bytes(n_cols)
-        chunk_rows = layout.PANEL_ROWS if form == "many" else max(1, CHUNK_BYTES // row_bytes // layout.LANES) * layout.LANES
+        chunk_rows = layout.PANEL_ROWS if form == "many" else self._chunk_rows(n_rows, row_bytes)
         quantized = [int(buffer.ctypes.data) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
         args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
                 self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
@@ -289,6 +291,11 @@ class Program:
         frozen = f":{n_cols}" if form == "few" and kind == "q8_0" else ""
         self._row(f"matmul:{info.type.name.lower()}:{form}{frozen}", args, reads, [out.address], chunk_rows, count_in=4)
         self._done.add(target.name)
+
+    def _chunk_rows(self, n_rows: int, row_bytes: int) -> int:
+        """Rows of a chunk when there are few tokens: some chunks for each thread, of a size worth claiming."""
+        n_bytes = min(max(n_rows * row_bytes // (CHUNKS_A_THREAD * self._n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1])
+        return max(1, n_bytes // row_bytes // layout.LANES) * layout.LANES
 
     def _residual_of(self, node: Tensor) -> tuple[Tensor, Value | None]:
         users = self._users[node.name]
