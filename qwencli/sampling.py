@@ -75,7 +75,7 @@ def uniform(seed: int, index: int) -> float:
 
 
 class Draw(NamedTuple):
-    """All that choosing one token needs beside its logits. `recent` are the tokens to penalise, each once; `chance` is random, in [0, 1)."""
+    """What choosing a token needs beside its logits. `recent` are the tokens to penalise, each once; `chance` is random, in [0, 1)."""
     temp: float
     top_k: int
     top_p: float
