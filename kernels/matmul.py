@@ -26,6 +26,7 @@ TILE_TOKENS = {"avx512vnni": {"q8k": 4, "q8_0": 6, "float": 4}, "avx2": {"q8k": 
 """Tokens of a tile of 32 rows (of FLOAT_ROWS for float weights)."""
 FLOAT_ROWS = 4
 ROWS_IN_PLACE = 8
+PREFETCH_AHEAD = 16384
 
 
 def build(name: str, form: str, n_cols: str = "") -> Any:
@@ -98,6 +99,16 @@ def finish_rows(e: Emitter, a: Args, values: Any, row: Any, token: Any) -> None:
                     finish(e, a, b.extract_element(values, e.int(i, I32)), this, token)
 
 
+def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int) -> None:
+    """Ask for step i's share, `n_bytes`, of rows some way behind those that follow, in the order of memory and into the L2 cache.
+
+    Rows that are read side by side are short streams, which the hardware doesn't foresee. Into L1 the requests are so many that some are lost.
+    """
+    start = e.b.add(following, e.b.mul(i, e.int(n_bytes)))
+    for line in range(0, n_bytes, 64):
+        e.prefetch(e.at(start, PREFETCH_AHEAD + line), level=2)
+
+
 def with_valid(e: Emitter, a: Args, token: Any) -> Any:
     """A context whose body runs if there is a token of that number."""
     return e.b.if_then(e.b.icmp_signed("<", token, e.load(I64, a.count)))
@@ -131,7 +142,7 @@ class KQuants:
             offset, here = b.mul(i, e.int(quant.BYTES)), cls.at_block(e, acts, i)
             act_d = [e.load(F32, scale, b.shl(i, e.int(2))) for scale in scales]
             blocks = [b.add(address, offset) for address in rows]
-            cls.prefetch(e, quant, b.add(rows[-1], a.row_bytes), i)
+            prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, cls.few_rows * quant.BYTES)
             dots = [(r, t, dot, quant.scales(e, p)) for r, p in enumerate(blocks) for t, dot in enumerate(quant.dot(e, p, here))]
             for k in range(0, len(dots), 4):
                 group = dots[k:k + 4]
@@ -143,14 +154,6 @@ class KQuants:
             with b.if_then(b.icmp_signed("<", this, a.n_rows), likely=True):
                 for total, t in zip(of_row, tokens):
                     finish(e, a, b.load(total), this, t)
-
-    @classmethod
-    def prefetch(cls, e: Emitter, quant: Any, following: Any, i: Any) -> None:
-        """Ask for the next rows' bytes, in the order of memory, which the hardware doesn't see in that of two rows read side by side."""
-        n_bytes = cls.few_rows * quant.BYTES
-        start = e.b.add(following, e.b.mul(i, e.int(n_bytes)))
-        for line in range(0, n_bytes, 64):
-            e.prefetch(e.at(start, line))
 
     @classmethod
     def unpack(cls, e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
@@ -209,6 +212,8 @@ class Blocks:
         first = b.add(a.w, b.mul(row, a.row_bytes))
         sums = [e.var(e.float(0.0, ir.VectorType(F32, ROWS_IN_PLACE))) for _ in tokens]
         with e.loop(e.int(n_blocks // 2)) as pair:
+            if stride:
+                prefetch_rows(e, e.at(first, ROWS_IN_PLACE * row_bytes), pair, 2 * ROWS_IN_PLACE * quant.BYTES)
             Blocks.two_blocks(e, quant, a, e.at(first, b.mul(pair, e.int(2 * quant.BYTES))), row_bytes, b.shl(pair, e.int(1)), 1, tokens, n_cols, sums)
         if n_blocks % 2:
             last = n_blocks - 1
@@ -219,9 +224,6 @@ class Blocks:
     def two_blocks(e: Emitter, quant: Any, a: Args, p: Any, row_bytes: int, i: Any, step: int, tokens: Sequence[Any], n_cols: int, sums: Sequence[Any]) -> None:
         """Add blocks i and i + 1 of 8 rows to the sums, in this order; with step 0 block i alone."""
         b = e.b
-        if row_bytes:
-            for r in range(ROWS_IN_PLACE):  # eight short streams, which the hardware doesn't foresee
-                e.prefetch(e.at(p, row_bytes * (ROWS_IN_PLACE + r)))
         rows = [e.at(p, row_bytes * r) for r in range(ROWS_IN_PLACE)]
         weights = [quant.load_pair(e, row, e.at(row, step * quant.BYTES)) for row in rows]
         lanes = list(zip(_blocks.ROW_OF_LANE, _blocks.BLOCK_OF_LANE))

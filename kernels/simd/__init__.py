@@ -74,11 +74,11 @@ class Emitter:
     def store(self, value: Any, address: Any, offset: Any = 0) -> None:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for a cache line that will be read soon. It may lie anywhere: nothing is read if it can't be."""
+    def prefetch(self, address: Any, level: int = 1) -> None:
+        """Ask for a cache line that will be read soon, into the cache of `level`. It may lie anywhere: nothing is read if it can't be."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
         function = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32]), "llvm.prefetch.p0")
-        self.b.call(function, [pointer, self.int(0, I32), self.int(3, I32), self.int(1, I32)])
+        self.b.call(function, [pointer, self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)])
 
     def shuffle(self, x: Any, mask: Sequence[int], y: Any = None) -> Any:
         mask_type = ir.VectorType(I32, len(mask))
