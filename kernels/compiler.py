@@ -5,11 +5,7 @@ and `avx2` really are compiled for a lesser CPU, and nothing that the process co
 """
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from . import jit, simd
 from .isa import ISA, choose, target
 
 SIGNATURE = (types.int64,) * 3
-WORKERS = 2
 
 
 class KernelLibrary(codegen.CPUCodeLibrary):
@@ -114,28 +109,8 @@ def assembly(isa: ISA, spec: str) -> str:
     return str(library._codegen._tm.emit_assembly(module))
 
 
-def compile_kernels(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Compile several kernels. Numba holds one lock, so more than a few are shared out to processes."""
-    n_workers = min(WORKERS, os.cpu_count() or 1, len(specs) // 3)
-    if n_workers < 2:
-        for spec in specs:
-            yield spec, compile_kernel(isa, spec)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        queue = [specs[i::n_workers] for i in range(n_workers)]
-        processes = [subprocess.Popen([sys.executable, "-m", __name__, isa.name, folder, *share], stdin=subprocess.DEVNULL) for share in queue]
-        try:
-            codes = [process.wait() for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        for spec in specs:
-            path = Path(folder, jit.symbol(spec))
-            yield spec, path.read_bytes() if not any(codes) or path.exists() else compile_kernel(isa, spec)
-
-
 def main() -> None:
-    """A worker: python -m qwencli.kernels.compiler ISA FOLDER SPEC..."""
+    """A worker of jit.py: python -m qwencli.kernels.compiler ISA FOLDER SPEC..."""
     name, folder, *specs = sys.argv[1:]
     for spec in specs:
         path = Path(folder, jit.symbol(spec))

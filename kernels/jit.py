@@ -13,10 +13,11 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
+import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from .isa import ISA, target
 
 Report = Callable[[str], None]
+MAX_WORKERS = 4
 _MAGIC = b"qwencli kernel 1\n"
 
 
@@ -86,8 +88,7 @@ class Kernels:
         todo = [spec for spec in specs if spec not in codes]
         if todo:
             self._say(f"compiling {len(todo)} kernels for this CPU ({self.isa.name}), once: {', '.join(todo)}")
-            from .compiler import compile_kernels
-            for spec, code in compile_kernels(self.isa, todo):
+            for spec, code in compile_apart(self.isa, todo):
                 codes[spec] = code
                 self._write(spec, code)
         return codes
@@ -135,6 +136,36 @@ class Kernels:
         if not address:
             raise RuntimeError(f"the compiled kernel '{spec}' has no entry point")
         return address
+
+
+def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Compile kernels in processes of their own: side by side, since Numba holds one lock; interruptible at any time, which LLVM is not; and without
+    Numba's memory in this process. Where a process can't be started, or fails, they are compiled here."""
+    n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs))
+    with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
+        command = [sys.executable, "-m", f"{__package__}.compiler", isa.name, folder]
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        processes = []
+        try:
+            for i in range(n_workers):
+                # a session of its own: Ctrl-C at the terminal is for us, and we end it
+                processes.append(subprocess.Popen(command + specs[i::n_workers], start_new_session=True, **options))
+            for process in processes:
+                process.wait()
+        except OSError:  # no interpreter to start
+            pass
+        finally:
+            for process in processes:
+                process.kill()
+        for spec in specs:
+            path = Path(folder, symbol(spec))
+            yield spec, path.read_bytes() if path.exists() else _compile_here(isa, spec)
+
+
+def _compile_here(isa: ISA, spec: str) -> bytes:
+    from .compiler import compile_kernel
+    code: bytes = compile_kernel(isa, spec)
+    return code
 
 
 def symbol(spec: str) -> str:

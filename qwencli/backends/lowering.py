@@ -26,6 +26,12 @@ CHUNKS_A_THREAD = 6
 KV = "the KV cache"  # what stores write and attention reads, for the order of rows
 
 
+def unsupported_types(model: Model) -> list[str]:
+    """The tensor types of the model's matrices for which there are no kernels."""
+    matrices = (node.op.info for node in model.graph.nodes.values() if isinstance(node.op, Weight) and len(node.shape) > 1)
+    return sorted({info.type.name for info in matrices} - layout.FORMATS.keys())
+
+
 class Inputs:
     """What changes from step to step, at addresses that a program knows: room for `n_tokens` tokens, their outputs, attention's items and records."""
 
