@@ -92,6 +92,15 @@ def test_system_message(run: Call) -> None:
     assert with_system["prompt_tokens"] == 19 + 1 + len("system\ny\ny") + 2
 
 
+def test_thinking_is_on_unless_told_otherwise(call: Call, tmp_path: Path) -> None:
+    """QwQ's and DeepSeek's templates close the block where `enable_thinking` is not given at all; llama.cpp always gives it."""
+    file = reciter()
+    file.metadata["tokenizer.chat_template"] = ("str", "{{ messages[0].content }}{% if not enable_thinking %}zz{% endif %}")
+    path = file.write(tmp_path / "thinking.gguf")
+    counts = [json.loads(call("run", "-m", path, "-p", "x", "-n", "1", "--json", *args).out)["prompt_tokens"] for args in ((), ("--no-think",))]
+    assert counts == [1, 3]
+
+
 def test_without_a_template_the_prompt_is_continued(call: Call, tmp_path: Path) -> None:
     file = reciter()
     del file.metadata["tokenizer.chat_template"]

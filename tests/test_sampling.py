@@ -227,6 +227,11 @@ def test_a_file_without_recommendations_leaves_the_defaults(tmp_path: Path) -> N
     assert SamplingParams.from_metadata(metadata_file(tmp_path / "m.gguf").metadata) == SamplingParams()
 
 
+def test_top_k_below_zero_in_a_file_is_all(tmp_path: Path) -> None:
+    """llama.cpp's header: top_k, <= 0 to use vocab size."""
+    assert SamplingParams.from_metadata(metadata_file(tmp_path / "m.gguf", top_k=-1).metadata).top_k == 0
+
+
 @pytest.mark.parametrize(("key", "value"), [
     ("temp", -1.0), ("temp", "hot"), ("top_p", 1.5), ("min_p", math.nan), ("penalty_repeat", 0.0), ("top_k", 2.5)])
 def test_recommendations_that_cannot_be_followed(tmp_path: Path, key: str, value: float | str) -> None:

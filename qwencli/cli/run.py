@@ -98,8 +98,7 @@ def prompt_tokens(llm: LLM, prompt: str, system: str | None, raw: bool, no_think
             warn("the model has no chat template, so --system and --no-think are left out")
         return llm.tokenizer.encode(prompt, add_special=True, parse_special=True)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    variables = {"enable_thinking": False} if no_think else {}
-    return llm.chat_template.encode(llm.tokenizer, [*messages, {"role": "user", "content": prompt}], **variables)
+    return llm.chat_template.encode(llm.tokenizer, [*messages, {"role": "user", "content": prompt}], enable_thinking=not no_think)
 
 
 def generate(completion: Completion, bar: PromptBar, as_json: bool) -> int:
