@@ -47,7 +47,8 @@ class SamplingParams:
         for field, key in FILE_KEYS.items():
             getter = metadata.integer if isinstance(getattr(params, field), int) else metadata.number
             low, high = LIMITS[field]
-            params = replace(params, **{field: getter(f"general.sampling.{key}", getattr(params, field), low, high)})
+            value = getter(f"general.sampling.{key}", getattr(params, field), -2**31 if field == "top_k" else low, high)
+            params = replace(params, **{field: max(value, 0) if field == "top_k" else value})  # as llama.cpp: -1 is all, too
         names = {f.name for f in fields(cls)}
         return replace(params, **{name: value for name, value in chosen.items() if value is not None and name in names})
 

@@ -97,8 +97,8 @@ def test_thinking_is_on_unless_told_otherwise(call: Call, tmp_path: Path) -> Non
     file = reciter()
     file.metadata["tokenizer.chat_template"] = ("str", "{{ messages[0].content }}{% if not enable_thinking %}zz{% endif %}")
     path = file.write(tmp_path / "thinking.gguf")
-    counts = [json.loads(call("run", "-m", path, "-p", "x", "-n", "1", "--json", *args).out)["prompt_tokens"] for args in ((), ("--no-think",))]
-    assert counts == [1, 3]
+    run = [json.loads(call("run", "-m", path, "-p", "x", "-n", "1", "--json", *args).out) for args in ((), ("--no-think",))]
+    assert [answer["prompt_tokens"] for answer in run] == [1, 3]
 
 
 def test_without_a_template_the_prompt_is_continued(call: Call, tmp_path: Path) -> None:
