@@ -62,8 +62,9 @@ def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
 
     def write(offset: Any, kind: Any) -> None:
         g = e.load(kind, gate, offset)
-        sigmoid = b.fadd(e.float(1.0, kind), e.exp(b.fneg(g)))
-        e.store(b.fmul(b.fdiv(g, sigmoid), e.load(kind, up, offset)), out, offset)
+        # e.exp ends at e**88, which would leave something of a gate of -1e38
+        exponential = b.select(b.fcmp_ordered("<", g, e.float(-88.0, kind)), e.float(float("inf"), kind), e.exp(b.fneg(g)))
+        e.store(b.fmul(b.fdiv(g, b.fadd(e.float(1.0, kind), exponential)), e.load(kind, up, offset)), out, offset)
 
     each_lane(e, n, write)
 

@@ -1,0 +1,134 @@
+"""Kernels over tokens: norms and gates with the quantization of their result, sums, gathered rows; each against NumPy in float64."""
+import numpy as np
+import pytest
+from guarded import guarded
+from kernel_calls import bits, call
+
+from qwencli.backends.cpu import kernels_of
+from qwencli.kernels import isa, layout
+
+ISAS = [i.name for i in isa.available()]
+EPS = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """All kernels of this file at once: one by one each would wait for a process of its own."""
+    prepare = [f"ops:prepare:{prologue}:{kind}" for prologue in ("norm", "swiglu", "copy") for kind in ("f32", "q8k", "q8_0")]
+    for name in ISAS:
+        kernels_of(name).load(["ops:add", "ops:gather", *(spec for spec in prepare if spec != "ops:prepare:copy:f32")])
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + np.float32(EPS)) * weight
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    gate = gate.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return gate / (1 + np.exp(-gate)) * up
+
+
+def prepare(isa_name: str, prologue: str, kind: str, x: np.ndarray, y: np.ndarray | None = None,
+            side: str = "after") -> tuple[np.ndarray, ...]:
+    """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself."""
+    n, n_cols = x.shape
+    x = guarded(x, side)
+    out = x if prologue == "copy" else guarded(np.full_like(x, np.nan), side)
+    q, d, sums = (guarded(np.full(n * size, 0x55, np.uint8), side) for size in layout.activation_bytes(kind, n_cols))
+    args = [np.array([n]), 2, x, 0 if y is None else guarded(y, side), n_cols, out, q, d, sums, bits(EPS)]
+    call(isa_name, f"ops:prepare:{prologue}:{kind}", args, n_chunks=-(-n // 2))
+    return out, q, d, sums
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("n_cols", [1, 15, 16, 100, 511])
+def test_norms_and_gates(isa_name: str, n_cols: int) -> None:
+    rng = np.random.default_rng(n_cols)
+    x, up = 3 * rng.standard_normal((2, 5, n_cols)).astype(np.float32)
+    weight = rng.standard_normal(n_cols).astype(np.float32)
+    for side in "before", "after":
+        norm, *_ = prepare(isa_name, "norm", "f32", x, weight, side)
+        np.testing.assert_allclose(norm, rms_norm(x, weight), rtol=2e-6)
+        gated, *_ = prepare(isa_name, "swiglu", "f32", x, up, side)
+        np.testing.assert_allclose(gated, swiglu(x, up), rtol=2e-6)
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("scale", [1e-18, 1e-6, 1e15])
+def test_norms_of_tiny_and_huge_rows(isa_name: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x = (scale * rng.standard_normal((3, 70))).astype(np.float32)
+    weight = rng.standard_normal(70).astype(np.float32)
+    np.testing.assert_allclose(prepare(isa_name, "norm", "f32", x, weight)[0], rms_norm(x, weight), rtol=2e-6)
+    assert not prepare(isa_name, "norm", "f32", 0 * x, weight)[0].any()
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_gates_of_the_whole_float_range(isa_name: str) -> None:
+    """Every sign and exponent with several mantissas, and finely where exp bends. What a gate below -87 lets through is below 1e-35."""
+    patterns = np.arange(0, 2**32, 65521, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    gate = np.concatenate([patterns[np.isfinite(patterns)], np.linspace(-90, 90, 20011, dtype=np.float32)])[None]
+    found, *_ = prepare(isa_name, "swiglu", "f32", gate, np.ones_like(gate))
+    np.testing.assert_allclose(found, swiglu(gate, np.ones_like(gate)), rtol=5e-7, atol=1e-35)
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("prologue", ["norm", "swiglu"])
+def test_what_is_not_finite_stays_so(isa_name: str, prologue: str) -> None:
+    for bad in np.nan, np.inf:
+        x = np.ones((3, 33), np.float32)
+        x[1, 32] = bad
+        out, *_ = prepare(isa_name, prologue, "f32", x, np.ones_like(x))
+        assert np.isfinite(out[[0, 2]]).all()
+        assert not np.isfinite(out[1]).all()
+
+
+def quantize(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Quants before rounding [..., block] and scales [..., 1] in float64: quantize_row_q8_K_ref and quantize_row_q8_0_ref of ggml."""
+    blocks = x.astype(np.float64).reshape(len(x), -1, layout.Q8K_BLOCK if kind == "q8k" else layout.Q8_0_BLOCK)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    scale = largest / -127 if kind == "q8k" else np.abs(largest) / 127
+    stored = scale if kind == "q8k" else scale.astype(np.float16).astype(np.float64)
+    return np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0), stored
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("kind", ["q8k", "q8_0"])
+@pytest.mark.parametrize("prologue", ["norm", "swiglu", "copy"])
+def test_results_are_quantized_on_the_way(isa_name: str, prologue: str, kind: str) -> None:
+    """Quants, scales and sums belong to the floats that were written beside them."""
+    rng = np.random.default_rng(3)
+    n_cols = 3 * 256 if kind == "q8k" else 5 * 32
+    x, y = rng.standard_normal((2, 3, n_cols)).astype(np.float32)
+    x[1, :256] = y[1, :256] = 0
+    for side in "before", "after":
+        out, q, d, sums = prepare(isa_name, prologue, kind, x, y[0] if prologue == "norm" else y, side)
+        expected = {"norm": rms_norm(x, y[0]), "swiglu": swiglu(x, y), "copy": x}[prologue]
+        np.testing.assert_allclose(out, expected, rtol=2e-6)
+        exact, scale = quantize(out, kind)
+        quants = q.view(np.int8).reshape(exact.shape).astype(int)
+        assert (np.abs(quants - exact) <= 0.5 + 1e-4).all()
+        np.testing.assert_allclose(d.view(np.float32).reshape(scale.shape), scale, rtol=1e-6)
+        if kind == "q8k":
+            parts = sums.view(np.int16).reshape(*exact.shape[:2], 24)
+            assert np.array_equal(parts[..., :16], quants.reshape(*exact.shape[:2], 16, 16).sum(-1))
+            assert np.array_equal(parts[..., 16:], quants.reshape(*exact.shape[:2], 8, 32).sum(-1))
+        else:
+            assert np.array_equal(sums.view(np.int32).reshape(exact.shape[:2]), quants.sum(-1))
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("n_cols", [1, 16, 37])
+def test_sums_and_gathered_rows_are_exact(isa_name: str, n_cols: int) -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((2, 7, n_cols)).astype(np.float32)
+    for side in "before", "after":
+        out = guarded(np.full_like(x, np.nan), side)
+        call(isa_name, "ops:add", [np.array([7]), 3, guarded(x, side), guarded(y, side), n_cols, out], n_chunks=3)
+        assert np.array_equal(out, x + y)
+        ids = guarded(np.array([6, 0, 6, 3, 5], np.int32), side)
+        rows = guarded(np.full((5, n_cols), np.nan, np.float32), side)
+        call(isa_name, "ops:gather", [np.array([5]), 2, guarded(x, side), ids, n_cols, rows], n_chunks=3)
+        assert np.array_equal(rows, x[ids])
