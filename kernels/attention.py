@@ -97,7 +97,7 @@ def score_tile(e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: S
         for query, total in zip(queries, sums):
             value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
             for j in range(VECTORS):
-                b.store(e.fma(value, key[j], b.load(total[j])), total[j])
+                b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
     for address, total in zip(out, sums):
         for j in range(VECTORS):
             e.store(b.fmul(b.load(total[j]), e.splat(scale)), address, 64 * j)
@@ -138,7 +138,7 @@ def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Any, ac
             for weight, total in zip(weights, sums):
                 w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
                 for j in range(n_vectors):
-                    b.store(e.fma(w, value[j], b.load(total[j])), total[j])
+                    b.store(e.fma_exact(w, value[j], b.load(total[j])), total[j])
         for acc, total in zip(accs, sums):
             for j in range(n_vectors):
                 e.store(b.load(total[j]), acc, 4 * (start + LANES * j))

@@ -48,6 +48,12 @@ def set_isa(name: str) -> None:
     _isa = importlib.import_module(f".{name}", __name__)
 
 
+def isa_name() -> str:
+    """The ISA that code is emitted for."""
+    name: str = _isa.__name__
+    return name.rpartition(".")[2]
+
+
 class Emitter:
     """LLVM's builder with the operations that kernels need. Addresses are i64 values, offsets Python integers or i64 values."""
 
@@ -156,6 +162,10 @@ class Emitter:
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         """x * y + z, rounded once where the ISA has an instruction for it."""
         return self.isa.fma(self, x, y, z)
+
+    def fma_exact(self, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z, rounded once on every ISA: where results are quantized next, a difference in the last bit doesn't stay one."""
+        return self.isa.fma_exact(self, x, y, z)
 
     def f16_to_f32(self, halves: Any) -> Any:
         """i16 lanes (or one i16) holding half floats -> f32."""

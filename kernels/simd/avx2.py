@@ -19,6 +19,9 @@ def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
     return e.call(f"llvm.fma.{suffix}", x.type, x, y, z)
 
 
+fma_exact = fma
+
+
 def f16_to_f32(e: Any, halves: Any) -> Any:
     return e.b.fpext(e.b.bitcast(halves, _like(halves, HALF)), _like(halves, F32))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import I16X32, I32X16
-from .avx2 import f16_to_f32, f32_to_f16, fma, pause
+from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
 
-__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "pairs", "pause"]
+__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:

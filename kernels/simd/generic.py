@@ -17,6 +17,12 @@ def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
     return e.b.fadd(e.b.fmul(x, y), z)
 
 
+def fma_exact(e: Any, x: Any, y: Any, z: Any) -> Any:
+    """Through doubles: they hold a product of two floats exactly."""
+    b, doubles = e.b, _like(x, ir.DoubleType())
+    return b.fptrunc(b.fadd(b.fmul(b.fpext(x, doubles), b.fpext(y, doubles)), b.fpext(z, doubles)), x.type)
+
+
 def f16_to_f32(e: Any, halves: Any) -> Any:
     """By integers: `fpext half` calls a library function on a CPU without F16C."""
     b, kind, floats = e.b, _like(halves, I32), _like(halves, F32)
