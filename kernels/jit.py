@@ -61,6 +61,7 @@ class Kernels:
         self.report: Report | None = None
         self._addresses: dict[str, int] = {}
         self._engine: Any = None
+        self._keeps = True
         self._lock = threading.Lock()
 
     def _say(self, message: str) -> None:
@@ -121,7 +122,9 @@ class Kernels:
                 os.unlink(part)
                 raise
         except OSError as error:
-            self._say(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
+            if self._keeps:  # said once
+                self._say(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
+            self._keeps = False
 
     def _link(self, spec: str, code: bytes) -> int:
         import llvmlite.binding as llvm
