@@ -122,11 +122,11 @@ def build_choose() -> Any:
                 kept += 1
             n = kept
             total = 0.0
-            for i in range(n):
-                total += exp((load_f32(scratch + 4 * i) - first) / types.float32(temp))
+            for i in range(n):  # divided as float64: as float32 the lowest temperatures would be 0
+                total += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
             goal, reached, i = load_f64(draw + 40) * total, 0.0, 0
             while True:
-                reached += exp((load_f32(scratch + 4 * i) - first) / types.float32(temp))
+                reached += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
                 if reached > goal or i == n - 1:
                     break
                 i += 1
