@@ -1,0 +1,96 @@
+"""Products with weights, one file a family of formats; here what they share: a product's arguments and its end.
+
+A family's module emits code for some rows and tokens, given a format's module `quant` (see quants/) and the arguments `a`:
+
+- `few(e, quant, a, row, tokens, ...)` multiplies FEW_ROWS rows from `row` on where they lie, and finishes them.
+- `unpack(e, quant, a, row, panel)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
+- `tile(e, quant, a, tokens, panel)` multiplies PANEL_ROWS unpacked rows: f32x16 for each 16 of them and each token.
+"""
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from ..simd import I32, I64, LANES, Emitter
+
+PREFETCH_AHEAD = 16384
+
+
+class Args(NamedTuple):
+    """The arguments as LLVM values, int64 each (matmul.py says what they are)."""
+    count: Any
+    chunk_rows: Any
+    w: Any
+    row_bytes: Any
+    n_rows: Any
+    n_cols: Any
+    x: Any
+    q: Any
+    d: Any
+    sums: Any
+    y: Any
+    y_stride: Any
+    bias: Any
+    residual: Any
+
+    @classmethod
+    def load(cls, e: Emitter, address: Any) -> Args:
+        return cls(*(e.load(I64, address, 8 * i) for i in range(len(cls._fields))))
+
+
+def smaller(e: Emitter, x: Any, y: Any) -> Any:
+    return e.b.select(e.b.icmp_signed("<", x, y), x, y)
+
+
+def clamped_rows(e: Emitter, a: Args, row: Any, count: int) -> list[Any]:
+    """The addresses of `count` rows from `row` on; behind the last row the last one again, so that nothing outside is read."""
+    last = e.b.sub(a.n_rows, e.int(1))
+    return [e.b.add(a.w, e.b.mul(smaller(e, e.b.add(row, e.int(i)), last), a.row_bytes)) for i in range(count)]
+
+
+def clamped_tokens(e: Emitter, a: Args, token: Any, count: int) -> list[Any]:
+    """The numbers of `count` tokens from `token` on, the last one repeated at the end."""
+    last = e.b.sub(e.load(I64, a.count), e.int(1))
+    return [smaller(e, e.b.add(token, e.int(i)), last) for i in range(count)]
+
+
+def if_token(e: Emitter, a: Args, token: Any) -> AbstractContextManager[Any]:
+    """A context whose body runs if there is a token of that number."""
+    return e.b.if_then(e.b.icmp_signed("<", token, e.load(I64, a.count)))
+
+
+def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int) -> None:
+    """Ask for step i's share, `n_bytes`, of rows some way behind those that follow, in the order of memory and into the L2 cache.
+
+    Rows that are read side by side are short streams, which the hardware doesn't foresee. Into L1 the requests are so many that some
+    are lost.
+    """
+    start = e.b.add(following, e.b.mul(i, e.int(n_bytes)))
+    for line in range(0, n_bytes, 64):
+        e.prefetch(e.at(start, PREFETCH_AHEAD + line), level=2)
+
+
+def finish(e: Emitter, a: Args, value: Any, row: Any, token: Any) -> None:
+    """Add bias and residual to a value, or to 16 rows' values, and store."""
+    b = e.b
+    column = b.shl(row, e.int(2))
+    place = b.add(b.mul(token, a.y_stride), column)
+    slot = e.var(value)
+    for base, offset in (a.bias, column), (a.residual, place):
+        with b.if_then(b.icmp_unsigned("!=", base, e.int(0))):
+            b.store(b.fadd(b.load(slot), e.load(value.type, base, offset)), slot)
+    e.store(b.load(slot), a.y, place)
+
+
+def finish_rows(e: Emitter, a: Args, values: Any, row: Any, token: Any) -> None:
+    """`finish` for 16 rows, of which only those before the last row exist."""
+    b = e.b
+    whole = b.icmp_signed("<=", b.add(row, e.int(LANES)), a.n_rows)
+    with b.if_else(whole, likely=True) as (then, otherwise):
+        with then:
+            finish(e, a, values, row, token)
+        with otherwise:
+            for i in range(LANES):
+                this = b.add(row, e.int(i))
+                with b.if_then(b.icmp_signed("<", this, a.n_rows)):
+                    finish(e, a, b.extract_element(values, e.int(i, I32)), this, token)

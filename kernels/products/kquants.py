@@ -1,0 +1,81 @@
+"""Products with K-quants: blocks of 256 weights, activations in Q8_K."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import layout
+from ..quants._kquants import Act, values_of
+from ..simd import F32, F32X16, LANES, Emitter
+from . import Args, clamped_rows, finish, prefetch_rows
+
+FEW_ROWS = 2
+
+
+def activations(e: Emitter, a: Args, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
+    """The number of blocks, and for each token its first block and the address of its scales."""
+    b = e.b
+    n_blocks = b.lshr(a.n_cols, e.int(8))
+    acts = []
+    for t in tokens:
+        q = b.add(a.q, b.mul(t, a.n_cols))
+        acts.append(Act(q, b.add(a.sums, b.mul(b.mul(t, n_blocks), e.int(layout.Q8K_SUMS_BYTES)))))
+    return n_blocks, acts, [b.add(a.d, b.shl(b.mul(t, n_blocks), e.int(2))) for t in tokens]
+
+
+def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
+    b = e.b
+    return [Act(b.add(act.q, b.shl(i, e.int(8))), b.add(act.sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))) for act in acts]
+
+
+def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any]) -> None:
+    """Two rows; where only one is left it is read twice."""
+    b = e.b
+    n_blocks, acts, scales = activations(e, a, tokens)
+    rows = clamped_rows(e, a, row, FEW_ROWS)
+    sums = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
+    with e.loop(n_blocks) as i:
+        offset, here = b.mul(i, e.int(quant.BYTES)), at_block(e, acts, i)
+        act_d = [e.load(F32, scale, b.shl(i, e.int(2))) for scale in scales]
+        blocks = [b.add(address, offset) for address in rows]
+        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, FEW_ROWS * quant.BYTES)
+        dots = [(r, t, dot, quant.scales(e, p)) for r, p in enumerate(blocks) for t, dot in enumerate(quant.dot(e, p, here))]
+        for start in range(0, len(dots), 4):
+            group = dots[start:start + 4]
+            values = values_of(e, [dot for _, _, dot, _ in group], [d for *_, d in group])
+            for (r, t, _, _), value in zip(group, values):
+                b.store(b.fadd(b.load(sums[r][t]), b.fmul(act_d[t], value)), sums[r][t])
+    for r, of_row in enumerate(sums):
+        this = b.add(row, e.int(r))
+        with b.if_then(b.icmp_signed("<", this, a.n_rows), likely=True):
+            for total, t in zip(of_row, tokens):
+                finish(e, a, b.load(total), this, t)
+
+
+def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
+    return e.b.mul(e.b.lshr(a.n_cols, e.int(8)), e.int(quant.PANEL.n_bytes))
+
+
+def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
+    b = e.b
+    n_blocks = b.lshr(a.n_cols, e.int(8))
+    rows = clamped_rows(e, a, row, LANES)
+    with e.loop(n_blocks) as i:
+        offset = b.mul(i, e.int(quant.BYTES))
+        quant.unpack(e, [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))))
+
+
+def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any) -> list[list[Any]]:
+    b = e.b
+    n_blocks, acts, scales = activations(e, a, tokens)
+    stride = panel_bytes(e, quant, a)
+    panels = [b.add(panel, b.mul(stride, e.int(r))) for r in range(layout.PANEL_ROWS // LANES)]
+    sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
+    with e.loop(n_blocks) as i:
+        offset = b.mul(i, e.int(quant.PANEL.n_bytes))
+        values = quant.TILE.block(e, [b.add(address, offset) for address in panels], at_block(e, acts, i))
+        for row_sums, row_values in zip(sums, values):
+            for scale, total, value in zip(scales, row_sums, row_values):
+                d = e.splat(e.load(F32, scale, b.shl(i, e.int(2))))
+                b.store(b.fadd(b.load(total), b.fmul(d, value)), total)
+    return [[b.load(total) for total in row_sums] for row_sums in sums]
