@@ -81,6 +81,10 @@ class Kernels:
                 self._addresses[spec] = self._link(spec, code)
             return {spec: self._addresses[spec] for spec in specs}
 
+    def missing(self, specs: Iterable[str]) -> list[str]:
+        """Those that would have to be compiled."""
+        return [spec for spec in dict.fromkeys(specs) if spec not in self._addresses and self._read(spec) is None]
+
     def _read_or_compile(self, specs: list[str]) -> dict[str, bytes]:
         codes = {}
         for spec in specs:
@@ -142,8 +146,9 @@ class Kernels:
 
 
 def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Compile kernels in processes of their own: side by side, since Numba holds one lock; interruptible at any time, which LLVM is not; and without
-    Numba's memory in this process. Where a process can't be started, or fails, they are compiled here."""
+    """Compile kernels in processes of their own: side by side, since Numba holds one lock; interruptible at any time, which LLVM is not;
+    and without Numba's memory in this process. Where a process can't be started, or fails, they are compiled here.
+    """
     n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs))
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
         command = [sys.executable, "-m", f"{__package__}.compiler", isa.name, folder]

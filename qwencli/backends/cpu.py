@@ -16,7 +16,7 @@ from ..model import Model
 from ..sampling import Draw
 from . import F32, LOGITS, Batch, sample_with_numpy
 from .lowering import Inputs, Program
-from .team import Team, aligned_zeros, physical_cores
+from .team import RUNTIME, Team, aligned_zeros, physical_cores
 
 assert PAGE == layout.PAGE
 
@@ -83,15 +83,23 @@ class CPUBackend:
 
     def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], sampled: bool) -> Program:
         """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
-        forms = {dim: "few" if n <= layout.FEW_TOKENS else "many" for dim, n in counts.items()}
+        forms = {dim: form_of(n) for dim, n in counts.items()}
         most = max(counts.values())
         room = layout.FEW_TOKENS if most <= layout.FEW_TOKENS else 1 << (most - 1).bit_length()
         key = (fetch, feed, *forms.items(), room, sampled)
         if key not in self._programs:
-            nodes = self.model.graph.subgraph(fetch, feed)
-            inputs = Inputs(room, self.model.config.rope.n_rot)
-            self._programs[key] = Program(self.model, nodes, fetch, feed, inputs, room, forms, self._kernels, self._team.n_threads, LOGITS if sampled else None)
+            program = self._lower(fetch, feed, forms, room, sampled)
+            if self._kernels.missing([*RUNTIME, *program.specs]):  # then at once all that the model will need, in one go
+                others = [self._lower((LOGITS,), (), {N_TOKENS: form, N_OUTPUTS: "few"}, 16, True) for form in ("few", "many")]
+                self._kernels.load([*RUNTIME, *(spec for p in (program, *others) for spec in p.specs)])
+            program.link(self._kernels)
+            self._programs[key] = program
         return self._programs[key]
+
+    def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], forms: dict[str, str], room: int, sampled: bool) -> Program:
+        nodes = self.model.graph.subgraph(fetch, feed)
+        inputs = Inputs(room, self.model.config.rope.n_rot)
+        return Program(self.model, nodes, fetch, feed, inputs, room, forms, self._team.n_threads, LOGITS if sampled else None)
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
@@ -129,6 +137,11 @@ class CPUBackend:
         inputs.pointers[:] = item_array.ctypes.data, record_array.ctypes.data, self._partials.ctypes.data
         inputs.counts[2:] = len(items) * c.n_head_kv, len(records)
         return [*keep, item_array, record_array]
+
+
+def form_of(n: int) -> str:
+    """Whether so many tokens are "few", multiplied with weights in place, or "many"."""
+    return "few" if n <= layout.FEW_TOKENS else "many"
 
 
 class PageMemory:

@@ -101,7 +101,7 @@ class Program:
     """
 
     def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs, n_rows: int,
-                 forms: dict[str, str], kernels: Kernels, n_threads: int, sampled: str | None) -> None:
+                 forms: dict[str, str], n_threads: int, sampled: str | None) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
         self._n_rows, self._forms, self._n_threads = n_rows, forms, n_threads
@@ -122,7 +122,9 @@ class Program:
         self._lower()
         if sampled:
             self._sample(self._values[sampled])
-        self.rows = self._finish(kernels)
+        self._end_group()
+        self.specs = [spec for spec, *_ in self._rows]
+        self.rows = np.zeros((0, layout.ROW_WORDS), np.int64)
 
     def value(self, name: str) -> Value:
         """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
@@ -152,17 +154,16 @@ class Program:
             self._memory.give(buffer)
         self._resting = []
 
-    def _finish(self, kernels: Kernels) -> I64:
-        self._end_group()
-        addresses = kernels.load([spec for spec, *_ in self._rows])
-        rows = np.zeros((len(self._rows), layout.ROW_WORDS), np.int64)
+    def link(self, kernels: Kernels) -> None:
+        """Put the kernels' addresses into the rows, as the executor reads them: see kernels/runtime.py."""
+        addresses = kernels.load(self.specs)
+        self.rows = np.zeros((len(self._rows), layout.ROW_WORDS), np.int64)
         first = 0
         for end in self._ends:
-            rows[first:end + 1, 4], rows[end, 5] = first, 1
+            self.rows[first:end + 1, 4], self.rows[end, 5] = first, 1
             first = end + 1
-        for row, (spec, args, count, divisor) in zip(rows, self._rows):
+        for row, (spec, args, count, divisor) in zip(self.rows, self._rows):
             row[:4] = addresses[spec], args, count, divisor
-        return rows
 
     def _new(self, name: str, dim: str, width: int) -> Value:
         self._values[name] = value = Value(dim, width, self._memory.take(4 * self._n_rows * width))

@@ -19,6 +19,7 @@ SPINS, PATIENCE = 200, 20_000
 """Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
 BUDGET = 64
 """Chunks after which the driving thread comes back to Python, where signals are handled."""
+RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 I64 = NDArray[np.int64]
 
@@ -70,23 +71,23 @@ class Team:
         self._state = aligned_zeros(8 * (Word.STATUS + Word.STATUS_WORDS * n_threads)).view(np.int64)
         self._scratch = [aligned_zeros(scratch_bytes) for _ in range(n_threads)]
         self._claims = aligned_zeros(0).view(np.int64)
-        addresses = kernels.load(["runtime:step", "runtime:worker", "runtime:publish"])
-        self._step, self._worker, self._publish = (Kernel(address) for address in addresses.values())
+        self._kernels = kernels
         self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
         self._beds = [threading.Lock() for _ in range(n_threads)]
         self._threads: list[threading.Thread] = []
-        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
+        self._step: Callable[[int, int, int], None] | None = None
+        self.close: Callable[[], object] = lambda: None
 
     def _address(self, word: int) -> int:
         return self._state.ctypes.data + 8 * word
 
     def run(self, rows: I64) -> None:
         """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next."""
+        step = self._step or self._start()
         if rows.shape[0] * CLAIM_WORDS > len(self._claims):
             self._quiesce()
             self._claims = aligned_zeros(8 * CLAIM_WORDS * rows.shape[0]).view(np.int64)
             self._state[Word.CLAIMS] = self._claims.ctypes.data
-        self._start_threads()
         state, epoch = self._state, int(self._state[Word.EPOCH]) // 2 * 2 + 2
         self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
         state[Word.ROWS], state[Word.N_ROWS], state[Word.RESUME], state[Word.FINISHED] = rows.ctypes.data, rows.shape[0], 0, 0
@@ -94,21 +95,24 @@ class Team:
         self._wake()
         try:
             while not state[Word.FINISHED]:
-                self._step(state.ctypes.data, BUDGET, self._scratch[0].ctypes.data)
+                step(state.ctypes.data, BUDGET, self._scratch[0].ctypes.data)
         except BaseException:
             self._publish(self._address(Word.ABORT), 1, 0)
             self._quiesce()
             self._publish(self._address(Word.ABORT), 0, 0)
             raise
 
-    def _start_threads(self) -> None:
-        while len(self._threads) < self.n_threads - 1:
-            i = len(self._threads) + 1
-            arguments = self._worker, self._state, self._address(self._status(i)), self._scratch[i], self._beds[i]
+    def _start(self) -> Callable[[int, int, int], None]:
+        """Load the executor and start the threads. Gives what the driving thread calls."""
+        self._step, self._worker, self._publish = (Kernel(address) for address in self._kernels.load(RUNTIME).values())
+        for i, bed in enumerate(self._beds[1:], start=1):
+            arguments = self._worker, self._state, self._address(self._status(i)), self._scratch[i], bed
             thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
-            self._beds[i].acquire()
+            bed.acquire()
             self._threads.append(thread)
             thread.start()
+        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
+        return self._step
 
     def _status(self, i: int) -> int:
         return Word.STATUS + Word.STATUS_WORDS * i
