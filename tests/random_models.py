@@ -1,0 +1,42 @@
+"""Models with random weights of every type that there are kernels for, by scripts/make_model.py."""
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qwencli.backends.cpu import CPUBackend
+from qwencli.gguf_file import GGUFFile
+from qwencli.graph import N_OUTPUTS, N_TOKENS
+from qwencli.model import Model, load_model
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_model.py"
+
+
+def load_script() -> Any:
+    if "make_model" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("make_model", SCRIPT)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["make_model"] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    return sys.modules["make_model"]
+
+
+def random_model(folder: Path, mix: str, seed: int = 0, **changed: Any) -> Model:
+    """The preset "tiny" of scripts/make_model.py in one of its mixes of types, with another shape where asked for."""
+    mm = load_script()
+    path, shape = folder / f"{mix}.gguf", replace(mm.PRESETS["tiny"], **changed)
+    mm.write_model(path, "random", shape, mix, mm.make_up_vocabulary(shape.n_vocab).pad(shape.n_vocab), seed)
+    return load_model(GGUFFile(path))
+
+
+def compile_together(models: Sequence[Model], fetch: Callable[[Model], Sequence[str]]) -> None:
+    """Compile what steps of few and of many tokens need at once: model by model each would wait for processes of its own."""
+    specs = set()
+    for model in models:
+        backend = CPUBackend(model, 1)
+        for form in "few", "many":
+            specs.update(backend._lower(tuple(fetch(model)), (), {N_TOKENS: form, N_OUTPUTS: form}, 16, True).specs)
+    backend._kernels.load(sorted(specs))
