@@ -30,15 +30,12 @@ class Sequence:
     kv: KVSequence = field(default_factory=KVSequence)
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+    n_prompt_done: int = 0
+    """Prompt tokens that have been processed."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
         self.sampler = Sampler(self.sampling)
-
-    @property
-    def n_prompt_done(self) -> int:
-        """Prompt tokens that have been processed."""
-        return min(self.kv.length, self.n_prompt) if self.stop_reason is None else self.n_prompt
 
     @property
     def generated(self) -> list[int]:
@@ -64,8 +61,10 @@ class Engine:
         if not all(0 <= t < n_vocab for t in seq.tokens):
             raise InputError(f"the prompt has a token outside the vocabulary of {n_vocab}")
         if parent is not None:
-            common = next((i for i, (a, b) in enumerate(zip(seq.tokens[:-1], parent.tokens)) if a != b), min(len(seq.tokens) - 1, len(parent.tokens)))
+            both = list(zip(seq.tokens[:-1], parent.tokens[:-1]))  # the last token's position may still be written
+            common = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
             seq.kv = self.backend.cache.share(parent.kv, common)
+            seq.n_prompt_done = seq.kv.length
         self.running.append(seq)
 
     def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
@@ -80,10 +79,12 @@ class Engine:
             return []
         start = time.perf_counter()
         batch = Batch([piece for _, piece in pieces])
-        chosen = iter(self.backend.sample(batch, [seq.sampler.draw(seq.tokens) for seq, piece in pieces if piece.n_outputs]))
+        draws = [seq.sampler.draw(seq.tokens, len(seq.tokens) - seq.n_prompt) for seq, piece in pieces if piece.n_outputs]
+        chosen = iter(self.backend.sample(batch, draws))
         produced = []
         for seq, piece in pieces:
             is_prompt = len(seq.tokens) == seq.n_prompt
+            seq.n_prompt_done = min(seq.kv.length, seq.n_prompt)
             if piece.n_outputs:
                 token = self._accept(seq, next(chosen), piece)
                 if token is not None:
@@ -96,14 +97,16 @@ class Engine:
         return produced
 
     def _schedule(self) -> list[tuple[Sequence, Piece]]:
-        """Sequences that generate go first, with a token each; prompts share what is left of the step."""
-        room, pieces = self.n_batch, []
-        for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length):
-            if seq.max_tokens == 0:
-                self._finish(seq, "length")
+        """Sequences that generate go first, with a token each; prompts share the rest of the step. Those that waited longest come first."""
+        room, pieces, waiting = self.n_batch, [], []
+        for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
+            if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
+                self._finish(seq, "length" if seq.max_tokens == 0 else "context")
                 continue
+            seq.kv.length = min(seq.kv.length, len(seq.tokens) - 1)  # where Ctrl-C came behind a commit the last token's step is done again
             todo = seq.tokens[seq.kv.length:seq.kv.length + room]
             if not todo:
+                waiting.append(seq)
                 continue
             try:
                 self.backend.reserve(seq.kv, len(todo))
@@ -113,12 +116,14 @@ class Engine:
             else:
                 room -= len(todo)
                 pieces.append((seq, Piece(seq.kv, todo, int(seq.kv.length + len(todo) == len(seq.tokens)))))
+        self.running = waiting + [seq for seq, _ in pieces]
         return pieces
 
     def _accept(self, seq: Sequence, token: int, piece: Piece) -> int | None:
         """Append a sampled token unless it ends the answer; finish the sequence where it is complete."""
         if token == NOT_FINITE:
-            seq.error = QwenError(f"the logits of position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(piece)}: is the model damaged?")
+            where = f"position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(piece)}"
+            seq.error = QwenError(f"the logits of {where}: is the model damaged?")
             self._finish(seq, "error")
             return None
         if token in seq.end_ids:

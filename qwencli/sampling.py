@@ -96,20 +96,18 @@ class Sampler:
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
         self._n_sampled = 0
 
-    def draw(self, tokens: Sequence[int]) -> Draw:
-        """What the choice of the token after `tokens` needs. Each draw has its own random number."""
+    def draw(self, tokens: Sequence[int], index: int) -> Draw:
+        """What the choice of the token after `tokens` needs, the answer's `index`-th, which decides its random number."""
         p = self.params
         penalized = p.penalty_last_n and (p.repeat_penalty != 1.0 or p.presence_penalty != 0.0)
         recent = list(Counter(tokens[-p.penalty_last_n:])) if penalized else []
-        chance = 0.0
-        if p.temp > 0:
-            chance = uniform(self.seed, self._n_sampled)
-            self._n_sampled += 1
+        chance = uniform(self.seed, index) if p.temp > 0 else 0.0
         return Draw(p.temp, p.top_k, p.top_p, p.min_p, p.repeat_penalty, p.presence_penalty, recent, chance)
 
     def sample(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> int:
         """The next token after `tokens`, given its logits, float32 [n_vocab]. Raises QwenError if one is NaN or infinite."""
-        token = choose(logits, self.draw(tokens))
+        token = choose(logits, self.draw(tokens, self._n_sampled))
+        self._n_sampled += 1
         if token == NOT_FINITE:
             raise QwenError(f"the logits of position {len(tokens)} are not finite: is the model damaged?")
         return token
