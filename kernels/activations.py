@@ -1,4 +1,4 @@
-"""Activations: norms, gates and their quantization, as emitters for one token's row. Quantized as llama.cpp does it, so that its figures are ours."""
+"""Activations: norms, gates and their quantization, as emitters for one token's row. Quantized as llama.cpp does, for the same figures."""
 from __future__ import annotations
 
 from collections.abc import Callable

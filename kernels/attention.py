@@ -1,8 +1,8 @@
 """Attention over the paged KV cache: heads rotated and stored, queries against the pages, partial results merged.
 
-Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by page, with a
-running softmax; splits are merged in order. Scores sum over the head's values in order, results over positions in order. So one token at a
-time, a whole prompt, and a reused prefix give the same bits.
+Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by
+page, with a running softmax; splits are merged in order. Scores sum over the head's values in order, results over positions in order. So
+one token at a time, a whole prompt, and a reused prefix give the same bits.
 """
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from .simd import F32, F32X16, I16X16, I32, I32X16, LANES, Emitter, i64, intrins
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
 PAGES_A_SPLIT = SPLIT // PAGE
 VECTORS = PAGE // LANES
-ITEM_FIELDS = 8
-PARTIAL_EXTRA = LANES
-"""Floats behind a partial result's values: its maximum and its sum, and nothing else."""
 
 
 def build(name: str, *variant: str) -> Any:
@@ -29,7 +26,10 @@ def build(name: str, *variant: str) -> Any:
 
 
 def rotate_head(e: Emitter, x: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any) -> None:
-    """Normalise one head in place, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2, by cosines and sines from `table`."""
+    """Normalise one head in place, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2.
+
+    `table` has their n_rot / 2 cosines, then as many sines.
+    """
     b = e.b
     with b.if_then(b.icmp_unsigned("!=", weight, e.int(0))):
         rms_norm(e, x, weight, x, head_dim, b.bitcast(b.trunc(eps, I32), F32))
@@ -61,7 +61,7 @@ def build_rotate() -> Any:
 
 
 def build_store() -> Any:
-    """args: as rotate's for the keys, then values, pages (address of each token's page, this layer not yet added), slots, offset of the layer."""
+    """args: as rotate's for the keys, then values, address of each token's page, slots in these, offset of the layer in a page."""
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def store_head(e: Emitter, k: Any, v: Any, keys: Any, slot: Any, head_dim: Any) -> None:
         """keys: the head's slab, [head_dim][PAGE] halves for keys, then [PAGE][head_dim] for values."""
@@ -104,11 +104,17 @@ def score_tile(e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: S
 
 
 def softmax_step(e: Emitter, scores: Any, state: Any, n_valid: Any) -> Any:
-    """Turn a page's scores into weights under the running maximum. `state` holds maximum and sum; gives the factor for what was summed before."""
+    """Turn a page's scores into weights under the running maximum. `state` holds maximum and sum.
+
+    Gives the factor for what was summed before.
+    """
     b = e.b
-    index = [ir.Constant(I32X16, [LANES * j + i for i in range(LANES)]) for j in range(VECTORS)]
     limit = e.splat(b.trunc(n_valid, I32))
-    masked = [b.select(b.icmp_signed("<", index[j], limit), e.load(F32X16, scores, 64 * j), e.float(float("-inf"), F32X16)) for j in range(VECTORS)]
+    masked = []
+    for j in range(VECTORS):
+        index = ir.Constant(I32X16, [LANES * j + i for i in range(LANES)])
+        visible = b.icmp_signed("<", index, limit)
+        masked.append(b.select(visible, e.load(F32X16, scores, 64 * j), e.float(float("-inf"), F32X16)))
     old = e.load(F32, state)
     largest = e.tree(e.larger, e.larger(e.larger(masked[0], masked[1]), e.larger(masked[2], masked[3])))
     new = e.larger(largest, old)
@@ -126,22 +132,23 @@ def exp_scalar(e: Emitter, x: Any) -> Any:
     return e.b.extract_element(e.exp(e.splat(x, 1)), e.int(0, I32))
 
 
-def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Any, accs: Sequence[Any], factors: Sequence[Any], head_dim: int) -> None:
+def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Any, accs: Sequence[Any], factors: Sequence[Any],
+               head_dim: int) -> None:
     """acc[q] = acc[q] * factor[q] + weights[q] @ values, a page's values as [PAGE][head_dim] halves."""
     b = e.b
     for start in range(0, head_dim, 4 * LANES):
-        n_vectors = min(4, (head_dim - start) // LANES)
-        sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * (start + LANES * j)), e.splat(factor))) for j in range(n_vectors)] for acc, factor in zip(accs, factors)]
+        columns = range(start, min(start + 4 * LANES, head_dim), LANES)
+        sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns] for acc, factor in zip(accs, factors)]
         with e.loop(n_valid) as i:
             row = e.at(values, b.mul(i, e.int(2 * head_dim)))
-            value = [e.f16_to_f32(e.load(I16X16, row, 2 * (start + LANES * j))) for j in range(n_vectors)]
-            for weight, total in zip(weights, sums):
+            value = [e.f16_to_f32(e.load(I16X16, row, 2 * c)) for c in columns]
+            for weight, totals in zip(weights, sums):
                 w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
-                for j in range(n_vectors):
-                    b.store(e.fma_exact(w, value[j], b.load(total[j])), total[j])
-        for acc, total in zip(accs, sums):
-            for j in range(n_vectors):
-                e.store(b.load(total[j]), acc, 4 * (start + LANES * j))
+                for v, total in zip(value, totals):
+                    b.store(e.fma_exact(w, v, b.load(total)), total)
+        for acc, totals in zip(accs, sums):
+            for c, total in zip(columns, totals):
+                e.store(b.load(total), acc, 4 * c)
 
 
 def merge_into(e: Emitter, total: Any, part: Any, head_dim: int) -> None:
@@ -173,12 +180,14 @@ def divide_out(e: Emitter, part: Any, out: Any, head_dim: int) -> None:
 def build_attend(head_dim_text: str, tile_text: str) -> Any:
     """args: q, out, address of the addresses of items, records and partials, n_head, n_head_kv, scale (f32 bits), offset of the layer.
 
-    A chunk is an item for one key-value head. An item is 8 int64: first token, tokens, position of the first, first split, end of splits, partial slot or -1
-    for a final result, page table (addresses), unused. Scratch: for each query of an item scores, a running and a merged partial result.
+    A chunk is an item for one key-value head. An item is 8 int64: first token, tokens, position of the first, first split, end of splits,
+    partial slot or -1 for a final result, page table (addresses), unused. Scratch: for each query of an item scores, a running and a merged
+    partial result, a factor.
     """
     head_dim, tile = int(head_dim_text), int(tile_text)
-    width = head_dim + PARTIAL_EXTRA  # floats of a partial result
-    per_query = 4 * (PAGE + 2 * width + LANES)  # scores, running result, merged result, factor
+    width = head_dim + LANES  # floats of a partial result
+    per_query = layout.attention_scratch(1, head_dim)
+    running, merged, factor_at = 4 * PAGE, 4 * (PAGE + width), 4 * (PAGE + 2 * width)
 
     @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
     def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
@@ -189,63 +198,62 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
         for n in numbers:
             token, head = b.udiv(n, shared), b.urem(n, shared)
             queries.append(e.at(q, b.mul(b.add(b.mul(token, n_head), head), e.int(4 * head_dim))))
-        score_tile(e, queries, keys, b.bitcast(b.trunc(scale, I32), F32), [e.at(memory, b.mul(n, e.int(per_query))) for n in numbers], head_dim)
+        scale = b.bitcast(b.trunc(scale, I32), F32)
+        score_tile(e, queries, keys, scale, places(e, numbers, memory), head_dim)
 
     def tile_numbers(e: Emitter, first: Any, n_queries: Any) -> list[Any]:
+        """The numbers of `tile` queries from `first` on, the last one repeated at the end."""
         last = e.b.sub(n_queries, e.int(1))
-        out = []
-        for i in range(tile):
-            n = e.b.add(first, e.int(i))
-            out.append(e.b.select(e.b.icmp_signed("<", n, last), n, last))
-        return out
+        return [e.least(e.b.add(first, e.int(i)), last) for i in range(tile)]
+
+    def places(e: Emitter, numbers: Sequence[Any], memory: Any) -> list[Any]:
+        return [e.at(memory, e.b.mul(n, e.int(per_query))) for n in numbers]
 
     @intrinsic_of(void, i64, i64)
     def soften(e: Emitter, memory: Any, n_valid: Any) -> None:
-        state = e.at(memory, 4 * (PAGE + head_dim))
-        factor = softmax_step(e, memory, state, n_valid)
-        e.store(factor, memory, 4 * (PAGE + 2 * width))
+        factor = softmax_step(e, memory, e.at(memory, running + 4 * head_dim), n_valid)
+        e.store(factor, memory, factor_at)
 
     @intrinsic_of(void, i64)
     def keep(e: Emitter, memory: Any) -> None:
         """A query that sees nothing of a page: weights 0, factor 1."""
         for j in range(VECTORS):
             e.store(e.float(0.0, F32X16), memory, 64 * j)
-        e.store(e.float(1.0), memory, 4 * (PAGE + 2 * width))
+        e.store(e.float(1.0), memory, factor_at)
 
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_valid: Any, memory: Any) -> None:
-        numbers = tile_numbers(e, first, n_queries)
-        places = [e.at(memory, e.b.mul(n, e.int(per_query))) for n in numbers]
-        factors = [e.load(F32, place, 4 * (PAGE + 2 * width)) for place in places]
-        weigh_tile(e, places, values, n_valid, [e.at(place, 4 * PAGE) for place in places], factors, head_dim)
+        queries = places(e, tile_numbers(e, first, n_queries), memory)
+        factors = [e.load(F32, query, factor_at) for query in queries]
+        weigh_tile(e, queries, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
 
     @intrinsic_of(void, i64)
     def clear(e: Emitter, memory: Any) -> None:
         for j in range(width // LANES):
-            e.store(e.float(0.0, F32X16), memory, 4 * PAGE + 64 * j)
-        e.store(e.float(float("-inf")), memory, 4 * (PAGE + head_dim))
+            e.store(e.float(0.0, F32X16), memory, running + 64 * j)
+        e.store(e.float(float("-inf")), memory, running + 4 * head_dim)
 
     @intrinsic_of(void, i64)
     def take(e: Emitter, memory: Any) -> None:
-        copy_floats(e, e.at(memory, 4 * PAGE), e.at(memory, 4 * (PAGE + width)), width)
+        copy_floats(e, e.at(memory, running), e.at(memory, merged), width)
 
     @intrinsic_of(void, i64)
     def merge(e: Emitter, memory: Any) -> None:
-        merge_into(e, e.at(memory, 4 * (PAGE + width)), e.at(memory, 4 * PAGE), head_dim)
+        merge_into(e, e.at(memory, merged), e.at(memory, running), head_dim)
 
     @intrinsic_of(void, i64, i64)
     def write_final(e: Emitter, memory: Any, out: Any) -> None:
-        divide_out(e, e.at(memory, 4 * (PAGE + width)), out, head_dim)
+        divide_out(e, e.at(memory, merged), out, head_dim)
 
     @intrinsic_of(void, i64, i64)
     def write_partial(e: Emitter, memory: Any, out: Any) -> None:
-        copy_floats(e, e.at(memory, 4 * (PAGE + width)), out, width)
+        copy_floats(e, e.at(memory, merged), out, width)
 
     def attend(args, chunk, scratch):
         q, out, pointers, n_head = load_i64(args), load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
         n_head_kv, scale, layer_offset = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
         items, partials = load_i64(pointers), load_i64(pointers + 16)
-        item, kv_head = items + 8 * ITEM_FIELDS * (chunk // n_head_kv), chunk % n_head_kv
+        item, kv_head = items + 8 * layout.ITEM_WORDS * (chunk // n_head_kv), chunk % n_head_kv
         first_token, n_tokens, first_position = load_i64(item), load_i64(item + 8), load_i64(item + 16)
         begin, end, slot, pages = load_i64(item + 24), load_i64(item + 32), load_i64(item + 40), load_i64(item + 48)
         shared = n_head // n_head_kv
@@ -285,9 +293,12 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
 
 
 def build_merge(head_dim_text: str) -> Any:
-    """args: out, address of the addresses of items, records and partials, n_head. A chunk is a token whose positions were split: token, first partial slot, how many."""
+    """args: out, address of the addresses of items, records and partials, n_head.
+
+    A chunk is a record, a token whose positions were split: 3 int64, token, first partial slot, how many.
+    """
     head_dim = int(head_dim_text)
-    width = head_dim + PARTIAL_EXTRA
+    width = head_dim + LANES
 
     @intrinsic_of(void, i64, i64)
     def merge_two(e: Emitter, total: Any, part: Any) -> None:
@@ -299,7 +310,7 @@ def build_merge(head_dim_text: str) -> Any:
 
     def merge(args, chunk, scratch):
         out, pointers, n_head = load_i64(args), load_i64(args + 8), load_i64(args + 16)
-        record, partials = load_i64(pointers + 8) + 24 * chunk, load_i64(pointers + 16)
+        record, partials = load_i64(pointers + 8) + 8 * layout.RECORD_WORDS * chunk, load_i64(pointers + 16)
         token, slot, count = load_i64(record), load_i64(record + 8), load_i64(record + 16)
         for head in range(n_head):
             total = partials + 4 * width * (slot * n_head + head)

@@ -30,20 +30,25 @@ class KernelLibrary(codegen.CPUCodeLibrary):
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
-    def object_code(self, entry: str) -> tuple[bytes, str]:
-        """Optimize with only `entry` visible. Returns the object file and the assembly."""
+    def object_code(self, entry: str) -> bytes:
+        """The object file, optimized with only `entry` visible."""
+        return bytes(self._codegen._tm.emit_object(self._optimized(entry)))
+
+    def assembly(self, entry: str) -> str:
+        return str(self._codegen._tm.emit_assembly(self._optimized(entry)))
+
+    def _optimized(self, entry: str) -> Any:
         module = self._final_module
         for function in module.functions:
             if not function.is_declaration and function.name != entry:
                 function.linkage = "internal"
-        machine = self._codegen._tm
         options = llvm.create_pipeline_tuning_options(speed_level=3)
         options.loop_vectorization = options.slp_vectorization = False  # what should be vectors is written as vectors
         options.loop_unrolling = False
-        passes = llvm.create_pass_builder(machine, options)
+        passes = llvm.create_pass_builder(self._codegen._tm, options)
         passes.getModulePassManager().run(module, passes)
         module.verify()
-        return machine.emit_object(module), module
+        return module
 
     def _finalize_specific(self) -> None:
         pass
@@ -67,46 +72,45 @@ class KernelCodegen(codegen.CPUCodegen):
         pass
 
 
-def _lower(isa: ISA, spec: str) -> tuple[KernelLibrary, str]:
+def _lower(isa: ISA, spec: str) -> KernelLibrary:
     """Type and lower a kernel and put a plain C entry point beside it."""
-    description = registry.cpu_target
-    base = description.target_context
+    typing = registry.cpu_target.typing_context
+    typing.refresh()
+    base = registry.cpu_target.target_context
     base.refresh()
     context = base.subtarget(_internal_codegen=KernelCodegen(isa))
-    description.typing_context.refresh()
     flags = compiler.Flags()
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.nrt = False
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"
-    library = context.codegen().create_library(jit.symbol(spec))
+    library: KernelLibrary = context.codegen().create_library(jit.symbol(spec))
     simd.set_isa(isa.name)
-    result = compiler.compile_extra(description.typing_context, context, jit.find(spec), SIGNATURE, types.void, flags, {}, library=library)
-    entry = jit.symbol(spec)
+    result = compiler.compile_extra(typing, context, jit.find(spec), SIGNATURE, types.void, flags, {}, library=library)
+    library.add_ir_module(_entry_point(context, result.fndesc.llvm_func_name, jit.symbol(spec)))
+    library.finalize()
+    return library
+
+
+def _entry_point(context: Any, kernel: str, name: str) -> ir.Module:
+    """A module with the function `name` that calls the kernel as Numba wants it called."""
     module = context.create_module("entry")
-    i64 = ir.IntType(64)
-    callee = ir.Function(module, context.call_conv.get_function_type(types.void, SIGNATURE), result.fndesc.llvm_func_name)
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [i64] * 3), entry)
+    callee = ir.Function(module, context.call_conv.get_function_type(types.void, SIGNATURE), kernel)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 3), name)
     builder = ir.IRBuilder(function.append_basic_block())
     context.call_conv.call_function(builder, callee, types.void, SIGNATURE, function.args)
     builder.ret_void()
-    library.add_ir_module(module)
-    library.finalize()
-    return library, entry
+    return module
 
 
 @global_compiler_lock
 def compile_kernel(isa: ISA, spec: str) -> bytes:
     """The object file of a kernel."""
-    library, entry = _lower(isa, spec)
-    return library.object_code(entry)[0]
+    return _lower(isa, spec).object_code(jit.symbol(spec))
 
 
 @global_compiler_lock
 def assembly(isa: ISA, spec: str) -> str:
     """The machine code of a kernel as text, for tests that look at it."""
-    library, entry = _lower(isa, spec)
-    _, module = library.object_code(entry)
-    return str(library._codegen._tm.emit_assembly(module))
+    return _lower(isa, spec).assembly(jit.symbol(spec))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ VARIABLE = "QWENCLI_ISA"
 
 
 class ISA(NamedTuple):
-    """`name` is that of a file in `simd/`; `needs` are LLVM's names of CPU features; `cpu` is what LLVM compiles for, "" the CPU we run on."""
+    """`name` is a file's in `simd/`; `needs` are LLVM's names of CPU features; `cpu` is what LLVM compiles for, "" the CPU we run on."""
     name: str
     machines: tuple[str, ...]
     needs: tuple[str, ...]
@@ -46,7 +46,8 @@ def choose(name: str | None = None) -> ISA:
     for isa in available():
         if name in (None, "", isa.name):
             return isa
-    raise ISAError(f"the instruction set '{name}' (${VARIABLE}) is not available on this CPU, which has {', '.join(i.name for i in available())}")
+    names = ", ".join(isa.name for isa in available())
+    raise ISAError(f"the instruction set '{name}' (${VARIABLE}) is not available on this CPU, which has {names}")
 
 
 def target(isa: ISA) -> tuple[str, str]:

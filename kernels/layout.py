@@ -22,9 +22,9 @@ BLOCK_Q8K, BLOCK_Q8_0 = 5760, 576
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 
 PAGE = 64
-"""Positions of a KV page: half floats, for each layer and key-value head PAGE keys as [head_dim][PAGE], then PAGE values as [PAGE][head_dim]."""
+"""Positions of a KV page: half floats, for each layer and key-value head keys as [head_dim][PAGE], then values as [PAGE][head_dim]."""
 SPLIT = 256
-"""Positions that one work item of attention reads when there is one token: a fixed number, so that the order of sums doesn't depend on threads."""
+"""Positions that one work item of attention reads when there is one token: fixed, so that the order of sums doesn't depend on threads."""
 
 
 def activation_bytes(kind: str, n_cols: int) -> tuple[int, int, int]:
@@ -42,7 +42,7 @@ def panel_bytes(kind: str, n_cols: int) -> int:
         return n_cols // Q8K_BLOCK * BLOCK_Q8K * (PANEL_ROWS // LANES)
     if kind == "q8_0":
         return n_cols // Q8_0_BLOCK * BLOCK_Q8_0 * (PANEL_ROWS // LANES)
-    return n_cols * 4 * PANEL_ROWS
+    return 0
 
 
 class Word:
@@ -55,7 +55,7 @@ class Word:
 
 ROW_WORDS, CLAIM_WORDS = 6, 16
 """int64 of a program row, and of a row's claim and count."""
-ATTENTION_ITEM, ATTENTION_RECORD = 8, 3
+ITEM_WORDS, RECORD_WORDS = 8, 3
 """int64 of an item of attention, and of a record of its merge."""
 QUERIES_AT_ONCE = 32
 """About how many queries an item of attention has when there are many tokens."""
@@ -65,9 +65,11 @@ def attention_scratch(n_queries: int, head_dim: int) -> int:
     """Bytes for the queries of an item: scores of a page, two partial results, a factor."""
     return 4 * n_queries * (PAGE + 2 * (head_dim + LANES) + LANES)
 
+
 MAX_TOP_K = 256
 """The largest top-k that is sampled in machine code."""
 DRAW_WORDS = 9
-"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat penalty, presence penalty, random number (each the bits of a float64), top-k,
-number of recent tokens, their address (i64 each, no token twice)."""
+"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat penalty, presence penalty, random number (each the bits of a
+float64), top-k, number of recent tokens, their address (i64 each, no token twice)."""
 SAMPLING_SCRATCH = 16 * MAX_TOP_K
+"""Bytes for the candidates' logits and ids."""

@@ -1,7 +1,7 @@
 """Kernels over tokens: embedding rows, norms and gates with the quantization of their result, sums, gathered rows.
 
-Arguments, int64 each: see the function that reads them. `count` is the address of the number of tokens, which changes from step to step, and
-`unit` how many of them make a chunk.
+Arguments, int64 each: see the function that reads them. `count` is the address of the number of tokens, which changes from step to step,
+and `unit` how many of them make a chunk.
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from . import activations
+from . import activations, layout
 from .simd import F32, I32, I64, Emitter, i64, intrinsic_of, load_i32, load_i64, store_f32, void
 
 
@@ -51,7 +51,8 @@ def build_prepare(prologue: str, kind: str) -> Any:
 
     "norm": y is the weight; "swiglu": x is the gate and y what it gates; "copy": out is x. `kind` names the quantization, or is "f32".
     """
-    from . import layout
+    if kind != "f32":
+        block, sum_bytes = {"q8k": (layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES), "q8_0": (layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES)}[kind]
 
     @intrinsic_of(void, i64, i64)
     def prepare_token(e: Emitter, args: Any, token: Any) -> None:
@@ -64,9 +65,9 @@ def build_prepare(prologue: str, kind: str) -> Any:
         elif prologue == "swiglu":
             activations.swiglu(e, x, e.at(y, row), out, n)
         if kind != "f32":
-            block, sum_bytes = (layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES) if kind == "q8k" else (layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES)
             blocks = b.mul(token, b.udiv(n, e.int(block)))
-            activations.QUANTIZE[kind](e, out, e.at(q, b.mul(token, n)), e.at(d, b.shl(blocks, e.int(2))), e.at(sums, b.mul(blocks, e.int(sum_bytes))), n)
+            q, d, sums = e.at(q, b.mul(token, n)), e.at(d, b.shl(blocks, e.int(2))), e.at(sums, b.mul(blocks, e.int(sum_bytes)))
+            activations.QUANTIZE[kind](e, out, q, d, sums, n)
 
     def prepare(args, chunk, scratch):
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)

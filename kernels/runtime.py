@@ -1,27 +1,28 @@
 """The executor, in machine code: a team of threads runs a program's rows, each a kernel and a number of chunks.
 
-A row is done when its chunks are done, not when all threads have arrived: chunks are claimed and counted in words tagged with the step's number, so a
-thread that the system holds up while it holds nothing delays nobody, and a thread that comes late from an earlier step does nothing.
+A row is done when its chunks are done, not when all threads have arrived: chunks are claimed and counted in words tagged with the step's
+number, so a thread that the system holds up while it holds nothing delays nobody, and one that is late from an earlier step does nothing.
 
-Program rows are 6 int64: kernel, arguments, address of a count, divisor (chunks = count / divisor, rounded up), first row of this row's group, 1 for the
-last row of a group. Rows of a group may run side by side; the next group waits for all of them.
+Program rows are 6 int64: kernel, arguments, address of a count, divisor (chunks = count / divisor, rounded up), first row of this row's
+group, 1 for the last row of a group. Rows of a group may run side by side; the next group waits for all of them.
 
-The team's state is an array of int64, see `Word`. Each row has a claim and a count of chunks that aren't done, both as step << 32 | how many are left.
+The team's state is an array of int64, see `layout.Word`. Each row has a claim and a count of chunks that aren't done, both as
+step << 32 | how many are left.
 """
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 
-from . import layout
+from .layout import CLAIM_WORDS, ROW_WORDS, Word
 from .simd import I32, I64, Emitter, i64, intrinsic_of, load_i64, store_i64, void
 
-WORD = 8
-EPOCH, ABORT, STOP = (WORD * i for i in (layout.Word.EPOCH, layout.Word.ABORT, layout.Word.STOP))
-ROWS, N_ROWS, CLAIMS, YIELD = (WORD * i for i in (layout.Word.ROWS, layout.Word.N_ROWS, layout.Word.CLAIMS, layout.Word.YIELD))
-RESUME, FINISHED, SPINS, PATIENCE = (WORD * i for i in (layout.Word.RESUME, layout.Word.FINISHED, layout.Word.SPINS, layout.Word.PATIENCE))
-ROW_BYTES = WORD * layout.ROW_WORDS
+EPOCH, ABORT, STOP = (8 * i for i in (Word.EPOCH, Word.ABORT, Word.STOP))
+ROWS, N_ROWS, CLAIMS, YIELD = (8 * i for i in (Word.ROWS, Word.N_ROWS, Word.CLAIMS, Word.YIELD))
+RESUME, FINISHED, SPINS, PATIENCE = (8 * i for i in (Word.RESUME, Word.FINISHED, Word.SPINS, Word.PATIENCE))
+ROW_BYTES, CLAIM_BYTES = 8 * ROW_WORDS, 8 * CLAIM_WORDS
 LEFT = 0xFFFFFFFF
 
 
@@ -65,91 +66,89 @@ def pause(e: Emitter) -> None:
     e.isa.pause(e)
 
 
-def _make_wait() -> Any:
-    from numba import njit
-
-    @njit(inline="always")
-    def wait_a_little(team, turns):
-        """Spin for some turns, then let others run."""
-        if turns < load_i64(team + SPINS):
-            pause()
-        else:
-            call_yield(load_i64(team + YIELD))
-    return wait_a_little
+@njit(inline="always")
+def wait_a_little(team, turns):
+    """Spin for some turns, then let others run."""
+    if turns < load_i64(team + SPINS):
+        pause()
+    else:
+        call_yield(load_i64(team + YIELD))
 
 
-def _make_chunks(wait_a_little: Any) -> Any:
-    """A function that runs rows from `row` on for the step `epoch`: gives n_rows when all are done, -1 when the step is over or aborted, else the row to resume at."""
-    from numba import njit
+@njit(inline="always")
+def n_chunks(entry):
+    return (load_i64(load_i64(entry + 16)) + load_i64(entry + 24) - 1) // load_i64(entry + 24)
 
-    @njit(inline="always")
-    def n_chunks(entry):
-        return (load_i64(load_i64(entry + 16)) + load_i64(entry + 24) - 1) // load_i64(entry + 24)
 
-    @njit(inline="always")
-    def claim(words, epoch, total):
-        """The number of chunks that were left when one was claimed, 0 if none was, -1 if the step is over."""
-        while True:
-            left = load_acquire(words)
-            tag = left >> 32
-            if tag == epoch:
-                if left & LEFT == 0:
-                    return 0
-                if swap_if(words, left, left - 1):
-                    return left & LEFT
-            elif tag > epoch:
-                return -1
-            else:  # the first to arrive opens the row: the count of what is not done, then the claims
-                undone = load_acquire(words + 8)
-                if undone >> 32 < epoch:
-                    swap_if(words + 8, undone, epoch << 32 | total)
-                swap_if(words, left, epoch << 32 | total)
-
-    @njit(inline="always")
-    def wait_for(team, words, epoch):
-        """1 when the row of these words is done, -1 when the step is over or aborted."""
-        turns = 0
-        while True:
+@njit(inline="always")
+def claim(words, epoch, total):
+    """The number of chunks that were left when one was claimed, 0 if none was, -1 if the step is over."""
+    while True:
+        left = load_acquire(words)
+        tag = left >> 32
+        if tag == epoch:
+            if left & LEFT == 0:
+                return 0
+            if swap_if(words, left, left - 1):
+                return left & LEFT
+        elif tag > epoch:
+            return -1
+        else:  # the first to arrive opens the row: the count of what is not done, then the claims
             undone = load_acquire(words + 8)
-            if undone == epoch << 32:
-                return 1
-            if undone >> 32 > epoch or load_acquire(team + ABORT):
-                return -1
-            wait_a_little(team, turns)
-            turns += 1
+            if undone >> 32 < epoch:
+                swap_if(words + 8, undone, epoch << 32 | total)
+            swap_if(words, left, epoch << 32 | total)
 
-    @njit(inline="always")
-    def run_rows(team, rows, total_rows, epoch, row, scratch, budget):  # a budget below 0 has no end
-        claims = load_i64(team + CLAIMS)
-        while row < total_rows:
-            entry, words = rows + ROW_BYTES * row, claims + 128 * row
-            total, mine = n_chunks(entry), 0
-            while True:
-                left = 0
-                if budget != 0 and load_acquire(team + ABORT) == 0:
-                    left = claim(words, epoch, total)
-                    if left < 0:
-                        return -1
-                if left == 0:
-                    break
-                call_kernel(load_i64(entry), load_i64(entry + 8), total - left, scratch)
-                mine += 1
-                budget -= 1
-            while mine:  # counted once a row: each count moves a cache line between cores
-                undone = load_acquire(words + 8)
-                if swap_if(words + 8, undone, undone - mine):
-                    mine = 0
-            if load_acquire(team + ABORT):
-                return -1
-            if budget == 0:
-                return row
-            if load_i64(entry + 40):
-                for earlier in range(load_i64(entry + 32), row + 1):
-                    if wait_for(team, claims + 128 * earlier, epoch) < 0:
-                        return -1
-            row += 1
-        return row
-    return run_rows
+
+@njit(inline="always")
+def wait_for(team, words, epoch):
+    """1 when the row of these words is done, -1 when the step is over or aborted."""
+    turns = 0
+    while True:
+        undone = load_acquire(words + 8)
+        if undone == epoch << 32:
+            return 1
+        if undone >> 32 > epoch or load_acquire(team + ABORT):
+            return -1
+        wait_a_little(team, turns)
+        turns += 1
+
+
+@njit(inline="always")
+def run_rows(team, rows, total_rows, epoch, row, scratch, budget):
+    """Run rows from `row` on for the step `epoch`, at most `budget` chunks unless that is below 0.
+
+    Gives the number of rows when all are done, -1 when the step is over or aborted, else the row to resume at.
+    """
+    claims = load_i64(team + CLAIMS)
+    while row < total_rows:
+        entry, words = rows + ROW_BYTES * row, claims + CLAIM_BYTES * row
+        total, mine = n_chunks(entry), 0
+        while True:
+            left = 0
+            if budget != 0 and load_acquire(team + ABORT) == 0:
+                left = claim(words, epoch, total)
+                if left < 0:
+                    return -1
+            if left == 0:
+                break
+            call_kernel(load_i64(entry), load_i64(entry + 8), total - left, scratch)
+            mine += 1
+            budget -= 1
+        while mine:  # counted once a row: each count moves a cache line between cores
+            undone = load_acquire(words + 8)
+            if swap_if(words + 8, undone, undone - mine):
+                mine = 0
+        if load_acquire(team + ABORT):
+            return -1
+        if budget == 0:
+            return row
+        if load_i64(entry + 40):
+            for earlier in range(load_i64(entry + 32), row + 1):
+                if wait_for(team, claims + CLAIM_BYTES * earlier, epoch) < 0:
+                    return -1
+        row += 1
+    return row
 
 
 def build_publish() -> Any:
@@ -160,10 +159,10 @@ def build_publish() -> Any:
 
 
 def build_step() -> Any:
-    """kernel(team, chunks to do before coming back, scratch): the part of the thread that drives the step. It comes back now and then, so that
-    Python can handle signals; FINISHED says whether the step is done."""
-    run_rows = _make_chunks(_make_wait())
+    """kernel(team, chunks to do before coming back, scratch): the part of the thread that drives the step.
 
+    It comes back now and then, so that Python can handle signals; FINISHED says whether the step is done.
+    """
     def step(team, budget, scratch):
         total = load_i64(team + N_ROWS)
         row = run_rows(team, load_i64(team + ROWS), total, load_i64(team + EPOCH), load_i64(team + RESUME), scratch, budget)
@@ -177,9 +176,6 @@ def build_worker() -> Any:
 
     The status is the step that the thread is in, or 0, and behind it 1 while the thread is parked.
     """
-    wait_a_little = _make_wait()
-    run_rows = _make_chunks(wait_a_little)
-
     def worker(team, status, scratch):
         last, turns = 0, 0
         while True:

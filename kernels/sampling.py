@@ -1,9 +1,10 @@
-"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw. Its twin in NumPy is qwencli/sampling.py."""
+"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw. qwencli/sampling.py is its twin."""
 from __future__ import annotations
 
 from typing import Any
 
-from numba import types
+from llvmlite import ir
+from numba import njit, types
 
 from . import layout
 from .attention import exp_scalar
@@ -21,7 +22,6 @@ def build(name: str) -> Any:
 
 @intrinsic_of(f64, i64)
 def load_f64(e: Emitter, address: Any) -> Any:
-    from llvmlite import ir
     return e.load(ir.DoubleType(), address)
 
 
@@ -51,39 +51,39 @@ def is_special(e: Emitter, x: Any) -> Any:
     return e.b.zext(e.b.icmp_unsigned("==", bits, e.int(EXPONENT, I32)), I64)
 
 
+@njit(inline="always")
+def consider(scratch, n_kept, limit, value, token):
+    """Put a candidate in its place among the kept ones, behind its equals. Gives how many are kept."""
+    if n_kept < limit:
+        i = n_kept
+        n_kept += 1
+    else:
+        i = limit - 1
+    while i > 0 and load_f32(scratch + 4 * (i - 1)) < value:
+        store_f32(scratch + 4 * i, load_f32(scratch + 4 * (i - 1)))
+        store_i64(scratch + IDS + 8 * i, load_i64(scratch + IDS + 8 * (i - 1)))
+        i -= 1
+    store_f32(scratch + 4 * i, value)
+    store_i64(scratch + IDS + 8 * i, token)
+    return n_kept
+
+
+@njit(inline="always")
+def penalize(logits, draw):
+    repeat, presence = load_f64(draw + 24), load_f64(draw + 32)
+    recent = load_i64(draw + 64)
+    for i in range(load_i64(draw + 56)):
+        place = logits + 4 * load_i64(recent + 8 * i)
+        value = load_f32(place)
+        value = value * types.float32(repeat) if value <= 0 else value / types.float32(repeat)
+        store_f32(place, value - types.float32(presence))
+
+
 def build_choose() -> Any:
-    """args: count, logits, n_vocab, draws (layout.DRAW_WORDS int64 each), out (i64). A chunk is a row of logits; out is the token, or -1 if a logit is not finite.
+    """args: count, logits, n_vocab, draws (layout.DRAW_WORDS int64 each), out (i64).
 
-    Penalties change the logits in place.
+    A chunk is a row of logits; out is the token, or -1 if a logit is not finite. Penalties change the logits in place.
     """
-    from numba import njit
-
-    @njit(inline="always")
-    def consider(scratch, n_kept, limit, value, token):
-        """Put a candidate in its place among the kept ones, behind its equals. Gives how many are kept."""
-        if n_kept < limit:
-            i = n_kept
-            n_kept += 1
-        else:
-            i = limit - 1
-        while i > 0 and load_f32(scratch + 4 * (i - 1)) < value:
-            store_f32(scratch + 4 * i, load_f32(scratch + 4 * (i - 1)))
-            store_i64(scratch + IDS + 8 * i, load_i64(scratch + IDS + 8 * (i - 1)))
-            i -= 1
-        store_f32(scratch + 4 * i, value)
-        store_i64(scratch + IDS + 8 * i, token)
-        return n_kept
-
-    @njit(inline="always")
-    def penalize(logits, draw):
-        repeat, presence = load_f64(draw + 24), load_f64(draw + 32)
-        recent = load_i64(draw + 64)
-        for i in range(load_i64(draw + 56)):
-            place = logits + 4 * load_i64(recent + 8 * i)
-            value = load_f32(place)
-            value = value * types.float32(repeat) if value <= 0 else value / types.float32(repeat)
-            store_f32(place, value - types.float32(presence))
-
     def choose(args, chunk, scratch):
         n_vocab, draw = load_i64(args + 16), load_i64(args + 24) + 8 * layout.DRAW_WORDS * chunk
         logits, out = load_i64(args + 8) + 4 * n_vocab * chunk, load_i64(args + 32) + 8 * chunk

@@ -38,20 +38,16 @@ class Args(NamedTuple):
         return cls(*(e.load(I64, address, 8 * i) for i in range(len(cls._fields))))
 
 
-def smaller(e: Emitter, x: Any, y: Any) -> Any:
-    return e.b.select(e.b.icmp_signed("<", x, y), x, y)
-
-
 def clamped_rows(e: Emitter, a: Args, row: Any, count: int) -> list[Any]:
     """The addresses of `count` rows from `row` on; behind the last row the last one again, so that nothing outside is read."""
     last = e.b.sub(a.n_rows, e.int(1))
-    return [e.b.add(a.w, e.b.mul(smaller(e, e.b.add(row, e.int(i)), last), a.row_bytes)) for i in range(count)]
+    return [e.b.add(a.w, e.b.mul(e.least(e.b.add(row, e.int(i)), last), a.row_bytes)) for i in range(count)]
 
 
 def clamped_tokens(e: Emitter, a: Args, token: Any, count: int) -> list[Any]:
     """The numbers of `count` tokens from `token` on, the last one repeated at the end."""
     last = e.b.sub(e.load(I64, a.count), e.int(1))
-    return [smaller(e, e.b.add(token, e.int(i)), last) for i in range(count)]
+    return [e.least(e.b.add(token, e.int(i)), last) for i in range(count)]
 
 
 def if_token(e: Emitter, a: Args, token: Any) -> AbstractContextManager[Any]:

@@ -39,5 +39,6 @@ def sums_of_rows(e: Emitter, rows: Sequence[Any]) -> Any:
 
     two = [step(rows[i], rows[i + 1], (0, 4, 1, 5), (2, 6, 3, 7)) for i in range(0, 8, 2)]
     four = [step(two[i], two[i + 1], (0, 1, 4, 5), (2, 3, 6, 7)) for i in range(0, 4, 2)]
-    first, second = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
-    return e.b.add(e.shuffle(four[0], first + [16 + i for i in first], four[1]), e.shuffle(four[0], second + [16 + i for i in second], four[1]))
+    even = [lane for lane in range(32) if lane // 4 % 2 == 0]
+    odd = [lane for lane in range(32) if lane // 4 % 2 == 1]
+    return e.b.add(e.shuffle(four[0], even, four[1]), e.shuffle(four[0], odd, four[1]))

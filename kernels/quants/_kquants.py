@@ -1,7 +1,7 @@
 """What the K-quants share: 256 weights a block, panels of 16 rows with the rows in lanes, activations in Q8_K.
 
-A panel holds, for each block of 16 rows: 64 vectors of four weights a lane ("quarts"), a vector of 32-bit scales for each part of the block,
-the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin.
+A panel holds, for each block of 16 rows: 64 vectors of four weights a lane ("quarts"), a vector of 32-bit scales for each part of the
+block, the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout as act
-from ..simd import F32, I8, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
+from ..simd import F32, F32X16, I8, I8X32, I8X64, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
 
 QUARTS = 64 * 64
 VECTOR = 64
@@ -129,13 +129,17 @@ def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
     """The sums of four vectors of 16 or 8 lanes, as i32x4, by a transposed tree of additions."""
     b = e.b
     eight = [b.add(e.half(v, 0), e.half(v, 1)) if v.type.count == 16 else v for v in vectors]
-    two = [b.add(e.shuffle(x, [0, 8, 1, 9, 4, 12, 5, 13], y), e.shuffle(x, [2, 10, 3, 11, 6, 14, 7, 15], y)) for x, y in (eight[:2], eight[2:])]
-    four = b.add(e.shuffle(two[0], [0, 1, 8, 9, 4, 5, 12, 13], two[1]), e.shuffle(two[0], [2, 3, 10, 11, 6, 7, 14, 15], two[1]))
+
+    def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
+        return b.add(e.shuffle(x, low, y), e.shuffle(x, high, y))
+
+    two = [step(x, y, (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)) for x, y in (eight[:2], eight[2:])]
+    four = step(*two, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))
     return b.add(e.half(four, 0), e.half(four, 1))
 
 
 def values_of(e: Emitter, dots: Sequence[Dot], scales: Sequence[tuple[Any, Any]]) -> list[Any]:
-    """d * total - dmin * offset for up to four dots, each with its block's (d, dmin): one f32 each. `offset` and `dmin` are None without mins."""
+    """d * total - dmin * offset for up to four dots, each with its block's (d, dmin): one f32 each. Without mins these are None."""
     b, n = e.b, len(dots)
     kind = ir.VectorType(F32, 4)
 
@@ -179,9 +183,9 @@ class Tile:
         for part in range(p.n_parts):
             partial = [[zero for _ in tokens] for _ in panels]
             for k in range(part * per_part, part * per_part + per_part):
-                weights = [b.bitcast(e.load(I32X16, address, k * VECTOR), ir.VectorType(I8, 64)) for address in panels]
+                weights = [b.bitcast(e.load(I32X16, address, k * VECTOR), I8X64) for address in panels]
                 for t in tokens:
-                    activations = b.bitcast(e.splat(e.load(I32, acts[t].q, 4 * k)), ir.VectorType(I8, 64))
+                    activations = b.bitcast(e.splat(e.load(I32, acts[t].q, 4 * k)), I8X64)
                     for r, weight in enumerate(weights):
                         partial[r][t] = e.dot4(partial[r][t], weight, activations, u_below_128=True)
             for r, address in enumerate(panels):
@@ -193,10 +197,11 @@ class Tile:
     def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
         b, p = e.b, self.panel
         offset = e.int(0, I32X16)
+        first = act.SUMS_OF_16 if self.minus else act.SUMS_OF_32
         for i in range(p.n_parts // 2):
-            sums = b.bitcast(e.splat(e.load(I32, a.sums, (act.SUMS_OF_16 if self.minus else act.SUMS_OF_32) + 4 * i)), I16X32)
+            sums = b.bitcast(e.splat(e.load(I32, a.sums, first + 4 * i)), I16X32)
             offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, p.pairs + i * VECTOR), I16X32), sums)
-        d = e.load(ir.VectorType(ir.FloatType(), 16), address, p.d)
+        d = e.load(F32X16, address, p.d)
         if self.minus:
             return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(self.minus, I32X16))), d.type))
         dmin = e.load(d.type, address, p.dmin)

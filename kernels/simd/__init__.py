@@ -1,10 +1,11 @@
 """Vectors as Numba values, and the primitives that kernels are written with.
 
-A `Vec` is a Numba type that LLVM keeps in a register. Vectors have the same width everywhere, 64 bytes of 8-bit lanes or 16 lanes of 32 bits: on a
-CPU with shorter registers LLVM cuts them. So a kernel is written once, and an ISA's file holds only the few operations that LLVM
-would not find by itself: the dot product of bytes, and conversions of half floats.
+A kernel is a Numba function over addresses and counts. What is vectors in it is emitted by Python functions that take an `Emitter`;
+`intrinsic_of` makes them callable from Numba code.
 
-Larger pieces of kernels are emitted by Python functions that take an `Emitter`; `intrinsic_of` makes them callable from Numba code.
+Vectors have the same width everywhere, 64 bytes of 8-bit lanes or 16 lanes of 32 bits: on a CPU with shorter registers LLVM cuts them. So
+a kernel is written once, and an ISA's file holds only the few operations that LLVM would not find by itself: the dot product of bytes,
+and conversions of half floats.
 """
 from __future__ import annotations
 
@@ -16,27 +17,14 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
+
+from ..layout import LANES
 
 I8, I16, I32, I64, HALF, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
-LANES = 16
-I32X16, F32X16, I16X16, I16X32, I8X32, I8X64, I8X16 = (
-    ir.VectorType(I32, 16), ir.VectorType(F32, 16), ir.VectorType(I16, 16), ir.VectorType(I16, 32), ir.VectorType(I8, 32), ir.VectorType(I8, 64),
-    ir.VectorType(I8, 16))
-
-
-class Vec(types.Type):  # type: ignore[misc]
-    """The Numba type of an LLVM vector."""
-
-    def __init__(self, llvm: ir.VectorType) -> None:
-        self.llvm = llvm
-        super().__init__(name=f"Vec({llvm})")
-
-
-@register_model(Vec)
-class VecModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, dmm: Any, fe_type: Vec) -> None:
-        super().__init__(dmm, fe_type, fe_type.llvm)
+I8X16, I8X32, I8X64 = (ir.VectorType(I8, n) for n in (16, 32, 64))
+I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
+I32X16, F32X16 = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 
 
 _isa: Any = None
@@ -46,6 +34,11 @@ def set_isa(name: str) -> None:
     """Emit code for this ISA from now on. The compiler calls it before it lowers a kernel."""
     global _isa
     _isa = importlib.import_module(f".{name}", __name__)
+
+
+def like(x: Any, element: Any) -> Any:
+    """The type of x with elements of another type: a vector of as many lanes, or the element itself."""
+    return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
 
 
 def isa_name() -> str:
@@ -83,8 +76,8 @@ class Emitter:
     def prefetch(self, address: Any, level: int = 1) -> None:
         """Ask for a cache line that will be read soon, into the cache of `level`. It may lie anywhere: nothing is read if it can't be."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
-        function = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32]), "llvm.prefetch.p0")
-        self.b.call(function, [pointer, self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)])
+        read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, locality, data)
 
     def shuffle(self, x: Any, mask: Sequence[int], y: Any = None) -> Any:
         mask_type = ir.VectorType(I32, len(mask))
@@ -130,15 +123,20 @@ class Emitter:
     def sum_f32(self, x: Any) -> Any:
         return self.tree(self.b.fadd, x)
 
+    def least(self, x: Any, y: Any) -> Any:
+        """The smaller of two signed integers."""
+        return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+
     def larger(self, x: Any, y: Any) -> Any:
+        """The larger of two floats, y if one is NaN."""
         return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
 
     def abs(self, x: Any) -> Any:
-        ints = ir.VectorType(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32
+        ints = like(x, I32)
         return self.b.bitcast(self.b.and_(self.b.bitcast(x, ints), self.int(0x7FFFFFFF, ints)), x.type)
 
     def nearest(self, x: Any) -> Any:
-        """Round to the nearest integer, ties to even, as i32 lanes, for |x| < 2**22: the sum with 1.5 * 2**23 has the integer in its last bits."""
+        """Round to the nearest integer, ties to even, as i32 lanes, for |x| < 2**22: x + 1.5 * 2**23 has the integer in its last bits."""
         magic = 12582912.0
         kind = ir.VectorType(I32, x.type.count)
         bits = self.b.bitcast(self.b.fadd(x, self.float(magic, x.type)), kind)
@@ -219,15 +217,13 @@ def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]],
     return decorate
 
 
-i64, i32, f32, void = types.int64, types.int32, types.float32, types.void
+i64, f32, void = types.int64, types.float32, types.void
 load_i64 = intrinsic_of(i64, i64)(lambda e, address: e.load(I64, address))
 load_i32 = intrinsic_of(i64, i64)(lambda e, address: e.b.sext(e.load(I32, address), I64))
 load_f32 = intrinsic_of(f32, i64)(lambda e, address: e.load(F32, address))
 load_u8 = intrinsic_of(i64, i64)(lambda e, address: e.b.zext(e.load(I8, address), I64))
 load_i8 = intrinsic_of(i64, i64)(lambda e, address: e.b.sext(e.load(I8, address), I64))
 load_f16 = intrinsic_of(f32, i64)(lambda e, address: e.load_f16(address))
-load_bf16 = intrinsic_of(f32, i64)(lambda e, address: e.b.bitcast(e.b.shl(e.b.zext(e.load(I16, address), I32), e.int(16, I32)), F32))
 store_i64 = intrinsic_of(void, i64, i64)(lambda e, address, value: e.store(value, address))
 store_f32 = intrinsic_of(void, i64, f32)(lambda e, address, value: e.store(value, address))
-store_f16 = intrinsic_of(void, i64, f32)(lambda e, address, value: e.store(e.f32_to_f16(value), address))
 as_f32 = intrinsic_of(f32, i64)(lambda e, value: e.b.sitofp(value, F32))

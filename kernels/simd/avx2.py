@@ -5,13 +5,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, HALF, I8, I8X64, I16, I16X32, I32
+from . import F32, HALF, I16, I16X16, I16X32, I32, like
 
-I8X32, I16X16, I32X8 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
-
-
-def _like(x: Any, element: Any) -> Any:
-    return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
+I32X8 = ir.VectorType(I32, 8)
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
@@ -23,11 +19,11 @@ fma_exact = fma
 
 
 def f16_to_f32(e: Any, halves: Any) -> Any:
-    return e.b.fpext(e.b.bitcast(halves, _like(halves, HALF)), _like(halves, F32))
+    return e.b.fpext(e.b.bitcast(halves, like(halves, HALF)), like(halves, F32))
 
 
 def f32_to_f16(e: Any, x: Any) -> Any:
-    return e.b.bitcast(e.b.fptrunc(x, _like(x, HALF)), _like(x, I16))
+    return e.b.bitcast(e.b.fptrunc(x, like(x, HALF)), like(x, I16))
 
 
 def _halves(e: Any, operation: Any, *operands: Any) -> Any:

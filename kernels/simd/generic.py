@@ -5,11 +5,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, I16, I16X32, I32
-
-
-def _like(x: Any, element: Any) -> Any:
-    return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
+from . import F32, I16, I16X32, I32, like
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
@@ -19,13 +15,13 @@ def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
 
 def fma_exact(e: Any, x: Any, y: Any, z: Any) -> Any:
     """Through doubles: they hold a product of two floats exactly."""
-    b, doubles = e.b, _like(x, ir.DoubleType())
+    b, doubles = e.b, like(x, ir.DoubleType())
     return b.fptrunc(b.fadd(b.fmul(b.fpext(x, doubles), b.fpext(y, doubles)), b.fpext(z, doubles)), x.type)
 
 
 def f16_to_f32(e: Any, halves: Any) -> Any:
     """By integers: `fpext half` calls a library function on a CPU without F16C."""
-    b, kind, floats = e.b, _like(halves, I32), _like(halves, F32)
+    b, kind, floats = e.b, like(halves, I32), like(halves, F32)
     wide = b.zext(halves, kind)
     magnitude = b.and_(wide, e.int(0x7FFF, kind))
     scaled = b.fmul(b.bitcast(b.shl(magnitude, e.int(13, kind)), floats), e.float(2.0**112, floats))  # right for subnormals too
@@ -37,7 +33,7 @@ def f16_to_f32(e: Any, halves: Any) -> Any:
 
 def f32_to_f16(e: Any, x: Any) -> Any:
     """To nearest even. Below the normal range adding a power of two lets the FPU round; in it, integers do."""
-    b, kind, floats = e.b, _like(x, I32), _like(x, F32)
+    b, kind, floats = e.b, like(x, I32), like(x, F32)
     n = lambda value: e.int(value, kind)  # noqa: E731
     bits = b.bitcast(x, kind)
     sign = b.and_(bits, n(0x80000000))
@@ -49,7 +45,7 @@ def f32_to_f16(e: Any, x: Any) -> Any:
     large = b.select(b.icmp_unsigned(">", bits, n(255 << 23)), n(0x7E00), n(0x7C00))
     out = b.select(b.icmp_unsigned("<", bits, n(113 << 23)), small, normal)
     out = b.select(b.icmp_unsigned(">=", bits, n((127 + 16) << 23)), large, out)
-    return b.trunc(b.or_(out, b.lshr(sign, n(16))), _like(x, I16))
+    return b.trunc(b.or_(out, b.lshr(sign, n(16))), like(x, I16))
 
 
 def _pairs(e: Any, products: Any, kind: Any) -> Any:
