@@ -1,6 +1,8 @@
 """Sizes that both the kernels and those who prepare their memory need. Nothing here imports Numba."""
 from __future__ import annotations
 
+from typing import NamedTuple
+
 LANES = 16
 
 Q8K_BLOCK, Q8K_SUMS_BYTES = 256, 48
@@ -10,9 +12,19 @@ SUMS_OF_16, SUMS_OF_32 = 0, 32
 Q8_0_BLOCK, Q8_0_SUMS_BYTES = 32, 4
 """Q8_0 activations, in three arrays: i8 quants, an f32 scale (rounded to half precision) and an i32 sum for each block of 32."""
 
-FORMATS = {"F32": (1, 4, "float"), "F16": (1, 2, "float"), "BF16": (1, 2, "float"), "Q4_0": (32, 18, "q8_0"), "Q8_0": (32, 34, "q8_0"),
-           "Q4_K": (256, 144, "q8k"), "Q5_K": (256, 176, "q8k"), "Q6_K": (256, 210, "q8k")}
-"""Weights a block, bytes a block, and the family that says which activations the kernels multiply a format with."""
+
+
+class Format(NamedTuple):
+    """Weights and bytes of a block, and the family that says what activations the kernels multiply a tensor type with."""
+    block: int
+    n_bytes: int
+    kind: str
+
+
+FORMATS = {
+    "F32": Format(1, 4, "float"), "F16": Format(1, 2, "float"), "BF16": Format(1, 2, "float"),
+    "Q4_0": Format(32, 18, "q8_0"), "Q8_0": Format(32, 34, "q8_0"),
+    "Q4_K": Format(256, 144, "q8k"), "Q5_K": Format(256, 176, "q8k"), "Q6_K": Format(256, 210, "q8k")}
 
 PANEL_ROWS = 32
 """Rows of a weight that are unpacked together when there are many tokens."""

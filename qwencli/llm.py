@@ -22,9 +22,8 @@ class LLM:
         print("".join(llm.stream(llm.tokenizer.encode("Once upon a time"), max_tokens=32)))
 
     `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
-    are cores; `backend` is "cpu", compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is told
-    in a line what is being compiled.
-    Raises QwenError.
+    are cores; `backend` is "cpu", compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is
+    told in a line what is being compiled. Raises QwenError.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
@@ -51,7 +50,10 @@ class LLM:
 
 
 def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None) -> Backend:
-    """The backend of that name; "auto" is "cpu" if it has kernels for all of the file's tensor types, else "numpy". Only its own modules are imported."""
+    """The backend of that name; "auto" is "cpu" if it has kernels for all of the file's tensor types, else "numpy".
+
+    Only its own modules are imported.
+    """
     if name == "auto":
         from .backends.lowering import unsupported_types
         missing = unsupported_types(model)

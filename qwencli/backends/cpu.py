@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 
-from ..errors import InputError, QwenError
-from ..graph import N_OUTPUTS, N_TOKENS, Linear, Weight
+from ..errors import InputError
+from ..graph import N_OUTPUTS, N_TOKENS, Linear
 from ..kernels import layout
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import Kernels
@@ -15,14 +15,15 @@ from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
 from . import F32, LOGITS, Batch, sample_with_numpy
-from .lowering import Inputs, Program
-from .team import RUNTIME, Team, aligned_zeros, physical_cores
+from .lowering import Program, activation_kind, weight_info
+from .memory import Inputs, PageMemory, address_of
+from .team import RUNTIME, Team, physical_cores
 
 assert PAGE == layout.PAGE
 
 
 class CPUBackend:
-    """Runs `model` with compiled kernels on `n_threads` threads, by default one for each physical core. `report` is told what is compiled."""
+    """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core. `report` is told what is compiled."""
 
     def __init__(self, model: Model, n_threads: int | None = None, report: Callable[[str], None] | None = None) -> None:
         self.model, self.cache = model, KVCache()
@@ -42,9 +43,10 @@ class CPUBackend:
 
     def _scratch_bytes(self) -> int:
         c = self.model.config
-        panels = [layout.panel_bytes(layout.FORMATS[info.type.name][2], info.shape[1]) for node in self.model.graph.nodes.values() if isinstance(node.op, Linear)
-                  for weight in node.src[:1] if isinstance(weight.op, Weight) and (info := weight.op.info).type.name in layout.FORMATS]
-        return max(layout.attention_scratch(self._item_tokens * self._shared, c.head_dim), layout.SAMPLING_SCRATCH, *panels) + 64
+        weights = [weight_info(node) for node in self.model.graph.nodes.values() if isinstance(node.op, Linear)]
+        panels: list[int] = [layout.panel_bytes(activation_kind(info), info.shape[1]) for info in weights]
+        attention: int = layout.attention_scratch(self._item_tokens * self._shared, c.head_dim)
+        return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
 
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
@@ -66,7 +68,8 @@ class CPUBackend:
         for page in seq.pages:
             self._pages.address(page)
 
-    def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32], draws: Sequence[Draw]) -> tuple[Program, dict[str, int]]:
+    def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32],
+             draws: Sequence[Draw]) -> tuple[Program, dict[str, int]]:
         n_tokens = len(batch.tokens) if batch else 0
         n_outputs = len(batch.outputs) if batch else max((len(rows) for rows in feed.values()), default=0)
         counts = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
@@ -120,21 +123,21 @@ class CPUBackend:
             inputs.pages[start:start + n_piece] = table[batch.positions[start:start + n_piece] // layout.PAGE]
             n_splits = -(-(position + n_piece) // layout.SPLIT)
             if n_piece == 1 and n_splits > 1:
-                items += [(start, 1, position, i, i + 1, n_partials + i, table.ctypes.data, 0) for i in range(n_splits)]
+                items += [(start, 1, position, i, i + 1, n_partials + i, address_of(table), 0) for i in range(n_splits)]
                 records.append((start, n_partials, n_splits))
                 n_partials += n_splits
             else:
                 for first in range(0, n_piece, self._item_tokens):
                     count = min(self._item_tokens, n_piece - first)
                     end = -(-(position + first + count) // layout.SPLIT)
-                    items.append((start + first, count, position + first, 0, end, -1, table.ctypes.data, 0))
+                    items.append((start + first, count, position + first, 0, end, -1, address_of(table), 0))
             start += n_piece
         c = self.model.config
         size = n_partials * c.n_head * (c.head_dim + layout.LANES)
         if size > len(self._partials):
             self._partials = np.zeros(size, np.float32)
         item_array, record_array = np.array(items, np.int64), np.array(records, np.int64)
-        inputs.pointers[:] = item_array.ctypes.data, record_array.ctypes.data, self._partials.ctypes.data
+        inputs.pointers[:] = address_of(item_array), address_of(record_array), address_of(self._partials)
         inputs.counts[2:] = len(items) * c.n_head_kv, len(records)
         return [*keep, item_array, record_array]
 
@@ -142,23 +145,6 @@ class CPUBackend:
 def form_of(n: int) -> str:
     """Whether so many tokens are "few", multiplied with weights in place, or "many"."""
     return "few" if n <= layout.FEW_TOKENS else "many"
-
-
-class PageMemory:
-    """The memory of the cache's pages, half floats, taken when a page is first used and committed by the system when it is touched."""
-
-    def __init__(self, page_bytes: int) -> None:
-        self._page_bytes = page_bytes
-        self._pages: dict[int, np.ndarray] = {}
-
-    def address(self, page: int) -> int:
-        """Raises QwenError if there is no memory for the page."""
-        if page not in self._pages:
-            try:
-                self._pages[page] = aligned_zeros(self._page_bytes)
-            except MemoryError:
-                raise QwenError(f"not enough memory for {layout.PAGE} more positions of the KV cache ({self._page_bytes} bytes)") from None
-        return int(self._pages[page].ctypes.data)
 
 
 @cache

@@ -1,25 +1,23 @@
 """From a graph to a program for the CPU: rows of kernels, their arguments, and the memory between them.
 
-What shares data is fused: a norm or a gate with the quantization of its result; a matrix product with bias and residual; a head's norm, rotation and
-storing. Rows are put into groups that may run side by side; a row that needs what its group writes begins a new one.
+What shares data is fused: a norm or a gate with the quantization of its result; a matrix product with bias and residual; a head's norm,
+rotation and storing. Rows are put into groups that may run side by side; a row that needs what its group writes begins a new one.
 """
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ModelError
+from ..gguf_file import TensorInfo
 from ..graph import N_OUTPUTS, N_TOKENS, Add, Attention, GetRows, Input, KVStore, Linear, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
 from ..kernels import layout
 from ..kernels.jit import Kernels
 from ..model import Model
-from ..sampling import Draw
+from .memory import I64, Buffers, Bytes, Inputs, Value, address_of
 
-I64 = NDArray[np.int64]
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
 CHUNKS_A_THREAD = 6
@@ -32,66 +30,21 @@ def unsupported_types(model: Model) -> list[str]:
     return sorted({info.type.name for info in matrices} - layout.FORMATS.keys())
 
 
-class Inputs:
-    """What changes from step to step, at addresses that a program knows: room for `n_tokens` tokens, their outputs, attention's items and records."""
-
-    def __init__(self, n_tokens: int, n_rot: int) -> None:
-        self.counts = np.zeros(4, np.int64)  # tokens, outputs, chunks of attention, tokens with partial results
-        self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
-        self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
-        self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
-        self.draws, self.chosen = np.zeros((n_tokens, layout.DRAW_WORDS), np.int64), np.zeros(n_tokens, np.int64)
-        self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
-
-    def count(self, which: str) -> int:
-        """The address of the number of tokens or outputs, or of attention's chunks or records."""
-        return self.counts.ctypes.data + 8 * (N_TOKENS, N_OUTPUTS, "attend", "merge").index(which)
-
-    def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
-        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
-        arrays = []
-        for words, d in zip(self.draws, draws):
-            recent = np.array(d.recent, np.int64)
-            arrays.append(recent)
-            words[:6] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.presence_penalty, d.chance]).view(np.int64)
-            words[6:] = d.top_k if d.temp > 0 else 1, len(recent), recent.ctypes.data
-        return arrays
+def weight_info(product: Tensor) -> TensorInfo:
+    """The tensor that a Linear node multiplies with."""
+    weight = product.src[0].op
+    assert isinstance(weight, Weight)
+    return weight.info
 
 
-@dataclass
-class Value:
-    """A tensor in memory: float32 [rows, width], and its quantized forms where a product wanted them."""
-    dim: str
-    width: int
-    memory: NDArray[np.uint8]
-    quantized: dict[str, tuple[NDArray[np.uint8], ...]] = field(default_factory=dict)
-
-    @property
-    def address(self) -> int:
-        return int(self.memory.ctypes.data)
-
-    def floats(self, n: int) -> NDArray[np.float32]:
-        return self.memory[:4 * n * self.width].view(np.float32).reshape(n, self.width)
+def activation_kind(info: TensorInfo) -> str:
+    """What activations the kernels multiply a tensor's type with (see layout.FORMATS); "float" for a type without kernels."""
+    return layout.FORMATS[info.type.name].kind if info.type.name in layout.FORMATS else "float"
 
 
-class Memory:
-    """Buffers that are used again once nothing reads them any more."""
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
-        self._all: list[NDArray[np.uint8]] = []
-
-    def take(self, n_bytes: int) -> NDArray[np.uint8]:
-        size = -(-max(n_bytes, 1) // 64) * 64
-        if self._free[size]:
-            return self._free[size].pop()
-        base = np.zeros(size + 64, np.uint8)
-        start = -base.ctypes.data % 64
-        self._all.append(base[start:start + size])
-        return self._all[-1]
-
-    def give(self, buffer: NDArray[np.uint8]) -> None:
-        self._free[len(buffer)].append(buffer)
+def float_bits(value: float) -> int:
+    """A float32's bits, as kernels take it among their arguments."""
+    return int(np.float32(value).view(np.int32))
 
 
 class Program:
@@ -109,14 +62,14 @@ class Program:
         for node in nodes:
             for source in node.src:
                 self._users[source.name].append(node)
-        self._memory = Memory()
+        self._memory = Buffers()
         self._values: dict[str, Value] = {}
         self._keep: list[I64] = []
         self._rows: list[tuple[str, int, int, int]] = []
         self._ends: list[int] = []
         self._reads: set[int | str] = set()
         self._writes: set[int | str] = set()
-        self._resting: list[NDArray[np.uint8]] = []  # free as soon as the group ends
+        self._resting: list[Bytes] = []  # free as soon as the group ends
         self._done: set[str] = set()
         self._overwritten: set[str] = set()
         self._lower()
@@ -129,14 +82,17 @@ class Program:
     def value(self, name: str) -> Value:
         """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
         if name not in self._values or name in self._overwritten:
-            raise ModelError(f"the CPU backend computes '{name}' together with another tensor, so that it can't be fetched; use the NumPy backend")
+            raise ModelError(f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it")
         return self._values[name]
 
     # -- rows and memory ------------------------------------------------------------------------------------------------
 
     def _row(self, spec: str, args: Sequence[int], reads: Sequence[int | str], writes: Sequence[int | str], divisor: int = 1,
              count: int | None = None, count_in: int = 0) -> None:
-        """Add a row. What its chunks count is at the address `count`, by default in the first argument; `count_in` names another argument that counts itself."""
+        """Add a row that does the number at the address `count`, by default its first argument, `divisor` a chunk.
+
+        With `count_in` that number is the argument of this index itself.
+        """
         if set(reads) & self._writes or set(writes) & (self._writes | self._reads):
             self._end_group()
         self._reads.update(reads)
@@ -144,8 +100,8 @@ class Program:
         array = np.array(args, np.int64)
         self._keep.append(array)
         if count is None:
-            count = array.ctypes.data + 8 * count_in if count_in else args[0]
-        self._rows.append((spec, array.ctypes.data, count, divisor))
+            count = address_of(array) + 8 * count_in if count_in else args[0]
+        self._rows.append((spec, address_of(array), count, divisor))
 
     def _end_group(self) -> None:
         self._ends.append(len(self._rows) - 1)
@@ -208,7 +164,7 @@ class Program:
             self._linear(node)
         elif isinstance(op, RMSNorm) and len(node.shape) == 2:
             assert isinstance(node.src[1].op, Weight)
-            self._prepare(node, "norm", self._weight(node.src[1]), np.float32(op.eps).view(np.int32).item())
+            self._prepare(node, "norm", self._weight(node.src[1]), float_bits(op.eps))
         elif isinstance(op, SwiGLU):
             self._prepare(node, "swiglu", self._values[node.src[1].name].address, 0)
         elif isinstance(op, (Reshape, RMSNorm, Rope)):
@@ -227,7 +183,8 @@ class Program:
 
     def _sample(self, logits: Value) -> None:
         """The last row: a token for each row of logits."""
-        args = [self.inputs.count(N_OUTPUTS), logits.address, logits.width, self.inputs.draws.ctypes.data, self.inputs.chosen.ctypes.data]
+        i = self.inputs
+        args = [i.count(N_OUTPUTS), logits.address, logits.width, address_of(i.draws), address_of(i.chosen)]
         self._row("sampling:choose", args, [logits.address], ["chosen"])
 
     def _weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
@@ -237,8 +194,7 @@ class Program:
         if info.type.name not in kinds:
             raise ModelError(f"{self._model.file.path}: tensor '{info.name}' has the type {info.type.name}, expected {' or '.join(kinds)}:"
                              " the CPU backend can't run it, --backend numpy can")
-        data = self._model.file.data(info)
-        return int(data.ctypes.data)
+        return address_of(self._model.file.data(info))
 
     def _get_rows(self, node: Tensor) -> None:
         table, ids = node.src
@@ -247,21 +203,21 @@ class Program:
         assert isinstance(width, int)
         unit, count = self._unit(dim), self.inputs.count(dim)
         out = self._new(node.name, dim, width)
-        id_array = self.inputs.tokens if ids.name == "inp_tokens" else self.inputs.outputs
+        id_address = address_of(self.inputs.tokens if ids.name == "inp_tokens" else self.inputs.outputs)
         if isinstance(table.op, Weight):
-            info = table.op.info
-            args = [count, unit, self._weight(table, list(layout.FORMATS)), info.type.n_bytes(width), width, id_array.ctypes.data, out.address]
-            self._row(f"ops:embed:{info.type.name.lower()}", args, [], [out.address], divisor=unit)
+            kind = table.op.info.type
+            args = [count, unit, self._weight(table, list(layout.FORMATS)), kind.n_bytes(width), width, id_address, out.address]
+            self._row(f"ops:embed:{kind.name.lower()}", args, [], [out.address], divisor=unit)
         else:
             x = self._values[table.name]
-            self._row("ops:gather", [count, unit, x.address, id_array.ctypes.data, width, out.address], [x.address], [out.address], divisor=unit)
+            args = [count, unit, x.address, id_address, width, out.address]
+            self._row("ops:gather", args, [x.address], [out.address], divisor=unit)
 
     def _prepare(self, node: Tensor, prologue: str, second: int, eps: int) -> None:
         """A norm or a gate, with the quantization that the first product after it wants."""
         x = self._values[node.src[0].name]
         out = self._new(node.name, x.dim, x.width)
-        kinds = [layout.FORMATS[user.src[0].op.info.type.name][2] for user in self._users[node.name]
-                 if isinstance(user.op, Linear) and isinstance(user.src[0].op, Weight) and user.src[0].op.info.type.name in layout.FORMATS]
+        kinds = (activation_kind(weight_info(user)) for user in self._users[node.name] if isinstance(user.op, Linear))
         kind = next((k for k in kinds if k != "float"), "f32")
         reads = [x.address] + ([second] if prologue == "swiglu" else [])
         self._quantize(prologue, kind, x, second, out, eps, reads)
@@ -271,18 +227,17 @@ class Program:
         buffers = tuple(self._memory.take(self._n_rows * n) for n in layout.activation_bytes(kind, x.width))
         if kind != "f32":
             out.quantized[kind] = buffers
-        addresses = [int(buffer.ctypes.data) for buffer in buffers]
+        addresses = [address_of(buffer) for buffer in buffers]
         unit = self._unit(x.dim)
         args = [self.inputs.count(x.dim), unit, x.address, second, x.width, out.address, *addresses, eps]
-        self._row(f"ops:prepare:{prologue}:{kind}", args, reads, [*addresses, *([out.address] if prologue != "copy" else [])], divisor=unit)
+        writes = addresses if prologue == "copy" else [*addresses, out.address]
+        self._row(f"ops:prepare:{prologue}:{kind}", args, reads, writes, divisor=unit)
 
     def _linear(self, node: Tensor) -> None:
         """A product, with bias and, where its result is only added to something, the sum."""
         weight, x_node, *bias = node.src
-        assert isinstance(weight.op, Weight)
-        info = weight.op.info
-        address = self._weight(weight, list(layout.FORMATS))
-        block, _, kind = layout.FORMATS[info.type.name]
+        info = weight_info(node)
+        address, kind = self._weight(weight, list(layout.FORMATS)), activation_kind(info)
         n_rows, n_cols = info.shape
         x = self._values[x_node.name]
         if kind != "float" and kind not in x.quantized:
@@ -291,7 +246,7 @@ class Program:
         out = self._new(target.name, x.dim, n_rows)
         form, row_bytes = self._forms[x.dim], info.type.n_bytes(n_cols)
         chunk_rows = layout.PANEL_ROWS if form == "many" else self._chunk_rows(n_rows, row_bytes)
-        quantized = [int(buffer.ctypes.data) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
+        quantized = [address_of(buffer) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
         args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
                 self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
         reads = [*(quantized if kind != "float" else [x.address]), *([residual.address] if residual else [])]
@@ -302,7 +257,8 @@ class Program:
     def _chunk_rows(self, n_rows: int, row_bytes: int) -> int:
         """Rows of a chunk when there are few tokens: some chunks for each thread, of a size worth claiming."""
         n_bytes = min(max(n_rows * row_bytes // (CHUNKS_A_THREAD * self._n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1])
-        return max(1, n_bytes // row_bytes // layout.LANES) * layout.LANES
+        n_vectors: int = n_bytes // row_bytes // layout.LANES
+        return max(1, n_vectors) * int(layout.LANES)
 
     def _residual_of(self, node: Tensor) -> tuple[Tensor, Value | None]:
         users = self._users[node.name]
@@ -317,7 +273,7 @@ class Program:
         while isinstance(node.op, (Rope, Reshape)):
             node = node.src[0]
         if isinstance(node.op, RMSNorm) and len(node.shape) == 3:
-            return self._weight(node.src[1]), np.float32(node.op.eps).view(np.int32).item()
+            return self._weight(node.src[1]), float_bits(node.op.eps)
         return 0, 0
 
     def _heads(self, node: Tensor) -> list[int]:
@@ -329,30 +285,33 @@ class Program:
         if not isinstance(node.op, Rope):
             raise ModelError(f"{self._model.file.path}: the CPU backend needs '{node.name}' to be rotated")
         self._overwritten |= {name for name, value in self._values.items() if value.memory is x.memory and name != node.name}
-        weight, eps = self._head_steps(node)
-        return [self.inputs.count(N_TOKENS), self._unit(N_TOKENS), x.address, n_head, head_dim, weight, eps, self.inputs.angles.ctypes.data, node.op.params.n_rot]
+        angles, n_rot = address_of(self.inputs.angles), node.op.params.n_rot
+        return [self.inputs.count(N_TOKENS), self._unit(N_TOKENS), x.address, n_head, head_dim, *self._head_steps(node), angles, n_rot]
 
     def _kv_store(self, node: Tensor, op: KVStore) -> None:
         k, v = node.src
-        values = self._values[v.name].address
-        args = [*self._heads(k), values, self.inputs.pages.ctypes.data, self.inputs.slots.ctypes.data, op.layer * self._layer_bytes()]
-        self._row("attention:store", args, [self._values[k.name].address, values], [self._values[k.name].address, KV], divisor=self._unit(N_TOKENS))
+        keys, values = self._values[k.name].address, self._values[v.name].address
+        pages, slots = address_of(self.inputs.pages), address_of(self.inputs.slots)
+        args = [*self._heads(k), values, pages, slots, op.layer * self._layer_bytes()]
+        self._row("attention:store", args, [keys, values], [keys, KV], divisor=self._unit(N_TOKENS))
 
     def _layer_bytes(self) -> int:
         c = self._model.config
-        return 4 * layout.PAGE * c.n_head_kv * c.head_dim
+        return 4 * int(layout.PAGE) * c.n_head_kv * c.head_dim
 
     def _attention(self, node: Tensor, op: Attention) -> None:
         q, store = node.src
         assert isinstance(store.op, KVStore)
         c, x = self._model.config, self._values[q.name]
         if c.head_dim % layout.LANES:
-            raise ModelError(f"{self._model.file.path}: heads of {c.head_dim} values, expected a multiple of {layout.LANES}: use --backend numpy")
+            raise ModelError(f"{self._model.file.path}: heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}:"
+                             " use --backend numpy")
         self._row("attention:rotate", self._heads(q), [x.address], [x.address], divisor=self._unit(N_TOKENS))
         out = self._new(node.name, N_TOKENS, c.n_head * c.head_dim)
         shared = c.n_head // c.n_head_kv
         tile = 4 if self._forms[N_TOKENS] == "many" else min(4, shared)
-        scale, pointers = np.float32(op.scale).view(np.int32).item(), self.inputs.pointers.ctypes.data
-        args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, scale, store.op.layer * self._layer_bytes()]
-        self._row(f"attention:attend:{c.head_dim}:{tile}", args, [x.address, KV], [out.address, "partials"], count=self.inputs.count("attend"))
-        self._row(f"attention:merge:{c.head_dim}", [out.address, pointers, c.n_head], ["partials"], [out.address, "partials"], count=self.inputs.count("merge"))
+        pointers, writes = address_of(self.inputs.pointers), (out.address, "partials")
+        args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, float_bits(op.scale), store.op.layer * self._layer_bytes()]
+        self._row(f"attention:attend:{c.head_dim}:{tile}", args, [x.address, KV], writes, count=self.inputs.count("attend"))
+        args = [out.address, pointers, c.n_head]
+        self._row(f"attention:merge:{c.head_dim}", args, ["partials"], writes, count=self.inputs.count("merge"))

@@ -1,4 +1,4 @@
-"""The thread team that runs programs: threads that live as long as a backend, and the words by which they agree (see kernels/runtime.py)."""
+"""The thread team that runs programs: threads that live as long as a backend, agreeing by words that kernels/runtime.py describes."""
 from __future__ import annotations
 
 import ctypes
@@ -10,10 +10,10 @@ import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..kernels.jit import Kernels
 from ..kernels.layout import CLAIM_WORDS, Word
+from .memory import I64, Bytes, address_of, aligned_zeros
 
 SPINS, PATIENCE = 200, 20_000
 """Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
@@ -21,7 +21,7 @@ BUDGET = 64
 """Chunks after which the driving thread comes back to Python, where signals are handled."""
 RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-I64 = NDArray[np.int64]
+Call = Callable[[int, int, int], None]
 
 
 def physical_cores() -> int:
@@ -50,17 +50,13 @@ def _cgroup_quota() -> int:
 
 
 def _yield_address() -> int:
-    library = ctypes.WinDLL("kernel32").SwitchToThread if sys.platform == "win32" else ctypes.CDLL(None).sched_yield
-    address = ctypes.cast(library, ctypes.c_void_p).value
+    if sys.platform == "win32":
+        function = ctypes.WinDLL("kernel32").SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    address = ctypes.cast(function, ctypes.c_void_p).value
     assert address
     return address
-
-
-def aligned_zeros(n_bytes: int, alignment: int = 128) -> NDArray[np.uint8]:
-    """Zeroed memory that is committed when it is touched."""
-    memory = np.zeros(n_bytes + alignment, np.uint8)
-    start = -memory.ctypes.data % alignment
-    return memory[start:start + n_bytes]
 
 
 class Team:
@@ -75,11 +71,11 @@ class Team:
         self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
         self._beds = [threading.Lock() for _ in range(n_threads)]
         self._threads: list[threading.Thread] = []
-        self._step: Callable[[int, int, int], None] | None = None
+        self._step: Call | None = None
         self.close: Callable[[], object] = lambda: None
 
     def _address(self, word: int) -> int:
-        return self._state.ctypes.data + 8 * word
+        return address_of(self._state) + 8 * word
 
     def run(self, rows: I64) -> None:
         """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next."""
@@ -87,22 +83,22 @@ class Team:
         if rows.shape[0] * CLAIM_WORDS > len(self._claims):
             self._quiesce()
             self._claims = aligned_zeros(8 * CLAIM_WORDS * rows.shape[0]).view(np.int64)
-            self._state[Word.CLAIMS] = self._claims.ctypes.data
+            self._state[Word.CLAIMS] = address_of(self._claims)
         state, epoch = self._state, int(self._state[Word.EPOCH]) // 2 * 2 + 2
         self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
-        state[Word.ROWS], state[Word.N_ROWS], state[Word.RESUME], state[Word.FINISHED] = rows.ctypes.data, rows.shape[0], 0, 0
+        state[Word.ROWS], state[Word.N_ROWS], state[Word.RESUME], state[Word.FINISHED] = address_of(rows), rows.shape[0], 0, 0
         self._publish(self._address(Word.EPOCH), epoch, 0)
         self._wake()
         try:
             while not state[Word.FINISHED]:
-                step(state.ctypes.data, BUDGET, self._scratch[0].ctypes.data)
+                step(address_of(state), BUDGET, address_of(self._scratch[0]))
         except BaseException:
             self._publish(self._address(Word.ABORT), 1, 0)
             self._quiesce()
             self._publish(self._address(Word.ABORT), 0, 0)
             raise
 
-    def _start(self) -> Callable[[int, int, int], None]:
+    def _start(self) -> Call:
         """Load the executor and start the threads. Gives what the driving thread calls."""
         self._step, self._worker, self._publish = (Kernel(address) for address in self._kernels.load(RUNTIME).values())
         for i, bed in enumerate(self._beds[1:], start=1):
@@ -115,7 +111,7 @@ class Team:
         return self._step
 
     def _status(self, i: int) -> int:
-        return Word.STATUS + Word.STATUS_WORDS * i
+        return int(Word.STATUS + Word.STATUS_WORDS * i)
 
     def _wake(self) -> None:
         for i in range(1, self.n_threads):
@@ -132,17 +128,17 @@ class Team:
             time.sleep(0)
 
 
-def _live(worker: Callable[[int, int, int], None], state: I64, status: int, scratch: NDArray[np.uint8], bed: threading.Lock) -> None:
+def _live(worker: Call, state: I64, status: int, scratch: Bytes, bed: threading.Lock) -> None:
     """A thread's life: in machine code while there are steps, parked in its bed when there have been none for a while."""
     while not state[Word.STOP]:
-        worker(state.ctypes.data, status, scratch.ctypes.data)
+        worker(address_of(state), status, address_of(scratch))
         if not state[Word.STOP]:
             bed.acquire()
 
 
-def _end(state: I64, publish: Callable[[int, int, int], None], beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]) -> None:
+def _end(state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]) -> None:
     """End the threads: when the team is no longer used, or at exit."""
-    publish(state.ctypes.data + 8 * Word.STOP, 1, 0)
+    publish(address_of(state) + 8 * Word.STOP, 1, 0)
     for bed in beds:
         if bed.locked():
             bed.release()

@@ -1,0 +1,106 @@
+"""Memory of the CPU backend: what changes with each step, the values between a program's rows, the pages of the KV cache."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import QwenError
+from ..graph import N_OUTPUTS, N_TOKENS
+from ..kernels import layout
+from ..sampling import Draw
+
+I64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+
+def address_of(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def aligned_zeros(n_bytes: int, alignment: int = 128) -> Bytes:
+    """Zeroed memory that is committed when it is touched."""
+    memory = np.zeros(n_bytes + alignment, np.uint8)
+    start = -address_of(memory) % alignment
+    return memory[start:start + n_bytes]
+
+
+class Inputs:
+    """What changes from step to step, at addresses that a program knows, with room for `n_tokens` tokens and their outputs."""
+
+    def __init__(self, n_tokens: int, n_rot: int) -> None:
+        self.counts = np.zeros(4, np.int64)  # tokens, outputs, chunks of attention, tokens with partial results
+        self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
+        self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
+        self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
+        self.draws, self.chosen = np.zeros((n_tokens, layout.DRAW_WORDS), np.int64), np.zeros(n_tokens, np.int64)
+        self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
+
+    def count(self, which: str) -> int:
+        """The address of the number of tokens or outputs, or of attention's chunks or records."""
+        return address_of(self.counts) + 8 * (N_TOKENS, N_OUTPUTS, "attend", "merge").index(which)
+
+    def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
+        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
+        arrays = []
+        for words, d in zip(self.draws, draws):
+            recent = np.array(d.recent, np.int64)
+            arrays.append(recent)
+            words[:6] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.presence_penalty, d.chance]).view(np.int64)
+            words[6:] = d.top_k if d.temp > 0 else 1, len(recent), address_of(recent)
+        return arrays
+
+
+@dataclass
+class Value:
+    """A tensor in memory: float32 [rows, width], and its quantized forms where a product wanted them."""
+    dim: str
+    width: int
+    memory: Bytes
+    quantized: dict[str, tuple[Bytes, ...]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> int:
+        return address_of(self.memory)
+
+    def floats(self, n: int) -> NDArray[np.float32]:
+        return self.memory[:4 * n * self.width].view(np.float32).reshape(n, self.width)
+
+
+class Buffers:
+    """Buffers that are used again once nothing reads them any more."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Bytes]] = defaultdict(list)
+        self._all: list[Bytes] = []
+
+    def take(self, n_bytes: int) -> Bytes:
+        size = -(-max(n_bytes, 1) // 64) * 64
+        if not self._free[size]:
+            self._all.append(aligned_zeros(size, 64))
+            return self._all[-1]
+        return self._free[size].pop()
+
+    def give(self, buffer: Bytes) -> None:
+        self._free[len(buffer)].append(buffer)
+
+
+class PageMemory:
+    """The memory of the cache's pages, half floats, taken when a page is first used and committed by the system when it is touched."""
+
+    def __init__(self, page_bytes: int) -> None:
+        self._page_bytes = page_bytes
+        self._pages: dict[int, Bytes] = {}
+
+    def address(self, page: int) -> int:
+        """Raises QwenError if there is no memory for the page."""
+        if page not in self._pages:
+            try:
+                self._pages[page] = aligned_zeros(self._page_bytes)
+            except MemoryError:
+                raise QwenError(f"not enough memory for {layout.PAGE} more positions of the KV cache ({self._page_bytes} bytes)") from None
+        return address_of(self._pages[page])
