@@ -7,6 +7,8 @@ from functools import cache
 from typing import NamedTuple
 
 VARIABLE = "QWENCLI_ISA"
+OLDEST_LLVM = 21
+"""Intrinsics have other types in older ones, which end the process. Numba 0.66 is the first with it."""
 
 
 class ISA(NamedTuple):
@@ -25,7 +27,7 @@ ISAS = (  # best first
 
 
 class ISAError(ValueError):
-    """The ISA that was asked for doesn't exist or this CPU lacks it."""
+    """The ISA that was asked for doesn't exist, this CPU lacks it, or LLVM is too old for all of them."""
 
 
 @cache
@@ -42,6 +44,10 @@ def available() -> list[ISA]:
 
 def choose(name: str | None = None) -> ISA:
     """The ISA called `name`, by default $QWENCLI_ISA, else the best. Raises ISAError, which lists those that this CPU has."""
+    import llvmlite.binding as llvm
+    if llvm.llvm_version_info[0] < OLDEST_LLVM:
+        version = ".".join(map(str, llvm.llvm_version_info))
+        raise ISAError(f"llvmlite brings LLVM {version}, expected {OLDEST_LLVM} or later: pip install 'numba>=0.66'")
     name = name or os.environ.get(VARIABLE)
     for isa in available():
         if name in (None, "", isa.name):

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,13 @@ from .isa import ISA, target
 
 Report = Callable[[str], None]
 MAX_WORKERS = 4
+CRASHES = {-signal.SIGABRT, -signal.SIGILL, -signal.SIGSEGV}
+"""Exit codes of a worker in which LLVM gave up, as it does where an instruction is missing: here it would end this process."""
 _MAGIC = b"qwencli kernel 1\n"
+
+
+class KernelError(RuntimeError):
+    """A kernel can't be compiled or loaded: a bug, ours or the compiler's. One line."""
 
 
 def cache_folder() -> Path:
@@ -141,13 +148,13 @@ class Kernels:
         self._engine.finalize_object()
         address: int = self._engine.get_function_address(symbol(spec))
         if not address:
-            raise RuntimeError(f"the compiled kernel '{spec}' has no entry point")
+            raise KernelError(f"the compiled kernel '{spec}' has no entry point")
         return address
 
 
 def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
     """Compile kernels in processes of their own: side by side, since Numba holds one lock; interruptible at any time, which LLVM is not;
-    and without Numba's memory in this process. Where a process can't be started, or fails, they are compiled here.
+    and without Numba's memory in this process. Where a process can't be started, or fails, they are compiled here. Raises KernelError.
     """
     n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs))
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
@@ -165,14 +172,24 @@ def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
         finally:
             for process in processes:
                 process.kill()
+        crashed = {spec for i, process in enumerate(processes) if process.returncode in CRASHES for spec in specs[i::n_workers]}
         for spec in specs:
             path = Path(folder, symbol(spec))
-            yield spec, path.read_bytes() if path.exists() else _compile_here(isa, spec)
+            if path.exists():
+                yield spec, path.read_bytes()
+            elif spec in crashed:
+                raise KernelError(f"the compiler crashed on the kernel '{spec}' for {isa.name}")
+            else:
+                yield spec, _compile_here(isa, spec)
 
 
 def _compile_here(isa: ISA, spec: str) -> bytes:
-    from .compiler import compile_kernel
-    code: bytes = compile_kernel(isa, spec)
+    try:
+        from .compiler import compile_kernel
+        code: bytes = compile_kernel(isa, spec)
+    except Exception as error:  # Numba's messages have hundreds of lines
+        cause = str(error).strip().rpartition("\n")[2]
+        raise KernelError(f"the kernel '{spec}' doesn't compile for {isa.name}: {type(error).__name__}: {cause}") from error
     return code
 
 

@@ -6,11 +6,11 @@ from functools import cache
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, QwenError
 from ..graph import N_OUTPUTS, N_TOKENS, Linear
 from ..kernels import layout
 from ..kernels.isa import ISAError, choose
-from ..kernels.jit import Kernels
+from ..kernels.jit import KernelError, Kernels
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
@@ -92,12 +92,20 @@ class CPUBackend:
         key = (fetch, feed, *forms.items(), room, sampled)
         if key not in self._programs:
             program = self._lower(fetch, feed, forms, room, sampled)
-            if self._kernels.missing([*RUNTIME, *program.specs]):  # then at once all that the model will need, in one go
-                others = [self._lower((LOGITS,), (), {N_TOKENS: form, N_OUTPUTS: "few"}, 16, True) for form in ("few", "many")]
-                self._kernels.load([*RUNTIME, *(spec for p in (program, *others) for spec in p.specs)])
+            self._load([*RUNTIME, *program.specs])
             program.link(self._kernels)
             self._programs[key] = program
         return self._programs[key]
+
+    def _load(self, specs: list[str]) -> None:
+        """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
+        if self._kernels.missing(specs):
+            usual = [self._lower((LOGITS,), (), {N_TOKENS: form, N_OUTPUTS: "few"}, 16, True) for form in ("few", "many")]
+            specs = [*specs, *(spec for program in usual for spec in program.specs)]
+        try:
+            self._kernels.load(specs)
+        except KernelError as error:
+            raise QwenError(f"{error} (please report this; --backend numpy runs without kernels)") from error
 
     def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], forms: dict[str, str], room: int, sampled: bool) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
