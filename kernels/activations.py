@@ -69,11 +69,18 @@ def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
     each_lane(e, n, write)
 
 
-def _largest(e: Emitter, vectors: list[Any]) -> Any:
+def _largest(e: Emitter, vectors: list[Any], larger: Callable[[Any, Any], Any]) -> Any:
     largest = vectors[0]
     for v in vectors[1:]:
-        largest = e.larger(v, largest)
-    return e.tree(e.larger, largest)
+        largest = larger(v, largest)
+    return e.tree(larger, largest)
+
+
+def largest_magnitude(e: Emitter, vectors: list[Any]) -> Any:
+    """NaN if one of the values is NaN, which must not get lost on the way to the logits: as integers, NaN is above infinity."""
+    b = e.b
+    bits = [b.bitcast(e.abs(v), I32X16) for v in vectors]
+    return b.bitcast(_largest(e, bits, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
 
 
 def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
@@ -83,8 +90,8 @@ def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
         xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8K_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8K_BLOCK)))
         out_sums = e.at(sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))
         values = [e.load(F32X16, xs, 64 * k) for k in range(16)]
-        high, low = _largest(e, values), _largest(e, [b.fneg(v) for v in values])
-        largest = b.select(b.fcmp_ordered(">=", high, low), high, b.fneg(low))
+        high, magnitude = _largest(e, values, e.larger), largest_magnitude(e, values)
+        largest = b.select(b.fcmp_ordered(">=", high, magnitude), high, b.fneg(magnitude))
         is_zero = b.fcmp_ordered("==", largest, e.float(0.0))
         inverse = b.select(is_zero, e.float(0.0), b.fdiv(e.float(-127.0), largest))
         scale = b.select(is_zero, e.float(0.0), b.fdiv(e.float(1.0), inverse))
@@ -107,8 +114,7 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
     with e.loop(b.udiv(n, e.int(layout.Q8_0_BLOCK))) as i:
         xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8_0_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8_0_BLOCK)))
         values = [e.load(F32X16, xs), e.load(F32X16, xs, 64)]
-        largest = _largest(e, [e.abs(v) for v in values])
-        scale = b.fdiv(largest, e.float(127.0))
+        scale = b.fdiv(largest_magnitude(e, values), e.float(127.0))
         inverse = b.select(b.fcmp_ordered("==", scale, e.float(0.0)), e.float(0.0), b.fdiv(e.float(1.0), scale))
         ints = [e.nearest(b.fmul(v, e.splat(inverse))) for v in values]
         for k, quants in enumerate(ints):

@@ -132,3 +132,18 @@ def test_sums_and_gathered_rows_are_exact(isa_name: str, n_cols: int) -> None:
         rows = guarded(np.full((5, n_cols), np.nan, np.float32), side)
         call(isa_name, "ops:gather", [np.array([5]), 2, guarded(x, side), ids, n_cols, rows], n_chunks=3)
         assert np.array_equal(rows, x[ids])
+
+
+@pytest.mark.parametrize("kind", ["q8k", "q8_0"])
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_no_quantized_block_hides_what_is_not_finite(isa_name: str, kind: str, value: float) -> None:
+    n_cols = layout.Q8K_BLOCK
+    x = np.tile(np.random.RandomState(3).standard_normal(n_cols).astype(np.float32), (n_cols, 1))
+    np.fill_diagonal(x, value)
+    _, q, d, _ = prepare(isa_name, "copy", kind, x)
+    scales = d.view(np.float32).reshape(n_cols, -1)
+    with np.errstate(invalid="ignore"):
+        products = q.view(np.int8).reshape(*scales.shape, -1) * scales[..., None]
+    block = np.arange(n_cols) // (n_cols // scales.shape[1])
+    assert not np.isfinite(products[np.arange(n_cols), block]).any()
