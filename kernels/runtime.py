@@ -184,7 +184,7 @@ def build_worker() -> Any:
             epoch = load_acquire(team + EPOCH)
             if epoch != last and epoch & 1 == 0:
                 store_release(status, epoch)
-                rows, total = load_i64(team + ROWS), load_i64(team + N_ROWS)
+                rows, total = load_acquire(team + ROWS), load_acquire(team + N_ROWS)  # in order: before the epoch is looked at again
                 if load_acquire(team + EPOCH) == epoch:  # else a step began meanwhile, and rows may be of either
                     run_rows(team, rows, total, epoch, 0, scratch, -1)
                     last, turns = epoch, 0

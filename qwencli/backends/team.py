@@ -19,6 +19,8 @@ SPINS, PATIENCE = 200, 20_000
 """Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
 BUDGET = 64
 """Chunks after which the driving thread comes back to Python, where signals are handled."""
+LAST_EPOCH = 2**31 - 2
+"""The largest number of a step: behind its claim's tag there are 32 bits for what is left, and one is the sign."""
 RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
@@ -70,6 +72,8 @@ class Team:
         self._kernels = kernels
         self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
         self._beds = [threading.Lock() for _ in range(n_threads)]
+        for bed in self._beds:
+            bed.acquire()
         self._threads: list[threading.Thread] = []
         self._step: Call | None = None
         self.close: Callable[[], object] = lambda: None
@@ -78,37 +82,52 @@ class Team:
         return address_of(self._state) + 8 * word
 
     def run(self, rows: I64) -> None:
-        """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next."""
-        step = self._step or self._start()
-        if rows.shape[0] * CLAIM_WORDS > len(self._claims):
+        """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next.
+
+        One thread at a time may call it. The rows have to live as long as the team: who comes late may look at them after their step.
+        """
+        step, state = self._step or self._start(), self._state
+        if state[Word.ABORT]:  # left so by what interrupted an abort
+            self._abort()
+        epoch = int(state[Word.EPOCH]) // 2 * 2 + 2
+        if rows.shape[0] * CLAIM_WORDS > len(self._claims) or epoch > LAST_EPOCH:
             self._quiesce()
-            self._claims = aligned_zeros(8 * CLAIM_WORDS * rows.shape[0]).view(np.int64)
-            self._state[Word.CLAIMS] = address_of(self._claims)
-        state, epoch = self._state, int(self._state[Word.EPOCH]) // 2 * 2 + 2
+            self._claims = aligned_zeros(8 * max(CLAIM_WORDS * rows.shape[0], len(self._claims))).view(np.int64)
+            epoch = epoch if epoch <= LAST_EPOCH else 2
         self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
-        state[Word.ROWS], state[Word.N_ROWS], state[Word.RESUME], state[Word.FINISHED] = address_of(rows), rows.shape[0], 0, 0
-        self._publish(self._address(Word.EPOCH), epoch, 0)
-        self._wake()
+        state[Word.ROWS], state[Word.N_ROWS], state[Word.CLAIMS] = rows.ctypes.data, rows.shape[0], self._claims.ctypes.data
+        state[Word.RESUME], state[Word.FINISHED] = 0, 0
         try:
+            self._publish(self._address(Word.EPOCH), epoch, 0)
+            self._wake()
             while not state[Word.FINISHED]:
-                step(address_of(state), BUDGET, address_of(self._scratch[0]))
+                step(state.ctypes.data, BUDGET, self._scratch[0].ctypes.data)
         except BaseException:
-            self._publish(self._address(Word.ABORT), 1, 0)
-            self._quiesce()
-            self._publish(self._address(Word.ABORT), 0, 0)
+            self._abort()
             raise
 
-    def _start(self) -> Call:
-        """Load the executor and start the threads. Gives what the driving thread calls."""
-        self._step, self._worker, self._publish = (Kernel(address) for address in self._kernels.load(RUNTIME).values())
-        for i, bed in enumerate(self._beds[1:], start=1):
-            arguments = self._worker, self._state, self._address(self._status(i)), self._scratch[i], bed
+    def _abort(self) -> None:
+        """End the step: when this returns no thread is inside it, also where Ctrl-C is pressed once more."""
+        while True:
+            try:
+                self._publish(self._address(Word.ABORT), 1, 0)
+                self._quiesce()
+                self._publish(self._address(Word.ABORT), 0, 0)
+                return
+            except KeyboardInterrupt:
+                continue
+
+    def _start(self) -> Callable[[int, int, int], None]:
+        """Load the executor and start the threads. Gives what the driving thread calls. Can be called again where it was interrupted."""
+        step, self._worker, self._publish = (Kernel(address) for address in self._kernels.load(RUNTIME).values())
+        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
+        for i in range(len(self._threads) + 1, self.n_threads):
+            arguments = self._worker, self._state, self._address(self._status(i)), self._scratch[i], self._beds[i]
             thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
-            bed.acquire()
             self._threads.append(thread)
             thread.start()
-        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
-        return self._step
+        self._step = step
+        return step
 
     def _status(self, i: int) -> int:
         return int(Word.STATUS + Word.STATUS_WORDS * i)
@@ -143,4 +162,5 @@ def _end(state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Seq
         if bed.locked():
             bed.release()
     for thread in threads:
-        thread.join(1.0)
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(1.0)
