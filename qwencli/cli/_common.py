@@ -19,7 +19,7 @@ model_option = click.option(
 mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
 threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")
 backend_option = click.option("--backend", type=click.Choice(["auto", "cpu", "numpy"]), default="auto",
-                              help="cpu: compiled kernels. numpy: the slow reference in float32. Default: cpu, if it has the types.")
+                              help="cpu: compiled kernels. numpy: the slow float32 reference. Default: cpu, if it has the file's types.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
