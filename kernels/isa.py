@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 VARIABLE = "QWENCLI_ISA"
 OLDEST_LLVM = 21
-"""Intrinsics have other types in older ones, which end the process. Numba 0.66 is the first with it."""
+"""In older ones intrinsics take other types. Numba has this or a newer one from 0.66 on."""
 
 
 class ISA(NamedTuple):
