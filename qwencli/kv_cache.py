@@ -1,6 +1,7 @@
 """Which page of the KV cache holds which positions of which sequence. What a page looks like in memory is each backend's affair."""
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ class KVCache:
             if not self._free:
                 self._free.append(self.n_pages)
                 self.n_pages += 1
-            page = self._free.pop()
+            page = heapq.heappop(self._free)  # the lowest: memory for it was found before that for higher ones
             self._users[page] = 1
             seq.pages.append(page)
 
@@ -52,5 +53,5 @@ class KVCache:
         for page in seq.pages:
             self._users[page] -= 1
             if not self._users[page]:
-                self._free.append(page)
+                heapq.heappush(self._free, page)
         seq.pages, seq.length = [], 0
