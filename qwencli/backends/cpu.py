@@ -92,6 +92,8 @@ class CPUBackend:
         key = (fetch, feed, *forms.items(), room, sampled)
         if key not in self._programs:
             program = self._lower(fetch, feed, forms, room, sampled)
+            for name in fetch:
+                program.value(name)  # an error now, and not when the step is done
             self._load([*RUNTIME, *program.specs])
             program.link(self._kernels)
             self._programs[key] = program

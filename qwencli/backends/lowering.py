@@ -71,7 +71,7 @@ class Program:
         self._writes: set[int | str] = set()
         self._resting: list[Bytes] = []  # free as soon as the group ends
         self._done: set[str] = set()
-        self._overwritten: set[str] = set()
+        self._overwritten: set[str] = set()  # whose memory holds a later or an earlier step of the same heads
         self._lower()
         if sampled:
             self._sample(self._values[sampled])
@@ -169,6 +169,8 @@ class Program:
             self._prepare(node, "swiglu", self._values[node.src[1].name].address, 0)
         elif isinstance(op, (Reshape, RMSNorm, Rope)):
             self._values[node.name] = self._values[node.src[0].name]  # a view, or a head's step, which is done where it is used
+            if not isinstance(op, Reshape):
+                self._overwritten.add(node.name)
         elif isinstance(op, KVStore):
             self._kv_store(node, op)
         elif isinstance(op, Attention):
@@ -284,7 +286,8 @@ class Program:
         assert isinstance(head_dim, int)
         if not isinstance(node.op, Rope):
             raise ModelError(f"{self._model.file.path}: the CPU backend needs '{node.name}' to be rotated")
-        self._overwritten |= {name for name, value in self._values.items() if value.memory is x.memory and name != node.name}
+        self._overwritten |= {name for name, value in self._values.items() if value.memory is x.memory}
+        self._overwritten.remove(node.name)
         angles, n_rot = address_of(self.inputs.angles), node.op.params.n_rot
         return [self.inputs.count(N_TOKENS), self._unit(N_TOKENS), x.address, n_head, head_dim, *self._head_steps(node), angles, n_rot]
 
