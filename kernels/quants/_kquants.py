@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from .. import layout as act
+from .. import layout
 from ..simd import F32, F32X16, I8, I8X32, I8X64, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
 
 QUARTS = 64 * 64
@@ -120,7 +120,7 @@ def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]
         for quant, scale, (i, j) in zip(quants, spread, parts):
             activations = e.concat(e.load(I8X32, a.q, 32 * i), e.load(I8X32, a.q, 32 * j))
             total = e.dot2(total, e.pairs(quant, activations), scale)
-        sums = b.sext(e.load(ir.VectorType(I16, 8), a.sums, act.SUMS_OF_32), ir.VectorType(I32, 8))
+        sums = b.sext(e.load(ir.VectorType(I16, 8), a.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
         dots.append(Dot(total, b.mul(mins, sums)))
     return dots
 
@@ -197,7 +197,7 @@ class Tile:
     def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
         b, p = e.b, self.panel
         offset = e.int(0, I32X16)
-        first = act.SUMS_OF_16 if self.minus else act.SUMS_OF_32
+        first = layout.SUMS_OF_16 if self.minus else layout.SUMS_OF_32
         for i in range(p.n_parts // 2):
             sums = b.bitcast(e.splat(e.load(I32, a.sums, first + 4 * i)), I16X32)
             offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, p.pairs + i * VECTOR), I16X32), sums)

@@ -14,7 +14,7 @@ from typing import Any
 
 from numba import njit
 
-from .. import layout as act
+from .. import layout
 from ..simd import I8X16, I8X32, I8X64, I16X16, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
 from . import _kquants as k
 
@@ -48,7 +48,7 @@ def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
     spread = [e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)]) for i in range(4)]
     dots = []
     for a in acts:
-        sums = b.sext(e.load(I16X16, a.sums, act.SUMS_OF_16), I32X16)
+        sums = b.sext(e.load(I16X16, a.sums, layout.SUMS_OF_16), I32X16)
         total = b.mul(b.mul(b.sext(scale, I32X16), sums), e.int(-32, I32X16))
         for i, (quant, part) in enumerate(zip(quants, spread)):
             total = e.dot2(total, e.pairs(quant, e.load(I8X64, a.q, 64 * i)), part)

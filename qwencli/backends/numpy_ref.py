@@ -21,7 +21,6 @@ from . import F32, I32, Batch, sample_with_numpy
 
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
 QUERY_BLOCK = 256  # query positions whose scores are held at once
-F32_BYTES = 4
 
 
 class NumpyBackend:
