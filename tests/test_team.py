@@ -1,140 +1,254 @@
-"""The executor and its threads, on kernels that are Python functions: what ran, how often, in which order, what interruptions leave."""
-from __future__ import annotations
-
+"""The executor: rows of a group side by side, groups one after the other, on any number of threads, whatever interrupts it."""
 import ctypes
+import gc
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from random_models import random_model
 
-from qwencli.backends import team as team_module
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends import LOGITS, Batch, Piece
+from qwencli.backends.cpu import CPUBackend, kernels_of
 from qwencli.backends.team import LAST_EPOCH, Team
-from qwencli.kernels.isa import choose
-from qwencli.kernels.layout import ROW_WORDS, Word
+from qwencli.kernels import isa, layout
+from qwencli.kernels.layout import Word
+from qwencli.kv_cache import KVSequence
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+Function = Callable[[int], object]
 
 
 class Program:
-    """Rows of `chunks` chunks each, put into groups by their numbers, that write down (row, chunk) as they run."""
+    """Rows, group by group, and whatever they have the addresses of."""
 
-    def __init__(self, chunks: Sequence[int], groups: Sequence[int] | None = None, then: Callable[[], None] = lambda: None) -> None:
-        groups = groups or range(len(chunks))
-        self.ran: list[tuple[int, int]] = []
-        self.threads: set[int] = set()
+    def __init__(self) -> None:
+        self.rows, self.keep = np.zeros((0, layout.ROW_WORDS), np.int64), []
 
-        def kernel(args: int, chunk: int, scratch: int) -> None:
-            self.threads.add(threading.get_ident())
-            self.ran.append((args, chunk))
-            then()
+    def group(self, *rows: tuple[int, int, int, int]) -> None:
+        """Rows of (kernel, arguments, address of a count, divisor)."""
+        first = len(self.rows)
+        self.rows = np.concatenate([self.rows, [(*row, first, 0) for row in rows]])
+        self.rows[-1, 5] = 1
 
-        self._kernel = KERNEL(kernel)
-        self.counts = np.array(chunks, np.int64)
-        self.rows = np.zeros((len(chunks), ROW_WORDS), np.int64)
-        address = ctypes.cast(self._kernel, ctypes.c_void_p).value
-        for i, group in enumerate(groups):
-            first = list(groups).index(group)
-            last = list(groups[i + 1:i + 2]) != [group]
-            self.rows[i] = address, i, self.counts.ctypes.data + 8 * i, 1, first, last
-        self.groups = groups
-
-    def check(self) -> None:
-        """Each chunk ran once, and no group began before the one before it was done."""
-        assert sorted(self.ran) == [(row, chunk) for row, n in enumerate(self.counts) for chunk in range(n)]
-        order = [self.groups[row] for row, _ in self.ran]
-        assert order == sorted(order)
-        self.ran.clear()
+    def call(self, *functions: tuple[Function, int]) -> None:
+        """A group of Python functions of a chunk's number, each with its number of chunks."""
+        rows = []
+        for function, n in functions:
+            kernel = KERNEL(lambda args, chunk, scratch, function=function: function(chunk) and None)
+            count = np.array([n])
+            self.keep += [kernel, count]
+            rows.append((ctypes.cast(kernel, ctypes.c_void_p).value or 0, 0, count.ctypes.data, 1))
+        self.group(*rows)
 
 
-@pytest.fixture(params=[1, 2, 5])
-def team(request: pytest.FixtureRequest) -> Iterator[Team]:
-    team = Team(kernels_of(choose().name), request.param, 64)
-    yield team
-    team.close()
+@pytest.fixture
+def team() -> Iterator[Callable[[int], Team]]:
+    teams = []
+
+    def make(n_threads: int) -> Team:
+        teams.append(Team(kernels_of(isa.choose().name), n_threads, 64))
+        return teams[-1]
+    yield make
+    for each in teams:
+        each.close()
 
 
-def test_programs_of_any_length_one_after_the_other(team: Team) -> None:
-    rs = np.random.RandomState(0)
-    programs = [Program(rs.randint(0, 5, n), np.sort(rs.randint(0, max(1, n // 2), n)).tolist()) for n in (3, 1, 20, 7, 0, 60, 2)]
-    for _ in range(20):
-        for program in programs:
-            program.counts[:] = rs.randint(0, 5, len(program.counts))
-            team.run(program.rows)
-            program.check()
+class Shuffles(Program):
+    """Groups of rows that gather: each row takes its part of a buffer from all parts of the one before, in its own order."""
+
+    def __init__(self, n_groups: int, n_parts: int = 4, part: int = 6, n_cols: int = 3) -> None:
+        super().__init__()
+        rng = np.random.default_rng(n_groups)
+        gather = kernels_of(isa.choose().name).load(["ops:gather"])["ops:gather"]
+        n = n_parts * part
+        self.count, none = np.array([part]), np.array([0])
+        self.orders = np.array([rng.permutation(n) for _ in range(n_groups)], np.int32).reshape(n_groups, n_parts, part)
+        self.buffers = np.zeros((n_groups + 1, n, n_cols), np.float32)
+        self.buffers[0] = rng.standard_normal((n, n_cols))
+        self.keep += [none]
+        for g in range(n_groups):
+            rows = []
+            for i in range(n_parts):
+                args = np.array([self.count.ctypes.data, 1, self.buffers[g].ctypes.data, self.orders[g, i].ctypes.data, n_cols,
+                                 self.buffers[g + 1, i * part:].ctypes.data])
+                self.keep.append(args)
+                rows.append((gather, args.ctypes.data, self.count.ctypes.data, 1))
+                if g % 5 == i:  # a row with nothing to do
+                    rows.append((0, 0, none.ctypes.data, 1))
+            self.group(*rows)
+
+    def check(self, team: Team, n: int) -> None:
+        """Run it on the first n of each part's places."""
+        self.count[0], self.buffers[1:] = n, 0
+        team.run(self.rows)
+        expected = self.buffers[0]
+        for order, found in zip(self.orders, self.buffers[1:]):
+            kept = np.zeros((*order.shape, expected.shape[1]), np.float32)
+            kept[:, :n] = expected[order[:, :n]]
+            expected = kept.reshape(expected.shape)
+            assert np.array_equal(found, expected)
 
 
-def test_all_threads_work_and_come_back_when_they_were_parked(team: Team) -> None:
-    program = Program([20], then=lambda: time.sleep(1e-3))
-    for _ in range(2):
-        program.threads.clear()
-        for _ in range(100):
-            team.run(program.rows)
-            if len(program.threads) == team.n_threads:
-                break
-        assert len(program.threads) == team.n_threads
-        time.sleep(0.2)  # the patience of a thread without work is shorter
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
+def test_each_group_sees_the_results_of_the_one_before(team: Callable[[int], Team], n_threads: int) -> None:
+    """Thousands of rows of a few bytes, again and again, with counts that change from step to step; steps of few rows between them."""
+    long, short, t = Shuffles(600), Shuffles(3), team(n_threads)
+    for i in range(24):
+        long.check(t, (6, 1, 0, 3, 5, 6)[i % 6])
+        for n in range(7):
+            short.check(t, n)
+    for _ in range(300):
+        short.check(t, 6)
 
 
-def test_the_number_of_steps_has_no_end(team: Team) -> None:
-    program = Program([3, 2, 4])
-    team.run(program.rows)
-    program.check()
-    team._quiesce()
-    team._publish(team._address(Word.EPOCH), LAST_EPOCH - 5, 0)
-    for _ in range(6):
-        team.run(program.rows)
-        program.check()
-    assert team._state[Word.EPOCH] < 20
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+def test_each_chunk_is_done_once(team: Callable[[int], Team], n_threads: int) -> None:
+    p, t, done = Program(), team(n_threads), []
 
+    def note(name: str) -> Function:
+        return lambda chunk: done.append((name, chunk))
 
-class Interrupted(BaseException):
-    pass
-
-
-def raising(method: Callable[..., None], errors: list[type[BaseException]]) -> Callable[..., None]:
-    """A method that raises the errors, one at each call, before it does anything."""
-    def call(*args: int) -> None:
-        if errors:
-            raise errors.pop()
-        method(*args)
-    return call
-
-
-def run_interrupted(team: Team, program: Program, **errors: list[type[BaseException]]) -> None:
-    """Run a program while methods of the team raise."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, left in errors.items():
-            patch.setattr(team, name, raising(getattr(team, name), left))
-        team.run(program.rows)
-
-
-@pytest.mark.parametrize("where", ["_step", "_wake"])
-@pytest.mark.parametrize("while_aborting", [0, 2])
-def test_an_interruption_leaves_no_thread_in_the_step(team: Team, monkeypatch: pytest.MonkeyPatch, where: str, while_aborting: int) -> None:
-    monkeypatch.setattr(team_module, "BUDGET", 1)
-    program = Program([5, 30, 5], then=lambda: time.sleep(1e-4))
+    p.call((note("a"), 100), (note("b"), 0), (note("c"), 1))
+    p.call((note("d"), 65))
     for _ in range(5):
-        team.run(program.rows)
-        program.check()
-        with pytest.raises(KeyboardInterrupt):
-            run_interrupted(team, program, **{where: [KeyboardInterrupt], "_quiesce": [KeyboardInterrupt] * while_aborting})
-        n_ran = len(program.ran)
-        time.sleep(2e-3)
-        assert len(program.ran) == n_ran, "a thread goes on with what was interrupted"
-        assert len(set(program.ran)) == n_ran
-        program.ran.clear()
+        done.clear()
+        t.run(p.rows)
+        assert sorted(done[:101]) == [*(("a", i) for i in range(100)), ("c", 0)]
+        assert sorted(done[101:]) == [("d", i) for i in range(65)]
 
 
-def test_what_interrupts_an_abort_does_not_spoil_the_next_step(team: Team) -> None:
-    program = Program([5, 3])
-    team.run(program.rows)
-    program.check()
-    with pytest.raises(Interrupted):
-        run_interrupted(team, program, _step=[KeyboardInterrupt], _quiesce=[Interrupted])
-    time.sleep(2e-3)
-    program.ran.clear()
-    team.run(program.rows)
-    program.check()
+def meeting(n: int, met: list[int]) -> Function:
+    """A chunk that ends only when n threads are inside one at once."""
+    barrier = threading.Barrier(n)
+
+    def meet(chunk: int) -> None:
+        met.append(barrier.wait(20))
+    return meet
+
+
+def test_rows_of_a_group_and_chunks_of_a_row_run_side_by_side(team: Callable[[int], Team]) -> None:
+    p, met, t = Program(), [], team(3)
+    rows = meeting(3, met)
+    p.call((rows, 1), (rows, 1), (rows, 1))
+    p.call((meeting(3, met), 3))
+    t.run(p.rows)
+    assert sorted(met) == [0, 0, 1, 1, 2, 2]
+
+
+def parked(t: Team) -> bool:
+    return all(t._state[Word.STATUS + Word.STATUS_WORDS * i + 1] for i in range(1, t.n_threads))
+
+
+def test_threads_without_work_are_parked_and_woken(team: Callable[[int], Team]) -> None:
+    p, met, t = Program(), [], team(4)
+    p.call((meeting(4, met), 4))
+    for round_ in range(1, 4):
+        t.run(p.rows)
+        assert len(met) == 4 * round_
+        deadline = time.monotonic() + 20
+        while not parked(t):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_steps_are_numbered_anew_when_numbers_end(team: Callable[[int], Team]) -> None:
+    t, p = team(3), Shuffles(5)
+    p.check(t, 6)
+    t._state[Word.EPOCH] = LAST_EPOCH - 5
+    for _ in range(8):
+        p.check(t, 6)
+    assert 0 < t._state[Word.EPOCH] < 100
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize("n_threads", [1, 2, 8])
+def test_an_interrupted_step_leaves_the_team_ready(team: Callable[[int], Team], n_threads: int) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    t, p = team(n_threads), Shuffles(300)
+    p.check(t, 6)
+
+    def run_on() -> None:
+        for _ in range(100_000):
+            t.run(p.rows)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(15):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (i + 1))
+            with pytest.raises(KeyboardInterrupt):
+                run_on()
+            assert not any(t._state[Word.STATUS + Word.STATUS_WORDS * j] for j in range(1, n_threads))
+            p.check(t, 6)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def own_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("qwencli-")}
+
+
+def wait_for_end(threads: set[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("n_seconds", [0, 0.3])
+def test_threads_end_with_their_team(n_seconds: float) -> None:
+    """Busy waiting or parked."""
+    before = own_threads()
+    t, p = Team(kernels_of(isa.choose().name), 5, 64), Shuffles(3)
+    p.check(t, 6)
+    threads = own_threads() - before
+    assert len(threads) == 4
+    time.sleep(n_seconds)
+    del t
+    gc.collect()
+    wait_for_end(threads)
+
+
+def test_threads_end_with_their_backend(tmp_path: Path) -> None:
+    before = own_threads()
+    backend = CPUBackend(random_model(tmp_path, "F16"), 3)
+    backend.run([LOGITS], Batch([Piece(KVSequence(), [1, 2, 3], 1)]))
+    threads = own_threads() - before
+    assert len(threads) == 2
+    del backend
+    gc.collect()
+    wait_for_end(threads)
+
+
+def test_several_backends_at_once(tmp_path: Path) -> None:
+    """In threads of their own, each with its team: as alone."""
+    model = random_model(tmp_path, "F16")
+    prompts = [np.random.RandomState(i).randint(0, 512, 20).tolist() for i in range(3)]
+
+    def logits(backend: CPUBackend, tokens: list[int]) -> np.ndarray:
+        seq = KVSequence()
+        found = [backend.run([LOGITS], Batch([Piece(seq, tokens[i:i + 1], 1)]))[LOGITS] for i in range(len(tokens))]
+        backend.cache.release(seq)
+        return np.concatenate(found)
+
+    expected = [logits(CPUBackend(model, 1), prompt) for prompt in prompts]
+    found: list[list[np.ndarray]] = [[] for _ in prompts]
+
+    def work(i: int) -> None:
+        backend = CPUBackend(model, i + 1)
+        for _ in range(5):
+            found[i].append(logits(backend, prompts[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for results, right in zip(found, expected):
+        assert len(results) == 5
+        assert all(np.array_equal(result, right) for result in results)
