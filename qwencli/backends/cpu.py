@@ -1,6 +1,7 @@
 """The CPU backend: programs of compiled kernels on the mapped file, run by a team of threads."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
@@ -40,6 +41,7 @@ class CPUBackend:
         self._pages = PageMemory(4 * layout.PAGE * c.n_head_kv * c.head_dim * c.n_layer)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
+        self._lock = threading.Lock()  # a step of one thread after the other: they share programs and threads
 
     def _scratch_bytes(self) -> int:
         c = self.model.config
@@ -50,16 +52,20 @@ class CPUBackend:
 
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
-        program, counts = self._run(tuple(fetch), batch, feed or {}, [])
-        values = {name: program.value(name) for name in fetch}
-        return {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
+        with self._lock:
+            program, counts = self._run(tuple(fetch), batch, feed or {}, [])
+            values = {name: program.value(name) for name in fetch}
+            copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
+        shapes = {name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch}
+        return {name: rows.reshape(len(rows), *shapes[name]) for name, rows in copies.items()}
 
     def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
         """See Backend.sample. A last row of the program draws for all sequences, except with a top-k that is too large for it."""
         if not all(d.temp == 0 or 0 < d.top_k <= layout.MAX_TOP_K for d in draws):
             return sample_with_numpy(self, batch, draws)
-        program, _ = self._run((LOGITS,), batch, {}, draws)
-        chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
+        with self._lock:
+            program, _ = self._run((LOGITS,), batch, {}, draws)
+            chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
         return chosen
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
@@ -70,11 +76,9 @@ class CPUBackend:
 
     def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32],
              draws: Sequence[Draw]) -> tuple[Program, dict[str, int]]:
-        n_tokens = len(batch.tokens) if batch else 0
-        n_outputs = len(batch.outputs) if batch else max((len(rows) for rows in feed.values()), default=0)
-        counts = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
+        counts = self._counts(batch, feed)
         program = self._program(fetch, tuple(feed), counts, bool(draws))
-        program.inputs.counts[:] = n_tokens, n_outputs, 0, 0
+        program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0, 0
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
         keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws)]
@@ -83,6 +87,16 @@ class CPUBackend:
         if batch is not None:
             batch.commit(self.cache)
         return program, counts
+
+    def _counts(self, batch: Batch | None, feed: Mapping[str, F32]) -> dict[str, int]:
+        """How many tokens and outputs a step has. Raises InputError where what is fed contradicts the batch or itself."""
+        counts = {N_TOKENS: len(batch.tokens), N_OUTPUTS: len(batch.outputs)} if batch else {}
+        for name, rows in feed.items():
+            node = self.model.graph.nodes.get(name)
+            dim = str(node.shape[0]) if node else name
+            if counts.setdefault(dim, len(rows)) != len(rows):
+                raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
+        return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
 
     def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], sampled: bool) -> Program:
         """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
@@ -116,9 +130,11 @@ class CPUBackend:
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
+        n, n_vocab = len(batch.tokens), self.model.config.n_vocab
+        if n and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:  # they are row numbers
+            raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
         for piece in batch.pieces:
             self.reserve(piece.seq, len(piece.tokens))
-        n = len(batch.tokens)
         inputs.tokens[:n], inputs.outputs[:len(batch.outputs)] = batch.tokens, batch.outputs
         angles = batch.positions[:, None] * self._frequencies  # float64: positions reach hundreds of thousands
         half = angles.shape[1]

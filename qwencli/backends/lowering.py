@@ -104,7 +104,8 @@ class Program:
         self._rows.append((spec, address_of(array), count, divisor))
 
     def _end_group(self) -> None:
-        self._ends.append(len(self._rows) - 1)
+        if self._rows:  # else everything that is wanted was fed
+            self._ends.append(len(self._rows) - 1)
         self._reads, self._writes = set(), set()
         for buffer in self._resting:
             self._memory.give(buffer)
@@ -132,9 +133,10 @@ class Program:
 
     def _lower(self) -> None:
         for name in self._feed:
-            node = self._model.graph.nodes[name]
-            dim, width = node.shape[0], node.shape[-1]
-            assert isinstance(dim, str)
+            dim, *widths = self._model.graph.nodes[name].shape
+            if not isinstance(dim, str) or len(widths) != 1:  # a weight, or heads, whose steps are done where they are used
+                raise ModelError(f"the CPU backend can't take '{name}' as given; use the NumPy backend")
+            width = widths[0]
             assert isinstance(width, int)
             self._new(name, dim, width)
         last_use = {source.name: i for i, node in enumerate(self._nodes) for source in node.src}

@@ -95,12 +95,14 @@ class PageMemory:
     def __init__(self, page_bytes: int) -> None:
         self._page_bytes = page_bytes
         self._pages: dict[int, Bytes] = {}
+        self._addresses: dict[int, int] = {}  # asked for at each step, for every page
 
     def address(self, page: int) -> int:
         """Raises QwenError if there is no memory for the page."""
-        if page not in self._pages:
+        if page not in self._addresses:
             try:
                 self._pages[page] = aligned_zeros(self._page_bytes)
             except MemoryError:
                 raise QwenError(f"not enough memory for {layout.PAGE} more positions of the KV cache ({self._page_bytes} bytes)") from None
-        return address_of(self._pages[page])
+            self._addresses[page] = address_of(self._pages[page])
+        return self._addresses[page]

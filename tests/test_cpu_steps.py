@@ -1,0 +1,126 @@
+"""What a step of the CPU backend takes and gives back: any pair of results, tensors that are fed, callers in several threads."""
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import tiny_models
+
+from qwencli.backends import F32, LOGITS, Batch, Piece
+from qwencli.backends.cpu import CPUBackend
+from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.errors import InputError, ModelError
+from qwencli.gguf_file import GGUFFile
+from qwencli.graph import Input, Weight
+from qwencli.kv_cache import KVSequence
+from qwencli.model import Model, load_model
+
+TOKENS = np.random.RandomState(1).randint(0, 72, 11)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    config = tiny_models.config(num_hidden_layers=2)
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    tiny_models.write_gguf(path, config, tiny_models.weights(config, 3))
+    return load_model(GGUFFile(path))
+
+
+@pytest.fixture(scope="module")
+def cpu(model: Model) -> CPUBackend:
+    return CPUBackend(model, 2)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Model) -> NumpyBackend:
+    return NumpyBackend(model)
+
+
+def batch(n: int = 5, n_outputs: int = 3) -> Batch:
+    return Batch([Piece(KVSequence(), TOKENS[:n], n_outputs)])
+
+
+@pytest.mark.parametrize("n", [5, 11])
+def test_any_two_results(model: Model, cpu: CPUBackend, reference: NumpyBackend, n: int) -> None:
+    names = [name for name, node in model.graph.nodes.items() if not isinstance(node.op, (Weight, Input)) and not name.startswith("kv-")]
+    expected = reference.run(names, batch(n))
+    for pair in itertools.combinations(names, 2):
+        if any(name.startswith(("Qcur", "Kcur")) for name in pair):  # some steps of heads are done in place, and refused
+            with suppress(ModelError):
+                compare(cpu, pair, n, expected)
+        else:
+            compare(cpu, pair, n, expected)
+
+
+def compare(cpu: CPUBackend, names: Sequence[str], n: int, expected: dict[str, F32]) -> None:
+    values = cpu.run(names, batch(n))
+    for name in names:
+        assert values[name].shape == expected[name].shape
+        np.testing.assert_allclose(values[name], expected[name], rtol=0, atol=0.02, err_msg=f"{name} of {names}")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("ffn_inp-0", "ffn_norm-0"), ("l_out-0", "Vcur_flat-1"), ("ffn_inp-1", LOGITS)])
+@pytest.mark.parametrize("n", [0, 1, 5, 40])
+def test_as_many_rows_as_are_fed(cpu: CPUBackend, reference: NumpyBackend, given: str, wanted: str, n: int) -> None:
+    rows = np.random.RandomState(2).standard_normal((n, 32)).astype(np.float32)
+    values, expected = (backend.run([wanted], feed={given: rows})[wanted] for backend in (cpu, reference))
+    assert values.shape == expected.shape
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4)
+
+
+def test_what_is_fed_can_be_fetched(cpu: CPUBackend) -> None:
+    rows = np.random.RandomState(2).standard_normal((3, 32)).astype(np.float32)
+    assert np.array_equal(cpu.run(["result_norm"], feed={"result_norm": rows})["result_norm"], rows)
+
+
+@pytest.mark.parametrize("n", [4, 6, 40])
+def test_rows_that_contradict_the_batch(cpu: CPUBackend, n: int) -> None:
+    with pytest.raises(InputError, match=f"'inp_embd' is fed with {n} rows, expected 5"):
+        cpu.run(["l_out-0"], batch(), {"inp_embd": np.zeros((n, 32), np.float32)})
+
+
+@pytest.mark.parametrize("name", ["Qcur-0", "Kcur_heads-0", "token_embd.weight", "output_norm.weight"])
+def test_heads_and_weights_cannot_be_fed(cpu: CPUBackend, name: str) -> None:
+    with pytest.raises(ModelError, match=f"'{name}'"):
+        cpu.run(["l_out-0"], batch(), {name: np.zeros((5, 4, 16), np.float32)})
+
+
+@pytest.mark.parametrize("token", [-1, 72, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_is_no_row(cpu: CPUBackend, token: int) -> None:
+    with pytest.raises(InputError, match="outside the vocabulary of 72"):
+        cpu.run([LOGITS], Batch([Piece(KVSequence(), [1, token, 2], 1)]))
+
+
+def test_results_are_the_callers_own(cpu: CPUBackend) -> None:
+    first = cpu.run([LOGITS], batch())[LOGITS]
+    copy = first.copy()
+    cpu.run([LOGITS], Batch([Piece(KVSequence(), [7, 8, 9], 3)]))
+    assert np.array_equal(first, copy)
+
+
+def test_threads_that_call_at_once_take_turns(cpu: CPUBackend) -> None:
+    wrong: list[int] = []
+
+    def caller(token: int) -> Callable[[], None]:
+        def logits() -> np.ndarray:
+            seq = KVSequence()
+            result = cpu.run([LOGITS], Batch([Piece(seq, [token, 2, 3], 1)]))[LOGITS]
+            cpu.cache.release(seq)
+            return result
+
+        expected = logits()
+
+        def call() -> None:
+            wrong.extend(token for _ in range(300) if not np.array_equal(logits(), expected))
+        return call
+
+    threads = [threading.Thread(target=caller(token)) for token in (5, 9, 30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
