@@ -153,7 +153,8 @@ def test_prompt_longer_than_the_context(run: Call) -> None:
         done = run("--raw", "-p", "x" * 200, *options)
         assert (done.code, done.out) == (1, "")
         assert f"the prompt has 200 tokens, more than the context of {n_ctx}" in done.err
-    assert run("--raw", "-p", "y" * N_CTX).out == "z"  # just fits
+    assert run("--raw", "-p", "y" * (N_CTX - 1)).out == "z"  # prompt and answer just fit
+    assert run("--raw", "-p", "y" * N_CTX).out == ""  # leaves no room for an answer
 
 
 def test_a_context_beyond_the_models_is_a_warning(run: Call) -> None:
