@@ -45,8 +45,16 @@ def cache_folder() -> Path:
     elif sys.platform == "darwin":
         base = os.path.expanduser("~/Library/Caches")
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        chosen = os.environ.get("XDG_CACHE_HOME", "")
+        base = chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):  # no home, as users of a container may have none; never the current folder, which may be anybody's
+        base = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid() if hasattr(os, 'getuid') else ''}")
     return Path(base) / "qwencli"
+
+
+def trusted(found: os.stat_result) -> bool:
+    """Whether a file or folder is the user's own, or root's, and nobody else may write to it: the cache is code that we run."""
+    return os.name != "posix" or (found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022)
 
 
 @cache
@@ -109,9 +117,14 @@ class Kernels:
         return self.folder / (spec.replace(":", "-") + ".o")
 
     def _read(self, spec: str) -> bytes | None:
-        """The object file from the cache; None if it isn't there, or not whole."""
+        """The object file from the cache; None if it isn't there, not whole, or might be somebody else's."""
+        path = self._path(spec)
         try:
-            data = self._path(spec).read_bytes()
+            with open(path, "rb") as f:
+                if not (trusted(os.fstat(f.fileno())) and trusted(os.stat(path.parent))):
+                    self._keep_nothing(f"compiled kernels in {path.parent} are not used, since others can write to them")
+                    return None
+                data = f.read()
         except OSError:
             return None
         head = len(_MAGIC) + 32
@@ -121,9 +134,11 @@ class Kernels:
 
     def _write(self, spec: str, code: bytes) -> None:
         """Store an object file, whole or not at all. A cache that can't be written costs time, nothing else."""
+        if not self._keeps:
+            return
         path = self._path(spec)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as f:
@@ -133,9 +148,13 @@ class Kernels:
                 os.unlink(part)
                 raise
         except OSError as error:
-            if self._keeps:  # said once
-                self._say(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
-            self._keeps = False
+            self._keep_nothing(f"compiled kernels can't be kept in {path.parent}: {error.strerror or error}")
+
+    def _keep_nothing(self, why: str) -> None:
+        """Say once that the cache is of no use."""
+        if self._keeps:
+            self._say(why)
+        self._keeps = False
 
     def _link(self, spec: str, code: bytes) -> int:
         import llvmlite.binding as llvm
@@ -156,9 +175,10 @@ def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
     """Compile kernels in processes of their own: side by side, since Numba holds one lock; interruptible at any time, which LLVM is not;
     and without Numba's memory in this process. Where a process can't be started, or fails, they are compiled here. Raises KernelError.
     """
-    n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs))
+    can_start = sys.executable and not getattr(sys, "frozen", False)  # else it isn't Python: an application that holds one
+    n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs)) if can_start else 0
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
-        command = [sys.executable, "-m", f"{__package__}.compiler", isa.name, folder]
+        command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", f"{__package__}.compiler", isa.name, folder]
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
         processes = []
         try:
@@ -172,6 +192,7 @@ def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
         finally:
             for process in processes:
                 process.kill()
+                process.wait()  # Windows doesn't remove a folder that a process is in
         crashed = {spec for i, process in enumerate(processes) if process.returncode in CRASHES for spec in specs[i::n_workers]}
         for spec in specs:
             path = Path(folder, symbol(spec))
