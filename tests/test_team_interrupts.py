@@ -1,0 +1,97 @@
+"""Interruptions at chosen places of a step: between its start and its first chunk, in its middle, while it is being aborted."""
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from qwencli.backends import team as team_module
+from qwencli.backends.cpu import kernels_of
+from qwencli.backends.team import Team
+from qwencli.kernels.isa import choose
+from qwencli.kernels.layout import ROW_WORDS
+
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+class Program:
+    """Rows of `chunks` chunks each, a group each, that write down (row, chunk) as they run."""
+
+    def __init__(self, chunks: Sequence[int], seconds: float = 0.0) -> None:
+        self.ran: list[tuple[int, int]] = []
+
+        def kernel(args: int, chunk: int, scratch: int) -> None:
+            self.ran.append((args, chunk))
+            time.sleep(seconds)
+
+        self._kernel = KERNEL(kernel)
+        self.counts = np.array(chunks, np.int64)
+        self.rows = np.zeros((len(chunks), ROW_WORDS), np.int64)
+        address = ctypes.cast(self._kernel, ctypes.c_void_p).value
+        for i in range(len(chunks)):
+            self.rows[i] = address, i, self.counts.ctypes.data + 8 * i, 1, i, 1
+
+    def check(self) -> None:
+        """Each chunk ran once."""
+        assert sorted(self.ran) == [(row, chunk) for row, n in enumerate(self.counts) for chunk in range(n)]
+        self.ran.clear()
+
+
+@pytest.fixture(params=[1, 2, 5])
+def team(request: pytest.FixtureRequest) -> Iterator[Team]:
+    team = Team(kernels_of(choose().name), request.param, 64)
+    yield team
+    team.close()
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def raising(method: Callable[..., None], errors: list[type[BaseException]]) -> Callable[..., None]:
+    """A method that raises the errors, one at each call, before it does anything."""
+    def call(*args: int) -> None:
+        if errors:
+            raise errors.pop()
+        method(*args)
+    return call
+
+
+def run_interrupted(team: Team, program: Program, **errors: list[type[BaseException]]) -> None:
+    """Run a program while methods of the team raise."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, left in errors.items():
+            patch.setattr(team, name, raising(getattr(team, name), left))
+        team.run(program.rows)
+
+
+@pytest.mark.parametrize("where", ["_step", "_wake"])
+@pytest.mark.parametrize("while_aborting", [0, 2])
+def test_an_interruption_leaves_no_thread_in_the_step(team: Team, monkeypatch: pytest.MonkeyPatch, where: str, while_aborting: int) -> None:
+    monkeypatch.setattr(team_module, "BUDGET", 1)
+    program = Program([5, 30, 5], seconds=1e-4)
+    for _ in range(5):
+        team.run(program.rows)
+        program.check()
+        with pytest.raises(KeyboardInterrupt):
+            run_interrupted(team, program, **{where: [KeyboardInterrupt], "_quiesce": [KeyboardInterrupt] * while_aborting})
+        n_ran = len(program.ran)
+        time.sleep(2e-3)
+        assert len(program.ran) == n_ran, "a thread goes on with what was interrupted"
+        assert len(set(program.ran)) == n_ran
+        program.ran.clear()
+
+
+def test_what_interrupts_an_abort_does_not_spoil_the_next_step(team: Team) -> None:
+    program = Program([5, 3])
+    team.run(program.rows)
+    program.check()
+    with pytest.raises(Interrupted):
+        run_interrupted(team, program, _step=[KeyboardInterrupt], _quiesce=[Interrupted])
+    time.sleep(2e-3)
+    program.ran.clear()
+    team.run(program.rows)
+    program.check()
