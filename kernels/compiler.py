@@ -5,7 +5,10 @@ and `avx2` really are compiled for a lesser CPU, and nothing that the process co
 """
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +116,18 @@ def assembly(isa: ISA, spec: str) -> str:
     return _lower(isa, spec).assembly(jit.symbol(spec))
 
 
+def end_with_parent(folder: str) -> None:
+    """Wait for the end of stdin, a pipe: the process that started this one has ended, and nobody will look into the folder."""
+    os.read(0, 1)
+    os.chdir(Path(folder).parent)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
 def main() -> None:
     """A worker of jit.py: python -m qwencli.kernels.compiler ISA FOLDER SPEC..."""
     name, folder, *specs = sys.argv[1:]
+    threading.Thread(target=end_with_parent, args=(folder,), daemon=True).start()
     for spec in specs:
         path = Path(folder, jit.symbol(spec))
         part = path.with_suffix(".part")

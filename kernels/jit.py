@@ -179,7 +179,8 @@ def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
     n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs)) if can_start else 0
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
         command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", f"{__package__}.compiler", isa.name, folder]
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        # a pipe as stdin: its end tells a worker to end, also one that we don't know of because Ctrl-C came while it was being started
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
         processes = []
         try:
             for i in range(n_workers):
@@ -192,7 +193,7 @@ def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
         finally:
             for process in processes:
                 process.kill()
-                process.wait()  # Windows doesn't remove a folder that a process is in
+                process.communicate()  # closes the pipe and waits: Windows doesn't remove a folder that a process is in
         crashed = {spec for i, process in enumerate(processes) if process.returncode in CRASHES for spec in specs[i::n_workers]}
         for spec in specs:
             path = Path(folder, symbol(spec))
