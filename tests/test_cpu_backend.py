@@ -95,7 +95,7 @@ def test_perplexity_is_llama_cpps(shared: Path, monkeypatch: pytest.MonkeyPatch,
     assert found[-1] == pytest.approx(FIGURES[name][1], rel=1e-3)
     if name == "q4_k_m":
         assert measured(model, shared / "models" / "heldout.txt")[-1] == pytest.approx(FIGURES[name][0], rel=1e-3)
-    if name in ("f16", "q4_k_m", "q8_0"):
+    if name in ("f16", "q4_k_m"):
         for other in isa.available()[1:]:
             monkeypatch.setenv(isa.VARIABLE, other.name)
             assert measured(model, shared / "models" / "wiki-excerpt.txt", 4) == pytest.approx(found[:4], rel=5e-4)
@@ -184,13 +184,16 @@ def test_ctrl_c_in_a_step(demo: Model, n_threads: int) -> None:
     tokens = (prompt_tokens(demo) * 9)[:2500]
     engine = Engine(CPUBackend(demo, n_threads), 4096, n_batch=2500)
 
+    def step(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        engine.step()
+
     def answer(interrupts: Sequence[float]) -> list[int]:
         seq = EngineSequence(list(tokens), GREEDY, 3)
         engine.submit(seq)
         for seconds in interrupts:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
             with pytest.raises(KeyboardInterrupt):
-                engine.step()
+                step(seconds)
             assert seq.kv.length == 0
             assert seq.tokens == tokens
         while seq.stop_reason is None:

@@ -173,16 +173,16 @@ def test_an_interrupted_step_leaves_the_team_ready(team: Callable[[int], Team], 
     t, p = team(n_threads), Shuffles(300)
     p.check(t, 6)
 
-    def run_on() -> None:
+    def run_on(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         for _ in range(100_000):
             t.run(p.rows)
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for i in range(15):
-            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (i + 1))
             with pytest.raises(KeyboardInterrupt):
-                run_on()
+                run_on(0.0005 * (i + 1))
             assert not any(t._state[Word.STATUS + Word.STATUS_WORDS * j] for j in range(1, n_threads))
             p.check(t, 6)
     finally:
