@@ -37,6 +37,6 @@ def compile_together(models: Sequence[Model], fetch: Callable[[Model], Sequence[
     specs = set()
     for model in models:
         backend = CPUBackend(model, 1)
-        for form in "few", "many":
-            specs.update(backend._lower(tuple(fetch(model)), (), {N_TOKENS: form, N_OUTPUTS: form}, 16, True).specs)
+        for room in 8, 16:
+            specs.update(backend._lower(tuple(fetch(model)), (), {N_TOKENS: room, N_OUTPUTS: room}, True).specs)
     backend._kernels.load(sorted(specs))

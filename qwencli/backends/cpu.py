@@ -53,7 +53,7 @@ class CPUBackend:
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
         with self._lock:
-            program, counts = self._run(tuple(fetch), batch, feed or {}, [])
+            program, counts = self._run(tuple(fetch), batch, feed or {}, None)
             values = {name: program.value(name) for name in fetch}
             copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
         shapes = {name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch}
@@ -75,13 +75,13 @@ class CPUBackend:
             self._pages.address(page)
 
     def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32],
-             draws: Sequence[Draw]) -> tuple[Program, dict[str, int]]:
+             draws: Sequence[Draw] | None) -> tuple[Program, dict[str, int]]:
         counts = self._counts(batch, feed)
-        program = self._program(fetch, tuple(feed), counts, bool(draws))
+        program = self._program(fetch, tuple(feed), counts, draws is not None)
         program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0, 0
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
-        keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws)]
+        keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
         self._team.run(program.rows)
         del keep  # arrays that the program had the addresses of
         if batch is not None:
@@ -100,12 +100,10 @@ class CPUBackend:
 
     def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], sampled: bool) -> Program:
         """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
-        forms = {dim: form_of(n) for dim, n in counts.items()}
-        most = max(counts.values())
-        room = layout.FEW_TOKENS if most <= layout.FEW_TOKENS else 1 << (most - 1).bit_length()
-        key = (fetch, feed, *forms.items(), room, sampled)
+        rooms = {dim: room_for(n) for dim, n in counts.items()}
+        key = (fetch, feed, *sorted(rooms.items()), sampled)
         if key not in self._programs:
-            program = self._lower(fetch, feed, forms, room, sampled)
+            program = self._lower(fetch, feed, rooms, sampled)
             for name in fetch:
                 program.value(name)  # an error now, and not when the step is done
             self._load([*RUNTIME, *program.specs])
@@ -116,17 +114,17 @@ class CPUBackend:
     def _load(self, specs: list[str]) -> None:
         """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
         if self._kernels.missing(specs):
-            usual = [self._lower((LOGITS,), (), {N_TOKENS: form, N_OUTPUTS: "few"}, 16, True) for form in ("few", "many")]
+            usual = [self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, True) for n in (1, layout.FEW_TOKENS + 1)]
             specs = [*specs, *(spec for program in usual for spec in program.specs)]
         try:
             self._kernels.load(specs)
         except KernelError as error:
             raise QwenError(f"{error} (please report this; --backend numpy runs without kernels)") from error
 
-    def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], forms: dict[str, str], room: int, sampled: bool) -> Program:
+    def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], sampled: bool) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
-        inputs = Inputs(room, self.model.config.rope.n_rot)
-        return Program(self.model, nodes, fetch, feed, inputs, room, forms, self._team.n_threads, LOGITS if sampled else None)
+        inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
+        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, LOGITS if sampled else None)
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
@@ -168,9 +166,9 @@ class CPUBackend:
         return [*keep, item_array, record_array]
 
 
-def form_of(n: int) -> str:
-    """Whether so many tokens are "few", multiplied with weights in place, or "many"."""
-    return "few" if n <= layout.FEW_TOKENS else "many"
+def room_for(n: int) -> int:
+    """For how many rows a program has memory that is to take n: a power of two, so that a handful of programs serves all steps."""
+    return int(layout.FEW_TOKENS) if n <= layout.FEW_TOKENS else 1 << (n - 1).bit_length()
 
 
 @cache

@@ -50,14 +50,15 @@ def float_bits(value: float) -> int:
 class Program:
     """The rows for one choice of results, and where these are afterwards.
 
-    `forms` says for tokens and for outputs whether they are few or many, `sampled` from which tensor tokens are drawn, if any.
+    `rooms` says how many tokens and outputs there is memory for, `sampled` from which tensor tokens are drawn, if any.
     """
 
-    def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs, n_rows: int,
-                 forms: dict[str, str], n_threads: int, sampled: str | None) -> None:
+    def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs,
+                 rooms: dict[str, int], n_threads: int, sampled: str | None) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
-        self._n_rows, self._forms, self._n_threads = n_rows, forms, n_threads
+        self._rooms, self._n_threads = rooms, n_threads
+        self._forms = {dim: "few" if room <= layout.FEW_TOKENS else "many" for dim, room in rooms.items()}
         self._users: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
             for source in node.src:
@@ -123,7 +124,7 @@ class Program:
             row[:4] = addresses[spec], args, count, divisor
 
     def _new(self, name: str, dim: str, width: int) -> Value:
-        self._values[name] = value = Value(dim, width, self._memory.take(4 * self._n_rows * width))
+        self._values[name] = value = Value(dim, width, self._memory.take(4 * self._rooms[dim] * width))
         return value
 
     def _unit(self, dim: str) -> int:
@@ -228,7 +229,7 @@ class Program:
 
     def _quantize(self, prologue: str, kind: str, x: Value, second: int, out: Value, eps: int, reads: Sequence[int]) -> None:
         """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
-        buffers = tuple(self._memory.take(self._n_rows * n) for n in layout.activation_bytes(kind, x.width))
+        buffers = tuple(self._memory.take(self._rooms[x.dim] * n) for n in layout.activation_bytes(kind, x.width))
         if kind != "f32":
             out.quantized[kind] = buffers
         addresses = [address_of(buffer) for buffer in buffers]
