@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from qwencli.backends import team as team_module
 from qwencli.backends.cpu import kernels_of
 from qwencli.backends.team import Team
 from qwencli.kernels.isa import choose
@@ -70,8 +69,7 @@ def run_interrupted(team: Team, program: Program, **errors: list[type[BaseExcept
 
 @pytest.mark.parametrize("where", ["_step", "_wake"])
 @pytest.mark.parametrize("while_aborting", [0, 2])
-def test_an_interruption_leaves_no_thread_in_the_step(team: Team, monkeypatch: pytest.MonkeyPatch, where: str, while_aborting: int) -> None:
-    monkeypatch.setattr(team_module, "BUDGET", 1)
+def test_an_interruption_leaves_no_thread_in_the_step(team: Team, where: str, while_aborting: int) -> None:
     program = Program([5, 30, 5], seconds=1e-4)
     for _ in range(5):
         team.run(program.rows)
