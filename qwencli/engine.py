@@ -52,8 +52,10 @@ class Engine:
     def submit(self, seq: Sequence, parent: Sequence | None = None) -> None:
         """Take a sequence in. What it has in common with the beginning of `parent`, in whole pages of the cache, is not computed again.
 
-        Raises InputError for an empty prompt, one longer than the context, or ids outside the vocabulary."""
+        Raises InputError for an empty prompt, one longer than the context, ids outside the vocabulary, a sequence that was taken before."""
         n_vocab = self.backend.model.config.n_vocab
+        if seq.stop_reason or seq in self.running:
+            raise InputError("the sequence was submitted before, expected a new one")
         if not seq.tokens:
             raise InputError("the prompt is empty, expected at least one token")
         if len(seq.tokens) > self.n_ctx:

@@ -15,7 +15,7 @@ import pytest
 
 from qwencli.backends import Batch
 from qwencli.engine import Engine, Sequence
-from qwencli.errors import QwenError
+from qwencli.errors import InputError, QwenError
 from qwencli.kv_cache import PAGE, KVCache, KVSequence
 from qwencli.sampling import Draw, SamplingParams
 
@@ -159,3 +159,13 @@ def test_an_interrupted_step_can_be_done_again(backend: Backend, where: str, err
     chances = [draw.chance for draw in backend.draws]
     assert chances == [seq.sampler.draw([], i).chance for i in range(9)], "a random number belongs to its place in the answer"
     assert len(set(chances)) == 9
+
+
+def test_a_sequence_is_taken_once(backend: Backend) -> None:
+    engine, seq = Engine(backend, n_ctx=64), Sequence([1, 2], GREEDY, 2)
+    engine.submit(seq)
+    for _ in range(3):
+        with pytest.raises(InputError, match="submitted before"):
+            engine.submit(seq)
+        engine.step()
+    assert (seq.generated, seq.stop_reason) == ([3, 4], "length")
