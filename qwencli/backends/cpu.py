@@ -18,7 +18,7 @@ from ..sampling import Draw
 from . import F32, LOGITS, Batch, sample_with_numpy
 from .lowering import Program, activation_kind, weight_info
 from .memory import Inputs, PageMemory, address_of
-from .team import RUNTIME, Team, physical_cores
+from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 
 assert PAGE == layout.PAGE
 
@@ -82,7 +82,7 @@ class CPUBackend:
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
         keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
-        self._team.run(program.rows)
+        self._team.run(program.rows, BUDGET if max(counts.values()) <= layout.FEW_TOKENS else BUDGET_OF_MANY)
         del keep  # arrays that the program had the addresses of
         if batch is not None:
             batch.commit(self.cache)

@@ -17,8 +17,9 @@ from .memory import I64, Bytes, address_of, aligned_zeros
 
 SPINS, PATIENCE = 200, 20_000
 """Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
-BUDGET = 64
-"""Chunks after which the driving thread comes back to Python, where signals are handled."""
+BUDGET, BUDGET_OF_MANY = 64, 8
+"""Chunks after which the driving thread comes back to Python, where signals are handled: a chunk takes microseconds with few tokens,
+up to some milliseconds with many."""
 LAST_EPOCH = 2**31 - 2
 """The largest number of a step: behind its claim's tag there are 32 bits for what is left, and one is the sign."""
 RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
@@ -81,8 +82,10 @@ class Team:
     def _address(self, word: int) -> int:
         return address_of(self._state) + 8 * word
 
-    def run(self, rows: I64) -> None:
+    def run(self, rows: I64, budget: int = BUDGET) -> None:
         """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next.
+
+        Signals are handled every `budget` chunks.
 
         One thread at a time may call it. The rows have to live as long as the team: who comes late may look at them after their step.
         """
@@ -101,7 +104,7 @@ class Team:
             self._publish(self._address(Word.EPOCH), epoch, 0)
             self._wake()
             while not state[Word.FINISHED]:
-                step(state.ctypes.data, BUDGET, self._scratch[0].ctypes.data)
+                step(state.ctypes.data, budget, self._scratch[0].ctypes.data)
         except BaseException:
             self._abort()
             raise
