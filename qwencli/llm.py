@@ -55,10 +55,10 @@ def make_backend(name: str, model: Model, n_threads: int | None, report: Callabl
     Only its own modules are imported.
     """
     if name == "auto":
-        from .backends.lowering import unsupported_types
-        missing = unsupported_types(model)
+        from .backends.lowering import what_has_no_kernels
+        missing = what_has_no_kernels(model)
         if missing and report:
-            report(f"no compiled kernels yet for {', '.join(missing)}: running on the slow NumPy backend")
+            report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
         name = "numpy" if missing else "cpu"
     if name == "numpy":
         from .backends.numpy_ref import NumpyBackend

@@ -24,10 +24,12 @@ CHUNKS_A_THREAD = 6
 KV = "the KV cache"  # what stores write and attention reads, for the order of rows
 
 
-def unsupported_types(model: Model) -> list[str]:
-    """The tensor types of the model's matrices for which there are no kernels."""
+def what_has_no_kernels(model: Model) -> list[str]:
+    """The tensor types of the model's matrices, and the size of its heads, that the compiled kernels don't take; none if they run it."""
     matrices = (node.op.info for node in model.graph.nodes.values() if isinstance(node.op, Weight) and len(node.shape) > 1)
-    return sorted({info.type.name for info in matrices} - layout.FORMATS.keys())
+    missing = sorted({info.type.name for info in matrices} - layout.FORMATS.keys())
+    head_dim = model.config.head_dim
+    return missing + ([f"heads of {head_dim} values"] if head_dim % layout.LANES else [])
 
 
 def weight_info(product: Tensor) -> TensorInfo:

@@ -1,0 +1,31 @@
+"""Which backend runs a file when none is asked for."""
+from pathlib import Path
+
+from gguf_builder import tiny
+
+from qwencli import LLM
+from qwencli.backends.cpu import CPUBackend
+from qwencli.backends.numpy_ref import NumpyBackend
+
+
+def test_the_compiled_kernels_run_what_they_can() -> None:
+    from qwencli.model_path import EMBEDDED
+    said: list[str] = []
+    assert isinstance(LLM(EMBEDDED, report=said.append).engine.backend, CPUBackend)
+    assert not said
+
+
+def test_numpy_runs_the_rest_and_says_so(tmp_path: Path) -> None:
+    """The tiny qwen2 model has heads of 8 values; vectors have 16."""
+    said: list[str] = []
+    llm = LLM(tiny("qwen2").write(tmp_path / "m.gguf"), report=said.append)
+    assert isinstance(llm.engine.backend, NumpyBackend)
+    assert said == ["no compiled kernels for heads of 8 values: running on the slow NumPy backend"]
+
+
+def test_numpy_runs_types_without_kernels(shared: Path) -> None:
+    said: list[str] = []
+    llm = LLM(shared / "models" / "demo-iq4_xs.gguf", report=said.append)
+    assert isinstance(llm.engine.backend, NumpyBackend)
+    assert len(said) == 1
+    assert "IQ4_XS" in said[0]
