@@ -162,7 +162,9 @@ class Kernels:
             llvm.initialize_native_target()
             llvm.initialize_native_asmprinter()
             machine = llvm.Target.from_default_triple().create_target_machine()
-            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+            # its own memory manager keeps a kernel's code and constants together: code for the small model reaches 2 GB, and LLVM
+            # aborts the process where it doesn't
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
         address: int = self._engine.get_function_address(symbol(spec))
