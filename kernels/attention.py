@@ -132,20 +132,33 @@ def exp_scalar(e: Emitter, x: Any) -> Any:
     return e.b.extract_element(e.exp(e.splat(x, 1)), e.int(0, I32))
 
 
-def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Any, accs: Sequence[Any], factors: Sequence[Any],
+def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any], factors: Sequence[Any],
                head_dim: int) -> None:
-    """acc[q] = acc[q] * factor[q] + weights[q] @ values, a page's values as [PAGE][head_dim] halves."""
+    """acc[q] = acc[q] * factor[q] + weights[q] @ values, a page's values as [PAGE][head_dim] halves.
+
+    Query q sees the first n_valid[q] positions, no fewer than the query before it. What it doesn't see isn't multiplied by 0 but
+    skipped: it may be infinite.
+    """
     b = e.b
+    n_all = b.select(b.icmp_signed(">", n_valid[0], e.int(0)), n_valid[0], e.int(0))
     for start in range(0, head_dim, 4 * LANES):
         columns = range(start, min(start + 4 * LANES, head_dim), LANES)
         sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns] for acc, factor in zip(accs, factors)]
-        with e.loop(n_valid) as i:
+
+        def add_position(i: Any, seen: Sequence[Any], columns: Sequence[int] = columns, sums: Sequence[Any] = sums) -> None:
             row = e.at(values, b.mul(i, e.int(2 * head_dim)))
             value = [e.f16_to_f32(e.load(I16X16, row, 2 * c)) for c in columns]
-            for weight, totals in zip(weights, sums):
+            for weight, totals, sees in zip(weights, sums, seen):
                 w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
                 for v, total in zip(value, totals):
-                    b.store(e.fma_exact(w, v, b.load(total)), total)
+                    more = e.fma_exact(w, v, b.load(total))
+                    b.store(more if sees is None else b.select(sees, more, b.load(total)), total)
+
+        with e.loop(n_all) as i:
+            add_position(i, [None] * len(weights))
+        with e.loop(b.sub(n_valid[-1], n_all)) as k:
+            i = b.add(n_all, k)
+            add_position(i, [b.icmp_signed("<", i, n) for n in n_valid])
         for acc, totals in zip(accs, sums):
             for c, total in zip(columns, totals):
                 e.store(b.load(total), acc, 4 * c)
@@ -221,10 +234,13 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
             e.store(e.float(0.0, F32X16), memory, 64 * j)
         e.store(e.float(1.0), memory, factor_at)
 
-    @intrinsic_of(void, i64, i64, i64, i64, i64)
-    def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_valid: Any, memory: Any) -> None:
-        queries = places(e, tile_numbers(e, first, n_queries), memory)
+    @intrinsic_of(void, i64, i64, i64, i64, i64, i64)
+    def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_before: Any, shared: Any, memory: Any) -> None:
+        """`n_before` positions of the page are seen by the item's first token, one more by each that follows."""
+        numbers = tile_numbers(e, first, n_queries)
+        queries = places(e, numbers, memory)
         factors = [e.load(F32, query, factor_at) for query in queries]
+        n_valid = [e.least(e.b.add(n_before, e.b.udiv(n, shared)), e.int(PAGE)) for n in numbers]
         weigh_tile(e, queries, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
 
     @intrinsic_of(void, i64)
@@ -276,7 +292,7 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
                 for i in range(0, n_queries, tile):
                     n_valid = first_position + (min(i + tile, n_queries) - 1) // shared + 1 - page * PAGE
                     if n_valid > 0:
-                        weigh(i, n_queries, keys + 2 * PAGE * head_dim, min(n_valid, PAGE), scratch)
+                        weigh(i, n_queries, keys + 2 * PAGE * head_dim, first_position + 1 - page * PAGE, shared, scratch)
             for i in range(n_queries):
                 memory = scratch + per_query * i
                 if split == begin:

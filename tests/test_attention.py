@@ -163,3 +163,17 @@ def test_attention_with_scores_far_apart(isa_name: str) -> None:
         for form in "few", "many":
             found = attend(isa_name, q, 298, cache, 0.125, form, "after")
             np.testing.assert_allclose(found, expected_attention(q, 298, cache, 0.125), atol=1e-4)
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(isa_name: str) -> None:
+    """Values that overflow half precision at the last of four tokens: the three before it are as finite as alone."""
+    rng = np.random.default_rng(0)
+    cache = Cache(rng, 70, 2, 64, "after")
+    cache.pages[1].reshape(2, 2, 64, 64)[:, 1, 5] = np.inf  # the values of position 69
+    q = rng.standard_normal((4, 4, 64)).astype(np.float32)
+    together = attend(isa_name, q, 66, cache, 0.125, "many", "after")
+    alone = [attend(isa_name, q[i:i + 1], 66 + i, cache, 0.125, "few", "after")[0] for i in range(4)]
+    assert np.array_equal(together[:3], alone[:3])
+    assert np.isfinite(together[:3]).all()
+    assert not np.isfinite(together[3]).any()
