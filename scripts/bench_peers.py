@@ -127,7 +127,8 @@ def main(model: str, threads: int | None, repeat: int, peer_python: str, as_json
         command = [python, __file__, model, "-t", str(threads), "--engine", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise click.ClickException(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}")
+            hint = ": install the extra `oracle`, or name a Python that has it with --peer-python" if "llama_cpp" in done.stderr else ""
+            raise click.ClickException(f"{name} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}{hint}")
         found[name].append(json.loads(done.stdout))
     medians = {name: {test: statistics.median(run[test] for run in runs) for test in TESTS} for name, runs in found.items()}
     if as_json:
