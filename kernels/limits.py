@@ -1,0 +1,94 @@
+"""What the machine can do at most: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .simd import F32X16, I8X64, I32X16, Emitter, i64, intrinsic_of, load_i64, void
+
+LINE = 64
+LINES_A_TURN = 4
+DATA_BYTES = 4096
+"""Bytes of factors that the arithmetic loops take in turn: they stay in the L1 cache."""
+
+
+def build(name: str, *variant: str) -> Any:
+    return {"fill": build_fill, "read": build_read, "multiply": build_multiply}[name](*variant)
+
+
+def build_fill() -> Any:
+    """args: bytes in all, bytes a chunk, address. Writes every byte, so that each page is memory of its own, near a thread that reads."""
+    @intrinsic_of(void, i64, i64)
+    def fill_lines(e: Emitter, address: Any, n_bytes: Any) -> None:
+        with e.loop(e.b.udiv(n_bytes, e.int(LINE))) as i:
+            e.store(e.int(1, I32X16), e.at(address, e.b.mul(i, e.int(LINE))))
+
+    def fill(args, chunk, scratch):
+        n_bytes = load_i64(args + 8)
+        fill_lines(load_i64(args + 16) + chunk * n_bytes, n_bytes)
+    return fill
+
+
+def build_read(n_streams: str) -> Any:
+    """args: bytes in all, bytes a chunk, address, bytes to prefetch ahead. A chunk is read in some streams side by side."""
+    streams = int(n_streams)
+
+    @intrinsic_of(void, i64, i64, i64, i64)
+    def read_lines(e: Emitter, address: Any, n_bytes: Any, ahead: Any, out: Any) -> None:
+        b = e.b
+        share = b.udiv(n_bytes, e.int(streams))
+        sums = [e.var(e.int(0, I32X16)) for _ in range(LINES_A_TURN)]
+        with e.loop(b.udiv(share, e.int(LINE * LINES_A_TURN))) as i:
+            for s in range(streams):
+                place = e.at(address, b.add(b.mul(share, e.int(s)), b.mul(i, e.int(LINE * LINES_A_TURN))))
+                for j, total in enumerate(sums):
+                    e.prefetch(b.add(e.at(place, LINE * j), ahead), level=2)
+                    b.store(b.add(b.load(total), e.load(I32X16, place, LINE * j)), total)
+        store_sum(e, sums, out)
+
+    def read(args, chunk, scratch):
+        n_bytes = load_i64(args + 8)
+        read_lines(load_i64(args + 16) + chunk * n_bytes, n_bytes, load_i64(args + 24), scratch)
+    return read
+
+
+def store_sum(e: Emitter, sums: list[Any], out: Any) -> None:
+    """Make the sums count: what nobody sees would be optimized away."""
+    b = e.b
+    total = b.load(sums[0])
+    for other in sums[1:]:
+        total = (b.fadd if total.type == F32X16 else b.add)(total, b.load(other))
+    e.store(total, out)
+
+
+STEPS: dict[str, tuple[Any, Any, Callable[..., Any]]] = {
+    "dot4": (I8X64, I32X16, lambda e, acc, x, y: e.dot4(acc, x, y, u_below_128=True)),
+    "fma": (F32X16, F32X16, lambda e, acc, x, y: e.fma(x, y, acc))}
+"""The type of the factors, that of the sums, and how a product is added."""
+
+
+def build_multiply(step: str, n_rows: str, n_columns: str) -> Any:
+    """args: turns in all, turns a chunk, address of DATA_BYTES of factors.
+
+    A turn adds n_rows * n_columns products of 64 bytes by 64 bytes: rows stay in registers, columns are loaded, as in a product's tile.
+    """
+    rows, columns = int(n_rows), int(n_columns)
+    kind, sum_kind, add_product = STEPS[step]
+
+    @intrinsic_of(void, i64, i64, i64)
+    def multiply_turns(e: Emitter, turns: Any, data: Any, out: Any) -> None:
+        b = e.b
+        xs = [e.load(kind, data, LINE * r) for r in range(rows)]
+        zero = e.float(0.0, sum_kind) if sum_kind == F32X16 else e.int(0, sum_kind)
+        sums = [[e.var(zero) for _ in range(columns)] for _ in range(rows)]
+        with e.loop(turns) as i:
+            place = e.at(data, b.and_(b.mul(i, e.int(LINE)), e.int(DATA_BYTES // 2 - 1)))
+            for c in range(columns):
+                y = e.load(kind, place, LINE * c)
+                for x, totals in zip(xs, sums):
+                    b.store(add_product(e, b.load(totals[c]), x, y), totals[c])
+        store_sum(e, [total for totals in sums for total in totals], out)
+
+    def multiply(args, chunk, scratch):
+        multiply_turns(load_i64(args + 8), load_i64(args + 16), scratch)
+    return multiply
