@@ -1,7 +1,8 @@
 """From a kernel's Python function to an object file: the only place where Numba's and LLVM's options are set.
 
 Numba types and lowers the function; its IR is then optimized and turned into machine code by our own target machine, so that `generic`
-and `avx2` really are compiled for a lesser CPU, and nothing that the process compiles with Numba otherwise is affected.
+and `avx2` really are compiled for a lesser CPU, or for a CPU of another kind, and nothing that the process compiles with Numba otherwise
+is affected.
 """
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from numba.core import codegen, compiler, registry
 from numba.core.compiler_lock import global_compiler_lock
 
 from . import jit, simd
-from .isa import ISA, choose, target
+from .isa import ISA, Target, choose, target
 
 SIGNATURE = (types.int64,) * 3
 
@@ -35,20 +36,21 @@ class KernelLibrary(codegen.CPUCodeLibrary):
 
     def object_code(self, entry: str) -> bytes:
         """The object file, optimized with only `entry` visible."""
-        return bytes(self._codegen._tm.emit_object(self._optimized(entry)))
+        return bytes(self._codegen.machine.emit_object(self._optimized(entry)))
 
     def assembly(self, entry: str) -> str:
-        return str(self._codegen._tm.emit_assembly(self._optimized(entry)))
+        return str(self._codegen.machine.emit_assembly(self._optimized(entry)))
 
     def _optimized(self, entry: str) -> Any:
-        module = self._final_module
+        machine, module = self._codegen.machine, self._final_module
+        module.triple, module.data_layout = machine.triple, str(machine.target_data)
         for function in module.functions:
             if not function.is_declaration and function.name != entry:
                 function.linkage = "internal"
         options = llvm.create_pipeline_tuning_options(speed_level=3)
         options.loop_vectorization = options.slp_vectorization = False  # what should be vectors is written as vectors
         options.loop_unrolling = False
-        passes = llvm.create_pass_builder(self._codegen._tm, options)
+        passes = llvm.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
         module.verify()
         return module
@@ -58,21 +60,28 @@ class KernelLibrary(codegen.CPUCodeLibrary):
 
 
 class KernelCodegen(codegen.CPUCodegen):
-    """Numba's code generator with a target machine for `isa`."""
+    """Numba's code generator, for this machine, and a target machine for `isa`, which may be another's."""
     _library_class = KernelLibrary
 
     def __init__(self, isa: ISA) -> None:
-        self._isa = isa
         super().__init__(f"qwencli.{isa.name}")
+        self.machine = target_machine(target(isa))
 
     def _customize_tm_features(self) -> str:
-        return target(self._isa)[1]
+        return ""
 
     def _customize_tm_options(self, options: dict[str, Any]) -> None:
-        options.update(cpu=target(self._isa)[0], features=self._tm_features, reloc="pic", codemodel="small", opt=3)
+        pass
 
     def _add_module(self, module: Any) -> None:
         pass
+
+
+def target_machine(kind: Target) -> Any:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    options = {"cpu": kind.cpu, "features": kind.features, "reloc": "pic", "codemodel": "small", "opt": 3}
+    return llvm.Target.from_triple(kind.triple).create_target_machine(**options)
 
 
 def _lower(isa: ISA, spec: str) -> KernelLibrary:

@@ -1,8 +1,9 @@
 """Which instructions kernels are compiled for. `QWENCLI_ISA` overrides the choice, and lowers what LLVM may use accordingly."""
 from __future__ import annotations
 
+import ctypes
 import os
-import platform
+import sys
 from functools import cache
 from typing import NamedTuple
 
@@ -11,8 +12,12 @@ OLDEST_LLVM = 21
 """In older ones intrinsics take other types. Numba has this or a newer one from 0.66 on."""
 
 
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
+
+
 class ISA(NamedTuple):
-    """`name` is a file's in `simd/`; `needs` are LLVM's names of CPU features; `cpu` is what LLVM compiles for, "" the CPU we run on."""
+    """`name` is a file's in `simd/`; `machines` are those that may have it, "" any; `needs` are LLVM's names of CPU features; `cpu` is what
+    LLVM compiles for, with these features, "" the CPU we run on."""
     name: str
     machines: tuple[str, ...]
     needs: tuple[str, ...]
@@ -20,26 +25,61 @@ class ISA(NamedTuple):
 
 
 ISAS = (  # best first
-    ISA("avx512vnni", ("x86_64", "amd64"), ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"), ""),
-    ISA("avx2", ("x86_64", "amd64"), ("avx2", "fma", "f16c"), "x86-64-v3"),
+    ISA("avx512vnni", X86, ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"), ""),
+    ISA("avxvnni", X86, ("avx2", "fma", "f16c", "avxvnni"), "x86-64-v3"),
+    ISA("avx2", X86, ("avx2", "fma", "f16c"), "x86-64-v3"),
+    # not for the very CPU: its name would bring features, SVE among them, that the system may not have enabled
+    ISA("neon_i8mm", ARM, ("neon", "dotprod", "i8mm"), "generic"),
+    ISA("neon_dotprod", ARM, ("neon", "dotprod"), "generic"),
+    ISA("neon", ARM, ("neon",), "generic"),
     ISA("generic", (), (), "x86-64-v2"),
 )
+
+
+class Target(NamedTuple):
+    """What LLVM compiles for: its triple, the CPU's name and the features beyond that CPU's."""
+    triple: str
+    cpu: str
+    features: str
 
 
 class ISAError(ValueError):
     """The ISA that was asked for doesn't exist, this CPU lacks it, or LLVM is too old for all of them."""
 
 
+def machine() -> str:
+    """The processor that this process runs on, or believes to: "x86_64", "aarch64", on macOS "arm64"."""
+    import llvmlite.binding as llvm
+    return str(llvm.get_process_triple()).partition("-")[0].lower()
+
+
 @cache
 def cpu_features() -> frozenset[str]:
     import llvmlite.binding as llvm
-    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+    found = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    return frozenset(found | _arm_features() if machine() in ARM else found)
+
+
+def _arm_features() -> set[str]:
+    """What LLVM doesn't find: on Linux it looks for neither `dotprod` nor `i8mm`, on macOS for nothing."""
+    if sys.platform == "linux":  # bits of AT_HWCAP and AT_HWCAP2, from the kernel's uapi/asm/hwcap.h
+        getauxval = ctypes.CDLL(None).getauxval
+        getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+        bits = {"neon": (16, 1), "lse": (16, 8), "dotprod": (16, 20), "i8mm": (26, 13)}
+        return {name for name, (word, bit) in bits.items() if getauxval(word) >> bit & 1}
+    found = {"neon"}  # macOS and Windows don't run without
+    if sys.platform == "darwin":
+        read, value, size = ctypes.CDLL(None).sysctlbyname, ctypes.c_int(0), ctypes.c_size_t(4)
+        for name, key in {"lse": "FEAT_LSE", "dotprod": "FEAT_DotProd", "i8mm": "FEAT_I8MM"}.items():
+            failed = read(f"hw.optional.arm.{key}".encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+            if not failed and value.value:
+                found.add(name)
+    return found
 
 
 def available() -> list[ISA]:
     """The ISAs of this machine, best first."""
-    machine = platform.machine().lower()
-    return [isa for isa in ISAS if (not isa.machines or machine in isa.machines) and cpu_features().issuperset(isa.needs)]
+    return [isa for isa in ISAS if (not isa.machines or machine() in isa.machines) and cpu_features().issuperset(isa.needs)]
 
 
 def choose(name: str | None = None) -> ISA:
@@ -56,11 +96,13 @@ def choose(name: str | None = None) -> ISA:
     raise ISAError(f"the instruction set '{name}' (${VARIABLE}) is not available on this CPU, which has {names}")
 
 
-def target(isa: ISA) -> tuple[str, str]:
-    """LLVM's CPU name and feature string to compile for."""
+def target(isa: ISA) -> Target:
+    """What to compile for. An ISA of another machine is compiled for Linux, so that its code can be looked at here."""
     import llvmlite.binding as llvm
+    native = not isa.machines or machine() in isa.machines
+    triple = llvm.get_process_triple() if native else f"{isa.machines[0]}-unknown-linux-gnu"
     if not isa.cpu:
-        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "generic", ""
-    return isa.cpu, ""
+        return Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    cpu = isa.cpu if isa.machines or machine() in X86 else "generic"
+    atomics = cpu_features() & {"lse"} if native else set()  # many cores that claim chunks need them; no ISA does
+    return Target(triple, cpu, ",".join(f"+{name}" for name in (*isa.needs, *atomics)))

@@ -24,7 +24,11 @@ FEW_AT_ONCE = 4
 """Tokens whose dots share one unpacking."""
 TILE_TOKENS = {
     "avx512vnni": {"q8k": 4, "q8_0": 6, "float": 4},
+    "avxvnni": {"q8k": 2, "q8_0": 2, "float": 2},
     "avx2": {"q8k": 2, "q8_0": 2, "float": 2},
+    "neon_i8mm": {"q8k": 2, "q8_0": 2, "float": 2},
+    "neon_dotprod": {"q8k": 2, "q8_0": 2, "float": 2},
+    "neon": {"q8k": 2, "q8_0": 2, "float": 2},
     "generic": {"q8k": 2, "q8_0": 2, "float": 2}}
 """Tokens of a tile of 32 rows (of floats.MANY_ROWS for float weights)."""
 

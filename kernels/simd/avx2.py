@@ -26,18 +26,18 @@ def f32_to_f16(e: Any, x: Any) -> Any:
     return e.b.bitcast(e.b.fptrunc(x, like(x, HALF)), like(x, I16))
 
 
-def _halves(e: Any, operation: Any, *operands: Any) -> Any:
+def halves(e: Any, operation: Any, *operands: Any) -> Any:
     """An operation on 32-byte registers, done on both halves of 64-byte vectors."""
     return e.concat(*(operation(*(e.half(x, which) for x in operands)) for which in (0, 1)))
 
 
 def _madd(e: Any, x: Any, y: Any) -> Any:
     """i16x32, i16x32 -> i32x16: sums of two neighbours' products."""
-    return _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.wd", I32X8, p, q), x, y)
+    return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.wd", I32X8, p, q), x, y)
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:
-    return _halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s)
+    return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s)
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:

@@ -1,0 +1,16 @@
+"""AVX2 with VNNI, as CPUs without AVX-512 have it (Alder Lake and later): dot products of bytes in one instruction on 32-byte registers."""
+from __future__ import annotations
+
+from typing import Any
+
+from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, pairs, pause
+
+__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+
+
+def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+    return halves(e, lambda a, p, q: e.call("llvm.x86.avx512.vpdpbusd.256", I32X8, a, p, q), acc, u, s)
+
+
+def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
+    return halves(e, lambda a, p, q: e.call("llvm.x86.avx512.vpdpwssd.256", I32X8, a, p, q), acc, x, y)
