@@ -1,5 +1,6 @@
 """The tokenizer against llama.cpp's ids: its own conformance cases, and answers stored by scripts/make_oracles.py."""
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tiny_vocabulary
 from conftest import SHARED
 from gguf import TokenType
 
+from qwencli import tokenizer as tokenizer_module
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf_file import GGUFFile
 from qwencli.model_path import EMBEDDED
@@ -40,6 +42,13 @@ def qwen2() -> Tokenizer:
     return Tokenizer(GGUFFile(VOCABULARY))
 
 
+@pytest.fixture(params=["here", "by tokenizers"])
+def merging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges texts of any length in one of the two ways that there are."""
+    for name in "SHORT_TEXT", "SHORT_WORD":
+        monkeypatch.setattr(tokenizer_module, name, 10**9 if request.param == "here" else -1)
+
+
 def conformance_cases() -> list[tuple[str, list[int]]]:
     if not SHARED.is_dir():
         return []
@@ -53,10 +62,19 @@ def test_there_are_46_conformance_cases() -> None:
     assert len(conformance_cases()) == 46
 
 
+@pytest.mark.usefixtures("merging")
 @pytest.mark.parametrize(("text", "ids"), conformance_cases(), ids=lambda value: repr(value)[:30])
 def test_conformance_cases_of_llama_cpp(qwen2: Tokenizer, text: str, ids: list[int]) -> None:
     assert qwen2.encode(text) == ids
     assert qwen2.decode(ids) == text
+
+
+def test_long_texts_and_long_words_have_the_ids_of_short_ones(tiny: Tokenizer) -> None:
+    limit = tokenizer_module.SHORT_WORD
+    words = " ".join("abcd"[i % 4] * (1 + i % (limit + 2)) for i in range(3 * limit))
+    assert len(words) > tokenizer_module.SHORT_TEXT
+    for text in words, "a" * limit, "a" * (limit + 1), "ab" * limit:
+        assert tiny.encode(text) == [i for word in re.findall(" ?[a-z]+", text) for i in tiny.encode(word)]
 
 
 @needs_shared
@@ -67,6 +85,7 @@ def test_a_long_text_there_and_back(qwen2: Tokenizer) -> None:
     assert qwen2.decode_bytes(ids) == raw
 
 
+@pytest.mark.usefixtures("merging")
 @pytest.mark.parametrize("vocabulary", ["tiny", "tiny-qwen35", pytest.param("qwen2", marks=needs_shared)])
 def test_ids_are_those_of_llama_cpp(vocabulary: str, request: pytest.FixtureRequest, write: Callable[..., Tokenizer]) -> None:
     tokenizer = write(pre="qwen35") if vocabulary == "tiny-qwen35" else request.getfixturevalue(vocabulary)
