@@ -190,37 +190,57 @@ def divide_out(e: Emitter, part: Any, out: Any, head_dim: int) -> None:
         e.store(b.fdiv(e.load(F32X16, part, 64 * j), total), out, 64 * j)
 
 
-def build_attend(head_dim_text: str, tile_text: str) -> Any:
+TILE_QUERIES, SMALL_TILE_QUERIES = 4, 2
+"""Queries that share the reading of a page, and of the tile for what is left over."""
+
+
+def build_attend(head_dim_text: str) -> Any:
     """args: q, out, address of the addresses of items, records and partials, n_head, n_head_kv, scale (f32 bits), offset of the layer.
 
     A chunk is an item for one key-value head. An item is 8 int64: first token, tokens, position of the first, first split, end of splits,
     partial slot or -1 for a final result, page table (addresses), unused. Scratch: for each query of an item scores, a running and a merged
     partial result, a factor.
     """
-    head_dim, tile = int(head_dim_text), int(tile_text)
+    head_dim = int(head_dim_text)
     width = head_dim + LANES  # floats of a partial result
     per_query = layout.attention_scratch(1, head_dim)
     running, merged, factor_at = 4 * PAGE, 4 * (PAGE + width), 4 * (PAGE + 2 * width)
 
-    @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
-    def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
-        """Scores of `tile` queries from `first` on; query i is head i % shared of token i // shared."""
-        b = e.b
-        numbers = tile_numbers(e, first, n_queries)
-        queries = []
-        for n in numbers:
-            token, head = b.udiv(n, shared), b.urem(n, shared)
-            queries.append(e.at(q, b.mul(b.add(b.mul(token, n_head), head), e.int(4 * head_dim))))
-        scale = b.bitcast(b.trunc(scale, I32), F32)
-        score_tile(e, queries, keys, scale, places(e, numbers, memory), head_dim)
-
-    def tile_numbers(e: Emitter, first: Any, n_queries: Any) -> list[Any]:
+    def tile_numbers(e: Emitter, tile: int, first: Any, n_queries: Any) -> list[Any]:
         """The numbers of `tile` queries from `first` on, the last one repeated at the end."""
         last = e.b.sub(n_queries, e.int(1))
         return [e.least(e.b.add(first, e.int(i)), last) for i in range(tile)]
 
     def places(e: Emitter, numbers: Sequence[Any], memory: Any) -> list[Any]:
         return [e.at(memory, e.b.mul(n, e.int(per_query))) for n in numbers]
+
+    def score_of(tile: int) -> Any:
+        @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
+        def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
+            """Scores of `tile` queries from `first` on; query i is head i % shared of token i // shared."""
+            b = e.b
+            numbers = tile_numbers(e, tile, first, n_queries)
+            queries = []
+            for n in numbers:
+                token, head = b.udiv(n, shared), b.urem(n, shared)
+                queries.append(e.at(q, b.mul(b.add(b.mul(token, n_head), head), e.int(4 * head_dim))))
+            scale = b.bitcast(b.trunc(scale, I32), F32)
+            score_tile(e, queries, keys, scale, places(e, numbers, memory), head_dim)
+        return score
+
+    def weigh_of(tile: int) -> Any:
+        @intrinsic_of(void, i64, i64, i64, i64, i64, i64)
+        def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_before: Any, shared: Any, memory: Any) -> None:
+            """`n_before` positions of the page are seen by the item's first token, one more by each that follows."""
+            numbers = tile_numbers(e, tile, first, n_queries)
+            queries = places(e, numbers, memory)
+            factors = [e.load(F32, query, factor_at) for query in queries]
+            n_valid = [e.least(e.b.add(n_before, e.b.udiv(n, shared)), e.int(PAGE)) for n in numbers]
+            weigh_tile(e, queries, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
+        return weigh
+
+    score, small_score = score_of(TILE_QUERIES), score_of(SMALL_TILE_QUERIES)
+    weigh, small_weigh = weigh_of(TILE_QUERIES), weigh_of(SMALL_TILE_QUERIES)
 
     @intrinsic_of(void, i64, i64)
     def soften(e: Emitter, memory: Any, n_valid: Any) -> None:
@@ -233,15 +253,6 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
         for j in range(VECTORS):
             e.store(e.float(0.0, F32X16), memory, 64 * j)
         e.store(e.float(1.0), memory, factor_at)
-
-    @intrinsic_of(void, i64, i64, i64, i64, i64, i64)
-    def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_before: Any, shared: Any, memory: Any) -> None:
-        """`n_before` positions of the page are seen by the item's first token, one more by each that follows."""
-        numbers = tile_numbers(e, first, n_queries)
-        queries = places(e, numbers, memory)
-        factors = [e.load(F32, query, factor_at) for query in queries]
-        n_valid = [e.least(e.b.add(n_before, e.b.udiv(n, shared)), e.int(PAGE)) for n in numbers]
-        weigh_tile(e, queries, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
 
     @intrinsic_of(void, i64)
     def clear(e: Emitter, memory: Any) -> None:
@@ -274,6 +285,7 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
         begin, end, slot, pages = load_i64(item + 24), load_i64(item + 32), load_i64(item + 40), load_i64(item + 48)
         shared = n_head // n_head_kv
         n_queries = n_tokens * shared
+        n_tiled = (n_queries + TILE_QUERIES - SMALL_TILE_QUERIES - 1) // TILE_QUERIES * TILE_QUERIES
         q_first = q + 4 * head_dim * (first_token * n_head + kv_head * shared)
         for split in range(begin, end):
             for i in range(n_queries):
@@ -281,18 +293,23 @@ def build_attend(head_dim_text: str, tile_text: str) -> Any:
             last_page = min((split + 1) * PAGES_A_SPLIT, (first_position + n_tokens + PAGE - 1) // PAGE)
             for page in range(split * PAGES_A_SPLIT, last_page):
                 keys = load_i64(pages + 8 * page) + layer_offset + 4 * PAGE * head_dim * kv_head
-                for i in range(0, n_queries, tile):
+                for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
+                for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
+                    small_score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
                 for i in range(n_queries):
                     n_valid = first_position + i // shared + 1 - page * PAGE
                     if n_valid > 0:
                         soften(scratch + per_query * i, min(n_valid, PAGE))
                     else:
                         keep(scratch + per_query * i)
-                for i in range(0, n_queries, tile):
-                    n_valid = first_position + (min(i + tile, n_queries) - 1) // shared + 1 - page * PAGE
-                    if n_valid > 0:
-                        weigh(i, n_queries, keys + 2 * PAGE * head_dim, first_position + 1 - page * PAGE, shared, scratch)
+                values, n_before = keys + 2 * PAGE * head_dim, first_position + 1 - page * PAGE
+                for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
+                    if n_before + (min(i + TILE_QUERIES, n_queries) - 1) // shared > 0:
+                        weigh(i, n_queries, values, n_before, shared, scratch)
+                for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
+                    if n_before + (min(i + SMALL_TILE_QUERIES, n_queries) - 1) // shared > 0:
+                        small_weigh(i, n_queries, values, n_before, shared, scratch)
             for i in range(n_queries):
                 memory = scratch + per_query * i
                 if split == begin:

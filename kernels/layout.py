@@ -28,8 +28,6 @@ FORMATS = {
 
 PANEL_ROWS = 32
 """Rows of a weight that are unpacked together when there are many tokens."""
-FEW_TOKENS = 8
-"""Up to so many tokens weights are multiplied where they lie; more are worth a panel."""
 BLOCK_Q8K, BLOCK_Q8_0 = 5760, 576
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 

@@ -1,7 +1,7 @@
 """y = W x for rows of weights read from the mapped file, in two forms that give the same bits.
 
-"few": each row is multiplied where it lies. "many": 32 rows are unpacked into a panel, which stays in the L2 cache while all tokens
-pass. What makes them agree: integers inside a block, where order doesn't matter, and floats across blocks in block order; for float
+"one" token: each row is multiplied where it lies. "many", which is two or more: 32 rows are unpacked into a panel, which stays in the L2
+cache while all tokens pass. What makes them agree: integers inside a block, where order doesn't matter, and floats across blocks in block order; for float
 weights 16 running sums over the columns and one final tree.
 
 Arguments, int64 each, by their index: 0 address of the number of tokens, 1 rows a chunk, 2 weights, 3 bytes a row, 4 rows, 5 columns,
@@ -20,24 +20,26 @@ from .products import Args, blocks, clamped_tokens, finish_rows, floats, if_toke
 from .simd import LANES, Emitter, i64, intrinsic_of, load_i64, void
 
 FAMILIES = {"q8k": kquants, "q8_0": blocks, "float": floats}
-FEW_AT_ONCE = 4
-"""Tokens whose dots share one unpacking."""
 TILE_TOKENS = {
-    "avx512vnni": {"q8k": 4, "q8_0": 6, "float": 4},
+    "avx512vnni": {"q8k": 6, "q8_0": 6, "float": 4},
     "avxvnni": {"q8k": 2, "q8_0": 2, "float": 2},
     "avx2": {"q8k": 2, "q8_0": 2, "float": 2},
     "neon_i8mm": {"q8k": 2, "q8_0": 2, "float": 2},
     "neon_dotprod": {"q8k": 2, "q8_0": 2, "float": 2},
     "neon": {"q8k": 2, "q8_0": 2, "float": 2},
     "generic": {"q8k": 2, "q8_0": 2, "float": 2}}
-"""Tokens of a tile of 32 rows (of floats.MANY_ROWS for float weights)."""
+"""Tokens of a tile of 32 rows (of floats.ROWS_OF_TILE for float weights)."""
+SMALL_TILE_TOKENS = 2
+"""Tokens of the tile for what is left over."""
+TOKENS_IN_CACHE = 32
+"""Tokens whose activations in float32 share the L2 cache with a chunk of float weights."""
 
 
 def build(name: str, form: str, n_cols: str = "") -> Any:
-    """The format's name, "few" or "many", and for few tokens and 32-weight blocks the number of columns."""
+    """The format's name, "one" or "many", and for one token and 32-weight blocks the number of columns."""
     quant = import_module(f".quants.{name}", __package__)
-    if form == "few":
-        return build_few(quant, n_cols)
+    if form == "one":
+        return build_one(quant, n_cols)
     return build_many_floats(quant) if quant.KIND == "float" else build_many(quant)
 
 
@@ -48,55 +50,54 @@ def rows_of(args, chunk):
     return first, min(first + load_i64(args + 8), load_i64(args + 32))
 
 
-def build_few(quant: ModuleType, n_cols: str) -> Any:
+def build_one(quant: ModuleType, n_cols: str) -> Any:
     family = FAMILIES[quant.KIND]
-    step = family.FEW_ROWS
+    step = family.ROWS_AT_ONCE
     frozen = {"n_cols": int(n_cols)} if n_cols else {}
 
     @intrinsic_of(void, i64, i64, i64)
-    def several(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        a = Args.load(e, args)
-        family.few(e, quant, a, row, [e.b.add(token, e.int(t)) for t in range(FEW_AT_ONCE)], **frozen)
+    def multiply(e: Emitter, args: Any, row: Any, token: Any) -> None:
+        family.in_place(e, quant, Args.load(e, args), row, [token], **frozen)
 
-    @intrinsic_of(void, i64, i64, i64)
-    def single(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.few(e, quant, Args.load(e, args), row, [token], **frozen)
-
-    def few(args, chunk, scratch):
+    def one(args, chunk, scratch):
         first, last = rows_of(args, chunk)
-        n_tokens = load_i64(load_i64(args))
-        for row in range(first, last, step):
-            token = 0
-            while token + FEW_AT_ONCE <= n_tokens:
-                several(args, row, token)
-                token += FEW_AT_ONCE
-            while token < n_tokens:
-                single(args, row, token)
-                token += 1
-    return few
+        for token in range(load_i64(load_i64(args))):
+            for row in range(first, last, step):
+                multiply(args, row, token)
+    return one
 
 
 def build_many(quant: ModuleType) -> Any:
     family = FAMILIES[quant.KIND]
-    n_tile = TILE_TOKENS[simd.isa_name()][quant.KIND]
+    n_tile, n_small = TILE_TOKENS[simd.isa_name()][quant.KIND], SMALL_TILE_TOKENS
     n_vectors = layout.PANEL_ROWS // LANES
+
+    def following(e: Emitter, a: Args, row: Any, offset: Any) -> Any:
+        """The address of a row of the panel that follows the one from `row` on."""
+        return e.b.add(a.w, e.b.mul(e.b.add(row, e.b.add(offset, e.int(layout.PANEL_ROWS))), a.row_bytes))
 
     @intrinsic_of(void, i64, i64, i64)
     def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
         a = Args.load(e, args)
         with e.loop(e.int(n_vectors)) as r:
             first = e.b.add(row, e.b.shl(r, e.int(4)))
-            family.unpack(e, quant, a, first, e.b.add(panel, e.b.mul(r, family.panel_bytes(e, quant, a))))
+            ahead = following(e, a, row, e.b.shl(r, e.int(3)))
+            family.unpack(e, quant, a, first, e.b.add(panel, e.b.mul(r, family.panel_bytes(e, quant, a))), ahead)
 
-    @intrinsic_of(void, i64, i64, i64, i64)
-    def tile(e: Emitter, args: Any, row: Any, token: Any, panel: Any) -> None:
-        a = Args.load(e, args)
-        values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panel)
-        for t in range(n_tile):
-            this = e.b.add(token, e.int(t))
-            with if_token(e, a, this):
-                for r in range(n_vectors):
-                    finish_rows(e, a, values[r][t], e.b.add(row, e.int(r * LANES)), this)
+    def tile_of(n_tile: int) -> Any:
+        @intrinsic_of(void, i64, i64, i64, i64)
+        def tile(e: Emitter, args: Any, row: Any, token: Any, panel: Any) -> None:
+            a, b = Args.load(e, args), e.b
+            ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), following(e, a, row, e.int(layout.PANEL_ROWS // 2)), e.int(0))
+            values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panel, ahead)
+            for t in range(n_tile):
+                this = b.add(token, e.int(t))
+                with if_token(e, a, this):
+                    for r in range(n_vectors):
+                        finish_rows(e, a, values[r][t], b.add(row, e.int(r * LANES)), this)
+        return tile
+
+    tile, small_tile = tile_of(n_tile), tile_of(n_small)
 
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -104,32 +105,39 @@ def build_many(quant: ModuleType) -> Any:
         if n_tokens > 0:
             for row in range(first, last, layout.PANEL_ROWS):
                 unpack(args, row, scratch)
-                for token in range(0, n_tokens, n_tile):
+                token = 0
+                while n_tokens - token > 2 * n_small:
                     tile(args, row, token, scratch)
+                    token += n_tile
+                while token < n_tokens:
+                    small_tile(args, row, token, scratch)
+                    token += n_small
     return many
 
 
 def build_many_floats(quant: ModuleType) -> Any:
-    n_tile, n_rows = TILE_TOKENS[simd.isa_name()]["float"], floats.MANY_ROWS
+    """Nothing is unpacked: some rows and some tokens at once, and the rows once more for each TOKENS_IN_CACHE."""
+    n_tile, n_rows = TILE_TOKENS[simd.isa_name()]["float"], floats.ROWS_OF_TILE
 
-    @intrinsic_of(void, i64, i64, i64)
-    def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        floats.few(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows)
+    def tile_of(n_tile: int) -> Any:
+        @intrinsic_of(void, i64, i64, i64)
+        def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
+            floats.in_place(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows)
+        return tile
 
-    @intrinsic_of(void, i64, i64, i64)
-    def single(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        floats.few(e, quant, Args.load(e, args), row, [token], n_rows)
+    tile, single = tile_of(n_tile), tile_of(1)
 
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)
         n_tokens = load_i64(load_i64(args))
-        token = 0
-        while token + n_tile <= n_tokens:
+        for start in range(0, n_tokens, TOKENS_IN_CACHE):
+            end = min(start + TOKENS_IN_CACHE, n_tokens)
             for row in range(first, last, n_rows):
-                tile(args, row, token)
-            token += n_tile
-        while token < n_tokens:
-            for row in range(first, last, n_rows):
-                single(args, row, token)
-            token += 1
+                token = start
+                while token + n_tile <= end:
+                    tile(args, row, token)
+                    token += n_tile
+                while token < end:
+                    single(args, row, token)
+                    token += 1
     return many

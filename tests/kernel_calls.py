@@ -52,7 +52,7 @@ class Quantized:
         n, n_cols = self.x.shape
         y = guarded(np.full((n, len(w)), np.nan, np.float32), self.side)
         weights = guarded(w, self.side)
-        frozen = f":{n_cols}" if form == "few" and self.kind == "q8_0" else ""
+        frozen = f":{n_cols}" if form == "one" and self.kind == "q8_0" else ""
         args = [np.array([n]), chunk_rows, weights, w.shape[1], len(w), n_cols, self.x, self.q, self.d, self.sums, y, 4 * len(w),
                 0 if bias is None else bias, 0 if residual is None else residual]
         call(isa, f"matmul:{name.lower()}:{form}{frozen}", args, -(-len(w) // chunk_rows), layout.panel_bytes(self.kind, n_cols))

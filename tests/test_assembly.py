@@ -13,7 +13,7 @@ from qwencli.kernels import isa, layout
 
 pytestmark = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="looks for x86 instructions")
 FROZEN = {name: f":{16 * block}" if kind == "q8_0" else "" for name, (block, _, kind) in layout.FORMATS.items()}
-ALL = ["attention:attend:64:4", *(f"matmul:{name.lower()}:{form}" for name in layout.FORMATS for form in (f"few{FROZEN[name]}", "many"))]
+ALL = ["attention:attend:64", *(f"matmul:{name.lower()}:{form}" for name in layout.FORMATS for form in (f"one{FROZEN[name]}", "many"))]
 INTEGER = [spec for spec in ALL if re.search(":q4_k:|:q8_0:", spec)]
 LISTED = {"generic": ALL, "avx2": INTEGER, "avx512vnni": INTEGER}
 CHILD = """
@@ -95,7 +95,7 @@ def test_generic_code_has_no_scalar_loops_where_time_is_spent(listings: dict[tup
 
     loops = listings["generic", spec].loops
     most = max(count(loop, PACKED) for loop in loops)
-    assert most >= 30
+    assert most >= 8  # 16 lanes multiplied and added up, four at once
     for loop in loops:
         packed, scalar = count(loop, PACKED), count(loop, SCALAR)
         if packed >= most / 4:

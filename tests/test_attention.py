@@ -10,16 +10,16 @@ from qwencli.kernels import isa, layout
 ISAS = [i.name for i in isa.available()]
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
 EPS = 1e-6
-HEADS = [(64, 4, 4), (64, 4, 2), (80, 4, 4), (128, 16, 2), (256, 2, 1)]
-"""head_dim, n_head, n_head_kv: 1, 2 and 8 queries a key-value head."""
+HEADS = [(64, 4, 4), (64, 4, 2), (80, 3, 1), (64, 7, 1), (128, 16, 2), (256, 2, 1)]
+"""head_dim, n_head, n_head_kv: 1, 2, 3, 7 and 8 queries a key-value head."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
     specs = ["attention:rotate", "attention:store"]
-    for head_dim, n_head, n_head_kv in HEADS:
-        specs += [f"attention:attend:{head_dim}:{tile}" for tile in (4, min(4, n_head // n_head_kv))] + [f"attention:merge:{head_dim}"]
+    for head_dim, *_ in HEADS:
+        specs += [f"attention:attend:{head_dim}", f"attention:merge:{head_dim}"]
     for name in ISAS:
         kernels_of(name).load(specs)
 
@@ -115,7 +115,7 @@ def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float,
     n_head_kv = len(cache.k)
     shared, n_splits = n_head // n_head_kv, -(-(first + n) // SPLIT)
     items, records = [], []
-    if form == "few" and n == 1 and n_splits > 1:
+    if form == "one" and n == 1 and n_splits > 1:
         items = [(0, 1, first, i, i + 1, i, cache.table.ctypes.data, 0) for i in range(n_splits)]
         records = [(0, 0, n_splits)]
     else:
@@ -127,9 +127,8 @@ def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float,
     partials = guarded(np.full(len(records) * n_splits * n_head * (head_dim + layout.LANES), np.nan, np.float32), side)
     tables = [guarded(np.array(x, np.int64), side) for x in (items, records)]
     pointers = guarded(np.array([tables[0].ctypes.data, tables[1].ctypes.data, partials.ctypes.data]), side)
-    tile = 4 if form == "many" else min(4, shared)
     n_queries = max(item[1] for item in items) * shared
-    call(isa_name, f"attention:attend:{head_dim}:{tile}", [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
+    call(isa_name, f"attention:attend:{head_dim}", [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
          len(items) * n_head_kv, layout.attention_scratch(n_queries, head_dim))
     call(isa_name, f"attention:merge:{head_dim}", [out, pointers, n_head], len(records))
     return out.reshape(n, n_head, head_dim)
@@ -149,8 +148,8 @@ def test_prompts_and_single_tokens_attend_alike(isa_name: str, head_dim: int, n_
         many = attend(isa_name, q, first, cache, scale, "many", side)
         np.testing.assert_allclose(many, expected, atol=2e-5)
         for i in range(len(q)):
-            assert np.array_equal(attend(isa_name, q[i:i + 1], first + i, cache, scale, "few", side)[0], many[i])
-        assert np.array_equal(attend(isa_name, q[-5:], length - len(q[-5:]), cache, scale, "few", side), many[-5:])
+            assert np.array_equal(attend(isa_name, q[i:i + 1], first + i, cache, scale, "one", side)[0], many[i])
+        assert np.array_equal(attend(isa_name, q[-5:], length - len(q[-5:]), cache, scale, "one", side), many[-5:])
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -160,7 +159,7 @@ def test_attention_with_scores_far_apart(isa_name: str) -> None:
     cache = Cache(rng, 300, 2, 64, "after")
     for factor in 0.0, 10.0, 3e4:
         q = (factor * rng.standard_normal((2, 4, 64))).astype(np.float32)
-        for form in "few", "many":
+        for form in "one", "many":
             found = attend(isa_name, q, 298, cache, 0.125, form, "after")
             np.testing.assert_allclose(found, expected_attention(q, 298, cache, 0.125), atol=1e-4)
 
@@ -173,7 +172,7 @@ def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(isa_name: 
     cache.pages[1].reshape(2, 2, 64, 64)[:, 1, 5] = np.inf  # the values of position 69
     q = rng.standard_normal((4, 4, 64)).astype(np.float32)
     together = attend(isa_name, q, 66, cache, 0.125, "many", "after")
-    alone = [attend(isa_name, q[i:i + 1], 66 + i, cache, 0.125, "few", "after")[0] for i in range(4)]
+    alone = [attend(isa_name, q[i:i + 1], 66 + i, cache, 0.125, "one", "after")[0] for i in range(4)]
     assert np.array_equal(together[:3], alone[:3])
     assert np.isfinite(together[:3]).all()
     assert not np.isfinite(together[3]).any()

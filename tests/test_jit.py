@@ -3,6 +3,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,8 +99,8 @@ def test_what_was_compiled_is_kept(cache: Cache) -> None:
     assert works(cache.kernels())
     assert works(cache.kernels())
     assert cache.compiled == [SPEC]
-    assert len(cache.reports) == 1
-    assert "\n" not in cache.reports[0]
+    assert [re.sub(r"[\d.]+ s$", "N s", report) for report in cache.reports] == [
+        f"compiling 1 kernel for this CPU ({isa.choose().name}), once: about N s", "compiled in N s"]
     assert [path.name for path in cache.file.parent.iterdir()] == ["ops-add.o"]
 
 
@@ -123,8 +124,7 @@ def test_a_damaged_object_is_compiled_again(cache: Cache, damage: Callable[[byte
 def test_a_folder_in_the_place_of_an_object(cache: Cache) -> None:
     cache.file.mkdir(parents=True)
     assert works(cache.kernels())
-    assert len(cache.reports) == 2
-    assert "can't be kept" in cache.reports[1]
+    assert ["can't be kept" in report for report in cache.reports] == [False, True, False]
 
 
 @pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/below", "/proc/none", "x" * 5000])
@@ -144,8 +144,8 @@ def test_a_full_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch, function: st
     module = jit.os if function == "replace" else jit.tempfile
     monkeypatch.setattr(module, function, full)
     assert works(cache.kernels())
-    assert "can't be kept" in cache.reports[-1]
-    assert "No space left on device" in cache.reports[-1]
+    assert "can't be kept" in cache.reports[1]
+    assert "No space left on device" in cache.reports[1]
     assert list(cache.file.parent.iterdir()) == []
 
 
@@ -186,7 +186,7 @@ def test_the_key_names_all_that_decides_the_code(monkeypatch: pytest.MonkeyPatch
 
 def test_a_warm_start_does_not_import_numba(tmp_path: Path) -> None:
     first = result(start(tmp_path))
-    assert len(first["reports"]) == 1
+    assert len(first["reports"]) == 2
     second = result(start(tmp_path))
     assert not second["numba"]
     assert second["reports"] == []
@@ -223,16 +223,18 @@ def workers(folder: Path) -> list[str]:
 
 
 def check_nothing_is_left(folder: Path) -> None:
-    """No processes, and nothing in the cache, which works."""
+    """No processes, and in the cache only what was compiled to the end; it works."""
     deadline = time.monotonic() + 20
     while workers(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert workers(folder) == []
-    assert list((folder / "cache").rglob("*")) == []
-    assert len(result(start(folder / "cache"))["reports"]) == 1
+    kept = [path.name for path in (folder / "cache").rglob("*") if path.is_file()]
+    assert set(kept) <= {spec.replace(":", "-") + ".o" for spec in LONG}
+    assert len(result(start(folder / "cache"))["reports"]) == 2
+    assert result(start(folder / "cache", *(name.removesuffix(".o").replace("-", ":") for name in kept)))["reports"] == []
 
 
-LONG = ["sampling:choose", *(f"attention:attend:{head_dim}:{tile}" for head_dim in (64, 96, 128, 256) for tile in (1, 2, 3, 4))]
+LONG = ["sampling:choose", *(f"attention:attend:{16 * n}" for n in range(1, 17))]
 
 
 @pytest.fixture

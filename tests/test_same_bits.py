@@ -24,7 +24,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 DEMOS = ("f16", "bf16", "q8_0", "q4_0", "q6_k", "q5_k_m", "q4_k_m")
 N_PROMPT = 280  # more than attention's split
 CROWDS: tuple[tuple[int, ...], ...] = ((1, 1, 2, 1), (1, 9, 1, 3))
-"""Tokens that four other sequences add to each step: with one of ours still few, and many."""
+"""Tokens that four other sequences add to each step."""
 RUNS: list[tuple[int, int, tuple[int, ...]]] = [
     (2, 512, ()), (2, 64, CROWDS[1]), (7, 7, ()), (3, 7, CROWDS[0]), (2, 1, CROWDS[0]), (3, 1, CROWDS[1])]
 """Threads, tokens of a chunk, crowd."""

@@ -2,9 +2,11 @@
 
 A family's module emits code for some rows and tokens, given a format's module `quant` (see quants/) and the arguments `a`:
 
-- `few(e, quant, a, row, tokens, ...)` multiplies FEW_ROWS rows from `row` on where they lie, and finishes them.
-- `unpack(e, quant, a, row, panel)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
-- `tile(e, quant, a, tokens, panel)` multiplies PANEL_ROWS unpacked rows: f32x16 for each 16 of them and each token.
+- `in_place(e, quant, a, row, tokens, ...)` multiplies ROWS_AT_ONCE rows from `row` on where they lie, and finishes them.
+- `unpack(e, quant, a, row, panel, ahead)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
+- `tile(e, quant, a, tokens, panel, ahead)` multiplies PANEL_ROWS unpacked rows: f32x16 for each 16 of them and each token.
+
+Both fetch a share of the next panel on the way: 8 rows, or if it isn't 0 16 rows, from the address `ahead` on.
 """
 from __future__ import annotations
 
@@ -56,14 +58,19 @@ def if_token(e: Emitter, a: Args, token: Any) -> AbstractContextManager[Any]:
 
 
 def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int) -> None:
-    """Ask for step i's share, `n_bytes`, of rows some way behind those that follow, in the order of memory and into the L2 cache.
+    """Ask for step i's share, `n_bytes`, of rows some way behind those that follow."""
+    prefetch_share(e, e.at(following, PREFETCH_AHEAD), i, n_bytes)
+
+
+def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int) -> None:
+    """Ask for bytes i * n_bytes ... from `start` on, in the order of memory and into the L2 cache.
 
     Rows that are read side by side are short streams, which the hardware doesn't foresee. Into L1 the requests are so many that some
     are lost.
     """
-    start = e.b.add(following, e.b.mul(i, e.int(n_bytes)))
+    first = e.b.add(start, e.b.mul(i, e.int(n_bytes)))
     for line in range(0, n_bytes, 64):
-        e.prefetch(e.at(start, PREFETCH_AHEAD + line), level=2)
+        e.prefetch(e.at(first, line), level=2)
 
 
 def finish(e: Emitter, a: Args, value: Any, row: Any, token: Any) -> None:

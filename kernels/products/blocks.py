@@ -10,16 +10,16 @@ from .. import layout
 from ..quants._blocks import BLOCK_OF_LANE, PANEL_BYTES, QUARTS, ROW_OF_LANE, VECTOR, sums_of_rows
 from ..quants._kquants import gathered_halves
 from ..simd import F32, F32X16, I8X32, I8X64, I32, I32X16, LANES, Emitter
-from . import Args, clamped_rows, finish, prefetch_rows
+from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
-FEW_ROWS = 8
+ROWS_AT_ONCE = 8
 
 
-def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_cols: int) -> None:
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_cols: int) -> None:
     """8 rows side by side; where fewer are left each is read as if it were 8. The columns are frozen: rows are at fixed distances."""
     b = e.b
     left = b.sub(a.n_rows, row)
-    whole = b.icmp_signed(">=", left, e.int(FEW_ROWS))
+    whole = b.icmp_signed(">=", left, e.int(ROWS_AT_ONCE))
     with b.if_else(whole, likely=True) as (then, otherwise):
         with then:
             for t, values in zip(tokens, rows_in_place(e, quant, a, row, tokens, n_cols, 1)):
@@ -35,11 +35,11 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[An
     b, n_blocks = e.b, n_cols // quant.BLOCK
     row_bytes = n_blocks * quant.BYTES * stride
     first = b.add(a.w, b.mul(row, a.row_bytes))
-    sums = [e.var(e.float(0.0, ir.VectorType(F32, FEW_ROWS))) for _ in tokens]
+    sums = [e.var(e.float(0.0, ir.VectorType(F32, ROWS_AT_ONCE))) for _ in tokens]
 
     def add_blocks(p: Any, i: Any, step: int) -> None:
         """Add blocks i and i + 1 of 8 rows to the sums, in this order; with step 0 block i alone."""
-        rows = [e.at(p, row_bytes * r) for r in range(FEW_ROWS)]
+        rows = [e.at(p, row_bytes * r) for r in range(ROWS_AT_ONCE)]
         weights = [quant.load_pair(e, row, e.at(row, step * quant.BYTES)) for row in rows]
         d = gathered_halves(e, [e.at(rows[r], step * quant.BYTES * block) for r, block in zip(ROW_OF_LANE, BLOCK_OF_LANE)], 0)
         for token, total in zip(tokens, sums):
@@ -50,7 +50,7 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[An
 
     with e.loop(e.int(n_blocks // 2)) as pair:
         if stride:
-            prefetch_rows(e, e.at(first, FEW_ROWS * row_bytes), pair, 2 * FEW_ROWS * quant.BYTES)
+            prefetch_rows(e, e.at(first, ROWS_AT_ONCE * row_bytes), pair, 2 * ROWS_AT_ONCE * quant.BYTES)
         add_blocks(e.at(first, b.mul(pair, e.int(2 * quant.BYTES))), b.shl(pair, e.int(1)), 1)
     if n_blocks % 2:
         last = n_blocks - 1
@@ -79,18 +79,19 @@ def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(5)), e.int(PANEL_BYTES))
 
 
-def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any, ahead: Any) -> None:
     b = e.b
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(b.lshr(a.n_cols, e.int(5))) as i:
         offset = b.mul(i, e.int(quant.BYTES))
+        prefetch_share(e, ahead, i, LANES // 2 * quant.BYTES)
         blocks, out = [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(PANEL_BYTES)))
         for k, word in enumerate(quant.quarts(e, blocks)):
             e.store(word, out, k * VECTOR)
         e.store(gathered_halves(e, blocks, 0), out, QUARTS)
 
 
-def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any) -> list[list[Any]]:
+def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any, ahead: Any) -> list[list[Any]]:
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(5))
     stride = panel_bytes(e, quant, a)
@@ -99,6 +100,8 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any) -> 
     acts = [b.add(a.q, b.mul(t, a.n_cols)) for t in tokens]
     scale_rows = [b.shl(b.mul(t, n_blocks), e.int(2)) for t in tokens]
     with e.loop(n_blocks) as i:
+        with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
+            prefetch_share(e, ahead, i, LANES * quant.BYTES)
         blocks = [b.add(address, b.mul(i, e.int(PANEL_BYTES))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
         starts = [e.splat(b.mul(e.load(I32, a.sums, place), e.int(-quant.OFFSET, I32))) for place in places]

@@ -1,4 +1,4 @@
-"""Products with float weights, activations in float32. For few tokens a row at a time, so that memory is read in order."""
+"""Products with float weights, activations in float32. For one token a row at a time, so that memory is read in order."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import Any
 from ..simd import F32, F32X16, LANES, Emitter
 from . import Args, clamped_rows, finish
 
-FEW_ROWS = 1
-MANY_ROWS = 4
+ROWS_AT_ONCE = 1
+ROWS_OF_TILE = 4
 
 
-def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int = FEW_ROWS) -> None:
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int = ROWS_AT_ONCE) -> None:
     b = e.b
     rows = clamped_rows(e, a, row, n_rows)
     acts = [b.add(a.x, b.mul(t, b.shl(a.n_cols, e.int(2)))) for t in tokens]

@@ -7,9 +7,9 @@ from typing import Any
 from .. import layout
 from ..quants._kquants import Act, values_of
 from ..simd import F32, F32X16, LANES, Emitter
-from . import Args, clamped_rows, finish, prefetch_rows
+from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
-FEW_ROWS = 2
+ROWS_AT_ONCE = 2
 
 
 def activations(e: Emitter, a: Args, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
@@ -28,17 +28,17 @@ def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
     return [Act(b.add(act.q, b.shl(i, e.int(8))), b.add(act.sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))) for act in acts]
 
 
-def few(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any]) -> None:
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any]) -> None:
     """Two rows; where only one is left it is read twice."""
     b = e.b
     n_blocks, acts, scales = activations(e, a, tokens)
-    rows = clamped_rows(e, a, row, FEW_ROWS)
+    rows = clamped_rows(e, a, row, ROWS_AT_ONCE)
     sums = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
     with e.loop(n_blocks) as i:
         offset, here = b.mul(i, e.int(quant.BYTES)), at_block(e, acts, i)
         act_d = [e.load(F32, scale, b.shl(i, e.int(2))) for scale in scales]
         blocks = [b.add(address, offset) for address in rows]
-        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, FEW_ROWS * quant.BYTES)
+        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, ROWS_AT_ONCE * quant.BYTES)
         dots = [(r, t, dot, quant.scales(e, p)) for r, p in enumerate(blocks) for t, dot in enumerate(quant.dot(e, p, here))]
         for start in range(0, len(dots), 4):
             group = dots[start:start + 4]
@@ -56,22 +56,25 @@ def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(8)), e.int(quant.PANEL.n_bytes))
 
 
-def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any, ahead: Any) -> None:
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(8))
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(n_blocks) as i:
         offset = b.mul(i, e.int(quant.BYTES))
+        prefetch_share(e, ahead, i, LANES // 2 * quant.BYTES)
         quant.unpack(e, [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))))
 
 
-def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any) -> list[list[Any]]:
+def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any, ahead: Any) -> list[list[Any]]:
     b = e.b
     n_blocks, acts, scales = activations(e, a, tokens)
     stride = panel_bytes(e, quant, a)
     panels = [b.add(panel, b.mul(stride, e.int(r))) for r in range(layout.PANEL_ROWS // LANES)]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     with e.loop(n_blocks) as i:
+        with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
+            prefetch_share(e, ahead, i, LANES * quant.BYTES)
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
         values = quant.TILE.block(e, [b.add(address, offset) for address in panels], at_block(e, acts, i))
         for row_sums, row_values in zip(sums, values):

@@ -177,22 +177,24 @@ class Tile:
         """[R][T] f32x16: what `dot` gives for a row, with the rows in lanes."""
         b, p = e.b, self.panel
         tokens = range(len(acts))
-        zero = e.int(0, I32X16)
-        totals = [[zero for _ in tokens] for _ in panels]
+        totals = [[e.var(e.int(0, I32X16)) for _ in tokens] for _ in panels]
         per_part = 64 // p.n_parts
-        for part in range(p.n_parts):
-            partial = [[zero for _ in tokens] for _ in panels]
-            for k in range(part * per_part, part * per_part + per_part):
-                weights = [b.bitcast(e.load(I32X16, address, k * VECTOR), I8X64) for address in panels]
+        with e.loop(e.int(p.n_parts)) as part:  # all parts in a row hold more values than there are registers
+            quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
+            scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
+            quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
+            partial = [[e.int(0, I32X16) for _ in tokens] for _ in panels]
+            for k in range(per_part):
+                weights = [b.bitcast(e.load(I32X16, address, k * VECTOR), I8X64) for address in quarts]
                 for t in tokens:
-                    activations = b.bitcast(e.splat(e.load(I32, acts[t].q, 4 * k)), I8X64)
+                    activations = b.bitcast(e.splat(e.load(I32, quants[t], 4 * k)), I8X64)
                     for r, weight in enumerate(weights):
                         partial[r][t] = e.dot4(partial[r][t], weight, activations, u_below_128=True)
-            for r, address in enumerate(panels):
-                scale = e.load(I32X16, address, p.scales + part * VECTOR)
+            for r, address in enumerate(scales):
+                scale = e.load(I32X16, address, p.scales)
                 for t in tokens:
-                    totals[r][t] = b.add(totals[r][t], b.mul(partial[r][t], scale))
-        return [[self._scaled(e, address, totals[r][t], acts[t]) for t in tokens] for r, address in enumerate(panels)]
+                    b.store(b.add(b.load(totals[r][t]), b.mul(partial[r][t], scale)), totals[r][t])
+        return [[self._scaled(e, address, b.load(totals[r][t]), acts[t]) for t in tokens] for r, address in enumerate(panels)]
 
     def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
         b, p = e.b, self.panel

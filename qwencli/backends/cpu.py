@@ -16,7 +16,7 @@ from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
 from . import F32, LOGITS, Batch, sample_with_numpy
-from .lowering import Program, activation_kind, weight_info
+from .lowering import SOME_TOKENS, Program, activation_kind, weight_info
 from .memory import Inputs, PageMemory, address_of
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 
@@ -82,7 +82,7 @@ class CPUBackend:
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
         keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
-        self._team.run(program.rows, BUDGET if max(counts.values()) <= layout.FEW_TOKENS else BUDGET_OF_MANY)
+        self._team.run(program.rows, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
         del keep  # arrays that the program had the addresses of
         if batch is not None:
             batch.commit(self.cache)
@@ -114,7 +114,7 @@ class CPUBackend:
     def _load(self, specs: list[str]) -> None:
         """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
         if self._kernels.missing(specs):
-            usual = [self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, True) for n in (1, layout.FEW_TOKENS + 1)]
+            usual = [self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, True) for n in (1, 2)]
             specs = [*specs, *(spec for program in usual for spec in program.specs)]
         try:
             self._kernels.load(specs)
@@ -167,8 +167,8 @@ class CPUBackend:
 
 
 def room_for(n: int) -> int:
-    """For how many rows a program has memory that is to take n: a power of two, so that a handful of programs serves all steps."""
-    return int(layout.FEW_TOKENS) if n <= layout.FEW_TOKENS else 1 << (n - 1).bit_length()
+    """For how many rows a program has memory that is to take n: one, or a power of two, so that a handful of programs serves all steps."""
+    return 1 if n <= 1 else max(8, 1 << (n - 1).bit_length())
 
 
 @cache

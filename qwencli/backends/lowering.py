@@ -21,6 +21,8 @@ from .memory import I64, Buffers, Bytes, Inputs, Value, address_of
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
 CHUNKS_A_THREAD = 6
+SOME_TOKENS = 64
+"""With more tokens than these a row takes milliseconds: chunks of products have at most two panels, others several tokens."""
 KV = "the KV cache"  # what stores write and attention reads, for the order of rows
 
 
@@ -60,7 +62,7 @@ class Program:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
         self._rooms, self._n_threads = rooms, n_threads
-        self._forms = {dim: "few" if room <= layout.FEW_TOKENS else "many" for dim, room in rooms.items()}
+        self._forms = {dim: "one" if room == 1 else "many" for dim, room in rooms.items()}
         self._users: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
             for source in node.src:
@@ -130,7 +132,7 @@ class Program:
         return value
 
     def _unit(self, dim: str) -> int:
-        return 1 if self._forms[dim] == "few" else 8
+        return 1 if self._rooms[dim] <= SOME_TOKENS else 8
 
     # -- nodes ----------------------------------------------------------------------------------------------------------
 
@@ -252,20 +254,21 @@ class Program:
         target, residual = self._residual_of(node)
         out = self._new(target.name, x.dim, n_rows)
         form, row_bytes = self._forms[x.dim], info.type.n_bytes(n_cols)
-        chunk_rows = layout.PANEL_ROWS if form == "many" else self._chunk_rows(n_rows, row_bytes)
+        chunk_rows = self._chunk_rows(n_rows, row_bytes, self._rooms[x.dim])
         quantized = [address_of(buffer) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
         args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
                 self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
         reads = [*(quantized if kind != "float" else [x.address]), *([residual.address] if residual else [])]
-        frozen = f":{n_cols}" if form == "few" and kind == "q8_0" else ""
+        frozen = f":{n_cols}" if form == "one" and kind == "q8_0" else ""
         self._row(f"matmul:{info.type.name.lower()}:{form}{frozen}", args, reads, [out.address], chunk_rows, count_in=4)
         self._done.add(target.name)
 
-    def _chunk_rows(self, n_rows: int, row_bytes: int) -> int:
-        """Rows of a chunk when there are few tokens: some chunks for each thread, of a size worth claiming."""
+    def _chunk_rows(self, n_rows: int, row_bytes: int, room: int) -> int:
+        """Rows of a chunk: some chunks for each thread, of a size worth claiming and, with many tokens, soon done."""
         n_bytes = min(max(n_rows * row_bytes // (CHUNKS_A_THREAD * self._n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1])
-        n_vectors: int = n_bytes // row_bytes // layout.LANES
-        return max(1, n_vectors) * int(layout.LANES)
+        unit = layout.LANES if room == 1 else layout.PANEL_ROWS
+        most = n_rows if room <= SOME_TOKENS else 2 * unit
+        return min(max(1, n_bytes // row_bytes // unit) * unit, most)
 
     def _residual_of(self, node: Tensor) -> tuple[Tensor, Value | None]:
         users = self._users[node.name]
@@ -316,10 +319,8 @@ class Program:
                              " use --backend numpy")
         self._row("attention:rotate", self._heads(q), [x.address], [x.address], divisor=self._unit(N_TOKENS))
         out = self._new(node.name, N_TOKENS, c.n_head * c.head_dim)
-        shared = c.n_head // c.n_head_kv
-        tile = 4 if self._forms[N_TOKENS] == "many" else min(4, shared)
         pointers, writes = address_of(self.inputs.pointers), (out.address, "partials")
         args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, float_bits(op.scale), store.op.layer * self._layer_bytes()]
-        self._row(f"attention:attend:{c.head_dim}:{tile}", args, [x.address, KV], writes, count=self.inputs.count("attend"))
+        self._row(f"attention:attend:{c.head_dim}", args, [x.address, KV], writes, count=self.inputs.count("attend"))
         args = [out.address, pointers, c.n_head]
         self._row(f"attention:merge:{c.head_dim}", args, ["partials"], writes, count=self.inputs.count("merge"))
