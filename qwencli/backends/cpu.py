@@ -18,6 +18,8 @@ from ..sampling import Draw
 from . import F32, LOGITS, Batch, sample_with_numpy
 from .lowering import SOME_TOKENS, Program, activation_kind, weight_info
 from .memory import Inputs, PageMemory, address_of
+from .stopwatch import SPECS as CLOCK
+from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 
 assert PAGE == layout.PAGE
@@ -33,11 +35,13 @@ class CPUBackend:
         except ISAError as error:
             raise InputError(str(error)) from None
         self._kernels.report = report
+        self.isa = self._kernels.isa.name
         c = model.config
         self._shared = c.n_head // c.n_head_kv
         self._item_tokens = max(1, layout.QUERIES_AT_ONCE // self._shared)
         self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
         self._programs: dict[tuple[object, ...], Program] = {}
+        self._watches: dict[Program, Stopwatch] = {}
         self._pages = PageMemory(4 * layout.PAGE * c.n_head_kv * c.head_dim * c.n_layer)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
@@ -68,6 +72,13 @@ class CPUBackend:
             chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
         return chosen
 
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
+        """Run a batch row by row: each row's kernel and its seconds. Rows that would run side by side follow each other."""
+        with self._lock:
+            self._load([*CLOCK])
+            program, _ = self._run(tuple(fetch), batch, {}, None, profiled=True)
+            return list(zip(program.specs, self._watches[program].seconds().tolist()))
+
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
         """See Backend.reserve."""
         self.cache.reserve(seq, n_tokens)
@@ -75,14 +86,19 @@ class CPUBackend:
             self._pages.address(page)
 
     def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32],
-             draws: Sequence[Draw] | None) -> tuple[Program, dict[str, int]]:
+             draws: Sequence[Draw] | None, profiled: bool = False) -> tuple[Program, dict[str, int]]:
         counts = self._counts(batch, feed)
         program = self._program(fetch, tuple(feed), counts, draws is not None)
         program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0, 0
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
         keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
-        self._team.run(program.rows, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
+        to_run = program.rows
+        if profiled:
+            if program not in self._watches:
+                self._watches[program] = Stopwatch(self._kernels, program.rows)
+            to_run = self._watches[program].rows
+        self._team.run(to_run, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
         del keep  # arrays that the program had the addresses of
         if batch is not None:
             batch.commit(self.cache)

@@ -1,0 +1,169 @@
+"""`qwencli bench`"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import choose_model, example, printable, say, write_text
+
+if TYPE_CHECKING:
+    from ..bench import Result, Test
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+MOST_VALUES = 1000  # of an option: more is a slip
+COLUMNS = {"model": -30, "size": 10, "params": 10, "backend": -10, "threads": 7, "test": 15, "t/s": 20, "GB/s": 13, "GFLOP/s": 13}
+"""The columns of the table and how wide they are, those that are negative with their text at the left: llama-bench's, then ours."""
+
+
+def numbers(*names: str, low: int, high: int, default: str | None, text: str) -> Option:
+    """An option that takes lists such as 128,512 or 1-4 or 1-9+2 or 64-512*2, as llama-bench does, and several of them: one list."""
+    def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[int]:
+        found: list[int] = []
+        for part in (part for value in values for part in value.split(",")):
+            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", part)
+            if not match:
+                raise click.BadParameter(f"'{part}' is no number and no range such as 1-4 or 64-512*2.")
+            number, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+            if not low <= number <= last <= high:
+                raise click.BadParameter(f"{part} is not in the range {low}<=x<={high}.")
+            while number <= last:
+                found.append(number)
+                following = number * step if match[3] == "*" else number + step
+                if following <= number or len(found) > MOST_VALUES:
+                    raise click.BadParameter(f"{part} gives too many values.")
+                number = following
+        return found
+
+    given, shown = ([default], f"{text} Default: {default}.") if default else ([], text)
+    return click.option(*names, metavar="N,...", multiple=True, callback=read, default=given, help=shown)
+
+
+def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
+    matches = [(value, re.fullmatch(r"(\d{1,8}),(\d{1,8})", value)) for value in values]
+    for value, match in matches:
+        if not match:
+            raise click.BadParameter(f"'{value}' is no pair of numbers such as 512,128.")
+    return [(int(match[1]), int(match[2])) for _, match in matches if match]
+
+
+@click.command(epilog=example("qwencli bench", "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
+                              "qwencli bench -m model.gguf -p 0 -n 32 -npl 1-16*2 -o jsonl", "qwencli bench -m model.gguf -r 1 --profile"))
+@click.option("-m", "--model", "models", metavar="PATH", multiple=True,
+              help="A GGUF file, or a folder with one; may be given several times. Default: as for `qwencli run`.")
+@numbers("-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test.")
+@numbers("-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg), 0 for no such test.")
+@click.option("-pg", "n_pg", metavar="P,N", multiple=True, callback=read_pairs, help="A prompt and a generation timed together (pp+tg).")
+@numbers("-d", "--n-depth", low=0, high=2**24, default="0", text="Tokens that are in the context before.")
+@numbers("-npl", "--n-parallel", "n_seq", low=1, high=64, default="1", text="Sequences at once; t/s is their sum.")
+@numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens of a step.")
+@numbers("-t", "--threads", "n_threads", low=1, high=1024, default=None, text="Threads. Default: as many as there are cores.")
+@click.option("-r", "--repetitions", "repeat", type=click.IntRange(1, 10000), default=5, show_default=True, help="Times each test is run.")
+@click.option("-o", "--output", type=click.Choice(["md", "json", "csv", "jsonl"]), default="md", show_default=True, help="What is printed.")
+@click.option("--profile", is_flag=True, help="Show where the time goes, by kind of operation (with -o md, json and jsonl).")
+def bench(models: tuple[str, ...], n_prompt: list[int], n_gen: list[int], n_pg: list[tuple[int, int]], n_depth: list[int],
+          n_seq: list[int], n_batch: list[int], n_threads: list[int], repeat: int, output: str, profile: bool) -> None:
+    """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
+
+    Beside tokens a second the table has what was read of weights and KV cache and what was computed, each with its share of what
+    loops that do nothing else reach on the same threads in the same run.
+    """
+    pairs = [*((p, 0) for p in n_prompt), *((0, n) for n in n_gen), *n_pg]
+    tests = [(*pair, depth, seqs) for seqs, depth, pair in product(n_seq, n_depth, pairs) if any(pair)]
+    if not tests:
+        raise click.UsageError("nothing to measure: give -p, -n or -pg above 0")
+    found = run(models, tests, n_batch, n_threads or [None], repeat, profile)
+    {"md": print_table, "json": print_json, "jsonl": print_json_lines, "csv": print_csv}[output](found)
+
+
+def run(models: Sequence[str], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int], n_threads: Sequence[int | None], repeat: int,
+        profile: bool) -> Iterator[Result]:
+    """The results as they come, with a bar on stderr."""
+    paths = [choose_model(path).path for path in models or (None,)]
+    from tqdm import tqdm
+
+    from ..bench import Test, check, run_bench
+    from ..gguf_file import GGUFFile
+    from ..model import load_model
+    loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
+    for model, test in product(loaded, wanted):
+        check(model, test)  # before anything takes time
+    total = len(loaded) * len(n_batches) * len(n_threads) * len(tests) * repeat
+    with tqdm(total=total, unit="run", disable=None, leave=False) as bar:
+        def progress(test: Test, done: int) -> None:
+            bar.set_description(test.name, refresh=False)
+            bar.update(done > 0)
+
+        for model, n_batch, threads in product(loaded, n_batches, n_threads):
+            for result in run_bench(model, wanted, threads, repeat, n_batch, profile, say, progress):
+                bar.clear()
+                yield result
+
+
+def print_table(results: Iterable[Result]) -> None:
+    """llama-bench's table with two more columns, then what the machine can do, then the profiles."""
+    limits: dict[int, str] = {}
+    profiles: list[str] = []
+    for result in results:
+        if not limits:
+            write_text(row(COLUMNS) + rule(COLUMNS.values()))
+        f = result.as_dict()
+        n_bytes, n_params = f["model_size"], f["model_n_params"]
+        write_text(row([
+            printable(f["model_type"]),
+            f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB",
+            f"{n_params / 1e6:.2f} M" if n_params < 1e9 else f"{n_params / 1e9:.2f} B",
+            f["backends"], str(f["n_threads"]), result.test.name, f"{f['avg_ts']:.2f} ± {f['stddev_ts']:.2f}",
+            f"{f['bandwidth'] / 1e9:.1f} ({f['bandwidth_share']:.0%})",
+            f"{f['ops'] / 1e9:.1f} ({f['ops_share']:.0%})"]))
+        limits[f["n_threads"]] = (f"{f['cpu_info']}, {f['isa'] or 'no compiled kernels'}, threads: {f['n_threads']}. Limits in this run:"
+                                  f" reading {f['machine_bandwidth'] / 1e9:.1f} GB/s, int8 {f['machine_products'] / 1e9:.0f}"
+                                  f" and float32 {f['machine_flops'] / 1e9:.0f} GFLOP/s")
+        profiles += [profile_table(result)] if result.profile else []
+    write_text("".join(["\n", *(printable(line) + "\n" for line in limits.values()), f"build: qwencli {f['build_commit']}\n", *profiles]))
+
+
+def row(cells: Iterable[str], widths: Iterable[int] = COLUMNS.values()) -> str:
+    return "|" + "".join(f" {cell:<{-width}} |" if width < 0 else f" {cell:>{width}} |" for cell, width in zip(cells, widths)) + "\n"
+
+
+def rule(widths: Iterable[int]) -> str:
+    return row(("-" * (abs(width) - 1) + ("-" if width < 0 else ":") for width in widths), widths)
+
+
+def profile_table(result: Result) -> str:
+    """Where a test's time went; the last line is the test itself, where rows run side by side and nobody looks at the clock."""
+    head, widths = ("operation", "calls", "ms", "GB/s", "GFLOP/s", "of the limit"), (-24, 8, 10, 8, 9, 12)
+    text = f"\n{result.test.name}, threads: {result.n_threads}\n\n" + row(head, widths) + rule(widths)
+    for kind in result.profile:
+        n_bytes, ops = kind.cost.n_bytes / kind.seconds / 1e9, kind.cost.ops / kind.seconds / 1e9
+        rates = (f"{n_bytes:.1f}", f"{ops:.1f}", f"{kind.share(result.limits):.0%}") if ops else ("", "", "")
+        text += row((kind.name, str(kind.calls), f"{1e3 * kind.seconds:.2f}", *rates), widths)
+    for name, seconds in ("all", sum(kind.seconds for kind in result.profile)), ("the test", result.seconds):
+        text += row((name, "", f"{1e3 * seconds:.2f}", "", "", ""), widths)
+    return text
+
+
+def print_json(results: Iterable[Result]) -> None:
+    write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
+
+
+def print_json_lines(results: Iterable[Result]) -> None:
+    for result in results:
+        write_text(json.dumps(result.as_dict()) + "\n")
+
+
+def print_csv(results: Iterable[Result]) -> None:
+    """A line of names, then a line a test with every value in quotes; lists are left out."""
+    for i, result in enumerate(results):
+        facts = {name: value for name, value in result.as_dict().items() if not isinstance(value, list)}
+        line = io.StringIO()
+        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(facts.values())
+        write_text((",".join(facts) + "\n" if i == 0 else "") + line.getvalue())
