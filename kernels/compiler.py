@@ -134,11 +134,18 @@ def end_with_parent(folder: str) -> None:
 
 
 def main() -> None:
-    """A worker of jit.py: python -m qwencli.kernels.compiler ISA FOLDER SPEC..."""
+    """A worker of jit.py: python -m qwencli.kernels.compiler ISA FOLDER SPEC...
+
+    Each worker is given all kernels and takes those that no other one has taken.
+    """
     name, folder, *specs = sys.argv[1:]
     threading.Thread(target=end_with_parent, args=(folder,), daemon=True).start()
     for spec in specs:
         path = Path(folder, jit.symbol(spec))
+        try:
+            path.with_suffix(jit.CLAIMED).touch(exist_ok=False)
+        except FileExistsError:  # another worker has taken it
+            continue
         part = path.with_suffix(".part")
         part.write_bytes(compile_kernel(choose(name), spec))
         part.replace(path)

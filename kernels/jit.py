@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,16 @@ from typing import Any
 from .isa import ISA, target
 
 Report = Callable[[str], None]
+Progress = Callable[[int, int], None]
 MAX_WORKERS = 4
+SLOW = ("many", "attend", "choose", "worker", "step")
+"""What is in the names of kernels that take long to compile, the longest first."""
+SECONDS_A_KERNEL, SECONDS_TO_START = 0.4, 0.7
+"""What compiling takes on a CPU of 2022, on average."""
 CRASHES = {-signal.SIGABRT, -signal.SIGILL, -signal.SIGSEGV}
 """Exit codes of a worker in which LLVM gave up, as it does where an instruction is missing: here it would end this process."""
+CLAIMED = ".claimed"
+"""Ends the name of the file by which a worker takes a kernel for itself."""
 _MAGIC = b"qwencli kernel 1\n"
 
 
@@ -74,6 +83,8 @@ class Kernels:
     def __init__(self, isa: ISA) -> None:
         self.isa = isa
         self.report: Report | None = None
+        self.progress: Progress | None = None
+        """Told how many kernels of how many are compiled."""
         self._addresses: dict[str, int] = {}
         self._engine: Any = None
         self._keeps = True
@@ -105,13 +116,21 @@ class Kernels:
         for spec in specs:
             if (code := self._read(spec)) is not None:
                 codes[spec] = code
-        todo = [spec for spec in specs if spec not in codes]
-        if todo:
-            self._say(f"compiling {len(todo)} kernels for this CPU ({self.isa.name}), once: {', '.join(todo)}")
-            for spec, code in compile_apart(self.isa, todo):
-                codes[spec] = code
-                self._write(spec, code)
+        if todo := [spec for spec in specs if spec not in codes]:
+            codes.update(self._compile(todo))
         return codes
+
+    def _compile(self, specs: list[str]) -> Iterator[tuple[str, bytes]]:
+        n, start = len(specs), time.perf_counter()
+        seconds = SECONDS_TO_START + SECONDS_A_KERNEL * n / max(1, n_workers_for(n))
+        self._say(f"compiling {n} kernel{'s' * (n > 1)} for this CPU ({self.isa.name}), once: about {seconds:.0f} s")
+        with closing(compile_apart(self.isa, specs)) as compiled:
+            for done, (spec, code) in enumerate(compiled, 1):
+                self._write(spec, code)
+                if self.progress:
+                    self.progress(done, n)
+                yield spec, code
+        self._say(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def _path(self, spec: str) -> Path:
         return self.folder / (spec.replace(":", "-") + ".o")
@@ -173,38 +192,59 @@ class Kernels:
         return address
 
 
-def compile_apart(isa: ISA, specs: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Compile kernels in processes of their own: side by side, since Numba holds one lock; interruptible at any time, which LLVM is not;
-    and without Numba's memory in this process. Where a process can't be started, or fails, they are compiled here. Raises KernelError.
+def n_workers_for(n_kernels: int) -> int:
+    """How many processes compile so many kernels; 0 where none can be started."""
+    if not sys.executable or getattr(sys, "frozen", False):  # then it isn't Python, but an application that holds one
+        return 0
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_WORKERS, n_cpus, n_kernels)
+
+
+def _slowest_first(spec: str) -> int:
+    return next((i for i, word in enumerate(SLOW) if word in spec.split(":")), len(SLOW))
+
+
+def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Compile kernels in processes of their own and yield each when it is done.
+
+    In processes since Numba holds one lock, and LLVM can't be interrupted; nor has this process Numba's memory then. Where none can be
+    started, or one fails, kernels are compiled here. Raises KernelError.
     """
-    can_start = sys.executable and not getattr(sys, "frozen", False)  # else it isn't Python: an application that holds one
-    n_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(specs)) if can_start else 0
+    left = sorted(specs, key=_slowest_first)  # so that no worker is left with a long one at the end
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
-        command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", f"{__package__}.compiler", isa.name, folder]
+        command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", f"{__package__}.compiler", isa.name, folder, *left]
         # a pipe as stdin: its end tells a worker to end, also one that we don't know of because Ctrl-C came while it was being started
         options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-        processes = []
+        processes: list[subprocess.Popen[bytes]] = []
         try:
-            for i in range(n_workers):
-                # a session of its own: Ctrl-C at the terminal is for us, and we end it
-                processes.append(subprocess.Popen(command + specs[i::n_workers], start_new_session=True, **options))
-            for process in processes:
-                process.wait()
-        except OSError:  # no interpreter to start
-            pass
+            with suppress(OSError):  # no interpreter to start, or no more processes
+                for _ in range(n_workers_for(len(left))):
+                    # a session of its own: Ctrl-C at the terminal is for us, and we end it
+                    processes.append(subprocess.Popen(command, start_new_session=True, **options))
+            for spec in _finished(processes, folder, left):
+                left.remove(spec)
+                yield spec, Path(folder, symbol(spec)).read_bytes()
         finally:
             for process in processes:
                 process.kill()
                 process.communicate()  # closes the pipe and waits: Windows doesn't remove a folder that a process is in
-        crashed = {spec for i, process in enumerate(processes) if process.returncode in CRASHES for spec in specs[i::n_workers]}
-        for spec in specs:
-            path = Path(folder, symbol(spec))
-            if path.exists():
-                yield spec, path.read_bytes()
-            elif spec in crashed:
-                raise KernelError(f"the compiler crashed on the kernel '{spec}' for {isa.name}")
-            else:
-                yield spec, _compile_here(isa, spec)
+        if left and any(process.returncode in CRASHES for process in processes):
+            begun = [spec for spec in left if Path(folder, symbol(spec)).with_suffix(CLAIMED).exists()]
+            raise KernelError(f"the compiler crashed on the kernel '{(begun or left)[0]}' for {isa.name}")
+    for spec in left:
+        yield spec, _compile_here(isa, spec)
+
+
+def _finished(processes: list[subprocess.Popen[bytes]], folder: str, specs: Iterable[str]) -> Iterator[str]:
+    """The kernels that appear in the folder, as long as a process works on them."""
+    waiting, works = list(specs), True
+    while waiting and works:
+        works = any(process.poll() is None for process in processes)  # before looking, so that the last one's last is seen
+        done = [spec for spec in waiting if Path(folder, symbol(spec)).exists()]
+        waiting = [spec for spec in waiting if spec not in done]
+        yield from done
+        if works and not done:
+            time.sleep(0.01)
 
 
 def _compile_here(isa: ISA, spec: str) -> bytes:

@@ -211,6 +211,25 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     assert result(start(tmp_path, *OTHERS))["reports"] == []
 
 
+def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The long ones are begun first, and each kernel is kept and counted once."""
+    monkeypatch.setenv("QWENCLI_CACHE", str(tmp_path))
+    kernels, done = jit.Kernels(isa.choose()), []
+    kernels.progress = lambda n, total: done.append((n, total))
+    written: list[str] = []
+    write = kernels._write
+    monkeypatch.setattr(kernels, "_write", lambda spec, code: (written.append(spec), write(spec, code)))
+    specs = [SPEC, *OTHERS, "sampling:choose"]
+    commands = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(jit.subprocess, "Popen", lambda command, **options: (commands.append(command), popen(command, **options))[1])
+    kernels.load(specs)
+    assert done == [(n, len(specs)) for n in range(1, len(specs) + 1)]
+    assert sorted(written) == sorted(specs)
+    assert len(commands) == jit.n_workers_for(len(specs))
+    assert all(command[-len(specs)] == "sampling:choose" for command in commands)
+
+
 def workers(folder: Path) -> list[str]:
     """The processes that have `folder` in their command line."""
     found = []

@@ -44,6 +44,17 @@ def test_a_crash_of_the_compiler_is_an_error(cold: None, monkeypatch: pytest.Mon
         jit.Kernels(isa.choose()).load(["ops:add"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as the interpreter")
+def test_a_crash_is_blamed_on_the_kernel_that_was_begun(cold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The worker's arguments are -m, the module, the instruction set, the folder and the kernels."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\n: > "$4/{jit.symbol("ops:gather")}{jit.CLAIMED}"\nkill -ILL $$\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(jit.KernelError, match="the compiler crashed on the kernel 'ops:gather'"):
+        jit.Kernels(isa.choose()).load(["ops:add", "ops:gather", "attention:rotate"])
+
+
 def test_an_unknown_kernel_is_an_error() -> None:
     with pytest.raises(jit.KernelError, match=r"'nothing:one' doesn't compile for \w+: ModuleNotFoundError"):
         jit.Kernels(isa.choose()).load(["nothing:one"])
