@@ -20,13 +20,14 @@ from numba.core import codegen, compiler, registry
 from numba.core.compiler_lock import global_compiler_lock
 
 from . import jit, simd
-from .isa import ISA, Target, choose, target
+from .isa import ISA, Target, named, target
 
 SIGNATURE = (types.int64,) * 3
 
 
 class KernelLibrary(codegen.CPUCodeLibrary):
     """A library that becomes an object file instead of being loaded into Numba's own engine."""
+    _is_optimized = False
 
     def finalize(self) -> None:
         self._raise_if_finalized()
@@ -43,6 +44,8 @@ class KernelLibrary(codegen.CPUCodeLibrary):
 
     def _optimized(self, entry: str) -> Any:
         machine, module = self._codegen.machine, self._final_module
+        if self._is_optimized:
+            return module
         module.triple, module.data_layout = machine.triple, str(machine.target_data)
         for function in module.functions:
             if not function.is_declaration and function.name != entry:
@@ -53,6 +56,7 @@ class KernelLibrary(codegen.CPUCodeLibrary):
         passes = llvm.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
         module.verify()
+        self._is_optimized = True
         return module
 
     def _finalize_specific(self) -> None:
@@ -84,7 +88,8 @@ def target_machine(kind: Target) -> Any:
     return llvm.Target.from_triple(kind.triple).create_target_machine(**options)
 
 
-def _lower(isa: ISA, spec: str) -> KernelLibrary:
+@global_compiler_lock
+def lower(isa: ISA, spec: str) -> KernelLibrary:
     """Type and lower a kernel and put a plain C entry point beside it."""
     typing = registry.cpu_target.typing_context
     typing.refresh()
@@ -116,13 +121,13 @@ def _entry_point(context: Any, kernel: str, name: str) -> ir.Module:
 @global_compiler_lock
 def compile_kernel(isa: ISA, spec: str) -> bytes:
     """The object file of a kernel."""
-    return _lower(isa, spec).object_code(jit.symbol(spec))
+    return lower(isa, spec).object_code(jit.symbol(spec))
 
 
 @global_compiler_lock
 def assembly(isa: ISA, spec: str) -> str:
     """The machine code of a kernel as text, for tests that look at it."""
-    return _lower(isa, spec).assembly(jit.symbol(spec))
+    return lower(isa, spec).assembly(jit.symbol(spec))
 
 
 def end_with_parent(folder: str) -> None:
@@ -147,7 +152,7 @@ def main() -> None:
         except FileExistsError:  # another worker has taken it
             continue
         part = path.with_suffix(".part")
-        part.write_bytes(compile_kernel(choose(name), spec))
+        part.write_bytes(compile_kernel(named(name), spec))
         part.replace(path)
 
 

@@ -96,6 +96,11 @@ def choose(name: str | None = None) -> ISA:
     raise ISAError(f"the instruction set '{name}' (${VARIABLE}) is not available on this CPU, which has {names}")
 
 
+def named(name: str) -> ISA:
+    """An ISA of any machine, to compile for."""
+    return next(isa for isa in ISAS if isa.name == name)
+
+
 def target(isa: ISA) -> Target:
     """What to compile for. An ISA of another machine is compiled for Linux, so that its code can be looked at here."""
     import llvmlite.binding as llvm
