@@ -9,6 +9,7 @@ everything that decides the code: the sources of this package, the ISA, the CPU,
 """
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.metadata
@@ -110,6 +111,14 @@ class Kernels:
     def missing(self, specs: Iterable[str]) -> list[str]:
         """Those that would have to be compiled."""
         return [spec for spec in dict.fromkeys(specs) if spec not in self._addresses and self._read(spec) is None]
+
+    def check_folder(self) -> None:
+        """Make the folder where kernels are kept. Raises OSError if they can't be, or would not be used."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass
+        if not trusted(os.stat(self.folder)):
+            raise PermissionError(errno.EPERM, "others can write to it", str(self.folder))
 
     def _read_or_compile(self, specs: list[str]) -> dict[str, bytes]:
         codes = {}

@@ -23,15 +23,16 @@ class LLM:
 
     `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
     are cores; `backend` is "cpu", compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is
-    told in a line what is being compiled. Raises QwenError.
+    told in a line that kernels are compiled, which happens once, `progress` how many of how many are done. Raises QwenError.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
-                 backend: str = "auto", report: Callable[[str], None] | None = None) -> None:
+                 backend: str = "auto", report: Callable[[str], None] | None = None,
+                 progress: Callable[[int, int], None] | None = None) -> None:
         self.file = GGUFFile(path, use_mmap)
         self.model = load_model(self.file)
         self.tokenizer = Tokenizer(self.file)
-        self.engine = Engine(make_backend(backend, self.model, n_threads, report), n_ctx or self.model.config.n_ctx)
+        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress), n_ctx or self.model.config.n_ctx)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -49,7 +50,8 @@ class LLM:
         return completion.run()
 
 
-def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None) -> Backend:
+def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None,
+                 progress: Callable[[int, int], None] | None = None) -> Backend:
     """The backend of that name; "auto" is "cpu" if it has kernels for all of the file's tensor types, else "numpy".
 
     Only its own modules are imported.
@@ -64,7 +66,7 @@ def make_backend(name: str, model: Model, n_threads: int | None, report: Callabl
         from .backends.numpy_ref import NumpyBackend
         return NumpyBackend(model, n_threads)
     from .backends.cpu import CPUBackend
-    return CPUBackend(model, n_threads, report)
+    return CPUBackend(model, n_threads, report, progress)
 
 
 class Completion:

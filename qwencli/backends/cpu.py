@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..errors import InputError, QwenError
 from ..graph import N_OUTPUTS, N_TOKENS, Linear
 from ..kernels import layout
 from ..kernels.isa import ISAError, choose
-from ..kernels.jit import KernelError, Kernels
+from ..kernels.jit import KernelError, Kernels, Progress, Report
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
@@ -26,15 +26,18 @@ assert PAGE == layout.PAGE
 
 
 class CPUBackend:
-    """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core. `report` is told what is compiled."""
+    """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core.
 
-    def __init__(self, model: Model, n_threads: int | None = None, report: Callable[[str], None] | None = None) -> None:
+    `report` is told when kernels are compiled, `progress` how many of how many are done.
+    """
+
+    def __init__(self, model: Model, n_threads: int | None = None, report: Report | None = None, progress: Progress | None = None) -> None:
         self.model, self.cache = model, KVCache()
         try:
             self._kernels = kernels_of(choose().name)
         except ISAError as error:
             raise InputError(str(error)) from None
-        self._kernels.report = report
+        self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
         c = model.config
         self._shared = c.n_head // c.n_head_kv
@@ -78,6 +81,11 @@ class CPUBackend:
             self._load([*CLOCK])
             program, _ = self._run(tuple(fetch), batch, {}, None, profiled=True)
             return list(zip(program.specs, self._watches[program].seconds().tolist()))
+
+    def kernels_for(self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, sampled: bool) -> list[str]:
+        """The names of the kernels that a step runs, whose results, inputs, tokens and outputs these are."""
+        program = self._lower(tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, sampled)
+        return [*RUNTIME, *program.specs]
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
         """See Backend.reserve."""

@@ -86,6 +86,22 @@ def say(message: str) -> None:
     print(printable(message), file=sys.stderr, flush=True)
 
 
+class CompileBar:
+    """Call it with how many kernels of how many are compiled: a bar on stderr, where that is a terminal, until all are."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+            self._bar = tqdm(total=total, unit="kernel", leave=False, disable=None)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+            self._bar = None
+
+
 def warn(message: str) -> None:
     print(f"qwencli: warning: {printable(message)}", file=sys.stderr, flush=True)
 

@@ -7,6 +7,7 @@ import time
 import click
 
 from ._common import (
+    CompileBar,
     backend_option,
     check_context,
     choose_model,
@@ -47,7 +48,7 @@ def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: i
     from ..perplexity import count_chunks
     from ..perplexity import perplexity as estimates
     start = time.perf_counter()
-    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say)
+    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say, progress=CompileBar())
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

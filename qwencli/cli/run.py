@@ -10,6 +10,7 @@ import click
 
 from ..errors import InputError
 from ._common import (
+    CompileBar,
     backend_option,
     check_context,
     choose_model,
@@ -82,7 +83,7 @@ def run(model: str | None, prompt: str | None, file: str | None, n_predict: int,
 
     chosen = choose_model(model, quiet)
     from ..llm import LLM, Completion
-    llm = LLM(chosen.path, n_ctx, threads, not no_mmap, backend, None if quiet else say)
+    llm = LLM(chosen.path, n_ctx, threads, not no_mmap, backend, None if quiet else say, None if quiet else CompileBar())
     if not quiet:
         check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
     params = llm.sampling(**sampling)
