@@ -1,143 +1,213 @@
 #!/usr/bin/env python3
-"""Our speed beside llama.cpp's, on the same file, with the same threads, in one run.
+"""Our speed beside llama.cpp's, on the same files, with the same threads, in one run.
 
-    python scripts/bench_peers.py model.gguf -t 2
+    python scripts/bench_peers.py model.gguf -t 2 --chart speed.png
 
-Both programs are timed in turn, several times, each in a fresh process; the figures are medians. llama.cpp runs through
-llama-cpp-python (extra `oracle`) with `llama_decode` timed directly. Tokens are random: speed doesn't depend on them. Measure on a
-machine that does nothing else.
+Both are measured in turn, several times, each in a fresh process; the figures are medians. Ours are those of `qwencli bench`, `qwencli
+perplexity` and `qwencli run`; llama.cpp runs through llama-cpp-python (extra `peers`) with `llama_decode` timed directly, see
+llama_cpp_speed.py. Measure on a machine that does nothing else.
 """
 from __future__ import annotations
 
 import json
-import random
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-N_PROMPT, N_GENERATED, N_SEQUENCES = 512, 64, 4
-TESTS = {f"pp{N_PROMPT}": "prompt", f"tg{N_GENERATED}": "generation", f"tg{N_GENERATED // 2} b{N_SEQUENCES}": "generation, all sequences"}
-Decode = Callable[[Sequence[int], Sequence[Sequence[int]]], None]
-"""Run one step: the numbers of some sequences, and the tokens that continue each of them."""
+ROOT = Path(__file__).resolve().parents[1]
+PEER = Path(__file__).with_name("llama_cpp_speed.py")
+US, THEM = "qwencli", "llama.cpp"
+N_CTX, CHUNKS, START_CTX = 512, 8, 4096
 
 
-def measure(n_vocab: int, decode: Decode, clear: Callable[[], None]) -> dict[str, float]:
-    """Tokens a second for each of TESTS."""
-    rng = random.Random(0)
+class Test(NamedTuple):
+    """A line of the table. `shape` is prompt, generated tokens, depth and sequences of a test of `qwencli bench`, else None."""
+    title: str
+    unit: str
+    shape: tuple[int, int, int, int] | None = None
 
-    def tokens(n: int) -> list[int]:
-        return [rng.randrange(n_vocab) for _ in range(n)]
 
-    def timed(n_steps: int, sequences: Sequence[int], n: int) -> float:
-        clear()
-        decode(sequences, [tokens(1) for _ in sequences])
+TESTS = {
+    "pp512": Test("pp512", "t/s", (512, 0, 0, 1)),
+    "tg64": Test("tg64", "t/s", (0, 64, 0, 1)),
+    "d4096": Test("tg32 @ d4096", "t/s", (0, 32, 4096, 1)),
+    "b8": Test("tg64 b8 @ d128", "t/s", (0, 64, 128, 8)),
+    "perplexity": Test(f"perplexity -c {N_CTX}", "t/s"),
+    "start": Test(f"first token, context {START_CTX}", "s"),
+    "memory": Test(f"peak memory, context {START_CTX}", "MB")}
+CHOICES = [name for name in TESTS if name != "memory"]
+"""Those that can be asked for: the memory is that of the start's processes."""
+Figures = dict[str, float]
+
+
+class Run(NamedTuple):
+    """A process that has ended: its output, the seconds until it wrote something, and its largest resident memory in MB."""
+    output: str
+    first: float
+    memory: float
+
+
+def run(command: list[str]) -> Run:
+    """Raises click.ClickException with the last line of its messages if it fails."""
+    with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        for _ in range(n_steps):
-            decode(sequences, [tokens(n) for _ in sequences])
-        return n_steps * n * len(sequences) / (time.perf_counter() - start)
-
-    timed(1, [0], N_PROMPT), timed(1, range(N_SEQUENCES), 1)  # what is made when first needed
-    steps = (1, [0], N_PROMPT), (N_GENERATED, [0], 1), (N_GENERATED // 2, range(N_SEQUENCES), 1)
-    return dict(zip(TESTS, (timed(*s) for s in steps)))
-
-
-def measure_ours(path: str, n_threads: int) -> dict[str, float]:
-    from qwencli.backends import LOGITS, Batch, Piece
-    from qwencli.backends.cpu import CPUBackend
-    from qwencli.gguf_file import GGUFFile
-    from qwencli.kv_cache import KVSequence
-    from qwencli.model import load_model
-    model = load_model(GGUFFile(path))
-    backend = CPUBackend(model, n_threads)
-    kept = [KVSequence() for _ in range(N_SEQUENCES)]
-
-    def decode(sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
-        backend.run([LOGITS], Batch([Piece(kept[s], t, 1) for s, t in zip(sequences, tokens)]))
-
-    def clear() -> None:
-        for seq in kept:
-            backend.cache.release(seq)
-
-    return measure(model.config.n_vocab, decode, clear)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL)
+        assert process.stdout
+        first = process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        output = first + process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        if process.returncode:
+            errors.seek(0)
+            message = (errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]
+            hint = ": install the extra `peers`, or name a Python that has it with --peer-python" if "'llama_cpp'" in message else ""
+            raise click.ClickException(f"{' '.join(command)}: {message}{hint}")
+    return Run(output.decode(), seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
-def measure_llama_cpp(path: str, n_threads: int) -> dict[str, float]:
-    from llama_cpp import llama_cpp as lc  # type: ignore[import-not-found]
-
-    @lc.llama_log_callback  # type: ignore[untyped-decorator]
-    def silent(level: int, text: bytes, data: Any) -> None:
-        pass
-
-    lc.llama_log_set(silent, None)
-    lc.llama_backend_init()
-    model = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
-    settings = lc.llama_context_default_params()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = 1024 * N_SEQUENCES, 2048, 512, N_SEQUENCES
-    settings.n_threads = settings.n_threads_batch = n_threads
-    context = lc.llama_init_from_model(model, settings)
-    positions = [0] * N_SEQUENCES
-
-    def decode(sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
-        entries = [(s, token, i == len(row) - 1) for s, row in zip(sequences, tokens) for i, token in enumerate(row)]
-        batch = lc.llama_batch_init(len(entries), 0, 1)
-        batch.n_tokens = len(entries)
-        for i, (s, token, wanted) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, positions[s], 1, s, wanted
-            positions[s] += 1
-        if lc.llama_decode(context, batch):
-            raise click.ClickException("llama_decode failed")
-        lc.llama_synchronize(context)
-        lc.llama_batch_free(batch)
-
-    def clear() -> None:
-        lc.llama_memory_clear(lc.llama_get_memory(context), True)
-        positions[:] = [0] * N_SEQUENCES
-
-    return measure(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model)), decode, clear)
+def ours(test: str, model: str, threads: int, text: str) -> Figures:
+    qwencli, common = [sys.executable, "-m", "qwencli"], ["-m", model, "-t", str(threads)]
+    if shape := TESTS[test].shape:
+        options = [word for flag, n in zip(("-p", "-n", "-d", "-npl"), shape) for word in (flag, str(n))]
+        facts = json.loads(run([*qwencli, "bench", *common, *options, "-r", "1", "-o", "json"]).output)[0]
+        return {test: facts["avg_ts"], f"{test} bandwidth": facts["bandwidth"], f"{test} limit": facts["machine_bandwidth"]}
+    if test == "perplexity":
+        facts = json.loads(run([*qwencli, test, *common, "-f", text, "-c", str(N_CTX), "--chunks", str(CHUNKS), "--json"]).output)
+        return {test: N_CTX * CHUNKS / facts["seconds"]}
+    done = run([*qwencli, "run", *common, "-p", "Hi", "-n", "1", "--temp", "0", "-c", str(START_CTX)])
+    return {"start": done.first, "memory": done.memory}
 
 
-ENGINES = {"qwencli": measure_ours, "llama.cpp": measure_llama_cpp}
+def theirs(test: str, model: str, threads: int, python: str, n_prompt: int) -> Figures:
+    """`n_prompt` is how many tokens the prompt of `ours` has at the start."""
+    shape = TESTS[test].shape
+    what = ("speed", *shape) if shape else (test, N_CTX, CHUNKS) if test == "perplexity" else (test, n_prompt, START_CTX)
+    done = run([python, str(PEER), model, str(threads), *map(str, what)])
+    facts = json.loads(done.output)
+    return {"start": facts["s"], "memory": done.memory} if test == "start" else {test: facts["t/s"]}
 
 
-@click.command(epilog="Example:  python scripts/bench_peers.py model.gguf -t 2 -r 5 --json")
-@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+def compare(model: str, tests: Sequence[str], threads: int, repeat: int, python: str, tick: Callable[[], object]) -> dict[str, Any]:
+    """All figures of a model, as --json prints them."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text((ROOT / "README.md").read_text(encoding="utf-8") * 8, encoding="utf-8")
+        n_prompt = first_run(model, threads, str(text), "perplexity" in tests)
+        found: dict[str, dict[str, list[float]]] = {}
+        for _ in range(repeat):
+            for test in tests:
+                for engine in US, THEM:
+                    figures = ours(test, model, threads, str(text)) if engine == US else theirs(test, model, threads, python, n_prompt)
+                    for name, value in figures.items():
+                        found.setdefault(name, {}).setdefault(engine, []).append(value)
+                    tick()
+    return {"model": Path(model).name, "tests": {name: judge(name, found) for name in TESTS if name in found}}
+
+
+def first_run(model: str, threads: int, text: str, perplexity: bool) -> int:
+    """Compile what is missing, which isn't measured. Gives the number of tokens of the prompt "Hi" in the model's chat template."""
+    command = [sys.executable, "-m", "qwencli"]
+    if perplexity:
+        run([*command, "perplexity", "-m", model, "-t", str(threads), "-f", text, "-c", str(N_CTX), "--chunks", "1"])
+    done = run([*command, "run", "-m", model, "-t", str(threads), "-p", "Hi", "-n", "2", "--temp", "0", "--json"])
+    n_prompt: int = json.loads(done.output)["prompt_tokens"]
+    return n_prompt
+
+
+def judge(name: str, found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Medians and how many times better ours is; for tests of generation what we read a second and its share of the most that was seen."""
+    medians = {engine: statistics.median(values) for engine, values in found[name].items()}
+    ratio = medians[US] / medians[THEM] if TESTS[name].unit == "t/s" else medians[THEM] / medians[US]
+    verdict: dict[str, Any] = {"unit": TESTS[name].unit, **medians, "ratio": ratio, "runs": found[name]}
+    if (shape := TESTS[name].shape) and shape[1]:
+        bandwidth, limit = (statistics.median(found[f"{name} {what}"][US]) for what in ("bandwidth", "limit"))
+        limit = max(limit, bandwidth / ratio)  # what llama.cpp reads the machine can
+        verdict |= {"bandwidth": bandwidth, "bandwidth_share": bandwidth / limit}
+    return verdict
+
+
+def shown(verdict: Mapping[str, Any], engine: str) -> str:
+    value = verdict[engine]
+    return f"{value:.{0 if value >= 1000 or verdict['unit'] == 'MB' else 1 if value >= 10 else 2}f} {verdict['unit']}"
+
+
+def table(compared: Mapping[str, Any]) -> str:
+    lines = [f"| {compared['model']} | {US} | {THEM} | ratio | weights and KV read |", "|---|---:|---:|---:|---:|"]
+    for name, verdict in compared["tests"].items():
+        read = f"{verdict['bandwidth'] / 1e9:.1f} GB/s, {verdict['bandwidth_share']:.0%}" if "bandwidth" in verdict else ""
+        lines.append(f"| {TESTS[name].title} | {shown(verdict, US)} | {shown(verdict, THEM)} | {verdict['ratio']:.2f} | {read} |")
+    return "\n".join(lines)
+
+
+def draw(report: Mapping[str, Any], path: str) -> None:
+    """A panel for each model: llama.cpp's bars are 1, ours how many times as fast, with the figures in them."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    models = report["models"]
+    figure, panels = plt.subplots(len(models), 1, figsize=(9, 0.6 + 3.2 * len(models)), squeeze=False, layout="constrained")
+    for panel, compared in zip(panels[:, 0], models):
+        verdicts = {TESTS[name].title: verdict for name, verdict in compared["tests"].items()}
+        places, tallest = range(len(verdicts)), max(1.0, *(verdict["ratio"] for verdict in verdicts.values()))
+        for shift, engine, colour in (-0.2, US, "#2563a8"), (0.2, THEM, "#b9bec6"):
+            heights = [verdict["ratio"] if engine == US else 1.0 for verdict in verdicts.values()]
+            panel.bar([place + shift for place in places], heights, 0.38, color=colour, label=engine)
+            for place, height, verdict in zip(places, heights, verdicts.values()):
+                panel.text(place + shift, height + 0.02 * tallest, shown(verdict, engine), ha="center", fontsize=8)
+                if engine == US:
+                    panel.text(place + shift, height + 0.09 * tallest, f"{height:.1f} x", ha="center", fontweight="bold")
+        panel.set_xticks(list(places), [title.replace(", ", ",\n") for title in verdicts], fontsize=9)
+        panel.set_ylim(0, 1.2 * tallest)
+        panel.set_yticks([])
+        panel.set_title(compared["model"], loc="left", fontsize=11)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    panels[0, 0].legend(loc="upper right", ncols=2, frameon=False)
+    figure.text(0.01, -0.02, f"{report['cpu']}, {report['n_threads']} threads, {report['date']}; higher bars are better", fontsize=8)
+    figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight")
+
+
+@click.command(epilog="Example:  python scripts/bench_peers.py q4_k_m.gguf q8_0.gguf -t 2 -r 3 --tests pp512,tg64 --json")
+@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True))
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core.")
-@click.option("-r", "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Processes of each.")
+@click.option("-r", "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Processes of each for every test.")
+@click.option("--tests", default=",".join(CHOICES), show_default=True, metavar="NAME,...",
+              help="Which to run; the memory comes with the start.")
 @click.option("--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--engine", type=click.Choice(list(ENGINES)), hidden=True, help="Measure one engine in this process.")
-def main(model: str, threads: int | None, repeat: int, peer_python: str, as_json: bool, engine: str | None) -> None:
-    """Compare prefill and generation with llama.cpp: medians and their ratio."""
-    if threads is None:
-        from qwencli.backends.team import physical_cores
-        threads = physical_cores()
-    if engine:
-        click.echo(json.dumps(ENGINES[engine](model, threads)))
-        return
+@click.option("--chart", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Draw the ratios into a PNG file.")
+def main(models: tuple[str, ...], threads: int | None, repeat: int, tests: str, peer_python: str, as_json: bool, chart: str | None) -> None:
+    """Compare with llama.cpp: medians and ratios. A ratio above 1 is better, also for seconds and memory."""
     from tqdm import tqdm
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
-    for name in tqdm([name for _ in range(repeat) for name in ENGINES], disable=None, leave=False):
-        python = sys.executable if name == "qwencli" else peer_python
-        command = [python, __file__, model, "-t", str(threads), "--engine", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            hint = ": install the extra `oracle`, or name a Python that has it with --peer-python" if "llama_cpp" in done.stderr else ""
-            raise click.ClickException(f"{name} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}{hint}")
-        found[name].append(json.loads(done.stdout))
-    medians = {name: {test: statistics.median(run[test] for run in runs) for test in TESTS} for name, runs in found.items()}
+
+    from qwencli import __version__
+    from qwencli.machine import cpu_name, physical_cores
+    chosen = tests.split(",")
+    if unknown := sorted(set(chosen) - set(CHOICES)):
+        raise click.BadParameter(f"no test is called '{unknown[0]}', expected some of {', '.join(CHOICES)}", param_hint="--tests")
+    threads = threads or physical_cores()
+    peer = run([peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]).output.strip()
+    with tqdm(total=len(models) * repeat * len(chosen) * 2, unit="process", disable=None, leave=False) as bar:
+        compared = [compare(model, chosen, threads, repeat, peer_python, bar.update) for model in models]
+    report = {"cpu": cpu_name(), "n_threads": threads, "date": date.today().isoformat(), "repeat": repeat,
+              "versions": {US: __version__, "llama-cpp-python": peer}, "models": compared}
+    if chart:
+        draw(report, chart)
     if as_json:
-        click.echo(json.dumps({"model": Path(model).name, "n_threads": threads, "repeat": repeat, "t/s": medians, "runs": found}))
+        click.echo(json.dumps(report, indent=2))
         return
-    click.echo(f"| {Path(model).name}, {threads} threads | qwencli t/s | llama.cpp t/s | ratio |\n|---|---|---|---|")
-    for test in TESTS:
-        ours, theirs = medians["qwencli"][test], medians["llama.cpp"][test]
-        click.echo(f"| {test} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |")
+    click.echo("\n\n".join(table(model) for model in compared))
+    click.echo(f"\n{report['cpu']}, {threads} threads, {US} {__version__}, llama-cpp-python {peer}, {report['date']}, medians of {repeat}")
 
 
 if __name__ == "__main__":

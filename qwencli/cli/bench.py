@@ -55,7 +55,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command(epilog=example("qwencli bench", "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
-                              "qwencli bench -m model.gguf -p 0 -n 32 -npl 1-16*2 -o jsonl", "qwencli bench -m model.gguf -r 1 --profile"))
+                              "qwencli bench -m model.gguf -p 0 -n 32 -npl 1,2,4,8 -o jsonl", "qwencli bench -m model.gguf -r 1 --profile"))
 @click.option("-m", "--model", "models", metavar="PATH", multiple=True,
               help="A GGUF file, or a folder with one; may be given several times. Default: as for `qwencli run`.")
 @numbers("-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test.")

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""llama.cpp's side of scripts/bench_peers.py: one measurement, in a process of its own, printed as JSON. Needs only llama-cpp-python.
+
+    python scripts/llama_cpp_speed.py model.gguf THREADS speed N_PROMPT N_GEN N_DEPTH N_SEQ
+    python scripts/llama_cpp_speed.py model.gguf THREADS perplexity N_CTX CHUNKS
+    python scripts/llama_cpp_speed.py model.gguf THREADS start N_PROMPT N_CTX
+
+Only `llama_decode` and the wait for its end are timed, with the settings of llama-bench (batches of 2048 tokens, 512 at once, flash
+attention where it chooses so). Tokens are random.
+"""
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+from llama_cpp import llama_cpp as lc
+
+N_BATCH, N_UBATCH = 2048, 512
+
+
+@lc.llama_log_callback
+def silent(level: int, text: bytes, data: Any) -> None:
+    pass
+
+
+class Peer:
+    """A model and a context of `n_ctx` tokens for each of `n_seq` sequences."""
+
+    def __init__(self, path: str, n_threads: int, n_ctx: int, n_seq: int = 1) -> None:
+        lc.llama_log_set(silent, None)
+        lc.llama_backend_init()
+        model = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
+        if not model:
+            sys.exit(f"llama.cpp can't load {path}")
+        settings = lc.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = n_ctx * n_seq, N_BATCH, N_UBATCH, n_seq
+        settings.n_threads = settings.n_threads_batch = n_threads
+        self.context = lc.llama_init_from_model(model, settings)
+        if not self.context:
+            sys.exit(f"llama.cpp can't make a context of {n_ctx} tokens for {n_seq} sequences")
+        self.n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
+        self.lengths = [0] * n_seq
+        self._random = random.Random(0)
+
+    def decode(self, counts: Sequence[tuple[int, int]], n_outputs: int = 1) -> float:
+        """Seconds of a step: for each pair (sequence, n) n more tokens, of which the last `n_outputs` want logits."""
+        entries = [(s, self.lengths[s] + i, i >= n - n_outputs) for s, n in counts for i in range(n)]
+        batch = lc.llama_batch_init(len(entries), 0, 1)
+        batch.n_tokens = len(entries)
+        for i, (s, position, wanted) in enumerate(entries):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = self._random.randrange(self.n_vocab), position, 1, s
+            batch.logits[i] = wanted
+        start = time.perf_counter()
+        failed = lc.llama_decode(self.context, batch)
+        lc.llama_synchronize(self.context)
+        seconds = time.perf_counter() - start
+        lc.llama_batch_free(batch)
+        if failed:
+            sys.exit("llama_decode failed")
+        for s, n in counts:
+            self.lengths[s] += n
+        return seconds
+
+    def cut(self, length: int) -> None:
+        """Let all sequences have only their first `length` tokens."""
+        for s in range(len(self.lengths)):
+            lc.llama_memory_seq_rm(lc.llama_get_memory(self.context), s, length, -1)
+            self.lengths[s] = min(self.lengths[s], length)
+
+
+def speed(path: str, n_threads: int, n_prompt: int, n_gen: int, n_depth: int, n_seq: int) -> dict[str, float]:
+    """Tokens a second, all sequences together, as `qwencli bench` counts them."""
+    peer = Peer(path, n_threads, -(-(n_depth + n_prompt + n_gen) // 1024) * 1024, n_seq)
+    for s in range(n_seq):
+        while missing := n_depth - peer.lengths[s]:
+            peer.decode([(s, min(missing, N_BATCH))])
+
+    def test(n_gen: int) -> float:
+        """Prompts one after the other, then a token of each at a time."""
+        prompts = [peer.decode([(s, min(n_prompt - done, N_BATCH))]) for s in range(n_seq) for done in range(0, n_prompt, N_BATCH)]
+        return sum(prompts) + sum(peer.decode([(s, 1) for s in range(n_seq)]) for _ in range(n_gen))
+
+    test(min(n_gen, 1))  # a warm-up, as llama-bench's
+    peer.cut(n_depth)
+    return {"t/s": (n_prompt + n_gen) * n_seq / test(n_gen)}
+
+
+def perplexity(path: str, n_threads: int, n_ctx: int, n_chunks: int) -> dict[str, float]:
+    """Tokens a second of llama-perplexity's steps: as many chunks as fit into a batch, logits for their second halves.
+
+    Neither its tokenizing nor its softmax is counted.
+    """
+    together = max(1, N_BATCH // n_ctx)
+    peer = Peer(path, n_threads, n_ctx, together)
+    peer.decode([(0, 1)])
+    seconds = 0.0
+    for first in range(0, n_chunks, together):
+        peer.cut(0)
+        seconds += peer.decode([(s, n_ctx) for s in range(min(together, n_chunks - first))], n_ctx - n_ctx // 2)
+    return {"t/s": n_chunks * n_ctx / seconds}
+
+
+def start(path: str, n_threads: int, n_prompt: int, n_ctx: int) -> dict[str, float]:
+    """Seconds from before llama.cpp is initialized to the first logits: without Python's start and without loading the library."""
+    begin = time.perf_counter()
+    Peer(path, n_threads, n_ctx).decode([(0, n_prompt)])
+    return {"s": time.perf_counter() - begin}
+
+
+if __name__ == "__main__":
+    path, n_threads, what, *numbers = sys.argv[1:]
+    found = {"speed": speed, "perplexity": perplexity, "start": start}[what](path, int(n_threads), *map(int, numbers))
+    print(json.dumps({**found, "version": llama_cpp.__version__}))
