@@ -139,7 +139,7 @@ def judge(name: str, found: Mapping[str, Mapping[str, list[float]]]) -> dict[str
 
 def shown(verdict: Mapping[str, Any], engine: str) -> str:
     value = verdict[engine]
-    return f"{value:.{0 if value >= 1000 or verdict['unit'] == 'MB' else 1 if value >= 10 else 2}f} {verdict['unit']}"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {verdict['unit']}"
 
 
 def table(compared: Mapping[str, Any]) -> str:
@@ -167,12 +167,12 @@ def draw(report: Mapping[str, Any], path: str) -> None:
                 panel.text(place + shift, height + 0.02 * tallest, shown(verdict, engine), ha="center", fontsize=8)
                 if engine == US:
                     panel.text(place + shift, height + 0.09 * tallest, f"{height:.1f} x", ha="center", fontweight="bold")
-        panel.set_xticks(list(places), [title.replace(", ", ",\n") for title in verdicts], fontsize=9)
+        panel.set_xticks(list(places), [title.replace(", ", ",\n").replace(" @", "\n@") for title in verdicts], fontsize=9)
         panel.set_ylim(0, 1.2 * tallest)
         panel.set_yticks([])
         panel.set_title(compared["model"], loc="left", fontsize=11)
         panel.spines[["top", "right", "left"]].set_visible(False)
-    panels[0, 0].legend(loc="upper right", ncols=2, frameon=False)
+    panels[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0)
     figure.text(0.01, -0.02, f"{report['cpu']}, {report['n_threads']} threads, {report['date']}; higher bars are better", fontsize=8)
     figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight")
 
