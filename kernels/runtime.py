@@ -44,6 +44,11 @@ def store_release(e: Emitter, address: Any, value: Any) -> None:
     e.b.store_atomic(value, _pointer(e, address), "seq_cst", 8)
 
 
+@intrinsic_of(void)
+def fence(e: Emitter) -> None:
+    e.b.fence("seq_cst")
+
+
 @intrinsic_of(i64, i64, i64, i64)
 def swap_if(e: Emitter, address: Any, expected: Any, value: Any) -> Any:
     """Compare and exchange: 1 if `value` was stored."""
@@ -152,9 +157,13 @@ def run_rows(team, rows, total_rows, epoch, row, scratch, budget):
 
 
 def build_publish() -> Any:
-    """kernel(address, value, unused): store a word so that whoever sees it sees all that was stored before."""
+    """kernel(address, value, unused): store a word so that whoever sees it sees all that was stored before.
+
+    What Python reads and writes next, which is not atomic, comes after it: on aarch64 the store alone would let it pass.
+    """
     def publish(address, value, unused):
         store_release(address, value)
+        fence()
     return publish
 
 
