@@ -78,6 +78,12 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def llvm() -> tuple[str, str]:
+    """LLVM's version, and what it calls this CPU."""
+    import llvmlite.binding as llvm
+    return ".".join(map(str, llvm.llvm_version_info)), str(llvm.get_host_cpu_name())
+
+
 class Kernels:
     """The kernels of one ISA, loaded into this process. They live as long as it does."""
 

@@ -28,11 +28,11 @@ LAYERS = [
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine"},
-    {"llm", "costs", "machine", "perplexity", "bench", "quantize"},
+    {"llm", "costs", "machine", "perplexity", "bench", "quantize", "host", "warmup", "doctor"},
     {"cli", "server", "__main__"},
 ]
 """The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
-USES_KERNELS = {"kernels", "backends", "sampling", "quantize"}
+USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor"}
 USED_BY = {"click": {"cli"}, "tqdm": {"cli"}, "jinja2": {"chat"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
            "numba": {"kernels"}, "llvmlite": {"kernels"}}
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
@@ -143,7 +143,7 @@ heavy = {{"numba", "llvmlite", "torch", "jinja2", "qwencli.engine", "gguf.gguf_r
 print("imported:", sorted(heavy), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    tokenizer = ["tokenizers"] if args[0] in ("tokenize", "detokenize") else []
+    tokenizer = ["tokenizers"] if args[0] == "tokenize" else []
     assert f"imported: {tokenizer}" in done.stderr, done.stderr
 
 

@@ -28,13 +28,14 @@ assert PAGE == layout.PAGE
 class CPUBackend:
     """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core.
 
-    `report` is told when kernels are compiled, `progress` how many of how many are done.
+    `report` is told when kernels are compiled, `progress` how many of how many are done; `isa` is by default the best that there is.
     """
 
-    def __init__(self, model: Model, n_threads: int | None = None, report: Report | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, model: Model, n_threads: int | None = None, report: Report | None = None, progress: Progress | None = None,
+                 isa: str | None = None) -> None:
         self.model, self.cache = model, KVCache()
         try:
-            self._kernels = kernels_of(choose().name)
+            self._kernels = kernels_of(choose(isa).name)
         except ISAError as error:
             raise InputError(str(error)) from None
         self._kernels.report, self._kernels.progress = report, progress

@@ -1,0 +1,35 @@
+"""`qwencli warmup`"""
+from __future__ import annotations
+
+import json
+
+import click
+
+from ._common import CompileBar, choose_model, example, json_option, say, write_text
+
+
+@click.command(epilog=example("qwencli warmup", "qwencli warmup -m model.gguf", "qwencli warmup -m model.gguf --all --isa avx2 --json"))
+@click.option("-m", "--model", "models", metavar="PATH", multiple=True,
+              help="A GGUF file, or a folder with one; may be given several times. Default: as for `qwencli run`.")
+@click.option("--isa", "isas", metavar="NAME", multiple=True,
+              help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.")
+@click.option("--all", "all_formats", is_flag=True, help="Compile for every format that the models may come in, not only for theirs.")
+@json_option
+def warmup(models: tuple[str, ...], isas: tuple[str, ...], all_formats: bool, as_json: bool) -> None:
+    """Compile what a model needs ahead of its first run, as when a container image is built.
+
+    Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are found again by a user who has the same cache folder, on a
+    CPU of the same kind; those for avx2, avxvnni, neon and generic on any that has these instructions.
+    """
+    paths = [choose_model(path).path for path in models or (None,)]
+    from ..gguf_file import GGUFFile
+    from ..model import load_model
+    from ..warmup import warm_up
+    done = []
+    for found in warm_up([load_model(GGUFFile(path)) for path in paths], isas, all_formats, say, CompileBar()):
+        done.append(found)
+        if not as_json:
+            counts = f"{found.compiled} kernels compiled in {found.seconds:.1f} s, {found.present} were there"
+            write_text(f"{found.isa}: {counts}; {found.folder}\n")
+    if as_json:
+        write_text(json.dumps({"isas": [found._asdict() | {"folder": str(found.folder)} for found in done]}) + "\n")

@@ -1,0 +1,111 @@
+"""What the system says of CPUs, memory and their limits. What it doesn't say, or says in an odd way, is None or left out."""
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+NO_LIMIT = 2**60
+"""cgroup v1 writes "no limit" as the largest multiple of a page; no machine has so much memory."""
+
+
+class Node(NamedTuple):
+    """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23") and its memory in bytes, where known."""
+    number: int
+    cpus: str
+    n_bytes: int | None
+
+
+class Host:
+    """The files under `root`, which are those of Linux."""
+
+    def __init__(self, root: str | Path = "/") -> None:
+        self._root = Path(root)
+
+    def _read(self, *parts: str) -> str | None:
+        try:
+            return self._root.joinpath(*parts).read_text("utf-8", "replace").strip()
+        except (OSError, ValueError):
+            return None
+
+    def _number(self, *parts: str) -> int | None:
+        text = self._read(*parts) or ""
+        return int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else None
+
+    def virtual(self) -> bool | None:
+        """Whether this is a virtual machine."""
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)", self._read("proc/cpuinfo") or "", re.M)
+        return ("hypervisor" in flags[1].split() or self._read("sys/hypervisor/type") is not None) if flags else None
+
+    def steal(self) -> float | None:
+        """The share of CPU time that other virtual machines took since the system was started (proc(5), /proc/stat)."""
+        times = re.match(r"cpu +([0-9 ]+)", self._read("proc/stat") or "")
+        values = [int(v) for v in times[1].split()[:8]] if times else []
+        return values[7] / sum(values) if len(values) == 8 and any(values) else None
+
+    def cores(self, cpus: set[int]) -> int:
+        """Physical cores of these CPUs; hardware threads of one core count once."""
+        def core(cpu: int) -> str:
+            return self._read("sys/devices/system/cpu", f"cpu{cpu}", "topology/thread_siblings_list") or str(cpu)
+        return len({core(cpu) for cpu in cpus})
+
+    def quota(self) -> tuple[float, str] | None:
+        """How many CPUs' time a cgroup leaves to this process, and which file says so; None without a limit."""
+        found = []
+        for folder in self._cgroups("cpu"):
+            name, limits = "cpu.max", (self._read(folder, "cpu.max") or "").split()  # v2: "max 100000" or "150000 100000"
+            if len(limits) != 2:
+                name, limits = "cpu.cfs_quota_us", [self._read(folder, f"cpu.cfs_{which}_us") or "" for which in ("quota", "period")]  # v1
+            if all(re.fullmatch("[0-9]{1,15}", limit) for limit in limits) and int(limits[1]):
+                found.append((int(limits[0]) / int(limits[1]), f"/{folder}/{name}"))
+        return min(found, default=None)
+
+    def memory_limit(self) -> tuple[int, str] | None:
+        """The bytes that a cgroup leaves to this process, and which file says so; None without a limit."""
+        found = []
+        for folder in self._cgroups("memory"):
+            for name in "memory.max", "memory.limit_in_bytes":  # v2, v1
+                limit = self._number(folder, name)
+                if limit is not None and 0 <= limit < NO_LIMIT:
+                    found.append((limit, f"/{folder}/{name}"))
+        return min(found, default=None)
+
+    def _cgroups(self, controller: str) -> list[str]:
+        """Folders of the groups that the process is in, and those above, whose limits hold as well (cgroups(7), /proc/self/cgroup)."""
+        folders = []
+        for line in (self._read("proc/self/cgroup") or "0::/").splitlines():
+            number, _, rest = line.partition(":")
+            controllers, _, path = rest.partition(":")
+            if number == "0" or controller in controllers.split(","):
+                parts = [part for part in path.split("/") if part not in ("", "..")]
+                for name in {controllers, controller} if controllers else {""}:  # "cpu,cpuacct", and as a rule a link to it from "cpu"
+                    base = ["sys/fs/cgroup", *([name] if name else [])]
+                    folders += ["/".join([*base, *parts[:n]]) for n in range(len(parts), -1, -1)]
+        return folders
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes of memory, and of those that are free or can be freed at once."""
+        values = dict(re.findall(r"^(\w+):\s*([0-9]{1,18}) kB$", self._read("proc/meminfo") or "", re.M))
+        total, available = (int(values[name]) * 1024 if name in values else None for name in ("MemTotal", "MemAvailable"))
+        if total is None:
+            with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+                total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, available
+
+    def huge_pages(self) -> str | None:
+        """When the system takes huge pages by itself: "always", "madvise" or "never"."""
+        chosen = re.search(r"\[(\w+)\]", self._read("sys/kernel/mm/transparent_hugepage/enabled") or "")
+        return chosen[1] if chosen else None
+
+    def nodes(self) -> list[Node]:
+        """The NUMA nodes that have CPUs."""
+        found = []
+        for folder in self._root.joinpath("sys/devices/system/node").glob("node[0-9]*"):
+            number = folder.name.removeprefix("node")
+            cpus = self._read("sys/devices/system/node", folder.name, "cpulist")
+            if cpus and number.isdecimal():
+                memory = re.search(r"MemTotal:\s*([0-9]+) kB", self._read("sys/devices/system/node", folder.name, "meminfo") or "")
+                found.append(Node(int(number), cpus, int(memory[1]) * 1024 if memory else None))
+        return sorted(found)
