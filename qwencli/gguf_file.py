@@ -225,7 +225,7 @@ class _Reader:
         if value_type == ARRAY:
             elem_type, begin = self.number("I"), self.pos
             length = self.skip_array(elem_type, 1)
-            return LazyArray(f"{self.path}: {self.where}", self.buffer, begin + 8, elem_type, length)
+            return LazyArray(f"{self.path}: {self.where}", self.buffer[begin + 8:self.pos], elem_type, length)
         raise FormatError(f"{self.path}: {self.where} has the unknown value type {value_type}")
 
     def skip_array(self, elem_type: int, depth: int) -> int:

@@ -21,8 +21,8 @@ class LazyArray:
     A vocabulary of 151,936 strings costs nothing until it is used.
     """
 
-    def __init__(self, where: str, buffer: Any, offset: int, elem_type: int, length: int) -> None:
-        self._where, self._buffer, self._offset = where, buffer, offset
+    def __init__(self, where: str, elements: memoryview, elem_type: int, length: int) -> None:
+        self._where, self._elements = where, elements
         self.elem_type, self._length = elem_type, length
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class LazyArray:
 
     def read(self) -> list[Any]:
         """The values as Python objects. Raises FormatError for strings that are no UTF-8 and booleans that are neither 0 nor 1."""
-        values, _ = decode_array(self._where, self._buffer, self._offset, self.elem_type, self._length)
+        values, _ = decode_array(self._where, bytes(self._elements), 0, self.elem_type, self._length)  # bytes are cut faster than views
         return values
 
 

@@ -2,10 +2,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import IDS, TEXT, Call
 from gguf_builder import N_CTX, reciter, tiny
+
+from qwencli.cli import run as run_command
 
 
 @pytest.fixture
@@ -169,3 +172,21 @@ def test_empty_prompt(run: Call, args: list[str], stdin: bytes) -> None:
     done = run(*args, stdin=stdin)
     assert (done.code, done.out) == (1, "")
     assert done.err.endswith("error: the prompt is empty, expected text in -p, -f or on stdin\n")
+
+
+def test_the_progress_of_a_long_prompt_is_shown(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """From its second second on, not after the last token, and not where nothing is to be shown."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(run_command, "time", clock)
+
+    def shown_for(*steps: tuple[float, int], shown: bool = True) -> str:
+        clock.now, bar = 0.0, run_command.PromptBar(4000, shown)
+        for clock.now, done in steps:
+            bar.update(done)
+        bar.close()
+        return capfd.readouterr().err
+
+    assert re.match(r"\rprompt: +26%.* 1024/4000 ", shown_for((0.5, 512), (1.5, 1024), (2.5, 2048), (3.5, 4000)))
+    assert shown_for((1.5, 1024), (3.5, 4000), shown=False) == ""
+    assert shown_for((0.5, 1024), (1.5, 4000)) == ""

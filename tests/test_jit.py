@@ -1,6 +1,7 @@
 """The cache of compiled kernels: warm without Numba, sound whatever happens to it; and the choice of the instruction set."""
 import ctypes
 import errno
+import importlib
 import json
 import os
 import re
@@ -173,12 +174,20 @@ def test_the_key_names_all_that_decides_the_code(monkeypatch: pytest.MonkeyPatch
     edited = hashed()
     (tmp_path / "kernels" / "quants" / "q9_9.py").touch()
     added = hashed()
-    monkeypatch.setattr(jit.importlib.metadata, "version", lambda package: "99")
+    monkeypatch.setattr(jit, "_version", lambda package: "99")
     assert len({original, edited, added, hashed()}) == 4
     folders = {jit.Kernels(each).folder for each in isa.available()}
     assert len(folders) == len(isa.available())
     monkeypatch.setattr(jit, "target", lambda isa: ("another-cpu", ""))
     assert jit.Kernels(isa.choose()).folder not in folders
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite", "numpy"])
+def test_versions_are_what_the_packages_say(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.import_module(package).__version__
+    assert jit._version(package) == version
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [])  # an installer that writes no such folder, or two
+    assert jit._version(package) == version
 
 
 # In processes of their own

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -158,15 +159,19 @@ class PromptBar:
     """The progress of a prompt on stderr, from its second second on."""
 
     def __init__(self, n_prompt: int, shown: bool) -> None:
-        from tqdm import tqdm
-        self.shown = shown
-        self._bar = tqdm(total=n_prompt, desc="prompt", unit="tok", delay=1, leave=False, disable=not shown)
+        self.shown, self._n_prompt, self._start = shown, n_prompt, time.monotonic()
+        self._bar: Any = None
 
     def update(self, done: int) -> None:
-        self._bar.update(done - self._bar.n)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif self.shown and done < self._n_prompt and time.monotonic() - self._start > 1:
+            from tqdm import tqdm  # takes 20 ms: not on the way to a first token that comes soon
+            self._bar = tqdm(total=self._n_prompt, initial=done, desc="prompt", unit="tok", leave=False)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def unescape(text: str) -> str:
