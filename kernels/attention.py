@@ -87,20 +87,28 @@ def build_store() -> Any:
     return store
 
 
+def side_by_side(e: Emitter) -> int:
+    """Vectors of a tile that are summed side by side for each of four queries: with more, sums would not stay in registers."""
+    return 4 if e.registers >= 32 else 1
+
+
 def score_tile(e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int) -> None:
     """out[q][PAGE] = scale * (query . key) for a page's keys, [head_dim][PAGE] halves."""
     b = e.b
-    sums = [[e.var(e.float(0.0, F32X16)) for _ in range(VECTORS)] for _ in queries]
-    with e.loop(e.int(head_dim)) as i:
-        row = b.mul(i, e.int(2 * PAGE))
-        key = [e.f16_to_f32(e.load(I16X16, e.at(keys, row), 32 * j)) for j in range(VECTORS)]
-        for query, total in zip(queries, sums):
-            value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
-            for j in range(VECTORS):
-                b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
-    for address, total in zip(out, sums):
-        for j in range(VECTORS):
-            e.store(b.fmul(b.load(total[j]), e.splat(scale)), address, 64 * j)
+    n = side_by_side(e)
+    with e.loop(e.int(VECTORS // n)) as part:
+        column = b.mul(part, e.int(32 * n))
+        sums = [[e.var(e.float(0.0, F32X16)) for _ in range(n)] for _ in queries]
+        with e.loop(e.int(head_dim)) as i:
+            row = b.add(column, b.mul(i, e.int(2 * PAGE)))
+            key = [e.f16_to_f32(e.load(I16X16, e.at(keys, row), 32 * j)) for j in range(n)]
+            for query, total in zip(queries, sums):
+                value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
+                for j in range(n):
+                    b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
+        for address, total in zip(out, sums):
+            for j in range(n):
+                e.store(b.fmul(b.load(total[j]), e.splat(scale)), b.add(address, b.shl(column, e.int(1))), 64 * j)
 
 
 def softmax_step(e: Emitter, scores: Any, state: Any, n_valid: Any) -> Any:
@@ -141,8 +149,9 @@ def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequenc
     """
     b = e.b
     n_all = b.select(b.icmp_signed(">", n_valid[0], e.int(0)), n_valid[0], e.int(0))
-    for start in range(0, head_dim, 4 * LANES):
-        columns = range(start, min(start + 4 * LANES, head_dim), LANES)
+    width = side_by_side(e) * LANES
+    for start in range(0, head_dim, width):
+        columns = range(start, min(start + width, head_dim), LANES)
         sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns] for acc, factor in zip(accs, factors)]
 
         def add_position(i: Any, seen: Sequence[Any], columns: Sequence[int] = columns, sums: Sequence[Any] = sums) -> None:

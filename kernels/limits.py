@@ -62,7 +62,7 @@ def store_sum(e: Emitter, sums: list[Any], out: Any) -> None:
 
 
 STEPS: dict[str, tuple[Any, Any, Callable[..., Any]]] = {
-    "dot4": (I8X64, I32X16, lambda e, acc, x, y: e.dot4(acc, x, y, u_below_128=True)),
+    "dot4": (I8X64, I32X16, lambda e, acc, x, y: e.dot4(acc, x, y)),
     "fma": (F32X16, F32X16, lambda e, acc, x, y: e.fma(x, y, acc))}
 """The type of the factors, that of the sums, and how a product is added."""
 

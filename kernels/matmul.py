@@ -1,8 +1,8 @@
 """y = W x for rows of weights read from the mapped file, in two forms that give the same bits.
 
 "one" token: each row is multiplied where it lies. "many", which is two or more: 32 rows are unpacked into a panel, which stays in the L2
-cache while all tokens pass. What makes them agree: integers inside a block, where order doesn't matter, and floats across blocks in block order; for float
-weights 16 running sums over the columns and one final tree.
+cache while all tokens pass. What makes them agree: integers inside a block, where order doesn't matter, and floats across blocks in block
+order; for float weights 16 running sums over the columns and one final tree.
 
 Arguments, int64 each, by their index: 0 address of the number of tokens, 1 rows a chunk, 2 weights, 3 bytes a row, 4 rows, 5 columns,
 6 x (f32), 7 quants, 8 scales, 9 sums, 10 y, 11 bytes between y's tokens, 12 bias or 0, 13 residual or 0 (laid out as y; may be y).
@@ -15,32 +15,24 @@ from typing import Any
 
 from numba import njit
 
-from . import layout, simd
+from . import layout
 from .products import Args, blocks, clamped_tokens, finish_rows, floats, if_token, kquants
 from .simd import LANES, Emitter, i64, intrinsic_of, load_i64, void
+from .tiles import Tile
 
 FAMILIES = {"q8k": kquants, "q8_0": blocks, "float": floats}
-TILE_TOKENS = {
-    "avx512vnni": {"q8k": 6, "q8_0": 6, "float": 4},
-    "avxvnni": {"q8k": 2, "q8_0": 2, "float": 2},
-    "avx2": {"q8k": 2, "q8_0": 2, "float": 2},
-    "neon_i8mm": {"q8k": 2, "q8_0": 2, "float": 2},
-    "neon_dotprod": {"q8k": 2, "q8_0": 2, "float": 2},
-    "neon": {"q8k": 2, "q8_0": 2, "float": 2},
-    "generic": {"q8k": 2, "q8_0": 2, "float": 2}}
-"""Tokens of a tile of 32 rows (of floats.ROWS_OF_TILE for float weights)."""
 SMALL_TILE_TOKENS = 2
 """Tokens of the tile for what is left over."""
 TOKENS_IN_CACHE = 32
 """Tokens whose activations in float32 share the L2 cache with a chunk of float weights."""
 
 
-def build(name: str, form: str, n_cols: str = "") -> Any:
-    """The format's name, "one" or "many", and for one token and 32-weight blocks the number of columns."""
+def build(name: str, form: str, variant: str) -> Any:
+    """The format's name; "one" with the number of rows at once, for 32-weight blocks of columns, or "many" with its tile."""
     quant = import_module(f".quants.{name}", __package__)
     if form == "one":
-        return build_one(quant, n_cols)
-    return build_many_floats(quant) if quant.KIND == "float" else build_many(quant)
+        return build_one(quant, int(variant))
+    return (build_many_floats if quant.KIND == "float" else build_many)(quant, Tile.parse(variant))
 
 
 @njit(inline="always")
@@ -50,14 +42,13 @@ def rows_of(args, chunk):
     return first, min(first + load_i64(args + 8), load_i64(args + 32))
 
 
-def build_one(quant: ModuleType, n_cols: str) -> Any:
+def build_one(quant: ModuleType, variant: int) -> Any:
     family = FAMILIES[quant.KIND]
-    step = family.ROWS_AT_ONCE
-    frozen = {"n_cols": int(n_cols)} if n_cols else {}
+    step = family.rows_at_once(variant)
 
     @intrinsic_of(void, i64, i64, i64)
     def multiply(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.in_place(e, quant, Args.load(e, args), row, [token], **frozen)
+        family.in_place(e, quant, Args.load(e, args), row, token, variant)
 
     def one(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -67,34 +58,39 @@ def build_one(quant: ModuleType, n_cols: str) -> Any:
     return one
 
 
-def build_many(quant: ModuleType) -> Any:
+def build_many(quant: ModuleType, shape: Tile) -> Any:
     family = FAMILIES[quant.KIND]
-    n_tile, n_small = TILE_TOKENS[simd.isa_name()][quant.KIND], SMALL_TILE_TOKENS
-    n_vectors = layout.PANEL_ROWS // LANES
+    n_vectors, n_tile = shape
+    n_small, tile_rows = min(SMALL_TILE_TOKENS, n_tile), n_vectors * LANES
 
     def following(e: Emitter, a: Args, row: Any, offset: Any) -> Any:
         """The address of a row of the panel that follows the one from `row` on."""
         return e.b.add(a.w, e.b.mul(e.b.add(row, e.b.add(offset, e.int(layout.PANEL_ROWS))), a.row_bytes))
 
+    def panel_at(e: Emitter, a: Args, panel: Any, vector: Any) -> Any:
+        return e.b.add(panel, e.b.mul(vector, family.panel_bytes(e, quant, a)))
+
     @intrinsic_of(void, i64, i64, i64)
     def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
         a = Args.load(e, args)
-        with e.loop(e.int(n_vectors)) as r:
-            first = e.b.add(row, e.b.shl(r, e.int(4)))
+        with e.loop(e.int(layout.PANEL_ROWS // LANES)) as r:
             ahead = following(e, a, row, e.b.shl(r, e.int(3)))
-            family.unpack(e, quant, a, first, e.b.add(panel, e.b.mul(r, family.panel_bytes(e, quant, a))), ahead)
+            family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r), ahead)
 
     def tile_of(n_tile: int) -> Any:
-        @intrinsic_of(void, i64, i64, i64, i64)
-        def tile(e: Emitter, args: Any, row: Any, token: Any, panel: Any) -> None:
+        @intrinsic_of(void, i64, i64, i64, i64, i64)
+        def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
+            """Rows `first` ... of the panel from `row` on."""
             a, b = Args.load(e, args), e.b
-            ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), following(e, a, row, e.int(layout.PANEL_ROWS // 2)), e.int(0))
-            values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panel, ahead)
+            ahead = following(e, a, row, b.add(b.lshr(first, e.int(1)), e.int(layout.PANEL_ROWS // 2)))
+            ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, e.int(0))
+            panels = [panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)]
+            values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead)
             for t in range(n_tile):
                 this = b.add(token, e.int(t))
                 with if_token(e, a, this):
                     for r in range(n_vectors):
-                        finish_rows(e, a, values[r][t], b.add(row, e.int(r * LANES)), this)
+                        finish_rows(e, a, values[r][t], b.add(b.add(row, first), e.int(r * LANES)), this)
         return tile
 
     tile, small_tile = tile_of(n_tile), tile_of(n_small)
@@ -105,24 +101,25 @@ def build_many(quant: ModuleType) -> Any:
         if n_tokens > 0:
             for row in range(first, last, layout.PANEL_ROWS):
                 unpack(args, row, scratch)
-                token = 0
-                while n_tokens - token > 2 * n_small:
-                    tile(args, row, token, scratch)
-                    token += n_tile
-                while token < n_tokens:
-                    small_tile(args, row, token, scratch)
-                    token += n_small
+                for part in range(0, layout.PANEL_ROWS, tile_rows):
+                    token = 0
+                    while n_tokens - token > 2 * n_small:
+                        tile(args, row, part, token, scratch)
+                        token += n_tile
+                    while token < n_tokens:
+                        small_tile(args, row, part, token, scratch)
+                        token += n_small
     return many
 
 
-def build_many_floats(quant: ModuleType) -> Any:
+def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
     """Nothing is unpacked: some rows and some tokens at once, and the rows once more for each TOKENS_IN_CACHE."""
-    n_tile, n_rows = TILE_TOKENS[simd.isa_name()]["float"], floats.ROWS_OF_TILE
+    n_rows, n_tile = shape
 
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
-            floats.in_place(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows)
+            floats.tile(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows)
         return tile
 
     tile, single = tile_of(n_tile), tile_of(1)

@@ -8,6 +8,7 @@ from guarded import guarded
 
 from qwencli.backends.cpu import kernels_of
 from qwencli.kernels import layout
+from qwencli.kernels.tiles import Tiles
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -52,8 +53,8 @@ class Quantized:
         n, n_cols = self.x.shape
         y = guarded(np.full((n, len(w)), np.nan, np.float32), self.side)
         weights = guarded(w, self.side)
-        frozen = f":{n_cols}" if form == "one" and self.kind == "q8_0" else ""
+        spec = Tiles(isa).one(name, n_cols) if form == "one" else Tiles(isa).many(name)
         args = [np.array([n]), chunk_rows, weights, w.shape[1], len(w), n_cols, self.x, self.q, self.d, self.sums, y, 4 * len(w),
                 0 if bias is None else bias, 0 if residual is None else residual]
-        call(isa, f"matmul:{name.lower()}:{form}{frozen}", args, -(-len(w) // chunk_rows), layout.panel_bytes(self.kind, n_cols))
+        call(isa, spec, args, -(-len(w) // chunk_rows), layout.panel_bytes(self.kind, n_cols))
         return y

@@ -2,11 +2,11 @@
 
 A family's module emits code for some rows and tokens, given a format's module `quant` (see quants/) and the arguments `a`:
 
-- `in_place(e, quant, a, row, tokens, ...)` multiplies ROWS_AT_ONCE rows from `row` on where they lie, and finishes them.
+- `in_place(e, quant, a, row, token, variant)` multiplies `rows_at_once(variant)` rows from `row` on where they lie, and finishes them.
 - `unpack(e, quant, a, row, panel, ahead)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
-- `tile(e, quant, a, tokens, panel, ahead)` multiplies PANEL_ROWS unpacked rows: f32x16 for each 16 of them and each token.
+- `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows: f32x16 for each 16 of them and each token.
 
-Both fetch a share of the next panel on the way: 8 rows, or if it isn't 0 16 rows, from the address `ahead` on.
+Both fetch a share of the next panel on the way, 8 rows for each 16 that they work on, from the address `ahead` on; `tile` if it isn't 0.
 """
 from __future__ import annotations
 

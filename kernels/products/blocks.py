@@ -6,7 +6,6 @@ from typing import Any
 
 from llvmlite import ir
 
-from .. import layout
 from ..quants._blocks import BLOCK_OF_LANE, PANEL_BYTES, QUARTS, ROW_OF_LANE, VECTOR, sums_of_rows
 from ..quants._kquants import gathered_halves
 from ..simd import F32, F32X16, I8X32, I8X64, I32, I32X16, LANES, Emitter
@@ -15,38 +14,49 @@ from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 ROWS_AT_ONCE = 8
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_cols: int) -> None:
+def rows_at_once(variant: int) -> int:
+    return ROWS_AT_ONCE
+
+
+def dot4(e: Emitter, quant: Any, acc: Any, weights: Any, quants: Any) -> Any:
+    return (e.dot4_wide if quant.WIDE else e.dot4)(acc, weights, quants)
+
+
+def offset_of(e: Emitter, quant: Any) -> int:
+    """What is to be subtracted from each quant."""
+    return quant.OFFSET + e.raised_by if quant.WIDE else quant.OFFSET
+
+
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int) -> None:
     """8 rows side by side; where fewer are left each is read as if it were 8. The columns are frozen: rows are at fixed distances."""
     b = e.b
     left = b.sub(a.n_rows, row)
     whole = b.icmp_signed(">=", left, e.int(ROWS_AT_ONCE))
     with b.if_else(whole, likely=True) as (then, otherwise):
         with then:
-            for t, values in zip(tokens, rows_in_place(e, quant, a, row, tokens, n_cols, 1)):
-                finish(e, a, values, row, t)
+            finish(e, a, rows_in_place(e, quant, a, row, token, n_cols, 1), row, token)
         with otherwise, e.loop(left) as i:
             this = b.add(row, i)
-            for t, values in zip(tokens, rows_in_place(e, quant, a, this, tokens, n_cols, 0)):
-                finish(e, a, b.extract_element(values, e.int(0, I32)), this, t)
+            values = rows_in_place(e, quant, a, this, token, n_cols, 0)
+            finish(e, a, b.extract_element(values, e.int(0, I32)), this, token)
 
 
-def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_cols: int, stride: int) -> list[Any]:
-    """f32x8 for each token: the products of 8 rows, `stride` rows apart, two blocks of each at once."""
+def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int, stride: int) -> Any:
+    """f32x8: the products of 8 rows, `stride` rows apart, two blocks of each at once."""
     b, n_blocks = e.b, n_cols // quant.BLOCK
     row_bytes = n_blocks * quant.BYTES * stride
     first = b.add(a.w, b.mul(row, a.row_bytes))
-    sums = [e.var(e.float(0.0, ir.VectorType(F32, ROWS_AT_ONCE))) for _ in tokens]
+    total = e.var(e.float(0.0, ir.VectorType(F32, ROWS_AT_ONCE)))
 
     def add_blocks(p: Any, i: Any, step: int) -> None:
         """Add blocks i and i + 1 of 8 rows to the sums, in this order; with step 0 block i alone."""
         rows = [e.at(p, row_bytes * r) for r in range(ROWS_AT_ONCE)]
         weights = [quant.load_pair(e, row, e.at(row, step * quant.BYTES)) for row in rows]
         d = gathered_halves(e, [e.at(rows[r], step * quant.BYTES * block) for r, block in zip(ROW_OF_LANE, BLOCK_OF_LANE)], 0)
-        for token, total in zip(tokens, sums):
-            product = scaled_dots(e, quant, a, weights, d, token, n_cols, i, step)
-            for which in range(1 + step):
-                lanes = [lane for lane, block in enumerate(BLOCK_OF_LANE) if block == which]
-                b.store(b.fadd(b.load(total), e.shuffle(product, lanes)), total)
+        product = scaled_dots(e, quant, a, weights, d, token, n_cols, i, step)
+        for which in range(1 + step):
+            lanes = [lane for lane, block in enumerate(BLOCK_OF_LANE) if block == which]
+            b.store(b.fadd(b.load(total), e.shuffle(product, lanes)), total)
 
     with e.loop(e.int(n_blocks // 2)) as pair:
         if stride:
@@ -55,7 +65,7 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[An
     if n_blocks % 2:
         last = n_blocks - 1
         add_blocks(e.at(first, last * quant.BYTES), e.int(last), 0)
-    return [b.load(total) for total in sums]
+    return b.load(total)
 
 
 def scaled_dots(e: Emitter, quant: Any, a: Args, weights: Sequence[Any], d: Any, token: Any, n_cols: int, i: Any, step: int) -> Any:
@@ -63,7 +73,7 @@ def scaled_dots(e: Emitter, quant: Any, a: Args, weights: Sequence[Any], d: Any,
     b = e.b
     at = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
     quants = e.concat(e.load(I8X32, at), e.load(I8X32, at, 32 * step))
-    dots = [e.dot4(e.int(0, I32X16), weight, quants, quant.BELOW_128) for weight in weights]
+    dots = [dot4(e, quant, e.int(0, I32X16), weight, quants) for weight in weights]
     place = b.shl(b.add(b.mul(token, e.int(n_cols // quant.BLOCK)), i), e.int(2))
 
     def by_block(base: Any, kind: Any) -> Any:
@@ -71,7 +81,7 @@ def scaled_dots(e: Emitter, quant: Any, a: Args, weights: Sequence[Any], d: Any,
         return e.shuffle(two, [step * block for block in BLOCK_OF_LANE])
 
     offsets = by_block(a.sums, I32)
-    integers = b.sub(sums_of_rows(e, dots), b.mul(offsets, e.int(quant.OFFSET, I32X16)))
+    integers = b.sub(sums_of_rows(e, dots), b.mul(offsets, e.int(offset_of(e, quant), I32X16)))
     return b.fmul(b.sitofp(integers, F32X16), b.fmul(d, by_block(a.d, F32)))
 
 
@@ -91,27 +101,25 @@ def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any, ahead: Any) ->
         e.store(gathered_halves(e, blocks, 0), out, QUARTS)
 
 
-def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any, ahead: Any) -> list[list[Any]]:
+def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any) -> list[list[Any]]:
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(5))
-    stride = panel_bytes(e, quant, a)
-    panels = [b.add(panel, b.mul(stride, e.int(r))) for r in range(layout.PANEL_ROWS // LANES)]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     acts = [b.add(a.q, b.mul(t, a.n_cols)) for t in tokens]
     scale_rows = [b.shl(b.mul(t, n_blocks), e.int(2)) for t in tokens]
     with e.loop(n_blocks) as i:
         with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-            prefetch_share(e, ahead, i, LANES * quant.BYTES)
+            prefetch_share(e, ahead, i, len(panels) * LANES // 2 * quant.BYTES)
         blocks = [b.add(address, b.mul(i, e.int(PANEL_BYTES))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
-        starts = [e.splat(b.mul(e.load(I32, a.sums, place), e.int(-quant.OFFSET, I32))) for place in places]
+        starts = [e.splat(b.mul(e.load(I32, a.sums, place), e.int(-offset_of(e, quant), I32))) for place in places]
         integers = [list(starts) for _ in panels]
         for k in range(8):
             weights = [b.bitcast(e.load(I32X16, block, k * VECTOR), I8X64) for block in blocks]
             for t, act in enumerate(acts):
                 quants = b.bitcast(e.splat(e.load(I32, b.add(act, b.shl(i, e.int(5))), 4 * k)), I8X64)
                 for r, weight in enumerate(weights):
-                    integers[r][t] = e.dot4(integers[r][t], weight, quants, quant.BELOW_128)
+                    integers[r][t] = dot4(e, quant, integers[r][t], weight, quants)
         for r, block in enumerate(blocks):
             d = e.load(F32X16, block, QUARTS)
             for t, place in enumerate(places):

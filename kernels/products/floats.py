@@ -7,11 +7,16 @@ from typing import Any
 from ..simd import F32, F32X16, LANES, Emitter
 from . import Args, clamped_rows, finish
 
-ROWS_AT_ONCE = 1
-ROWS_OF_TILE = 4
+
+def rows_at_once(variant: int) -> int:
+    return variant
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int = ROWS_AT_ONCE) -> None:
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_rows: int) -> None:
+    tile(e, quant, a, row, [token], n_rows)
+
+
+def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int) -> None:
     b = e.b
     rows = clamped_rows(e, a, row, n_rows)
     acts = [b.add(a.x, b.mul(t, b.shl(a.n_cols, e.int(2)))) for t in tokens]

@@ -9,7 +9,9 @@ from ..quants._kquants import Act, values_of
 from ..simd import F32, F32X16, LANES, Emitter
 from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
-ROWS_AT_ONCE = 2
+
+def rows_at_once(variant: int) -> int:
+    return variant
 
 
 def activations(e: Emitter, a: Args, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
@@ -28,28 +30,24 @@ def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
     return [Act(b.add(act.q, b.shl(i, e.int(8))), b.add(act.sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))) for act in acts]
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any]) -> None:
-    """Two rows; where only one is left it is read twice."""
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_rows: int) -> None:
+    """Up to four rows; where fewer are left the last one is read again."""
     b = e.b
-    n_blocks, acts, scales = activations(e, a, tokens)
-    rows = clamped_rows(e, a, row, ROWS_AT_ONCE)
-    sums = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
+    n_blocks, acts, (scale,) = activations(e, a, [token])
+    rows = clamped_rows(e, a, row, n_rows)
+    sums = [e.var(e.float(0.0)) for _ in rows]
     with e.loop(n_blocks) as i:
-        offset, here = b.mul(i, e.int(quant.BYTES)), at_block(e, acts, i)
-        act_d = [e.load(F32, scale, b.shl(i, e.int(2))) for scale in scales]
+        offset, (act,) = b.mul(i, e.int(quant.BYTES)), at_block(e, acts, i)
         blocks = [b.add(address, offset) for address in rows]
-        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, ROWS_AT_ONCE * quant.BYTES)
-        dots = [(r, t, dot, quant.scales(e, p)) for r, p in enumerate(blocks) for t, dot in enumerate(quant.dot(e, p, here))]
-        for start in range(0, len(dots), 4):
-            group = dots[start:start + 4]
-            values = values_of(e, [dot for _, _, dot, _ in group], [d for *_, d in group])
-            for (r, t, _, _), value in zip(group, values):
-                b.store(b.fadd(b.load(sums[r][t]), b.fmul(act_d[t], value)), sums[r][t])
-    for r, of_row in enumerate(sums):
+        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, n_rows * quant.BYTES)
+        dots = [quant.dot(e, p, act) for p in blocks]
+        d = e.load(F32, scale, b.shl(i, e.int(2)))
+        for total, value in zip(sums, values_of(e, dots, [quant.scales(e, p) for p in blocks])):
+            b.store(b.fadd(b.load(total), b.fmul(d, value)), total)
+    for r, total in enumerate(sums):
         this = b.add(row, e.int(r))
         with b.if_then(b.icmp_signed("<", this, a.n_rows), likely=True):
-            for total, t in zip(of_row, tokens):
-                finish(e, a, b.load(total), this, t)
+            finish(e, a, b.load(total), this, token)
 
 
 def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
@@ -66,15 +64,13 @@ def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any, ahead: Any) ->
         quant.unpack(e, [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))))
 
 
-def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panel: Any, ahead: Any) -> list[list[Any]]:
+def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any) -> list[list[Any]]:
     b = e.b
     n_blocks, acts, scales = activations(e, a, tokens)
-    stride = panel_bytes(e, quant, a)
-    panels = [b.add(panel, b.mul(stride, e.int(r))) for r in range(layout.PANEL_ROWS // LANES)]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     with e.loop(n_blocks) as i:
         with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-            prefetch_share(e, ahead, i, LANES * quant.BYTES)
+            prefetch_share(e, ahead, i, len(panels) * LANES // 2 * quant.BYTES)
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
         values = quant.TILE.block(e, [b.add(address, offset) for address in panels], at_block(e, acts, i))
         for row_sums, row_values in zip(sums, values):

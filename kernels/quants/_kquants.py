@@ -5,7 +5,7 @@ block, the mins (or once more the scales) of each two parts as pairs of i16, and
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -104,8 +104,8 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
         e.store(b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))), address, panel.pairs + j // 2 * VECTOR)
 
 
-def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]) -> list[Dot]:
-    """Scales * quants * activations and mins * sums for Q4_K and Q5_K, for each of `acts`.
+def dot_with_mins(e: Emitter, p: Any, quants: Iterable[Any], act: Act) -> Dot:
+    """Scales * quants * activations and mins * sums for Q4_K and Q5_K.
 
     `quants` are four i8x64: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
     """
@@ -113,16 +113,12 @@ def dot_with_mins(e: Emitter, p: Any, quants: Sequence[Any], acts: Sequence[Act]
     s_low, s_high, m_low, m_high = six_bit(e, *(e.load(I32, p, 4 + 4 * i) for i in range(3)))
     scales, mins = eight_bytes(e, s_low, s_high, I16), eight_bytes(e, m_low, m_high, I32)
     parts = ((0, 2), (1, 3), (4, 6), (5, 7))
-    spread = [e.shuffle(scales, [i] * 16 + [j] * 16) for i, j in parts]
-    dots = []
-    for a in acts:
-        total = e.int(0, I32X16)
-        for quant, scale, (i, j) in zip(quants, spread, parts):
-            activations = e.concat(e.load(I8X32, a.q, 32 * i), e.load(I8X32, a.q, 32 * j))
-            total = e.dot2(total, e.pairs(quant, activations), scale)
-        sums = b.sext(e.load(ir.VectorType(I16, 8), a.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
-        dots.append(Dot(total, b.mul(mins, sums)))
-    return dots
+    total = e.int(0, I32X16)
+    for quant, (i, j) in zip(quants, parts):
+        activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 32 * j))
+        total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, [i] * 16 + [j] * 16))
+    sums = b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
+    return Dot(total, b.mul(mins, sums))
 
 
 def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
@@ -189,7 +185,7 @@ class Tile:
                 for t in tokens:
                     activations = b.bitcast(e.splat(e.load(I32, quants[t], 4 * k)), I8X64)
                     for r, weight in enumerate(weights):
-                        partial[r][t] = e.dot4(partial[r][t], weight, activations, u_below_128=True)
+                        partial[r][t] = e.dot4(partial[r][t], weight, activations)
             for r, address in enumerate(scales):
                 scale = e.load(I32X16, address, p.scales)
                 for t in tokens:

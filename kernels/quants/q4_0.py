@@ -13,7 +13,7 @@ from ..simd import I8X16, I8X32, I32X16, Emitter, as_f32, load_f16, load_u8
 from ._blocks import load_words
 
 BLOCK, BYTES, KIND = 32, 18, "q8_0"
-OFFSET, BELOW_128 = 8, True
+OFFSET, WIDE = 8, False
 
 
 @njit(inline="always")

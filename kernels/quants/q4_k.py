@@ -8,7 +8,7 @@ weight = d * scale * q - dmin * min
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from numba import njit
@@ -40,21 +40,20 @@ def value(p, i):
     return load_f16(p) * as_f32(scale) * as_f32(q) - load_f16(p + 2) * as_f32(least)
 
 
-def nibbles(e: Emitter, p: Any, offset: int) -> list[Any]:
-    """128 bytes at p + offset -> four i8x64, in the order of dot_with_mins."""
-    out = []
+def nibbles(e: Emitter, p: Any, offset: int) -> Iterator[Any]:
+    """128 bytes at p + offset -> four i8x64, in the order of dot_with_mins, emitted where they are used: registers are few."""
     for half in range(2):
         both = e.load(I8X64, p, offset + 64 * half)
-        out += [e.b.and_(both, e.int(15, I8X64)), e.b.lshr(both, e.int(4, I8X64))]
-    return out
+        yield e.b.and_(both, e.int(15, I8X64))
+        yield e.b.lshr(both, e.int(4, I8X64))
 
 
 def scales(e: Emitter, p: Any) -> tuple[Any, Any]:
     return e.load_f16(p), e.load_f16(p, 2)
 
 
-def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
-    return k.dot_with_mins(e, p, nibbles(e, p, 16), acts)
+def dot(e: Emitter, p: Any, act: k.Act) -> k.Dot:
+    return k.dot_with_mins(e, p, nibbles(e, p, 16), act)
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:

@@ -9,7 +9,7 @@ weight = d * scale * q - dmin * min
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -30,16 +30,19 @@ def value(p, i):
     return load_f16(p) * as_f32(scale) * as_f32(q) - load_f16(p + 2) * as_f32(least)
 
 
-def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
+def quants(e: Emitter, p: Any) -> Iterator[Any]:
+    """Four i8x64, as `nibbles`."""
     b = e.b
     once = e.load(I8X32, p, 16)
     fifth = e.concat(once, once)
-    quants = []
     for low, (i, j) in zip(nibbles(e, p, 48), ((0, 2), (1, 3), (4, 6), (5, 7))):
         mask = ir.Constant(I8X64, [1 << i] * 32 + [(1 << j) - (256 if j == 7 else 0)] * 32)
         is_set = b.icmp_unsigned("!=", b.and_(fifth, mask), e.int(0, I8X64))
-        quants.append(b.or_(low, b.select(is_set, e.int(16, I8X64), e.int(0, I8X64))))
-    return k.dot_with_mins(e, p, quants, acts)
+        yield b.or_(low, b.select(is_set, e.int(16, I8X64), e.int(0, I8X64)))
+
+
+def dot(e: Emitter, p: Any, act: k.Act) -> k.Dot:
+    return k.dot_with_mins(e, p, quants(e, p), act)
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:

@@ -9,7 +9,7 @@ weight = d * scale * (q - 32)
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from numba import njit
@@ -35,25 +35,25 @@ def scales(e: Emitter, p: Any) -> tuple[Any, Any]:
     return e.load_f16(p, 208), None
 
 
-def dot(e: Emitter, p: Any, acts: Sequence[k.Act]) -> list[k.Dot]:
+def quants(e: Emitter, p: Any) -> Iterator[Any]:
+    """Four i8x64, in order, emitted where they are used."""
     b = e.b
-    quants = []
     for half in range(2):
         both, high = e.load(I8X64, p, 64 * half), e.load(I8X32, p, 128 + 32 * half)
         mask, n = e.int(0x30, I8X32), lambda value: e.int(value, I8X32)
-        upper = [b.and_(x, mask) for x in (b.shl(high, n(4)), b.shl(high, n(2)), high, b.lshr(high, n(2)))]
-        quants += [b.or_(b.and_(both, e.int(15, I8X64)), e.concat(upper[0], upper[1])),
-                   b.or_(b.lshr(both, e.int(4, I8X64)), e.concat(upper[2], upper[3]))]
+        yield b.or_(b.and_(both, e.int(15, I8X64)), e.concat(b.and_(b.shl(high, n(4)), mask), b.and_(b.shl(high, n(2)), mask)))
+        yield b.or_(b.lshr(both, e.int(4, I8X64)), e.concat(b.and_(high, mask), b.and_(b.lshr(high, n(2)), mask)))
+
+
+def dot(e: Emitter, p: Any, act: k.Act) -> k.Dot:
+    b = e.b
     scale = b.sext(e.load(I8X16, p, 192), I16X16)
-    spread = [e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)]) for i in range(4)]
-    dots = []
-    for a in acts:
-        sums = b.sext(e.load(I16X16, a.sums, layout.SUMS_OF_16), I32X16)
-        total = b.mul(b.mul(b.sext(scale, I32X16), sums), e.int(-32, I32X16))
-        for i, (quant, part) in enumerate(zip(quants, spread)):
-            total = e.dot2(total, e.pairs(quant, e.load(I8X64, a.q, 64 * i)), part)
-        dots.append(k.Dot(total, None))
-    return dots
+    sums = b.sext(e.load(I16X16, act.sums, layout.SUMS_OF_16), I32X16)
+    total = b.mul(b.mul(b.sext(scale, I32X16), sums), e.int(-32, I32X16))
+    for i, quant in enumerate(quants(e, p)):
+        part = e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)])
+        total = e.dot2(total, e.pairs(quant, e.load(I8X64, act.q, 64 * i)), part)
+    return k.Dot(total, None)
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:

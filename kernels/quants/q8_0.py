@@ -6,11 +6,11 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_i8
+from ..simd import I8X32, Emitter, as_f32, load_f16, load_i8
 from ._blocks import load_words
 
 BLOCK, BYTES, KIND = 32, 34, "q8_0"
-OFFSET, BELOW_128 = 128, False  # every quant is raised by 128, to be unsigned
+OFFSET, WIDE = 0, True
 
 
 @njit(inline="always")
@@ -19,8 +19,8 @@ def value(p, i):
 
 
 def load_pair(e: Emitter, p: Any, q: Any) -> Any:
-    return e.b.xor(e.concat(e.load(I8X32, p, 2), e.load(I8X32, q, 2)), e.int(-128, I8X64))
+    return e.raised(e.concat(e.load(I8X32, p, 2), e.load(I8X32, q, 2)))
 
 
 def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:
-    return [e.b.xor(word, e.int(0x80808080, I32X16)) for word in load_words(e, rows, 2, 8)]
+    return [e.raised(word) for word in load_words(e, rows, 2, 8)]

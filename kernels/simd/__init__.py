@@ -41,12 +41,6 @@ def like(x: Any, element: Any) -> Any:
     return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
 
 
-def isa_name() -> str:
-    """The ISA that code is emitted for."""
-    name: str = _isa.__name__
-    return name.rpartition(".")[2]
-
-
 class Emitter:
     """LLVM's builder with the operations that kernels need. Addresses are i64 values, offsets Python integers or i64 values."""
 
@@ -173,9 +167,26 @@ class Emitter:
         """f32 lanes (or one f32) -> half floats in i16, rounded to nearest even."""
         return self.isa.f32_to_f16(self, x)
 
-    def dot4(self, acc: Any, u: Any, s: Any, u_below_128: bool = False) -> Any:
-        """acc[i] += sum of 4 products u8 * i8: i32x16, i8x64 unsigned, i8x64 signed. Exact."""
-        return self.isa.dot4(self, acc, u, s, u_below_128)
+    def dot4(self, acc: Any, u: Any, s: Any) -> Any:
+        """acc[i] += sum of 4 products of bytes: i32x16, i8x64 from 0 to 127, i8x64 signed, above -128. Exact."""
+        return self.isa.dot4(self, acc, u, s)
+
+    def dot4_wide(self, acc: Any, w: Any, s: Any) -> Any:
+        """dot4 for bytes w of the whole range: signed ones, `raised` as this ISA wants them. Exact."""
+        return self.isa.dot4_wide(self, acc, w, s)
+
+    def raised(self, w: Any) -> Any:
+        """Signed bytes for dot4_wide, in lanes of any width: made unsigned by adding 128 where the ISA multiplies those by signed ones."""
+        return self.b.xor(w, self.int(int.from_bytes(b"\x80" * (w.type.element.width // 8), "little"), w.type)) if self.isa.RAISED else w
+
+    @property
+    def registers(self) -> int:
+        """How many vectors of 64 bytes the registers hold."""
+        return int(self.isa.REGISTERS)
+
+    @property
+    def raised_by(self) -> int:
+        return 128 if self.isa.RAISED else 0
 
     def pairs(self, u: Any, s: Any) -> Any:
         """Sums of 2 products u8 * i8 in i16 lanes: i8x64 unsigned below 128, i8x64 signed -> i16x32. Exact."""

@@ -5,9 +5,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, HALF, I16, I16X16, I16X32, I32, like
+from . import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
 
-I32X8 = ir.VectorType(I32, 8)
+I1, I32X8 = ir.IntType(1), ir.VectorType(I32, 8)
+RAISED = False
+REGISTERS = 8
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
@@ -40,16 +42,15 @@ def pairs(e: Any, u: Any, s: Any) -> Any:
     return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s)
 
 
-def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
-    """`maddubs` saturates at 16 bits: 2 * 127 * 127 fits, 2 * 255 * 127 does not."""
-    b = e.b
-    if u_below_128:
-        return b.add(acc, _madd(e, pairs(e, u, s), e.int(1, I16X32)))
-    eight = e.int(8, I16X32)
-    u, s = b.bitcast(u, I16X32), b.bitcast(s, I16X32)
-    even = _madd(e, b.and_(u, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight))
-    odd = _madd(e, b.lshr(u, eight), b.ashr(s, eight))
-    return b.add(acc, b.add(even, odd))
+def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
+    """`maddubs` saturates at 16 bits: 2 * 127 * 127 fits."""
+    return e.b.add(acc, _madd(e, pairs(e, u, s), e.int(1, I16X32)))
+
+
+def dot4_wide(e: Any, acc: Any, w: Any, s: Any) -> Any:
+    """2 * 255 * 127 would not fit. So the bytes stay signed, and the other factor takes over their sign: 2 * 128 * 127 does."""
+    signed = halves(e, lambda p, q: e.call("llvm.x86.avx2.psign.b", I8X32, p, q), s, w)
+    return dot4(e, acc, e.call("llvm.abs.v64i8", I8X64, w, e.int(0, I1)), signed)
 
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:

@@ -6,11 +6,17 @@ from typing import Any
 from . import I16X32, I32X16
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
 
-__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+
+RAISED = True
+REGISTERS = 32
 
 
-def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
     return e.call("llvm.x86.avx512.vpdpbusd.512", I32X16, acc, u, s)
+
+
+dot4_wide = dot4
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:

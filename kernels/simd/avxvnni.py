@@ -5,11 +5,17 @@ from typing import Any
 
 from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, pairs, pause
 
-__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+
+RAISED = True
+REGISTERS = 8
 
 
-def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
     return halves(e, lambda a, p, q: e.call("llvm.x86.avx512.vpdpbusd.256", I32X8, a, p, q), acc, u, s)
+
+
+dot4_wide = dot4
 
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:

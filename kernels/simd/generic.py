@@ -7,6 +7,9 @@ from llvmlite import ir
 
 from . import F32, I16, I16X32, I32, like
 
+RAISED = True
+REGISTERS = 4
+
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
     """Two roundings: llvm.fma would call a library function where there is no instruction."""
@@ -54,16 +57,19 @@ def _madd(e: Any, x: Any, y: Any) -> Any:
     return e.b.add(e.shuffle(products, range(0, 32, 2)), e.shuffle(products, range(1, 32, 2)))
 
 
-def _even_and_odd(e: Any, u: Any, s: Any) -> list[tuple[Any, Any]]:
+def _even_and_odd(e: Any, w: Any, s: Any) -> list[tuple[Any, Any]]:
     """u8x64, i8x64 -> twice both, as i16x32: the lower bytes of each 16 bits and the upper ones."""
     b, eight = e.b, e.int(8, I16X32)
-    u, s = b.bitcast(u, I16X32), b.bitcast(s, I16X32)
-    return [(b.and_(u, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight)), (b.lshr(u, eight), b.ashr(s, eight))]
+    w, s = b.bitcast(w, I16X32), b.bitcast(s, I16X32)
+    return [(b.and_(w, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight)), (b.lshr(w, eight), b.ashr(s, eight))]
 
 
-def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
     even, odd = (_madd(e, *both) for both in _even_and_odd(e, u, s))
     return e.b.add(acc, e.b.add(even, odd))
+
+
+dot4_wide = dot4
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:

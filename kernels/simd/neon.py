@@ -5,11 +5,15 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import I8, I8X64, I16, I32, I32X16
+from . import I8, I16, I32
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
 
-__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "in_registers", "pairs", "pause"]
+__all__ = [
+    "RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact",
+    "pairs", "pause"]
 
+RAISED = False
+REGISTERS = 8
 I8X16, I16X8, I32X4 = ir.VectorType(I8, 16), ir.VectorType(I16, 8), ir.VectorType(I32, 4)
 
 
@@ -36,24 +40,11 @@ def pairs(e: Any, u: Any, s: Any) -> Any:
     return in_registers(e, lambda x, y: e.call("llvm.aarch64.neon.addp.v8i16", I16X8, *_widening_products(e, x, y, I16X8)), u, s)
 
 
-def raised(e: Any, acc: Any, u: Any, sums_of_4: Any) -> tuple[Any, Any]:
-    """For products of signed bytes only: acc and u such that u - 128, a signed byte, gives what u would have given.
-
-    `sums_of_4` are those of the other factor, which several rows share, so that LLVM computes them once.
-    """
-    return e.b.add(acc, e.b.shl(sums_of_4, e.int(7, I32X16))), e.b.xor(u, e.int(-128, I8X64))
+def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
+    return e.b.add(acc, in_registers(e, lambda x: _neighbours(e, x, I32X4), pairs(e, u, s)))
 
 
-def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
-    b = e.b
-    if u_below_128:
-        return b.add(acc, in_registers(e, lambda x: _neighbours(e, x, I32X4), pairs(e, u, s)))
-    acc, u = raised(e, acc, u, in_registers(e, lambda y: _neighbours(e, _neighbours(e, y, I16X8), I32X4), s))
-
-    def sums(x: Any, y: Any) -> Any:  # two products of -128 and -128 don't fit 16 bits
-        return e.call("llvm.aarch64.neon.addp.v4i32", I32X4, *(_neighbours(e, p, I32X4) for p in _widening_products(e, x, y, I16X8)))
-
-    return b.add(acc, in_registers(e, sums, u, s))
+dot4_wide = dot4  # 2 * 128 * 127 fits, too
 
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:

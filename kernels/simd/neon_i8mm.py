@@ -5,8 +5,14 @@ from typing import Any
 
 from .neon import I32X4, dot2, f16_to_f32, f32_to_f16, fma, fma_exact, in_registers, pairs, pause
 
-__all__ = ["dot2", "dot4", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+
+RAISED = True
+REGISTERS = 8
 
 
-def dot4(e: Any, acc: Any, u: Any, s: Any, u_below_128: bool) -> Any:
+def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
     return in_registers(e, lambda a, p, q: e.call("llvm.aarch64.neon.usdot.v4i32.v16i8", I32X4, a, p, q), acc, u, s)
+
+
+dot4_wide = dot4

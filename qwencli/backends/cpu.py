@@ -12,6 +12,7 @@ from ..graph import N_OUTPUTS, N_TOKENS, Linear
 from ..kernels import layout
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Kernels, Progress, Report
+from ..kernels.tiles import Tiles
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
@@ -40,6 +41,7 @@ class CPUBackend:
             raise InputError(str(error)) from None
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
+        self._tiles = Tiles(self.isa)
         c = model.config
         self._shared = c.n_head // c.n_head_kv
         self._item_tokens = max(1, layout.QUERIES_AT_ONCE // self._shared)
@@ -149,7 +151,7 @@ class CPUBackend:
     def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], sampled: bool) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
         inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
-        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, LOGITS if sampled else None)
+        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, LOGITS if sampled else None, self._tiles)
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""

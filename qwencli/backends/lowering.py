@@ -15,6 +15,7 @@ from ..gguf_file import TensorInfo
 from ..graph import N_OUTPUTS, N_TOKENS, Add, Attention, GetRows, Input, KVStore, Linear, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
 from ..kernels import layout
 from ..kernels.jit import Kernels
+from ..kernels.tiles import Tiles
 from ..model import Model
 from .memory import I64, Buffers, Bytes, Inputs, Value, address_of
 
@@ -54,14 +55,15 @@ def float_bits(value: float) -> int:
 class Program:
     """The rows for one choice of results, and where these are afterwards.
 
-    `rooms` says how many tokens and outputs there is memory for, `sampled` from which tensor tokens are drawn, if any.
+    `rooms` says how many tokens and outputs there is memory for, `sampled` from which tensor tokens are drawn, if any, `tiles` how
+    products are divided.
     """
 
     def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs,
-                 rooms: dict[str, int], n_threads: int, sampled: str | None) -> None:
+                 rooms: dict[str, int], n_threads: int, sampled: str | None, tiles: Tiles) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
-        self._rooms, self._n_threads = rooms, n_threads
+        self._rooms, self._n_threads, self._tiles = rooms, n_threads, tiles
         self._forms = {dim: "one" if room == 1 else "many" for dim, room in rooms.items()}
         self._users: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
@@ -259,8 +261,8 @@ class Program:
         args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
                 self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
         reads = [*(quantized if kind != "float" else [x.address]), *([residual.address] if residual else [])]
-        frozen = f":{n_cols}" if form == "one" and kind == "q8_0" else ""
-        self._row(f"matmul:{info.type.name.lower()}:{form}{frozen}", args, reads, [out.address], chunk_rows, count_in=4)
+        spec = self._tiles.one(info.type.name, n_cols) if form == "one" else self._tiles.many(info.type.name)
+        self._row(spec, args, reads, [out.address], chunk_rows, count_in=4)
         self._done.add(target.name)
 
     def _chunk_rows(self, n_rows: int, row_bytes: int, room: int) -> int:

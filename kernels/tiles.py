@@ -1,0 +1,47 @@
+"""How much of a product is computed at once, in registers. What is best depends on the CPU; only speed depends on it."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .layout import FORMATS
+
+
+class Tile(NamedTuple):
+    """Vectors of 16 rows of a panel, or single rows of float weights, and tokens."""
+    n_rows: int
+    n_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.n_rows}x{self.n_tokens}"
+
+    @classmethod
+    def parse(cls, text: str) -> Tile:
+        n_rows, n_tokens = text.split("x")
+        return cls(int(n_rows), int(n_tokens))
+
+
+# an accumulator for each row vector and token: in 32 registers of 64 bytes, or in fewer or smaller ones
+_LARGE = {"q8k": (Tile(2, 6), Tile(2, 4), Tile(2, 5)), "q8_0": (Tile(2, 6), Tile(2, 8), Tile(2, 4)), "float": (Tile(4, 4), Tile(4, 6))}
+_SMALL = {"q8k": (Tile(1, 4), Tile(1, 2), Tile(2, 2)), "q8_0": (Tile(1, 4), Tile(1, 2), Tile(2, 2)), "float": (Tile(2, 2), Tile(4, 2))}
+
+
+class Tiles:
+    """The kernels of products on an ISA."""
+
+    def __init__(self, isa: str) -> None:
+        self._large = isa == "avx512vnni"
+
+    def one(self, name: str, n_cols: int) -> str:
+        """The kernel for one token and weights of the format `name`: rows side by side for K-quants, whose sums over lanes are computed
+        together; the columns where they are frozen."""
+        kind = FORMATS[name].kind
+        variant = {"q8k": 2 if self._large else 4, "q8_0": n_cols, "float": 1}[kind]
+        return f"matmul:{name.lower()}:one:{variant}"
+
+    def many(self, name: str) -> str:
+        """The kernel for two tokens and more."""
+        return f"matmul:{name.lower()}:many:{self.candidates(name)[0]}"
+
+    def candidates(self, name: str) -> tuple[Tile, ...]:
+        """Tiles worth trying, the usual one first."""
+        return (_LARGE if self._large else _SMALL)[FORMATS[name].kind]
