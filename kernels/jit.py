@@ -149,11 +149,12 @@ class Kernels:
         n, start = len(specs), time.perf_counter()
         seconds = SECONDS_TO_START + SECONDS_A_KERNEL * n / max(1, n_workers_for(n))
         self._say(f"compiling {n} kernel{'s' * (n > 1)} for this CPU ({self.isa.name}), once: about {seconds:.0f} s")
+        progress = self.progress or (lambda done, total: None)
+        progress(0, n)
         with closing(compile_apart(self.isa, specs)) as compiled:
             for done, (spec, code) in enumerate(compiled, 1):
                 self._write(spec, code)
-                if self.progress:
-                    self.progress(done, n)
+                progress(done, n)
                 yield spec, code
         self._say(f"compiled in {time.perf_counter() - start:.1f} s")
 

@@ -42,6 +42,8 @@ def examine(model: str | None = None, report: Callable[[str], None] | None = Non
     host = Host()
     facts: dict[str, Any] = {"versions": versions(), "cpu": cpu(host), "isa": instruction_set(), "threads": threads(host),
              "numa": [node._asdict() for node in host.nodes()], "memory": memory(host), "model": which_model(model)}
+    if report and facts["isa"]["chosen"] and not jit.Kernels(isa.choose()).folder.exists():
+        report(f"checking the kernels for {facts['isa']['chosen']}, which are compiled first: some seconds")
     facts["isa"]["self_check"] = check_apart(facts["isa"]["chosen"]) if facts["isa"]["chosen"] else None
     facts["limits"] = measured(report) if facts["isa"]["self_check"] == "ok" else None
     facts["cache"] = cache()

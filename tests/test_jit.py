@@ -233,7 +233,7 @@ def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(monkeypatch
     popen = subprocess.Popen
     monkeypatch.setattr(jit.subprocess, "Popen", lambda command, **options: (commands.append(command), popen(command, **options))[1])
     kernels.load(specs)
-    assert done == [(n, len(specs)) for n in range(1, len(specs) + 1)]
+    assert done == [(n, len(specs)) for n in range(len(specs) + 1)]
     assert sorted(written) == sorted(specs)
     assert len(commands) == jit.n_workers_for(len(specs))
     assert all(command[-len(specs)] == "sampling:choose" for command in commands)

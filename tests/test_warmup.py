@@ -1,6 +1,8 @@
 """`qwencli warmup`: what it compiles is what the other commands need, and all of it."""
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from command_line import Call, process
 from random_models import random_model
 
 from qwencli import warmup
+from qwencli.cli._common import CompileBar
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf_file import GGUFFile
 from qwencli.kernels import isa, jit
@@ -64,6 +67,17 @@ def test_all_formats_hold_what_each_format_needs(tmp_path: Path, mix: str) -> No
     other = random_model(tmp_path, mix)
     assert not kernels_of_model(own, name, all_formats=False) >= kernels_of_model(other, name, all_formats=False)
     assert kernels_of_model(own, name, all_formats=True) >= kernels_of_model(other, name, all_formats=False)
+
+
+def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in True, False:
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar = CompileBar()
+        for n in range(4):
+            bar(n, 3)
+        assert ("/3 " in stream.getvalue()) is is_terminal
 
 
 def test_a_model_as_if_in_another_format(model: Model) -> None:
