@@ -239,8 +239,7 @@ def about_kernels(found: dict[str, Any], kept: dict[str, Any]) -> list[str]:
                      "choose another folder with $QWENCLI_CACHE")
     if stale := [folder for folder in kept["folders"] if not folder["current"]]:
         n_bytes = sum(folder["bytes"] for folder in stale)
-        lines.append(f"{len(stale)} folders of kernels belong to other versions or CPUs ({n_bytes / 1e6:.1f} MB): "
-                     "qwencli doctor --clear-cache deletes all kernels")
+        lines.append(f"kernels of other versions or CPUs take {n_bytes / 1e6:.1f} MB: qwencli doctor --clear-cache deletes all")
     return lines
 
 

@@ -143,7 +143,7 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     "wrong kernels": ({"isa": {"self_check": "they give other logits"}}, ["the kernels for avx2 fail their check: try QWENCLI_ISA=g"]),
     "no cache": ({"cache": {"why_not": "/c: Read-only file system"}}, ["compiled kernels can't be kept, so that each run"]),
     "stale kernels": ({"cache": {"folders": [{"name": "x", "isa": "x", "kernels": 3, "bytes": 2_500_000, "current": False}]}},
-                      ["1 folders of kernels belong to other versions or CPUs (2.5 MB)"]),
+                      ["kernels of other versions or CPUs take 2.5 MB"]),
     "affinity": ({"threads": {"chosen": 2, "allowed": 2, "allowed_cores": 2}}, ["this process may use 2 of 8 CPUs"]),
     "hyperthreads": ({"threads": {"chosen": 4, "cores": 4, "allowed_cores": 4}}, ["8 CPUs share 4 cores"]),
     "a quota that is heeded": ({"threads": {"chosen": 2, "quota": 2.5, "quota_file": "/f"}}, ["/f leaves 2.5 CPUs' time to this process"]),

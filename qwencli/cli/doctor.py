@@ -59,8 +59,10 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(row("measured", f"{limits['bandwidth'] / 1e9:.1f} GB/s from memory", f"{limits['products'] / 1e9:.0f} GOP/s int8",
                          f"{limits['flops'] / 1e9:.0f} GFLOP/s float32"))
     lines.append(row("cache", cache["folder"], f"can't be written: {cache['why_not']}" if cache["why_not"] else "can be written"))
-    for folder in cache["folders"]:
-        lines.append(row("", folder["name"], f"{folder['kernels']} kernels", size(folder["bytes"]), None if folder["current"] else "stale"))
+    lines += [row("", f["name"], f"{f['kernels']} kernels", size(f["bytes"])) for f in cache["folders"] if f["current"]]
+    if stale := [folder for folder in cache["folders"] if not folder["current"]]:
+        lines.append(row("", f"{len(stale)} of other versions or CPUs", f"{sum(f['kernels'] for f in stale)} kernels",
+                         size(sum(f["bytes"] for f in stale))))
     lines.append(row("model", model["path"], model["reason"], model["size"] and size(model["size"]), model["error"]))
     lines += ["", "advice" if facts["advice"] else "no advice", *(f"  - {printable(line)}" for line in facts["advice"])]
     return "\n".join(lines) + "\n"
