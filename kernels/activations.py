@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from . import layout
-from .simd import F32, F32X16, I8X16, I16, I32X16, Emitter
+from .simd import F32, F32X16, I8X16, I8X64, I16, I16X16, I32X16, Emitter
 
 F32X1 = ir.VectorType(F32, 1)
 
@@ -83,6 +83,11 @@ def largest_magnitude(e: Emitter, vectors: list[Any]) -> Any:
     return b.bitcast(_largest(e, bits, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
 
 
+def neighbours(e: Emitter, x: Any, y: Any) -> Any:
+    """Sums of two neighbouring lanes, those of x and then those of y."""
+    return e.b.add(e.shuffle(x, range(0, 32, 2), y), e.shuffle(x, range(1, 32, 2), y))
+
+
 def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
     """Q8_K (quantize_row_q8_K_ref in ggml-quants.c): the scale is -127 / the value of largest magnitude, so that it becomes -127."""
     b = e.b
@@ -95,16 +100,17 @@ def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
         is_zero = b.fcmp_ordered("==", largest, e.float(0.0))
         inverse = b.select(is_zero, e.float(0.0), b.fdiv(e.float(-127.0), largest))
         scale = b.select(is_zero, e.float(0.0), b.fdiv(e.float(1.0), inverse))
-        previous = None
-        for k, value in enumerate(values):
-            ints = e.nearest(b.fmul(value, e.splat(inverse)))
-            ints = b.select(b.icmp_signed(">", ints, e.int(127, I32X16)), e.int(127, I32X16), ints)
-            e.store(b.trunc(ints, I8X16), qs, 16 * k)
-            total = e.sum_i32(ints)
-            e.store(b.trunc(total, I16), out_sums, layout.SUMS_OF_16 + 2 * k)
-            if k % 2:
-                e.store(b.trunc(b.add(previous, total), I16), out_sums, layout.SUMS_OF_32 + k - 1)
-            previous = total
+        fours = []
+        for k in range(0, 16, 4):
+            ints = [e.nearest(b.fmul(value, e.splat(inverse))) for value in values[k:k + 4]]
+            quants = [b.trunc(e.least(x, e.int(127, I32X16)), I8X16) for x in ints]
+            together = e.concat(e.concat(*quants[:2]), e.concat(*quants[2:]))
+            e.store(together, qs, 16 * k)
+            fours.append(e.dot4(e.int(0, I32X16), e.int(1, I8X64), together))
+        eights = [neighbours(e, *fours[:2]), neighbours(e, *fours[2:])]
+        sixteens = neighbours(e, *eights)
+        e.store(b.trunc(sixteens, I16X16), out_sums, layout.SUMS_OF_16)
+        e.store(b.trunc(e.half(neighbours(e, sixteens, sixteens), 0), ir.VectorType(I16, 8)), out_sums, layout.SUMS_OF_32)
         e.store(scale, d, b.shl(i, e.int(2)))
 
 
@@ -124,5 +130,13 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
         e.store(e.f16_to_f32(e.f32_to_f16(scale)), d, offset)
 
 
-QUANTIZE: dict[str, Callable[..., None]] = {"q8k": quantize_q8k, "q8_0": quantize_q8_0}
-
+def quantize_row(e: Emitter, kind: str, x: Any, q: Any, d: Any, sums: Any, n: Any, token: Any) -> None:
+    """Quantize a token's row of x, float32 [tokens, n], into its places in the other arrays (see layout.py); nothing with kind "f32"."""
+    if kind == "f32":
+        return
+    b = e.b
+    quantize, block, sum_bytes = {"q8k": (quantize_q8k, layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES),
+                                  "q8_0": (quantize_q8_0, layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES)}[kind]
+    values, blocks = b.mul(token, n), b.mul(token, b.udiv(n, e.int(block)))
+    quantize(e, e.at(x, b.shl(values, e.int(2))), e.at(q, values), e.at(d, b.shl(blocks, e.int(2))),
+             e.at(sums, b.mul(blocks, e.int(sum_bytes))), n)

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache: heads rotated and stored, queries against the pages, partial results merged.
+"""Attention over the paged KV cache: heads rotated and stored, queries against the pages, partial results merged and quantized.
 
 Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by
 page, with a running softmax; splits are merged in order. Scores sum over the head's values in order, results over positions in order. So
@@ -12,9 +12,9 @@ from typing import Any
 from llvmlite import ir
 
 from . import layout
-from .activations import each_lane, rms_norm
+from .activations import each_lane, quantize_row, rms_norm
 from .ops import tokens_of
-from .simd import F32, F32X16, I16X16, I32, I32X16, LANES, Emitter, i64, intrinsic_of, load_i64, void
+from .simd import F32, F32X16, I16X16, I32, I32X16, I64, LANES, Emitter, i64, intrinsic_of, load_i64, void
 
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
 PAGES_A_SPLIT = SPLIT // PAGE
@@ -334,10 +334,11 @@ def build_attend(head_dim_text: str) -> Any:
     return attend
 
 
-def build_merge(head_dim_text: str) -> Any:
-    """args: out, address of the addresses of items, records and partials, n_head.
+def build_merge(head_dim_text: str, kind: str) -> Any:
+    """args: count, unit, out, address of the addresses of items, records and partials, n_head, quants, scales, sums.
 
-    A chunk is a record, a token whose positions were split: 3 int64, token, first partial slot, how many.
+    Partial results of the tokens whose positions were split become `out`, whose rows are then quantized for the product that follows:
+    `kind` says how. A token's record is 2 int64: first partial slot, how many, 0 if `out` is there already.
     """
     head_dim = int(head_dim_text)
     width = head_dim + LANES
@@ -350,13 +351,23 @@ def build_merge(head_dim_text: str) -> Any:
     def divide(e: Emitter, part: Any, out: Any) -> None:
         divide_out(e, part, out, head_dim)
 
+    @intrinsic_of(void, i64, i64)
+    def quantize(e: Emitter, args: Any, token: Any) -> None:
+        out, n_head, q, d, sums = (e.load(I64, args, 8 * i) for i in (2, 4, 5, 6, 7))
+        quantize_row(e, kind, out, q, d, sums, e.b.mul(n_head, e.int(head_dim)), token)
+
     def merge(args, chunk, scratch):
-        out, pointers, n_head = load_i64(args), load_i64(args + 8), load_i64(args + 16)
-        record, partials = load_i64(pointers + 8) + 8 * layout.RECORD_WORDS * chunk, load_i64(pointers + 16)
-        token, slot, count = load_i64(record), load_i64(record + 8), load_i64(record + 16)
-        for head in range(n_head):
-            total = partials + 4 * width * (slot * n_head + head)
-            for i in range(1, count):
-                merge_two(total, partials + 4 * width * ((slot + i) * n_head + head))
-            divide(total, out + 4 * head_dim * (token * n_head + head))
+        out, pointers, n_head = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
+        partials = load_i64(pointers + 16)
+        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        for token in range(first, last):
+            record = load_i64(pointers + 8) + 8 * layout.RECORD_WORDS * token
+            slot, count = load_i64(record), load_i64(record + 8)
+            if count > 0:
+                for head in range(n_head):
+                    total = partials + 4 * width * (slot * n_head + head)
+                    for i in range(1, count):
+                        merge_two(total, partials + 4 * width * ((slot + i) * n_head + head))
+                    divide(total, out + 4 * head_dim * (token * n_head + head))
+            quantize(args, token)
     return merge

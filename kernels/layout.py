@@ -65,8 +65,8 @@ class Word:
 
 ROW_WORDS, CLAIM_WORDS = 6, 16
 """int64 of a program row, and of a row's claim and count."""
-ITEM_WORDS, RECORD_WORDS = 8, 3
-"""int64 of an item of attention, and of a record of its merge."""
+ITEM_WORDS, RECORD_WORDS = 8, 2
+"""int64 of an item of attention, and of a token's record of its merge."""
 QUERIES_AT_ONCE = 32
 """About how many queries an item of attention has when there are many tokens."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from . import activations, layout
+from . import activations
 from .simd import F32, I32, I64, Emitter, i64, intrinsic_of, load_i32, load_i64, store_f32, void
 
 
@@ -51,23 +51,17 @@ def build_prepare(prologue: str, kind: str) -> Any:
 
     "norm": y is the weight; "swiglu": x is the gate and y what it gates; "copy": out is x. `kind` names the quantization, or is "f32".
     """
-    if kind != "f32":
-        block, sum_bytes = {"q8k": (layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES), "q8_0": (layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES)}[kind]
-
     @intrinsic_of(void, i64, i64)
     def prepare_token(e: Emitter, args: Any, token: Any) -> None:
         b = e.b
-        x, y, n, out, q, d, sums, eps = (e.load(I64, args, 16 + 8 * i) for i in range(8))
+        x, y, n, first_out, q, d, sums, eps = (e.load(I64, args, 16 + 8 * i) for i in range(8))
         row = b.mul(token, b.shl(n, e.int(2)))
-        x, out = e.at(x, row), e.at(out, row)
+        x, out = e.at(x, row), e.at(first_out, row)
         if prologue == "norm":
             activations.rms_norm(e, x, y, out, n, b.bitcast(b.trunc(eps, I32), F32))
         elif prologue == "swiglu":
             activations.swiglu(e, x, e.at(y, row), out, n)
-        if kind != "f32":
-            blocks = b.mul(token, b.udiv(n, e.int(block)))
-            q, d, sums = e.at(q, b.mul(token, n)), e.at(d, b.shl(blocks, e.int(2))), e.at(sums, b.mul(blocks, e.int(sum_bytes)))
-            activations.QUANTIZE[kind](e, out, q, d, sums, n)
+        activations.quantize_row(e, kind, first_out, q, d, sums, n, token)
 
     def prepare(args, chunk, scratch):
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)

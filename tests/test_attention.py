@@ -19,7 +19,7 @@ def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
     specs = ["attention:rotate", "attention:store"]
     for head_dim, *_ in HEADS:
-        specs += [f"attention:attend:{head_dim}", f"attention:merge:{head_dim}"]
+        specs += [f"attention:attend:{head_dim}", f"attention:merge:{head_dim}:f32"]
     for name in ISAS:
         kernels_of(name).load(specs)
 
@@ -114,23 +114,23 @@ def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float,
     n, n_head, head_dim = q.shape
     n_head_kv = len(cache.k)
     shared, n_splits = n_head // n_head_kv, -(-(first + n) // SPLIT)
-    items, records = [], []
+    items, records = [], [(0, 0)] * n
     if form == "one" and n == 1 and n_splits > 1:
         items = [(0, 1, first, i, i + 1, i, cache.table.ctypes.data, 0) for i in range(n_splits)]
-        records = [(0, 0, n_splits)]
+        records = [(0, n_splits)]
     else:
         size = max(1, layout.QUERIES_AT_ONCE // shared)
         for start in range(0, n, size):
             count = min(size, n - start)
             items.append((start, count, first + start, 0, -(-(first + start + count) // SPLIT), -1, cache.table.ctypes.data, 0))
     out = guarded(np.full((n, n_head * head_dim), np.nan, np.float32), side)
-    partials = guarded(np.full(len(records) * n_splits * n_head * (head_dim + layout.LANES), np.nan, np.float32), side)
+    partials = guarded(np.full(n_splits * n_head * (head_dim + layout.LANES), np.nan, np.float32), side)
     tables = [guarded(np.array(x, np.int64), side) for x in (items, records)]
     pointers = guarded(np.array([tables[0].ctypes.data, tables[1].ctypes.data, partials.ctypes.data]), side)
     n_queries = max(item[1] for item in items) * shared
     call(isa_name, f"attention:attend:{head_dim}", [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
          len(items) * n_head_kv, layout.attention_scratch(n_queries, head_dim))
-    call(isa_name, f"attention:merge:{head_dim}", [out, pointers, n_head], len(records))
+    call(isa_name, f"attention:merge:{head_dim}:f32", [np.array([n]), n, out, pointers, n_head, 0, 0, 0])
     return out.reshape(n, n_head, head_dim)
 
 

@@ -100,7 +100,7 @@ class CPUBackend:
              draws: Sequence[Draw] | None, profiled: bool = False) -> tuple[Program, dict[str, int]]:
         counts = self._counts(batch, feed)
         program = self._program(fetch, tuple(feed), counts, draws is not None)
-        program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0, 0
+        program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
         keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
@@ -165,7 +165,8 @@ class CPUBackend:
         half = angles.shape[1]
         inputs.angles[:n, :half], inputs.angles[:n, half:] = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
         inputs.slots[:n] = batch.positions % layout.PAGE
-        items, records, keep = [], [], []
+        items, keep = [], []
+        records = np.zeros((n, layout.RECORD_WORDS), np.int64)
         start = n_partials = 0
         for piece in batch.pieces:
             n_piece, position = len(piece.tokens), piece.seq.length
@@ -175,7 +176,7 @@ class CPUBackend:
             n_splits = -(-(position + n_piece) // layout.SPLIT)
             if n_piece == 1 and n_splits > 1:
                 items += [(start, 1, position, i, i + 1, n_partials + i, address_of(table), 0) for i in range(n_splits)]
-                records.append((start, n_partials, n_splits))
+                records[start] = n_partials, n_splits
                 n_partials += n_splits
             else:
                 for first in range(0, n_piece, self._item_tokens):
@@ -187,10 +188,10 @@ class CPUBackend:
         size = n_partials * c.n_head * (c.head_dim + layout.LANES)
         if size > len(self._partials):
             self._partials = np.zeros(size, np.float32)
-        item_array, record_array = np.array(items, np.int64), np.array(records, np.int64)
-        inputs.pointers[:] = address_of(item_array), address_of(record_array), address_of(self._partials)
-        inputs.counts[2:] = len(items) * c.n_head_kv, len(records)
-        return [*keep, item_array, record_array]
+        item_array = np.array(items, np.int64)
+        inputs.pointers[:] = address_of(item_array), address_of(records), address_of(self._partials)
+        inputs.counts[2] = len(items) * c.n_head_kv
+        return [*keep, item_array, records]
 
 
 def room_for(n: int) -> int:

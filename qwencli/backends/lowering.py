@@ -228,17 +228,26 @@ class Program:
         """A norm or a gate, with the quantization that the first product after it wants."""
         x = self._values[node.src[0].name]
         out = self._new(node.name, x.dim, x.width)
+        kind, addresses = self._quantized(node, out)
+        reads = [x.address] + ([second] if prologue == "swiglu" else [])
+        self._quantize(prologue, kind, x, second, out, addresses, eps, reads)
+
+    def _quantized(self, node: Tensor, out: Value) -> tuple[str, list[int]]:
+        """How the first product after `node` wants its result, and memory for that."""
         kinds = (activation_kind(weight_info(user)) for user in self._users[node.name] if isinstance(user.op, Linear))
         kind = next((k for k in kinds if k != "float"), "f32")
-        reads = [x.address] + ([second] if prologue == "swiglu" else [])
-        self._quantize(prologue, kind, x, second, out, eps, reads)
+        return kind, self._room_for(kind, out)
 
-    def _quantize(self, prologue: str, kind: str, x: Value, second: int, out: Value, eps: int, reads: Sequence[int]) -> None:
-        """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
+    def _room_for(self, kind: str, x: Value) -> list[int]:
+        """The addresses of memory for x quantized."""
         buffers = tuple(self._memory.take(self._rooms[x.dim] * n) for n in layout.activation_bytes(kind, x.width))
         if kind != "f32":
-            out.quantized[kind] = buffers
-        addresses = [address_of(buffer) for buffer in buffers]
+            x.quantized[kind] = buffers
+        return [address_of(buffer) for buffer in buffers]
+
+    def _quantize(self, prologue: str, kind: str, x: Value, second: int, out: Value, addresses: Sequence[int], eps: int,
+                  reads: Sequence[int]) -> None:
+        """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
         unit = self._unit(x.dim)
         args = [self.inputs.count(x.dim), unit, x.address, second, x.width, out.address, *addresses, eps]
         writes = addresses if prologue == "copy" else [*addresses, out.address]
@@ -252,7 +261,7 @@ class Program:
         n_rows, n_cols = info.shape
         x = self._values[x_node.name]
         if kind != "float" and kind not in x.quantized:
-            self._quantize("copy", kind, x, 0, x, 0, [x.address])
+            self._quantize("copy", kind, x, 0, x, self._room_for(kind, x), 0, [x.address])
         target, residual = self._residual_of(node)
         out = self._new(target.name, x.dim, n_rows)
         form, row_bytes = self._forms[x.dim], info.type.n_bytes(n_cols)
@@ -268,7 +277,7 @@ class Program:
     def _chunk_rows(self, n_rows: int, row_bytes: int, room: int) -> int:
         """Rows of a chunk: some chunks for each thread, of a size worth claiming and, with many tokens, soon done."""
         n_bytes = min(max(n_rows * row_bytes // (CHUNKS_A_THREAD * self._n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1])
-        unit = layout.LANES if room == 1 else layout.PANEL_ROWS
+        unit = int(layout.LANES if room == 1 else layout.PANEL_ROWS)
         most = n_rows if room <= SOME_TOKENS else 2 * unit
         return min(max(1, n_bytes // row_bytes // unit) * unit, most)
 
@@ -324,5 +333,6 @@ class Program:
         pointers, writes = address_of(self.inputs.pointers), (out.address, "partials")
         args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, float_bits(op.scale), store.op.layer * self._layer_bytes()]
         self._row(f"attention:attend:{c.head_dim}", args, [x.address, KV], writes, count=self.inputs.count("attend"))
-        args = [out.address, pointers, c.n_head]
-        self._row(f"attention:merge:{c.head_dim}", args, ["partials"], writes, count=self.inputs.count("merge"))
+        kind, addresses = self._quantized(node, out)
+        args = [self.inputs.count(N_TOKENS), self._unit(N_TOKENS), out.address, pointers, c.n_head, *addresses]
+        self._row(f"attention:merge:{c.head_dim}:{kind}", args, ["partials"], [out.address, *addresses], divisor=self._unit(N_TOKENS))

@@ -33,7 +33,7 @@ class Inputs:
     """What changes from step to step, at addresses that a program knows, with room for `n_tokens` tokens and their outputs."""
 
     def __init__(self, n_tokens: int, n_rot: int) -> None:
-        self.counts = np.zeros(4, np.int64)  # tokens, outputs, chunks of attention, tokens with partial results
+        self.counts = np.zeros(3, np.int64)  # tokens, outputs, chunks of attention
         self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
         self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
         self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
@@ -41,8 +41,8 @@ class Inputs:
         self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
 
     def count(self, which: str) -> int:
-        """The address of the number of tokens or outputs, or of attention's chunks or records."""
-        return address_of(self.counts) + 8 * (N_TOKENS, N_OUTPUTS, "attend", "merge").index(which)
+        """The address of the number of tokens or outputs, or of attention's chunks."""
+        return address_of(self.counts) + 8 * (N_TOKENS, N_OUTPUTS, "attend").index(which)
 
     def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
         """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
