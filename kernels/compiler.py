@@ -59,6 +59,9 @@ class KernelLibrary(codegen.CPUCodeLibrary):
         self._is_optimized = True
         return module
 
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """Not Numba's passes over each function, before those over the module: a quarter of the time, and the inner loops are the same."""
+
     def _finalize_specific(self) -> None:
         pass
 
