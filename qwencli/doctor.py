@@ -163,9 +163,9 @@ def cache() -> dict[str, Any]:
     current = {jit.Kernels(each).folder.name for each in isa.available()}
     folders = []
     for path in kernel_folders():
-        sizes = [file.stat().st_size for file in kernel_files(path)]
-        folders.append({"name": path.name, "isa": path.name.rpartition("-")[0], "kernels": len(sizes), "bytes": sum(sizes),
-                        "current": path.name in current})
+        files = kernel_files(path)
+        folders.append({"name": path.name, "isa": path.name.rpartition("-")[0], "kernels": sum(file.suffix == ".o" for file in files),
+                        "bytes": sum(file.stat().st_size for file in files), "current": path.name in current})
     return {"folder": str(folder), "why_not": why_not_kept(folder), "folders": folders}
 
 
@@ -178,9 +178,9 @@ def kernel_folders() -> list[Path]:
 
 
 def kernel_files(folder: Path) -> list[Path]:
-    """The kernels in a folder, and what a killed process left of one."""
+    """The kernels in a folder, what was noted of them, and what a killed process left of one."""
     try:
-        return [path for path in folder.iterdir() if (path.suffix == ".o" or path.name.startswith("tmp")) and path.is_file()]
+        return [path for path in folder.iterdir() if (path.suffix in (".o", ".json") or path.name.startswith("tmp")) and path.is_file()]
     except OSError:
         return []
 
@@ -200,7 +200,7 @@ def why_not_kept(folder: Path) -> str | None:
 
 
 def clear_cache() -> tuple[int, int]:
-    """Delete all compiled kernels, also those of other versions. Returns how many, and their bytes. Other files stay."""
+    """Delete all compiled kernels, also those of other versions. Returns how many files, and their bytes. Those of others stay."""
     n_files = n_bytes = 0
     for folder in kernel_folders():
         for file in kernel_files(folder):

@@ -216,20 +216,20 @@ def test_clearing_takes_kernels_and_nothing_else(cache: Path, tmp_path: Path, ca
     current, stale, outside = jit.Kernels(isa.choose()).folder, cache / f"avx2-{20 * '0'}", tmp_path / "outside"
     kept = {current / "notes.txt", cache / "other" / "ops-add.o", cache / "avx2-0" / "ops-add.o", outside / "ops-add.o",
             cache / f"x-{20 * '1'}"}
-    gone = {current / "ops-add.o", current / "tmpabc", stale / "ops-add.o"}
+    gone = {current / "ops-add.o", current / "tiles.json", current / "tmpabc", stale / "ops-add.o"}
     for path in kept | gone:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     (cache / f"neon-{20 * '2'}").symlink_to(outside)
     found = {folder["name"]: folder for folder in doctor.cache()["folders"]}
-    assert found == {current.name: {"name": current.name, "isa": isa.choose().name, "kernels": 2, "bytes": 10, "current": True},
+    assert found == {current.name: {"name": current.name, "isa": isa.choose().name, "kernels": 1, "bytes": 15, "current": True},
                      stale.name: {"name": stale.name, "isa": "avx2", "kernels": 1, "bytes": 5, "current": False}}
-    assert call("doctor", "--clear-cache", "--json") == (0, '{"deleted": 3, "bytes": 15}\n', "")
+    assert call("doctor", "--clear-cache", "--json") == (0, '{"deleted": 4, "bytes": 20}\n', "")
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in gone)
     assert current.is_dir()
     assert not stale.exists()
-    assert call("doctor", "--clear-cache") == (0, "deleted 0 kernels, 0 bytes\n", "")
+    assert call("doctor", "--clear-cache") == (0, "deleted 0 files, 0 bytes\n", "")
 
 
 @posix

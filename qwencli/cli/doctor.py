@@ -24,7 +24,7 @@ def doctor(model: str | None, as_json: bool, clear_cache: bool) -> None:
     if clear_cache:
         n_files, n_bytes = clear()
         facts: dict[str, Any] = {"deleted": n_files, "bytes": n_bytes}
-        write_text(json.dumps(facts) + "\n" if as_json else f"deleted {n_files} kernels, {size(n_bytes)}\n")
+        write_text(json.dumps(facts) + "\n" if as_json else f"deleted {n_files} files, {size(n_bytes)}\n")
         return
     facts = examine(model, say)
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts))
