@@ -177,17 +177,28 @@ class Kernels:
             return None
         return data[head:]
 
+    def note(self, name: str) -> str | None:
+        """A text that was kept beside the kernels; None if there is none."""
+        with suppress(OSError, ValueError):
+            return (self.folder / name).read_text(encoding="utf-8")
+        return None
+
+    def keep_note(self, name: str, text: str) -> None:
+        self._store(self.folder / name, text.encode())
+
     def _write(self, spec: str, code: bytes) -> None:
-        """Store an object file, whole or not at all. A cache that can't be written costs time, nothing else."""
+        self._store(self._path(spec), _MAGIC + hashlib.sha256(code).digest() + code)
+
+    def _store(self, path: Path, data: bytes) -> None:
+        """Write a file whole or not at all. A cache that can't be written costs time, nothing else."""
         if not self._keeps:
             return
-        path = self._path(spec)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as f:
-                    f.write(_MAGIC + hashlib.sha256(code).digest() + code)
+                    f.write(data)
                 os.replace(part, path)
             except BaseException:
                 os.unlink(part)

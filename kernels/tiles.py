@@ -1,6 +1,7 @@
 """How much of a product is computed at once, in registers. What is best depends on the CPU; only speed depends on it."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from .layout import FORMATS
@@ -26,10 +27,11 @@ _SMALL = {"q8k": (Tile(1, 4), Tile(1, 2), Tile(2, 2)), "q8_0": (Tile(1, 4), Tile
 
 
 class Tiles:
-    """The kernels of products on an ISA."""
+    """The kernels of products on an ISA. `chosen` says which tile was found to be best for a format; what isn't a candidate is ignored."""
 
-    def __init__(self, isa: str) -> None:
+    def __init__(self, isa: str, chosen: Mapping[str, str] | None = None) -> None:
         self._large = isa == "avx512vnni"
+        self._chosen = chosen or {}
 
     def one(self, name: str, n_cols: int) -> str:
         """The kernel for one token and weights of the format `name`: rows side by side for K-quants, whose sums over lanes are computed
@@ -38,9 +40,11 @@ class Tiles:
         variant = {"q8k": 2 if self._large else 4, "q8_0": n_cols, "float": 1}[kind]
         return f"matmul:{name.lower()}:one:{variant}"
 
-    def many(self, name: str) -> str:
+    def many(self, name: str, tile: str | None = None) -> str:
         """The kernel for two tokens and more."""
-        return f"matmul:{name.lower()}:many:{self.candidates(name)[0]}"
+        known = [str(each) for each in self.candidates(name)]
+        tile = tile or self._chosen.get(name)
+        return f"matmul:{name.lower()}:many:{tile if tile in known else known[0]}"
 
     def candidates(self, name: str) -> tuple[Tile, ...]:
         """Tiles worth trying, the usual one first."""

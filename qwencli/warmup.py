@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import LOGITS, limits, stopwatch
+from .backends import LOGITS, limits, stopwatch, tuning
 from .backends.cpu import CPUBackend, kernels_of
 from .backends.lowering import what_has_no_kernels
 from .errors import InputError, ModelError, QwenError
@@ -38,8 +38,9 @@ class Warmth(NamedTuple):
 
 
 def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool = False, report: Callable[[str], None] | None = None,
-            progress: Callable[[int, int], None] | None = None) -> Iterator[Warmth]:
-    """Compile the kernels that the models need, for the named ISAs or the one that is used by default.
+            progress: Callable[[int, int], None] | None = None, tune: bool = True) -> Iterator[Warmth]:
+    """Compile the kernels that the models need, for the named ISAs or the one that is used by default, and with `tune` find out which
+    tiles are the fastest on this CPU.
 
     With `all_formats` also those for the same models in every other format, and for the usual sizes of heads. `report` and `progress`
     are told what is compiled. Raises InputError for an ISA that this CPU lacks, QwenError where kernels can't be compiled or kept.
@@ -50,6 +51,8 @@ def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool
             raise InputError(f"the instruction set '{isa}' is not available on this CPU, which has {', '.join(known)}")
     for isa in isas or [CPUBackend(models[0], 1).isa]:
         specs = sorted({spec for model in models for spec in kernels_of_model(model, isa, all_formats)})
+        to_try = tuning.kernels_to_try(isa, {spec.split(":")[1].upper() for spec in specs if ":many:" in spec}) if tune else {}
+        specs = sorted({*specs, *(spec for tiles in to_try.values() for spec in tiles)})
         kernels = kernels_of(isa)
         kernels.report, kernels.progress = report, progress
         start = time.perf_counter()
@@ -57,6 +60,8 @@ def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool
             kernels.check_folder()
             missing = kernels.missing(specs)
             kernels.load(specs)
+            if tune:
+                tuning.tune(kernels, to_try)
         except OSError as error:
             raise QwenError(f"{kernels.folder}: compiled kernels can't be kept there: {error.strerror or error}") from None
         except KernelError as error:

@@ -22,6 +22,7 @@ from .memory import Inputs, PageMemory, address_of
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
+from .tuning import chosen_tiles
 
 assert PAGE == layout.PAGE
 
@@ -41,7 +42,7 @@ class CPUBackend:
             raise InputError(str(error)) from None
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
-        self._tiles = Tiles(self.isa)
+        self._tiles = Tiles(self.isa, chosen_tiles(self._kernels))
         c = model.config
         self._shared = c.n_head // c.n_head_kv
         self._item_tokens = max(1, layout.QUERIES_AT_ONCE // self._shared)

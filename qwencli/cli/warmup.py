@@ -14,8 +14,9 @@ from ._common import CompileBar, choose_model, example, json_option, say, write_
 @click.option("--isa", "isas", metavar="NAME", multiple=True,
               help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.")
 @click.option("--all", "all_formats", is_flag=True, help="Compile for every format that the models may come in, not only for theirs.")
+@click.option("--tune/--no-tune", default=True, show_default=True, help="Try which tiles of products are the fastest on this CPU.")
 @json_option
-def warmup(models: tuple[str, ...], isas: tuple[str, ...], all_formats: bool, as_json: bool) -> None:
+def warmup(models: tuple[str, ...], isas: tuple[str, ...], all_formats: bool, tune: bool, as_json: bool) -> None:
     """Compile what a model needs ahead of its first run, as when a container image is built.
 
     Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are found again by a user who has the same cache folder, on a
@@ -26,7 +27,7 @@ def warmup(models: tuple[str, ...], isas: tuple[str, ...], all_formats: bool, as
     from ..model import load_model
     from ..warmup import warm_up
     done = []
-    for found in warm_up([load_model(GGUFFile(path)) for path in paths], isas, all_formats, say, CompileBar()):
+    for found in warm_up([load_model(GGUFFile(path)) for path in paths], isas, all_formats, say, CompileBar(), tune):
         done.append(found)
         if not as_json:
             counts = f"{found.compiled} kernels compiled in {found.seconds:.1f} s, {found.present} were there"
