@@ -105,13 +105,17 @@ class Tokenizer:
         return [merge[:cut] for merge, cut in zip(merges, cuts)], [merge[cut + 1:] for merge, cut in zip(merges, cuts)]
 
     def _check_merges(self) -> None:
+        merges = self._merges
+        made = [merge.replace(" ", "") for merge in merges]
+        first = self._ids.get(made[0]) if made else None
+        if first is not None and self._texts[first:first + len(made)] == made and " ".join(merges).count(" ") == 2 * len(merges) - 1:
+            return  # the tokens stand in the order of the merges that make them, as Qwen's do: seen at once
         left, right = self._pairs()
-        made = list(map(str.__add__, left, right))
-        first = self._ids.get(made[0], 0) if made else 0
-        if self._texts[first:first + len(made)] == made:  # as a rule the tokens stand in the order of the merges that make them
-            made = []
-        if lost := {*left, *right, *made} - self._ids.keys():
-            raise ModelError(f"{self._path}: tokenizer.ggml.merges don't fit tokenizer.ggml.tokens, which lack {min(lost)!r}")
+        if lost := {*left, *right, *map(str.__add__, left, right)} - self._ids.keys():
+            raise self._unfit_merges(f"which lack {min(lost)!r}")
+
+    def _unfit_merges(self, why: str) -> ModelError:
+        return ModelError(f"{self._path}: tokenizer.ggml.merges don't fit tokenizer.ggml.tokens, {why}")
 
     @cached_property
     def _words(self) -> Any:
@@ -128,7 +132,11 @@ class Tokenizer:
     def _bpe(self) -> Any:
         from tokenizers import Tokenizer as BPETokenizer
         from tokenizers import models
-        bpe = BPETokenizer(models.BPE(vocab=self._ids, merges=list(zip(*self._pairs()))))
+        pairs = list(zip(*self._pairs()))
+        try:
+            bpe = BPETokenizer(models.BPE(vocab=self._ids, merges=pairs))
+        except Exception as error:  # the library raises plain Exception for a merge of tokens that the vocabulary lacks
+            raise self._unfit_merges(str(error)) from None
         bpe.pre_tokenizer = self._words
         return bpe
 

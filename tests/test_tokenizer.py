@@ -198,17 +198,36 @@ def test_a_stream_shows_control_tokens_only_on_request(tiny: Tokenizer) -> None:
     ("merges", ["a b", "ab"], "merge 1 in tokenizer.ggml.merges is 'ab'"), ("merges", ["a \u0416"], "merges don't fit"),
     ("eos_token_id", 10**6, "eos_token_id")])
 def test_vocabularies_that_cannot_be_used(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Tokenizer(changed(tmp_path / "v.gguf", key, value))
+
+
+def changed(path: Path, key: str, value: Any) -> GGUFFile:
+    """The tiny vocabulary with another value."""
     words, merges = tiny_vocabulary.words_and_merges()
     facts: dict[str, Any] = {"model": "gpt2", "pre": "qwen2", "tokens": words, "merges": merges} | {key: value}
-    w = gguf.GGUFWriter(tmp_path / "v.gguf", "qwen2")
+    w = gguf.GGUFWriter(path, "qwen2")
     for name, fact in facts.items():
         add = w.add_string if isinstance(fact, str) else w.add_uint32 if isinstance(fact, int) else w.add_array
         add(f"tokenizer.ggml.{name}", fact)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.close()
-    with pytest.raises(ModelError, match=message):
-        Tokenizer(GGUFFile(tmp_path / "v.gguf"))
+    return GGUFFile(path)
+
+
+def test_a_merge_of_unknown_tokens_among_tokens_in_order(tmp_path: Path) -> None:
+    """It is never applied, as in llama.cpp; the library that merges long texts refuses it."""
+    words, merges = tiny_vocabulary.words_and_merges()
+    first = words.index(merges[0].replace(" ", ""))
+    assert words[first:first + len(merges)] == [merge.replace(" ", "") for merge in merges]
+    i = next(i for i, merge in enumerate(merges) if len(merge) == 5 and merge[3] == " " and merge[1:3] + merge[4] not in words)
+    moved = [*merges[:i], f"{merges[i][0]} {merges[i][1:3]}{merges[i][4]}", *merges[i + 1:]]
+    tokenizer = Tokenizer(changed(tmp_path / "v.gguf", "merges", moved))
+    assert tokenizer.encode("a") == [words.index("a")]
+    assert first + i not in tokenizer.encode(words[first + i].replace("Ġ", " "))
+    with pytest.raises(ModelError, match="merges don't fit"):
+        tokenizer.encode("a" * (tokenizer_module.SHORT_WORD + 1))
 
 
 def test_the_embedded_model_knows_its_own_special_tokens() -> None:
