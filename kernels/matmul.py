@@ -16,7 +16,7 @@ from typing import Any
 from numba import njit
 
 from . import layout
-from .products import Args, blocks, clamped_tokens, finish_rows, floats, if_token, kquants
+from .products import Args, blocks, clamped_tokens, finish_rows, floats, if_token, kquants, prefetch_share
 from .simd import LANES, Emitter, i64, intrinsic_of, load_i64, void
 from .tiles import Tile
 
@@ -27,11 +27,11 @@ TOKENS_IN_CACHE = 32
 """Tokens whose activations in float32 share the L2 cache with a chunk of float weights."""
 
 
-def build(name: str, form: str, variant: str) -> Any:
-    """The format's name; "one" with the number of rows at once, for 32-weight blocks of columns, or "many" with its tile."""
+def build(name: str, form: str, variant: str = "") -> Any:
+    """The format's name; "one", for 32-weight blocks with the number of columns, or "many" with its tile."""
     quant = import_module(f".quants.{name}", __package__)
     if form == "one":
-        return build_one(quant, int(variant))
+        return build_one(quant, variant)
     return (build_many_floats if quant.KIND == "float" else build_many)(quant, Tile.parse(variant))
 
 
@@ -42,13 +42,14 @@ def rows_of(args, chunk):
     return first, min(first + load_i64(args + 8), load_i64(args + 32))
 
 
-def build_one(quant: ModuleType, variant: int) -> Any:
+def build_one(quant: ModuleType, n_cols: str) -> Any:
     family = FAMILIES[quant.KIND]
-    step = family.rows_at_once(variant)
+    step = family.ROWS_AT_ONCE
+    frozen = {"n_cols": int(n_cols)} if n_cols else {}
 
     @intrinsic_of(void, i64, i64, i64)
     def multiply(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.in_place(e, quant, Args.load(e, args), row, token, variant)
+        family.in_place(e, quant, Args.load(e, args), row, token, **frozen)
 
     def one(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -69,6 +70,14 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 
     def panel_at(e: Emitter, a: Args, panel: Any, vector: Any) -> Any:
         return e.b.add(panel, e.b.mul(vector, family.panel_bytes(e, quant, a)))
+
+    @intrinsic_of(void, i64, i64)
+    def fetch(e: Emitter, args: Any, row: Any) -> None:
+        """Ask for the panel from `row` on: the first of a chunk, whose rows the one before it couldn't fetch."""
+        a = Args.load(e, args)
+        start = following(e, a, row, e.int(-layout.PANEL_ROWS))
+        with e.loop(e.b.lshr(a.row_bytes, e.int(1))) as i:  # PANEL_ROWS rows by a line are half as many lines as a row has bytes
+            prefetch_share(e, start, i, 64)
 
     @intrinsic_of(void, i64, i64, i64)
     def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
@@ -99,6 +108,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
         first, last = rows_of(args, chunk)
         n_tokens = load_i64(load_i64(args))
         if n_tokens > 0:
+            fetch(args, first)
             for row in range(first, last, layout.PANEL_ROWS):
                 unpack(args, row, scratch)
                 for part in range(0, layout.PANEL_ROWS, tile_rows):

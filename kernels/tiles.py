@@ -34,11 +34,8 @@ class Tiles:
         self._chosen = chosen or {}
 
     def one(self, name: str, n_cols: int) -> str:
-        """The kernel for one token and weights of the format `name`: rows side by side for K-quants, whose sums over lanes are computed
-        together; the columns where they are frozen."""
-        kind = FORMATS[name].kind
-        variant = {"q8k": 2 if self._large else 4, "q8_0": n_cols, "float": 1}[kind]
-        return f"matmul:{name.lower()}:one:{variant}"
+        """The kernel for one token and weights of the format `name`, with the columns where they are frozen."""
+        return f"matmul:{name.lower()}:one" + (f":{n_cols}" if FORMATS[name].kind == "q8_0" else "")
 
     def many(self, name: str, tile: str | None = None) -> str:
         """The kernel for two tokens and more."""

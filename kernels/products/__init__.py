@@ -2,7 +2,7 @@
 
 A family's module emits code for some rows and tokens, given a format's module `quant` (see quants/) and the arguments `a`:
 
-- `in_place(e, quant, a, row, token, variant)` multiplies `rows_at_once(variant)` rows from `row` on where they lie, and finishes them.
+- `in_place(e, quant, a, row, token, ...)` multiplies ROWS_AT_ONCE rows from `row` on where they lie, and finishes them.
 - `unpack(e, quant, a, row, panel, ahead)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
 - `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows: f32x16 for each 16 of them and each token.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from ..simd import I32, I64, LANES, Emitter
+from ..simd import I32, I64, Emitter
 
 PREFETCH_AHEAD = 16384
 
@@ -86,14 +86,14 @@ def finish(e: Emitter, a: Args, value: Any, row: Any, token: Any) -> None:
 
 
 def finish_rows(e: Emitter, a: Args, values: Any, row: Any, token: Any) -> None:
-    """`finish` for 16 rows, of which only those before the last row exist."""
+    """`finish` for some rows' values in lanes, of which only those before the last row exist."""
     b = e.b
-    whole = b.icmp_signed("<=", b.add(row, e.int(LANES)), a.n_rows)
+    whole = b.icmp_signed("<=", b.add(row, e.int(values.type.count)), a.n_rows)
     with b.if_else(whole, likely=True) as (then, otherwise):
         with then:
             finish(e, a, values, row, token)
         with otherwise:
-            for i in range(LANES):
+            for i in range(values.type.count):
                 this = b.add(row, e.int(i))
                 with b.if_then(b.icmp_signed("<", this, a.n_rows)):
                     finish(e, a, b.extract_element(values, e.int(i, I32)), this, token)

@@ -14,10 +14,6 @@ from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 ROWS_AT_ONCE = 8
 
 
-def rows_at_once(variant: int) -> int:
-    return ROWS_AT_ONCE
-
-
 def dot4(e: Emitter, quant: Any, acc: Any, weights: Any, quants: Any) -> Any:
     return (e.dot4_wide if quant.WIDE else e.dot4)(acc, weights, quants)
 

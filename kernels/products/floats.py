@@ -7,13 +7,11 @@ from typing import Any
 from ..simd import F32, F32X16, LANES, Emitter
 from . import Args, clamped_rows, finish
 
-
-def rows_at_once(variant: int) -> int:
-    return variant
+ROWS_AT_ONCE = 1
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_rows: int) -> None:
-    tile(e, quant, a, row, [token], n_rows)
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
+    tile(e, quant, a, row, [token], ROWS_AT_ONCE)
 
 
 def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int) -> None:

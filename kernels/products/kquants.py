@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import layout
-from ..quants._kquants import Act, values_of
-from ..simd import F32, F32X16, LANES, Emitter
-from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
+from ..quants._kquants import Act
+from ..simd import F32, F32X4, F32X16, LANES, Emitter
+from . import Args, clamped_rows, finish_rows, prefetch_rows, prefetch_share
 
-
-def rows_at_once(variant: int) -> int:
-    return variant
+ROWS_AT_ONCE = 4
 
 
 def activations(e: Emitter, a: Args, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
@@ -30,24 +28,19 @@ def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
     return [Act(b.add(act.q, b.shl(i, e.int(8))), b.add(act.sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))) for act in acts]
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_rows: int) -> None:
-    """Up to four rows; where fewer are left the last one is read again."""
+def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
+    """Four rows; where fewer are left the last one is read again."""
     b = e.b
     n_blocks, acts, (scale,) = activations(e, a, [token])
-    rows = clamped_rows(e, a, row, n_rows)
-    sums = [e.var(e.float(0.0)) for _ in rows]
+    rows = clamped_rows(e, a, row, ROWS_AT_ONCE)
+    total = e.var(e.float(0.0, F32X4))
     with e.loop(n_blocks) as i:
         offset, (act,) = b.mul(i, e.int(quant.BYTES)), at_block(e, acts, i)
-        blocks = [b.add(address, offset) for address in rows]
-        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, n_rows * quant.BYTES)
-        dots = [quant.dot(e, p, act) for p in blocks]
-        d = e.load(F32, scale, b.shl(i, e.int(2)))
-        for total, value in zip(sums, values_of(e, dots, [quant.scales(e, p) for p in blocks])):
-            b.store(b.fadd(b.load(total), b.fmul(d, value)), total)
-    for r, total in enumerate(sums):
-        this = b.add(row, e.int(r))
-        with b.if_then(b.icmp_signed("<", this, a.n_rows), likely=True):
-            finish(e, a, b.load(total), this, token)
+        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, ROWS_AT_ONCE * quant.BYTES)
+        values = quant.values(e, [b.add(address, offset) for address in rows], act)
+        d = e.splat(e.load(F32, scale, b.shl(i, e.int(2))), ROWS_AT_ONCE)
+        b.store(b.fadd(b.load(total), b.fmul(d, values)), total)
+    finish_rows(e, a, b.load(total), row, token)
 
 
 def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:

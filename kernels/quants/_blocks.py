@@ -7,19 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import ir
-
-from ..simd import I32, Emitter
+from ..simd import Emitter, in_quarters
 
 QUARTS, VECTOR = 8 * 64, 64
 PANEL_BYTES = QUARTS + VECTOR
-
-
-def load_words(e: Emitter, rows: Sequence[Any], offset: int, count: int) -> list[Any]:
-    """`count` u32 from each of 16 rows -> that many vectors with the rows in lanes."""
-    kind = ir.VectorType(I32, count)
-    widen = [*range(count)] + [0] * (16 - count)
-    return e.transpose16([e.shuffle(e.load(kind, row, offset), widen) for row in rows])[:count]
 
 
 ROW_OF_LANE = [quarter // 2 * 4 + i for quarter in range(4) for i in range(4)]
@@ -33,9 +24,7 @@ def sums_of_rows(e: Emitter, rows: Sequence[Any]) -> Any:
     A transposed tree of additions: with four lanes in a register's quarter, two steps give four rows' sums of each quarter.
     """
     def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
-        def spread(mask: Sequence[int]) -> list[int]:
-            return [4 * quarter + i % 4 + 16 * (i // 4) for quarter in range(4) for i in mask]
-        return e.b.add(e.shuffle(x, spread(low), y), e.shuffle(x, spread(high), y))
+        return e.b.add(e.shuffle(x, in_quarters(low), y), e.shuffle(x, in_quarters(high), y))
 
     two = [step(rows[i], rows[i + 1], (0, 4, 1, 5), (2, 6, 3, 7)) for i in range(0, 8, 2)]
     four = [step(two[i], two[i + 1], (0, 1, 4, 5), (2, 3, 6, 7)) for i in range(0, 4, 2)]

@@ -5,13 +5,13 @@ block, the mins (or once more the scales) of each two parts as pairs of i16, and
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 
 from .. import layout
-from ..simd import F32, F32X16, I8, I8X32, I8X64, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
+from ..simd import F32X4, F32X16, I8X16, I8X32, I8X64, I16, I16X16, I16X32, I32, I32X16, Emitter, in_quarters
 
 QUARTS = 64 * 64
 VECTOR = 64
@@ -21,12 +21,6 @@ class Act(NamedTuple):
     """An activation block: the addresses of its 256 quants and of its sums."""
     q: Any
     sums: Any
-
-
-class Dot(NamedTuple):
-    """The integers of a block times activations, not yet added up: i32x16 with the scales in it, and i32x8 for the mins or None."""
-    total: Any
-    offset: Any
 
 
 class Panel(NamedTuple):
@@ -65,20 +59,37 @@ def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
     return b.and_(u0, low), scales, b.and_(u1, low), mins
 
 
-def eight_bytes(e: Emitter, low: Any, high: Any, kind: Any) -> Any:
-    """Two u32 -> their 8 bytes as 8 lanes of `kind`."""
-    both = e.b.or_(e.b.zext(low, I64), e.b.shl(e.b.zext(high, I64), e.int(32)))
-    return e.b.zext(e.b.bitcast(both, ir.VectorType(I8, 8)), ir.VectorType(kind, 8))
+def heads(e: Emitter, rows: Sequence[Any]) -> Any:
+    """The first 16 bytes of four rows' blocks, as i8x64."""
+    first = [e.load(I8X16, row) for row in rows]
+    return e.concat(e.concat(*first[:2]), e.concat(*first[2:]))
 
 
-def transposed_words(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
-    """16 u32 from each of 16 rows -> 16 vectors with the rows in lanes."""
-    return e.transpose16([e.load(I32X16, row, offset) for row in rows])
+def of_each_row(numbers: Iterable[int], n_lanes: int) -> list[int]:
+    """Lanes of a vector that holds `n_lanes` for each of four rows: these of every row."""
+    return [n_lanes * row + number for row in range(4) for number in numbers]
+
+
+def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
+    """The 8 scales and the 8 mins of four rows, each as i16x32: `six_bit` with the parts in lanes."""
+    b = e.b
+
+    def parts(first: Sequence[int], second: Sequence[int]) -> Any:
+        return b.zext(e.shuffle(head, of_each_row([*first, *second], 16)), I16X32)
+
+    def each(low: int, high: int) -> Any:
+        return ir.Constant(I16X32, ([low] * 4 + [high] * 4) * 4)
+
+    u0, u1, u2 = range(4, 8), range(8, 12), range(12, 16)
+    low_bits, two_bits, two = each(63, 15), each(0, 0x30), e.int(2, I16X32)
+    scales = b.or_(b.and_(parts(u0, u2), low_bits), b.and_(b.lshr(parts(u0, u0), two), two_bits))
+    mins = b.or_(b.and_(b.lshr(parts(u1, u2), each(0, 4)), low_bits), b.and_(b.lshr(parts(u1, u1), two), two_bits))
+    return scales, mins
 
 
 def gathered_halves(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
-    """The half float at `offset` of each of 16 rows, as f32x16."""
-    halves = ir.Constant(I16X16, ir.Undefined)
+    """The half float at `offset` of each row, as f32 lanes."""
+    halves = ir.Constant(ir.VectorType(I16, len(rows)), ir.Undefined)
     for i, row in enumerate(rows):
         halves = e.b.insert_element(halves, e.load(I16, row, offset), e.int(i, I32))
     return e.f16_to_f32(halves)
@@ -104,60 +115,41 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
         e.store(b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))), address, panel.pairs + j // 2 * VECTOR)
 
 
-def dot_with_mins(e: Emitter, p: Any, quants: Iterable[Any], act: Act) -> Dot:
-    """Scales * quants * activations and mins * sums for Q4_K and Q5_K.
+def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
+    """The sums of four i32x16, as i32x4, by a transposed tree of additions."""
+    def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
+        """Each four lanes of x and y -> two sums of pairs of x, two of y."""
+        return e.b.add(e.shuffle(x, in_quarters(low), y), e.shuffle(x, in_quarters(high), y))
 
-    `quants` are four i8x64: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+    two = [step(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in (vectors[:2], vectors[2:])]
+    total = step(*two, (0, 1, 4, 5), (2, 3, 6, 7))
+    while total.type.count > 4:
+        total = e.b.add(e.half(total, 0), e.half(total, 1))
+    return total
+
+
+def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter, Any], Iterable[Any]], act: Act) -> Any:
+    """A block of four rows times the activations, f32x4, for Q4_K and Q5_K.
+
+    `quants` gives four i8x64 of a row: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
     """
     b = e.b
-    s_low, s_high, m_low, m_high = six_bit(e, *(e.load(I32, p, 4 + 4 * i) for i in range(3)))
-    scales, mins = eight_bytes(e, s_low, s_high, I16), eight_bytes(e, m_low, m_high, I32)
-    parts = ((0, 2), (1, 3), (4, 6), (5, 7))
-    total = e.int(0, I32X16)
-    for quant, (i, j) in zip(quants, parts):
-        activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 32 * j))
-        total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, [i] * 16 + [j] * 16))
-    sums = b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
-    return Dot(total, b.mul(mins, sums))
-
-
-def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """The sums of four vectors of 16 or 8 lanes, as i32x4, by a transposed tree of additions."""
-    b = e.b
-    eight = [b.add(e.half(v, 0), e.half(v, 1)) if v.type.count == 16 else v for v in vectors]
-
-    def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
-        return b.add(e.shuffle(x, low, y), e.shuffle(x, high, y))
-
-    two = [step(x, y, (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)) for x, y in (eight[:2], eight[2:])]
-    four = step(*two, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))
-    return b.add(e.half(four, 0), e.half(four, 1))
-
-
-def values_of(e: Emitter, dots: Sequence[Dot], scales: Sequence[tuple[Any, Any]]) -> list[Any]:
-    """d * total - dmin * offset for up to four dots, each with its block's (d, dmin): one f32 each. Without mins these are None."""
-    b, n = e.b, len(dots)
-    kind = ir.VectorType(F32, 4)
-
-    def scaled(vectors: Sequence[Any], factors: Sequence[Any]) -> Any:
-        both = ir.Constant(kind, ir.Undefined)
-        for lane, factor in enumerate(factors):
-            both = b.insert_element(both, factor, e.int(lane, I32))
-        return b.fmul(both, b.sitofp(sum_four(e, vectors), kind))
-
-    def four(items: Sequence[Any]) -> list[Any]:
-        return [items[i % n] for i in range(4)]
-
-    totals, d = [dot.total for dot in dots], [d for d, _ in scales]
-    if dots[0].offset is None:
-        return [b.extract_element(scaled(four(totals), four(d)), e.int(i, I32)) for i in range(n)]
-    offsets, dmin = [dot.offset for dot in dots], [dmin for _, dmin in scales]
-    if n <= 2:
-        product = scaled([totals[0], totals[-1], offsets[0], offsets[-1]], [d[0], d[-1], dmin[0], dmin[-1]])
-        value = b.fsub(e.half(product, 0), e.half(product, 1))
-    else:
-        value = b.fsub(scaled(four(totals), four(d)), scaled(four(offsets), four(dmin)))
-    return [b.extract_element(value, e.int(i, I32)) for i in range(n)]
+    head = heads(e, rows)
+    scales, mins = scales_and_mins(e, head)
+    totals = []
+    for r, row in enumerate(rows):
+        total = e.int(0, I32X16)
+        for quant, (i, j) in zip(quants(e, row), ((0, 2), (1, 3), (4, 6), (5, 7))):
+            activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 32 * j))
+            total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, [8 * r + i] * 16 + [8 * r + j] * 16))
+        totals.append(total)
+    sums = e.shuffle(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), [*range(8)] * 4)
+    offset = e.dot2(e.int(0, I32X16), mins, sums)
+    for n in 4, 2:
+        offset = b.add(*(e.shuffle(offset, of_each_row(range(first, n, 2), n)) for first in (0, 1)))
+    halves = b.bitcast(head, I16X32)
+    d, dmin = (e.f16_to_f32(e.shuffle(halves, of_each_row([i], 8))) for i in (0, 1))
+    return b.fsub(b.fmul(d, b.sitofp(sum_four(e, totals), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4)))
 
 
 class Tile:

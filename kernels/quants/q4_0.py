@@ -10,7 +10,6 @@ from typing import Any
 from numba import njit
 
 from ..simd import I8X16, I8X32, I32X16, Emitter, as_f32, load_f16, load_u8
-from ._blocks import load_words
 
 BLOCK, BYTES, KIND = 32, 18, "q8_0"
 OFFSET, WIDE = 8, False
@@ -29,5 +28,5 @@ def load_pair(e: Emitter, p: Any, q: Any) -> Any:
 
 def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:
     nibble = e.int(0x0F0F0F0F, I32X16)
-    words = load_words(e, rows, 2, 4)
+    words = e.transposed(rows, 2, 4)
     return [e.b.and_(word, nibble) for word in words] + [e.b.and_(e.b.lshr(word, e.int(4, I32X16)), nibble) for word in words]

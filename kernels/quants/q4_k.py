@@ -41,28 +41,22 @@ def value(p, i):
 
 
 def nibbles(e: Emitter, p: Any, offset: int) -> Iterator[Any]:
-    """128 bytes at p + offset -> four i8x64, in the order of dot_with_mins, emitted where they are used: registers are few."""
+    """128 bytes at p + offset -> four i8x64, in the order of values_with_mins, emitted where they are used: registers are few."""
     for half in range(2):
         both = e.load(I8X64, p, offset + 64 * half)
         yield e.b.and_(both, e.int(15, I8X64))
         yield e.b.lshr(both, e.int(4, I8X64))
 
 
-def scales(e: Emitter, p: Any) -> tuple[Any, Any]:
-    return e.load_f16(p), e.load_f16(p, 2)
-
-
-def dot(e: Emitter, p: Any, act: k.Act) -> k.Dot:
-    return k.dot_with_mins(e, p, nibbles(e, p, 16), act)
+def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
+    return k.values_with_mins(e, rows, lambda e, p: nibbles(e, p, 16), act)
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
-    words = k.transposed_words(e, rows, 0) + k.transposed_words(e, rows, 64) + k.transposed_words(e, rows, 80)[12:]
-    store_head(e, words, panel)
+    store_head(e, e.transposed(rows, 0, 4), panel)
     nibble = e.int(0x0F0F0F0F, I32X16)
     for g in range(4):
-        for i in range(8):
-            word = words[4 + 8 * g + i]
+        for i, word in enumerate(e.transposed(rows, 16 + 32 * g, 8)):
             e.store(e.b.and_(word, nibble), panel, (16 * g + i) * k.VECTOR)
             e.store(e.b.and_(e.b.lshr(word, e.int(4, I32X16)), nibble), panel, (16 * g + 8 + i) * k.VECTOR)
 

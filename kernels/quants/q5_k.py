@@ -17,9 +17,9 @@ from numba import njit
 
 from ..simd import I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
-from .q4_k import PANEL, TILE, nibbles, scales, six_bit_pair, store_head
+from .q4_k import PANEL, TILE, nibbles, six_bit_pair, store_head
 
-__all__ = ["BLOCK", "BYTES", "KIND", "PANEL", "TILE", "dot", "scales", "unpack", "value"]
+__all__ = ["BLOCK", "BYTES", "KIND", "PANEL", "TILE", "unpack", "value", "values"]
 BLOCK, BYTES, KIND = 256, 176, "q8k"
 
 
@@ -41,18 +41,17 @@ def quants(e: Emitter, p: Any) -> Iterator[Any]:
         yield b.or_(low, b.select(is_set, e.int(16, I8X64), e.int(0, I8X64)))
 
 
-def dot(e: Emitter, p: Any, act: k.Act) -> k.Dot:
-    return k.dot_with_mins(e, p, quants(e, p), act)
+def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
+    return k.values_with_mins(e, rows, quants, act)
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
     b = e.b
-    words = k.transposed_words(e, rows, 0) + k.transposed_words(e, rows, 64) + k.transposed_words(e, rows, 112)[4:]
-    store_head(e, words, panel)
+    store_head(e, e.transposed(rows, 0, 4), panel)
+    highs = e.transposed(rows, 16, 8)
     nibble, one, four = e.int(0x0F0F0F0F, I32X16), e.int(0x01010101, I32X16), e.int(4, I32X16)
     for g in range(4):
-        for i in range(8):
-            word, high = words[12 + 8 * g + i], words[4 + i]
+        for i, (word, high) in enumerate(zip(e.transposed(rows, 48 + 32 * g, 8), highs)):
             for part, low in enumerate((b.and_(word, nibble), b.and_(b.lshr(word, four), nibble))):
                 fifth = b.shl(b.and_(b.lshr(high, e.int(2 * g + part, I32X16)), one), four)
                 e.store(b.or_(low, fifth), panel, (16 * g + 8 * part + i) * k.VECTOR)

@@ -15,7 +15,7 @@ from typing import Any
 from numba import njit
 
 from .. import layout
-from ..simd import I8X16, I8X32, I8X64, I16X16, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
+from ..simd import F32X4, I8X16, I8X32, I8X64, I16X16, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
 from . import _kquants as k
 
 BLOCK, BYTES, KIND = 256, 210, "q8k"
@@ -31,10 +31,6 @@ def value(p, i):
     return load_f16(p + 208) * as_f32(load_i8(p + 192 + i // 16)) * as_f32((low | high << 4) - 32)
 
 
-def scales(e: Emitter, p: Any) -> tuple[Any, Any]:
-    return e.load_f16(p, 208), None
-
-
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
     """Four i8x64, in order, emitted where they are used."""
     b = e.b
@@ -45,28 +41,31 @@ def quants(e: Emitter, p: Any) -> Iterator[Any]:
         yield b.or_(b.lshr(both, e.int(4, I8X64)), e.concat(b.and_(high, mask), b.and_(b.lshr(high, n(2)), mask)))
 
 
-def dot(e: Emitter, p: Any, act: k.Act) -> k.Dot:
+def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     b = e.b
-    scale = b.sext(e.load(I8X16, p, 192), I16X16)
-    sums = b.sext(e.load(I16X16, act.sums, layout.SUMS_OF_16), I32X16)
-    total = b.mul(b.mul(b.sext(scale, I32X16), sums), e.int(-32, I32X16))
-    for i, quant in enumerate(quants(e, p)):
-        part = e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)])
-        total = e.dot2(total, e.pairs(quant, e.load(I8X64, act.q, 64 * i)), part)
-    return k.Dot(total, None)
+    sums = b.mul(b.sext(e.load(I16X16, act.sums, layout.SUMS_OF_16), I32X16), e.int(-32, I32X16))
+    totals = []
+    for p in rows:
+        scale = b.sext(e.load(I8X16, p, 192), I16X16)
+        total = b.mul(b.sext(scale, I32X16), sums)
+        for i, quant in enumerate(quants(e, p)):
+            part = e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)])
+            total = e.dot2(total, e.pairs(quant, e.load(I8X64, act.q, 64 * i)), part)
+        totals.append(total)
+    return b.fmul(k.gathered_halves(e, rows, 208), b.sitofp(k.sum_four(e, totals), F32X4))
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
     b = e.b
-    words = [word for offset in (0, 64, 128) for word in k.transposed_words(e, rows, offset)] + k.transposed_words(e, rows, 144)[12:]
     nibble, two, four = e.int(0x0F0F0F0F, I32X16), e.int(0x03030303, I32X16), e.int(4, I32X16)
     for half in range(2):
-        for i in range(16):
-            word, high = words[16 * half + i], words[32 + 8 * half + i % 8]
+        highs = e.transposed(rows, 128 + 32 * half, 8)
+        for i, word in enumerate(e.transposed(rows, 64 * half, 16)):
             for part, low in enumerate((b.and_(word, nibble), b.and_(b.lshr(word, four), nibble))):
-                upper = b.and_(b.lshr(high, e.int(4 * part + 2 * (i // 8), I32X16)), two)
+                upper = b.and_(b.lshr(highs[i % 8], e.int(4 * part + 2 * (i // 8), I32X16)), two)
                 e.store(b.or_(low, b.shl(upper, four)), panel, (32 * half + 16 * part + i) * k.VECTOR)
-    scales = [b.ashr(b.shl(words[48 + j // 4], e.int(24 - 8 * (j % 4), I32X16)), e.int(24, I32X16)) for j in range(16)]
+    words = e.transposed(rows, 192, 4)
+    scales = [b.ashr(b.shl(words[j // 4], e.int(24 - 8 * (j % 4), I32X16)), e.int(24, I32X16)) for j in range(16)]
     for j, scale in enumerate(scales):
         e.store(scale, panel, PANEL.scales + j * k.VECTOR)
     for j in range(0, 16, 2):

@@ -7,7 +7,6 @@ from typing import Any
 from numba import njit
 
 from ..simd import I8X32, Emitter, as_f32, load_f16, load_i8
-from ._blocks import load_words
 
 BLOCK, BYTES, KIND = 32, 34, "q8_0"
 OFFSET, WIDE = 0, True
@@ -23,4 +22,4 @@ def load_pair(e: Emitter, p: Any, q: Any) -> Any:
 
 
 def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:
-    return [e.raised(word) for word in load_words(e, rows, 2, 8)]
+    return [e.raised(word) for word in e.transposed(rows, 2, 8)]

@@ -24,7 +24,7 @@ from ..layout import LANES
 I8, I16, I32, I64, HALF, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
 I8X16, I8X32, I8X64 = (ir.VectorType(I8, n) for n in (16, 32, 64))
 I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
-I32X16, F32X16 = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
 
 
 _isa: Any = None
@@ -39,6 +39,11 @@ def set_isa(name: str) -> None:
 def like(x: Any, element: Any) -> Any:
     """The type of x with elements of another type: a vector of as many lanes, or the element itself."""
     return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
+
+
+def in_quarters(lanes: Sequence[int]) -> list[int]:
+    """The same shuffle in each quarter of two i32x16: lanes 0 to 3 are those of the first, 4 to 7 of the second."""
+    return [4 * quarter + i % 4 + 16 * (i // 4) for quarter in range(4) for i in lanes]
 
 
 class Emitter:
@@ -199,18 +204,16 @@ class Emitter:
     def load_f16(self, address: Any, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))
 
-    def transpose16(self, rows: Sequence[Any]) -> list[Any]:
-        """16 vectors of 16 lanes -> 16 vectors, the i-th holding lane i of each."""
-        for step in 1, 2, 4, 8:
-            out = list(rows)
-            low = [i + (i & step and 16 - step) for i in range(16)]
-            high = [(i | step) + (16 if i & step else 0) for i in range(16)]
-            for i in range(16):
-                if not i & step:
-                    out[i] = self.shuffle(rows[i], low, rows[i | step])
-                    out[i | step] = self.shuffle(rows[i], high, rows[i | step])
-            rows = out
-        return list(rows)
+    def transposed(self, rows: Sequence[Any], offset: int, n_words: int) -> list[Any]:
+        """`n_words` u32, a multiple of 4, from each of 16 addresses -> that many i32x16, with the rows in lanes."""
+        out = []
+        for first in range(offset, offset + 4 * n_words, 16):
+            pieces = [self.load(I32X4, row, first) for row in rows]
+            # a quarter of a vector for each fourth row: loads put them there, and the rest needs no shuffle across quarters
+            x = [self.concat(self.concat(pieces[i], pieces[4 + i]), self.concat(pieces[8 + i], pieces[12 + i])) for i in range(4)]
+            low, high = ([self.shuffle(x[i], in_quarters(lanes), x[i + 1]) for i in (0, 2)] for lanes in ((0, 4, 1, 5), (2, 6, 3, 7)))
+            out += [self.shuffle(x, in_quarters(lanes), y) for x, y in (low, high) for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))]
+        return out
 
 
 def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
