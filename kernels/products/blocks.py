@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
 from ..quants._blocks import BLOCK_OF_LANE, PANEL_BYTES, QUARTS, ROW_OF_LANE, VECTOR, sums_of_rows
 from ..quants._kquants import gathered_halves
-from ..simd import F32, F32X16, I8X32, I8X64, I32, I32X16, LANES, Emitter
+from ..quants._quarts import add_products
+from ..simd import F32, F32X16, I8X32, I32, I32X16, LANES, Emitter
 from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
 ROWS_AT_ONCE = 8
@@ -109,13 +111,8 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequenc
         blocks = [b.add(address, b.mul(i, e.int(PANEL_BYTES))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
         starts = [e.splat(b.mul(e.load(I32, a.sums, place), e.int(-offset_of(e, quant), I32))) for place in places]
-        integers = [list(starts) for _ in panels]
-        for k in range(8):
-            weights = [b.bitcast(e.load(I32X16, block, k * VECTOR), I8X64) for block in blocks]
-            for t, act in enumerate(acts):
-                quants = b.bitcast(e.splat(e.load(I32, b.add(act, b.shl(i, e.int(5))), 4 * k)), I8X64)
-                for r, weight in enumerate(weights):
-                    integers[r][t] = dot4(e, quant, integers[r][t], weight, quants)
+        quants = [b.add(act, b.shl(i, e.int(5))) for act in acts]
+        integers = add_products(e, partial(dot4, e, quant), [starts] * len(panels), blocks, quants, 8)
         for r, block in enumerate(blocks):
             d = e.load(F32X16, block, QUARTS)
             for t, place in enumerate(places):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..simd import Emitter, in_quarters
+from ._quarts import VECTOR
 
-QUARTS, VECTOR = 8 * 64, 64
+QUARTS = 8 * VECTOR
 PANEL_BYTES = QUARTS + VECTOR
 
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout
-from ..simd import F32X4, F32X16, I8X16, I8X32, I8X64, I16, I16X16, I16X32, I32, I32X16, Emitter, in_quarters
+from ..simd import F32X4, F32X16, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter, in_quarters
+from ._quarts import VECTOR, add_products
 
-QUARTS = 64 * 64
-VECTOR = 64
+QUARTS = 64 * VECTOR
 
 
 class Act(NamedTuple):
@@ -128,6 +128,25 @@ def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
     return total
 
 
+def of_each(e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any], scales: Any = None) -> list[Any]:
+    """total_of(address, scales), an i32x16, of each of four rows; each has a quarter of the lanes of `scales`.
+
+    With few registers in a loop: side by side LLVM begins with all rows at once and keeps them on the stack.
+    """
+    b, n = e.b, len(rows)
+    if e.registers >= 8:
+        return [total_of(row, scales and e.shuffle(scales, range(8 * r, 8 * r + 8))) for r, row in enumerate(rows)]
+    addresses, totals, kept = e.memory(64), e.memory(64 * n), e.memory(64)
+    for r, row in enumerate(rows):
+        e.store(row, addresses, 8 * r)
+    if scales:
+        e.store(scales, kept)
+    with e.loop(e.int(n)) as r:
+        own = scales and e.load(ir.VectorType(I16, 8), kept, b.shl(r, e.int(4)))
+        e.store(total_of(e.load(I64, addresses, b.shl(r, e.int(3))), own), totals, b.shl(r, e.int(6)))
+    return [e.load(I32X16, totals, 64 * r) for r in range(n)]
+
+
 def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter, Any], Iterable[Any]], act: Act) -> Any:
     """A block of four rows times the activations, f32x4, for Q4_K and Q5_K.
 
@@ -136,13 +155,15 @@ def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter,
     b = e.b
     head = heads(e, rows)
     scales, mins = scales_and_mins(e, head)
-    totals = []
-    for r, row in enumerate(rows):
+
+    def total_of(row: Any, own: Any) -> Any:
         total = e.int(0, I32X16)
         for quant, (i, j) in zip(quants(e, row), ((0, 2), (1, 3), (4, 6), (5, 7))):
             activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 32 * j))
-            total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, [8 * r + i] * 16 + [8 * r + j] * 16))
-        totals.append(total)
+            total = e.dot2(total, e.pairs(quant, activations), e.shuffle(own, [i] * 16 + [j] * 16))
+        return total
+
+    totals = of_each(e, rows, total_of, scales)
     sums = e.shuffle(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), [*range(8)] * 4)
     offset = e.dot2(e.int(0, I32X16), mins, sums)
     for n in 4, 2:
@@ -171,13 +192,7 @@ class Tile:
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
             scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
             quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
-            partial = [[e.int(0, I32X16) for _ in tokens] for _ in panels]
-            for k in range(per_part):
-                weights = [b.bitcast(e.load(I32X16, address, k * VECTOR), I8X64) for address in quarts]
-                for t in tokens:
-                    activations = b.bitcast(e.splat(e.load(I32, quants[t], 4 * k)), I8X64)
-                    for r, weight in enumerate(weights):
-                        partial[r][t] = e.dot4(partial[r][t], weight, activations)
+            partial = add_products(e, e.dot4, [[e.int(0, I32X16)] * len(acts)] * len(panels), quarts, quants, per_part)
             for r, address in enumerate(scales):
                 scale = e.load(I32X16, address, p.scales)
                 for t in tokens:

@@ -44,15 +44,16 @@ def quants(e: Emitter, p: Any) -> Iterator[Any]:
 def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     b = e.b
     sums = b.mul(b.sext(e.load(I16X16, act.sums, layout.SUMS_OF_16), I32X16), e.int(-32, I32X16))
-    totals = []
-    for p in rows:
-        scale = b.sext(e.load(I8X16, p, 192), I16X16)
+
+    def total_of(row: Any, _: Any) -> Any:
+        scale = b.sext(e.load(I8X16, row, 192), I16X16)
         total = b.mul(b.sext(scale, I32X16), sums)
-        for i, quant in enumerate(quants(e, p)):
+        for i, quant in enumerate(quants(e, row)):
             part = e.shuffle(scale, [4 * i + lane // 8 for lane in range(32)])
             total = e.dot2(total, e.pairs(quant, e.load(I8X64, act.q, 64 * i)), part)
-        totals.append(total)
-    return b.fmul(k.gathered_halves(e, rows, 208), b.sitofp(k.sum_four(e, totals), F32X4))
+        return total
+
+    return b.fmul(k.gathered_halves(e, rows, 208), b.sitofp(k.sum_four(e, k.of_each(e, rows, total_of)), F32X4))
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:

@@ -103,6 +103,11 @@ class Emitter:
         self.b.store(value, slot)
         return slot
 
+    def memory(self, n_bytes: int) -> Any:
+        """The address of memory on the stack."""
+        kind = ir.ArrayType(F32X16, n_bytes // 64)
+        return self.b.ptrtoint(cgutils.alloca_once(self.b, kind), I64)
+
     @contextmanager
     def loop(self, count: Any) -> Iterator[Any]:
         """The body is emitted once and runs with the index 0 .. count-1, an i64."""

@@ -1,0 +1,26 @@
+"""Panels: vectors of 16 rows with four weights in each lane, and their products with four bytes of activations."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..simd import I8X64, I32, I32X16, Emitter
+
+VECTOR = 64
+
+
+def add_products(e: Emitter, dot4: Callable[..., Any], starts: Sequence[Sequence[Any]], panels: Sequence[Any], acts: Sequence[Any],
+                 count: int) -> list[list[Any]]:
+    """[R][T] i32x16: starts[r][t] and the products of `count` vectors of panel r with as many times four bytes of token t.
+
+    A loop, which LLVM unrolls where that is good. Unrolled before, all additions come after all products, which then don't fit registers.
+    """
+    b = e.b
+    sums = [[e.var(start) for start in of_row] for of_row in starts]
+    with e.loop(e.int(count)) as k:
+        weights = [b.bitcast(e.load(I32X16, panel, b.mul(k, e.int(VECTOR))), I8X64) for panel in panels]
+        for t, act in enumerate(acts):
+            quants = b.bitcast(e.splat(e.load(I32, act, b.shl(k, e.int(2)))), I8X64)
+            for of_row, weight in zip(sums, weights):
+                b.store(dot4(b.load(of_row[t]), weight, quants), of_row[t])
+    return [[b.load(total) for total in of_row] for of_row in sums]
