@@ -80,7 +80,7 @@ def threads(host: Host) -> dict[str, Any]:
     n_cpus = os.cpu_count() or 1
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(n_cpus))
     quota = host.quota()
-    return {"chosen": physical_cores(), "cpus": n_cpus, "cores": host.cores(set(range(n_cpus))), "allowed": len(allowed),
+    return {"chosen": physical_cores(host), "cpus": n_cpus, "cores": host.cores(set(range(n_cpus))), "allowed": len(allowed),
             "allowed_cores": host.cores(allowed), "quota": quota and quota[0], "quota_file": quota and quota[1]}
 
 
@@ -250,9 +250,8 @@ def about_threads(found: dict[str, Any], nodes: list[dict[str, Any]]) -> list[st
     if found["allowed_cores"] < found["allowed"]:
         lines.append(f"{found['allowed']} CPUs share {found['allowed_cores']} cores: one thread a core is used, since more seldom help")
     if found["quota"] is not None and found["quota"] < found["allowed_cores"]:
-        lines.append(f"{found['quota_file']} leaves {found['quota']:g} CPUs' time to this process"
-                     + (f": give -t {max(1, int(found['quota']))}, since threads beyond that are stopped again and again"
-                        if found["chosen"] > max(1, int(found["quota"])) else ""))
+        lines.append(f"{found['quota_file']} leaves {found['quota']:g} CPUs' time to this process: -t is {found['chosen']} by default, "
+                     "since more threads would be stopped again and again")
     if len(nodes) > 1:
         lines.append(f"memory is spread over {len(nodes)} NUMA nodes: compare `numactl --interleave=all qwencli bench` and "
                      "`numactl --cpunodebind=0 --membind=0 qwencli bench`")

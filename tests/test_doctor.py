@@ -60,6 +60,16 @@ def test_quotas(tmp_path: Path, name: str) -> None:
     assert host.quota() == expected
 
 
+@pytest.mark.parametrize(("name", "n_threads"), [
+    ("v2", 1), ("v2, of a group above", 4), ("v2, both", 2), ("v2, a namespace of its own", 1), ("v2, without limit", 8),
+    ("v1 in a container", 2), ("v1 on the host", 2), ("no cgroups", 8)])
+def test_no_more_threads_than_a_quota_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, n_threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    groups, files, _ = QUOTAS[name]
+    files = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{file}": text for file, text in files.items()}
+    assert physical_cores(machine(tmp_path, files)) == n_threads
+
+
 @pytest.mark.parametrize(("groups", "file", "text", "expected"), [
     (V2, "a.slice/memory.max", "2147483648\n", 2**31), (V2, "a.slice/b.scope/memory.max", "max\n", None),
     (V1, "memory/memory.limit_in_bytes", "536870912\n", 2**29), (V1, "memory/memory.limit_in_bytes", "9223372036854771712\n", None),
@@ -146,8 +156,8 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
                       ["kernels of other versions or CPUs take 2.5 MB"]),
     "affinity": ({"threads": {"chosen": 2, "allowed": 2, "allowed_cores": 2}}, ["this process may use 2 of 8 CPUs"]),
     "hyperthreads": ({"threads": {"chosen": 4, "cores": 4, "allowed_cores": 4}}, ["8 CPUs share 4 cores"]),
-    "a quota that is heeded": ({"threads": {"chosen": 2, "quota": 2.5, "quota_file": "/f"}}, ["/f leaves 2.5 CPUs' time to this process"]),
-    "a quota that isn't": ({"threads": {"quota": 2.5, "quota_file": "/f"}}, ["/f leaves 2.5 CPUs' time to this process: give -t 2"]),
+    "a quota": ({"threads": {"chosen": 2, "quota": 2.5, "quota_file": "/f"}},
+                ["/f leaves 2.5 CPUs' time to this process: -t is 2 by default"]),
     "a quota above": ({"threads": {"quota": 16.0, "quota_file": "/f"}}, []),
     "little memory": ({"model": {"size": 9 * 10**9}}, ["the model has 9.0 GB, but 8.0 GB of memory are free"]),
     "a limit": ({"memory": {"limit": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory are free"]),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..host import Host
 from ..kernels.jit import Kernels
 from ..kernels.layout import CLAIM_WORDS, Word
 from .memory import I64, Bytes, address_of, aligned_zeros
@@ -27,29 +28,15 @@ Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
 
 
-def physical_cores() -> int:
-    """Cores that this process may use: its affinity and its cgroup's quota, two hardware threads of a core counted once."""
+def physical_cores(host: Host | None = None) -> int:
+    """Cores that this process may use: its affinity and its cgroups' quota, two hardware threads of a core counted once."""
     try:
         cpus = os.sched_getaffinity(0)
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
-    cores = set()
-    for cpu in cpus:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
-                cores.add(f.read())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, min(len(cores), _cgroup_quota()))
-
-
-def _cgroup_quota() -> int:
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = f.read().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no limit, or none that is written there
-        return 10**6
+    host = host or Host()
+    cores, quota = host.cores(cpus), host.quota()
+    return max(1, min(cores, int(quota[0]))) if quota else cores
 
 
 def _yield_address() -> int:
