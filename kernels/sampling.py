@@ -1,4 +1,5 @@
-"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw. qwencli/sampling.py is its twin."""
+"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw (qwencli/sampling.py is its twin); and
+what a token's likelihood is made of."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,8 +8,9 @@ from llvmlite import ir
 from numba import njit, types
 
 from . import layout
+from .activations import F32X1, each_lane
 from .attention import exp_scalar
-from .simd import F32X16, I32, I32X16, I64, Emitter, f32, i64, intrinsic_of, load_f32, load_i64, store_f32, store_i64
+from .simd import F32, F32X16, I32, I32X16, I64, Emitter, f32, i64, intrinsic_of, like, load_f32, load_i64, store_f32, store_i64, void
 
 BLOCK = 64
 IDS = 8 * layout.MAX_TOP_K  # in scratch: f32 and i64 for each candidate, the likeliest first
@@ -17,7 +19,7 @@ f64 = types.float64
 
 
 def build(name: str) -> Any:
-    return {"choose": build_choose}[name]()
+    return {"choose": build_choose, "score": build_score}[name]()
 
 
 @intrinsic_of(f64, i64)
@@ -134,3 +136,36 @@ def build_choose() -> Any:
         else:
             store_i64(out, load_i64(scratch + IDS))
     return choose
+
+
+def build_score() -> Any:
+    """args: count, logits, n_vocab, targets (i64), out: the sum of exp(logit - the largest), and the target's logit - the largest, as f64.
+
+    A chunk is a row. Where a logit is NaN or infinite, -infinity except, so is one of the two.
+    """
+    @intrinsic_of(void, i64, i64, i64, i64)
+    def score_row(e: Emitter, logits: Any, n: Any, target: Any, out: Any) -> None:
+        b, doubles = e.b, ir.DoubleType()
+        minus_infinity = float("-inf")
+        maxima = {16: e.var(e.float(minus_infinity, F32X16)), 1: e.var(e.float(minus_infinity, F32X1))}
+
+        def compare(offset: Any, kind: Any) -> None:
+            b.store(e.larger(e.load(kind, logits, offset), b.load(maxima[kind.count])), maxima[kind.count])
+
+        each_lane(e, n, compare)
+        largest = e.larger(e.tree(e.larger, b.load(maxima[1])), e.tree(e.larger, b.load(maxima[16])))
+        sums = {n: e.var(ir.Constant(ir.VectorType(doubles, n), [0.0] * n)) for n in (16, 1)}
+
+        def add(offset: Any, kind: Any) -> None:
+            term = e.exp(b.fsub(e.load(kind, logits, offset), e.splat(largest, kind.count)))
+            b.store(b.fadd(b.load(sums[kind.count]), b.fpext(term, like(term, doubles))), sums[kind.count])
+
+        each_lane(e, n, add)
+        e.store(b.fadd(e.tree(b.fadd, b.load(sums[16])), e.tree(b.fadd, b.load(sums[1]))), out)
+        wanted = e.load(F32, logits, b.shl(target, e.int(2)))
+        e.store(b.fpext(b.fsub(wanted, largest), doubles), out, 8)
+
+    def score(args, chunk, scratch):
+        n_vocab, target = load_i64(args + 16), load_i64(load_i64(args + 24) + 8 * chunk)
+        score_row(load_i64(args + 8) + 4 * n_vocab * chunk, n_vocab, target, load_i64(args + 32) + 16 * chunk)
+    return score

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .backends import F32, LOGITS, Backend, Batch, Piece
+from .backends import F32, F64, HIDDEN, Backend, Batch, Piece
 from .errors import InputError, QwenError
 from .kv_cache import KVSequence
 
-HIDDEN = "result_norm"
 LOGITS_AT_ONCE = 2**24  # values: 64 MB of float32, whatever the context and the vocabulary
 
 
@@ -74,17 +72,12 @@ def hidden_states(backend: Backend, chunks: Sequence[list[int]], first: int, n_b
     return [np.concatenate(part)[:-1] for part in found]
 
 
-def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[int]) -> NDArray[np.float64]:
+def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[int]) -> F64:
     """-log softmax(logits)[target] for each row, float64; the logits are computed some rows at a time."""
     step = max(1, LOGITS_AT_ONCE // backend.model.config.n_vocab)
     parts = []
     for i in range(0, len(hidden), step):
-        logits = backend.run([LOGITS], feed={HIDDEN: hidden[i:i + step]})[LOGITS]
-        with np.errstate(invalid="ignore"):  # what isn't finite is the caller's to report
-            logits = logits - logits.max(axis=-1, keepdims=True)
-        sums = np.exp(logits).sum(axis=-1, dtype=np.float64)
-        wanted = np.take_along_axis(logits, np.asarray(targets[i:i + step])[:, None], axis=-1)
-        parts.append(np.log(sums) - wanted[:, 0])
+        parts.append(backend.score(hidden[i:i + step], targets[i:i + step]))
     return np.concatenate(parts)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import LOGITS, limits, stopwatch, tuning
+from .backends import HIDDEN, LOGITS, limits, stopwatch, tuning
 from .backends.cpu import CPUBackend, kernels_of
 from .backends.lowering import what_has_no_kernels
 from .errors import InputError, ModelError, QwenError
@@ -20,7 +20,6 @@ from .kernels.isa import available
 from .kernels.jit import KernelError
 from .kernels.layout import FORMATS
 from .model import Model, load_model
-from .perplexity import HIDDEN
 
 MOST_TOKENS = 512
 """Of a step: more need no other kernels."""
@@ -77,8 +76,9 @@ def kernels_of_model(model: Model, isa: str, all_formats: bool) -> set[str]:
     for each in [model, *(load_model(InFormat(model.file, kind)) for kind in GGML_TYPES.values() if all_formats and kind.name in FORMATS)]:
         backend = CPUBackend(each, 1, isa=isa)
         for n in {1, *(1 << i for i in range(MOST_TOKENS.bit_length()))}:
-            for fetch, feed, n_tokens, n_outputs in (LOGITS, (), n, 1), (LOGITS, (), n, n), (HIDDEN, (), n, n), (LOGITS, (HIDDEN,), 0, n):
-                found.update(backend.kernels_for([fetch], feed, n_tokens, n_outputs, sampled=fetch == LOGITS and not feed))
+            for fetch, feed, n_tokens, n_outputs, ending in ((LOGITS, (), n, 1, "choose"), (LOGITS, (), n, n, "choose"),
+                                                             (HIDDEN, (), n, n, None), (LOGITS, (HIDDEN,), 0, n, "score")):
+                found.update(backend.kernels_for([fetch], feed, n_tokens, n_outputs, ending))
     if all_formats:
         own = f":{model.config.head_dim}"
         found |= {spec.replace(own, f":{size}") for spec in found if spec.startswith("attention:") for size in USUAL_HEADS}

@@ -13,6 +13,7 @@ from ..sampling import Draw, choose
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
+F64 = NDArray[np.float64]
 
 
 class Piece(NamedTuple):
@@ -41,7 +42,7 @@ class Batch:
             cache.commit(piece.seq, len(piece.tokens))
 
 
-LOGITS = "result_output"
+HIDDEN, LOGITS = "result_norm", "result_output"
 
 
 class Backend(Protocol):
@@ -52,13 +53,17 @@ class Backend(Protocol):
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """Run as much of the graph as the tensors named in `fetch` need, and return them as float32 arrays.
 
-        Tensors in `feed` are taken as given: with `feed={"result_norm": rows}` and no batch only the output head runs. The keys and
+        Tensors in `feed` are taken as given: with `feed={HIDDEN: rows}` and no batch only the output head runs. The keys and
         values of the batch's tokens are in the cache afterwards. A step that raises has changed no sequence.
         """
         ...
 
     def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
         """Run a batch and choose a token for each of its outputs; NOT_FINITE where logits are NaN or infinite."""
+        ...
+
+    def score(self, hidden: F32, targets: Sequence[int]) -> F64:
+        """-log softmax(logits)[target], float64 [n], where `hidden` are n rows of HIDDEN; not finite where logits are not."""
         ...
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
@@ -70,3 +75,14 @@ def sample_with_numpy(backend: Backend, batch: Batch, draws: Sequence[Draw]) -> 
     """Backend.sample by way of the logits."""
     logits = backend.run([LOGITS], batch)[LOGITS]
     return [choose(row, draw) for row, draw in zip(logits, draws)]
+
+
+def score_with_numpy(backend: Backend, hidden: F32, targets: Sequence[int]) -> F64:
+    """Backend.score by way of the logits."""
+    logits = backend.run([LOGITS], feed={HIDDEN: hidden})[LOGITS]
+    with np.errstate(invalid="ignore"):  # what isn't finite is the caller's to report
+        logits = logits - logits.max(axis=-1, keepdims=True)
+    sums = np.exp(logits).sum(axis=-1, dtype=np.float64)
+    wanted = np.take_along_axis(logits, np.asarray(targets)[:, None], axis=-1)
+    scores: F64 = np.log(sums) - wanted[:, 0]
+    return scores

@@ -16,7 +16,7 @@ from ..kernels.tiles import Tiles
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
-from . import F32, LOGITS, Batch, sample_with_numpy
+from . import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy
 from .lowering import SOME_TOKENS, Program, activation_kind, weight_info
 from .memory import Inputs, PageMemory, address_of
 from .stopwatch import SPECS as CLOCK
@@ -64,7 +64,7 @@ class CPUBackend:
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
         with self._lock:
-            program, counts = self._run(tuple(fetch), batch, feed or {}, None)
+            program, counts = self._run(tuple(fetch), batch, feed or {})
             values = {name: program.value(name) for name in fetch}
             copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
         shapes = {name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch}
@@ -75,20 +75,33 @@ class CPUBackend:
         if not all(d.temp == 0 or 0 < d.top_k <= layout.MAX_TOP_K for d in draws):
             return sample_with_numpy(self, batch, draws)
         with self._lock:
-            program, _ = self._run((LOGITS,), batch, {}, draws)
+            program, _ = self._run((LOGITS,), batch, {}, draws=draws)
             chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
         return chosen
+
+    def score(self, hidden: F32, targets: Sequence[int]) -> F64:
+        """See Backend.score."""
+        n_vocab = self.model.config.n_vocab
+        if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
+            raise InputError(f"there are {len(targets)} tokens to score, expected one below {n_vocab} for each of {len(hidden)} rows")
+        with self._lock:
+            program, _ = self._run((LOGITS,), None, {HIDDEN: hidden}, targets=targets)
+            sums, differences = program.inputs.scores[:len(targets)].T.copy()
+        with np.errstate(invalid="ignore", divide="ignore"):  # what isn't finite is the caller's to report
+            scores: F64 = np.log(sums) - differences
+        return scores
 
     def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
         """Run a batch row by row: each row's kernel and its seconds. Rows that would run side by side follow each other."""
         with self._lock:
             self._load([*CLOCK])
-            program, _ = self._run(tuple(fetch), batch, {}, None, profiled=True)
+            program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
             return list(zip(program.specs, self._watches[program].seconds().tolist()))
 
-    def kernels_for(self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, sampled: bool) -> list[str]:
+    def kernels_for(self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int,
+                    ending: str | None) -> list[str]:
         """The names of the kernels that a step runs, whose results, inputs, tokens and outputs these are."""
-        program = self._lower(tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, sampled)
+        program = self._lower(tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending)
         return [*RUNTIME, *program.specs]
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
@@ -97,10 +110,12 @@ class CPUBackend:
         for page in seq.pages:
             self._pages.address(page)
 
-    def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32],
-             draws: Sequence[Draw] | None, profiled: bool = False) -> tuple[Program, dict[str, int]]:
+    def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32], draws: Sequence[Draw] | None = None,
+             targets: Sequence[int] | None = None, profiled: bool = False) -> tuple[Program, dict[str, int]]:
         counts = self._counts(batch, feed)
-        program = self._program(fetch, tuple(feed), counts, draws is not None)
+        ending = "choose" if draws is not None else "score" if targets is not None else None
+        program = self._program(fetch, tuple(feed), counts, ending)
+        program.inputs.targets[:len(targets or [])] = targets or []
         program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
@@ -126,12 +141,12 @@ class CPUBackend:
                 raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
         return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
 
-    def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], sampled: bool) -> Program:
+    def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None) -> Program:
         """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
         rooms = {dim: room_for(n) for dim, n in counts.items()}
-        key = (fetch, feed, *sorted(rooms.items()), sampled)
+        key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
-            program = self._lower(fetch, feed, rooms, sampled)
+            program = self._lower(fetch, feed, rooms, ending)
             for name in fetch:
                 program.value(name)  # an error now, and not when the step is done
             self._load([*RUNTIME, *program.specs])
@@ -142,17 +157,17 @@ class CPUBackend:
     def _load(self, specs: list[str]) -> None:
         """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
         if self._kernels.missing(specs):
-            usual = [self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, True) for n in (1, 2)]
+            usual = [self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose") for n in (1, 2)]
             specs = [*specs, *(spec for program in usual for spec in program.specs)]
         try:
             self._kernels.load(specs)
         except KernelError as error:
             raise QwenError(f"{error} (please report this; --backend numpy runs without kernels)") from error
 
-    def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], sampled: bool) -> Program:
+    def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
         inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
-        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, LOGITS if sampled else None, self._tiles)
+        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, ending, self._tiles)
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""

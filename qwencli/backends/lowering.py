@@ -17,6 +17,7 @@ from ..kernels import layout
 from ..kernels.jit import Kernels
 from ..kernels.tiles import Tiles
 from ..model import Model
+from . import LOGITS
 from .memory import I64, Buffers, Bytes, Inputs, Value, address_of
 
 CHUNK_BYTES = 16384, 262144
@@ -55,12 +56,13 @@ def float_bits(value: float) -> int:
 class Program:
     """The rows for one choice of results, and where these are afterwards.
 
-    `rooms` says how many tokens and outputs there is memory for, `sampled` from which tensor tokens are drawn, if any, `tiles` how
+    `rooms` says how many tokens and outputs there is memory for, `ending` what the last row
+    does with the logits, if anything: "choose" a token for each or "score" one, `tiles` how
     products are divided.
     """
 
     def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs,
-                 rooms: dict[str, int], n_threads: int, sampled: str | None, tiles: Tiles) -> None:
+                 rooms: dict[str, int], n_threads: int, ending: str | None, tiles: Tiles) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
         self._rooms, self._n_threads, self._tiles = rooms, n_threads, tiles
@@ -80,8 +82,8 @@ class Program:
         self._done: set[str] = set()
         self._overwritten: set[str] = set()  # whose memory holds a later or an earlier step of the same heads
         self._lower()
-        if sampled:
-            self._sample(self._values[sampled])
+        if ending:
+            self._end(ending, self._values[LOGITS])
         self._end_group()
         self.specs = [spec for spec, *_ in self._rows]
         self.rows = np.zeros((0, layout.ROW_WORDS), np.int64)
@@ -192,11 +194,12 @@ class Program:
         else:
             raise ModelError(f"{self._model.file.path}: the CPU backend has no {type(op).__name__}, which '{node.name}' needs")
 
-    def _sample(self, logits: Value) -> None:
-        """The last row: a token for each row of logits."""
+    def _end(self, ending: str, logits: Value) -> None:
+        """The last row: for each row of logits a token, or what a token's score is made of."""
         i = self.inputs
-        args = [i.count(N_OUTPUTS), logits.address, logits.width, address_of(i.draws), address_of(i.chosen)]
-        self._row("sampling:choose", args, [logits.address], ["chosen"])
+        given, result = (i.draws, i.chosen) if ending == "choose" else (i.targets, i.scores)
+        args = [i.count(N_OUTPUTS), logits.address, logits.width, address_of(given), address_of(result)]
+        self._row(f"sampling:{ending}", args, [logits.address], ["result"])
 
     def _weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
         """The address of a weight in the mapped file, whose extent GGUFFile has checked."""

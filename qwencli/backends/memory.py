@@ -38,6 +38,7 @@ class Inputs:
         self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
         self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
         self.draws, self.chosen = np.zeros((n_tokens, layout.DRAW_WORDS), np.int64), np.zeros(n_tokens, np.int64)
+        self.targets, self.scores = np.zeros(n_tokens, np.int64), np.zeros((n_tokens, 2))
         self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
 
     def count(self, which: str) -> int:

@@ -17,7 +17,7 @@ from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, 
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
-from . import F32, I32, Batch, sample_with_numpy
+from . import F32, F64, I32, Batch, sample_with_numpy, score_with_numpy
 
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
 QUERY_BLOCK = 256  # query positions whose scores are held at once
@@ -71,6 +71,10 @@ class NumpyBackend:
     def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
         """See Backend.sample."""
         return sample_with_numpy(self, batch, draws)
+
+    def score(self, hidden: F32, targets: Sequence[int]) -> F64:
+        """See Backend.score."""
+        return score_with_numpy(self, hidden, targets)
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
         """See Backend.reserve; the memory is taken when a page is written."""
