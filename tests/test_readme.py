@@ -107,6 +107,14 @@ def test_output_is_what_the_readme_shows(line: str, expected: str, shell: dict[s
         assert re.fullmatch(".*".join(map(re.escape, expected.split("..."))), got, re.S), got
 
 
+def test_doctor_has_the_lines_that_the_readme_shows(shell: dict[str, str]) -> None:
+    """What they say is about the machine."""
+    shown, = re.findall(r"^```sh\nqwencli doctor\n```\n```\n((?:.*\n)+?)```$", README, re.M)
+    names, got = re.findall(r"^  (\w.{12}) ", shown, re.M), run("qwencli doctor", shell)
+    assert len(names) > 8
+    assert all(f"\n  {name} " in f"\n{got}" for name in names)
+
+
 @pytest.mark.parametrize("line", [line for line in EXAMPLES if not re.search(r" -[mf] |\.gguf|>.*\.txt", line)])
 def test_examples_that_need_no_file_run_on_the_embedded_model(line: str, shell: dict[str, str]) -> None:
     assert run(line, shell)
