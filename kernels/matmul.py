@@ -83,15 +83,14 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
     def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
         a = Args.load(e, args)
         with e.loop(e.int(layout.PANEL_ROWS // LANES)) as r:
-            ahead = following(e, a, row, e.b.shl(r, e.int(3)))
-            family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r), ahead)
+            family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r))
 
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
             """Rows `first` ... of the panel from `row` on."""
             a, b = Args.load(e, args), e.b
-            ahead = following(e, a, row, b.add(b.lshr(first, e.int(1)), e.int(layout.PANEL_ROWS // 2)))
+            ahead = following(e, a, row, first)
             ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, e.int(0))
             panels = [panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)]
             values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead)

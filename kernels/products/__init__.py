@@ -3,10 +3,9 @@
 A family's module emits code for some rows and tokens, given a format's module `quant` (see quants/) and the arguments `a`:
 
 - `in_place(e, quant, a, row, token, ...)` multiplies ROWS_AT_ONCE rows from `row` on where they lie, and finishes them.
-- `unpack(e, quant, a, row, panel, ahead)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
-- `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows: f32x16 for each 16 of them and each token.
-
-Both fetch a share of the next panel on the way, 8 rows for each 16 that they work on, from the address `ahead` on; `tile` if it isn't 0.
+- `unpack(e, quant, a, row, panel)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
+- `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows: f32x16 for each 16 of them and each token. If `ahead` isn't 0 it
+  fetches as many rows from that address on, evenly on its way: unpacking reads so much that they would wait for each other.
 """
 from __future__ import annotations
 
@@ -63,12 +62,12 @@ def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int) -> None:
 
 
 def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int) -> None:
-    """Ask for bytes i * n_bytes ... from `start` on, in the order of memory and into the L2 cache.
+    """Ask for bytes i * n_bytes ... from `start` on, in the order of memory and into the L2 cache; `i` is an i64 value or an integer.
 
     Rows that are read side by side are short streams, which the hardware doesn't foresee. Into L1 the requests are so many that some
-    are lost.
+    are lost. More than a dozen lines at once fill the queue of misses, and what is read meanwhile waits behind them.
     """
-    first = e.b.add(start, e.b.mul(i, e.int(n_bytes)))
+    first = e.b.add(start, e.b.mul(e.int(i) if isinstance(i, int) else i, e.int(n_bytes)))
     for line in range(0, n_bytes, 64):
         e.prefetch(e.at(first, line), level=2)
 

@@ -87,12 +87,11 @@ def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(5)), e.int(PANEL_BYTES))
 
 
-def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any, ahead: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
     b = e.b
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(b.lshr(a.n_cols, e.int(5))) as i:
         offset = b.mul(i, e.int(quant.BYTES))
-        prefetch_share(e, ahead, i, LANES // 2 * quant.BYTES)
         blocks, out = [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(PANEL_BYTES)))
         for k, word in enumerate(quant.quarts(e, blocks)):
             e.store(word, out, k * VECTOR)
@@ -107,7 +106,7 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequenc
     scale_rows = [b.shl(b.mul(t, n_blocks), e.int(2)) for t in tokens]
     with e.loop(n_blocks) as i:
         with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-            prefetch_share(e, ahead, i, len(panels) * LANES // 2 * quant.BYTES)
+            prefetch_share(e, ahead, i, len(panels) * LANES * quant.BYTES)
         blocks = [b.add(address, b.mul(i, e.int(PANEL_BYTES))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
         starts = [e.splat(b.mul(e.load(I32, a.sums, place), e.int(-offset_of(e, quant), I32))) for place in places]

@@ -47,13 +47,12 @@ def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(8)), e.int(quant.PANEL.n_bytes))
 
 
-def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any, ahead: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(8))
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(n_blocks) as i:
         offset = b.mul(i, e.int(quant.BYTES))
-        prefetch_share(e, ahead, i, LANES // 2 * quant.BYTES)
         quant.unpack(e, [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))))
 
 
@@ -62,10 +61,15 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequenc
     n_blocks, acts, scales = activations(e, a, tokens)
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     with e.loop(n_blocks) as i:
-        with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-            prefetch_share(e, ahead, i, len(panels) * LANES // 2 * quant.BYTES)
+        share = len(panels) * LANES * quant.BYTES
+        ahead_of_block = b.add(ahead, b.mul(i, e.int(share)))
+
+        def fetch(part: Any, share: int = share, ahead_of_block: Any = ahead_of_block) -> None:
+            with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
+                prefetch_share(e, ahead_of_block, part, share // quant.PANEL.n_parts)
+
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
-        values = quant.TILE.block(e, [b.add(address, offset) for address in panels], at_block(e, acts, i))
+        values = quant.TILE.block(e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetch)
         for row_sums, row_values in zip(sums, values):
             for scale, total, value in zip(scales, row_sums, row_values):
                 d = e.splat(e.load(F32, scale, b.shl(i, e.int(2))))

@@ -182,13 +182,14 @@ class Tile:
     def __init__(self, panel: Panel, minus: int) -> None:
         self.panel, self.minus = panel, minus
 
-    def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act]) -> list[list[Any]]:
-        """[R][T] f32x16: what `dot` gives for a row, with the rows in lanes."""
+    def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]) -> list[list[Any]]:
+        """[R][T] f32x16: what `values` gives for a row, with the rows in lanes. at_part(number) is called for each part of the block."""
         b, p = e.b, self.panel
         tokens = range(len(acts))
         totals = [[e.var(e.int(0, I32X16)) for _ in tokens] for _ in panels]
         per_part = 64 // p.n_parts
         with e.loop(e.int(p.n_parts)) as part:  # all parts in a row hold more values than there are registers
+            at_part(part)
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
             scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
             quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
