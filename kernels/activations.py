@@ -131,10 +131,15 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
 
 
 def quantize_row(e: Emitter, kind: str, x: Any, q: Any, d: Any, sums: Any, n: Any, token: Any) -> None:
-    """Quantize a token's row of x, float32 [tokens, n], into its places in the other arrays (see layout.py); nothing with kind "f32"."""
-    if kind == "f32":
-        return
+    """Quantize a token's row of x, float32 [tokens, n], into its places in the other arrays (see layout.py); nothing with kind "f32", and
+    with "bf16" only rounded."""
     b = e.b
+    if kind == "bf16":
+        q = e.at(q, b.shl(b.mul(token, n), e.int(1)))
+        x = e.at(x, b.shl(b.mul(token, n), e.int(2)))
+        each_lane(e, n, lambda offset, kind: e.store(e.f32_to_bf16(e.load(kind, x, offset)), q, b.lshr(offset, e.int(1))))
+    if kind in ("f32", "bf16"):
+        return
     quantize, block, sum_bytes = {"q8k": (quantize_q8k, layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES),
                                   "q8_0": (quantize_q8_0, layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES)}[kind]
     values, blocks = b.mul(token, n), b.mul(token, b.udiv(n, e.int(block)))

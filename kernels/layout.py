@@ -22,7 +22,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "F32": Format(1, 4, "float"), "F16": Format(1, 2, "float"), "BF16": Format(1, 2, "float"),
+    "F32": Format(1, 4, "float"), "F16": Format(1, 2, "float"), "BF16": Format(1, 2, "bf16"),
     "Q4_0": Format(32, 18, "q8_0"), "Q8_0": Format(32, 34, "q8_0"),
     "Q4_K": Format(256, 144, "q8k"), "Q5_K": Format(256, 176, "q8k"), "Q6_K": Format(256, 210, "q8k")}
 
@@ -43,7 +43,7 @@ def activation_bytes(kind: str, n_cols: int) -> tuple[int, int, int]:
         return n_cols, n_cols // Q8K_BLOCK * 4, n_cols // Q8K_BLOCK * Q8K_SUMS_BYTES
     if kind == "q8_0":
         return n_cols, n_cols // Q8_0_BLOCK * 4, n_cols // Q8_0_BLOCK * Q8_0_SUMS_BYTES
-    return 0, 0, 0
+    return 2 * n_cols if kind == "bf16" else 0, 0, 0
 
 
 def panel_bytes(kind: str, n_cols: int) -> int:

@@ -20,7 +20,7 @@ from .products import Args, blocks, clamped_tokens, finish_rows, floats, if_toke
 from .simd import LANES, Emitter, i64, intrinsic_of, load_i64, void
 from .tiles import Tile
 
-FAMILIES = {"q8k": kquants, "q8_0": blocks, "float": floats}
+FAMILIES = {"q8k": kquants, "q8_0": blocks, "float": floats, "bf16": floats}
 SMALL_TILE_TOKENS = 2
 """Tokens of the tile for what is left over."""
 TOKENS_IN_CACHE = 32
@@ -32,7 +32,7 @@ def build(name: str, form: str, variant: str = "") -> Any:
     quant = import_module(f".quants.{name}", __package__)
     if form == "one":
         return build_one(quant, variant)
-    return (build_many_floats if quant.KIND == "float" else build_many)(quant, Tile.parse(variant))
+    return (build_many_floats if FAMILIES[quant.KIND] is floats else build_many)(quant, Tile.parse(variant))
 
 
 @njit(inline="always")

@@ -54,7 +54,8 @@ class Costs:
             if isinstance(node.op, Linear):
                 info = weight_info(node)
                 kind = "matmul " + info.type.name.lower()
-                self._products[kind, activation_kind(info) == "float", node.shape[0] == N_OUTPUTS, info.n_bytes, info.n_weights] += 1
+                is_float, for_outputs = activation_kind(info) in ("float", "bf16"), node.shape[0] == N_OUTPUTS
+                self._products[kind, is_float, for_outputs, info.n_bytes, info.n_weights] += 1
         c = model.config
         self._query_values, self._kv_values = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
 

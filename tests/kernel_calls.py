@@ -44,6 +44,8 @@ class Quantized:
         """What the kernels multiply with, as float64."""
         if self.kind == "float":
             return self.x.astype(np.float64)
+        if self.kind == "bf16":
+            return (self.q.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         n, n_blocks = self.d.shape
         return (self.q.reshape(n, n_blocks, -1) * self.d[..., None].astype(np.float64)).reshape(n, -1)
 

@@ -34,7 +34,7 @@ def products(isa_name: str, name: str) -> list[str]:
 
 
 PRODUCTS = [spec for name in layout.FORMATS for spec in products("neon", name)]
-KINDS = ["f32", "q8k", "q8_0"]
+KINDS = ["f32", "q8k", "q8_0", "bf16"]
 OTHERS = ["attention:attend:64", "attention:rotate", "attention:store", *(f"attention:merge:64:{kind}" for kind in KINDS), "ops:add",
           "ops:gather", *(f"ops:embed:{name.lower()}" for name in layout.FORMATS), *(f"ops:prepare:norm:{kind}" for kind in KINDS),
           *(f"ops:prepare:swiglu:{kind}" for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose",

@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 
 from qwencli.kernels import isa, layout
+from qwencli.kernels.tiles import Tiles
 
 pytestmark = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="looks for x86 instructions")
 FROZEN = {name: f":{16 * block}" if kind == "q8_0" else "" for name, (block, _, kind) in layout.FORMATS.items()}
 ALL = ["attention:attend:64", *(f"matmul:{name.lower()}:{form}" for name in layout.FORMATS for form in (f"one{FROZEN[name]}", "many"))]
 INTEGER = [spec for spec in ALL if re.search(":q4_k:|:q8_0:", spec)]
 LISTED = {"generic": ALL, "avx2": INTEGER, "avx512vnni": INTEGER}
+
+
+def with_tile(isa_name: str, spec: str) -> str:
+    return Tiles(isa_name).many(spec.split(":")[1].upper()) if spec.endswith(":many") else spec
+
+
 CHILD = """
 import sys
 from qwencli.kernels import compiler, isa
@@ -58,12 +65,13 @@ def listings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         (folder / one.name).mkdir()
         n = 2 if one.name == "generic" else 1
         for i in range(n):
-            command = [sys.executable, "-c", CHILD, one.name, str(folder / one.name), *LISTED[one.name][i::n]]
+            specs = [with_tile(one.name, spec) for spec in LISTED[one.name][i::n]]
+            command = [sys.executable, "-c", CHILD, one.name, str(folder / one.name), *specs]
             processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}))
     assert [process.wait(300) for process in processes] == [0] * len(processes)
     for one in isa.available():
         for spec in LISTED[one.name]:
-            found[one.name, spec] = Listing(Path(folder, one.name, spec.replace(":", "-")).read_text())
+            found[one.name, spec] = Listing(Path(folder, one.name, with_tile(one.name, spec).replace(":", "-")).read_text())
     return found
 
 

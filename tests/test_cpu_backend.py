@@ -62,7 +62,8 @@ def check_logits(model: Model, tokens: list[int]) -> None:
     expected, found = logits(NumpyBackend(model), tokens), logits(CPUBackend(model), tokens)
     kinds = {node.op.info.type.name for node in model.graph.nodes.values() if isinstance(node.op, Weight) and len(node.shape) > 1}
     if kinds <= {"F32", "F16", "BF16"}:
-        assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 1e-3
+        rounding = 2**-9 if "BF16" in kinds else 1e-3  # activations are rounded to BF16 where weights are, by up to half of 2**-8
+        assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < rounding
     assert divergence(found, expected) < 2e-3
 
 

@@ -18,7 +18,7 @@ def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def columns(name: str) -> int:
-    return 100 if layout.FORMATS[name][2] == "float" else 3 * 256 if layout.FORMATS[name][2] == "q8k" else 5 * 32
+    return 100 if layout.FORMATS[name][2] in ("float", "bf16") else 3 * 256 if layout.FORMATS[name][2] == "q8k" else 5 * 32
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -90,3 +90,26 @@ def test_embedding_rows_are_what_gguf_dequantizes(isa_name: str, name: str) -> N
         out = guarded(np.zeros((3, n_cols), np.float32), side)
         call(isa_name, f"ops:embed:{name.lower()}", [np.array([3]), 2, w, w.shape[1], n_cols, ids, out], n_chunks=2)
         assert np.array_equal(out, quants.dequantize(w, GGMLQuantizationType[name])[ids])
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_activations_rounded_to_bf16(isa_name: str) -> None:
+    """As the gguf package rounds weights, infinities and NaN included."""
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal((3, 70)) * 10.0 ** rng.integers(-30, 30, (3, 70))).astype(np.float32)
+    x[0, :6] = 0, -0.0, np.inf, -np.inf, np.nan, 3.3895e38
+    a = Quantized(isa_name, x, "bf16", "after")
+    expected = quants.quantize(x, GGMLQuantizationType.BF16).view(np.uint16)
+    found = a.q.view(np.uint16)
+    finite = ~np.isnan(x)
+    assert np.array_equal(found[finite], expected[finite])
+    assert np.isnan(a.dequantized()[~finite]).all()
+
+
+def test_bf16_products_are_the_same_with_and_without_an_instruction_for_them() -> None:
+    rng = np.random.default_rng(3)
+    w = random_rows("BF16", 37, 100, rng)
+    x = rng.standard_normal((5, 100)).astype(np.float32)
+    found = [Quantized(name, x, "bf16", "after").multiply(name, "BF16", "many", w) for name in ISAS if name != "generic"]
+    for other in found[1:]:
+        assert np.array_equal(found[0], other)

@@ -1,10 +1,15 @@
-"""Products with float weights, activations in float32. For one token a row at a time, so that memory is read in order."""
+"""Products with float weights: with activations in float32, or for BF16 in BF16. For one token a row at a time, so that memory is read in
+order.
+
+A format's module multiplies `STEP` columns at once, with `load`, `load_x` and `add_products`, and a single one with `load_one`,
+`load_one_x`; `X_BYTES` is the size of an activation.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ..simd import F32, F32X16, LANES, Emitter
+from ..simd import F32X16, Emitter
 from . import Args, clamped_rows, finish
 
 ROWS_AT_ONCE = 1
@@ -17,24 +22,26 @@ def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
 def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int) -> None:
     b = e.b
     rows = clamped_rows(e, a, row, n_rows)
-    acts = [b.add(a.x, b.mul(t, b.shl(a.n_cols, e.int(2)))) for t in tokens]
+    x = a.q if quant.KIND == "bf16" else a.x
+    acts = [b.add(x, b.mul(t, b.mul(a.n_cols, e.int(quant.X_BYTES)))) for t in tokens]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
     rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
-    whole = b.lshr(a.n_cols, e.int(4))
+    whole = b.udiv(a.n_cols, e.int(quant.STEP))
     with e.loop(whole) as i:
-        place = b.mul(i, e.int(LANES * quant.BYTES))
-        xs = [e.load(F32X16, act, b.shl(i, e.int(6))) for act in acts]
+        place = b.mul(i, e.int(quant.STEP * quant.BYTES))
+        xs = [quant.load_x(e, b.add(act, b.mul(i, e.int(quant.STEP * quant.X_BYTES)))) for act in acts]
         for r, address in enumerate(rows):
-            weight = quant.load(e, b.add(address, place))
-            for t, x in enumerate(xs):
-                b.store(e.fma(weight, x, b.load(sums[r][t])), sums[r][t])
-    done = b.shl(whole, e.int(4))
+            weights = quant.load(e, b.add(address, place))
+            for t, values in enumerate(xs):
+                b.store(quant.add_products(e, b.load(sums[r][t]), weights, values), sums[r][t])
+    done = b.mul(whole, e.int(quant.STEP))
     with e.loop(b.sub(a.n_cols, done)) as i:
         column = b.add(done, i)
         for r, address in enumerate(rows):
             weight = quant.load_one(e, b.add(address, b.mul(column, e.int(quant.BYTES))))
             for t, act in enumerate(acts):
-                b.store(e.fma(weight, e.load(F32, act, b.shl(column, e.int(2))), b.load(rests[r][t])), rests[r][t])
+                value = quant.load_one_x(e, b.add(act, b.mul(column, e.int(quant.X_BYTES))))
+                b.store(e.fma(weight, value, b.load(rests[r][t])), rests[r][t])
     for r in range(n_rows):
         this = b.add(row, e.int(r))
         with b.if_then(b.icmp_signed("<", this, a.n_rows)):

@@ -9,5 +9,5 @@ function), and `KIND`, the family that says how it is multiplied (see products/)
 - "q8_0": 32 weights with one scale; activations are Q8_0. It gives `load_pair(e, p, q)`, the quants of two blocks, and `quarts(e, rows)`,
   those of 16 rows' blocks, four in each lane; `OFFSET`, what to subtract from them, and `WIDE`, whether they are signed bytes, `raised` as
   the instruction set wants them, or unsigned ones below 128.
-- "float": activations stay float32. It gives `load(e, p)` and `load_one(e, p)`, 16 weights and one as float32.
+- "float": activations stay float32; "bf16": they are rounded to BF16. What they give: see products/floats.py.
 """

@@ -19,12 +19,26 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..isa import named, target
 from ..layout import LANES
 
 I8, I16, I32, I64, HALF, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
 I8X16, I8X32, I8X64 = (ir.VectorType(I8, n) for n in (16, 32, 64))
 I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
 I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
+
+
+class BFloatType(ir.types.Type):  # type: ignore[misc]
+    """LLVM's `bfloat`, which llvmlite doesn't have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloatType)
+
+    def __hash__(self) -> int:
+        return hash(BFloatType)
 
 
 _isa: Any = None
@@ -34,6 +48,12 @@ def set_isa(name: str) -> None:
     """Emit code for this ISA from now on. The compiler calls it before it lowers a kernel."""
     global _isa
     _isa = importlib.import_module(f".{name}", __name__)
+
+
+def has_feature(name: str) -> bool:
+    """Whether the CPU that code is emitted for has a feature, by LLVM's name, beyond what the ISA promises."""
+    features: str = target(named(_isa.__name__.rpartition(".")[2])).features
+    return f"+{name}" in features.split(",")
 
 
 def like(x: Any, element: Any) -> Any:
@@ -205,6 +225,27 @@ class Emitter:
     def dot2(self, acc: Any, x: Any, y: Any) -> Any:
         """acc[i] += sum of 2 products i16 * i16: i32x16, i16x32, i16x32. Exact."""
         return self.isa.dot2(self, acc, x, y)
+
+    def f32_to_bf16(self, x: Any) -> Any:
+        """f32 lanes -> their upper halves in i16, rounded to nearest even; NaN stays NaN."""
+        b, kind = self.b, like(x, I32)
+        bits = b.bitcast(x, kind)
+        odd = b.and_(b.lshr(bits, self.int(16, kind)), self.int(1, kind))
+        rounded = b.add(bits, b.add(odd, self.int(0x7FFF, kind)))
+        is_nan = b.fcmp_unordered("uno", x, x)
+        rounded = b.select(is_nan, b.or_(bits, self.int(0x400000, kind)), rounded)
+        return b.trunc(b.lshr(rounded, self.int(16, kind)), like(x, I16))
+
+    def dot_bf16(self, acc: Any, x: Any, y: Any) -> Any:
+        """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions, first of the odd lanes' product."""
+        if has_feature("avx512bf16"):
+            kind = ir.VectorType(BFloatType(), 32)
+            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X16, acc, self.b.bitcast(x, kind), self.b.bitcast(y, kind))
+        b, high = self.b, self.int(0xFFFF0000, I32X16)
+        x, y = b.bitcast(x, I32X16), b.bitcast(y, I32X16)
+        for part in lambda v: b.and_(v, high), lambda v: b.shl(v, self.int(16, I32X16)):
+            acc = self.fma(b.bitcast(part(x), F32X16), b.bitcast(part(y), F32X16), acc)
+        return acc
 
     def load_f16(self, address: Any, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))
