@@ -241,7 +241,7 @@ class Runner:
 
     def _run(self, steps: Sequence[Step]) -> None:
         for step in steps:
-            self._backend.run([LOGITS], batch_of(step))
+            self._backend.step(batch_of(step))
 
 
 def batch_of(step: Step) -> Batch:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -154,15 +153,13 @@ class Recorder:
     def __init__(self, model: Model) -> None:
         self.model, self.cache, self.steps = model, KVCache(), list[list[tuple[int, int]]]()
 
-    def run(self, fetch: Sequence[str], batch: Batch) -> dict[str, Any]:
-        assert fetch == [LOGITS]
+    def step(self, batch: Batch) -> None:
         assert 0 <= batch.tokens.min() <= batch.tokens.max() < self.model.config.n_vocab
         assert len(batch.outputs) == len(batch.pieces)
         self.steps.append([(len(piece.tokens), piece.seq.length) for piece in batch.pieces])
         for piece in batch.pieces:
             self.cache.reserve(piece.seq, len(piece.tokens))
         batch.commit(self.cache)
-        return {}
 
 
 def test_what_is_run(demo: Model) -> None:

@@ -56,18 +56,18 @@ def if_token(e: Emitter, a: Args, token: Any) -> AbstractContextManager[Any]:
     return e.b.if_then(e.b.icmp_signed("<", token, e.load(I64, a.count)))
 
 
-def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int) -> None:
-    """Ask for step i's share, `n_bytes`, of rows some way behind those that follow."""
-    prefetch_share(e, e.at(following, PREFETCH_AHEAD), i, n_bytes)
+def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int, stride: int = 0) -> None:
+    """Ask for step i's share, `n_bytes` of `stride`, by default all of them, of rows some way behind those that follow."""
+    prefetch_share(e, e.at(following, PREFETCH_AHEAD), i, n_bytes, stride)
 
 
-def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int) -> None:
-    """Ask for bytes i * n_bytes ... from `start` on, in the order of memory and into the L2 cache; `i` is an i64 value or an integer.
+def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int, stride: int = 0) -> None:
+    """Ask for `n_bytes` that lie i * `stride`, by default i * n_bytes, behind `start`, in the order of memory and into the L2 cache.
 
     Rows that are read side by side are short streams, which the hardware doesn't foresee. Into L1 the requests are so many that some
     are lost. More than a dozen lines at once fill the queue of misses, and what is read meanwhile waits behind them.
     """
-    first = e.b.add(start, e.b.mul(e.int(i) if isinstance(i, int) else i, e.int(n_bytes)))
+    first = e.b.add(start, e.b.mul(i, e.int(stride or n_bytes)))
     for line in range(0, n_bytes, 64):
         e.prefetch(e.at(first, line), level=2)
 

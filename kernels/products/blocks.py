@@ -7,10 +7,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..quants._blocks import BLOCK_OF_LANE, PANEL_BYTES, QUARTS, ROW_OF_LANE, VECTOR, sums_of_rows
+from ..quants._blocks import PANEL_BYTES, QUARTS, VECTOR
 from ..quants._kquants import gathered_halves
 from ..quants._quarts import add_products
-from ..simd import F32, F32X16, I8X32, I32, I32X16, LANES, Emitter
+from ..simd import F32, F32X4, F32X16, I8X16, I32, I32X16, LANES, Emitter
 from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
 ROWS_AT_ONCE = 8
@@ -40,47 +40,45 @@ def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int)
 
 
 def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int, stride: int) -> Any:
-    """f32x8: the products of 8 rows, `stride` rows apart, two blocks of each at once."""
+    """f32x8: the products of 8 rows, `stride` rows apart, four blocks of each at once."""
     b, n_blocks = e.b, n_cols // quant.BLOCK
     row_bytes = n_blocks * quant.BYTES * stride
     first = b.add(a.w, b.mul(row, a.row_bytes))
-    total = e.var(e.float(0.0, ir.VectorType(F32, ROWS_AT_ONCE)))
+    totals = [e.var(e.float(0.0, F32X4)) for _ in range(0, ROWS_AT_ONCE, 4)]
 
-    def add_blocks(p: Any, i: Any, step: int) -> None:
-        """Add blocks i and i + 1 of 8 rows to the sums, in this order; with step 0 block i alone."""
-        rows = [e.at(p, row_bytes * r) for r in range(ROWS_AT_ONCE)]
-        weights = [quant.load_pair(e, row, e.at(row, step * quant.BYTES)) for row in rows]
-        d = gathered_halves(e, [e.at(rows[r], step * quant.BYTES * block) for r, block in zip(ROW_OF_LANE, BLOCK_OF_LANE)], 0)
-        product = scaled_dots(e, quant, a, weights, d, token, n_cols, i, step)
-        for which in range(1 + step):
-            lanes = [lane for lane, block in enumerate(BLOCK_OF_LANE) if block == which]
-            b.store(b.fadd(b.load(total), e.shuffle(product, lanes)), total)
+    def add_blocks(i: Any, step: int) -> None:
+        """Add blocks i to i + 3 of 8 rows to the totals, in this order; with step 0 block i alone."""
+        at = b.add(first, b.mul(i, e.int(quant.BYTES)))
+        blocks = [[e.at(at, row_bytes * r + step * quant.BYTES * k) for k in range(4)] for r in range(ROWS_AT_ONCE)]
+        q = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
+        low_x, high_x = (e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1))
+        place = b.shl(b.add(b.mul(token, e.int(n_blocks)), i), e.int(2))
 
-    with e.loop(e.int(n_blocks // 2)) as pair:
-        if stride:
-            prefetch_rows(e, e.at(first, ROWS_AT_ONCE * row_bytes), pair, 2 * ROWS_AT_ONCE * quant.BYTES)
-        add_blocks(e.at(first, b.mul(pair, e.int(2 * quant.BYTES))), b.shl(pair, e.int(1)), 1)
-    if n_blocks % 2:
-        last = n_blocks - 1
-        add_blocks(e.at(first, last * quant.BYTES), e.int(last), 0)
-    return b.load(total)
+        def by_block(base: Any, kind: Any) -> Any:
+            values = e.load(ir.VectorType(kind, 1 + 3 * step), b.add(base, place))
+            return e.shuffle(values, [step * (lane // 4) for lane in range(LANES)])
 
+        offsets = b.mul(by_block(a.sums, I32), e.int(offset_of(e, quant), I32X16))
+        scales = by_block(a.d, F32)
+        for which, total in enumerate(totals):
+            if step * stride:
+                share = 2 * ROWS_AT_ONCE * quant.BYTES
+                prefetch_rows(e, e.at(first, ROWS_AT_ONCE * row_bytes + which * share), b.lshr(i, e.int(2)), share, 2 * share)
+            of_four, dots = blocks[4 * which:4 * which + 4], []
+            for of_row in of_four:
+                low, high = quant.load_four(e, of_row)
+                dots.append(dot4(e, quant, dot4(e, quant, e.int(0, I32X16), low, low_x), high, high_x))
+            d = gathered_halves(e, [of_four[lane % 4][lane // 4] for lane in range(LANES)], 0)
+            integers = b.sub(e.sums_of_quarters(dots), offsets)
+            products = b.fmul(b.sitofp(integers, F32X16), b.fmul(d, scales))
+            for k in range(1 + 3 * step):
+                b.store(b.fadd(b.load(total), e.shuffle(products, range(4 * k, 4 * k + 4))), total)
 
-def scaled_dots(e: Emitter, quant: Any, a: Args, weights: Sequence[Any], d: Any, token: Any, n_cols: int, i: Any, step: int) -> Any:
-    """Blocks i and i + `step` of 8 rows, with the scales `d`, times a token's, in the lanes of `sums_of_rows`."""
-    b = e.b
-    at = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
-    quants = e.concat(e.load(I8X32, at), e.load(I8X32, at, 32 * step))
-    dots = [dot4(e, quant, e.int(0, I32X16), weight, quants) for weight in weights]
-    place = b.shl(b.add(b.mul(token, e.int(n_cols // quant.BLOCK)), i), e.int(2))
-
-    def by_block(base: Any, kind: Any) -> Any:
-        two = e.load(ir.VectorType(kind, 1 + step), b.add(base, place))
-        return e.shuffle(two, [step * block for block in BLOCK_OF_LANE])
-
-    offsets = by_block(a.sums, I32)
-    integers = b.sub(sums_of_rows(e, dots), b.mul(offsets, e.int(offset_of(e, quant), I32X16)))
-    return b.fmul(b.sitofp(integers, F32X16), b.fmul(d, by_block(a.d, F32)))
+    with e.loop(e.int(n_blocks // 4)) as four:
+        add_blocks(b.shl(four, e.int(2)), 1)
+    with e.loop(e.int(n_blocks % 4)) as rest:
+        add_blocks(b.add(rest, e.int(n_blocks // 4 * 4)), 0)
+    return e.concat(*(b.load(total) for total in totals))
 
 
 def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:

@@ -6,8 +6,8 @@ function), and `KIND`, the family that says how it is multiplied (see products/)
 - "q8k": 256 weights with scales for parts of 16 or 32; activations are Q8_K (see layout.py). The module gives `values(e, rows, act)`,
   four rows' blocks times an activation block, `unpack(e, rows, panel)`, 16 rows' blocks into a panel, and how that is laid out and
   multiplied, `PANEL` and `TILE`.
-- "q8_0": 32 weights with one scale; activations are Q8_0. It gives `load_pair(e, p, q)`, the quants of two blocks, and `quarts(e, rows)`,
-  those of 16 rows' blocks, four in each lane; `OFFSET`, what to subtract from them, and `WIDE`, whether they are signed bytes, `raised` as
-  the instruction set wants them, or unsigned ones below 128.
+- "q8_0": 32 weights with one scale; activations are Q8_0. It gives `load_four(e, blocks)`, the first and the second halves of four blocks'
+  quants, and `quarts(e, rows)`, those of 16 rows' blocks, four in each lane; `OFFSET`, what to subtract from them, and `WIDE`, whether
+  they are signed bytes, `raised` as the instruction set wants them, or unsigned ones below 128.
 - "float": activations stay float32; "bf16": they are rounded to BF16. What they give: see products/floats.py.
 """

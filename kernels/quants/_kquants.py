@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout
-from ..simd import F32X4, F32X16, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter, in_quarters
+from ..simd import F32X4, F32X16, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
 from ._quarts import VECTOR, add_products
 
 QUARTS = 64 * VECTOR
@@ -120,13 +120,8 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
 
 
 def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """The sums of four i32x16, as i32x4, by a transposed tree of additions."""
-    def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
-        """Each four lanes of x and y -> two sums of pairs of x, two of y."""
-        return e.b.add(e.shuffle(x, in_quarters(low), y), e.shuffle(x, in_quarters(high), y))
-
-    two = [step(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in (vectors[:2], vectors[2:])]
-    total = step(*two, (0, 1, 4, 5), (2, 3, 6, 7))
+    """The sums of four i32x16, as i32x4."""
+    total = e.sums_of_quarters(vectors)
     while total.type.count > 4:
         total = e.b.add(e.half(total, 0), e.half(total, 1))
     return total

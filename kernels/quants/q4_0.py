@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import I8X16, I8X32, I32X16, Emitter, as_f32, load_f16, load_u8
+from ..simd import I8X16, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 
 BLOCK, BYTES, KIND = 32, 18, "q8_0"
 OFFSET, WIDE = 8, False
@@ -20,10 +20,9 @@ def value(p, i):
     return load_f16(p) * as_f32((load_u8(p + 2 + i % 16) >> (i // 16 * 4) & 15) - 8)
 
 
-def load_pair(e: Emitter, p: Any, q: Any) -> Any:
-    both = e.concat(e.load(I8X16, p, 2), e.load(I8X16, q, 2))
-    low, high = e.b.and_(both, e.int(15, I8X32)), e.b.lshr(both, e.int(4, I8X32))
-    return e.shuffle(low, [*range(16), *range(32, 48), *range(16, 32), *range(48, 64)], high)
+def load_four(e: Emitter, blocks: Sequence[Any]) -> tuple[Any, Any]:
+    both = e.join([e.load(I8X16, p, 2) for p in blocks])
+    return e.b.and_(both, e.int(15, I8X64)), e.b.lshr(both, e.int(4, I8X64))
 
 
 def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import I8X32, Emitter, as_f32, load_f16, load_i8
+from ..simd import I8X16, Emitter, as_f32, load_f16, load_i8
 
 BLOCK, BYTES, KIND = 32, 34, "q8_0"
 OFFSET, WIDE = 0, True
@@ -17,8 +17,9 @@ def value(p, i):
     return load_f16(p) * as_f32(load_i8(p + 2 + i))
 
 
-def load_pair(e: Emitter, p: Any, q: Any) -> Any:
-    return e.raised(e.concat(e.load(I8X32, p, 2), e.load(I8X32, q, 2)))
+def load_four(e: Emitter, blocks: Sequence[Any]) -> tuple[Any, Any]:
+    low, high = (e.raised(e.join([e.load(I8X16, p, 2 + 16 * half) for p in blocks])) for half in (0, 1))
+    return low, high
 
 
 def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:

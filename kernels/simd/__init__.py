@@ -109,6 +109,9 @@ class Emitter:
     def concat(self, x: Any, y: Any) -> Any:
         return self.shuffle(x, range(2 * x.type.count), y)
 
+    def join(self, four: Sequence[Any]) -> Any:
+        return self.concat(self.concat(*four[:2]), self.concat(*four[2:]))
+
     def half(self, x: Any, which: int) -> Any:
         n = x.type.count // 2
         return self.shuffle(x, range(which * n, which * n + n))
@@ -249,6 +252,15 @@ class Emitter:
 
     def load_f16(self, address: Any, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))
+
+    def sums_of_quarters(self, vectors: Sequence[Any]) -> Any:
+        """Four i32x16 -> an i32x16 whose quarter q holds the sums of their quarters q, by a transposed tree of additions."""
+        def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
+            """Each four lanes of x and y -> two sums of pairs of x, two of y."""
+            return self.b.add(self.shuffle(x, in_quarters(low), y), self.shuffle(x, in_quarters(high), y))
+
+        two = [step(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in (vectors[:2], vectors[2:])]
+        return step(*two, (0, 1, 4, 5), (2, 3, 6, 7))
 
     def transposed(self, rows: Sequence[Any], offset: int, n_words: int) -> list[Any]:
         """`n_words` u32, a multiple of 4, from each of 16 addresses -> that many i32x16, with the rows in lanes."""

@@ -58,6 +58,10 @@ class Backend(Protocol):
         """
         ...
 
+    def step(self, batch: Batch) -> None:
+        """Run a batch whose logits nobody looks at."""
+        ...
+
     def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
         """Run a batch and choose a token for each of its outputs; NOT_FINITE where logits are NaN or infinite."""
         ...

@@ -70,6 +70,11 @@ class CPUBackend:
         shapes = {name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch}
         return {name: rows.reshape(len(rows), *shapes[name]) for name, rows in copies.items()}
 
+    def step(self, batch: Batch) -> None:
+        """See Backend.step."""
+        with self._lock:
+            self._run((LOGITS,), batch, {})
+
     def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
         """See Backend.sample. A last row of the program draws for all sequences, except with a top-k that is too large for it."""
         if not all(d.temp == 0 or 0 < d.top_k <= layout.MAX_TOP_K for d in draws):

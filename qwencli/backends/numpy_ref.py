@@ -17,7 +17,7 @@ from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, 
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
-from . import F32, F64, I32, Batch, sample_with_numpy, score_with_numpy
+from . import F32, F64, I32, LOGITS, Batch, sample_with_numpy, score_with_numpy
 
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
 QUERY_BLOCK = 256  # query positions whose scores are held at once
@@ -67,6 +67,10 @@ class NumpyBackend:
         if batch is not None:
             batch.commit(self.cache)
         return {name: values[name] for name in fetch}
+
+    def step(self, batch: Batch) -> None:
+        """See Backend.step."""
+        self.run([LOGITS], batch)
 
     def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
         """See Backend.sample."""
