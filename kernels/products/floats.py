@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..simd import F32X16, Emitter
-from . import Args, clamped_rows, finish
+from . import Args, clamped_rows, finish, prefetch_rows
 
 ROWS_AT_ONCE = 1
 
@@ -26,9 +26,13 @@ def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_row
     acts = [b.add(x, b.mul(t, b.mul(a.n_cols, e.int(quant.X_BYTES)))) for t in tokens]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
     rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
+    first = b.icmp_unsigned("==", tokens[0], e.int(0))  # rows side by side have to be fetched ahead, but only once
     whole = b.udiv(a.n_cols, e.int(quant.STEP))
     with e.loop(whole) as i:
         place = b.mul(i, e.int(quant.STEP * quant.BYTES))
+        if n_rows > 1:
+            with b.if_then(first):
+                prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, n_rows * quant.STEP * quant.BYTES)
         xs = [quant.load_x(e, b.add(act, b.mul(i, e.int(quant.STEP * quant.X_BYTES)))) for act in acts]
         for r, address in enumerate(rows):
             weights = quant.load(e, b.add(address, place))
