@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -203,12 +203,13 @@ class Runner:
         """The test once more, kernel by kernel: those that take longest come first."""
         assert isinstance(self._backend, CPUBackend)
         self._rewind(test)
-        seconds, calls = Counter[str](), Counter[str]()
+        seconds, calls = defaultdict[str, float](float), Counter[str]()
         for step in self._steps(test.n_prompt, test.n_gen):
             for spec, taken in self._backend.profile([LOGITS], batch_of(step)):
-                seconds[kind_of(spec)] += taken  # type: ignore[assignment]
+                seconds[kind_of(spec)] += taken
                 calls[kind_of(spec)] += 1
-        return [Kind(name, calls[name], taken, costs.get(name, Cost())) for name, taken in seconds.most_common()]
+        kinds = [Kind(name, calls[name], taken, costs.get(name, Cost())) for name, taken in seconds.items()]
+        return sorted(kinds, key=lambda kind: -kind.seconds)
 
     def _rewind(self, test: Test) -> None:
         """Bring as many sequences as the test has to its depth."""

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny_models
+from engine_runs import finish
 from random_models import random_model
 
 from qwencli.backends import LOGITS, Batch, Piece, memory
@@ -237,15 +238,6 @@ def test_a_sequence_without_memory_ends_and_the_others_go_on(demo: Model, monkey
     finish(engine, again)
     assert again.generated == alone.generated
 
-
-def finish(engine: Engine, *sequences: EngineSequence) -> None:
-    for seq in sequences:
-        engine.submit(seq)
-    for _ in range(1000):
-        if all(seq.stop_reason for seq in sequences):
-            return
-        engine.step()
-    pytest.fail("not finished after 1000 steps")
 
 
 @pytest.mark.parametrize(("name", "layer"), [("token_embd.weight", "inp_embd"), ("blk.1.ffn_up.weight", "l_out-1"),

@@ -10,6 +10,7 @@ import naive
 import numpy as np
 import pytest
 import tiny_models
+from engine_runs import finish
 
 from qwencli.backends.numpy_ref import NumpyBackend
 from qwencli.engine import Engine, Sequence
@@ -41,17 +42,6 @@ def engine(tmp_path: Path) -> Callable[..., Engine]:
 
 def greedy(prompt: list[int], max_tokens: int | None = N_NEW, end_ids: tuple[int, ...] = ()) -> Sequence:
     return Sequence(list(prompt), GREEDY, max_tokens, end_ids)
-
-
-def finish(engine: Engine, *sequences: Sequence) -> None:
-    """Submit the sequences and step until all are done."""
-    for seq in sequences:
-        engine.submit(seq)
-    for _ in range(1000):
-        if all(seq.stop_reason for seq in sequences):
-            return
-        engine.step()
-    pytest.fail(f"not finished after 1000 steps: {[len(seq.tokens) for seq in sequences]}")
 
 
 @pytest.mark.parametrize("n_batch", [1, 7, 64, 512])
