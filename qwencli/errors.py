@@ -15,3 +15,7 @@ class ModelError(QwenError):
 
 class InputError(QwenError):
     """The user's text, tokens or settings cannot be used with this model."""
+
+
+class ContextFull(InputError):
+    """A prompt or a conversation is longer than the context."""

@@ -25,10 +25,11 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 LAYERS = [
     {"errors"},
     {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host"},
-    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
+    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "hub", "chat", "template_child", "tool_calls", "answers", "kernels"},
     {"backends"},
-    {"engine"},
-    {"llm", "costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
+    {"engine", "session"},
+    {"llm", "local_chat", "remote_chat", "dialogue", "transcript", "probs_page"} |
+    {"costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
     {"cli", "server", "__main__"},
 ]
 """The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
