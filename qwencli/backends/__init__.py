@@ -49,6 +49,8 @@ class Backend(Protocol):
     """What the engine asks of a backend."""
     model: Model
     cache: KVCache
+    kv_layout: str
+    """How a page of the cache lies in memory: type, axes and their lengths. Bytes of a page are of use only to a backend with the same."""
 
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """Run as much of the graph as the tensors named in `fetch` need, and return them as float32 arrays.
@@ -72,6 +74,17 @@ class Backend(Protocol):
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
         """Take memory for `n_tokens` more positions of a sequence. Raises QwenError if there is none."""
+        ...
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy what one page of the cache holds to another that a sequence has reserved."""
+        ...
+
+    def page_bytes(self, page: int) -> NDArray[np.uint8]:
+        """The memory of a reserved page itself, uint8 [bytes of a page], to be read or written while no step runs that writes to it.
+
+        Every page has as many bytes. Raises QwenError if there is no memory for them.
+        """
         ...
 
 

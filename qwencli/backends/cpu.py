@@ -18,7 +18,7 @@ from ..model import Model
 from ..sampling import Draw
 from . import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy
 from .lowering import SOME_TOKENS, Program, activation_kind, weight_info
-from .memory import Inputs, PageMemory, address_of
+from .memory import Bytes, Inputs, PageMemory, address_of
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
@@ -50,6 +50,8 @@ class CPUBackend:
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
         self._pages = PageMemory(4 * layout.PAGE * c.n_head_kv * c.head_dim * c.n_layer)
+        slabs = f"keys [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]"
+        self.kv_layout = f"{np.dtype(np.float16).str} [{c.n_layer}][{c.n_head_kv}] of {slabs}"
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
         self._lock = threading.Lock()  # a step of one thread after the other: they share programs and threads
@@ -114,6 +116,15 @@ class CPUBackend:
         self.cache.reserve(seq, n_tokens)
         for page in seq.pages:
             self._pages.address(page)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See Backend.copy_page."""
+        with self._lock:
+            self._pages.memory(target)[:] = self._pages.memory(source)
+
+    def page_bytes(self, page: int) -> Bytes:
+        """See Backend.page_bytes."""
+        return self._pages.memory(page)
 
     def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32], draws: Sequence[Draw] | None = None,
              targets: Sequence[int] | None = None, profiled: bool = False) -> tuple[Program, dict[str, int]]:

@@ -107,3 +107,8 @@ class PageMemory:
                 raise QwenError(f"not enough memory for {layout.PAGE} more positions of the KV cache ({self._page_bytes} bytes)") from None
             self._addresses[page] = address_of(self._pages[page])
         return self._addresses[page]
+
+    def memory(self, page: int) -> Bytes:
+        """Raises QwenError as `address` does."""
+        self.address(page)
+        return self._pages[page]

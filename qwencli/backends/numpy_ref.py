@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize
+from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import ModelError, QwenError
 from ..gguf_file import GGUFFile, TensorInfo
 from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
 from ..kv_cache import PAGE, KVCache, KVSequence
@@ -35,7 +36,9 @@ class NumpyBackend:
             threadpool_limits(n_threads)
         self.model, self.cache = model, KVCache()
         self._weights = WeightReader(model.file, weight_budget)
-        self._kv = KVPages(model.config.n_layer, model.config.n_head_kv, model.config.head_dim)
+        shape = model.config.n_layer, 2, PAGE, model.config.n_head_kv, model.config.head_dim
+        self._kv = KVPages(shape)
+        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}"
         for node in model.graph.nodes.values():
             if isinstance(node.op, Weight):
                 self._weights.check(node.op.info)
@@ -84,6 +87,14 @@ class NumpyBackend:
         """See Backend.reserve; the memory is taken when a page is written."""
         self.cache.reserve(seq, n_tokens)
 
+    def copy_page(self, source: int, target: int) -> None:
+        """See Backend.copy_page."""
+        self._kv.page(target)[:] = self._kv.page(source)
+
+    def page_bytes(self, page: int) -> NDArray[np.uint8]:
+        """See Backend.page_bytes."""
+        return self._kv.page(page).reshape(-1).view(np.uint8)
+
 
 class WeightReader:
     """Weights of the file as float32, dequantized in blocks of rows."""
@@ -126,19 +137,26 @@ class WeightReader:
 
 
 class KVPages:
-    """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first written."""
+    """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first asked for."""
 
-    def __init__(self, n_layer: int, n_head_kv: int, head_dim: int) -> None:
-        self._shape = n_layer, 2, PAGE, n_head_kv, head_dim
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
         self._pages: dict[int, F32] = {}
+
+    def page(self, page: int) -> F32:
+        """Raises QwenError if there is no memory for the page."""
+        if page not in self._pages:
+            try:
+                self._pages[page] = np.zeros(self._shape, np.float32)
+            except MemoryError:
+                raise QwenError(f"not enough memory for {PAGE} more positions of the KV cache") from None
+        return self._pages[page]
 
     def write(self, seq: KVSequence, layer: int, k: F32, v: F32) -> None:
         """Store k and v, [n, n_head_kv, head_dim], behind the sequence's filled positions."""
         for i in range(len(k)):
             page, slot = divmod(seq.length + i, PAGE)
-            memory = self._pages.get(seq.pages[page])
-            if memory is None:
-                memory = self._pages[seq.pages[page]] = np.zeros(self._shape, np.float32)
+            memory = self.page(seq.pages[page])
             memory[layer, 0, slot], memory[layer, 1, slot] = k[i], v[i]
 
     def read(self, seq: KVSequence, layer: int, length: int) -> F32:
