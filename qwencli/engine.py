@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .backends import Backend, Batch, Piece
-from .errors import InputError, QwenError
+from .errors import ContextFull, InputError, QwenError
 from .kv_cache import KVSequence
+from .prefix_cache import PrefixCache
 from .sampling import NOT_FINITE, Sampler, SamplingParams
 
 
@@ -31,7 +32,9 @@ class Sequence:
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
     n_prompt_done: int = 0
-    """Prompt tokens that have been processed."""
+    """Prompt tokens whose keys and values are in the cache."""
+    n_cached: int = 0
+    """Prompt tokens that were there before, from a sequence that began alike."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
@@ -43,31 +46,44 @@ class Sequence:
 
 
 class Engine:
-    """Runs sequences on a backend. `n_ctx` bounds each sequence, `n_batch` the tokens of one step."""
+    """Runs sequences on a backend.
 
-    def __init__(self, backend: Backend, n_ctx: int, n_batch: int = 512) -> None:
+    `n_ctx` bounds each sequence, `n_batch` the tokens of one step; finished sequences of up to `n_kept` positions stay in the cache.
+    """
+
+    def __init__(self, backend: Backend, n_ctx: int, n_batch: int = 512, n_kept: int = 0) -> None:
         self.backend, self.n_ctx, self.n_batch = backend, n_ctx, n_batch
         self.running: list[Sequence] = []
+        self.prefixes = PrefixCache(backend, n_kept)
 
-    def submit(self, seq: Sequence, parent: Sequence | None = None) -> None:
-        """Take a sequence in. What it has in common with the beginning of `parent`, in whole pages of the cache, is not computed again.
+    def submit(self, seq: Sequence) -> None:
+        """Take a sequence in. What it has in common with the beginning of one that runs or is kept is not computed again.
 
-        Raises InputError for an empty prompt, one longer than the context, ids outside the vocabulary, a sequence that was taken before."""
-        n_vocab = self.backend.model.config.n_vocab
+        Raises InputError for an empty prompt, ids outside the vocabulary, a sequence that was taken before; ContextFull for a prompt
+        longer than the context.
+        """
         if seq.stop_reason or seq in self.running:
             raise InputError("the sequence was submitted before, expected a new one")
         if not seq.tokens:
             raise InputError("the prompt is empty, expected at least one token")
         if len(seq.tokens) > self.n_ctx:
-            raise InputError(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
-        if not all(0 <= t < n_vocab for t in seq.tokens):
-            raise InputError(f"the prompt has a token outside the vocabulary of {n_vocab}")
-        if parent is not None:
-            both = list(zip(seq.tokens[:-1], parent.tokens[:-1]))  # the last token's position may still be written
-            common = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
-            seq.kv = self.backend.cache.share(parent.kv, common)
-            seq.n_prompt_done = seq.kv.length
+            raise ContextFull(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
+        self._check_tokens(seq.tokens)
+        seq.kv = self.prefixes.take(seq.tokens, ((s.tokens, s.kv) for s in self.running))
+        seq.n_cached = seq.n_prompt_done = seq.kv.length
         self.running.append(seq)
+
+    def extend(self, seq: Sequence, tokens: list[int]) -> None:
+        """Have a running sequence's answer go on with these tokens, as far as its limits allow. Raises InputError for unknown ids."""
+        self._check_tokens(tokens)
+        for token in tokens:
+            if seq in self.running:
+                self._append(seq, token)
+
+    def _check_tokens(self, tokens: list[int]) -> None:
+        n_vocab = self.backend.model.config.n_vocab
+        if not all(0 <= t < n_vocab for t in tokens):
+            raise InputError(f"the prompt has a token outside the vocabulary of {n_vocab}")
 
     def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
         """End a sequence now and free its pages."""
@@ -111,7 +127,7 @@ class Engine:
                 waiting.append(seq)
                 continue
             try:
-                self.backend.reserve(seq.kv, len(todo))
+                self._reserve(seq, len(todo))
             except QwenError as error:  # no memory for this one; the others go on
                 seq.error = error
                 self._finish(seq, "error")
@@ -131,17 +147,31 @@ class Engine:
         if token in seq.end_ids:
             self._finish(seq, "eos")
             return None
+        self._append(seq, token)
+        return token
+
+    def _append(self, seq: Sequence, token: int) -> None:
         seq.tokens.append(token)
         if seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
             self._finish(seq, "length")
         elif len(seq.tokens) >= self.n_ctx:
             self._finish(seq, "context")
-        return token
+
+    def _reserve(self, seq: Sequence, n_tokens: int) -> None:
+        while True:
+            try:
+                return self.backend.reserve(seq.kv, n_tokens)
+            except QwenError:
+                if not self.prefixes.make_room():
+                    raise
 
     def _finish(self, seq: Sequence, reason: str) -> None:
         seq.stop_reason = reason
         self.running.remove(seq)
-        self.backend.cache.release(seq.kv)
+        if reason == "error":
+            self.backend.cache.release(seq.kv)
+        else:
+            self.prefixes.keep(seq.tokens, seq.kv)
 
     def _first_bad_layer(self, piece: Piece) -> str:
         """The first layer whose output is not finite, by running the step once more."""

@@ -53,6 +53,10 @@ class Backend:
         if any(page >= self.max_pages for page in seq.pages):
             raise QwenError("no memory")
 
+    def copy_page(self, source: int, target: int) -> None:
+        owners = self.owners()
+        assert owners[target] == 0, "a copy goes to a page that belongs to nobody yet"
+
     def owners(self) -> Counter[int]:
         return Counter(page for seq in self.sequences for page in seq.kv.pages)
 
@@ -61,7 +65,7 @@ class Backend:
 def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
     rs = np.random.RandomState(seed)
     backend = Backend(max_pages=rs.choice([12, 10**6]))
-    engine = Engine(backend, n_ctx=400, n_batch=int(rs.choice([1, 5, 64, 512])))
+    engine = Engine(backend, n_ctx=400, n_batch=int(rs.choice([1, 5, 64, 512])), n_kept=int(rs.choice([0, 300, 2000])))
 
     def fail() -> None:
         if rs.randint(20) == 0:
@@ -76,7 +80,7 @@ def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
             seq = Sequence(begin + rs.randint(0, N_VOCAB, rs.randint(1, 200)).tolist(), GREEDY, rs.choice([None, 0, 3, 70]))
             if len(seq.tokens) <= engine.n_ctx:
                 backend.sequences.append(seq)
-                engine.submit(seq, parent)
+                engine.submit(seq)
         elif action == 2 and engine.running:
             engine.cancel(engine.running[rs.randint(len(engine.running))])
         else:
@@ -94,6 +98,8 @@ def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
         engine.step()
     assert engine.running == []
     assert all(seq.stop_reason for seq in backend.sequences)
+    while engine.prefixes.make_room():
+        pass
     one = KVSequence()
     n_pages = backend.cache.n_pages
     backend.cache.reserve(one, n_pages * PAGE)

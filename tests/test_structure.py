@@ -27,7 +27,7 @@ LAYERS = [
     {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host"},
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "hub", "chat", "template_child", "tool_calls", "answers", "kernels"},
     {"backends"},
-    {"engine", "session"},
+    {"engine", "prefix_cache", "session"},
     {"llm", "local_chat", "remote_chat", "dialogue", "transcript", "probs_page"} |
     {"costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
     {"cli", "server", "__main__"},

@@ -1,0 +1,81 @@
+"""Finished sequences that stay in the KV cache, for new ones that begin alike: a chat's next turn computes only what is new."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from .backends import I32, Backend
+from .errors import QwenError
+from .kv_cache import PAGE, KVSequence
+
+
+class Kept(NamedTuple):
+    """`tokens`, i32 [n], are those whose keys and values `kv` holds."""
+    tokens: I32
+    kv: KVSequence
+
+
+class PrefixCache:
+    """Keeps sequences of up to `room` positions together; the one that was used longest ago goes first."""
+
+    def __init__(self, backend: Backend, room: int) -> None:
+        self._backend, self._room = backend, room
+        self.kept: list[Kept] = []  # the one used last at the end
+
+    def keep(self, tokens: Iterable[int], kv: KVSequence) -> None:
+        """Take over a finished sequence's pages; of `tokens` the first `kv.length` count."""
+        known = np.fromiter(tokens, np.int32)[:kv.length]
+        new = Kept(known, KVSequence(kv.pages, len(known)))
+        kv.pages, kv.length = [], 0
+        for old in [old for old in self.kept if common_prefix(old.tokens, known) == len(old.tokens)]:
+            self._drop(old)  # the new one begins with all of it
+        self.kept.append(new)
+        while sum(len(kept.tokens) for kept in self.kept) > self._room:
+            self._drop(self.kept[0])
+
+    def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> KVSequence:
+        """The longest beginning of `tokens` that a kept or a running sequence has computed, without the last token, whose logits are wanted.
+
+        Whole pages are shared, the positions of the one behind them are copied.
+        """
+        wanted = np.fromiter(tokens, np.int32)[:-1]
+        known = [*self.kept, *(Kept(np.array(begin[:kv.length], np.int32), kv) for begin, kv in running)]
+        lengths = [common_prefix(source.tokens, wanted) for source in known]
+        if not lengths or not max(lengths):
+            return KVSequence()
+        best = int(np.argmax(lengths))
+        if best < len(self.kept):
+            self.kept.append(self.kept.pop(best))
+        return self._copy(known[best].kv, lengths[best])
+
+    def _copy(self, source: KVSequence, length: int) -> KVSequence:
+        kv = self._backend.cache.share(source, length)
+        rest = length % PAGE
+        if rest:
+            try:
+                self._backend.reserve(kv, rest)
+            except QwenError:  # no memory for a copy: these positions are computed again, or fail then
+                return kv
+            self._backend.copy_page(source.pages[length // PAGE], kv.pages[-1])
+            self._backend.cache.commit(kv, rest)
+        return kv
+
+    def make_room(self) -> bool:
+        """Free the pages of the sequence that was used longest ago; False where none is left."""
+        if self.kept:
+            self._drop(self.kept[0])
+            return True
+        return False
+
+    def _drop(self, kept: Kept) -> None:
+        self._backend.cache.release(kept.kv)
+        self.kept = [other for other in self.kept if other is not kept]
+
+
+def common_prefix(a: I32, b: I32) -> int:
+    """How many tokens two sequences have in common from the begin on."""
+    n = min(len(a), len(b))
+    differing = np.flatnonzero(a[:n] != b[:n])
+    return int(differing[0]) if len(differing) else n
