@@ -1,0 +1,185 @@
+"""A conversation with a model: its messages, and what the user does to them. Neither the model nor the terminal is in here."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .answers import Content, Event, Reasoning, ToolCall
+from .errors import ContextFull, InputError
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .chat import Message
+
+
+@dataclass
+class Settings:
+    """How a model answers. `think` None leaves it to the template; `reasoning_budget` are tokens of thinking at most, 0 for none."""
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    think: bool | None = None
+    reasoning_budget: int | None = None
+    tools: Sequence[Message] | None = None
+    """OpenAI's definitions of functions that the model may call."""
+
+
+class ChatModel(Protocol):
+    """Whoever answers: a model on this machine, or one behind a server."""
+
+    stop_reason: str | None
+    """Why the last answer ended: eos, stop, length, context, cancelled."""
+
+    def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
+        """The next message, piece by piece. Closing the iterator stops it.
+
+        Raises ContextFull, before anything else, where the conversation is longer than the context; QwenError.
+        """
+
+    def stats(self) -> dict[str, float]:
+        """Of the last answer, with llama.cpp's names: prompt_n (tokens processed), cached_n (reused), prompt_ms, predicted_n, ..."""
+
+
+class Dialogue:
+    """The messages, oldest first, in OpenAI's form, and the user's means to change them.
+
+    What is asked joins the messages together with its answer. Where no answer comes, for an error or because it was stopped before a
+    word of it was there, the messages stay as they were and the question lies in `draft`, ready to be edited. What was written of an
+    answer that was stopped later stays.
+
+    `may_drop` is asked where the conversation is longer than the context: whether its oldest turns may go. `report` is told what went.
+    """
+
+    def __init__(self, model: ChatModel, settings: Settings, messages: Sequence[Message] = (),
+                 may_drop: Callable[[ContextFull], bool] = lambda error: False, report: Callable[[str], None] = lambda line: None) -> None:
+        self.model, self.settings = model, settings
+        self.messages: list[Message] = list(messages)
+        self.draft = ""
+        self.attached = ""
+        """Text that goes before the next question: files that were read."""
+        self._may_drop, self._report = may_drop, report
+
+    def ask(self, text: str) -> Iterator[Event]:
+        """Ask, and pass on the answer while it comes. Raises ContextFull, QwenError."""
+        self.draft = text
+        yield from self._answer([*self.messages, {"role": "user", "content": self.attached + text}])
+
+    def regenerate(self) -> Iterator[Event]:
+        """Answer the last question anew. Raises InputError if there is none, ContextFull, QwenError."""
+        yield from self._answer(self.messages[:self._last_question() + 1])
+
+    def undo(self) -> str:
+        """Take back the last question with its answer. Returns the question. Raises InputError if there is none."""
+        last = self._last_question()
+        question: str = self.messages[last]["content"]
+        del self.messages[last:]
+        return question
+
+    def edit(self) -> None:
+        """As `undo`, with the question in `draft`."""
+        self.draft = self.undo()
+
+    def clear(self) -> None:
+        """Begin anew, under the same system message."""
+        self.messages = self.messages[:n_system(self.messages)]
+        self.draft = self.attached = ""
+
+    @property
+    def system(self) -> str:
+        """The system message, "" for none."""
+        return self.messages[0]["content"] if n_system(self.messages) else ""
+
+    @system.setter
+    def system(self, text: str) -> None:
+        self.messages[:n_system(self.messages)] = [{"role": "system", "content": text}] if text else []
+
+    def _last_question(self) -> int:
+        questions = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
+        if not questions:
+            raise InputError("nothing was asked yet")
+        return questions[-1]
+
+    def _answer(self, messages: list[Message]) -> Iterator[Event]:
+        """Let the model answer `messages`, which become the dialogue's as soon as there is an answer."""
+        answer, complete, n_messages = Answer(), False, len(messages)
+        try:
+            for event in self._events(messages):
+                if len(messages) < n_messages:
+                    self._report(f"the context is full: dropped the {n_messages - len(messages)} oldest messages")
+                    n_messages = len(messages)
+                answer.add(event)
+                yield event
+            complete = True
+        finally:  # also where the answer is stopped
+            if complete or answer.content or answer.calls:
+                self.messages = [*messages, answer.message()]
+                self.draft = self.attached = ""
+
+    def _events(self, messages: list[Message]) -> Iterator[Event]:
+        """The model's answer. Where the conversation is too long and turns may go, they go from `messages`."""
+        allowed = False
+        while True:
+            try:
+                yield from self.model.answer(messages, self.settings)
+                return
+            except ContextFull as error:
+                if not allowed:
+                    allowed = len(turns(messages)) > 1 and self._may_drop(error)
+                    if not allowed:
+                        raise
+                if not drop_oldest(messages):
+                    raise ContextFull(f"the last message alone is too long: {error}") from None
+
+
+def n_system(messages: Sequence[Message]) -> int:
+    """How many messages at the beginning are the system's: 0 or 1."""
+    return int(bool(messages) and messages[0]["role"] == "system")
+
+
+def turns(messages: Sequence[Message]) -> list[int]:
+    """Where turns begin: at each question, the first one right behind the system message."""
+    questions = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    return [n_system(messages), *questions[1:]] if questions else []
+
+
+def drop_oldest(messages: list[Message]) -> bool:
+    """Drop whole turns, the oldest first, but never the last: so many that a quarter of the text before the last question goes.
+
+    A drop costs the next answer that what stays is processed anew, so it makes room for more than one turn. Returns whether any went.
+    """
+    begins = turns(messages)
+    if len(begins) < 2:
+        return False
+    sizes = [sum(len(m["content"] or "") for m in messages[begin:end]) for begin, end in zip(begins, begins[1:])]
+    n = next(n for n in range(1, len(sizes) + 1) if 4 * sum(sizes[:n]) >= sum(sizes))
+    del messages[begins[0]:begins[n]]
+    return True
+
+
+class Answer:
+    """What the events of an answer add up to."""
+
+    def __init__(self) -> None:
+        self.reasoning = self.content = ""
+        self.calls: list[ToolCall] = []
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Reasoning):
+            self.reasoning += event.text
+        elif isinstance(event, Content):
+            self.content += event.text
+        else:
+            self.calls.append(event)
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message in OpenAI's form, its thinking as `reasoning_content`."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.calls:
+            message["tool_calls"] = [
+                {"id": f"call_{i}", "type": "function",
+                 "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}}
+                for i, call in enumerate(self.calls)]
+        return message
