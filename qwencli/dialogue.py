@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .answers import Content, Event, Reasoning, ToolCall
@@ -151,7 +152,7 @@ def drop_oldest(messages: list[Message]) -> bool:
     begins = turns(messages)
     if len(begins) < 2:
         return False
-    sizes = [sum(len(m["content"] or "") for m in messages[begin:end]) for begin, end in zip(begins, begins[1:])]
+    sizes = [sum(len(m["content"] or "") for m in messages[begin:end]) for begin, end in pairwise(begins)]
     n = next(n for n in range(1, len(sizes) + 1) if 4 * sum(sizes[:n]) >= sum(sizes))
     del messages[begins[0]:begins[n]]
     return True

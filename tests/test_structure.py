@@ -24,11 +24,12 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 LAYERS = [
     {"errors"},
-    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host"},
-    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "hub", "chat", "template_child", "tool_calls", "answers", "kernels"},
+    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "files"},
+    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "kernels"} |
+    {"hub", "chat", "template_child", "tool_calls", "answers", "thinking"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
-    {"llm", "local_chat", "remote_chat", "dialogue", "transcript", "probs_page"} |
+    {"llm", "local_chat", "remote_chat", "dialogue", "settings", "transcript", "probs_page"} |
     {"costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
     {"cli", "server", "__main__"},
 ]
