@@ -9,7 +9,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
 from qwencli.errors import InputError, QwenError
-from qwencli.files import whole_file
 from qwencli.ggml_types import FILE_TYPES, GGML_TYPES, GGMLType
 from qwencli.gguf_file import GGUFFile
 from qwencli.tokenizer import Tokenizer
@@ -317,6 +316,19 @@ def add_metadata(w: GGUFWriter, name: str, s: Shape, mix: str, vocab: Vocabulary
     w.add_chat_template(CHAT_TEMPLATE)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     w.add_file_type({label: number for number, label in FILE_TYPES.items()}[mix])
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, put in its place at the end; after an error or Ctrl-C it is gone and `path` is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 # --- the command line ---

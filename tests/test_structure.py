@@ -24,7 +24,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 LAYERS = [
     {"errors"},
-    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "files"},
+    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "whole_file"},
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "kernels"} |
     {"hub", "chat", "template_child", "tool_calls", "answers", "thinking"},
     {"backends"},
