@@ -36,7 +36,7 @@ class PrefixCache:
             self._drop(self.kept[0])
 
     def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> KVSequence:
-        """The longest beginning of `tokens` that a kept or a running sequence has computed, without the last token, whose logits are wanted.
+        """The longest beginning of `tokens` that a kept or a running sequence has computed; not the last token, whose logits are wanted.
 
         Whole pages are shared, the positions of the one behind them are copied.
         """

@@ -129,7 +129,7 @@ def test_an_answer_goes_on_with_given_tokens(engine: MAKE) -> None:
     e.extend(seq, [5, 6])
     while seq.stop_reason is None:
         e.step()
-    assert seq.generated == begin + [5, 6] + naive.greedy(CONFIG, WEIGHTS, PROMPT[:20] + begin + [5, 6], 7)
+    assert seq.generated == [*begin, 5, 6, *naive.greedy(CONFIG, WEIGHTS, [*PROMPT[:20], *begin, 5, 6], 7)]
 
 
 def test_given_tokens_obey_the_limits(engine: MAKE) -> None:
