@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import InputError, QwenError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block is done; if the block raises, nothing has changed.
+
+    It is written beside `path` and renamed, so that readers and other writers see the old file or the new one, never a part. A symbolic
+    link stays and what it points to is replaced; permissions stay too, and are the user's alone where there was no file. It isn't
+    synced to the disk. Raises InputError where no file can be at `path`, QwenError where it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target):
+        if not target.is_file():
+            raise InputError(f"{path}: not a regular file, so it is not written")
+        if not os.access(target, os.W_OK):  # renaming asks for the folder's permission alone
+            raise InputError(f"{path}: cannot be written: it is read-only")
+    try:
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=".qwencli-")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                yield f
+            if target.exists():
+                shutil.copymode(target, part)
+            os.replace(part, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None

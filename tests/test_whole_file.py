@@ -1,0 +1,113 @@
+"""Files are replaced whole or not at all."""
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwencli.errors import InputError, QwenError
+from qwencli.whole_file import replacing
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, links and limits")
+
+
+def put(path: Path, data: bytes) -> None:
+    with replacing(path) as f:
+        f.write(data)
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with replacing(path) as f:
+        f.write(b"new")
+        f.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    with replacing(path) as f:
+        f.write(b"newer")
+        assert path.read_bytes() == b"new"
+    assert path.read_bytes() == b"newer"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_goes_wrong_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "f"
+    put(path, b"old")
+    with pytest.raises(error), replacing(path) as f:
+        f.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_the_last_of_two_writers_wins(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with replacing(path) as first:
+        first.write(b"first")
+        with replacing(path) as second:
+            second.write(b"second, longer")
+        assert path.read_bytes() == b"second, longer"
+        first.write(b"!")
+    assert path.read_bytes() == b"first!"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@posix
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    """A limit on the size of files, which the kernel holds as it does a full disk's, in a process of its own."""
+    path = tmp_path / "f"
+    put(path, b"old")
+    code = ("import resource, sys; from qwencli.errors import QwenError; from qwencli.whole_file import replacing\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+            "try:\n    with replacing(sys.argv[1]) as f: f.write(bytes(1001))\n"
+            "except QwenError as error: print(error)")
+    said = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
+    assert said == f"{path}: cannot be written: File too large\n"
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(QwenError, match="cannot be written: No such file or directory$"):
+        put(tmp_path / "none" / "f", b"")
+
+
+@posix
+def test_links_are_followed(tmp_path: Path) -> None:
+    target, link = tmp_path / "folder" / "f", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for data in b"through a dangling link", b"through a link":
+        put(link, data)
+        assert link.is_symlink()
+        assert target.read_bytes() == data
+    assert os.listdir(target.parent) == ["f"]
+
+
+@posix
+def test_permissions_stay(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    put(path, b"")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    put(path, b"more")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@posix
+def test_what_is_no_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, fifo, locked = tmp_path / "folder", tmp_path / "fifo", tmp_path / "locked"
+    folder.mkdir()
+    os.mkfifo(fifo)
+    locked.write_bytes(b"old")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)  # the superuser may write to any
+    for path in folder, fifo, Path("/dev/null"):
+        with pytest.raises(InputError, match="not a regular file"):
+            put(path, b"")
+    with pytest.raises(InputError, match="read-only"):
+        put(locked, b"new")
+    assert locked.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "folder", "locked"]
