@@ -68,7 +68,8 @@ def test_bytes_of_pages_carry_a_sequence_to_another_cache(model: Model, make: Ca
     assert backend.kv_layout == another.kv_layout
     for source, target in zip(first.pages, second.pages):
         memory = another.page_bytes(target)
-        assert (memory.dtype, memory.shape) == (np.uint8, backend.page_bytes(source).shape)
+        assert memory.dtype == np.uint8
+        assert memory.shape == backend.page_bytes(source).shape
         memory[:] = backend.page_bytes(source)
     second.length = N
     assert np.array_equal(logits(another, second, tokens), uninterrupted(backend, tokens))

@@ -36,9 +36,14 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_what_goes_wrong_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "f"
     put(path, b"old")
-    with pytest.raises(error), replacing(path) as f:
-        f.write(b"half")
-        raise error
+
+    def fail() -> None:
+        with replacing(path) as f:
+            f.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["f"]
 
@@ -71,7 +76,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(QwenError, match="cannot be written: No such file or directory$"):
+    with pytest.raises(QwenError, match="cannot be written: No such file or directory"):
         put(tmp_path / "none" / "f", b"")
 
 
