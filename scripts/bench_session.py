@@ -1,0 +1,49 @@
+"""How long a session takes to save and to load: `python scripts/bench_session.py MODEL [TOKENS]`. The file is in the page cache."""
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from qwencli.backends.cpu import CPUBackend
+from qwencli.gguf_file import GGUFFile
+from qwencli.kv_cache import KVSequence
+from qwencli.model import load_model
+from qwencli.session import load, save
+
+REPEATS = 9
+
+
+def median(what: str, action: Callable[[], object]) -> None:
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    print(f"{what:12} median {1000 * statistics.median(seconds):6.1f} ms, least {1000 * min(seconds):6.1f} ms")
+
+
+def main(path: str, n_tokens: int) -> None:
+    model = load_model(GGUFFile(path))
+    median("fingerprint", model.file.fingerprint)
+    backend, kv, draw = CPUBackend(model), KVSequence(), np.random.default_rng(0)
+    backend.reserve(kv, n_tokens)
+    backend.cache.commit(kv, n_tokens)
+    for page in kv.pages:
+        memory = backend.page_bytes(page)
+        memory[:] = draw.integers(0, 256, len(memory), np.uint8)
+    tokens = draw.integers(0, model.config.n_vocab, n_tokens).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "session"
+        median("save", lambda: save(file, backend, tokens, kv))
+        print(f"{file.stat().st_size:,} bytes")
+        median("load", lambda: load(file, CPUBackend(model), n_tokens))  # another backend each time: memory that was not touched before
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 2000)
