@@ -1,0 +1,147 @@
+"""A streamed answer of OpenAI's protocol: from bytes to events."""
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from .errors import QwenError
+
+MAX_EVENT = 2**20
+"""Bytes of one event."""
+MAX_COUNT = 1e15
+"""No server has honest figures above it, and floats are exact up to there."""
+
+
+def events(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The data of server-sent events, cut anywhere into pieces (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    An event that the stream's end cuts off is dropped. Raises QwenError for one of more than MAX_EVENT bytes.
+    """
+    pending, data, size = b"", [], 0
+    for piece in pieces:
+        *lines, pending = (pending + piece).split(b"\n")
+        for line in lines:
+            field, colon, value = line.removesuffix(b"\r").partition(b":")
+            if field in (b"data", b"error"):  # llama-server wrote its errors into a field of their own
+                data.append(value.removeprefix(b" "))
+                size += len(line)
+            elif not field and not colon:
+                if event := b"\n".join(data).strip():
+                    yield event
+                data, size = [], 0
+        if size + len(pending) > MAX_EVENT:
+            raise QwenError(f"the server sent an event of more than {MAX_EVENT} bytes")
+
+
+class StreamedAnswer:
+    """An answer while it arrives in chunks: what they become, why they ended, and what they say of their cost."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] | None) -> None:
+        self.finish: str | None = None
+        self._parser = AnswerParser(tools=tools)  # for servers that leave <think> and <tool_call> in the text
+        self._calls: list[PartialCall] = []
+        self._usage: dict[str, Any] = {}
+        self._timings: dict[str, Any] = {}
+        self.begun = False  # something of it has arrived
+        self._begin = self._first = self._last = time.monotonic()
+
+    def add(self, chunk: dict[str, Any]) -> Iterator[Event]:
+        """The events of a chunk: `choices` with a `delta`, or with a whole `message` where the server does not stream; or none."""
+        self._usage = mapping(chunk.get("usage")) or self._usage
+        self._timings = mapping(chunk.get("timings")) or self._timings
+        choices = chunk.get("choices")
+        choice = mapping(choices[0]) if isinstance(choices, list) and choices else {}
+        delta = mapping(choice.get("delta")) or mapping(choice.get("message"))
+        self.finish = text(choice.get("finish_reason")) or self.finish
+        thought, content = text(delta.get("reasoning_content")) or text(delta.get("reasoning")), text(delta.get("content"))
+        calls = delta.get("tool_calls")
+        if thought or content or calls:
+            self._last = time.monotonic()
+            self._first = self._first if self.begun else self._last
+            self.begun = True
+        if thought:
+            yield Reasoning(thought)
+        yield from self._parser.add(content)
+        for call in calls if isinstance(calls, list) else ():
+            self._add_call(mapping(call))
+
+    def _add_call(self, delta: dict[str, Any]) -> None:
+        """A call's first delta names it, later ones add to its arguments. Some servers give several calls one index, but never one id."""
+        index, id, function = delta.get("index"), text(delta.get("id")), mapping(delta.get("function"))
+        if not function:
+            return
+        call = next((c for c in reversed(self._calls) if c.index == index), None)
+        if call is None or (id and call.id and id != call.id):
+            call = PartialCall(index, id)
+            self._calls.append(call)
+        call.name += text(function.get("name"))
+        arguments = function.get("arguments")
+        call.arguments.append(json.dumps(arguments) if isinstance(arguments, dict) else text(arguments))
+
+    def end(self) -> Iterator[Event]:
+        """What was held back: the text that might have begun a tag, and the calls."""
+        yield from self._parser.end()
+        yield from (call.event() for call in self._calls)
+        self._calls = []
+
+    def stats(self) -> dict[str, float]:
+        """Tokens and milliseconds by llama.cpp's names, as the server gives them; times are else measured here, counts left out."""
+        given = {"cached_n" if name == "cache_n" else name: value for name, value in self._timings.items()}
+        if not given:
+            given = {"predicted_n": self._usage.get("completion_tokens"),
+                     "prompt_ms": 1e3 * (self._first - self._begin), "predicted_ms": 1e3 * (self._last - self._first)}
+            prompt: Any = self._usage.get("prompt_tokens")
+            cached = mapping(self._usage.get("prompt_tokens_details")).get("cached_tokens") or 0
+            if is_count(prompt) and is_count(cached):
+                given |= {"prompt_n": prompt - cached, "cached_n": cached}
+        return {name: value for name, value in given.items() if is_count(value)}
+
+
+class PartialCall:
+    """A tool call while its parts arrive."""
+
+    def __init__(self, index: Any, id: str) -> None:
+        self.index, self.id, self.name = index, id, ""
+        self.arguments: list[str] = []
+
+    def event(self) -> Event:
+        """The call; text such as the model may have written where it is malformed or cut off."""
+        written = "".join(self.arguments).strip() or "{}"
+        arguments = parsed(written)
+        if self.name and arguments is not None:
+            return ToolCall(self.name, arguments)
+        return Content(f'<tool_call>\n{{"name": {json.dumps(self.name, ensure_ascii=False)}, "arguments": {written}}}\n</tool_call>')
+
+
+def parsed(data: bytes | str) -> dict[str, Any] | None:
+    """A JSON object; None for what is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` where it is an object, else an empty one: a server may send anything in any place."""
+    return value if isinstance(value, dict) else {}
+
+
+def text(value: Any) -> str:
+    """`value` where it is a text, without halves of surrogate pairs, which cannot be written anywhere."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
+
+
+def message_of(answer: Mapping[str, Any]) -> str:
+    """What a server says of an error, in one of the forms they use; "" for none."""
+    error = answer.get("error", answer)
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or ""
+    return text(error if isinstance(error, str) else json.dumps(error))
