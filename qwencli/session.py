@@ -115,10 +115,11 @@ def _parse(header: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
 def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: int, path: str | os.PathLike[str]) -> None:
     file, n_vocab = backend.model.file, backend.model.config.n_vocab
     if about["fingerprint"] != file.fingerprint():
-        raise InputError(f"{path}: a session of another model, {about['model'][:80]!r}, expected one of {file.path.name!r}")
+        raise InputError(f"{path}: a session of another model ({about['model'][:80]!r}), not of {file.path.name!r}:"
+                         " name another session file")
     if about["kv_layout"] != backend.kv_layout:
-        raise InputError(f"{path}: a session of another backend, with a KV cache of {about['kv_layout'][:80]!r},"
-                         f" expected {backend.kv_layout!r}")
+        raise InputError(f"{path}: a session of another backend (its KV cache is {about['kv_layout'][:80]!r},"
+                         f" expected {backend.kv_layout!r}): name another session file")
     if len(tokens) > n_ctx:
         raise ContextFull(f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c")
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < n_vocab:
@@ -172,4 +173,4 @@ def n_pages_for(n_tokens: int) -> int:
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> FormatError:
-    return FormatError(f"{path}: a damaged session: {what}")
+    return FormatError(f"{path}: a damaged session ({what}): remove it or name another")
