@@ -10,6 +10,7 @@ from .gguf_file import SPLIT_NAME
 
 EMBEDDED = Path(__file__).with_name("data") / "demo-q4_k_m.gguf"
 VARIABLE = "QWENCLI_MODEL"
+MODELS = Path("models")
 
 
 class ModelPath(NamedTuple):
@@ -21,16 +22,30 @@ class ModelPath(NamedTuple):
 def find_model(chosen: str | None = None) -> ModelPath:
     """The file to run: `chosen`, else $QWENCLI_MODEL, else the one GGUF in ./models, else the embedded model.
 
-    The first two may be a file or a folder that holds one GGUF. Raises QwenError where there is none, or more than one to choose from.
+    The first two may be a file, a folder that holds one GGUF, or the name of an installed model. Raises QwenError where there is none,
+    or more than one to choose from.
     """
     if chosen == "":
         raise QwenError("the model's path is empty, expected a GGUF file or a folder with one")
     for value, reason in (chosen, "-m"), (os.environ.get(VARIABLE), f"${VARIABLE}"):
+        if value and os.path.isdir(value):
+            return ModelPath(_in_folder(Path(value)), reason)
         if value:
-            return ModelPath(_in_folder(Path(value)) if os.path.isdir(value) else Path(value), reason)
-    if candidates := _models_of(Path("models")):
-        return ModelPath(_only(Path("models"), candidates), "the one in ./models")
+            return ModelPath(Path(value), reason) if os.path.lexists(value) else _by_name(value, reason)
+    if candidates := _models_of(MODELS):
+        return ModelPath(_only(MODELS, candidates), "the one in ./models")
     return ModelPath(EMBEDDED, "embedded: a tiny demo model, choose another with -m")
+
+
+def _by_name(name: str, reason: str) -> ModelPath:
+    from .installed import find, near  # looks through folders: only where no path is given
+    if model := find(name):
+        return ModelPath(model.paths[0], f"{reason} {name}")
+    if not os.path.isabs(name) and (names := near(name)):
+        raise QwenError(f"{name}: no such file and no model of that name; near names: {', '.join(names)}")
+    if os.path.isabs(name) or name.endswith(".gguf"):
+        return ModelPath(Path(name), reason)  # opening it says what is wrong
+    raise QwenError(f"{name}: no such file and no model of that name; see `qwencli list`")
 
 
 def _models_of(folder: Path) -> list[Path]:

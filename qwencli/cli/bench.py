@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import choose_model, example, printable, say, write_text
+from ._common import example, printable, say, write_text
+from ._models import Wanted, choose_model, models_option
 
 if TYPE_CHECKING:
     from ..bench import Result, Test
@@ -56,8 +57,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 @click.command(epilog=example("qwencli bench", "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
                               "qwencli bench -m model.gguf -p 0 -n 32 -npl 1,2,4,8 -o jsonl", "qwencli bench -m model.gguf -r 1 --profile"))
-@click.option("-m", "--model", "models", metavar="PATH", multiple=True,
-              help="A GGUF file, or a folder with one; may be given several times. Default: as for `qwencli run`.")
+@models_option
 @numbers("-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test.")
 @numbers("-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg), 0 for no such test.")
 @click.option("-pg", "n_pg", metavar="P,N", multiple=True, callback=read_pairs, help="A prompt and a generation timed together (pp+tg).")
@@ -68,7 +68,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.option("-r", "--repetitions", "repeat", type=click.IntRange(1, 10000), default=5, show_default=True, help="Times each test is run.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv", "jsonl"]), default="md", show_default=True, help="What is printed.")
 @click.option("--profile", is_flag=True, help="Show where the time goes, by kind of operation (with -o md, json and jsonl).")
-def bench(models: tuple[str, ...], n_prompt: list[int], n_gen: list[int], n_pg: list[tuple[int, int]], n_depth: list[int],
+def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_pg: list[tuple[int, int]], n_depth: list[int],
           n_seq: list[int], n_batch: list[int], n_threads: list[int], repeat: int, output: str, profile: bool) -> None:
     """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
 
@@ -83,10 +83,10 @@ def bench(models: tuple[str, ...], n_prompt: list[int], n_gen: list[int], n_pg: 
     {"md": print_table, "json": print_json, "jsonl": print_json_lines, "csv": print_csv}[output](found)
 
 
-def run(models: Sequence[str], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int], n_threads: Sequence[int | None], repeat: int,
+def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int], n_threads: Sequence[int | None], repeat: int,
         profile: bool) -> Iterator[Result]:
     """The results as they come, with a bar on stderr."""
-    paths = [choose_model(path).path for path in models or (None,)]
+    paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
 
     from ..bench import Test, check, run_bench

@@ -5,7 +5,8 @@ import sys
 
 import click
 
-from ._common import choose_model, example, mmap_option, model_option, read_text, write_bytes
+from ._common import example, mmap_option, read_text, write_bytes
+from ._models import Wanted, choose_model, model_option
 from .tokenize import parse_ids
 
 
@@ -13,7 +14,7 @@ from .tokenize import parse_ids
 @click.argument("ids", nargs=-1)
 @model_option
 @mmap_option
-def detokenize(ids: tuple[str, ...], model: str | None, no_mmap: bool) -> None:
+def detokenize(ids: tuple[str, ...], model: Wanted | None, no_mmap: bool) -> None:
     """Turn token IDS, or those on stdin, back into the bytes they stand for."""
     from ..gguf_file import GGUFFile
     from ..tokenizer import Tokenizer

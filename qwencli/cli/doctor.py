@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from ._common import example, json_option, model_option, printable, say, size, write_text
+from ._common import example, json_option, printable, say, size, write_text
+from ._models import Wanted, fetched, model_option
 
 
 @click.command(epilog=example("qwencli doctor", "qwencli doctor -m model.gguf --json"))
 @model_option
 @json_option
 @click.option("--clear-cache", is_flag=True, help="Delete the compiled kernels, of this and of other versions, and do nothing else.")
-def doctor(model: str | None, as_json: bool, clear_cache: bool) -> None:
+def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
     """Show what was found on this machine, what is used of it, and what would make it faster.
 
     Kernels are checked in a process of their own, and what the memory and the cores can do is measured; the first time that compiles
@@ -26,7 +27,7 @@ def doctor(model: str | None, as_json: bool, clear_cache: bool) -> None:
         facts: dict[str, Any] = {"deleted": n_files, "bytes": n_bytes}
         write_text(json.dumps(facts) + "\n" if as_json else f"deleted {n_files} files, {size(n_bytes)}\n")
         return
-    facts = examine(model, say)
+    facts = examine(fetched(model), say)
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts))
 
 

@@ -13,18 +13,19 @@ from ..errors import ModelError
 from ..ggml_types import FILE_TYPES
 from ..gguf_file import GGUFFile
 from ..metadata import ARRAY, LazyArray
-from ._common import choose_model, example, json_option, mmap_option, printable, size, write_text
+from ._common import example, json_option, mmap_option, printable, size, write_text
+from ._models import Wanted, choose_model, model_argument
 
 KV_BYTES_PER_VALUE = 2  # the CPU backend's cache holds half floats
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
 
 
 @click.command(epilog=example("qwencli info", "qwencli info model.gguf --tensors", "qwencli info model.gguf --json"))
-@click.argument("model", required=False)
+@model_argument
 @click.option("--tensors", is_flag=True, help="List every tensor: name, type, shape (rows first), bytes.")
 @json_option
 @mmap_option
-def info(model: str | None, tensors: bool, as_json: bool, no_mmap: bool) -> None:
+def info(model: Wanted | None, tensors: bool, as_json: bool, no_mmap: bool) -> None:
     """Show what a model file holds: architecture, size, types, metadata, and the memory that a context takes."""
     chosen = choose_model(model, quiet=model is not None)
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)

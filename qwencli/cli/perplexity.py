@@ -10,16 +10,15 @@ from ._common import (
     CompileBar,
     backend_option,
     check_context,
-    choose_model,
     example,
     json_option,
     mmap_option,
-    model_option,
     read_text,
     say,
     threads_option,
     write_text,
 )
+from ._models import Wanted, choose_model, model_option
 
 
 @click.command(epilog=example("qwencli perplexity -f wiki.test.raw",
@@ -34,7 +33,7 @@ from ._common import (
 @backend_option
 @json_option
 @mmap_option
-def perplexity(model: str | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, backend: str,
+def perplexity(model: Wanted | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, backend: str,
                as_json: bool, no_mmap: bool) -> None:
     """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
 

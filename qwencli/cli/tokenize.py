@@ -6,7 +6,8 @@ import json
 import click
 
 from ..errors import InputError
-from ._common import choose_model, example, json_option, mmap_option, model_option, read_text, write_text
+from ._common import example, json_option, mmap_option, read_text, write_text
+from ._models import Wanted, choose_model, model_option
 
 
 @click.command(epilog=example('qwencli tokenize "Once upon a time"',
@@ -19,7 +20,7 @@ from ._common import choose_model, example, json_option, mmap_option, model_opti
 @json_option
 @click.option("--special", is_flag=True, help="Recognise control tokens such as <|im_end|> in the text.")
 @mmap_option
-def tokenize(text: str | None, model: str | None, file: str | None, only_ids: bool, as_json: bool, special: bool, no_mmap: bool) -> None:
+def tokenize(text: str | None, model: Wanted | None, file: str | None, only_ids: bool, as_json: bool, special: bool, no_mmap: bool) -> None:
     """Show the tokens of a text: TEXT, a file, or stdin, taken as it stands."""
     if text is not None and file is not None:
         raise click.UsageError("give TEXT or -f, not both")

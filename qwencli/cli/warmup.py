@@ -5,24 +5,24 @@ import json
 
 import click
 
-from ._common import CompileBar, choose_model, example, json_option, say, write_text
+from ._common import CompileBar, example, json_option, say, write_text
+from ._models import Wanted, choose_model, models_option
 
 
 @click.command(epilog=example("qwencli warmup", "qwencli warmup -m model.gguf", "qwencli warmup -m model.gguf --all --isa avx2 --json"))
-@click.option("-m", "--model", "models", metavar="PATH", multiple=True,
-              help="A GGUF file, or a folder with one; may be given several times. Default: as for `qwencli run`.")
+@models_option
 @click.option("--isa", "isas", metavar="NAME", multiple=True,
               help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.")
 @click.option("--all", "all_formats", is_flag=True, help="Compile for every format that the models may come in, not only for theirs.")
 @click.option("--tune/--no-tune", default=True, show_default=True, help="Try which tiles of products are the fastest on this CPU.")
 @json_option
-def warmup(models: tuple[str, ...], isas: tuple[str, ...], all_formats: bool, tune: bool, as_json: bool) -> None:
+def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool, tune: bool, as_json: bool) -> None:
     """Compile what a model needs ahead of its first run, as when a container image is built.
 
     Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are found again by a user who has the same cache folder, on a
     CPU of the same kind; those for avx2, avxvnni, neon and generic on any that has these instructions.
     """
-    paths = [choose_model(path).path for path in models or (None,)]
+    paths = [choose_model(wanted).path for wanted in models]
     from ..gguf_file import GGUFFile
     from ..model import load_model
     from ..warmup import warm_up

@@ -1,0 +1,138 @@
+"""The options that say which model is meant, and finding, fetching and announcing it."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ..errors import QwenError
+from ..model_path import VARIABLE, ModelPath, find_model
+from ._common import printable, say, size
+
+if TYPE_CHECKING:
+    from ..hub import RemoteModel
+    from ..hub_names import HubName
+
+Command = Callable[..., Any]
+WHAT = "A GGUF file, a folder with one, or a name as `qwencli list` and `qwencli pull` have it."
+
+
+class Wanted(NamedTuple):
+    """A model that was asked for: by -m, or as a repository of the hub by -hf."""
+    name: str
+    hub: bool = False
+    file: str | None = None
+    yes: bool = False
+
+
+def model_option(command: Command) -> Command:
+    """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where neither -m nor -hf is given."""
+    option = click.option("-m", "--model", metavar="PATH|NAME",
+                          help=f"{WHAT} Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
+    return option(_hub_options(command, "model", several=False))
+
+
+def model_argument(command: Command) -> Command:
+    """As model_option, with an argument MODEL in the place of -m."""
+    return click.argument("model", required=False)(_hub_options(command, "model", several=False))
+
+
+def models_option(command: Command) -> Command:
+    """As model_option for any number of models, passed on as `models`: a list of Wanted, of None alone where there is none."""
+    option = click.option("-m", "--model", "models", metavar="PATH|NAME", multiple=True,
+                          help=f"{WHAT} May be given several times. Default: as for `qwencli run`.")
+    return option(_hub_options(command, "models", several=True))
+
+
+def _hub_options(command: Command, passed_as: str, several: bool) -> Command:
+    @wraps(command)
+    def wrapper(hf_repo: Any, hf_file: str | None, yes: bool, **kwargs: Any) -> Any:
+        given, repos = kwargs.pop(passed_as), hf_repo if several else [hf_repo] * (hf_repo is not None)
+        named = given if several else [given] * (given is not None)
+        if named and repos and not several:
+            raise click.UsageError("give a model or -hf, not both")
+        if hf_file is not None and len(repos) != 1:
+            raise click.UsageError("-hff names a file of the one repository that -hf names")
+        wanted: list[Wanted | None] = [Wanted(name, yes=yes) for name in named]
+        wanted += [Wanted(repo, True, hf_file, True) for repo in repos]
+        return command(**{passed_as: (wanted or [None]) if several else wanted[0] if wanted else None}, **kwargs)
+
+    for option in (
+            click.option("-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."),
+            click.option("-hff", "--hf-file", metavar="FILE", help="The file in the repository of -hf."),
+            click.option("-hf", "--hf-repo", metavar="USER/REPO[:QUANT]", multiple=several,
+                         help="A model from the Hugging Face hub, as llama.cpp takes it: fetched if it is not on this machine.")):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+def choose_model(wanted: Wanted | None, quiet: bool = False) -> ModelPath:
+    """Find the model, fetched if need be, and say on stderr, in one line, which it is and why."""
+    chosen = _from_hub(wanted) if wanted and wanted.hub else find_model(fetched(wanted))
+    if not quiet:
+        print(printable(f"model: {chosen.path} ({chosen.reason})"), file=sys.stderr, flush=True)
+    return chosen
+
+
+def _from_hub(wanted: Wanted) -> ModelPath:
+    from ..hub_names import HubName
+    from ..installed import find
+    name = HubName.parse(wanted.name)
+    if name is None or name.file:
+        raise QwenError(f"{wanted.name}: no repository of the hub, expected user/repo or user/repo:QUANT")
+    if wanted.file:
+        name = HubName(name.repo, None, wanted.file)
+    if model := find(str(name), first=True, hub=True):
+        return ModelPath(model.paths[0], f"-hf {name}")
+    from ..hub import look_up
+    return ModelPath(fetch(look_up(name, first=True)), f"-hf {name}")
+
+
+def fetched(wanted: Wanted | None) -> str | None:
+    """The path or name that was asked for. Where it, or the variable, means a model of the hub that is not here: ask, and fetch it."""
+    if wanted and wanted.hub:
+        return str(_from_hub(wanted).path)
+    value = wanted.name if wanted else os.environ.get(VARIABLE)
+    if value and not os.path.lexists(value) and (name := hub_name(value)):
+        from ..installed import find
+        if not find(value):
+            ask_and_fetch(name, wanted is not None and wanted.yes)
+    return wanted.name if wanted else None
+
+
+def hub_name(value: str) -> HubName | None:
+    """The name on the hub that a value of -m is; None for what looks more like a path."""
+    from ..hub_names import HubName
+    name = HubName.parse(value)
+    is_path = os.path.isdir(value.split("/")[0]) or (name is not None and name.tag is None and name.repo.endswith(".gguf"))
+    return None if is_path else name
+
+
+def ask_and_fetch(name: HubName, yes: bool) -> Path:
+    """Raises QwenError where nobody can be asked or the answer is no."""
+    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise QwenError(f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y")
+    from ..hub import look_up
+    model = look_up(name)
+    if not yes and not click.confirm(f"{model.name} is not on this machine. Fetch {size(model.n_bytes)}?", default=True, err=True):
+        raise QwenError(f"{name}: not fetched")
+    return fetch(model)
+
+
+def fetch(model: RemoteModel) -> Path:
+    """Fetch a model with progress bars on stderr. Returns the path of its first file."""
+    from tqdm import tqdm
+
+    from ..hub import fetch as fetch_files
+    say(f"fetching {model.name}, {size(model.n_bytes)}")
+    try:
+        with tqdm(total=model.n_bytes, desc="checking", unit="B", unit_scale=True, leave=False, disable=None, delay=1) as bar:
+            return fetch_files(model, bar.update)
+    except KeyboardInterrupt:
+        say(f"\nstopped; `qwencli pull {model.name}` goes on from there")
+        raise

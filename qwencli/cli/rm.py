@@ -1,0 +1,29 @@
+"""`qwencli rm`"""
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..errors import QwenError
+from ._common import example, say, size
+
+
+@click.command(epilog=example("qwencli rm bartowski/Qwen_Qwen3-0.6B-GGUF:Q4_K_M", "qwencli rm -y models/old.gguf"))
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
+def rm(names: tuple[str, ...], yes: bool) -> None:
+    """Remove models from the Hugging Face hub's cache or from ./models, by the names that `qwencli list` shows.
+
+    Of a repository with several models only the named one goes. Nothing else is ever touched.
+    """
+    from ..removal import removable, remove
+    models = [removable(name) for name in dict.fromkeys(names)]
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise QwenError("nobody can be asked here, add -y to remove without asking")
+        what = ", ".join(f"{model.name} ({size(sum(path.stat().st_size for path in model.paths))})" for model in models)
+        if not click.confirm(f"Remove {what}?", err=True):
+            raise QwenError("nothing removed")
+    for model in models:
+        say(f"removed {model.name}, {size(remove(model))} freed")

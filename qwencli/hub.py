@@ -1,0 +1,174 @@
+"""Fetching models from the Hugging Face hub, into huggingface_hub's own cache, so that other programs find them too.
+
+That library is asked for everything but the download itself: its newer versions forget what was fetched when a download breaks off, and
+none compares the SHA-256. Here the part stays as `blobs/<etag>.incomplete`, its older versions' name, and becomes a blob once it is right;
+linking it into a snapshot is the library's work again. Used is what 0.34 and 2.x both have.
+"""
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import QwenError
+from .hub_names import HubName, choose, models_among, names_of
+from .installed import hub_cache, installed, near
+
+BLOCK = 2**20
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class RemoteFile(NamedTuple):
+    """A file on the hub; `sha256` is None where it is not kept as a large one."""
+    path: str
+    n_bytes: int | None
+    sha256: str | None
+
+
+class RemoteModel(NamedTuple):
+    """A model on the hub, under the name that `-m` takes once it is here; more than one file where it is split."""
+    name: str
+    repo: str
+    files: list[RemoteFile]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.n_bytes or 0 for file in self.files)
+
+
+def look_up(name: HubName, first: bool = False) -> RemoteModel:
+    """Ask the hub which files a name means; `first` as in hub_names.choose. Raises QwenError where it is not there or can't be reached."""
+    from huggingface_hub import HfApi
+    with _errors(name.repo):
+        info = HfApi(endpoint=endpoint()).model_info(name.repo, files_metadata=True)
+        about = {file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
+                 for file in info.siblings or [] if ".." not in file.rfilename.split("/") and not re.search(r"^/|[\\:\0]", file.rfilename)}
+    models = models_among(about)
+    chosen = choose(name, {first: sum(about[part].n_bytes or 0 for part in parts) for first, parts in models.items()}, first)
+    return RemoteModel(names_of(name.repo, models)[chosen], name.repo, [about[part] for part in models[chosen]])
+
+
+def fetch(model: RemoteModel, checked: Callable[[int], Any] = lambda n_bytes: None) -> Path:
+    """Fetch what is missing of a model and return the path of its first file. `checked` is told of bytes whose hash is computed.
+
+    Raises QwenError: not to be reached, no space, a wrong hash. What was fetched stays and is gone on with the next time, but for a file
+    whose hash is wrong.
+    """
+    with _errors(model.repo):
+        first, *_ = [_fetch_file(model.repo, file, checked) for file in model.files]
+    return first
+
+
+def _fetch_file(repo: str, file: RemoteFile, checked: Callable[[int], Any]) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import WeakFileLock
+    cache = hub_cache()
+    url = hf_hub_url(repo, file.path, endpoint=endpoint())
+    about = get_hf_file_metadata(url)
+    etag, folder = about.etag or "", "models--" + repo.replace("/", "--")
+    if not re.fullmatch(r"\w[\w.-]*", etag):  # becomes the name of a file
+        raise QwenError(f"{repo}: {endpoint()} names no usable ETag for {file.path}, expected one of letters and digits")
+    blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
+    if not isinstance(try_to_load_from_cache(repo, file.path, cache, about.commit_hash), str):
+        for path in blob, lock:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            if not blob.exists():
+                partial = blob.with_name(f"{etag}.incomplete")
+                _download(url, partial, file.path, about.size if about.size is not None else file.n_bytes)
+                _check(partial, repo, file, checked)
+                partial.replace(blob)
+    path = Path(hf_hub_download(repo, file.path, cache_dir=cache, endpoint=endpoint()))
+    if not path.is_symlink():  # where there are no links the library has copied the blob
+        blob.unlink(missing_ok=True)
+    return path
+
+
+def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+    with partial.open("ab") as f:
+        if n_bytes is not None:
+            if f.tell() > n_bytes:
+                f.truncate(0)
+            free = shutil.disk_usage(partial.parent).free
+            if free < n_bytes - f.tell():
+                raise QwenError(f"{partial.parent}: {(n_bytes - f.tell()) / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")
+        http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=n_bytes, displayed_filename=shown)
+
+
+def _check(partial: Path, repo: str, file: RemoteFile, checked: Callable[[int], Any]) -> None:
+    if file.sha256 is None:
+        return
+    digest = hashlib.sha256()
+    with partial.open("rb") as f:
+        while block := f.read(BLOCK):
+            digest.update(block)
+            checked(len(block))
+    if digest.hexdigest() != file.sha256:
+        partial.unlink()
+        raise QwenError(f"{repo}: {file.path} arrived with the SHA-256 {digest.hexdigest()}, expected {file.sha256}: removed, try again")
+
+
+# -- What can go wrong --------------------------------------------------------------------------------------------------
+
+
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+@contextmanager
+def _errors(repo: str) -> Iterator[None]:
+    """Turn the library's errors into one line each."""
+    from huggingface_hub import errors, get_token
+    anything: Any = errors.HfHubHTTPError.__mro__[1]  # the base of requests' or of httpx's errors, whichever the library uses
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise QwenError(f"{repo}: its owner wants to know who fetches it: ask for access on {endpoint()}/{repo}, "
+                        "then set HF_TOKEN to your token or call `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        raise _not_found(repo) from None
+    except errors.OfflineModeIsEnabled:
+        raise QwenError(f"{repo}: not fetched: HF_HUB_OFFLINE is set") from None
+    except errors.HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code == 401 and not get_token():
+            raise _not_found(repo) from None  # the hub does not tell strangers what is missing and what is private
+        raise QwenError(f"{repo}: {_answer(error)}") from None
+    except (anything, errors.LocalEntryNotFoundError, OSError) as error:
+        number = getattr(error, "errno", None)
+        if number in FULL:
+            raise QwenError(f"{hub_cache()}: the disk is full; what was fetched of {repo} stays there and is gone on with") from None
+        if number and getattr(error, "filename", None):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise QwenError(f"{repo}: {endpoint()} cannot be reached or broke off: {reason}") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise QwenError(f"{repo}: {endpoint()} does not answer as the hub does: {str(error).partition(chr(10))[0]}") from None
+
+
+def _answer(error: Any) -> str:
+    code = error.response.status_code if error.response is not None else 0
+    why = {401: "the token in HF_TOKEN is not accepted", 403: "the token in HF_TOKEN does not allow it", 404: "not found",
+           429: "too many requests, try again later"}.get(code, "try again later" if code >= 500 else "refused")
+    return f"{endpoint()} answered with {code}: {why}"
+
+
+def _not_found(repo: str) -> QwenError:
+    """With names like this one, of installed models and of what a search on the hub finds."""
+    from huggingface_hub import HfApi
+    owner, _, rest = repo.partition("/")
+    known = [model.repo for model in installed() if model.repo]
+    with suppress(Exception):  # whatever it is: there is an error to report already
+        api = HfApi(endpoint=endpoint())
+        known += [model.id for model in api.list_models(author=owner, search=re.split(r"[-_.]", rest)[0], filter="gguf", limit=100)]
+        known += [model.id for model in api.list_models(search=re.sub(r"(?i)-gguf$", "", rest), filter="gguf", limit=20)]
+    names = near(repo, known)
+    suggestions = f"; near names: {', '.join(names)}" if names else ""
+    return QwenError(f"{repo}: no such repository on {endpoint()}, or a private one that needs HF_TOKEN{suggestions}")

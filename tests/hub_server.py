@@ -1,0 +1,141 @@
+"""A server that speaks as much of the Hugging Face hub's API as fetching a model needs, and fails as it is told.
+
+The API: https://huggingface.co/docs/hub/api; the headers of files: huggingface_hub's constants.
+"""
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """`files` are those of each repository. What it does wrong: `status` answers everything so, `gated` and `private` repositories need
+    `token`, `lies` are files whose SHA-256 is given wrong, and the next download of a file ends after `broken_after[file]` bytes, or
+    waits there for `resume`. `requests` are what was asked: method, path, Range, whether with the token."""
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    status: int | None = None
+    status_of_downloads: int | None = None
+    gated: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
+    token: str = "hf_right"
+    lies: set[str] = field(default_factory=set)
+    broken_after: dict[str, int] = field(default_factory=dict)
+    hangs: bool = False
+    reached: threading.Event = field(default_factory=threading.Event)
+    resume: threading.Event = field(default_factory=threading.Event)
+    requests: list[tuple[str, str, str | None, bool]] = field(default_factory=list)
+    url: str = ""
+
+    def ranges(self, file: str) -> list[str | None]:
+        """The Range of each download of a file."""
+        return [range_ for method, path, range_, _ in self.requests if method == "GET" and path.endswith(f"/resolve/main/{file}")]
+
+    def sha256(self, file: str, content: bytes) -> str:
+        return hashlib.sha256(content + (b"lie" if file in self.lies else b"")).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, url = self.hub, urlsplit(self.path)
+        token = self.headers.get("Authorization")
+        hub.requests.append((self.command, unquote(url.path), self.headers.get("Range"), token == f"Bearer {hub.token}"))
+        parts = unquote(url.path).strip("/").split("/")
+        if hub.status:
+            return self.refuse(hub.status)
+        if parts == ["api", "models"]:
+            wanted = parse_qs(url.query)["search"][0].lower()
+            return self.answer([{"id": repo, "private": False, "tags": [], "downloads": 0} for repo in hub.files if wanted in repo.lower()])
+        repo = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
+        allowed = token == f"Bearer {hub.token}"
+        if token and not allowed:
+            return self.refuse(401, message="Invalid credentials in Authorization header")
+        if repo not in hub.files or (repo in hub.private and not allowed):
+            return self.refuse(404 if allowed else 401, "RepoNotFound" if allowed else None)
+        if parts[:2] == ["api", "models"]:
+            return self.answer({
+                "id": repo, "modelId": repo, "sha": COMMIT, "private": False, "gated": repo in hub.gated, "tags": [], "downloads": 0,
+                "siblings": [{"rfilename": name, "size": len(content), "blobId": "0" * 40,
+                              "lfs": {"sha256": hub.sha256(name, content), "size": len(content), "pointerSize": 130}}
+                             for name, content in hub.files[repo].items()]})
+        if repo in hub.gated and not allowed:
+            return self.refuse(403 if token else 401, "GatedRepo")
+        assert parts[2:4] == ["resolve", "main"], self.path
+        self.send_file("/".join(parts[4:]), hub.files[repo])
+
+    def answer(self, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def refuse(self, status: int, code: str | None = None, message: str | None = None) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        if message:
+            self.send_header("X-Error-Message", message)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def send_file(self, name: str, files: dict[str, bytes]) -> None:
+        hub = self.hub
+        if name not in files:
+            return self.refuse(404, "EntryNotFound")
+        if hub.status_of_downloads and self.command == "GET":
+            return self.refuse(hub.status_of_downloads)
+        content, wanted = files[name], self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", '"not the linked one"')
+        self.send_header("X-Linked-ETag", f'"{hub.sha256(name, content)}"')
+        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("Accept-Ranges", "bytes")
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        end = hub.broken_after.pop(name, len(content))
+        self.wfile.write(content[start:end])
+        if end < len(content):
+            self.wfile.flush()
+            hub.reached.set()
+            if hub.hangs:
+                hub.resume.wait(30)
+            self.close_connection = True
+
+
+@contextmanager
+def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
+    """A hub on a free port, in a thread."""
+    hub = Hub(files)
+    handler = type("HubHandler", (Handler,), {"hub": hub})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.resume.set()
+            server.shutdown()
+            thread.join()
