@@ -1,96 +1,300 @@
 """Chat templates: a file's own Jinja template turns messages into the text that the model was trained on."""
 from __future__ import annotations
 
-import datetime
 import json
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import InputError, ModelError
+from . import template_child
+from .errors import InputError, ModelError, QwenError
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jinja2.ext import Extension
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
+    from subprocess import Popen
 
-Message = Mapping[str, str]
-"""`role` and `content`, as in OpenAI's API."""
+Message = Mapping[str, Any]
+"""As in OpenAI's API: `role`, `content`, and where there are any `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
 
+CHATML = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message.role }}
+{% if message.content is string %}
+{{ message.content }}{% else %}
+{% for part in message.content or [] %}{{ part.text }}{% endfor %}
+{% endif %}
+<|im_end|>
+{% endfor %}
+{% if add_generation_prompt %}
+<|im_start|>assistant
+{% endif %}
+"""
+"""For files without a template: the form that all of Qwen's models know."""
+BUILT_IN = {"chatml": CHATML}
+
+CPU_SECONDS = 0.5
+"""Processor time that a template has for compiling, and for each conversation. Qwen's need some 20 ms, and 1 ms."""
+CLOCK_SECONDS = 10 if sys.platform != "win32" else 3
+"""The clock's time for the same, where processor time has no limit, and for a process that hangs."""
+START_SECONDS = 30
+MAX_FILE = 1 << 22
+"""Bytes of a template in a file of its own."""
+
+_DEFAULTS: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
 _NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # code points that no text may hold (Unicode 23.7)
 
 
 class ChatTemplate:
-    """A template, run in Jinja's sandbox. Raises ModelError if it is no valid template."""
+    """A template, run in a process of its own, which is started when it is first needed or by `start` (see template_child.py).
+
+    What asks for that process raises ModelError if the source is no valid template, InputError if the template takes too much time or
+    memory (then the next call starts a fresh process), and QwenError if no process can be started. Threads may share a template.
+    """
 
     def __init__(self, source: str) -> None:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()])
-        env.filters["tojson"] = _to_json
-        env.globals["raise_exception"] = _raise_exception
-        env.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
-        try:
-            self._template = env.from_string(source)
-        except Exception as error:  # beside TemplateError what Python's compiler raises: RecursionError, SyntaxError, ValueError
-            raise ModelError(f"the model's chat template is no valid Jinja: {error}") from None
+        self._source, self._lock = source, threading.Lock()
+        self._child: _Child | None = None
+        self._variables: frozenset[str] | None = None
 
-    def render(self, messages: Sequence[Message], **variables: Any) -> str:
+    @classmethod
+    def named(cls, value: str) -> ChatTemplate:
+        """A built-in template by its name, or else the one in the file of that path. Raises InputError."""
+        if value in BUILT_IN:
+            return cls(BUILT_IN[value])
+        expected = f"expected {' or '.join(BUILT_IN)}, or the path of a Jinja file"
+        try:
+            with open(value, "rb") as file:
+                source = file.read(MAX_FILE + 1).decode("utf-8-sig")
+        except UnicodeError:
+            raise InputError(f"the chat template {value} is no UTF-8 text, {expected}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}") from None
+        if len(source) > MAX_FILE:
+            raise InputError(f"the chat template {value} is larger than {MAX_FILE >> 20} MiB")
+        return cls(source)
+
+    def start(self) -> None:
+        """Start the process and compile the template, in the background; what fails fails again when the template is used."""
+        def start() -> None:
+            with self._lock, suppress(QwenError):
+                self._running()
+        threading.Thread(target=start, daemon=True).start()
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any) -> str:
         """The text up to where the model's answer begins. `variables` reach the template (Qwen3 knows `enable_thinking`).
 
-        Raises InputError where the template refuses the messages.
+        All of them are values that JSON knows. Raises InputError where the template refuses the messages.
         """
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **variables)
-        except InputError:
-            raise
-        except Exception as error:  # a template can raise whatever Python's operators and methods raise
-            raise InputError(f"the model's chat template fails on this conversation: {type(error).__name__}: {error}") from None
+        return self._ask("render", _DEFAULTS | {"messages": messages, "tools": tools} | variables)
 
-    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **variables: Any) -> list[int]:
-        """Token ids of the rendered conversation, in which only the template's own text can name control tokens.
+    def rendered(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
+                 **variables: Any) -> Rendered:
+        """The same, with a character in it that keeps what came from outside from naming control tokens.
 
         A user who writes `<|im_end|>` has written ten characters: before rendering, a character that no text holds is put into each control
-        token's name, and the tokenizer drops it again. The template knows the texts of the file's `bos_token` and `eos_token`; a BOS token
-        that both it and the file ask for comes once, as in llama.cpp.
+        token's name, and the tokenizer drops it again. The template knows the texts of the file's `bos_token` and `eos_token`.
         """
-        guard = next((c for c in _NONCHARACTERS if not any(c in text for m in messages for text in m.values())), None)
+        given = {"messages": messages, "tools": tools, **variables}
+        text = _to_json(given)
+        guard = next((c for c in _NONCHARACTERS if c not in text and _escaped(c) not in text), None)
         if guard is None:
             raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
-        guarded = [{key: _guarded(text, tokenizer.control_texts, guard) for key, text in m.items()} for m in messages]
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
-        text = self.render(guarded, **(named | variables))
-        if tokenizer.add_bos:
-            text = text.removeprefix(named["bos_token"])
-        return tokenizer.encode(text, add_special=True, parse_special=True, guard=guard)
+        guarded = _Guard(guard, tokenizer.control_texts).put_into(given)
+        text = self._ask("render", _DEFAULTS | named | guarded)
+        return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
+               **variables: Any) -> list[int]:
+        """Token ids of the rendered conversation, in which only the template's own text can name control tokens."""
+        return self.rendered(tokenizer, messages, tools, **variables).encode(tokenizer)
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template looks at a variable, such as `enable_thinking`."""
+        if self._variables is None:
+            self._variables = frozenset(self._ask("variables").split("\n"))
+        return variable in self._variables
+
+    def _ask(self, verb: str, argument: Any = None) -> str:
+        request = _to_json([verb, argument])
+        with self._lock:
+            try:
+                return self._running().ask(request, CLOCK_SECONDS)
+            except _Dead as error:
+                raise InputError(f"the model's chat template {error}") from None
+
+    def _running(self) -> _Child:
+        if self._child is None or not self._child.is_alive():
+            child = _Child()
+            child.ask(_to_json(["compile", self._source]), CLOCK_SECONDS)
+            self._child = child
+        return self._child
 
 
-def _guarded(text: str, control_texts: Sequence[str], guard: str) -> str:
-    for control in control_texts:
-        if control in text:
-            text = text.replace(control, control[0] + guard + control[1:])
-    return text
+class Rendered(NamedTuple):
+    """The text of a conversation, and the character in it that keeps what stands around it from being read as a control token."""
+
+    text: str
+    guard: str
+
+    def encode(self, tokenizer: Tokenizer, start: int = 0) -> list[int]:
+        """Token ids of `text[start:]`, at the very start with the BOS and at the end with the EOS token that the file asks for.
+
+        A BOS token that both the template and the file ask for comes once, as in llama.cpp.
+        """
+        if start:
+            return tokenizer.encode(self.text[start:], parse_special=True, guard=self.guard)
+        text = self.text
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            text = text.removeprefix(tokenizer.decode([tokenizer.bos_id]))
+        return tokenizer.encode(text, add_special=True, parse_special=True, guard=self.guard)
 
 
-def _generation_tag() -> type[Extension]:
-    """Lets templates mark answers for training, by `{% generation %}` ... `{% endgeneration %}`; what is between them is rendered."""
-    from jinja2.ext import Extension
+class _Guard:
+    """Puts a character into what could be read as a control token, or could become one where a template joins texts."""
 
-    class GenerationTag(Extension):
-        tags = {"generation"}  # noqa: RUF012
+    def __init__(self, character: str, control_texts: Sequence[str]) -> None:
+        self._character, self._controls = character, tuple(control_texts)
 
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def put_into(self, value: Any) -> Any:
+        """The same value, of whatever JSON knows, with its strings guarded; keys too, for tools bring their own."""
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, Mapping):
+            return {self.put_into(key): self.put_into(item) for key, item in value.items()}
+        return [self.put_into(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return GenerationTag
+    def _text(self, text: str) -> str:
+        for control in self._controls:
+            if control in text:
+                text = text.replace(control, control[0] + self._character + control[1:])
+        if not (body := text.strip()) or body.isidentifier():  # templates compare roles and the names of fields
+            return text
+        begins, ends, longest = _parts(self._controls)
+        lengths = range(1, min(len(body) + 1, longest))
+        within = len(body) < longest and any(body in control for control in self._controls)
+        before = self._character if within or any(body[:n] in ends for n in lengths) else ""
+        after = self._character if any(body[-n:] in begins for n in lengths) else ""
+        return text.replace(body, before + body + after) if before or after else text
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-             sort_keys: bool = False) -> str:
-    """JSON as transformers' templates get it, with its parameters in its order: jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+@lru_cache(maxsize=8)
+def _parts(control_texts: tuple[str, ...]) -> tuple[set[str], set[str], int]:
+    """With what control tokens begin, with what they end, and how long they are at most."""
+    cuts = [(text[:i], text[i:]) for text in control_texts for i in range(1, len(text))]
+    return {begin for begin, _ in cuts}, {end for _, end in cuts}, max(map(len, control_texts), default=0)
 
 
-def _raise_exception(message: str) -> None:
-    raise InputError(f"the model's chat template refuses this conversation: {message}")
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def _to_json(value: Any) -> str:
+    def as_dict(value: Any) -> dict[Any, Any]:
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise TypeError(f"a value of type {type(value).__name__} is not known to JSON")
+    try:
+        return json.dumps(value, ensure_ascii=False, default=as_dict)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the conversation cannot be given to its template: {error}") from None
+
+
+# The process
+
+
+_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
+"""What the process needs of the environment: to start at all, and to know the local time."""
+_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from qwencli.template_child import serve; serve(float(sys.argv[1]))"
+
+
+_TIME_IS_UP = {-signal.SIGPROF} if sys.platform != "win32" else set()
+"""Exit codes."""
+
+
+class _Dead(Exception):
+    """The process has ended, and why."""
+
+
+class _Child:
+    """A running template_child. Ends with this object, and with this process, however that ends, for it reads from us."""
+
+    def __init__(self) -> None:
+        import subprocess
+        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(CPU_SECONDS), *map(str, sys.path), str(Path(__file__).parents[1])]
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        flags = 0x08000000 if sys.platform == "win32" else 0  # CREATE_NO_WINDOW: Ctrl-C is ours alone, as by a session of its own elsewhere
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                             env=environment, start_new_session=True, creationflags=flags)
+        except (OSError, ValueError) as error:
+            raise QwenError(f"cannot start {sys.executable} for the chat template: {error}") from None
+        weakref.finalize(self, _end, self._process)
+        try:
+            self._exchange(b"", START_SECONDS)
+        except _Dead as error:
+            raise QwenError(f"cannot start {sys.executable} for the chat template: it {error}") from None
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: str, seconds: float) -> str:
+        """The answer, which may take that long. Raises _Dead, or as the answer says."""
+        data = request.encode("utf-8", "surrogatepass")
+        if len(data) > template_child.MAX_BYTES:
+            raise InputError(f"the conversation is larger than {template_child.MAX_BYTES >> 20} MiB")
+        kind, text = self._exchange(len(data).to_bytes(4, "big") + data, seconds)
+        if kind == template_child.TEXT:
+            return text
+        if kind == template_child.INVALID:
+            raise ModelError(f"the model's chat template is no valid Jinja: {text}")
+        if kind == template_child.NO_MEMORY:
+            raise InputError("the model's chat template takes too much memory")
+        says = "refuses" if kind == template_child.REFUSED else "fails on"
+        raise InputError(f"the model's chat template {says} this conversation: {text}")
+
+    def _exchange(self, data: bytes, seconds: float) -> tuple[bytes, str]:
+        """Send, and read what comes back: what it is, and its text."""
+        process, start = self._process, time.monotonic()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        clock = threading.Timer(seconds, process.kill)
+        clock.daemon = True
+        clock.start()
+        try:
+            with suppress(OSError):  # it has ended, which reading finds too
+                process.stdin.write(data)
+                process.stdin.flush()
+            header = process.stdout.read(5)
+            size = int.from_bytes(header[1:], "big")
+            text = process.stdout.read(size) if size <= template_child.MAX_BYTES else b""
+            if len(header) == 5 and len(text) == size:
+                return header[:1], text.decode("utf-8", "surrogatepass")
+        except UnicodeError:  # no answer of ours
+            pass
+        except BaseException:  # Ctrl-C: an answer that nobody has read would be taken for the next one
+            _end(process)
+            raise
+        finally:
+            clock.cancel()
+        _end(process)
+        too_long = process.returncode in _TIME_IS_UP or time.monotonic() - start >= seconds
+        raise _Dead("took too long" if too_long else f"ended its process, code {process.returncode}")
+
+
+def _end(process: Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in process.stdin, process.stdout:
+        with suppress(OSError):  # where it has not read all
+            if pipe:
+                pipe.close()

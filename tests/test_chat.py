@@ -157,7 +157,7 @@ def test_the_template_knows_the_eos_token(tokenizer: Tokenizer) -> None:
     "{{ x", "{% if %}", "{% nonsense %}", "a\n\n{% for m in messages %}\n", "{{ 1 | no_such_filter }}", "{{ (" * 500])
 def test_broken_templates(source: str) -> None:
     with pytest.raises(ModelError, match="the model's chat template is no valid Jinja: ") as error:
-        ChatTemplate(source)
+        ChatTemplate(source).render([USER])
     assert "\n" not in str(error.value)
 
 
