@@ -29,6 +29,30 @@ def test_help_lists_the_commands(call: Call) -> None:
     assert call()[:2] == (2, out)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")
+def test_a_terminal_without_a_command_is_shown_what_can_be_done() -> None:
+    terminal, other_end = os.openpty()
+    try:
+        assert process(stdout=other_end).returncode == 0
+        lines = os.read(terminal, 2**16).decode().splitlines()
+    finally:
+        os.close(terminal)
+        os.close(other_end)
+    assert len(lines) < 24
+    assert max(map(len, lines)) < 80
+    shown = re.findall(r"^  qwencli (\S+)", "\n".join(lines), re.M)
+    assert len(shown) > 4
+    assert set(shown) <= {*COMMANDS, "--help"}
+
+
+@pytest.mark.parametrize(("typed", "hint"), [
+    ("rnu", " Did you mean run?"), ("tokenise", " Did you mean tokenize or detokenize?"), ("frobnicate", ""), ("_common", "")])
+def test_unknown_commands_suggest_near_ones(call: Call, typed: str, hint: str) -> None:
+    code, out, err = call(typed)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"Error: No such command '{typed}'.{hint}"
+
+
 def test_version() -> None:
     for command in [QWENCLI], [sys.executable, "-m", "qwencli"]:
         out = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout

@@ -12,6 +12,21 @@ from .. import __version__
 from ..errors import QwenError
 from ._common import printable
 
+WELCOME = """\
+qwencli runs Qwen models from GGUF files on this machine's CPU.
+
+  qwencli chat                                  talk to a model
+  qwencli run -p "Once upon a time"             have one prompt answered
+  qwencli pull bartowski/Qwen_Qwen3-0.6B-GGUF   fetch a model (0.5 GB)
+  qwencli list                                  see which models are here
+
+-m MODEL takes a file, a folder or a name like the one above. Without it the
+model is $QWENCLI_MODEL, the one in ./models, or a small built-in demo.
+
+  qwencli --help        all commands
+  qwencli run --help    all options of one
+"""
+
 
 class CommandFolder(click.Group):
     """A group whose commands are the modules of this package: `info.py` defines the command `info` under that name."""
@@ -25,12 +40,26 @@ class CommandFolder(click.Group):
         command: click.Command = getattr(importlib.import_module(f".{cmd_name}", __name__), cmd_name)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            import difflib
+            near = difflib.get_close_matches(args[0], names)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
-@click.command(cls=CommandFolder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+
+@click.command(cls=CommandFolder, invoke_without_command=True,
+               context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
                epilog='Try:  qwencli run -p "Once upon a time"')
 @click.version_option(__version__, prog_name="qwencli")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run Qwen models from GGUF files on this machine's CPU."""
+    if ctx.invoked_subcommand is None:
+        at_terminal = sys.stdout.isatty()
+        click.echo(WELCOME if at_terminal else ctx.get_help(), nl=not at_terminal)
+        ctx.exit(0 if at_terminal else 2)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -40,9 +69,6 @@ def main(args: list[str] | None = None) -> int:
         code = cli.main(args, prog_name="qwencli", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
-        return 2
     except click.UsageError as error:
         error.show()
         return 2
