@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from .chat import Message
 
 
+MAX_COUNT = 2**31 - 1
+
+
 @dataclass
 class Settings:
-    """How a model answers. `think` None leaves it to the template; `reasoning_budget` are tokens of thinking at most, 0 for none."""
+    """How a model answers. `think` None leaves it to the template; `reasoning_budget` are tokens of thinking at most, 0 for none.
+
+    Raises InputError for values that make no sense.
+    """
     sampling: SamplingParams
     max_tokens: int | None = None
     think: bool | None = None
@@ -25,12 +31,21 @@ class Settings:
     tools: Sequence[Message] | None = None
     """OpenAI's definitions of functions that the model may call."""
 
+    def __post_init__(self) -> None:
+        for name in "max_tokens", "reasoning_budget":
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 0 <= value <= MAX_COUNT):
+                raise InputError(f"{name} is {value!r}, expected a whole number from 0 to {MAX_COUNT}, or none")
+        if self.think is not None and type(self.think) is not bool:
+            raise InputError(f"think is {self.think!r}, expected true, false or none")
+
 
 class ChatModel(Protocol):
     """Whoever answers: a model on this machine, or one behind a server."""
 
-    stop_reason: str | None
-    """Why the last answer ended: eos, stop, length, context, cancelled."""
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the last answer ended: eos, stop, length, context, cancelled."""
 
     def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
         """The next message, piece by piece. Closing the iterator stops it.
@@ -59,7 +74,7 @@ class Dialogue:
         self.draft = ""
         self.attached = ""
         """Text that goes before the next question: files that were read."""
-        self._may_drop, self._report = may_drop, report
+        self.may_drop, self._report = may_drop, report
 
     def ask(self, text: str) -> Iterator[Event]:
         """Ask, and pass on the answer while it comes. Raises ContextFull, QwenError."""
@@ -126,7 +141,7 @@ class Dialogue:
                 return
             except ContextFull as error:
                 if not allowed:
-                    allowed = len(turns(messages)) > 1 and self._may_drop(error)
+                    allowed = len(turns(messages)) > 1 and self.may_drop(error)
                     if not allowed:
                         raise
                 if not drop_oldest(messages):

@@ -1,0 +1,86 @@
+"""`qwencli chat`"""
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .._answers import Thinking, thinking_options
+from .._common import example, json_option, sampling_options, say
+from .._loading import Loader, loading_options
+
+if TYPE_CHECKING:
+    from ...dialogue import ChatModel
+    from ...sampling import SamplingParams
+
+
+@click.command(epilog=example("qwencli chat", "qwencli chat -m model.gguf --system 'Answer in one sentence.' --temp 0.5",
+                              "qwencli chat --url http://localhost:8080", "echo 'Why is the sky blue?' | qwencli chat -q --hide-thinking"))
+@loading_options
+@click.option("--url", metavar="URL", help="Chat with an OpenAI-compatible server, such as http://localhost:8080; -m names its model.")
+@click.option("--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY.")
+@click.option("--system", metavar="TEXT", help="A system message before the chat.")
+@click.option("--load", "transcript", metavar="FILE", help="Go on with a chat that /save wrote; without options its settings hold.")
+@thinking_options
+@click.option("--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking.")
+@click.option("--chat-template", metavar="FILE|NAME", help="A Jinja template, or the name of a known one, instead of the model's own.")
+@click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), help="At most N tokens an answer. Default: no limit.")
+@sampling_options
+@json_option
+def chat(loader: Loader, url: str | None, api_key: str | None, system: str | None, transcript: str | None, thinking: Thinking,
+         context_shift: bool, chat_template: str | None, n_predict: int | None, sampling: dict[str, Any], as_json: bool) -> int:
+    """Talk to a model: a line is a question, or a command that begins with a slash (/help).
+
+    Without a terminal each line of stdin is a turn, and the answers alone go to stdout.
+    """
+    from ...dialogue import Dialogue, Settings
+    from .conversation import Chat, printing, printing_json
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    if url is None:
+        name, model, params = local_model(loader, chat_template, sampling)
+    else:
+        name, model, params = remote_model(loader, chat_template, sampling, url, api_key)
+
+    settings = Settings(params, None if n_predict == -1 else n_predict, thinking.think, thinking.reasoning_budget)
+    dialogue = Dialogue(model, settings, may_drop=lambda error: context_shift, report=say)
+    talk = Chat(dialogue, name, printing_json(dialogue) if as_json else printing(thinking.hide_thinking))
+    if transcript is not None:
+        options = {name: getattr(settings, name) for name in ("max_tokens", "think", "reasoning_budget")}
+        talk.load(os.path.expanduser(transcript), sampling | {name: value for name, value in options.items() if value is not None})
+    if system is not None:
+        dialogue.system = system
+    if not at_terminal:
+        from . import plain
+        plain.converse(talk)
+        return int(talk.failed)
+
+    from . import terminal
+    if not context_shift:
+        dialogue.may_drop = terminal.may_drop
+    if not loader.quiet:
+        say("/help for commands, Ctrl-D ends")
+    terminal.converse(talk)
+    return 0
+
+
+def local_model(loader: Loader, template: str | None, sampling: dict[str, Any]) -> tuple[str, ChatModel, SamplingParams]:
+    """A model on this machine: its name, itself, and how it samples."""
+    llm = loader.load()
+    from ...chat import ChatTemplate
+    from ...local_chat import LocalChat
+    model = LocalChat(llm, ChatTemplate.named(template) if template is not None else None)
+    return os.path.basename(llm.file.path), model, llm.sampling(**sampling)
+
+
+def remote_model(loader: Loader, template: str | None, sampling: dict[str, Any], url: str,
+                 api_key: str | None) -> tuple[str, ChatModel, SamplingParams]:
+    """A model behind a server."""
+    if template is not None or loader.n_ctx is not None or loader.threads is not None or loader.backend != "auto":
+        raise click.UsageError("-c, -t, --backend and --chat-template are for models on this machine, not for --url")
+    from ...remote_chat import RemoteChat
+    from ...sampling import SamplingParams
+    name = loader.model.name if loader.model else None
+    return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling)

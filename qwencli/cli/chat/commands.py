@@ -1,0 +1,167 @@
+"""What can be said to a chat beside questions: one table, COMMANDS, and a small function for each of its lines."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...errors import InputError, QwenError
+from ...settings import changed, check_name, parse, shown, values
+from ...transcript import Transcript, save
+from .._common import say
+
+if TYPE_CHECKING:
+    from .conversation import Chat
+
+MAX_FILE = 16 * 2**20
+"""Bytes of a file to /read: more than any context holds."""
+THINK = {"on": True, "off": False, "auto": None}
+KEYS = """
+A line that ends with a backslash goes on in the next, and so does all between two \"\"\"; Alt-Enter begins a line too.
+Two slashes begin a message with one. Ctrl-C stops an answer: what is there of it stays; where that is nothing, or thinking alone,
+the question is taken back and can be edited. Ctrl-D ends.
+"""
+
+
+class Command(NamedTuple):
+    """`arguments` says what follows the name: "" for nothing, in brackets what may be left out; it also decides what Tab completes."""
+    name: str
+    arguments: str
+    help: str
+    run: Callable[[Chat, str], None]
+
+
+def show_help(chat: Chat, argument: str) -> None:
+    lines = [(f"/{c.name} {c.arguments}", c.help) for c in COMMANDS.values()]
+    width = max(len(usage) for usage, _ in lines)
+    for usage, text in lines:
+        say(f"{usage:{width}}  {text}")
+    for line in KEYS.strip().splitlines():
+        say(line)
+
+
+def clear(chat: Chat, argument: str) -> None:
+    chat.dialogue.clear()
+
+
+def regenerate(chat: Chat, argument: str) -> None:
+    chat.answer(chat.dialogue.regenerate())
+
+
+def undo(chat: Chat, argument: str) -> None:
+    question = chat.dialogue.undo()
+    say(f"took back: {question if len(question) <= 60 else question[:57] + '...'}")
+
+
+def edit(chat: Chat, argument: str) -> None:
+    chat.dialogue.edit()
+
+
+def read(chat: Chat, argument: str) -> None:
+    """Files go before the next question under their names, as in llama.cpp."""
+    path = path_of(argument)
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(MAX_FILE + 1)
+        if len(raw) > MAX_FILE:
+            raise InputError(f"{path}: larger than {MAX_FILE // 2**20} MB, more than any context holds")
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}") from None
+    chat.dialogue.attached += f"--- File: {path.name} ---\n{text}{'' if text.endswith(chr(10)) else chr(10)}\n"
+    say(f"{path.name}: {len(text)} characters, they go before your next message")
+
+
+def system(chat: Chat, argument: str) -> None:
+    if not argument:
+        say(f"system message: {chat.dialogue.system or 'none'}")
+    else:
+        chat.dialogue.system = "" if argument == "-" else argument
+
+
+def change_setting(chat: Chat, argument: str) -> None:
+    name, _, text = argument.partition(" ")
+    if text:
+        chat.dialogue.settings = changed(chat.dialogue.settings, {name: parse(name, text.strip())})
+        return
+    if name:
+        check_name(name)
+    known = values(chat.dialogue.settings)
+    for each in [name] if name else known:
+        say(f"{each:{max(map(len, known))}}  {shown(each, known[each])}")
+
+
+
+def think(chat: Chat, argument: str) -> None:
+    if argument not in THINK:
+        raise InputError(f"/think is followed by {', '.join(THINK)}, not {argument}")
+    chat.dialogue.settings = changed(chat.dialogue.settings, {"think": THINK[argument]})
+
+
+def save_chat(chat: Chat, argument: str, overwrite: bool = False) -> None:
+    path, messages = path_of(argument), chat.dialogue.messages
+    save(path, Transcript(chat.model, chat.dialogue.settings, messages), overwrite)
+    say(f"saved {len(messages)} messages to {path}")
+
+
+def overwrite_chat(chat: Chat, argument: str) -> None:
+    save_chat(chat, argument, overwrite=True)
+
+
+def load_chat(chat: Chat, argument: str) -> None:
+    path = path_of(argument)
+    chat.load(str(path))
+    say(f"loaded {len(chat.dialogue.messages)} messages from {path}")
+
+
+def show_stats(chat: Chat, argument: str) -> None:
+    for line in stats_lines(chat.dialogue.model.stats(), chat.dialogue.model.stop_reason):
+        say(line)
+
+
+def stats_lines(s: dict[str, float], stop_reason: str | None) -> list[str]:
+    """The last answer's figures for people; a server may leave some out."""
+    if not s:
+        return ["no answer yet"]
+    lines = []
+    for what, count, speed in ("prompt", "prompt_n", "prompt_per_second"), ("answer", "predicted_n", "predicted_per_second"):
+        if count in s:
+            lines.append(f"{what}: {s[count]:.0f} tokens" + (f", {s[speed]:.1f} t/s" if s.get(speed) else ""))
+    if s.get("cached_n"):
+        lines[0] += f"; {s['cached_n']:.0f} more were known from before"
+    if "context_n" in s and "n_ctx" in s:
+        lines.append(f"context: {s['context_n']:.0f} of {s['n_ctx']:.0f} tokens")
+    return [*lines, f"stopped by: {stop_reason}"]
+
+
+def end(chat: Chat, argument: str) -> None:
+    chat.ended = True
+
+
+def path_of(text: str) -> Path:
+    """The path that a user means; ~ is the home folder."""
+    if "\0" in text:
+        raise InputError("no path has a zero byte")
+    return Path(os.path.expanduser(text))
+
+
+COMMANDS = {command.name: command for command in [
+    Command("help", "", "this list", show_help),
+    Command("clear", "", "begin anew; the system message stays", clear),
+    Command("regen", "", "answer the last question again", regenerate),
+    Command("undo", "", "take back the last question and its answer", undo),
+    Command("edit", "", "take them back and edit the question", edit),
+    Command("read", "FILE", "put a text file before the next message", read),
+    Command("system", "[TEXT]", "set the system message; - for none", system),
+    Command("set", "[NAME [VALUE]]", "change a setting, or show it, or show all", change_setting),
+    Command("think", "on|off|auto", "let the model think before it answers; auto: as it does by itself", think),
+    Command("save", "FILE", "write this chat and its settings to a file", save_chat),
+    Command("save!", "FILE", "the same, over any file", overwrite_chat),
+    Command("load", "FILE", "go on with a saved chat", load_chat),
+    Command("stats", "", "tokens, speed and context of the last answer", show_stats),
+    Command("bye", "", "end", end),
+]}
+ALIASES = {"?": "help", "exit": "bye", "quit": "bye"}

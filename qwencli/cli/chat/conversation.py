@@ -1,0 +1,98 @@
+"""A chat as its user has it: a line is a command or a question, answers are shown, and what fails is told in one line."""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from ...answers import Event
+from ...dialogue import Answer, Dialogue
+from ...errors import InputError, QwenError
+from ...settings import changed, suggestion
+from ...transcript import load
+from .._answers import AnswerPrinter
+from .._common import say, write_text
+from .commands import ALIASES, COMMANDS
+
+Show = Callable[[Iterator[Event]], None]
+
+
+class Chat:
+    """Runs what the user enters. `model` is the model's name in transcripts, `show` writes an answer while it comes."""
+
+    def __init__(self, dialogue: Dialogue, model: str, show: Show) -> None:
+        self.dialogue, self.model, self._show = dialogue, model, show
+        self.ended = self.failed = False
+
+    def take(self, text: str) -> None:
+        """Run a command, which begins with a slash, or ask a question; two slashes begin a question with one."""
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                self._command(text)
+            elif text.strip():
+                self.answer(self.dialogue.ask(text[1:] if text.startswith("//") else text))
+        except (QwenError, MemoryError) as error:
+            self.fail(str(error) or "not enough memory")
+
+    def answer(self, events: Iterator[Event]) -> None:
+        """Show an answer. However it ends, the dialogue knows what was written of it."""
+        with closing(events):  # type: ignore[type-var]
+            self._show(events)
+        if self.dialogue.model.stop_reason == "context":
+            say("the context is full, so the answer ends here; the next question drops the oldest turns, /clear all of them")
+
+    def fail(self, message: str) -> None:
+        self.failed = True
+        say(f"error: {message}")
+
+    def load(self, path: str, chosen: dict[str, Any] | None = None) -> None:
+        """Go on with a saved chat and its settings, but for the `chosen` ones. Raises QwenError and changes nothing if it cannot be."""
+        saved = load(path)
+        settings = changed(saved.settings, chosen or {})
+        settings.tools = self.dialogue.settings.tools
+        self.dialogue.clear()
+        self.dialogue.messages, self.dialogue.settings = list(saved.messages), settings
+
+    def _command(self, text: str) -> None:
+        word, *rest = text[1:].split(maxsplit=1) or [""]
+        name, argument = ALIASES.get(word, word), "".join(rest).strip()
+        command = COMMANDS.get(name)
+        if command is None:
+            near = suggestion(name, COMMANDS) or ": /help lists them, // begins a message with a slash"
+            raise InputError(f"unknown command /{name[:40]}{near}")
+        if argument and not command.arguments:
+            raise InputError(f"/{name} takes no argument")
+        if not argument and command.arguments and not command.arguments.startswith("["):
+            raise InputError(f"/{name} needs {command.arguments}")
+        command.run(self, argument)
+
+
+def printing(hide_thinking: bool) -> Show:
+    """Shows answers as text, each with a newline behind it."""
+    def show(events: Iterator[Event]) -> None:
+        printer, shown = AnswerPrinter(hide_thinking), False
+        try:
+            for event in events:
+                printer.add(event)
+                shown = True
+            shown = True  # an answer may be empty
+        finally:
+            printer.end()
+            if shown or sys.stdout.isatty():  # where it is a blank line before the next question
+                write_text("\n")
+    return show
+
+
+def printing_json(dialogue: Dialogue) -> Show:
+    """Shows each answer as one JSON object in a line."""
+    def show(events: Iterator[Event]) -> None:
+        answer = Answer()
+        for event in events:
+            answer.add(event)
+        message = answer.message()
+        del message["role"]
+        model = dialogue.model
+        write_text(json.dumps(message | {"stop_reason": model.stop_reason, "timings": model.stats()}, ensure_ascii=False) + "\n")
+    return show

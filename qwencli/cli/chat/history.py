@@ -1,0 +1,56 @@
+"""What was entered in earlier chats, in a file of the user's own."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prompt_toolkit.history import FileHistory
+
+MAX_ENTRY = 10_000
+"""Characters. What is longer was pasted, and is remembered as long as the chat lasts."""
+
+
+def history_path() -> Path | None:
+    """The file: in $QWENCLI_CACHE, else where the system keeps a user's state ($XDG_STATE_HOME); None for a user without a home."""
+    if chosen := os.environ.get("QWENCLI_CACHE"):
+        return Path(chosen) / "chat_history"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    elif os.path.isabs(state):
+        base = state
+    else:
+        base = os.path.expanduser("~/Library/Application Support" if sys.platform == "darwin" else "~/.local/state")
+    return Path(base) / "qwencli" / "chat_history" if os.path.isabs(base) else None
+
+
+class PrivateHistory(FileHistory):
+    """A file that its owner alone can read. `warn` is told once where it cannot be read or written; the chat does without."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        super().__init__(str(path))
+        self._path, self._warn, self._works = path, warn, True
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._give_up(error)
+            return []
+
+    def store_string(self, string: str) -> None:
+        if not self._works or len(string) > MAX_ENTRY:
+            return
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
+            super().store_string(string)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if self._works:
+            self._warn(f"{self._path}: what you enter is not kept for later chats: {error.strerror or error}")
+        self._works = False

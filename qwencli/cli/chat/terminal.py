@@ -1,0 +1,106 @@
+"""Chats at a terminal: a line editor with history and completion, and what Ctrl-C and Ctrl-D mean."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.shortcuts import CompleteStyle
+
+from ...errors import ContextFull
+from ...settings import names
+from .._common import say, warn
+from .commands import COMMANDS
+from .conversation import Chat
+from .history import PrivateHistory, history_path
+from .multiline import finished, is_open
+
+
+def converse(chat: Chat) -> None:
+    """Take turns from the terminal until the user ends the chat."""
+    session = line_editor()
+    while not chat.ended:
+        draft, chat.dialogue.draft = chat.dialogue.draft, ""
+        try:
+            text = session.prompt("> ", default=draft)
+        except KeyboardInterrupt:
+            say("Ctrl-D or /bye ends the chat")
+            continue
+        except EOFError:
+            return
+        with suppress(KeyboardInterrupt, click.Abort):  # what was being done ends, the chat goes on
+            chat.take(finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
+
+
+def may_drop(error: ContextFull) -> bool:
+    """Ask whether the oldest turns may go."""
+    return click.confirm("The chat no longer fits into the context. Drop the oldest turns?", default=True, err=True)
+
+
+def line_editor() -> PromptSession[str]:
+    path = history_path()
+    return PromptSession(
+        history=PrivateHistory(path, warn) if path else InMemoryHistory(), key_bindings=keys(), multiline=True, prompt_continuation="  ",
+        completer=CommandCompleter(), complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE, reserve_space_for_menu=0,
+        enable_suspend=True)
+
+
+def keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if not is_open(buffer.text):
+            buffer.validate_and_handle()
+            return
+        if buffer.text.endswith("\\"):
+            buffer.cursor_position = len(buffer.text)
+            buffer.delete_before_cursor()
+        buffer.newline(copy_margin=False)
+
+    @keys.add("escape", "enter")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("c-c")
+    @keys.add("<sigint>")
+    def clear_line(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+
+    return keys
+
+
+class CommandCompleter(Completer):
+    """Completes commands and what may follow them: files, settings, words to choose from."""
+
+    def __init__(self) -> None:
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, space, argument = text[1:].partition(" ")
+        if not space:
+            yield from matching(COMMANDS, name)
+        elif name in COMMANDS:
+            arguments = COMMANDS[name].arguments
+            if arguments == "FILE":
+                yield from self._paths.get_completions(Document(argument), complete_event)
+            elif arguments.startswith("[NAME"):
+                yield from matching(names(), argument)
+            elif "|" in arguments:
+                yield from matching(arguments.split("|"), argument)
+
+
+def matching(words: Iterable[str], begin: str) -> Iterable[Completion]:
+    return (Completion(word, start_position=-len(begin)) for word in words if word.startswith(begin))

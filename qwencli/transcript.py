@@ -1,0 +1,109 @@
+"""Conversations in files: JSON that people can read, with the messages as OpenAI's API has them."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .dialogue import Settings
+from .errors import FormatError, InputError, QwenError
+from .sampling import SamplingParams
+from .settings import changed, values
+from .whole_file import replacing
+
+if TYPE_CHECKING:
+    from .chat import Message
+
+FORMAT, VERSION = "qwencli chat", 1
+MAX_BYTES = 64 * 2**20
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Transcript(NamedTuple):
+    """A conversation, the settings that it was held with, and in words which model answered."""
+    model: str
+    settings: Settings
+    messages: Sequence[Message]
+
+
+def save(path: str | os.PathLike[str], transcript: Transcript, overwrite: bool = False) -> None:
+    """Write a transcript, whole or not at all, readable by the user alone.
+
+    A file that is no transcript is left alone unless `overwrite`. Raises InputError for one, QwenError where nothing can be written.
+    """
+    if not overwrite and os.path.exists(path) and not _may_go(path):
+        raise InputError(f"{path}: a file that is no transcript of ours, so it is left alone; /save! overwrites it")
+    content = {"format": FORMAT, "version": VERSION, "model": transcript.model, "settings": values(transcript.settings),
+               "messages": list(transcript.messages)}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    with replacing(path) as f:
+        f.write(text.encode() + b"\n")
+
+
+def _may_go(path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.getsize(path) == 0 or bool(load(path))
+    except FormatError:
+        return False
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def load(path: str | os.PathLike[str]) -> Transcript:
+    """Read a transcript. Raises FormatError if it is none, QwenError if it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(raw) > MAX_BYTES:
+        raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, which no transcript is")
+    try:
+        return _parsed(raw)
+    except RecursionError:
+        raise FormatError(f"{path}: no transcript: nested too deeply") from None
+    except (ValueError, InputError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise FormatError(f"{path}: no transcript: {error}") from None
+
+
+def _parsed(raw: bytes) -> Transcript:
+    content = json.loads(raw)
+    _check(isinstance(content, dict) and content.get("format") == FORMAT, f'expected a JSON object with "format": "{FORMAT}"')
+    _check(content.get("version") == VERSION, f"its version is {content.get('version')!r}, expected {VERSION}")
+    model, settings, messages = (content.get(key) for key in ("model", "settings", "messages"))
+    _check(_is_text(model), "its model is no text")
+    _check(isinstance(settings, dict), "it has no settings")
+    _check(isinstance(messages, list), "it has no messages")
+    for i, message in enumerate(messages):
+        _check_message(i, message)
+    return Transcript(model, changed(Settings(SamplingParams()), settings), messages)
+
+
+def _check_message(i: int, m: Any) -> None:
+    """Raise ValueError unless `m` can be the i-th message of a conversation."""
+    where = f"message {i + 1}"
+    _check(isinstance(m, dict) and m.get("role") in ROLES, f"{where} has no role of {', '.join(ROLES)}")
+    _check(m["role"] != "system" or i == 0, f"{where} is a system message, which only the first can be")
+    calls = m.get("tool_calls", [])
+    _check(isinstance(calls, list) and all(map(_is_call, calls)), f"the tool calls of {where} are none")
+    _check(_is_text(m.get("content")), f"the content of {where} is no text")
+    for key in m.keys() - {"role", "content", "tool_calls"}:
+        _check(_is_text(m[key]), f"{key} of {where} is no text")
+
+
+def _is_call(call: Any) -> bool:
+    """Whether it is a call of a function as OpenAI's API has it, with the arguments as a JSON text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    return (isinstance(function, dict) and call.get("type") == "function" and _is_text(call.get("id"))
+            and _is_text(function.get("name")) and _is_text(function.get("arguments")))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that can be written as UTF-8: JSON can name halves of surrogate pairs."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _check(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)
