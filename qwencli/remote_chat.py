@@ -4,7 +4,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -144,7 +143,7 @@ class RemoteChat:
             reason = f"it does not speak TLS ({error.reason}), is it http://?"
         except TimeoutError:
             reason = f"no answer within {CONNECT_SECONDS:g} seconds"
-        except (socket.gaierror, UnicodeError):
+        except UnicodeError:
             reason = "there is no such host"
         except OSError as error:
             reason = error.strerror or str(error)
@@ -181,6 +180,8 @@ class RemoteChat:
                 raise self._error(f"sent what is no JSON object: {data[:80].decode('utf-8', 'replace')}")
             if chunk.get("error") or ("message" in chunk and "choices" not in chunk):
                 raise self._failure("reports an error", chunk)
+            if kind == "application/json" and not chunk.get("choices"):
+                raise self._error("sent no answer: is it an OpenAI-compatible server?")
             yield chunk
         if kind == "application/json":
             self._answer.finish = self._answer.finish or "stop"
