@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .backends import Backend, Batch, Piece
+from .backends import F32, Backend, Batch, Piece
 from .errors import ContextFull, InputError, QwenError
 from .kv_cache import KVSequence
 from .prefix_cache import PrefixCache
@@ -137,8 +137,9 @@ class Engine:
         self.running = waiting + [seq for seq, _ in pieces]
         return pieces
 
-    def _accept(self, seq: Sequence, token: int, piece: Piece) -> int | None:
-        """Append a sampled token unless it ends the answer; finish the sequence where it is complete."""
+    def _accept(self, seq: Sequence, found: int | F32, piece: Piece) -> int | None:
+        """Append a token, sampled already or now from logits, unless it ends the answer; finish the sequence where it is complete."""
+        token = found if isinstance(found, int) else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
         if token == NOT_FINITE:
             where = f"position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(piece)}"
             seq.error = QwenError(f"the logits of {where}: is the model damaged?")

@@ -1,4 +1,6 @@
 """Tokens drawn in machine code against their twin in NumPy, which tests/test_sampling.py holds against the definitions."""
+from collections import Counter
+
 import numpy as np
 import pytest
 from guarded import guarded
@@ -6,7 +8,10 @@ from kernel_calls import call
 
 from qwencli.backends.cpu import kernels_of
 from qwencli.kernels import isa, layout
-from qwencli.sampling import NOT_FINITE, Draw, choose, count_min_p, count_top_p, keep_top_k, penalize, softmax
+from qwencli.sampling import NOT_FINITE, Draw, choose
+from qwencli.sampling.candidates import all_of, weights
+from qwencli.sampling.filters import min_p, temperature, top_k, top_p
+from qwencli.sampling.penalties import penalties
 
 ISAS = [i.name for i in isa.available()]
 PLAIN = Draw(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0, presence_penalty=0.0, recent=[], chance=0.0)
@@ -34,13 +39,11 @@ def drawn(isa_name: str, logits: np.ndarray, draws: list[Draw], side: str = "aft
 
 def chances_inside(logits: np.ndarray, d: Draw) -> list[float]:
     """A random number well inside the interval of each token that can be drawn, so that rounding doesn't decide."""
-    logits = penalize(logits, d.recent, d.repeat_penalty, d.presence_penalty)
-    ids = keep_top_k(logits, d.top_k)
-    ids = ids[:count_top_p(logits[ids], d.top_p)]
-    ids = ids[:count_min_p(logits[ids], d.min_p)]
-    weights = softmax((logits[ids].astype(np.float64) - logits[ids[0]]) / d.temp)
-    ends = np.cumsum(weights)
-    return [float(end - w / 2) for w, end in zip(weights, ends) if w > 1e-5]
+    left = penalties(all_of(logits), Counter(d.recent), d.repeat_penalty, 0.0, d.presence_penalty)
+    left = temperature(min_p(top_p(top_k(left, d.top_k), d.top_p), d.min_p), d.temp)
+    shares = weights(left.logits) / weights(left.logits).sum()
+    ends = np.cumsum(shares)
+    return [float(end - w / 2) for w, end in zip(shares, ends) if w > 1e-5]
 
 
 @pytest.mark.parametrize("isa_name", ISAS)

@@ -10,10 +10,11 @@ import gguf
 import numpy as np
 import pytest
 
-from qwencli import sampling
-from qwencli.errors import InputError, ModelError, QwenError
+from qwencli.errors import InputError, ModelError
 from qwencli.gguf_file import GGUFFile
-from qwencli.sampling import Sampler, SamplingParams, count_min_p, count_top_p, keep_top_k, penalize, softmax, uniform
+from qwencli.sampling import NOT_FINITE, Sampler, SamplingParams, uniform
+from qwencli.sampling.candidates import all_of
+from qwencli.sampling.filters import top_k
 
 CASES = json.loads(Path(__file__).with_name("oracles").joinpath("sampling.json").read_text())
 
@@ -57,49 +58,13 @@ def naive_penalties(logits: list[float], recent: list[int], repeat: float, prese
 # Each function
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_softmax(seed: int) -> None:
-    logits = some_logits(seed)
-    np.testing.assert_allclose(softmax(logits), naive_softmax(logits.tolist()), rtol=1e-6)
-
-
-def test_softmax_of_large_logits_does_not_overflow() -> None:
-    np.testing.assert_allclose(softmax(np.float32([3e38, 3e38, -3e38])), [0.5, 0.5, 0.0])
-
-
 @pytest.mark.parametrize("k", [0, 1, 2, 17, 199, 200, 1000])
 def test_top_k(k: int) -> None:
     for seed in range(5):
         logits = some_logits(seed)
-        assert keep_top_k(logits, k).tolist() == naive_top_k(logits.tolist(), k)
         ties = np.random.RandomState(seed).randint(0, 5, 200).astype(np.float32)  # many equal values, also across the border
-        assert keep_top_k(ties, k).tolist() == naive_top_k(ties.tolist(), k)
-
-
-@pytest.mark.parametrize("p", [0.0, 1e-6, 0.3, 0.5, 0.9, 0.999, 1.0])
-def test_top_p(p: float) -> None:
-    for seed in range(5):
-        ordered = -np.sort(-some_logits(seed))
-        assert count_top_p(ordered, p) == (naive_top_p(ordered.tolist(), p) if p < 1 else 200)
-    assert count_top_p(np.zeros(4, np.float32), p) == {0.3: 2, 0.5: 2, 0.9: 4, 0.999: 4, 1.0: 4}.get(p, 1)
-
-
-@pytest.mark.parametrize("p", [0.0, 1e-6, 0.05, 0.4, 1.0])
-def test_min_p(p: float) -> None:
-    for seed in range(5):
-        ordered = -np.sort(-some_logits(seed))
-        assert count_min_p(ordered, p) == naive_min_p(ordered.tolist(), p)
-    assert count_min_p(np.zeros(4, np.float32), p) == 4
-
-
-@pytest.mark.parametrize(("repeat", "presence"), [(1.0, 0.0), (1.3, 0.0), (0.5, 0.0), (1.0, 2.0), (1.1, -1.0)])
-def test_penalties(repeat: float, presence: float) -> None:
-    logits = some_logits(1)
-    before, recent = logits.copy(), [3, 7, 7, 3, 150, 199]
-    expected = naive_penalties(before.tolist(), recent, repeat, presence)
-    np.testing.assert_allclose(penalize(logits, recent, repeat, presence), expected, rtol=1e-6)
-    np.testing.assert_array_equal(penalize(logits, [], repeat, presence), before)
-    np.testing.assert_array_equal(logits, before)  # the caller's array stays as it is
+        for some in logits, ties:
+            assert sorted(top_k(all_of(some), k).ids.tolist()) == sorted(naive_top_k(some.tolist(), k))
 
 
 REFERENCE = {1234567: [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821],
@@ -122,15 +87,10 @@ def test_uniform_takes_the_largest_seed() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{value:g}" for value in case["params"].values()) or "defaults")
-def test_what_is_left_and_how_likely_it_is_as_in_llama_cpp(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = Sampler(SamplingParams(**case["params"]))
-    logits = np.float32(case["logits"])
-    edges = np.cumsum([0.0] + [probability for _, probability in case["left"]])
-    for (token, _), low, high in zip(case["left"], edges, edges[1:]):
-        near = min(1e-5, (high - low) / 2)
-        for chance in (low + near, high - near):  # the ends of the token's share of all chances
-            monkeypatch.setattr(sampling, "uniform", lambda seed, index, chance=chance: chance)
-            assert sampler.sample(logits, case["tokens"]) == token
+def test_what_is_left_and_how_likely_it_is_as_in_llama_cpp(case: dict[str, Any]) -> None:
+    left, _ = Sampler(SamplingParams(**case["params"])).left(np.float32(case["logits"]), case["tokens"], 0)
+    found = dict(zip(left.ids.tolist(), naive_softmax(left.logits.tolist())))
+    assert found == pytest.approx(dict(case["left"]), abs=1e-5)
 
 
 def test_the_defaults_are_those_of_llama_cpp() -> None:
@@ -143,23 +103,23 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_filters() -> None:
         logits = some_logits(seed)
         best = int(np.argmax(logits))
         params = SamplingParams(temp=0, top_k=3, top_p=0.1, min_p=0.9)
-        assert Sampler(params).sample(logits, []) == best
+        assert Sampler(params).choose(logits, [], 0) == best
         penalized = naive_penalties(logits.tolist(), [best], 1.0, 50.0)
-        assert Sampler(SamplingParams(temp=0, presence_penalty=50.0)).sample(logits, [best]) == int(np.argmax(penalized)) != best
+        assert Sampler(SamplingParams(temp=0, presence_penalty=50.0)).choose(logits, [best], 0) == int(np.argmax(penalized)) != best
 
 
 def test_among_equals_the_lowest_id_wins() -> None:
     logits = np.float32([1, 5, 5, 0, 5])
-    assert Sampler(SamplingParams(temp=0)).sample(logits, []) == 1
-    assert {Sampler(SamplingParams(top_k=1, seed=s)).sample(logits, []) for s in range(20)} == {1}
-    assert {Sampler(SamplingParams(top_k=2, top_p=1, seed=s)).sample(logits, []) for s in range(40)} == {1, 2}
+    assert Sampler(SamplingParams(temp=0)).choose(logits, [], 0) == 1
+    assert {Sampler(SamplingParams(top_k=1, seed=s)).choose(logits, [], 0) for s in range(20)} == {1}
+    assert {Sampler(SamplingParams(top_k=2, top_p=1, seed=s)).choose(logits, [], 0) for s in range(40)} == {1, 2}
 
 
 @pytest.mark.parametrize("last_n", [0, 2, 64])
 def test_only_recent_tokens_are_penalized(last_n: int) -> None:
     logits, tokens = np.float32([5.0, 4.9, 4.8, 4.7]), [0, 1, 2]
     expected = {0: 0, 2: 0, 64: 3}[last_n]
-    assert Sampler(SamplingParams(temp=0, presence_penalty=9.0, penalty_last_n=last_n)).sample(logits, tokens) == expected
+    assert Sampler(SamplingParams(temp=0, presence_penalty=9.0, penalty_last_n=last_n)).choose(logits, tokens, 0) == expected
 
 
 @pytest.mark.parametrize("temp", [0.0, 0.8])
@@ -167,14 +127,13 @@ def test_only_recent_tokens_are_penalized(last_n: int) -> None:
 def test_logits_that_are_not_finite(bad: float, temp: float) -> None:
     logits = some_logits(0)
     logits[7] = bad
-    with pytest.raises(QwenError, match="the logits of position 3 are not finite"):
-        Sampler(SamplingParams(temp=temp)).sample(logits, [1, 2, 3])
+    assert Sampler(SamplingParams(temp=temp)).choose(logits, [1, 2, 3], 0) == NOT_FINITE
 
 
 @pytest.mark.parametrize("temp", [1e-30, 100.0])
 def test_extreme_temperatures(temp: float) -> None:
     logits = some_logits(0)
-    drawn = {Sampler(SamplingParams(temp=temp, top_k=3, top_p=1.0, min_p=0.0, seed=s)).sample(logits, []) for s in range(50)}
+    drawn = {Sampler(SamplingParams(temp=temp, top_k=3, top_p=1.0, min_p=0.0, seed=s)).choose(logits, [], 0) for s in range(50)}
     assert drawn == set(naive_top_k(logits.tolist(), 1 if temp < 1 else 3))
 
 
@@ -182,8 +141,8 @@ def test_extreme_temperatures(temp: float) -> None:
 
 
 def draw(seed: int | None, n: int = 30) -> list[int]:
-    sampler = Sampler(SamplingParams(temp=2.0, top_p=1.0, min_p=0.0, seed=seed))
-    return [sampler.sample(some_logits(i), []) for i in range(n)]
+    chooser = Sampler(SamplingParams(temp=2.0, top_p=1.0, min_p=0.0, seed=seed))
+    return [chooser.choose(some_logits(i), [], i) for i in range(n)]
 
 
 def test_a_seed_repeats_a_run_and_others_differ() -> None:
@@ -193,8 +152,8 @@ def test_a_seed_repeats_a_run_and_others_differ() -> None:
 
 def test_frequencies_agree_with_the_probabilities() -> None:
     logits, n = np.float32([2.0, 1.5, 1.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -1.0]), 20_000
-    sampler = Sampler(SamplingParams(temp=1.3, top_k=0, top_p=1.0, min_p=0.0, seed=3))
-    drawn = Counter(sampler.sample(logits, []) for _ in range(n))
+    chooser = Sampler(SamplingParams(temp=1.3, top_k=0, top_p=1.0, min_p=0.0, seed=3))
+    drawn = Counter(chooser.choose(logits, [], i) for i in range(n))
     expected = [n * p for p in naive_softmax((logits / 1.3).tolist())]
     chi_square = sum((drawn[i] - e) ** 2 / e for i, e in enumerate(expected))
     assert chi_square < 27.88  # passed by 1 of 1,000 fair samplers: the chi-square distribution's 0.999 quantile for 9 degrees of freedom
@@ -242,7 +201,7 @@ def test_recommendations_that_cannot_be_followed(tmp_path: Path, key: str, value
 
 @pytest.mark.parametrize(("name", "value"), [
     ("temp", -0.1), ("temp", math.nan), ("temp", math.inf), ("top_k", -1), ("top_p", -0.1), ("top_p", 1.01), ("min_p", 1.1),
-    ("repeat_penalty", 0.0), ("presence_penalty", 101.0), ("penalty_last_n", -1)])
+    ("repeat_penalty", 0.0), ("presence_penalty", 101.0), ("penalty_last_n", -2)])
 def test_values_out_of_range(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name} is {value}, expected a value from"):
         SamplingParams(**{name: value})

@@ -64,8 +64,11 @@ class Backend(Protocol):
         """Run a batch whose logits nobody looks at."""
         ...
 
-    def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
-        """Run a batch and choose a token for each of its outputs; NOT_FINITE where logits are NaN or infinite."""
+    def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
+        """Run a batch and choose a token for each of its outputs; NOT_FINITE where logits are NaN or infinite.
+
+        For None the result is a copy of the logits, float32 [n_vocab], or NOT_FINITE.
+        """
         ...
 
     def score(self, hidden: F32, targets: Sequence[int]) -> F64:
@@ -88,10 +91,10 @@ class Backend(Protocol):
         ...
 
 
-def sample_with_numpy(backend: Backend, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+def sample_with_numpy(backend: Backend, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
     """Backend.sample by way of the logits."""
     logits = backend.run([LOGITS], batch)[LOGITS]
-    return [choose(row, draw) for row, draw in zip(logits, draws)]
+    return [choose(row, draw) if draw else row.copy() for row, draw in zip(logits, draws)]
 
 
 def score_with_numpy(backend: Backend, hidden: F32, targets: Sequence[int]) -> F64:

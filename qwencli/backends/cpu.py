@@ -15,8 +15,8 @@ from ..kernels.jit import KernelError, Kernels, Progress, Report
 from ..kernels.tiles import Tiles
 from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
-from ..sampling import Draw
-from . import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy
+from ..sampling import NOT_FINITE, Draw
+from . import F32, F64, HIDDEN, LOGITS, Batch
 from .lowering import SOME_TOKENS, Program, activation_kind, weight_info
 from .memory import Bytes, Inputs, PageMemory, address_of
 from .stopwatch import SPECS as CLOCK
@@ -25,6 +25,8 @@ from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 from .tuning import chosen_tiles
 
 assert PAGE == layout.PAGE
+
+GREEDY = Draw(temp=0.0, top_k=1, top_p=1.0, min_p=0.0, repeat_penalty=1.0, presence_penalty=0.0, recent=[], chance=0.0)
 
 
 class CPUBackend:
@@ -77,14 +79,13 @@ class CPUBackend:
         with self._lock:
             self._run((LOGITS,), batch, {})
 
-    def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
-        """See Backend.sample. A last row of the program draws for all sequences, except with a top-k that is too large for it."""
-        if not all(d.temp == 0 or 0 < d.top_k <= layout.MAX_TOP_K for d in draws):
-            return sample_with_numpy(self, batch, draws)
+    def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
+        """See Backend.sample. A last row of the program draws for all sequences; for None it only looks whether the logits are finite."""
         with self._lock:
-            program, _ = self._run((LOGITS,), batch, {}, draws=draws)
+            program, _ = self._run((LOGITS,), batch, {}, draws=[draw or GREEDY for draw in draws])
             chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
-        return chosen
+            logits = program.value(LOGITS).floats(len(draws))
+            return [token if draw or token == NOT_FINITE else row.copy() for token, draw, row in zip(chosen, draws, logits)]
 
     def score(self, hidden: F32, targets: Sequence[int]) -> F64:
         """See Backend.score."""

@@ -75,7 +75,7 @@ class NumpyBackend:
         """See Backend.step."""
         self.run([LOGITS], batch)
 
-    def sample(self, batch: Batch, draws: Sequence[Draw]) -> list[int]:
+    def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
         """See Backend.sample."""
         return sample_with_numpy(self, batch, draws)
 

@@ -1,0 +1,91 @@
+"""DRY, "don't repeat yourself": tokens that would continue a repetition become less likely, the more so the longer it is.
+
+After https://github.com/oobabooga/text-generation-webui/pull/5677, with the breakers of llama.cpp.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from .candidates import Candidates
+from .penalties import add
+
+Breakers = Mapping[int, Sequence[tuple[int, ...]]]
+"""Texts that repetitions don't reach across, as tokens: a first one and, for each, those that may follow it to complete a text."""
+MAX_TAIL = 20
+LARGEST_LOG = 88.7228391
+"""log of the largest float32, as llama.cpp has it."""
+
+
+def dry(c: Candidates, tokens: Sequence[int], multiplier: float, base: float, allowed_length: int, breakers: Breakers) -> Candidates:
+    """With the penalty for each token that would continue a repetition of at least `allowed_length` of the last `tokens`."""
+    longest = LARGEST_LOG // math.log(base) if base > 1.0 else math.inf
+    lengths = repetitions(tokens, allowed_length, breakers)
+    return add(c, {token: -multiplier * base ** min(length - allowed_length, longest) for token, length in lengths.items()
+                   if () not in breakers.get(token, ())})
+
+
+def repetitions(tokens: Sequence[int], allowed_length: int, breakers: Breakers) -> dict[int, int]:
+    """The tokens that followed earlier occurrences of how the text ends now, and the length of the longest of these.
+
+    An occurrence has at least `allowed_length` tokens and none of a breaker. Takes time linear in the tokens: lengths inside an
+    occurrence are known from its twin (the Z-algorithm, on the reversed text).
+    """
+    limit = unbroken(tokens, breakers)
+    if len(tokens) <= allowed_length or limit < allowed_length:
+        return {}
+    backwards, n = tokens[::-1], len(tokens)
+    lengths: dict[int, int] = {}  # z: how many tokens from here on backwards are like those from the end
+    found: dict[int, int] = {}
+    left = right = 0  # the occurrence that reaches furthest: backwards[left:right]
+    for i in places_of(backwards[0], backwards):
+        length = min(lengths.get(i - left, 0), right - i) if i < right else 0
+        if i + length >= right:
+            while i + length < n and backwards[length] == backwards[i + length]:
+                length += 1
+            left, right = i, i + length
+        lengths[i] = length
+        if (shown := min(length, limit)) >= allowed_length:
+            follower = backwards[i - 1]
+            found[follower] = max(found.get(follower, 0), shown)
+    return found
+
+
+def places_of(token: int, tokens: Sequence[int]) -> Iterator[int]:
+    """Where else than at the beginning a token stands."""
+    place = 0
+    try:
+        while True:
+            place = tokens.index(token, place + 1)
+            yield place
+    except ValueError:
+        return
+
+
+def unbroken(tokens: Sequence[int], breakers: Breakers) -> int:
+    """How many tokens there are behind the last breaker."""
+    if breakers:
+        n = len(tokens)
+        for i in range(n - 1, -1, -1):
+            ends = [i + 1 + len(tail) for tail in breakers.get(tokens[i], ()) if tuple(tokens[i + 1:i + 1 + len(tail)]) == tail]
+            if ends:
+                return n - max(ends)
+    return len(tokens)
+
+
+def find_breakers(texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]) -> Breakers:
+    """The breakers for some texts, in a vocabulary of these words; `encode` gives the tokens of a text.
+
+    A token breaks alone if it contains the text. If it ends with the text's beginning the tokens of the rest, at most MAX_TAIL, must
+    follow it.
+    """
+    breakers: dict[int, list[tuple[int, ...]]] = {}
+    for text in texts:
+        whole, tails = text.encode(), {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))}
+        beginnings = tuple(tails)
+        for token, word in enumerate(words):
+            if whole in word:
+                breakers.setdefault(token, []).append(())
+            elif word.endswith(beginnings):
+                breakers.setdefault(token, []).extend(tail for beginning, tail in tails.items() if word.endswith(beginning))
+    return breakers

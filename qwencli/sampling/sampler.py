@@ -1,0 +1,139 @@
+"""Choosing a sequence's tokens, one after the other."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..kernels.layout import MAX_TOP_K
+from .params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .candidates import Candidates
+    from .dry import Breakers
+
+GAMMA, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+FOR_XTC = 2**63
+"""The random numbers of XTC are from here on in the stream, half its period behind those that draw tokens."""
+NOT_FINITE = -1
+
+
+def uniform(seed: int, index: int) -> float:
+    """The `index`-th random number of the stream `seed`, in [0, 1): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), counted directly.
+
+    A token's random number depends on nothing but the seed and its place in the answer, so that an answer can be repeated whatever
+    else is being generated.
+    """
+    z = (seed + (index + 1) * GAMMA) & MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+class Draw(NamedTuple):
+    """What choosing a token in machine code needs beside its logits. `recent` are the tokens to penalise, each once; `chance` is random,
+    in [0, 1)."""
+    temp: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    recent: list[int]
+    chance: float
+
+
+class Report(NamedTuple):
+    """How a token was chosen. `logprob` and those of `top`, the likeliest tokens, are natural logarithms of the model's probabilities;
+    `stages` are samplers and how many tokens each left; `probability` is the token's among the last of them."""
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+    stages: list[tuple[str, int]]
+    probability: float
+
+
+class Sampler:
+    """Chooses the tokens of one sequence. `report` tells of the last one, where `n_probs` or `explain` ask for it."""
+
+    def __init__(self, params: SamplingParams, breakers: Breakers | None = None) -> None:
+        import secrets
+
+        from .chain import stages
+        self.params, self._breakers = params, breakers or {}
+        self.seed = params.seed if params.seed is not None else secrets.randbits(32)
+        self.report: Report | None = None
+        self._stages = stages(params)
+        self._draw = compiled_chain(params, self._stages)
+        self._mu = self._next_mu = 2 * params.mirostat_tau
+        self._index = -1
+
+    def draw(self, tokens: Sequence[int], index: int) -> Draw | None:
+        """What the choice of the token after `tokens` needs, the answer's `index`-th, which decides its random number.
+
+        None where machine code has not all of the samplers, or a report is wanted: then `choose` does it.
+        """
+        if self._draw is None:
+            return None
+        from .chain import last
+        recent = list(Counter(last(tokens, self.params.penalty_last_n))) if "penalties" in self._stages else []
+        return self._draw._replace(recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0)
+
+    def choose(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> int:
+        """The token after `tokens`, the answer's `index`-th, by its logits, float32 [n_vocab]; NOT_FINITE if one is NaN or infinite."""
+        import numpy as np
+
+        from .candidates import drawn, log_probabilities
+        if not np.isfinite(logits).all():
+            return NOT_FINITE
+        if index != self._index:  # a step that is done again finds things as they were
+            self._mu, self._index = self._next_mu, index
+        left, counts = self.left(logits, tokens, index)
+        token, probability = drawn(left, uniform(self.seed, index))
+        if self.params.mirostat:
+            from .mirostat import adapted
+            self._next_mu = adapted(self._mu, probability, self.params.mirostat_tau, self.params.mirostat_eta)
+        if self.params.n_probs or self.params.explain:
+            logprob, top = log_probabilities(logits, token, self.params.n_probs)
+            self.report = Report(token, logprob, top, counts, probability)
+        return token
+
+    def left(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> tuple[Candidates, list[tuple[str, int]]]:
+        """The tokens that may be chosen now, with logits that say how likely, and how many each sampler left."""
+        from .candidates import all_of
+        from .chain import STAGES, Now
+        now = Now(tokens, uniform(self.seed, index + FOR_XTC), self._mu, len(logits), self._breakers)
+        left, counts = all_of(logits), []
+        for name in self._stages:
+            left = STAGES[name](left, self.params, now)
+            counts.append((name, left.n))
+        return left, counts
+
+
+def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
+    """The settings for the chain in machine code (kernels/sampling.py), None where it isn't what is wanted."""
+    in_order = [name for name in ("penalties", "top_k", "top_p", "min_p", "temperature") if name in stages]
+    temp = p.temp if "temperature" in stages else 1.0
+    if (list(stages) != in_order or p.n_probs or p.explain or p.dynatemp_range or p.frequency_penalty or p.min_keep > 1
+            or not (temp == 0 or ("top_k" in stages and p.top_k <= MAX_TOP_K))):
+        return None
+    return Draw(temp, p.top_k if "top_k" in stages else 1, p.top_p if "top_p" in stages else 1.0, p.min_p if "min_p" in stages else 0.0,
+                p.repeat_penalty, p.presence_penalty, [], 0.0)
+
+
+def choose(logits: NDArray[np.float32], d: Draw) -> int:
+    """The token that a draw takes from logits, float32 [n_vocab]; NOT_FINITE if one of them is NaN or infinite. Machine code's twin."""
+    import numpy as np
+
+    from . import filters
+    from .candidates import all_of, drawn
+    from .penalties import penalties
+    if not np.isfinite(logits).all():
+        return NOT_FINITE
+    left = penalties(all_of(logits), Counter(d.recent), d.repeat_penalty, 0.0, d.presence_penalty)
+    if d.temp > 0:
+        left = filters.min_p(filters.top_p(filters.top_k(left, d.top_k), d.top_p), d.min_p)
+    return drawn(filters.temperature(left, d.temp), d.chance)[0]
