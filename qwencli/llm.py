@@ -12,6 +12,7 @@ from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
 from .model import Model, load_model
 from .sampling import SamplingParams
+from .thinking import ReasoningBudget
 from .tokenizer import StreamDecoder, Tokenizer
 
 
@@ -23,16 +24,20 @@ class LLM:
 
     `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
     are cores; `backend` is "cpu", compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is
-    told in a line that kernels are compiled, which happens once, `progress` how many of how many are done. Raises QwenError.
+    told in a line that kernels are compiled, which happens once, `progress` how many of how many are done. With `chat` the process of the
+    chat template starts at once, beside all else. Raises QwenError.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
                  backend: str = "auto", report: Callable[[str], None] | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
+                 progress: Callable[[int, int], None] | None = None, chat: bool = False) -> None:
         self.file = GGUFFile(path, use_mmap)
+        if chat and self.chat_template:
+            self.chat_template.start()
         self.model = load_model(self.file)
         self.tokenizer = Tokenizer(self.file)
-        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress), n_ctx or self.model.config.n_ctx)
+        n_ctx = n_ctx or self.model.config.n_ctx
+        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress), n_ctx, n_kept=n_ctx)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -43,6 +48,19 @@ class LLM:
     def sampling(self, **chosen: float | int | None) -> SamplingParams:
         """Sampling with llama.cpp's defaults, the file's recommendations over them, and over both what is given and not None."""
         return SamplingParams.from_metadata(self.file.metadata, **chosen)
+
+    def load_session(self, path: str | os.PathLike[str]) -> None:
+        """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""
+        from .session import load
+        session = load(path, self.engine.backend, self.engine.n_ctx)
+        self.engine.prefixes.keep(session.tokens, session.kv)
+
+    def save_session(self, path: str | os.PathLike[str]) -> None:
+        """Write what was run last to a session, whole or not at all. Raises QwenError."""
+        from .session import save
+        if self.engine.prefixes.kept:
+            last = self.engine.prefixes.kept[-1]
+            save(path, self.engine.backend, last.tokens, last.kv)
 
     def stream(self, tokens: Sequence[int], max_tokens: int | None = None, sampling: SamplingParams | None = None) -> Iterator[str]:
         """The text that continues `tokens`, piece by piece."""
@@ -72,14 +90,15 @@ def make_backend(name: str, model: Model, n_threads: int | None, report: Callabl
 class Completion:
     """One prompt and its answer.
 
-    `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `on_step` is
-    called after each step of the engine with the number of prompt tokens that are done. After `run`, `sequence` says why it stopped
-    and how long it took.
+    `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `budget` ends the
+    answer's thinking. `on_step` is called after each step of the engine with how many of how many prompt tokens are done, `on_token` with
+    the place of each of the answer's tokens. After `run`, `sequence` says why it stopped and how long it took.
     """
 
     def __init__(self, llm: LLM, tokens: Sequence[int], sampling: SamplingParams, max_tokens: int | None = None, stop: Sequence[str] = (),
-                 ignore_eos: bool = False, on_step: Callable[[int], None] | None = None) -> None:
-        self._llm, self._stop, self._on_step = llm, stop, on_step
+                 ignore_eos: bool = False, on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
+                 budget: ReasoningBudget | None = None) -> None:
+        self._llm, self._stop, self._on_step, self._on_token, self._budget = llm, stop, on_step, on_token, budget
         ends = frozenset[int]() if ignore_eos else llm.tokenizer.eog_ids
         self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends)
 
@@ -94,11 +113,16 @@ class Completion:
                 if n_read == len(seq.tokens):  # a step for another sequence may have brought this one forward
                     engine.step()
                     if self._on_step:
-                        self._on_step(seq.n_prompt_done)
+                        self._on_step(seq.n_prompt_done, seq.n_prompt)
                     continue
-                if piece := text.add(decoder.add(seq.tokens[n_read])):
-                    yield piece
+                decoded = decoder.add(seq.tokens[n_read])
                 n_read += 1
+                if self._budget and (closing := self._budget.add(decoded)):
+                    engine.extend(seq, self._llm.tokenizer.encode(closing))
+                if self._on_token:
+                    self._on_token(n_read - 1 - seq.n_prompt)
+                if piece := text.add(decoded):
+                    yield piece
                 if text.found:
                     engine.cancel(seq)
                     seq.stop_reason = "stop"
@@ -109,6 +133,15 @@ class Completion:
                 yield rest
         finally:
             engine.cancel(seq)
+
+    def timings(self) -> dict[str, float]:
+        """llama.cpp's names. The prompt's time includes the first token's sampling; `cached_n` of its tokens needed none."""
+        seq = self.sequence
+        prompt_n, predicted_n = seq.n_prompt - seq.n_cached, max(0, len(seq.generated) - 1)
+        return {"cached_n": seq.n_cached, "prompt_n": prompt_n, "prompt_ms": 1e3 * seq.prompt_seconds,
+                "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
+                "predicted_n": len(seq.generated), "predicted_ms": 1e3 * seq.generation_seconds,
+                "predicted_per_second": predicted_n / seq.generation_seconds if seq.generation_seconds else 0.0}
 
 
 class StopStrings:

@@ -181,9 +181,9 @@ def test_the_progress_of_a_long_prompt_is_shown(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(run_command, "time", clock)
 
     def shown_for(*steps: tuple[float, int], shown: bool = True) -> str:
-        clock.now, bar = 0.0, run_command.PromptBar(4000, shown)
+        clock.now, bar = 0.0, run_command.PromptBar(shown)
         for clock.now, done in steps:
-            bar.update(done)
+            bar.update(done, 4000)
         bar.close()
         return capfd.readouterr().err
 

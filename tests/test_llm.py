@@ -172,7 +172,7 @@ def test_two_completions_in_turn_keep_their_own_text(llm: LLM, continued: tuple[
 def test_progress_is_told_after_each_step(llm: LLM) -> None:
     prompt = llm.tokenizer.encode("a story " * 300)
     done: list[int] = []
-    list(Completion(llm, prompt, GREEDY, 3, on_step=done.append).run())
+    list(Completion(llm, prompt, GREEDY, 3, on_step=lambda n, total: done.append(n)).run())
     assert done[0] < len(prompt) == done[-1]
     assert done == sorted(done)
 

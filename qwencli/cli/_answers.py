@@ -1,0 +1,93 @@
+"""Showing an answer while it comes, its thinking apart from what it says."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..answers import Event, Reasoning, ToolCall
+from ..thinking import CLOSE, OPEN
+from ._common import printable, write_text
+
+if TYPE_CHECKING:
+    from ..chat import ChatTemplate
+
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+template_option = click.option("--chat-template", metavar="FILE|NAME",
+                               help="Use the template in this file, or one named chatml, instead of the model's own.")
+
+
+def named_template(value: str | None) -> ChatTemplate | None:
+    """What --chat-template means, its process started. Raises InputError."""
+    if value is None:
+        return None
+    from ..chat import ChatTemplate
+    template = ChatTemplate.named(value)
+    template.start()
+    return template
+
+
+@dataclass
+class Thinking:
+    """What was said of a model's thinking: whether and how long it may, and whether that is shown."""
+    think: bool | None
+    reasoning_budget: int | None
+    hide_thinking: bool
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything was said that the model is to obey."""
+        return self.think is not None or self.reasoning_budget is not None
+
+
+def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Passed on to the command as one Thinking, `thinking`."""
+    @wraps(command)
+    def wrapper(**kwargs: Any) -> Any:
+        return command(thinking=Thinking(*(kwargs.pop(name) for name in Thinking.__dataclass_fields__)), **kwargs)
+
+    for option in (
+            click.option("--hide-thinking", is_flag=True, help="Show the answer alone."),
+            click.option("--reasoning-budget", type=click.IntRange(0, 2**31 - 1), metavar="N",
+                         help="End the model's thinking after N tokens; 0 = no thinking."),
+            click.option("--think/--no-think", default=None, help="Whether the model is asked to think first. Default: it may.")):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+class AnswerPrinter:
+    """Writes an answer to stdout: thinking dimmed at a terminal, else between its tags; `hide_thinking` leaves it out."""
+
+    def __init__(self, hide_thinking: bool = False) -> None:
+        self._hide, self._terminal = hide_thinking, sys.stdout.isatty()
+        styled = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._open, self._close = (DIM, PLAIN + "\n\n") if styled else (OPEN + "\n", "\n" + CLOSE + "\n\n")
+        self._thinking = False
+
+    def add(self, event: Event) -> None:
+        """Show a piece at once."""
+        thinks = isinstance(event, Reasoning)
+        if thinks and self._hide:
+            return
+        if thinks != self._thinking:
+            write_text(self._open if thinks else self._close)
+            self._thinking = thinks
+        if not isinstance(event, ToolCall):
+            write_text(shown(event.text) if self._terminal else event.text)
+
+    def end(self) -> None:
+        """To be called also where an answer is broken off."""
+        if self._terminal:
+            write_text((PLAIN if self._thinking and self._open == DIM else "") + "\n")
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: a model must not steer it."""
+    return "".join(c if c in "\n\t" or c.isprintable() else printable(c) for c in text)

@@ -1,0 +1,54 @@
+"""The options by which a model is opened to generate, as one."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import CompileBar, backend_option, check_context, mmap_option, say, threads_option
+from ._models import Wanted, choose_model, model_option
+
+if TYPE_CHECKING:
+    from ..llm import LLM
+
+
+@dataclass
+class Loader:
+    """What was chosen of a model and how to run it."""
+    model: Wanted | None
+    n_ctx: int | None
+    threads: int | None
+    backend: str
+    no_mmap: bool
+    quiet: bool
+
+    def load(self, chat: bool = False) -> LLM:
+        """Open the model, and say which it is unless `quiet`. `chat` as in LLM."""
+        chosen = choose_model(self.model, self.quiet)
+        from ..llm import LLM
+        report, progress = (None, None) if self.quiet else (say, CompileBar())
+        llm = LLM(chosen.path, self.n_ctx, self.threads, not self.no_mmap, self.backend, report, progress, chat)
+        if not self.quiet:
+            check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
+        return llm
+
+
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which model, and how it runs: passed on to the command as one Loader, `loader`."""
+    @wraps(command)
+    def wrapper(**kwargs: Any) -> Any:
+        loader = Loader(**{name: kwargs.pop(name) for name in Loader.__dataclass_fields__})
+        return command(loader=loader, **kwargs)
+
+    options = [
+        model_option,
+        click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30),
+                     help="Tokens of prompt and answer together. Default: the model's context."),
+        threads_option, backend_option, mmap_option,
+        click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors.")]
+    for option in reversed(options):
+        wrapper = option(wrapper)
+    return wrapper

@@ -1,0 +1,76 @@
+"""How likely each token was: --logprobs, --explain and --show-probs."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import say
+
+if TYPE_CHECKING:
+    from ..engine import Sequence
+    from ..sampling import Report
+    from ..tokenizer import Tokenizer
+
+SHOWN = 10  # alternatives on a page, where no other number is asked for
+
+
+@dataclass
+class Probabilities:
+    """What was asked for: N likeliest tokens in JSON, a line a token on stderr, a page."""
+    logprobs: int | None
+    explain: bool
+    show_probs: str | None
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings that make the sampler report it."""
+        n_probs = self.logprobs if self.logprobs is not None else SHOWN if self.show_probs else None
+        return {"n_probs": n_probs, "explain": self.explain or None}
+
+    def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
+        """Say how the answer's token at `place` was chosen, if that was asked for."""
+        if self.explain and (report := seq.reports.get(place)):
+            from ..probs_page import explanation
+            say(explanation(report, lambda token: tokenizer.decode([token])))
+
+    def json(self, seq: Sequence, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What joins an answer's JSON; natural logarithms, before any sampler."""
+        if self.logprobs is None:
+            return {}
+
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
+
+        def whole(report: Report) -> dict[str, Any]:
+            return entry(report.token, report.logprob) | {"top_logprobs": [entry(*other) for other in report.top]}
+
+        return {"logprobs": [whole(report) for _, report in sorted(seq.reports.items())]}
+
+    def write_page(self, seq: Sequence, tokenizer: Tokenizer, model: str, prompt: str) -> None:
+        """Write the page, if one was asked for. Raises QwenError where that fails."""
+        if self.show_probs:
+            from ..probs_page import page
+            from ..whole_file import replacing
+            text = page([report for _, report in sorted(seq.reports.items())], tokenizer.token_bytes, model, prompt)
+            with replacing(Path(self.show_probs)) as file:
+                file.write(text.encode())
+
+
+def probability_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Passed on to the command as one Probabilities, `probabilities`."""
+    @wraps(command)
+    def wrapper(**kwargs: Any) -> Any:
+        asked = Probabilities(*(kwargs.pop(name) for name in Probabilities.__dataclass_fields__))
+        return command(probabilities=asked, **kwargs)
+
+    for option in (
+            click.option("--show-probs", metavar="FILE", help="Write a page with each token's probability, and what else was likely."),
+            click.option("--explain", is_flag=True, help="Show on stderr, for each token, what each sampler left."),
+            click.option("--logprobs", type=click.IntRange(0, 1000), metavar="N",
+                         help="With --json: each token's log-probability, and the N likeliest.")):
+        wrapper = option(wrapper)
+    return wrapper

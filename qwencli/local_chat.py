@@ -1,0 +1,97 @@
+"""Conversations with a model that runs here: messages in, events of its answer out."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from .answers import AnswerParser, Content, Event
+from .chat import ChatTemplate, Message, Rendered
+from .engine import Sequence as EngineSequence
+from .errors import ContextFull
+from .llm import LLM, Completion
+from .thinking import ReasoningBudget, closing, ends_inside
+
+if TYPE_CHECKING:
+    from .dialogue import Settings
+
+
+class Told(NamedTuple):
+    """The text of a conversation up to the end of an answer, and the tokens that it was read and written in."""
+    text: str
+    guard: str
+    tokens: list[int]
+
+
+class LocalChat:
+    """A ChatModel (qwencli/dialogue.py) over an LLM, by `template`, else the file's own, else ChatML.
+
+    What two conversations have in common is computed once: a next turn costs only what is new. An answer stands in it with the very tokens
+    that the model wrote. `on_step` and `on_token` are Completion's.
+    """
+
+    def __init__(self, llm: LLM, template: ChatTemplate | None = None, stop: Sequence[str] = (), ignore_eos: bool = False,
+                 on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None) -> None:
+        self.llm, self._stop, self._ignore_eos = llm, stop, ignore_eos
+        self.template = template or llm.chat_template or ChatTemplate.named("chatml")
+        self.on_step, self.on_token = on_step, on_token
+        self.completion: Completion | None = None
+        self._told = Told("", "", [])
+
+    @property
+    def sequence(self) -> EngineSequence:
+        """The last answer's."""
+        assert self.completion is not None, "asked before an answer"
+        return self.completion.sequence
+
+    @property
+    def stop_reason(self) -> str | None:
+        return self.completion.sequence.stop_reason if self.completion else None
+
+    def stats(self) -> dict[str, float]:
+        """The last answer's timings, and how much of the context it filled (`context_n` of `n_ctx` tokens)."""
+        if self.completion is None:
+            return {}
+        return self.completion.timings() | {"context_n": len(self.completion.sequence.tokens), "n_ctx": self.llm.engine.n_ctx}
+
+    def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
+        """See ChatModel.answer."""
+        think = settings.think is not False and settings.reasoning_budget != 0
+        prompt = self.template.rendered(self.llm.tokenizer, messages, settings.tools, enable_thinking=think)
+        inside = ends_inside(prompt.text)
+        if inside and not think:  # a template that always begins with thinking
+            prompt, inside = prompt._replace(text=prompt.text + closing(prompt.text)), False
+        tokens = self._encode(prompt)
+        n_ctx = self.llm.engine.n_ctx
+        if len(tokens) >= n_ctx:
+            raise ContextFull(f"the conversation has {len(tokens)} tokens, which leaves no room for an answer in the context of {n_ctx}: "
+                              "shorten it or raise -c")
+        limit = settings.reasoning_budget if think else 0  # also where a template knows of no switch
+        budget = None if limit is None else ReasoningBudget(limit, inside)
+        parser = AnswerParser(inside, settings.tools)
+        try:
+            for piece in self._complete(tokens, settings, budget):
+                yield from parser.add(piece)
+            yield from parser.end()
+        finally:
+            written = self.llm.tokenizer.decode(self.sequence.generated)
+            self._told = Told(prompt.text + written, prompt.guard, self.sequence.tokens)
+
+    def go_on(self, text: str, settings: Settings) -> Iterator[Event]:
+        """Continue a text as it stands, without a template; control tokens in it are recognised."""
+        tokens = self.llm.tokenizer.encode(text, add_special=True, parse_special=True)
+        return map(Content, self._complete(tokens, settings))
+
+    def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None = None) -> Iterator[str]:
+        self.completion = Completion(self.llm, tokens, settings.sampling, settings.max_tokens, self._stop, self._ignore_eos,
+                                     self.on_step, self.on_token, budget)
+        return self.completion.run()
+
+    def _encode(self, prompt: Rendered) -> list[int]:
+        """The prompt's tokens; where it goes on from what was told, with the tokens that this was told in: a model may have written a
+        word in other tokens than the tokenizer cuts it into."""
+        told, rest = self._told, prompt.text[len(self._told.text):]
+        tokenizer = self.llm.tokenizer
+        goes_on = told.tokens and told.guard == prompt.guard and prompt.text.startswith(told.text)
+        if goes_on and rest.startswith(tuple(tokenizer.control_texts)):
+            return told.tokens + prompt.encode(tokenizer, len(told.text))
+        return prompt.encode(tokenizer)

@@ -1,0 +1,40 @@
+"""How long a model may think before it answers."""
+from __future__ import annotations
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def ends_inside(prompt: str) -> bool:
+    """Whether a rendered prompt leaves the answer inside a block of thinking: some templates begin it."""
+    return prompt.rstrip().endswith(OPEN)
+
+
+class ReasoningBudget:
+    """Closes an answer's thinking after `n_tokens` tokens of it. `inside`: the prompt has opened it already."""
+
+    def __init__(self, n_tokens: int, inside: bool) -> None:
+        self._left, self._inside, self._text, self._over = n_tokens, inside, "", False
+
+    def add(self, text: str) -> str:
+        """Takes a token's text; returns what has to follow it where thinking ends now, else ""."""
+        if self._over:
+            return ""
+        self._text += text
+        if self._inside:
+            self._left -= 1
+            self._over = CLOSE in self._text  # by itself
+            self._text = self._text[-len(CLOSE):]
+        else:
+            self._text = self._text.lstrip()
+            self._inside = self._text.startswith(OPEN)
+            self._over = not self._inside and not OPEN.startswith(self._text)  # an answer without thinking
+        if self._over or not self._inside or self._left > 0:
+            return ""
+        self._over = True
+        return closing(self._text)
+
+
+def closing(text: str) -> str:
+    """What ends a block of thinking after this text, as Qwen's templates write it."""
+    newlines = 2 if text.rstrip("\n").endswith(OPEN) else 1  # nothing was thought
+    return "\n" * (newlines - len(text) + len(text.rstrip("\n"))) + CLOSE + "\n\n"

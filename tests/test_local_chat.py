@@ -1,0 +1,160 @@
+"""Conversations with the embedded model: what is thought and what is said, and that a next turn costs only what is new."""
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qwencli.answers import Content, Reasoning
+from qwencli.chat import ChatTemplate
+from qwencli.dialogue import Settings
+from qwencli.errors import ContextFull
+from qwencli.llm import LLM, Completion
+from qwencli.local_chat import LocalChat
+from qwencli.model_path import EMBEDDED
+from qwencli.sampling import SamplingParams
+
+GREEDY = SamplingParams(temp=0)
+QUESTION = {"role": "user", "content": "What is the capital of France?"}
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(EMBEDDED)
+
+
+@pytest.fixture
+def chat(llm: LLM) -> Iterator[LocalChat]:
+    """With nothing in the cache."""
+    while llm.engine.prefixes.make_room():
+        pass
+    yield LocalChat(llm)
+    assert llm.engine.running == []
+
+
+def ask(chat: LocalChat, *messages: dict[str, Any], **settings: Any) -> tuple[str, str]:
+    """What is thought and what is said."""
+    events = list(chat.answer(messages, Settings(GREEDY, **settings)))
+    return tuple("".join(e.text for e in events if isinstance(e, kind)) for kind in (Reasoning, Content))  # type: ignore[return-value]
+
+
+def completed(llm: LLM, prompt: list[int], n: int | None = None) -> list[int]:
+    completion = Completion(llm, prompt, GREEDY, n)
+    assert list(completion.run()) or True
+    return completion.sequence.generated
+
+
+def test_thinking_is_told_from_what_is_said(chat: LocalChat) -> None:
+    thought, said = ask(chat, QUESTION)
+    assert thought
+    assert said == "The capital of France is Paris."
+    assert chat.llm.tokenizer.decode(chat.sequence.generated) == f"<think>\n{thought}\n</think>\n\n{said}"
+    assert chat.stop_reason == "eos"
+
+
+@pytest.mark.parametrize("settings", [{"think": False}, {"reasoning_budget": 0}])
+def test_without_thinking_where_the_template_knows_no_switch(llm: LLM, settings: dict[str, Any]) -> None:
+    chat = LocalChat(llm, ChatTemplate.named("chatml"))
+    assert ask(chat, QUESTION)[0]
+    assert ask(chat, QUESTION, **settings) == ("", "The capital of France is Paris.")
+    assert llm.tokenizer.decode(chat.sequence.generated).startswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("settings", [{"think": False}, {"reasoning_budget": 0}])
+def test_without_thinking(chat: LocalChat, settings: dict[str, Any]) -> None:
+    assert ask(chat, QUESTION, **settings) == ("", "The capital of France is Paris.")
+    assert chat.llm.tokenizer.decode(chat.sequence.tokens[:chat.sequence.n_prompt]).endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_at_its_budget_thinking_is_closed_and_the_answer_follows(chat: LocalChat, n: int) -> None:
+    """The answer is the one that a prompt with the shortened thinking would get."""
+    free, _ = ask(chat, QUESTION)
+    thought, said = ask(chat, QUESTION, reasoning_budget=n)
+    tokenizer = chat.llm.tokenizer
+    assert free.startswith(thought)
+    assert said
+    end = tokenizer.encode("</think>")[0]
+    tokens = chat.sequence.generated
+    begin, rest = tokens[:tokens.index(end)], tokens[tokens.index(end):]
+    assert begin[0] == tokenizer.encode("<think>")[0]
+    assert len(begin) - 1 <= n + 1, "a newline may come before the tag"
+    closed = tokens[:len(begin)] + tokenizer.encode("</think>\n\n")
+    prompt = chat.sequence.tokens[:chat.sequence.n_prompt]
+    assert rest == [*tokenizer.encode("</think>\n\n"), *completed(chat.llm, prompt + closed)]
+
+
+def test_a_budget_that_is_not_reached_changes_nothing(chat: LocalChat) -> None:
+    assert ask(chat, QUESTION, reasoning_budget=500) == ask(chat, QUESTION)
+
+
+def test_a_template_that_begins_the_thinking(llm: LLM) -> None:
+    always = ChatTemplate("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+                          "<|im_start|>assistant\n<think>\n")
+    chat = LocalChat(llm, always)
+    thought, said = ask(chat, QUESTION)
+    assert thought
+    assert said == "The capital of France is Paris."
+    assert ask(chat, QUESTION, think=False) == ("", "The capital of France is Paris.")
+    assert len(llm.tokenizer.encode(ask(chat, QUESTION, reasoning_budget=2)[0])) <= 2
+
+
+def test_a_next_turn_computes_only_what_is_new(chat: LocalChat) -> None:
+    """With a template that writes answers as they were; and as an engine answers that has seen nothing before."""
+    plain = ChatTemplate.named("chatml")
+    chat = LocalChat(chat.llm, plain)
+    ask(chat, QUESTION)
+    said = chat.llm.tokenizer.decode(chat.sequence.generated)
+    first = len(chat.sequence.tokens)
+    assert chat.stats()["cached_n"] == 0
+    turns = QUESTION, {"role": "assistant", "content": said}, {"role": "user", "content": "And of Italy?"}
+    again = ask(chat, *turns)
+    assert chat.stats()["cached_n"] == first, "all that was said, to the last token"
+    assert chat.stats()["prompt_n"] == chat.sequence.n_prompt - first
+    fresh = LLM(EMBEDDED)
+    assert ask(LocalChat(fresh, plain), *turns) == again
+    assert completed(fresh, chat.sequence.tokens[:chat.sequence.n_prompt]) == chat.sequence.generated
+
+
+def test_another_branch_uses_what_it_has_in_common(chat: LocalChat) -> None:
+    ask(chat, {"role": "system", "content": "Answer in short sentences."}, QUESTION)
+    ask(chat, {"role": "system", "content": "Answer in short sentences."}, {"role": "user", "content": "Hello"})
+    assert chat.stats()["cached_n"] >= len(chat.llm.tokenizer.encode("Answer in short sentences."))
+
+
+def test_an_answer_stands_in_the_conversation_with_the_tokens_it_was_written_in(llm: LLM) -> None:
+    """A model may write a word in other tokens than the tokenizer cuts it into: here it is made to write single letters."""
+    chat = LocalChat(llm, ChatTemplate.named("chatml"))
+    letters = [llm.tokenizer.encode(c)[0] for c in " the"]
+    assert len(llm.tokenizer.encode(" the")) == 1
+    events = chat.answer([QUESTION], Settings(GREEDY, 20, think=False))
+    next(events)
+    llm.engine.extend(chat.sequence, letters)
+    events.close()  # type: ignore[attr-defined]
+    written = list(chat.sequence.tokens)
+    assert written[-4:] == letters
+    said = {"role": "assistant", "content": llm.tokenizer.decode(chat.sequence.generated)}
+    list(chat.answer([QUESTION, said, QUESTION], Settings(GREEDY, 1)))
+    assert chat.sequence.tokens[:len(written)] == written
+
+
+def test_a_conversation_that_leaves_no_room_for_an_answer() -> None:
+    llm = LLM(EMBEDDED, n_ctx=40)
+    with pytest.raises(ContextFull, match=r"the conversation has \d+ tokens, which leaves no room for an answer in the context of 40"):
+        ask(LocalChat(llm), {"role": "user", "content": "word " * 60})
+
+
+def test_an_answer_that_is_closed_early(chat: LocalChat) -> None:
+    events = chat.answer([QUESTION], Settings(GREEDY))
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert chat.stop_reason == "cancelled"
+    assert ask(chat, QUESTION)[1] == "The capital of France is Paris."
+
+
+def test_stats_name_the_context(chat: LocalChat) -> None:
+    assert chat.stats() == {}
+    ask(chat, QUESTION)
+    stats = chat.stats()
+    assert stats["context_n"] == len(chat.sequence.tokens)
+    assert stats["n_ctx"] == chat.llm.engine.n_ctx
+    assert stats["predicted_n"] == len(chat.sequence.generated)
