@@ -1,0 +1,121 @@
+"""What an answer consists of: thinking, the answer proper and tool calls, told apart while the text streams."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, Incoming, NotACall, Reading, Tags, ToolCall, read_call
+
+
+class Reasoning(NamedTuple):
+    """A piece of thinking."""
+    text: str
+
+
+class Content(NamedTuple):
+    """A piece of the answer proper."""
+    text: str
+
+
+Event = Reasoning | Content | ToolCall
+
+__all__ = ["AnswerParser", "Content", "Event", "Reasoning", "ToolCall"]
+
+THINK, THINK_END = "<think>", "</think>"
+
+
+class AnswerParser:
+    """Turns an answer's text, in whatever pieces it comes, into events; joined, these do not depend on the pieces.
+
+    An answer thinks if it begins with `<think>`, or with `thinking` because the prompt ended so. The newlines at the tags belong to
+    neither side. `tools` are OpenAI's tool definitions; without any, tool calls are text. So is a malformed one, exactly as it was
+    written. Whitespace before a call, between calls and after the last belongs to the format. No more is held back than may begin a tag,
+    the whitespace before it, and a call up to its end.
+    """
+
+    def __init__(self, thinking: bool = False, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+        self._text, self._thinking, self._tools = Incoming(), thinking, tools or ()
+        names = (tool.get("function", tool).get("name") for tool in self._tools)
+        self._openings = [f"{FUNCTION}{name}>" for name in names if isinstance(name, str) and not set("<>\n") & set(name)]
+        self._events: list[Event] = []
+        self._space: list[str] = []  # whitespace that is dropped if a call or the end of thinking follows
+        self._called = False  # a call was the last event
+        self._last = "\n"  # the last character of content
+        self._reading = self._answer()
+        next(self._reading)
+
+    def add(self, text: str) -> list[Event]:
+        """The events that are complete now that `text` follows."""
+        self._text.add(text)
+        return self._resume()
+
+    def end(self) -> list[Event]:
+        """What was held back, now that nothing follows. The parser is spent then."""
+        self._text.ended = True
+        return self._resume()
+
+    def _resume(self) -> list[Event]:
+        next(self._reading, None)
+        events, self._events = self._events, []
+        return events
+
+    def _answer(self) -> Reading[None]:
+        space = yield from self._text.span(SPACE)
+        if (yield from self._text.starts(THINK)):
+            yield from self._text.span("\n")
+            yield from self._passages(Reasoning)
+        elif self._thinking:
+            self._pass(Reasoning, space.lstrip("\n"))
+            yield from self._passages(Reasoning)
+        else:
+            self._pass(Content, space)
+        yield from self._passages(Content)
+
+    def _passages(self, kind: type[Reasoning] | type[Content]) -> Reading[None]:
+        """Text of one kind, and calls in it. Thinking ends with its tag, or by a call: Qwen3.5 leaves the tag out before some."""
+        calls = [OPEN] if self._tools else []
+        tags = Tags(*calls, THINK_END) if kind is Reasoning else Tags(*calls, *self._openings)
+        while True:
+            text, tag = yield from self._text.passage(tags)
+            self._pass(kind, text)
+            if tag == THINK_END:
+                yield from self._text.read(len(tag))
+                yield from self._text.span("\n")
+                self._space, self._last = [], "\n"
+                return
+            if tag == OPEN or (tag and self._last == "\n"):
+                if (yield from self._call(kind, tag)) and kind is Reasoning:
+                    return
+            elif tag:
+                self._pass(kind, (yield from self._text.read(len(tag))))
+            elif not text:
+                if self._space and not self._called:
+                    self._events.append(kind("".join(self._space)))
+                return
+
+    def _call(self, kind: type[Reasoning] | type[Content], opening: str) -> Reading[bool]:
+        """A call if there is one, else its text."""
+        self._text.mark()
+        try:
+            call = yield from read_call(self._text, self._tools)
+        except NotACall:
+            self._pass(kind, self._text.unmark())
+            return False
+        self._text.unmark()
+        self._events.append(call)
+        self._space, self._called, self._last = [], True, "\n"
+        if opening != OPEN:  # the closing tag may come all the same
+            space = yield from self._text.span(SPACE)
+            if not (yield from self._text.starts(CLOSE)):
+                self._pass(kind, space)
+        return True
+
+    def _pass(self, kind: type[Reasoning] | type[Content], text: str) -> None:
+        """Pass text on, but for whitespace at its end that a tag may make superfluous."""
+        body = text.rstrip("\n" if kind is Reasoning else SPACE if self._tools else "")
+        if body:
+            self._events.append(kind("".join(self._space) + body))
+            self._space, self._called = [], False
+        if text:
+            self._space.append(text[len(body):])
+            self._last = text[-1]
