@@ -11,7 +11,7 @@ from .backends import F32, Backend, Batch, Piece
 from .errors import ContextFull, InputError, QwenError
 from .kv_cache import KVSequence
 from .prefix_cache import PrefixCache
-from .sampling import NOT_FINITE, Sampler, SamplingParams
+from .sampling import NOT_FINITE, Report, Sampler, SamplingParams
 
 
 @dataclass(eq=False)
@@ -35,6 +35,8 @@ class Sequence:
     """Prompt tokens whose keys and values are in the cache."""
     n_cached: int = 0
     """Prompt tokens that were there before, from a sequence that began alike."""
+    reports: dict[int, Report] = field(default_factory=dict)
+    """By place in the answer, where `sampling` asks for them."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
@@ -148,6 +150,8 @@ class Engine:
         if token in seq.end_ids:
             self._finish(seq, "eos")
             return None
+        if seq.sampler.report:
+            seq.reports[len(seq.tokens) - seq.n_prompt] = seq.sampler.report
         self._append(seq, token)
         return token
 

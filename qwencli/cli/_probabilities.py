@@ -28,7 +28,7 @@ class Probabilities:
 
     def sampling(self) -> dict[str, Any]:
         """The settings that make the sampler report it."""
-        n_probs = self.logprobs if self.logprobs is not None else SHOWN if self.show_probs else None
+        n_probs = max(self.logprobs or 0, SHOWN if self.show_probs else 0, int(self.logprobs is not None)) or None
         return {"n_probs": n_probs, "explain": self.explain or None}
 
     def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
@@ -46,7 +46,7 @@ class Probabilities:
             return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
 
         def whole(report: Report) -> dict[str, Any]:
-            return entry(report.token, report.logprob) | {"top_logprobs": [entry(*other) for other in report.top]}
+            return entry(report.token, report.logprob) | {"top_logprobs": [entry(*other) for other in report.top[:self.logprobs]]}
 
         return {"logprobs": [whole(report) for _, report in sorted(seq.reports.items())]}
 
