@@ -32,7 +32,7 @@ class Tags:
     """Strings to look for. The first character of each occurs nowhere else in it."""
 
     def __init__(self, *tags: str) -> None:
-        self._all, self._any = tags, re.compile("|".join(map(re.escape, tags)))
+        self._all, self._any = tags, re.compile("|".join(map(re.escape, tags)) or "(?!)")
 
     def search(self, text: str, start: int) -> tuple[int, str]:
         """Where the first tag begins, and the tag; or where the text's end may be the begin of one (else its end) and ""."""
