@@ -26,11 +26,8 @@ Message = Mapping[str, Any]
 
 CHATML = """\
 {% for message in messages %}
-{{ '<|im_start|>' + message.role }}
-{% if message.content is string %}
-{{ message.content }}{% else %}
-{% for part in message.content or [] %}{{ part.text }}{% endfor %}
-{% endif %}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content or [] %}{{ part.text }}{% endfor %}{% endif %}
 <|im_end|>
 {% endfor %}
 {% if add_generation_prompt %}
@@ -69,17 +66,17 @@ class ChatTemplate:
         """A built-in template by its name, or else the one in the file of that path. Raises InputError."""
         if value in BUILT_IN:
             return cls(BUILT_IN[value])
-        expected = f"expected {' or '.join(BUILT_IN)}, or the path of a Jinja file"
+        expected = f"expected {', '.join(BUILT_IN)} or the path of a Jinja file"
         try:
             with open(value, "rb") as file:
-                source = file.read(MAX_FILE + 1).decode("utf-8-sig")
-        except UnicodeError:
+                source = file.read(MAX_FILE + 1)
+            if len(source) > MAX_FILE:
+                raise InputError(f"the chat template {value} is larger than {MAX_FILE >> 20} MiB, {expected}")
+            return cls(source.decode("utf-8-sig"))
+        except UnicodeDecodeError:
             raise InputError(f"the chat template {value} is no UTF-8 text, {expected}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no path at all
             raise InputError(f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}") from None
-        if len(source) > MAX_FILE:
-            raise InputError(f"the chat template {value} is larger than {MAX_FILE >> 20} MiB")
-        return cls(source)
 
     def start(self) -> None:
         """Start the process and compile the template, in the background; what fails fails again when the template is used."""
@@ -109,7 +106,10 @@ class ChatTemplate:
             raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
-        guarded = _Guard(guard, tokenizer.control_texts).put_into(given)
+        try:
+            guarded = _Guard(guard, tokenizer.control_texts).put_into(given)
+        except RecursionError:
+            raise InputError("the conversation holds values that are nested too deeply") from None
         text = self._ask("render", _DEFAULTS | named | guarded)
         return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
 
