@@ -1,16 +1,14 @@
 """What several commands share: options, finding and announcing the model, reading text. Nothing here imports more than it must."""
 from __future__ import annotations
 
-import math
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import click
 
 from ..errors import InputError, QwenError
+from ._sampling import sampling_options as sampling_options
 from ..model_path import ModelPath, find_model
 
 model_option = click.option(
@@ -110,37 +108,3 @@ def check_context(n_ctx: int, trained: int) -> None:
     """Warn of a context longer than the model was trained for; it is used all the same."""
     if n_ctx > trained:
         warn(f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that")
-
-
-class NumberRange(click.FloatRange):
-    """A FloatRange that refuses NaN too, which compares as neither too small nor too large."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
-        return number
-
-
-def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags of SamplingParams, passed on to the command as one dict `sampling` of what was given."""
-    from ..sampling import LIMITS
-    described = {
-        "temp": "Temperature; 0 always takes the likeliest token.",
-        "top_k": "Choose among the K likeliest tokens; 0 = all.",
-        "top_p": "Choose among the likeliest tokens that together have probability P; 1 = all.",
-        "min_p": "Leave out tokens with less than P times the likeliest one's probability; 0 = none.",
-        "repeat_penalty": "Divide the logits of recent tokens by this; 1 = off.",
-        "presence_penalty": "Subtract this from the logits of recent tokens; 0 = off."}
-
-    @wraps(command)
-    def wrapper(**kwargs: Any) -> Any:
-        sampling = {name: kwargs.pop(name) for name in (*described, "seed")}
-        return command(sampling=sampling, **kwargs)
-
-    wrapped = click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeat a run: the same seed gives the same text.")(wrapper)
-    for name, text in reversed(described.items()):
-        low, high = LIMITS[name]
-        kind: click.IntRange | click.FloatRange = click.IntRange(int(low), int(high)) if name == "top_k" else NumberRange(low, high)
-        wrapped = click.option("--" + name.replace("_", "-"), type=kind, help=text)(wrapped)
-    return wrapped
