@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, Incoming, NotACall, Reading, Tags, ToolCall, read_call
+from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, Incoming, NotACall, Reading, Tags, ToolCall, read_call, schemas_of
 
 
 class Reasoning(NamedTuple):
@@ -34,9 +34,9 @@ class AnswerParser:
     """
 
     def __init__(self, thinking: bool = False, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
-        self._text, self._thinking, self._tools = Incoming(), thinking, tools or ()
-        names = (tool.get("function", tool).get("name") for tool in self._tools)
-        self._openings = [f"{FUNCTION}{name}>" for name in names if isinstance(name, str) and not set("<>\n") & set(name)]
+        self._text, self._thinking, self._schemas = Incoming(), thinking, schemas_of(tools or ())
+        self._calls = [OPEN] if tools else []
+        self._bare_calls = [f"{FUNCTION}{name}>" for name in self._schemas if not set("<>\n") & set(name)]
         self._events: list[Event] = []
         self._space: list[str] = []  # whitespace that is dropped if a call or the end of thinking follows
         self._called = False  # a call was the last event
@@ -73,8 +73,7 @@ class AnswerParser:
 
     def _passages(self, kind: type[Reasoning] | type[Content]) -> Reading[None]:
         """Text of one kind, and calls in it. Thinking ends with its tag, or by a call: Qwen3.5 leaves the tag out before some."""
-        calls = [OPEN] if self._tools else []
-        tags = Tags(*calls, THINK_END) if kind is Reasoning else Tags(*calls, *self._openings)
+        tags = Tags(*self._calls, THINK_END) if kind is Reasoning else Tags(*self._calls, *self._bare_calls)
         while True:
             text, tag = yield from self._text.passage(tags)
             self._pass(kind, text)
@@ -97,7 +96,7 @@ class AnswerParser:
         """A call if there is one, else its text."""
         self._text.mark()
         try:
-            call = yield from read_call(self._text, self._tools)
+            call = yield from read_call(self._text, self._schemas)
         except NotACall:
             self._pass(kind, self._text.unmark())
             return False
@@ -112,7 +111,7 @@ class AnswerParser:
 
     def _pass(self, kind: type[Reasoning] | type[Content], text: str) -> None:
         """Pass text on, but for whitespace at its end that a tag may make superfluous."""
-        body = text.rstrip("\n" if kind is Reasoning else SPACE if self._tools else "")
+        body = text.rstrip("\n" if kind is Reasoning else SPACE if self._calls else "")
         if body:
             self._events.append(kind("".join(self._space) + body))
             self._space, self._called = [], False

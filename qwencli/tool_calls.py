@@ -135,8 +135,18 @@ IN_STRING, OUTSIDE_STRING = Tags('"', "\\", "\n"), Tags('"', CLOSE)
 NAME_END, VALUE_END = Tags(">", "<", "\n"), Tags("</parameter>")
 
 
-def read_call(text: Incoming, tools: Sequence[Mapping[str, Any]]) -> Reading[ToolCall]:
-    """The call whose first tag comes next. `tools` are OpenAI's tool definitions: XML parameters get the types that these say.
+Schemas = dict[str, Any]
+"""JSON schemas of tools' arguments, by the tools' names. They are whatever a user wrote."""
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Schemas:
+    """From OpenAI's tool definitions, or from what these have in `function`."""
+    functions = [mapping(mapping(tool).get("function", tool)) for tool in tools]
+    return {f["name"]: f.get("parameters") for f in functions if isinstance(f.get("name"), str)}
+
+
+def read_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
+    """The call whose first tag comes next. XML parameters get the types that the schemas say.
 
     Raises NotACall as soon as it is clear that there is none.
     """
@@ -148,7 +158,7 @@ def read_call(text: Incoming, tools: Sequence[Mapping[str, Any]]) -> Reading[Too
         return parse_json_call("{" + (yield from _json_rest(text)))
     if kind != FUNCTION:
         raise NotACall
-    call = yield from _xml_call(text, tools)
+    call = yield from _xml_call(text, schemas)
     if opened:  # Qwen3-Coder leaves the opening tag out at times
         yield from text.span(SPACE)
         if not (yield from text.starts(CLOSE)):
@@ -204,17 +214,18 @@ def json_value(text: str) -> Any:
     return value
 
 
-def _xml_call(text: Incoming, tools: Sequence[Mapping[str, Any]]) -> Reading[ToolCall]:
+def _xml_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
     """What follows `<function=`, up to `</function>`."""
     name = yield from _name(text)
-    schema = next((t.get("parameters") for tool in tools if (t := tool.get("function", tool)).get("name") == name), None) or {}
+    schema = mapping(schemas.get(name))
+    properties = mapping(schema.get("properties"))
     arguments: dict[str, Any] = {}
     yield from text.span(SPACE)
     tag = yield from text.starts(PARAMETER, FUNCTION_END)
     while tag == PARAMETER:
         key = yield from _name(text)
         value, tag = yield from _value(text)
-        arguments[key] = typed(value, types_of((schema.get("properties") or {}).get(key), schema))
+        arguments[key] = typed(value, types_of(properties.get(key), schema))
     if not tag:
         raise NotACall
     return ToolCall(name, arguments)
@@ -239,21 +250,30 @@ def _value(text: Incoming) -> Reading[tuple[str, str]]:
         parts += [closing, space]
 
 
-def types_of(schema: Any, root: Mapping[str, Any], depth: int = 8) -> set[str]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def types_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The JSON types that a JSON schema names, through `anyOf` and the like, `enum`, and references within `root`."""
-    if not isinstance(schema, Mapping) or not depth:
-        return set()
-    named = schema.get("type", [])
-    types = {named} if isinstance(named, str) else {t for t in named if isinstance(t, str)} if isinstance(named, list) else set()
-    if not types:
-        types = {kind(value) for value in schema.get("enum", ())} | ({kind(schema["const"])} if "const" in schema else set())
-    for branch in (b for key in ("anyOf", "oneOf", "allOf") for b in schema.get(key, ())):
-        types |= types_of(branch, root, depth - 1)
-    if isinstance(path := schema.get("$ref"), str):
-        target: Any = root
-        for part in path.removeprefix("#/").split("/"):
-            target = target.get(part) if isinstance(target, Mapping) else None
-        types |= types_of(target, root, depth - 1)
+    types: set[str] = set()
+    todo, seen = [schema], set()
+    while todo:
+        schema = todo.pop()
+        if not isinstance(schema, Mapping) or id(schema) in seen:
+            continue
+        seen.add(id(schema))
+        named, values = schema.get("type"), schema.get("enum")
+        types |= {t for t in (named if isinstance(named, list) else [named]) if isinstance(t, str)}
+        if not named:
+            types |= {kind(value) for value in (values if isinstance(values, list) else [schema["const"]] if "const" in schema else [])}
+        for branches in map(schema.get, ("anyOf", "oneOf", "allOf")):
+            todo += branches if isinstance(branches, list) else []
+        if isinstance(path := schema.get("$ref"), str):
+            target: Any = root
+            for part in path.removeprefix("#/").split("/"):
+                target = mapping(target).get(part)
+            todo.append(target)
     return types
 
 
