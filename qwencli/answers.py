@@ -115,6 +115,6 @@ class AnswerParser:
         if body:
             self._events.append(kind("".join(self._space) + body))
             self._space, self._called = [], False
-        if text:
+        if len(body) < len(text):
             self._space.append(text[len(body):])
-            self._last = text[-1]
+        self._last = text[-1:] or self._last
