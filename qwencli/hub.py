@@ -20,7 +20,8 @@ from .errors import QwenError
 from .hub_names import HubName, choose, models_among, names_of
 from .installed import hub_cache, installed, near
 
-BLOCK = 2**20
+BLOCK = 2**22
+Progress = Callable[[int, int], Any]
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -54,8 +55,9 @@ def look_up(name: HubName, first: bool = False) -> RemoteModel:
     return RemoteModel(names_of(name.repo, models)[chosen], name.repo, [about[part] for part in models[chosen]])
 
 
-def fetch(model: RemoteModel, checked: Callable[[int], Any] = lambda n_bytes: None) -> Path:
-    """Fetch what is missing of a model and return the path of its first file. `checked` is told of bytes whose hash is computed.
+def fetch(model: RemoteModel, checked: Progress | None = None) -> Path:
+    """Fetch what is missing of a model and return the path of its first file. `checked` is told how many bytes of how many of a file are
+    hashed.
 
     Raises QwenError: not to be reached, no space, a wrong hash. What was fetched stays and is gone on with the next time, but for a file
     whose hash is wrong.
@@ -65,7 +67,7 @@ def fetch(model: RemoteModel, checked: Callable[[int], Any] = lambda n_bytes: No
     return first
 
 
-def _fetch_file(repo: str, file: RemoteFile, checked: Callable[[int], Any]) -> Path:
+def _fetch_file(repo: str, file: RemoteFile, checked: Progress | None) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import WeakFileLock
     cache = hub_cache()
@@ -95,22 +97,23 @@ def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
     from huggingface_hub.utils import build_hf_headers
     with partial.open("ab") as f:
         if n_bytes is not None:
-            if f.tell() > n_bytes:
-                f.truncate(0)
+            if f.tell() > n_bytes:  # no part of it
+                f.seek(f.truncate(0))
             free = shutil.disk_usage(partial.parent).free
             if free < n_bytes - f.tell():
                 raise QwenError(f"{partial.parent}: {(n_bytes - f.tell()) / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")
         http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=n_bytes, displayed_filename=shown)
 
 
-def _check(partial: Path, repo: str, file: RemoteFile, checked: Callable[[int], Any]) -> None:
+def _check(partial: Path, repo: str, file: RemoteFile, checked: Progress | None) -> None:
     if file.sha256 is None:
         return
-    digest = hashlib.sha256()
+    digest, n_bytes = hashlib.sha256(), partial.stat().st_size
     with partial.open("rb") as f:
         while block := f.read(BLOCK):
             digest.update(block)
-            checked(len(block))
+            if checked:
+                checked(f.tell(), n_bytes)
     if digest.hexdigest() != file.sha256:
         partial.unlink()
         raise QwenError(f"{repo}: {file.path} arrived with the SHA-256 {digest.hexdigest()}, expected {file.sha256}: removed, try again")
@@ -167,7 +170,7 @@ def _not_found(repo: str) -> QwenError:
     known = [model.repo for model in installed() if model.repo]
     with suppress(Exception):  # whatever it is: there is an error to report already
         api = HfApi(endpoint=endpoint())
-        known += [model.id for model in api.list_models(author=owner, search=re.split(r"[-_.]", rest)[0], filter="gguf", limit=100)]
+        known += [model.id for model in api.list_models(author=owner, search=rest[:4], filter="gguf", limit=100)]
         known += [model.id for model in api.list_models(search=re.sub(r"(?i)-gguf$", "", rest), filter="gguf", limit=20)]
     names = near(repo, known)
     suggestions = f"; near names: {', '.join(names)}" if names else ""

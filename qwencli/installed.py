@@ -31,6 +31,11 @@ class Installed(NamedTuple):
     repo: str = ""
     file: str = ""
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.paths if path.is_file())
+
 
 def installed() -> list[Installed]:
     """All models that are found and complete, each name once."""

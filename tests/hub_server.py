@@ -16,12 +16,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """`files` are those of each repository. What it does wrong: `status` answers everything so, `gated` and `private` repositories need
-    `token`, `lies` are files whose SHA-256 is given wrong, and the next download of a file ends after `broken_after[file]` bytes, or
-    waits there for `resume`. `requests` are what was asked: method, path, Range, whether with the token."""
+    """`files` are those of each repository. What it does wrong: it answers everything with `status` or the API with `body`, `gated` and
+    `private` repositories need `token`, `lies` are files whose SHA-256 is given wrong, `etag` is given for any file; the next download of
+    a file ends after `broken_after[file]` bytes (or `hangs` there), and a download of the rest has `status_after_break`. With `redirects`
+    files lie on another host. `requests` are what was asked: method, path, Range, whether with the token."""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     status: int | None = None
-    status_of_downloads: int | None = None
+    status_after_break: int | None = None
+    body: bytes | None = None
+    etag: str | None = None
+    redirects: bool = False
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     token: str = "hf_right"
@@ -29,7 +33,7 @@ class Hub:
     broken_after: dict[str, int] = field(default_factory=dict)
     hangs: bool = False
     reached: threading.Event = field(default_factory=threading.Event)
-    resume: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None, bool]] = field(default_factory=list)
     url: str = ""
 
@@ -52,14 +56,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
+        if url.path == "/api/agent-harnesses":  # a newer library's own curiosity
+            return self.refuse(404)
         token = self.headers.get("Authorization")
         hub.requests.append((self.command, unquote(url.path), self.headers.get("Range"), token == f"Bearer {hub.token}"))
         parts = unquote(url.path).strip("/").split("/")
         if hub.status:
             return self.refuse(hub.status)
+        if hub.body is not None:
+            return self.send(hub.body)
+        if parts[0] == "elsewhere":
+            return self.send_file("/".join(parts[3:]), hub.files["/".join(parts[1:3])])
         if parts == ["api", "models"]:
-            wanted = parse_qs(url.query)["search"][0].lower()
-            return self.answer([{"id": repo, "private": False, "tags": [], "downloads": 0} for repo in hub.files if wanted in repo.lower()])
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
+            found = [repo for repo in hub.files if query["search"].lower() in repo.lower() and repo.startswith(query.get("author", ""))]
+            return self.answer([{"id": repo, "private": False, "tags": [], "downloads": 0} for repo in found])
         repo = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
         allowed = token == f"Bearer {hub.token}"
         if token and not allowed:
@@ -75,10 +86,17 @@ class Handler(BaseHTTPRequestHandler):
         if repo in hub.gated and not allowed:
             return self.refuse(403 if token else 401, "GatedRepo")
         assert parts[2:4] == ["resolve", "main"], self.path
+        if hub.redirects and self.command == "GET":
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere/{repo}/{'/'.join(parts[4:])}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.send_file("/".join(parts[4:]), hub.files[repo])
 
     def answer(self, content: object) -> None:
-        body = json.dumps(content).encode()
+        self.send(json.dumps(content).encode())
+
+    def send(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -98,14 +116,14 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.hub
         if name not in files:
             return self.refuse(404, "EntryNotFound")
-        if hub.status_of_downloads and self.command == "GET":
-            return self.refuse(hub.status_of_downloads)
         content, wanted = files[name], self.headers.get("Range")
+        if wanted and hub.status_after_break:
+            return self.refuse(hub.status_after_break)
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", '"not the linked one"')
-        self.send_header("X-Linked-ETag", f'"{hub.sha256(name, content)}"')
+        self.send_header("X-Linked-ETag", f'"{hub.etag or hub.sha256(name, content)}"')
         self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("Accept-Ranges", "bytes")
         if wanted:
@@ -120,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             hub.reached.set()
             if hub.hangs:
-                hub.resume.wait(30)
+                hub.ended.wait(30)
             self.close_connection = True
 
 
@@ -136,6 +154,6 @@ def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
         try:
             yield hub
         finally:
-            hub.resume.set()
+            hub.ended.set()
             server.shutdown()
             thread.join()

@@ -1,4 +1,4 @@
-"""What several commands share: options, finding and announcing the model, reading text. Nothing here imports more than it must."""
+"""What several commands share: options, reading text. Nothing here imports more than it must."""
 from __future__ import annotations
 
 import os
@@ -9,11 +9,7 @@ import click
 
 from ..errors import InputError, QwenError
 from ._sampling import sampling_options as sampling_options
-from ..model_path import ModelPath, find_model
 
-model_option = click.option(
-    "-m", "--model", metavar="PATH",
-    help="A GGUF file, or a folder with one. Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
 mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
 threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")
 backend_option = click.option("--backend", type=click.Choice(["auto", "cpu", "numpy"]), default="auto",
@@ -24,14 +20,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def example(*lines: str) -> str:
     """An epilog that shows example calls as they stand."""
     return "\b\nExamples:\n" + "\n".join("  " + line for line in lines)
-
-
-def choose_model(model: str | None, quiet: bool = False) -> ModelPath:
-    """Find the model and say on stderr, in one line, which it is and why."""
-    chosen = find_model(model)
-    if not quiet:
-        print(printable(f"model: {chosen.path} ({chosen.reason})"), file=sys.stderr, flush=True)
-    return chosen
 
 
 def printable(text: str) -> str:
@@ -85,15 +73,19 @@ def say(message: str) -> None:
 
 
 class CompileBar:
-    """Call it with how many kernels of how many are compiled: a bar on stderr, where that is a terminal, until all are."""
+    """Call it with how many kernels of how many are compiled: a bar on stderr, where that is a terminal, until all are.
 
-    def __init__(self) -> None:
+    `options` are tqdm's, for what else comes in counts.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options: dict[str, Any] = {"unit": "kernel"} | options
         self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
             from tqdm import tqdm
-            self._bar = tqdm(total=total, unit="kernel", leave=False, disable=None)
+            self._bar = tqdm(total=total, leave=False, disable=None, **self._options)
         self._bar.update(done - self._bar.n)
         if done == total:
             self._bar.close()

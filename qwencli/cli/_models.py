@@ -12,7 +12,7 @@ import click
 
 from ..errors import QwenError
 from ..model_path import VARIABLE, ModelPath, find_model
-from ._common import printable, say, size
+from ._common import CompileBar, printable, say, size
 
 if TYPE_CHECKING:
     from ..hub import RemoteModel
@@ -126,13 +126,10 @@ def ask_and_fetch(name: HubName, yes: bool) -> Path:
 
 def fetch(model: RemoteModel) -> Path:
     """Fetch a model with progress bars on stderr. Returns the path of its first file."""
-    from tqdm import tqdm
-
     from ..hub import fetch as fetch_files
     say(f"fetching {model.name}, {size(model.n_bytes)}")
     try:
-        with tqdm(total=model.n_bytes, desc="checking", unit="B", unit_scale=True, leave=False, disable=None, delay=1) as bar:
-            return fetch_files(model, bar.update)
+        return fetch_files(model, CompileBar(desc="checking", unit="B", unit_scale=True))
     except KeyboardInterrupt:
-        say(f"\nstopped; `qwencli pull {model.name}` goes on from there")
+        say(f"stopped; `qwencli pull {model.name}` goes on from there")
         raise

@@ -83,8 +83,8 @@ def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_
     {"md": print_table, "json": print_json, "jsonl": print_json_lines, "csv": print_csv}[output](found)
 
 
-def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int], n_threads: Sequence[int | None], repeat: int,
-        profile: bool) -> Iterator[Result]:
+def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int],
+        n_threads: Sequence[int | None], repeat: int, profile: bool) -> Iterator[Result]:
     """The results as they come, with a bar on stderr."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm

@@ -35,7 +35,7 @@ def describe(model: Installed) -> dict[str, Any]:
     from ..gguf_file import GGUFFile
     from ..model import load_model
     facts: dict[str, Any] = {
-        "name": model.name, "architecture": None, "quant": None, "size_bytes": sum(path.stat().st_size for path in model.paths),
+        "name": model.name, "architecture": None, "quant": None, "size_bytes": model.size,
         "path": str(model.paths[0]), "n_files": len(model.paths), "owner": model.owner, "runs": False, "why_not": None}
     try:
         file = GGUFFile(model.paths[0])

@@ -22,7 +22,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise QwenError("nobody can be asked here, add -y to remove without asking")
-        what = ", ".join(f"{model.name} ({size(sum(path.stat().st_size for path in model.paths))})" for model in models)
+        what = ", ".join(f"{model.name} ({size(model.size)})" for model in models)
         if not click.confirm(f"Remove {what}?", err=True):
             raise QwenError("nothing removed")
     for model in models:
