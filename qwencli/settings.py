@@ -75,9 +75,9 @@ def check_name(name: str) -> None:
         raise InputError(f"unknown setting {name}{suggestion(name, names()) or ': /set shows all'}")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about a word that is not known: those that it may be a slip of."""
-    near = difflib.get_close_matches(word, list(known))
+    near = [prefix + each for each in difflib.get_close_matches(word, list(known))]
     return f", did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ..chat import ChatTemplate
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but newline and tab."""
 
 
 template_option = click.option("--chat-template", metavar="FILE|NAME",
@@ -89,5 +92,5 @@ class AnswerPrinter:
 
 
 def shown(text: str) -> str:
-    """Text for a terminal: a model must not steer it."""
-    return "".join(c if c in "\n\t" or c.isprintable() else printable(c) for c in text)
+    """Text for a terminal, its control characters escaped: a model must not steer it. Joiners and spaces of all scripts stay."""
+    return CONTROL.sub(lambda match: printable(match[0]), text)

@@ -159,7 +159,7 @@ def peak_memory() -> int | None:
 
 
 class PromptBar:
-    """The progress of a prompt on stderr, from its second second on."""
+    """The progress of a prompt on stderr, from its second second on. Once closed it waits for the next prompt."""
 
     def __init__(self, shown: bool) -> None:
         self.shown, self._start = shown, time.monotonic()
@@ -175,6 +175,7 @@ class PromptBar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        self._bar, self._start = None, time.monotonic()
 
 
 def unescape(text: str) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._answers import Thinking, thinking_options
+from .._answers import Thinking, named_template, template_option, thinking_options
 from .._common import example, json_option, sampling_options, say
 from .._loading import Loader, loading_options
+from ..run import PromptBar
 
 if TYPE_CHECKING:
     from ...dialogue import ChatModel
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--load", "transcript", metavar="FILE", help="Go on with a chat that /save wrote; without options its settings hold.")
 @thinking_options
 @click.option("--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking.")
-@click.option("--chat-template", metavar="FILE|NAME", help="A Jinja template, or the name of a known one, instead of the model's own.")
+@template_option
 @click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), help="At most N tokens an answer. Default: no limit.")
 @sampling_options
 @json_option
@@ -39,14 +40,15 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
     from .conversation import Chat, printing, printing_json
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     sampling = {name: value for name, value in sampling.items() if value is not None}
+    bar = PromptBar(shown=at_terminal and not loader.quiet)
     if url is None:
-        name, model, params = local_model(loader, chat_template, sampling)
+        name, model, params = local_model(loader, chat_template, sampling, bar)
     else:
         name, model, params = remote_model(loader, chat_template, sampling, url, api_key)
 
     settings = Settings(params, None if n_predict == -1 else n_predict, thinking.think, thinking.reasoning_budget)
-    dialogue = Dialogue(model, settings, may_drop=lambda error: context_shift, report=say)
-    talk = Chat(dialogue, name, printing_json(dialogue) if as_json else printing(thinking.hide_thinking))
+    dialogue = Dialogue(model, settings, may_drop=lambda error: True, report=say)
+    talk = Chat(dialogue, name, printing_json(dialogue) if as_json else printing(thinking.hide_thinking, bar))
     if transcript is not None:
         options = {name: getattr(settings, name) for name in ("max_tokens", "think", "reasoning_budget")}
         talk.load(os.path.expanduser(transcript), sampling | {name: value for name, value in options.items() if value is not None})
@@ -54,6 +56,8 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
         dialogue.system = system
     if not at_terminal:
         from . import plain
+        if not context_shift:
+            dialogue.may_drop = plain.may_drop
         plain.converse(talk)
         return int(talk.failed)
 
@@ -66,13 +70,14 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
     return 0
 
 
-def local_model(loader: Loader, template: str | None, sampling: dict[str, Any]) -> tuple[str, ChatModel, SamplingParams]:
+def local_model(loader: Loader, template: str | None, sampling: dict[str, Any],
+                bar: PromptBar) -> tuple[str, ChatModel, SamplingParams]:
     """A model on this machine: its name, itself, and how it samples."""
-    llm = loader.load()
-    from ...chat import ChatTemplate
+    chosen = named_template(template)
+    llm = loader.load(chat=chosen is None)
     from ...local_chat import LocalChat
-    model = LocalChat(llm, ChatTemplate.named(template) if template is not None else None)
-    return os.path.basename(llm.file.path), model, llm.sampling(**sampling)
+    model = LocalChat(llm, chosen, on_step=bar.update)
+    return llm.file.path.name, model, llm.sampling(**sampling)
 
 
 def remote_model(loader: Loader, template: str | None, sampling: dict[str, Any], url: str,

@@ -14,6 +14,7 @@ from ...settings import changed, suggestion
 from ...transcript import load
 from .._answers import AnswerPrinter
 from .._common import say, write_text
+from ..run import PromptBar
 from .commands import ALIASES, COMMANDS
 
 Show = Callable[[Iterator[Event]], None]
@@ -60,7 +61,7 @@ class Chat:
         name, argument = ALIASES.get(word, word), "".join(rest).strip()
         command = COMMANDS.get(name)
         if command is None:
-            near = suggestion(name, COMMANDS) or ": /help lists them, // begins a message with a slash"
+            near = suggestion(name, COMMANDS, "/") or ": /help lists them, // begins a message with a slash"
             raise InputError(f"unknown command /{name[:40]}{near}")
         if argument and not command.arguments:
             raise InputError(f"/{name} takes no argument")
@@ -69,16 +70,19 @@ class Chat:
         command.run(self, argument)
 
 
-def printing(hide_thinking: bool) -> Show:
-    """Shows answers as text, each with a newline behind it."""
+def printing(hide_thinking: bool, bar: PromptBar) -> Show:
+    """Shows answers as text, each with a newline behind it, and the progress of what is read before."""
     def show(events: Iterator[Event]) -> None:
         printer, shown = AnswerPrinter(hide_thinking), False
+        bar.close()
         try:
             for event in events:
+                bar.close()
                 printer.add(event)
                 shown = True
             shown = True  # an answer may be empty
         finally:
+            bar.close()
             printer.end()
             if shown or sys.stdout.isatty():  # where it is a blank line before the next question
                 write_text("\n")

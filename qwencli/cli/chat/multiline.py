@@ -1,18 +1,20 @@
 """Messages of several lines."""
+from __future__ import annotations
+
 QUOTES = '"""'
 
 
-def is_open(text: str) -> bool:
-    '''Whether a message goes on in the next line: it ends with a backslash, or begins with """ that are not closed.'''
+def continued(text: str) -> str | None:
+    '''What the next line is added to, behind a newline, where a message goes on: it ends with a backslash, which is left out then, or it
+    begins with """ that are not closed. None for a message that is complete.'''
     if text.lstrip().startswith(QUOTES):
-        inner = text.strip()[len(QUOTES):]
-        return not inner.endswith(QUOTES)
-    return text.endswith("\\")
+        return None if text.strip()[len(QUOTES):].endswith(QUOTES) else text
+    return text[:-1] if text.endswith("\\") else None
 
 
 def finished(text: str) -> str:
-    '''The message without the """ around it.'''
-    stripped = text.strip()
-    if stripped.startswith(QUOTES):
-        return stripped[len(QUOTES):].removesuffix(QUOTES).strip("\n")
-    return text
+    '''The message without the """ around it, or the backslash that nothing followed.'''
+    inner = text.strip()
+    if inner.startswith(QUOTES):
+        return inner[len(QUOTES):].removesuffix(QUOTES).strip("\n")
+    return text.removesuffix("\\")

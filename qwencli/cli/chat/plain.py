@@ -4,9 +4,10 @@ from __future__ import annotations
 import sys
 from typing import BinaryIO
 
-from ...errors import InputError
+from ...errors import ContextFull, InputError
+from .._common import say
 from .conversation import Chat
-from .multiline import finished, is_open
+from .multiline import continued, finished
 
 MAX_LINE = 16 * 2**20
 
@@ -21,6 +22,12 @@ def converse(chat: Chat) -> None:
             chat.fail(str(error))
 
 
+def may_drop(error: ContextFull) -> bool:
+    """Nobody is there to be asked."""
+    say("--context-shift drops the oldest turns where the context is full")
+    return False
+
+
 class Lines:
     """Reads turns from a stream: a line each, or several that belong together."""
 
@@ -30,8 +37,8 @@ class Lines:
     def turn(self) -> str:
         """The next turn, "" at the end. Raises InputError for a line that is too long or no UTF-8."""
         text = self._line()
-        while not self.ended and is_open(text):
-            text = text.removesuffix("\\") + "\n" + self._line()
+        while not self.ended and (begun := continued(text)) is not None:
+            text = begun + "\n" + self._line()
         return finished(text)
 
     def _line(self) -> str:

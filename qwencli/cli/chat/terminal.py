@@ -18,7 +18,7 @@ from .._common import say, warn
 from .commands import COMMANDS
 from .conversation import Chat
 from .history import PrivateHistory, history_path
-from .multiline import finished, is_open
+from .multiline import continued, finished
 
 
 def converse(chat: Chat) -> None:
@@ -56,12 +56,12 @@ def keys() -> KeyBindings:
     @keys.add("enter")
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if not is_open(buffer.text):
+        begun = continued(buffer.text)
+        if begun is None:
             buffer.validate_and_handle()
             return
-        if buffer.text.endswith("\\"):
-            buffer.cursor_position = len(buffer.text)
-            buffer.delete_before_cursor()
+        if begun != buffer.text:
+            buffer.document = Document(begun)
         buffer.newline(copy_margin=False)
 
     @keys.add("escape", "enter")
