@@ -5,12 +5,12 @@ this; the pages of the KV cache, as they lie in the backend's memory; SHA-256 of
 """
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from typing import Any, BinaryIO, NamedTuple
 
@@ -95,7 +95,7 @@ def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[st
     n_tokens, size = about["n_tokens"], os.fstat(f.fileno()).st_size
     expected = len(begin) + n_header + 4 * n_tokens + n_pages_for(n_tokens) * about["page_bytes"] + 2 * DIGEST_BYTES
     if size != expected:
-        raise damaged(path, f"it has {size} bytes, expected {expected}")
+        raise damaged(path, f"it has {size} bytes, fewer or more than its header says")
     tokens = f.read(4 * n_tokens)
     if hashlib.sha256(begin + header + tokens).digest() != f.read(DIGEST_BYTES):
         raise damaged(path, "the checksum of its header differs")
@@ -159,14 +159,10 @@ def sums(page: NDArray[np.uint8]) -> bytes:
 
 
 def allocate(f: BinaryIO, n_bytes: int) -> None:
-    """Take the room on the disk at once: a full one is known before anything is written, and writing takes less than half the time."""
+    """Take the room on the disk at once: writing takes less than half the time then. Where that fails, writing says why, if it does too."""
     if hasattr(os, "posix_fallocate"):
-        try:
+        with suppress(OSError):
             os.posix_fallocate(f.fileno(), 0, n_bytes)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            # file systems that cannot allocate ahead can still be written to
 
 
 def n_pages_for(n_tokens: int) -> int:
