@@ -33,7 +33,7 @@ dl { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin: .75rem 0 1.25rem 
 dl div { display: flex; gap: .5rem }
 dt, summary, .legend { color: var(--dim) }
 dd { margin: 0; font-variant-numeric: tabular-nums; font-weight: 600 }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem .9rem; margin: 0; padding: 0; list-style: none; font-size: .85rem }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem .8rem; margin: 0; padding: 0; list-style: none; font-size: .8rem }
 .legend i { display: inline-block; width: 1.1rem; height: 1.1rem; margin-right: .35rem; border: 1px solid var(--line); border-radius: .2rem;
   vertical-align: -.2rem }
 pre, .answer { font: 1rem/1.75 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
@@ -48,15 +48,17 @@ summary { cursor: pointer }
 .t:hover, .t:focus { outline: 2px solid var(--mark); z-index: 1 }
 .e { font-size: .85em; border-bottom: 1px dotted }
 .n::before { content: "\\21B5"; opacity: .6; font-size: .85em }
-.a { display: none; grid-template-columns: auto 6rem auto; gap: .15rem .75rem; align-items: center; position: absolute; top: 1.9rem; left: 0; z-index: 2; padding: .5rem .8rem .5rem 1.2rem; width: max-content; max-width: 22rem;
-  color: var(--text); background: var(--card); border: 1px solid var(--line); border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0004; font-size: .85rem; line-height: 1.5; white-space: normal }
+.a { display: none; grid-template-columns: auto 6rem auto; gap: .15rem .75rem; align-items: center; position: absolute; z-index: 2;
+  top: 1.9rem; left: 0; padding: .5rem .8rem .5rem 1.2rem; width: max-content; max-width: 22rem; color: var(--text);
+  background: var(--card); border: 1px solid var(--line); border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0004;
+  font-size: .85rem; line-height: 1.5; white-space: normal }
 .t:hover > .a, .t:focus > .a { display: grid }
 .answer:hover .t:focus:not(:hover) > .a { display: none }
 .r { display: contents }
-.r > :first-child { white-space: pre-wrap; overflow-wrap: anywhere }
+.r > :first-child { justify-self: start; white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; border-radius: .2rem }
 .r > :last-child { text-align: right; font-variant-numeric: tabular-nums }
 .k { font-weight: 700 }
-.k > :first-child::before { content: "\\25B8"; margin-left: -.7rem; width: .7rem; display: inline-block; color: var(--mark) }
+.k > :first-child::before { content: "\\25B8"; position: absolute; left: .45rem; color: var(--mark) }
 .w { display: block; height: .6rem; border-radius: .15rem; background: var(--dim); opacity: .75 }
 .k .w { background: var(--mark); opacity: 1 }
 @media (max-width: 78rem) {
@@ -93,7 +95,7 @@ def page(reports: Sequence[Report], bytes_of: Callable[[int], bytes], model: str
 <dl>{figures}</dl>
 </header>
 <details><summary>Prompt</summary><pre>{_text(prompt)}</pre></details>
-<ul class="legend"><li>The model's probability</li>{legend}</ul>
+<ul class="legend"><li>Probability</li>{legend}</ul>
 <main class="answer" aria-label="Answer">{tokens}</main>
 </body>
 </html>
