@@ -17,7 +17,8 @@ def forced(tokens: list[str], n: int, inside: bool = False) -> tuple[int, str] |
     return found[0] if found else None
 
 
-@pytest.mark.parametrize(("n", "expected"), [(0, (1, "\n\n</think>\n\n")), (1, (2, "\n</think>\n\n")), (3, (4, "\n</think>\n\n")), (4, None), (9, None)])
+@pytest.mark.parametrize(("n", "expected"), [
+    (0, (1, "\n\n</think>\n\n")), (1, (2, "\n</think>\n\n")), (3, (4, "\n</think>\n\n")), (4, None), (9, None)])
 def test_it_is_closed_behind_so_many_tokens(n: int, expected: tuple[int, str] | None) -> None:
     assert forced(["<think>", "\n", "one", "two", "</think>", "\n\n", "answer"], n) == expected
 
@@ -53,6 +54,7 @@ def test_any_cut(seed: int) -> None:
     assert forced(tokens, n) == expected
 
 
-@pytest.mark.parametrize(("prompt", "inside"), [("<|im_start|>assistant\n<think>\n", True), ("<think>", True), ("<think>\n\n</think>\n\n", False), ("", False)])
+@pytest.mark.parametrize(("prompt", "inside"), [
+    ("<|im_start|>assistant\n<think>\n", True), ("<think>", True), ("<think>\n\n</think>\n\n", False), ("", False)])
 def test_prompts_that_begin_the_thinking(prompt: str, inside: bool) -> None:
     assert ends_inside(prompt) == inside

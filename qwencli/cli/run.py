@@ -20,6 +20,7 @@ from ._probabilities import Probabilities, probability_options
 
 if TYPE_CHECKING:
     from ..answers import Event
+    from ..dialogue import Answer
     from ..llm import LLM
     from ..local_chat import LocalChat
 
@@ -116,27 +117,36 @@ def generate(chat: LocalChat, events: Iterator[Event], bar: PromptBar, thinking:
              as_json: bool) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
     from ..dialogue import Answer
-    answer, printer = Answer(), AnswerPrinter(thinking.hide_thinking)
+    answer, printer, held = Answer(), AnswerPrinter(thinking.hide_thinking), []
+    hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text in pieces
     cancelled = False
     try:
         for event in events:
             bar.close()
             answer.add(event)
-            if not as_json:
-                printer.add(event)
+            held.append(event)
+            if not as_json and not hold:
+                printer.add(held.pop())
     except KeyboardInterrupt:
         cancelled = True
     bar.close()
-    seq, tokenizer = chat.sequence, chat.llm.tokenizer
     if as_json:
-        whole = {"text": answer.content} | ({"reasoning_content": answer.reasoning} if answer.reasoning else {})
-        whole |= {"tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason}
-        write_text(json.dumps(whole | probabilities.json(seq, tokenizer) | {"timings": chat.stats()}, ensure_ascii=False) + "\n")
+        write_text(json.dumps(as_object(chat, answer, probabilities), ensure_ascii=False) + "\n")
     else:
+        for event in held:
+            printer.add(event)
         printer.end()
     if bar.shown:
         print(closing_line(chat), file=sys.stderr)
     return 130 if cancelled else 0
+
+
+def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> dict[str, Any]:
+    """An answer as --json shows it."""
+    seq = chat.sequence
+    text = {"text": answer.content} | ({"reasoning_content": answer.reasoning} if answer.reasoning else {})
+    about = {"tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason}
+    return text | about | probabilities.json(seq, chat.llm.tokenizer) | {"timings": chat.stats()}
 
 
 def closing_line(chat: LocalChat) -> str:
