@@ -78,8 +78,8 @@ def attention_scratch(n_queries: int, head_dim: int) -> int:
 
 MAX_TOP_K = 256
 """The largest top-k that is sampled in machine code."""
-DRAW_WORDS = 9
-"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat penalty, presence penalty, random number (each the bits of a
-float64), top-k, number of recent tokens, their address (i64 each, no token twice)."""
+DRAW_WORDS = 11
+"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat, frequency and presence penalty, random number (each the bits of a
+float64), top-k, number of recent tokens, their address and that of how often each occurred (i64 each, no token twice)."""
 SAMPLING_SCRATCH = 16 * MAX_TOP_K
 """Bytes for the candidates' logits and ids."""

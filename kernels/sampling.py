@@ -1,5 +1,5 @@
-"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw (qwencli/sampling.py is its twin); and
-what a token's likelihood is made of."""
+"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw (`choose` in qwencli/sampling is its
+twin); and what a token's likelihood is made of."""
 from __future__ import annotations
 
 from typing import Any
@@ -72,13 +72,13 @@ def consider(scratch, n_kept, limit, value, token):
 
 @njit(inline="always")
 def penalize(logits, draw):
-    repeat, presence = load_f64(draw + 24), load_f64(draw + 32)
-    recent = load_i64(draw + 64)
-    for i in range(load_i64(draw + 56)):
+    repeat, frequency, presence = load_f64(draw + 24), load_f64(draw + 32), load_f64(draw + 40)
+    recent, counts = load_i64(draw + 72), load_i64(draw + 80)
+    for i in range(load_i64(draw + 64)):
         place = logits + 4 * load_i64(recent + 8 * i)
         value = load_f32(place)
         value = value * types.float32(repeat) if value <= 0 else value / types.float32(repeat)
-        store_f32(place, value - types.float32(presence))
+        store_f32(place, value - types.float32(load_i64(counts + 8 * i) * frequency + presence))
 
 
 def build_choose() -> Any:
@@ -90,7 +90,7 @@ def build_choose() -> Any:
         n_vocab, draw = load_i64(args + 16), load_i64(args + 24) + 8 * layout.DRAW_WORDS * chunk
         logits, out = load_i64(args + 8) + 4 * n_vocab * chunk, load_i64(args + 32) + 8 * chunk
         penalize(logits, draw)
-        temp, top_p, min_p, limit = load_f64(draw), load_f64(draw + 8), load_f64(draw + 16), load_i64(draw + 48)
+        temp, top_p, min_p, limit = load_f64(draw), load_f64(draw + 8), load_f64(draw + 16), load_i64(draw + 56)
         n = 0
         for start in range(0, n_vocab, BLOCK):
             end = min(start + BLOCK, n_vocab)
@@ -126,7 +126,7 @@ def build_choose() -> Any:
             total = 0.0
             for i in range(n):  # divided as float64: as float32 the lowest temperatures would be 0
                 total += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
-            goal, reached, i = load_f64(draw + 40) * total, 0.0, 0
+            goal, reached, i = load_f64(draw + 48) * total, 0.0, 0
             while True:
                 reached += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
                 if reached > goal or i == n - 1:

@@ -130,6 +130,6 @@ def test_threads_that_call_at_once_take_turns(cpu: CPUBackend) -> None:
 def test_a_prompt_takes_no_memory_for_the_logits_that_nobody_wants(model: Model) -> None:
     backend, seq = CPUBackend(model, 1), KVSequence()
     for n_outputs in 0, 1:
-        backend.sample(Batch([Piece(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, [], 0)] * n_outputs)
+        backend.sample(Batch([Piece(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, 0, {}, 0)] * n_outputs)
     program, = backend._programs.values()
     assert max(len(buffer) for buffer in program._memory._all) < 128 * 4 * model.config.n_vocab

@@ -26,7 +26,8 @@ from .tuning import chosen_tiles
 
 assert PAGE == layout.PAGE
 
-GREEDY = Draw(temp=0.0, top_k=1, top_p=1.0, min_p=0.0, repeat_penalty=1.0, presence_penalty=0.0, recent=[], chance=0.0)
+GREEDY = Draw(temp=0.0, top_k=1, top_p=1.0, min_p=0.0, repeat_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, recent={},
+              chance=0.0)
 
 
 class CPUBackend:

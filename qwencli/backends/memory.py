@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import QwenError
+from ..errors import InputError, QwenError
 from ..graph import N_OUTPUTS, N_TOKENS
 from ..kernels import layout
 from ..sampling import Draw
@@ -49,10 +49,14 @@ class Inputs:
         """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
         arrays = []
         for words, d in zip(self.draws, draws):
-            recent = np.array(d.recent, np.int64)
-            arrays.append(recent)
-            words[:6] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.presence_penalty, d.chance]).view(np.int64)
-            words[6:] = d.top_k if d.temp > 0 else 1, len(recent), address_of(recent)
+            limit = d.top_k if d.temp > 0 else 1
+            if not 0 < limit <= layout.MAX_TOP_K:
+                raise InputError(f"top_k is {limit}, expected a value from 1 to {layout.MAX_TOP_K} for machine code")
+            recent, counts = np.array([*d.recent], np.int64), np.array([*d.recent.values()], np.int64)
+            arrays += [recent, counts]
+            words[:7] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.frequency_penalty, d.presence_penalty,
+                                  d.chance]).view(np.int64)
+            words[7:] = limit, len(recent), address_of(recent), address_of(counts)
         return arrays
 
 

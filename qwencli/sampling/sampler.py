@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernels.layout import MAX_TOP_K
@@ -34,15 +34,16 @@ def uniform(seed: int, index: int) -> float:
 
 
 class Draw(NamedTuple):
-    """What choosing a token in machine code needs beside its logits. `recent` are the tokens to penalise, each once; `chance` is random,
-    in [0, 1)."""
+    """What choosing a token in machine code needs beside its logits. `recent` are the tokens to penalise, and how often each occurred;
+    `chance` is random, in [0, 1)."""
     temp: float
     top_k: int
     top_p: float
     min_p: float
     repeat_penalty: float
+    frequency_penalty: float
     presence_penalty: float
-    recent: list[int]
+    recent: Mapping[int, int]
     chance: float
 
 
@@ -79,7 +80,7 @@ class Sampler:
         if self._draw is None:
             return None
         from .chain import last
-        recent = list(Counter(last(tokens, self.params.penalty_last_n))) if "penalties" in self._stages else []
+        recent = Counter(last(tokens, self.params.penalty_last_n)) if "penalties" in self._stages else {}
         return self._draw._replace(recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0)
 
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> int:
@@ -117,11 +118,11 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
     """The settings for the chain in machine code (kernels/sampling.py), None where it isn't what is wanted."""
     in_order = [name for name in ("penalties", "top_k", "top_p", "min_p", "temperature") if name in stages]
     temp = p.temp if "temperature" in stages else 1.0
-    if (list(stages) != in_order or p.n_probs or p.explain or p.dynatemp_range or p.frequency_penalty or p.min_keep > 1
+    if (list(stages) != in_order or p.n_probs or p.explain or p.dynatemp_range or p.min_keep > 1
             or not (temp == 0 or ("top_k" in stages and p.top_k <= MAX_TOP_K))):
         return None
     return Draw(temp, p.top_k if "top_k" in stages else 1, p.top_p if "top_p" in stages else 1.0, p.min_p if "min_p" in stages else 0.0,
-                p.repeat_penalty, p.presence_penalty, [], 0.0)
+                p.repeat_penalty, p.frequency_penalty, p.presence_penalty, {}, 0.0)
 
 
 def choose(logits: NDArray[np.float32], d: Draw) -> int:
@@ -133,7 +134,7 @@ def choose(logits: NDArray[np.float32], d: Draw) -> int:
     from .penalties import penalties
     if not np.isfinite(logits).all():
         return NOT_FINITE
-    left = penalties(all_of(logits), Counter(d.recent), d.repeat_penalty, 0.0, d.presence_penalty)
+    left = penalties(all_of(logits), d.recent, d.repeat_penalty, d.frequency_penalty, d.presence_penalty)
     if d.temp > 0:
         left = filters.min_p(filters.top_p(filters.top_k(left, d.top_k), d.top_p), d.min_p)
     return drawn(filters.temperature(left, d.temp), d.chance)[0]
