@@ -90,6 +90,7 @@ class AnswerParser:
             elif not text:
                 if self._space and not self._called:
                     self._events.append(kind("".join(self._space)))
+                self._space = []
                 return
 
     def _call(self, kind: type[Reasoning] | type[Content], opening: str) -> Reading[bool]:
