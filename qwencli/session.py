@@ -135,7 +135,7 @@ def _read_pages(f: BufferedReader, about: Mapping[str, Any], backend: Backend, p
             n = min(PAGE, n_tokens - kv.length)
             backend.reserve(kv, n)
             page = backend.page_bytes(kv.pages[-1])
-            if not len(page) == about["page_bytes"] == f.readinto(page.data):
+            if f.readinto(page.data) != about["page_bytes"]:
                 raise damaged(path, f"its pages have {about['page_bytes']} bytes, expected {len(page)}")
             digest.update(sums(page))
             backend.cache.commit(kv, n)
