@@ -11,7 +11,7 @@ from .backends import F32, Backend, Batch, Piece
 from .errors import ContextFull, InputError, QwenError
 from .kv_cache import KVSequence
 from .prefix_cache import PrefixCache
-from .sampling import NOT_FINITE, Report, Sampler, SamplingParams
+from .sampling import NOT_FINITE, Breakers, Report, Sampler, SamplingParams
 
 
 @dataclass(eq=False)
@@ -35,12 +35,14 @@ class Sequence:
     """Prompt tokens whose keys and values are in the cache."""
     n_cached: int = 0
     """Prompt tokens that were there before, from a sequence that began alike."""
+    breakers: Breakers = field(default_factory=dict)
+    """What the DRY sampler's repetitions don't reach across."""
     reports: dict[int, Report] = field(default_factory=dict)
     """By place in the answer, where `sampling` asks for them."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
-        self.sampler = Sampler(self.sampling)
+        self.sampler = Sampler(self.sampling, self.breakers)
 
     @property
     def generated(self) -> list[int]:
@@ -71,6 +73,7 @@ class Engine:
         if len(seq.tokens) > self.n_ctx:
             raise ContextFull(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
         self._check_tokens(seq.tokens)
+        self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
         seq.kv = self.prefixes.take(seq.tokens, ((s.tokens, s.kv) for s in self.running))
         seq.n_cached = seq.n_prompt_done = seq.kv.length
         self.running.append(seq)
@@ -82,10 +85,10 @@ class Engine:
             if seq in self.running:
                 self._append(seq, token)
 
-    def _check_tokens(self, tokens: list[int]) -> None:
+    def _check_tokens(self, tokens: list[int], where: str = "the prompt") -> None:
         n_vocab = self.backend.model.config.n_vocab
         if not all(0 <= t < n_vocab for t in tokens):
-            raise InputError(f"the prompt has a token outside the vocabulary of {n_vocab}")
+            raise InputError(f"{where} has a token outside the vocabulary of {n_vocab}")
 
     def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
         """End a sequence now and free its pages."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 from .backends import Backend
 from .chat import ChatTemplate
@@ -11,7 +12,7 @@ from .engine import Engine
 from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
 from .model import Model, load_model
-from .sampling import SamplingParams
+from .sampling import Breakers, SamplingParams
 from .thinking import ReasoningBudget
 from .tokenizer import StreamDecoder, Tokenizer
 
@@ -37,6 +38,7 @@ class LLM:
         self.model = load_model(self.file)
         self.tokenizer = Tokenizer(self.file)
         n_ctx = n_ctx or self.model.config.n_ctx
+        self._breakers: dict[tuple[str, ...], Breakers] = {}
         self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress), n_ctx, n_kept=n_ctx)
 
     @cached_property
@@ -45,9 +47,20 @@ class LLM:
         source = self.file.metadata.string("tokenizer.chat_template", None)
         return ChatTemplate(source) if source else None
 
-    def sampling(self, **chosen: float | int | None) -> SamplingParams:
+    def sampling(self, **chosen: Any) -> SamplingParams:
         """Sampling with llama.cpp's defaults, the file's recommendations over them, and over both what is given and not None."""
         return SamplingParams.from_metadata(self.file.metadata, **chosen)
+
+    def breakers(self, sampling: SamplingParams) -> Breakers:
+        """The tokens that end repetitions for the DRY sampler, if it is used; looked up once, in the whole vocabulary."""
+        texts = sampling.dry_sequence_breakers
+        if not sampling.dry_multiplier or not texts:
+            return {}
+        if texts not in self._breakers:
+            from .sampling.dry import find_breakers
+            words = list(map(self.tokenizer.token_bytes, range(self.tokenizer.n_vocab)))
+            self._breakers[texts] = find_breakers(texts, words, self.tokenizer.encode)
+        return self._breakers[texts]
 
     def load_session(self, path: str | os.PathLike[str]) -> None:
         """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""
@@ -100,7 +113,7 @@ class Completion:
                  budget: ReasoningBudget | None = None) -> None:
         self._llm, self._stop, self._on_step, self._on_token, self._budget = llm, stop, on_step, on_token, budget
         ends = frozenset[int]() if ignore_eos else llm.tokenizer.eog_ids
-        self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends)
+        self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling))
 
     def run(self) -> Iterator[str]:
         """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""

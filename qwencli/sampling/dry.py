@@ -5,13 +5,12 @@ After https://github.com/oobabooga/text-generation-webui/pull/5677, with the bre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .candidates import Candidates
 from .penalties import add
+from .sampler import Breakers
 
-Breakers = Mapping[int, Sequence[tuple[int, ...]]]
-"""Texts that repetitions don't reach across, as tokens: a first one and, for each, those that may follow it to complete a text."""
 MAX_TAIL = 20
 LARGEST_LOG = 88.7228391
 """log of the largest float32, as llama.cpp has it."""

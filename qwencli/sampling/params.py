@@ -173,7 +173,11 @@ def checked_bias(value: Any) -> tuple[tuple[int, float], ...]:
 def checked_breakers(value: Any) -> tuple[str, ...]:
     texts = items("dry_sequence_breakers", value)
     for text in texts:
-        if not isinstance(text, str) or not 1 <= len(text.encode("utf-8", "replace")) <= MAX_BREAKER:
+        try:
+            size = len(text.encode())
+        except (AttributeError, UnicodeEncodeError):
+            size = 0
+        if not 1 <= size <= MAX_BREAKER:
             raise InputError(f"a dry_sequence_breaker is {text!r}, expected a text of 1 to {MAX_BREAKER} bytes")
     return texts
 

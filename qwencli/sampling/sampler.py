@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .candidates import Candidates
-    from .dry import Breakers
+
+Breakers = Mapping[int, Sequence[tuple[int, ...]]]
+"""Texts that DRY's repetitions don't reach across, as tokens: a first one and, for each, what must follow it to complete a text."""
 
 GAMMA, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 FOR_XTC = 2**63
