@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ..errors import InputError, QwenError
-from ._sampling import sampling_options as sampling_options
 
 mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
 threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")

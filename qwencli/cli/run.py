@@ -14,9 +14,10 @@ import click
 
 from ..errors import InputError
 from ._answers import AnswerPrinter, Thinking, named_template, template_option, thinking_options
-from ._common import example, json_option, read_text, sampling_options, size, warn, write_text
+from ._common import example, json_option, read_text, size, warn, write_text
 from ._loading import Loader, loading_options
 from ._probabilities import Probabilities, probability_options
+from ._sampling import sampling_options
 
 if TYPE_CHECKING:
     from ..answers import Event

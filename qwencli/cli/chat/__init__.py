@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._answers import Thinking, named_template, template_option, thinking_options
-from .._common import example, json_option, sampling_options, say
+from .._common import example, json_option, say
 from .._loading import Loader, loading_options
+from .._sampling import sampling_options
 from ..run import PromptBar
 
 if TYPE_CHECKING:
