@@ -95,7 +95,7 @@ class AnswerParser:
 
     def _call(self, kind: type[Reasoning] | type[Content], opening: str) -> Reading[bool]:
         """A call if there is one, else its text."""
-        self._text.mark()
+        self._text.mark(THINK_END if kind is Reasoning else "")
         try:
             call = yield from read_call(self._text, self._schemas)
         except NotACall:

@@ -29,16 +29,17 @@ class NotACall(Exception):
 
 
 class Tags:
-    """Strings to look for. The first character of each occurs nowhere else in it."""
+    """Strings to look for, `stops` among them. The first character of each occurs nowhere else in it."""
 
-    def __init__(self, *tags: str) -> None:
-        self._all, self._any = tags, re.compile("|".join(map(re.escape, tags)) or "(?!)")
+    def __init__(self, *tags: str, stops: Sequence[str] = ()) -> None:
+        tags = (*tags, *stops)
+        self.all, self.stops, self._any = tags, stops, re.compile("|".join(map(re.escape, tags)) or "(?!)")
 
     def search(self, text: str, start: int) -> tuple[int, str]:
         """Where the first tag begins, and the tag; or where the text's end may be the begin of one (else its end) and ""."""
         if found := self._any.search(text, start):
             return found.start(), found[0]
-        begins = (text.rfind(tag[0], start) for tag in self._all if tag.startswith(text[max(start, text.rfind(tag[0], start)):]))
+        begins = (text.rfind(tag[0], start) for tag in self.all if tag.startswith(text[max(start, text.rfind(tag[0], start)):]))
         return min((i for i in begins if i >= 0), default=len(text)), ""
 
 
@@ -48,13 +49,14 @@ class Incoming:
     def __init__(self) -> None:
         self._text, self._at, self.ended = "", 0, False
         self._kept: list[str] | None = None
-        self._n_left = 0
+        self._n_left, self._barrier = 0, ""
 
     def add(self, text: str) -> None:
         self._text, self._at = self._text[self._at:] + text, 0
 
-    def mark(self) -> None:
-        self._kept, self._n_left = [], MAX_CALL
+    def mark(self, barrier: str = "") -> None:
+        """A call may begin here. It does not reach beyond the tag `barrier`."""
+        self._kept, self._n_left, self._barrier = [], MAX_CALL, barrier
 
     def unmark(self) -> str:
         """What was read since `mark`."""
@@ -121,18 +123,23 @@ class Incoming:
                 return "", ""
 
     def until(self, tags: Tags) -> Reading[tuple[str, str]]:
-        """All text up to a tag, and the tag, which is read. To be used in a call, where the end raises NotACall."""
+        """All text of a call up to a tag, and the tag, which is read. Raises NotACall before a stop or the barrier."""
+        if self._barrier:
+            tags = Tags(*tags.all, stops=[*tags.stops, self._barrier])
         parts, tag = [], ""
         while not tag:
             text, tag = yield from self.passage(tags)
             parts.append(text)
+        if tag in tags.stops:
+            raise NotACall
         yield from self.read(len(tag))
         return "".join(parts), tag
 
 
 OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = "<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter="
-IN_STRING, OUTSIDE_STRING = Tags('"', "\\", "\n"), Tags('"', CLOSE)
-NAME_END, VALUE_END = Tags(">", "<", "\n"), Tags("</parameter>")
+IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE)
+NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags("</parameter>")
+"""A newline is none in JSON's strings: otherwise an unpaired quote would swallow the calls that follow."""
 
 
 Schemas = dict[str, Any]
@@ -174,8 +181,6 @@ def _json_rest(text: Incoming) -> Reading[str]:
         parts.append(part)
         if tag == CLOSE:
             return "".join(parts)
-        if tag == "\n":  # JSON has none in strings: without this an unpaired quote would swallow the calls that follow
-            raise NotACall
         parts.append(tag)
         if tag == "\\":
             parts.append((yield from text.read(1)))
@@ -232,8 +237,8 @@ def _xml_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
 
 
 def _name(text: Incoming) -> Reading[str]:
-    name, end = yield from text.until(NAME_END)
-    if end != ">" or not name:
+    name, _ = yield from text.until(NAME_END)
+    if not name:
         raise NotACall
     return name
 

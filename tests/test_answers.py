@@ -46,6 +46,7 @@ CALLS: dict[str, list[Event]] = {
     f"<think>\nhm\n\n{CALL}\n<think>": [Reasoning("hm"), F, Content("\n<think>")],
     "<think>\n<tool_call>s are\n<tool_call>{}</tool_call>\n</think>\nx": [
         Reasoning("<tool_call>s are\n<tool_call>{}</tool_call>"), Content("x")],
+    f'<think>\n<tool_call>\n{{"name": "f\n</think>\n\nyes {CALL}': [Reasoning('<tool_call>\n{"name": "f'), Content("yes"), F],
     f"Let me see. \n\n{CALL}\nDone.\n": [Content("Let me see."), F, Content("\nDone.\n")],
     f"Use <tool_call> for it:{CALL}": [Content("Use <tool_call> for it:"), F],
     f"<tool_call> <tool_call>\n{CALL}": [Content("<tool_call> <tool_call>"), F],
