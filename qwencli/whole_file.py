@@ -20,12 +20,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     link stays and what it points to is replaced; permissions stay too, and are the user's alone where there was no file. It isn't
     synced to the disk. Raises InputError where no file can be at `path`, QwenError where it cannot be written.
     """
-    target = Path(os.path.realpath(path))
-    if os.path.exists(target):
-        if not target.is_file():
-            raise InputError(f"{path}: not a regular file, so it is not written")
-        if not os.access(target, os.W_OK):  # renaming asks for the folder's permission alone
-            raise InputError(f"{path}: cannot be written: it is read-only")
+    target = _target(path)
     try:
         handle, part = tempfile.mkstemp(dir=target.parent, prefix=".qwencli-")
         try:
@@ -40,3 +35,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise
     except OSError as error:
         raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raise now what `replacing` would raise after long work: there is no folder, or it or the file may not be written to."""
+    target = _target(path)
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """Where a file at `path` is. Raises InputError where it is none, or read-only: renaming asks for the folder's permission alone."""
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target):
+        if not target.is_file():
+            raise InputError(f"{path}: not a regular file, so it is not written")
+        if not os.access(target, os.W_OK):
+            raise InputError(f"{path}: cannot be written: it is read-only")
+    return target

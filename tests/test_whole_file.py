@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwencli.errors import InputError, QwenError
-from qwencli.whole_file import replacing
+from qwencli.whole_file import check_replaceable, replacing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, links and limits")
 
@@ -76,8 +76,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(QwenError, match="cannot be written: No such file or directory"):
-        put(tmp_path / "none" / "f", b"")
+    for write in check_replaceable, lambda path: put(path, b""):
+        with pytest.raises(QwenError, match="cannot be written: No such file or directory"):
+            write(tmp_path / "none" / "f")
+
+
+def test_a_check_ahead_changes_nothing(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "f")
+    assert os.listdir(tmp_path) == []
+    put(tmp_path / "f", b"old")
+    check_replaceable(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]
 
 
 @posix
@@ -110,9 +120,11 @@ def test_what_is_no_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     locked.write_bytes(b"old")
     monkeypatch.setattr(os, "access", lambda path, mode: path != locked)  # the superuser may write to any
     for path in folder, fifo, Path("/dev/null"):
-        with pytest.raises(InputError, match="not a regular file"):
-            put(path, b"")
-    with pytest.raises(InputError, match="read-only"):
-        put(locked, b"new")
+        for write in check_replaceable, lambda path: put(path, b""):
+            with pytest.raises(InputError, match="not a regular file"):
+                write(path)
+    for write in check_replaceable, lambda path: put(path, b"new"):
+        with pytest.raises(InputError, match="read-only"):
+            write(locked)
     assert locked.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["fifo", "folder", "locked"]
