@@ -95,8 +95,8 @@ def test_xml_values_have_the_types_of_their_schema(value, schema, expected):
 
 
 @pytest.mark.parametrize("tools", [[{}], [{"function": None}], [{"function": {"name": 3}}], [None],
-                                   [{"function": {"name": "f", "parameters": 1}}], [{"function": {"name": "f", "parameters": {"properties": [1]}}}],
-                                   [{"name": "f", "parameters": None}]])
+                                   [{"function": {"name": "f", "parameters": 1}}],
+                                   [{"function": {"name": "f", "parameters": {"properties": [1]}}}], [{"name": "f", "parameters": None}]])
 def test_tools_of_any_shape(tools):
     assert events_of(xml("p", "5"), tools=tools) == [ToolCall("f", {"p": "5"})]
 
