@@ -3,7 +3,7 @@
 
     python scripts/make_oracles.py models [FOLDER SEED]     hidden states and logits of tiny Qwen2 and Qwen3 models, by transformers
     python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
-    python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in its default order
+    python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in several orders
     python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
 
 Needs the extra `oracle`.
@@ -160,37 +160,11 @@ def make_tokenizer(vocabulary: str) -> None:
 
 
 def make_sampling() -> None:
-    rnd = random.Random(2)
-    cases = []
-    for i in range(40):
-        logits = [value / 1000 for value in rnd.sample(range(-6000, 6000), 64)]
-        params = {"temp": rnd.choice([0.3, 0.8, 1.0, 2.5]), "top_k": rnd.choice([0, 1, 5, 20, 40, 200]),
-                  "top_p": rnd.choice([0.0, 0.5, 0.9, 0.95, 1.0]), "min_p": rnd.choice([0.0, 0.05, 0.3]),
-                  "repeat_penalty": rnd.choice([1.0, 1.3, 0.7]), "presence_penalty": rnd.choice([0.0, 1.5, -1.0]),
-                  "penalty_last_n": rnd.choice([0, 4, 64])} if i else {}
-        tokens = [rnd.randrange(64) for _ in range(rnd.choice([0, 3, 10, 90]))]
-        cases.append({"params": params, "logits": logits, "tokens": tokens, "left": llama_samplers(params, logits, tokens)})
+    from llama_samplers import sampling_cases
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_vocabulary.write_gguf(Path(folder, "tiny"))
+        cases = sampling_cases(Path(folder, "tiny"))
     (ORACLES / "sampling.json").write_text(json.dumps(cases).replace("}, {", "},\n{") + "\n")
-
-
-def llama_samplers(chosen: dict[str, Any], logits: list[float], tokens: list[int]) -> list[tuple[int, float]]:
-    """The tokens that llama.cpp's default chain leaves to choose from, and their probabilities, the likeliest first."""
-    import llama_cpp as cpp
-    p = {"temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
-         "repeat_penalty": 1.0, "presence_penalty": 0.0, "penalty_last_n": 64} | chosen
-    chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
-    for sampler in (cpp.llama_sampler_init_penalties(len(logits), p["penalty_last_n"], p["repeat_penalty"], 0.0, p["presence_penalty"]),
-                    cpp.llama_sampler_init_top_k(p["top_k"]), cpp.llama_sampler_init_top_p(p["top_p"], 0),
-                    cpp.llama_sampler_init_min_p(p["min_p"], 0), cpp.llama_sampler_init_temp(p["temp"])):
-        cpp.llama_sampler_chain_add(chain, sampler)
-    for token in tokens:
-        cpp.llama_sampler_accept(chain, token)
-    data = (cpp.llama_token_data * len(logits))(*(cpp.llama_token_data(i, logit, 0.0) for i, logit in enumerate(logits)))
-    array = cpp.llama_token_data_array(data, len(logits), -1, False)
-    cpp.llama_sampler_apply(chain, array)
-    left = sorted(((d.id, d.logit) for d in array.data[:array.size]), key=lambda pair: -pair[1])
-    weights = np.exp([logit - left[0][1] for _, logit in left])
-    return [(token, float(f"{weight / weights.sum():.9g}")) for (token, _), weight in zip(left, weights)]
 
 
 def make_perplexity(text: str, *models: str) -> None:
