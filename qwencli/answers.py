@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, Incoming, NotACall, Reading, Tags, ToolCall, read_call, schemas_of
+from .incoming import Incoming, NotACall, Reading, Tags
+from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, ToolCall, read_call, schemas_of
 
 
 class Reasoning(NamedTuple):

@@ -5,145 +5,26 @@ The formats are those that the models' chat templates ask for; where these leave
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-T = TypeVar("T")
-Reading = Generator[None, None, T]
-"""Reads from an Incoming; yields where it needs more text, returns T."""
+from .incoming import Incoming, NotACall, Reading, Tags
 
 SPACE = " \t\r\n"
-MAX_CALL = 1 << 20  # characters: what is longer is given up and is text
-MAX_DEPTH = 100  # levels of JSON: whoever gets the arguments walks them recursively
+OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = "<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter="
+IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE)
+NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags("</parameter>")
+"""A newline is none in JSON's strings: otherwise an unpaired quote would swallow the calls that follow."""
+MAX_DEPTH = 100
+"""Levels of JSON: whoever gets the arguments walks them recursively."""
+Schemas = dict[str, Any]
+"""JSON schemas of tools' arguments, by the tools' names. They are whatever a user wrote."""
 
 
 class ToolCall(NamedTuple):
     """A whole call of a tool, as soon as it is complete. The arguments are what JSON can say: finite numbers, valid Unicode."""
     name: str
     arguments: dict[str, Any]
-
-
-class NotACall(Exception):
-    """What began like a call turned out to be none."""
-
-
-class Tags:
-    """Strings to look for, `stops` among them. The first character of each occurs nowhere else in it."""
-
-    def __init__(self, *tags: str, stops: Sequence[str] = ()) -> None:
-        tags = (*tags, *stops)
-        self.all, self.stops, self._any = tags, stops, re.compile("|".join(map(re.escape, tags)) or "(?!)")
-
-    def search(self, text: str, start: int) -> tuple[int, str]:
-        """Where the first tag begins, and the tag; or where the text's end may be the begin of one (else its end) and ""."""
-        if found := self._any.search(text, start):
-            return found.start(), found[0]
-        begins = (text.rfind(tag[0], start) for tag in self.all if tag.startswith(text[max(start, text.rfind(tag[0], start)):]))
-        return min((i for i in begins if i >= 0), default=len(text)), ""
-
-
-class Incoming:
-    """Text that arrives in pieces, for readers that never look back. What is read after `mark` is kept, up to MAX_CALL characters."""
-
-    def __init__(self) -> None:
-        self._text, self._at, self.ended = "", 0, False
-        self._kept: list[str] | None = None
-        self._n_left, self._barrier = 0, ""
-
-    def add(self, text: str) -> None:
-        self._text, self._at = self._text[self._at:] + text, 0
-
-    def mark(self, barrier: str = "") -> None:
-        """A call may begin here. It does not reach beyond the tag `barrier`."""
-        self._kept, self._n_left, self._barrier = [], MAX_CALL, barrier
-
-    def unmark(self) -> str:
-        """What was read since `mark`."""
-        text, self._kept = "".join(self._kept or ()), None
-        return text
-
-    def _more(self) -> Reading[bool]:
-        """Wait for more text; False if none will come. Raises NotACall if none will come and a call was begun."""
-        if not self.ended:
-            yield
-            return True
-        if self._kept is not None:
-            self._take(len(self._text))
-            raise NotACall
-        return False
-
-    def _take(self, end: int) -> str:
-        """The text up to index `end`. Raises NotACall after exactly MAX_CALL characters, however the text was cut into pieces."""
-        full = self._kept is not None and end - self._at > self._n_left
-        if full:
-            end = self._at + self._n_left
-        text, self._at = self._text[self._at:end], end
-        if self._kept is not None:
-            self._kept.append(text)
-            self._n_left -= len(text)
-        if full:
-            raise NotACall
-        return text
-
-    def read(self, n: int) -> Reading[str]:
-        """The next `n` characters, fewer at the end."""
-        while len(self._text) - self._at < n and (yield from self._more()):
-            pass
-        return self._take(min(self._at + n, len(self._text)))
-
-    def starts(self, *tags: str) -> Reading[str | None]:
-        """The one of the tags that comes next, which is read, or None. None of the tags begins another."""
-        while True:
-            for tag in tags:
-                if self._text.startswith(tag, self._at):
-                    return self._take(self._at + len(tag))
-            rest = self._text[self._at:self._at + max(map(len, tags))]
-            if not any(tag.startswith(rest) for tag in tags) or not (yield from self._more()):
-                return None
-
-    def span(self, characters: str) -> Reading[str]:
-        """All of the given characters that come next."""
-        parts, other = [], re.compile(f"[^{re.escape(characters)}]")
-        while True:
-            found = other.search(self._text, self._at)
-            parts.append(self._take(found.start() if found else len(self._text)))
-            if found or not (yield from self._more()):
-                return "".join(parts)
-
-    def passage(self, tags: Tags) -> Reading[tuple[str, str]]:
-        """Text as far as it has come, and the tag if one follows, which is not read; ("", "") at the end."""
-        while True:
-            end, tag = tags.search(self._text, self._at)
-            if self.ended and not tag:
-                end = len(self._text)
-            if end > self._at or tag:
-                return self._take(end), tag
-            if not (yield from self._more()):
-                return "", ""
-
-    def until(self, tags: Tags) -> Reading[tuple[str, str]]:
-        """All text of a call up to a tag, and the tag, which is read. Raises NotACall before a stop or the barrier."""
-        if self._barrier:
-            tags = Tags(*tags.all, stops=[*tags.stops, self._barrier])
-        parts, tag = [], ""
-        while not tag:
-            text, tag = yield from self.passage(tags)
-            parts.append(text)
-        if tag in tags.stops:
-            raise NotACall
-        yield from self.read(len(tag))
-        return "".join(parts), tag
-
-
-OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = "<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter="
-IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE)
-NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags("</parameter>")
-"""A newline is none in JSON's strings: otherwise an unpaired quote would swallow the calls that follow."""
-
-
-Schemas = dict[str, Any]
-"""JSON schemas of tools' arguments, by the tools' names. They are whatever a user wrote."""
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Schemas:
@@ -160,10 +41,10 @@ def read_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
     opened = yield from text.starts(OPEN)
     if opened:
         yield from text.span(SPACE)
-    kind = yield from text.starts("{", FUNCTION)
-    if kind == "{":
+    begin = yield from text.starts("{", FUNCTION)
+    if begin == "{":
         return parse_json_call("{" + (yield from _json_rest(text)))
-    if kind != FUNCTION:
+    if begin != FUNCTION:
         raise NotACall
     call = yield from _xml_call(text, schemas)
     if opened:  # Qwen3-Coder leaves the opening tag out at times

@@ -5,7 +5,7 @@ import re
 import pytest
 from answer_events import TOOLS, events_of, in_random_pieces
 
-from qwencli import tool_calls
+from qwencli import incoming
 from qwencli.answers import AnswerParser, Content, Event, Reasoning, ToolCall
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>'
@@ -144,7 +144,7 @@ class Counted(str):
     ("<tool_call>{", '"a" '), ('<tool_call>\n{"', "a"), ("<tool_call><function=", "a"),
     ("<tool_call><function=f><parameter=n>", "</parameter> x ")])
 def test_time_is_linear(begin, filling, monkeypatch):
-    monkeypatch.setattr(tool_calls, "MAX_CALL", 200_000)
+    monkeypatch.setattr(incoming, "MAX_CALL", 200_000)
     text = begin + filling * (400_000 // len(filling))
     parser, events = AnswerParser(tools=TOOLS), []
     Counted.copied, pieces = 0, range(0, len(text), 60)

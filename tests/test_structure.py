@@ -26,7 +26,7 @@ LAYERS = [
     {"errors"},
     {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "whole_file", "hub_names", "installed"},
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "kernels"} |
-    {"hub", "removal", "chat", "template_child", "tool_calls", "answers", "thinking"},
+    {"hub", "removal", "chat", "template_child", "incoming", "tool_calls", "answers", "thinking"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
     {"llm", "local_chat", "remote_chat", "openai_stream", "dialogue", "settings", "transcript", "probs_page"} |

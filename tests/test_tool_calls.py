@@ -6,9 +6,10 @@ import pytest
 from answer_events import TOOLS, events_of, in_random_pieces
 from conftest import SHARED
 
-from qwencli import tool_calls
+from qwencli import incoming
 from qwencli.answers import Content, Event, Reasoning, ToolCall
-from qwencli.tool_calls import MAX_CALL, MAX_DEPTH
+from qwencli.incoming import MAX_CALL
+from qwencli.tool_calls import MAX_DEPTH
 
 TEMPLATES = {p.stem: p for p in sorted(SHARED.glob("data/templates/Qwen*.jinja"))}
 JSON, XML = "Qwen-Qwen3-0.6B", "Qwen3.5-4B"
@@ -158,7 +159,7 @@ def test_depth_that_is_just_allowed():
 
 def test_a_call_that_is_too_long_is_text(monkeypatch):
     assert MAX_CALL == 2**20
-    monkeypatch.setattr(tool_calls, "MAX_CALL", 300)
+    monkeypatch.setattr(incoming, "MAX_CALL", 300)
     rng = random.Random(1)
     for begin, end in (('<tool_call>\n{"name": "f", "arguments": {"text": "', '"}}\n</tool_call>'),
                        ("<tool_call>\n<function=f>\n<parameter=text>\n", "\n</parameter>\n</function>\n</tool_call>")):
