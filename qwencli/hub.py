@@ -128,39 +128,43 @@ def endpoint() -> str:
 
 @contextmanager
 def _errors(repo: str) -> Iterator[None]:
-    """Turn the library's errors into one line each."""
-    from huggingface_hub import errors, get_token
-    anything: Any = errors.HfHubHTTPError.__mro__[1]  # the base of requests' or of httpx's errors, whichever the library uses
+    """Turn whatever the library raises into one line."""
     try:
         yield
-    except errors.GatedRepoError:
-        raise QwenError(f"{repo}: its owner wants to know who fetches it: ask for access on {endpoint()}/{repo}, "
-                        "then set HF_TOKEN to your token or call `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        raise _not_found(repo) from None
-    except errors.OfflineModeIsEnabled:
-        raise QwenError(f"{repo}: not fetched: HF_HUB_OFFLINE is set") from None
-    except errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 401 and not get_token():
-            raise _not_found(repo) from None  # the hub does not tell strangers what is missing and what is private
-        raise QwenError(f"{repo}: {_answer(error)}") from None
-    except (anything, errors.LocalEntryNotFoundError, OSError) as error:
-        number = getattr(error, "errno", None)
-        if number in FULL:
-            raise QwenError(f"{hub_cache()}: the disk is full; what was fetched of {repo} stays there and is gone on with") from None
-        if number and getattr(error, "filename", None):
-            raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise QwenError(f"{repo}: {endpoint()} cannot be reached or broke off: {reason}") from None
-    except (ValueError, LookupError, TypeError) as error:
-        raise QwenError(f"{repo}: {endpoint()} does not answer as the hub does: {str(error).partition(chr(10))[0]}") from None
+    except QwenError:
+        raise
+    except Exception as error:
+        raise _explained(repo, error) from None
 
 
-def _answer(error: Any) -> str:
-    code = error.response.status_code if error.response is not None else 0
-    why = {401: "the token in HF_TOKEN is not accepted", 403: "the token in HF_TOKEN does not allow it", 404: "not found",
-           429: "too many requests, try again later"}.get(code, "try again later" if code >= 500 else "refused")
-    return f"{endpoint()} answered with {code}: {why}"
+def _explained(repo: str, error: Any) -> Exception:
+    from huggingface_hub import errors, get_token
+    if isinstance(error, errors.GatedRepoError):
+        return QwenError(f"{repo}: its owner wants to know who fetches it: ask for access on {endpoint()}/{repo}, "
+                         "then set HF_TOKEN to your token or call `hf auth login`")
+    code = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response is not None else 0
+    if isinstance(error, errors.RepositoryNotFoundError) or (code == 401 and not get_token()):  # what strangers are told
+        return _not_found(repo)
+    if code:
+        why = {401: "the token in HF_TOKEN is not accepted", 403: "the token in HF_TOKEN does not allow it", 404: "not found",
+               429: "too many requests, try again later"}.get(code, "try again later" if code >= 500 else "refused")
+        return QwenError(f"{repo}: {endpoint()} answered with {code}: {why}")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return QwenError(f"{repo}: not fetched: HF_HUB_OFFLINE is set")
+    if getattr(error, "errno", None) in FULL:
+        return QwenError(f"{hub_cache()}: the disk is full; what was fetched of {repo} stays there and is gone on with")
+    if getattr(error, "errno", None) and getattr(error, "filename", None):
+        return QwenError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return QwenError(f"{repo}: {endpoint()} does not answer as the hub does: {_first_cause(error)}")
+    return QwenError(f"{repo}: {endpoint()} cannot be reached or broke off: {_first_cause(error)}")
+
+
+def _first_cause(error: BaseException) -> str:
+    """In the words of the system, which the libraries wrap several times."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
 
 
 def _not_found(repo: str) -> QwenError:

@@ -72,9 +72,13 @@ def find(name: str, first: bool = False, hub: bool = False) -> Installed | None:
 def near(name: str, models: list[str] | None = None) -> list[str]:
     """Up to three names like this one, of the installed models or of the given names."""
     names = [model.name for model in installed()] if models is None else models
-    by_key = {key: full for full in names for key in (full.rpartition("/")[2].lower(), full.lower())}
-    keys = difflib.get_close_matches(name.lower(), by_key, 4) + difflib.get_close_matches(name.rpartition("/")[2].lower(), by_key, 4)
-    return list(dict.fromkeys(by_key[key] for key in keys))[:3]
+    by_key: dict[str, list[str]] = {}  # a name is like another as a whole, without the user, or without the tag too
+    for full in names:
+        last = full.rpartition("/")[2]
+        for key in {full.lower(), last.lower(), last.partition(":")[0].lower()}:
+            by_key.setdefault(key, []).append(full)
+    keys = [key for text in (name.lower(), name.rpartition("/")[2].lower()) for key in difflib.get_close_matches(text, by_key, 4)]
+    return list(dict.fromkeys(full for key in keys for full in by_key[key]))[:3]
 
 
 # -- Where models lie ---------------------------------------------------------------------------------------------------
