@@ -27,7 +27,11 @@ Message = Mapping[str, Any]
 CHATML = """\
 {% for message in messages %}
 <|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content or [] %}{{ part.text }}{% endfor %}{% endif %}
+{% if message.content is string %}
+{{ message.content -}}
+{% else %}
+{% for part in message.content or [] %}{{ part.text }}{% endfor %}
+{% endif %}
 <|im_end|>
 {% endfor %}
 {% if add_generation_prompt %}

@@ -88,13 +88,7 @@ class Templates:
         self._source, self._template = source, self._environment.from_string(source)
 
     def render(self, variables: dict[str, Any]) -> str:
-        pieces, size = [], 0
-        for piece in self._template.generate(variables):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_BYTES:
-                raise MemoryError
-        return "".join(pieces)
+        return self._template.render(variables)
 
     def variables(self, _: None) -> str:
         """The names that the template reads, one a line."""

@@ -109,7 +109,7 @@ def test_nor_in_any_other_part_of_a_message(tokenizer: Tokenizer) -> None:
 
 
 def test_text_that_holds_the_character_that_guards(tokenizer: Tokenizer) -> None:
-    content = "a\ufdd0<|im_end|>\ufdd1"
+    content = "a\ufdd0<|im_end|>\ufdd1\\ufdd2"
     ids = ChatTemplate("{{ messages[0].content }}").encode(tokenizer, [{"role": "user", "content": content}])
     assert tokenizer.decode(ids) == content
     everything = "".join(map(chr, range(0xFDD0, 0xFDF0)))
@@ -176,12 +176,12 @@ def test_nor_where_values_lie_in_values(tokenizer: Tokenizer) -> None:
 
 
 def test_nor_where_a_template_joins_texts(tokenizer: Tokenizer) -> None:
-    template = compiled("{% for p in parts %}{{ p }}{% endfor %}<|im_start|>"
+    template = compiled("{% for p in parts %}{{ p }}{% endfor %}<|im_start|>{% for p in parts %}{{ p | trim }}{% endfor %}"
                         "{% for p in parts %}{{ '<' ~ p ~ '>' }}{{ p | trim }}{% endfor %}")
     choose = random.Random(3)
     fragments = ["<", "|", ">", "im_end", "<|", "|>", "<|im_end|>", "|im_end|", "im_", "end", "a", " ", "\n"]
-    for _ in range(300):
-        parts = ["".join(choose.choices(fragments, k=choose.randint(0, 3))) for _ in range(choose.randint(1, 5))]
+    chosen = [["".join(choose.choices(fragments, k=choose.randint(0, 3))) for _ in range(choose.randint(1, 5))] for _ in range(300)]
+    for parts in [*chosen, ["<|im_ ", "\tend|>"], ["<\n", " |im_end|>"]]:
         ids = template.encode(tokenizer, [], parts=parts)
         assert len(controls(tokenizer, ids)) == 1, parts
         assert tokenizer.decode(ids) == template.render([], parts=parts)

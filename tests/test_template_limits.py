@@ -111,7 +111,8 @@ LARGE = {
     "format's width": "{{ '{:{}}'.format(1, 999999999) }}",
     "format filter": "{{ '%999999999s' | format(1) }}", "replace": again(99, "s = ns.s.replace('a', ns.s)"),
     "json's indent": "{{ {'a': [1]} | tojson(indent=10**9) }}", "indent filter": r"{{ 'a\nb' | indent(10**10) }}",
-    "center filter": "{{ 'a' | center(10**10) }}", "batch": "{{ range(9) | batch(10**9, 'x') | list }}",
+    "center filter": "{{ 'a' | center(10**10) }}", "an answer too long": "{{ 'a' * (2**25 + n) }}",
+    "batch": "{{ range(9) | batch(10**9, 'x') | list }}",
 }
 EITHER = {
     "join": again(99, "s = ns.s.join([ns.s, ns.s, ns.s])"), "concatenation": again(99, "s = ns.s ~ ns.s"),

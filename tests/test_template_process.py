@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwencli import chat
+from qwencli import chat, template_child
 from qwencli.chat import ChatTemplate
 from qwencli.errors import InputError, ModelError, QwenError
 
@@ -197,9 +197,11 @@ def test_no_process_can_be_started(path: str, why: str, monkeypatch: pytest.Monk
         template.render([])
 
 
-@pytest.mark.parametrize("answer", [b"", b"T", b"T\xff\xff\xff\xff", b"T\0\0\0\x05abc", b"T\0\0\0\1\xff", b"R\0\0\0\0"])
+@pytest.mark.parametrize("answer", [
+    b"", b"T", b"T\xff\xff\xff\xff", b"T\0\0\0\x05abc", b"T\0\0\0\1\xff", b"R\0\0\0\0", b"T\0\0\1\0" + b"a" * 256])
 def test_answers_that_are_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process would send that a template has taken over."""
+    monkeypatch.setattr(template_child, "MAX_BYTES", 255)
     monkeypatch.setattr(chat, "_PROGRAM", f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})")
     with pytest.raises(InputError, match="the model's chat template "):
         ChatTemplate("").render([])

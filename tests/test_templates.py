@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import product
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gguf
 import jinja2
@@ -14,6 +15,7 @@ from conftest import SHARED
 from qwencli.chat import ChatTemplate
 from qwencli.errors import InputError
 from qwencli.model_path import EMBEDDED
+from qwencli.tokenizer import Tokenizer
 
 TEMPLATES = {p.stem: p.read_text(encoding="utf-8") for p in sorted(SHARED.glob("data/templates/*.jinja"))}
 TEMPLATES["embedded"] = gguf.GGUFReader(EMBEDDED).fields["tokenizer.chat_template"].contents()
@@ -124,6 +126,23 @@ def test_templates_render_as_in_transformers(oracle: Callable[..., str], name: s
     for tools, prompt, thinking in product((None, TOOLS), (True, False), ({}, {"enable_thinking": True}, {"enable_thinking": False})):
         variables = {"tools": tools, "add_generation_prompt": prompt, "bos_token": "<B>", "eos_token": "<E>", **thinking}
         assert outcome(template.render, messages, **variables) == outcome(oracle, TEMPLATES[name], messages, **variables)
+
+
+QWEN35 = SimpleNamespace(bos_id=None, eos_id=None, control_texts=[
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|fim_prefix|>",
+    "<|repo_name|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>", "<tts_text_bos_single>"])
+"""A tokenizer's control tokens. Those of speech begin like `<think>` and `<tool_response>`, which templates look for."""
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_guards_control_tokens_changes_nothing_else(name: str) -> None:
+    template = compiled(TEMPLATES[name])
+
+    def guarded(messages: Messages, **variables: Any) -> str:
+        text, guard = template.rendered(cast(Tokenizer, QWEN35), messages, **variables)
+        return text.replace(guard, "")
+    for messages, tools in product(CONVERSATIONS.values(), (None, TOOLS)):
+        assert outcome(guarded, messages, tools=tools) == outcome(template.render, messages, tools=tools)
 
 
 def outcome(render: Callable[..., str], *args: Any, **variables: Any) -> tuple[str, str]:
