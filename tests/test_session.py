@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from command_line import Call
 from random_models import random_model
 
 from qwencli.backends import LOGITS, Backend, Batch, Piece
@@ -22,6 +23,7 @@ from qwencli.errors import ContextFull, FormatError, InputError, QwenError
 from qwencli.gguf_file import GGUFFile
 from qwencli.kv_cache import PAGE, KVSequence
 from qwencli.model import Model, load_model
+from qwencli.model_path import EMBEDDED
 from qwencli.session import MAGIC, load, save
 
 N, MORE, N_CTX = PAGE + 21, 5, 1000
@@ -390,3 +392,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, tiny: Model, when: str)
     assert said == f"{path}: cannot be written: File too large\n"
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["s"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("none/s", "No such file or directory"), ("folder", "not a regular file")])
+def test_run_knows_before_the_answer_that_it_cannot_be_saved(tmp_path: Path, call: Call, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    result = call("run", "-q", "-m", EMBEDDED, "--raw", "-p", "Once", "-n", 1, "--session", tmp_path / name)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.count("\n") == 1
+    assert message in result.err

@@ -108,6 +108,8 @@ def kept_session(llm: LLM, path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    from ..whole_file import check_replaceable
+    check_replaceable(path)
     if os.path.exists(path):
         llm.load_session(path)
     yield
