@@ -85,7 +85,7 @@ class ChatTemplate:
     def start(self) -> None:
         """Start the process and compile the template, in the background; what fails fails again when the template is used."""
         def start() -> None:
-            with self._lock, suppress(QwenError):
+            with self._lock, suppress(QwenError, _Dead, RuntimeError):  # RuntimeError: no new thread, since Python is on its way out
                 self._running()
         threading.Thread(target=start, daemon=True).start()
 
@@ -219,10 +219,8 @@ def _to_json(value: Any) -> str:
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 """What the process needs of the environment: to start at all, and to know the local time."""
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from qwencli.template_child import serve; serve(float(sys.argv[1]))"
-
-
 _TIME_IS_UP = {-signal.SIGPROF} if sys.platform != "win32" else set()
-"""Exit codes."""
+"""Exit codes of a process that has used up its processor time."""
 
 
 class _Dead(Exception):

@@ -186,6 +186,13 @@ def test_starting_early() -> None:
         broken.render([])
 
 
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_leaving_while_it_starts(seconds: float) -> None:
+    program = f"import time; from qwencli.chat import ChatTemplate; t = ChatTemplate(''); t.start(); time.sleep({seconds})"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @posix
 @pytest.mark.parametrize(("path", "why"), [
     ("/bin/none", "No such file"), ("/bin", "Permission denied"), ("false", "it ended its process, code 1")])
