@@ -55,26 +55,27 @@ def look_up(name: HubName, first: bool = False) -> RemoteModel:
     return RemoteModel(names_of(name.repo, models)[chosen], name.repo, [about[part] for part in models[chosen]])
 
 
-def fetch(model: RemoteModel, checked: Progress | None = None) -> Path:
-    """Fetch what is missing of a model and return the path of its first file. `checked` is told how many bytes of how many of a file are
-    hashed.
+def fetch(model: RemoteModel, begins: Callable[[str, int, int | None], Any], checked: Progress) -> Path:
+    """Fetch what is missing of a model and return the path of its first file.
 
+    `begins` is told of a file that is missing, its bytes that are here and those of the whole; `checked` how many bytes of how many are
+    hashed.
     Raises QwenError: not to be reached, no space, a wrong hash. What was fetched stays and is gone on with the next time, but for a file
     whose hash is wrong.
     """
     with _errors(model.repo):
-        first, *_ = [_fetch_file(model.repo, file, checked) for file in model.files]
+        first, *_ = [_fetch_file(model.repo, file, begins, checked) for file in model.files]
     return first
 
 
-def _fetch_file(repo: str, file: RemoteFile, checked: Progress | None) -> Path:
+def _fetch_file(repo: str, file: RemoteFile, begins: Callable[[str, int, int | None], Any], checked: Progress) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import WeakFileLock
     cache = hub_cache()
     url = hf_hub_url(repo, file.path, endpoint=endpoint())
     about = get_hf_file_metadata(url)
     etag, folder = about.etag or "", "models--" + repo.replace("/", "--")
-    if not re.fullmatch(r"\w[\w.-]*", etag):  # becomes the name of a file
+    if not re.fullmatch(r"\w[\w.-]*", etag, re.ASCII):  # becomes the name of a file
         raise QwenError(f"{repo}: {endpoint()} names no usable ETag for {file.path}, expected one of letters and digits")
     blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
     if not isinstance(try_to_load_from_cache(repo, file.path, cache, about.commit_hash), str):
@@ -82,8 +83,9 @@ def _fetch_file(repo: str, file: RemoteFile, checked: Progress | None) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if not blob.exists():
-                partial = blob.with_name(f"{etag}.incomplete")
-                _download(url, partial, file.path, about.size if about.size is not None else file.n_bytes)
+                partial, n_bytes = blob.with_name(f"{etag}.incomplete"), about.size if about.size is not None else file.n_bytes
+                begins(file.path, partial.stat().st_size if partial.exists() else 0, n_bytes)
+                _download(url, partial, file.path, n_bytes)
                 _check(partial, repo, file, checked)
                 partial.replace(blob)
     path = Path(hf_hub_download(repo, file.path, cache_dir=cache, endpoint=endpoint()))
@@ -101,19 +103,18 @@ def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
                 f.seek(f.truncate(0))
             free = shutil.disk_usage(partial.parent).free
             if free < n_bytes - f.tell():
-                raise QwenError(f"{partial.parent}: {(n_bytes - f.tell()) / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")
+                raise QwenError(f"{partial.parent}: {(n_bytes - f.tell()) / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
         http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=n_bytes, displayed_filename=shown)
 
 
-def _check(partial: Path, repo: str, file: RemoteFile, checked: Progress | None) -> None:
+def _check(partial: Path, repo: str, file: RemoteFile, checked: Progress) -> None:
     if file.sha256 is None:
         return
     digest, n_bytes = hashlib.sha256(), partial.stat().st_size
     with partial.open("rb") as f:
         while block := f.read(BLOCK):
             digest.update(block)
-            if checked:
-                checked(f.tell(), n_bytes)
+            checked(f.tell(), n_bytes)
     if digest.hexdigest() != file.sha256:
         partial.unlink()
         raise QwenError(f"{repo}: {file.path} arrived with the SHA-256 {digest.hexdigest()}, expected {file.sha256}: removed, try again")

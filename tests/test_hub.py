@@ -70,7 +70,7 @@ def one_line(err: str) -> str:
 
 def test_pull_prints_the_path_of_the_whole_file(hub: Hub, call: Call, tmp_path: Path) -> None:
     path = cache(tmp_path) / "snapshots" / COMMIT / FILE
-    assert call("pull", REPO) == (0, f"{path}\n", f"fetching {REPO}:Q4_K_M, 174.1 kB\n")
+    assert call("pull", REPO) == (0, f"{path}\n", f"fetching {FILE}, 174.1 kB\n")
     assert path.read_bytes() == MODEL
     assert (cache(tmp_path) / "refs" / "main").read_text() == COMMIT
     assert [p.name for p in (cache(tmp_path) / "blobs").iterdir()] == [hashlib.sha256(MODEL).hexdigest()]
@@ -144,7 +144,7 @@ def test_a_later_call_goes_on_where_one_gave_up(hub: Hub, call: Call, tmp_path: 
     assert call("list", "--json").out.count(REPO) == 0
     n_bytes, hub.status_after_break, n_before = part.stat().st_size, None, len(hub.ranges(FILE))
     assert n_bytes >= 2 * CHUNK
-    assert call("pull", REPO).code == 0
+    assert call("pull", REPO).err == f"fetching {FILE}, 174.1 kB, of which {n_bytes / 1000:.1f} kB are here\n"
     assert hub.ranges(FILE)[n_before:] == [f"bytes={n_bytes}-"]
     assert (cache(tmp_path) / "snapshots" / COMMIT / FILE).read_bytes() == MODEL
 
@@ -193,7 +193,7 @@ def test_a_full_disk(hub: Hub, call: Call, tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
         code, out, err = call("pull", REPO)
     assert (code, out) == (1, "")
-    assert one_line(err) == f"{cache(tmp_path) / 'blobs'}: 0.00 GB are needed, but only 0.00 GB are free"
+    assert one_line(err) == f"{cache(tmp_path) / 'blobs'}: 0 MB are needed, 0 MB are free"
     assert hub.ranges(FILE) == []
 
 
@@ -318,8 +318,18 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(hub: Hub, tmp_path: Path) -> Non
     assert hub.ranges(FILE) == [None, f"bytes={n_bytes}-"]
 
 
+def test_the_examples_of_pull_and_rm(hub: Hub, call: Call) -> None:
+    """Those that --help shows, which tests of all examples leave out."""
+    for repo in "bartowski/Qwen_Qwen3-0.6B-GGUF", "user/repo":
+        hub.files[repo] = {"x-Q4_K_M.gguf": MODEL, "x-Q8_0.gguf": MODEL + b"8"}
+    shown = [line.split() for command in ("pull", "rm") for line in re.findall(r"^ +qwencli (.*)", call(command, "--help").out, re.M)]
+    lines = [words for words in shown if words[0] in ("pull", "rm") and "models/old.gguf" not in words]
+    assert [words[0] for words in lines] == ["pull", "pull", "rm"]
+    assert [call(*words, *["-y"] * (words[0] == "rm")).code for words in lines] == [0, 0, 0]
+
+
 def test_the_installed_command(hub: Hub) -> None:
     """As users call it: in a process of its own, with the environment alone to say where the hub and the cache are."""
     done = subprocess.run([QWENCLI, "pull", f"{REPO}:Q8_0"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, f"fetching {REPO}:Q8_0, 174.2 kB\n")
+    assert (done.returncode, done.stderr) == (0, "fetching Story-Q8_0.gguf, 174.2 kB\n")
     assert Path(done.stdout.strip()).read_bytes() == MODEL + b"longer"

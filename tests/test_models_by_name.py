@@ -245,7 +245,7 @@ def test_what_is_not_here_is_fetched_only_with_leave(hub: Hub, call: Call) -> No
     assert call("info", name) == (1, "", expected)
     assert hub.requests == []
     code, out, err = call("tokenize", "-y", "-m", name, "--ids", "the")
-    assert (code, out, err) == (0, "[83, 257]\n", f"fetching {name}, 174.2 kB\n")
+    assert (code, out, err) == (0, "[83, 257]\n", "fetching Story-Q8_0.gguf, 174.2 kB\n")
     n_requests = len(hub.requests)
     assert call("tokenize", "-m", name, "--ids", "the") == (0, "[83, 257]\n", "")
     assert len(hub.requests) == n_requests

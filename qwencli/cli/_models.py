@@ -127,9 +127,12 @@ def ask_and_fetch(name: HubName, yes: bool) -> Path:
 def fetch(model: RemoteModel) -> Path:
     """Fetch a model with progress bars on stderr. Returns the path of its first file."""
     from ..hub import fetch as fetch_files
-    say(f"fetching {model.name}, {size(model.n_bytes)}")
+
+    def begins(file: str, here: int, whole: int | None) -> None:
+        say(f"fetching {file}" + (f", {size(whole)}" if whole else "") + (f", of which {size(here)} are here" if here else ""))
+
     try:
-        return fetch_files(model, CompileBar(desc="checking", unit="B", unit_scale=True))
+        return fetch_files(model, begins, CompileBar(desc="checking", unit="B", unit_scale=True))
     except KeyboardInterrupt:
         say(f"stopped; `qwencli pull {model.name}` goes on from there")
         raise
