@@ -318,6 +318,14 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(hub: Hub, tmp_path: Path) -> Non
     assert hub.ranges(FILE) == [None, f"bytes={n_bytes}-"]
 
 
+def test_two_at_once_fetch_once(hub: Hub) -> None:
+    children = [subprocess.Popen([QWENCLI, "pull", REPO], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = [child.communicate(timeout=60)[0].strip() for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert [Path(path).read_bytes() for path in paths] == [MODEL, MODEL]
+    assert hub.ranges(FILE) == [None]
+
+
 def test_the_examples_of_pull_and_rm(hub: Hub, call: Call) -> None:
     """Those that --help shows, which tests of all examples leave out."""
     for repo in "bartowski/Qwen_Qwen3-0.6B-GGUF", "user/repo":

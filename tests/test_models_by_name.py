@@ -227,6 +227,13 @@ def test_the_variable_takes_names_too(machine: Path, call: Call, monkeypatch: py
     assert (done.code, done.err.splitlines()[0]) == (0, f"model: {path} ($QWENCLI_MODEL {REPO}:Q8_0)")
 
 
+def test_the_variable_is_fetched_with_leave_too(hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWENCLI_MODEL", REPO)
+    assert call("tokenize", "the").err == f"qwencli: error: {REPO}: not on this machine; fetch it with `qwencli pull {REPO}`, or add -y\n"
+    code, out, err = call("tokenize", "the", "--ids", "-y")
+    assert (code, out, err.splitlines()[0]) == (0, "[83, 257]\n", f"fetching {FILE}, 174.1 kB")
+
+
 def test_names_that_mean_nothing_suggest_others(machine: Path, call: Call, hub: Hub) -> None:
     for name, near in {"storry": "story:latest", "Story-Q8_0": f"{REPO}:Q8_0", "models/on.gguf": str(Path("models/one.gguf"))}.items():
         code, out, err = call("info", name)

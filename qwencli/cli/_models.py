@@ -23,15 +23,15 @@ WHAT = "A GGUF file, a folder with one, or a name as `qwencli list` and `qwencli
 
 
 class Wanted(NamedTuple):
-    """A model that was asked for: by -m, or as a repository of the hub by -hf."""
-    name: str
+    """A model that was asked for: by -m, as a repository of the hub by -hf, or by neither (None), and whether it may be fetched."""
+    name: str | None
     hub: bool = False
     file: str | None = None
     yes: bool = False
 
 
 def model_option(command: Command) -> Command:
-    """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where neither -m nor -hf is given."""
+    """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where none of them is given."""
     option = click.option("-m", "--model", metavar="PATH|NAME",
                           help=f"{WHAT} Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
     return option(_hub_options(command, "model", several=False))
@@ -43,7 +43,7 @@ def model_argument(command: Command) -> Command:
 
 
 def models_option(command: Command) -> Command:
-    """As model_option for any number of models, passed on as `models`: a list of Wanted, of None alone where there is none."""
+    """As model_option for any number of models, passed on as `models`: a list of Wanted, or of None alone."""
     option = click.option("-m", "--model", "models", metavar="PATH|NAME", multiple=True,
                           help=f"{WHAT} May be given several times. Default: as for `qwencli run`.")
     return option(_hub_options(command, "models", several=True))
@@ -60,7 +60,8 @@ def _hub_options(command: Command, passed_as: str, several: bool) -> Command:
             raise click.UsageError("-hff names a file of the one repository that -hf names")
         wanted: list[Wanted | None] = [Wanted(name, yes=yes) for name in named]
         wanted += [Wanted(repo, True, hf_file, True) for repo in repos]
-        return command(**{passed_as: (wanted or [None]) if several else wanted[0] if wanted else None}, **kwargs)
+        wanted = wanted or [Wanted(None, yes=True) if yes else None]
+        return command(**{passed_as: wanted if several else wanted[0]}, **kwargs)
 
     for option in (
             click.option("-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."),
@@ -82,7 +83,7 @@ def choose_model(wanted: Wanted | None, quiet: bool = False) -> ModelPath:
 def _from_hub(wanted: Wanted) -> ModelPath:
     from ..hub_names import HubName
     from ..installed import find
-    name = HubName.parse(wanted.name)
+    name = HubName.parse(wanted.name or "")
     if name is None or name.file:
         raise QwenError(f"{wanted.name}: no repository of the hub, expected user/repo or user/repo:QUANT")
     if wanted.file:
@@ -97,12 +98,13 @@ def fetched(wanted: Wanted | None) -> str | None:
     """The path or name that was asked for. Where it, or the variable, means a model of the hub that is not here: ask, and fetch it."""
     if wanted and wanted.hub:
         return str(_from_hub(wanted).path)
-    value = wanted.name if wanted else os.environ.get(VARIABLE)
+    chosen = wanted.name if wanted else None
+    value = os.environ.get(VARIABLE) if chosen is None else chosen
     if value and not os.path.lexists(value) and (name := hub_name(value)):
         from ..installed import find
         if not find(value):
             ask_and_fetch(name, wanted is not None and wanted.yes)
-    return wanted.name if wanted else None
+    return chosen
 
 
 def hub_name(value: str) -> HubName | None:
