@@ -240,6 +240,9 @@ def test_names_that_mean_nothing_suggest_others(machine: Path, call: Call, hub: 
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert err.startswith(f"qwencli: error: {name}: no such file and no model of that name; near names: ")
         assert near in err
+    err, name = call("info", "marker/Story-GGUF:Q8_0").err, "marker/Story-GGUF:Q8_0"
+    assert err.startswith(f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y; near names")
+    assert f"; near names that are here: {REPO}:Q8_0" in err
     assert call("info", "zzz") == (1, "", "qwencli: error: zzz: no such file and no model of that name; see `qwencli list`\n")
     assert hub.requests == []
 

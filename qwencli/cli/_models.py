@@ -118,7 +118,10 @@ def hub_name(value: str) -> HubName | None:
 def ask_and_fetch(name: HubName, yes: bool) -> Path:
     """Raises QwenError where nobody can be asked or the answer is no."""
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise QwenError(f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y")
+        from ..installed import near
+        names = near(str(name))
+        raise QwenError(f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y"
+                        + (f"; near names that are here: {', '.join(names)}" if names else ""))
     from ..hub import look_up
     model = look_up(name)
     if not yes and not click.confirm(f"{model.name} is not on this machine. Fetch {size(model.n_bytes)}?", default=True, err=True):
