@@ -2,18 +2,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from .incoming import Incoming, NotACall, Reading, Tags
 from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, ToolCall, read_call, schemas_of
 
 
-class Reasoning(NamedTuple):
+@dataclass(frozen=True)  # unlike tuples of the same text, events of two kinds are not equal
+class Reasoning:
     """A piece of thinking."""
     text: str
 
 
-class Content(NamedTuple):
+@dataclass(frozen=True)
+class Content:
     """A piece of the answer proper."""
     text: str
 

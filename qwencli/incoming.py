@@ -58,7 +58,6 @@ class Incoming:
             yield
             return True
         if self._kept is not None:
-            self._take(len(self._text))
             raise NotACall
         return False
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from .incoming import Incoming, NotACall, Reading, Tags
 
@@ -21,7 +22,8 @@ Schemas = dict[str, Any]
 """JSON schemas of tools' arguments, by the tools' names. They are whatever a user wrote."""
 
 
-class ToolCall(NamedTuple):
+@dataclass(frozen=True)
+class ToolCall:
     """A whole call of a tool, as soon as it is complete. The arguments are what JSON can say: finite numbers, valid Unicode."""
     name: str
     arguments: dict[str, Any]

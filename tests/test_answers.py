@@ -54,6 +54,8 @@ CALLS: dict[str, list[Event]] = {
     f"{BARE}\n</tool_call>\n{BARE}{BARE}\n": [F, F, F],
     f"a\n{BARE} b": [Content("a"), F, Content(" b")],
     f"{BARE}\n</tool_calls>": [F, Content("\n</tool_calls>")],
+    f"see:{CALL}{BARE}": [Content("see:"), F, F],
+    f"<tool_call><function=f{CALL}": [Content("<tool_call><function=f"), F],
     f"a {BARE}": [Content(f"a {BARE}")],
     "#include\n<functional>\n<function=g>\n</function>": [Content("#include\n<functional>\n<function=g>\n</function>")],
     " \n": [Content(" \n")]}

@@ -49,7 +49,7 @@ def test_what_templates_write_is_read_back(template):
 def test_several_calls_after_text(template):
     calls = [ToolCall("f", {"n": 1}), ToolCall("other_tool.v-2", {"text": "ä"}), ToolCall("f", {})]
     text = rendered(template, {"content": "Let me look.", "reasoning_content": "hm", "tool_calls": [
-        {"type": "function", "function": call._asdict()} for call in calls]})
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls]})
     thought: list[Event] = [Reasoning("hm")] if "hm" in text else []
     assert events_of(text, tools=TOOLS) == [*thought, Content("Let me look."), *calls]
     assert not any(isinstance(event, ToolCall) for event in events_of(text, tools=None))
@@ -86,6 +86,7 @@ def value_of(value: str, schema: object, root: object = None) -> object:
     ("null", {"type": ["string", "integer"]}, "null"), ('"x"', {"type": ["string", "integer"]}, '"x"'),
     ("5", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, 5), ("null", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, None),
     ("5", {"oneOf": [{"allOf": [{"type": "number"}]}]}, 5), ("5", {"enum": [4, 5]}, 5), ("5", {"enum": ["4", "5"]}, "5"),
+    ("5", {"type": "string", "enum": [5]}, "5"),
     ("5", {"const": 5}, 5), ("5", {"enum": 5, "anyOf": 5, "$ref": 5}, "5"),
     ('{"a": 1}', {"$ref": "#/$defs/item"}, {"a": 1}), ('{"a": 1}', {"$ref": "#/$defs/none/at/all"}, '{"a": 1}'),
     ("5", {"$ref": "#/$defs/loop"}, 5)])
@@ -167,3 +168,6 @@ def test_a_call_that_is_too_long_is_text(monkeypatch):
             text = begin + "a" * n + end
             expected: Event = ToolCall("f", {"text": "a" * n}) if len(text) <= 300 else Content(text)
             assert events_of(text, tools=TOOLS) == in_random_pieces(text, rng, tools=TOOLS) == [expected]
+    long, call = '<tool_call>\n{"' + "a" * 400, '<tool_call>{"name": "f"}</tool_call>'
+    for size in (0, 1, 7, 400):  # what follows is read as ever
+        assert events_of(long + call, tools=TOOLS, size=size) == [Content(long), ToolCall("f", {})]
