@@ -13,17 +13,16 @@ MAX_ENTRY = 10_000
 
 
 def history_path() -> Path | None:
-    """The file: in $QWENCLI_CACHE, else where the system keeps a user's state ($XDG_STATE_HOME); None for a user without a home."""
-    if chosen := os.environ.get("QWENCLI_CACHE"):
-        return Path(chosen) / "chat_history"
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
-    elif os.path.isabs(state):
-        base = state
-    else:
-        base = os.path.expanduser("~/Library/Application Support" if sys.platform == "darwin" else "~/.local/state")
-    return Path(base) / "qwencli" / "chat_history" if os.path.isabs(base) else None
+    """The file: in $XDG_STATE_HOME/qwencli, else in $QWENCLI_CACHE, else where the system keeps a user's state; None without a home."""
+    state, cache = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("QWENCLI_CACHE", "")
+    if not os.path.isabs(state):
+        if cache:
+            return Path(cache) / "chat_history"
+        if sys.platform == "win32":
+            state = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+        else:
+            state = os.path.expanduser("~/Library/Application Support" if sys.platform == "darwin" else "~/.local/state")
+    return Path(state) / "qwencli" / "chat_history" if os.path.isabs(state) else None
 
 
 class PrivateHistory(FileHistory):
