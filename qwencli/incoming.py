@@ -18,7 +18,7 @@ class NotACall(Exception):
 
 
 class Tags:
-    """Strings to look for, `stops` among them. The first character of each occurs nowhere else in it."""
+    """Strings to look for, `stops` among them: single characters, or longer ones with `<` as their first and nowhere else."""
 
     def __init__(self, *tags: str, stops: Sequence[str] = ()) -> None:
         tags = (*tags, *stops)
@@ -28,8 +28,11 @@ class Tags:
         """Where the first tag begins, and the tag; or where the text's end may be the begin of one (else its end) and ""."""
         if found := self._any.search(text, start):
             return found.start(), found[0]
-        begins = (text.rfind(tag[0], start) for tag in self.all if tag.startswith(text[max(start, text.rfind(tag[0], start)):]))
-        return min((i for i in begins if i >= 0), default=len(text)), ""
+        begin = text.rfind("<", start)
+        rest = text[begin:]
+        if begin >= 0 and any(tag.startswith(rest) for tag in self.all):
+            return begin, ""
+        return len(text), ""
 
 
 class Incoming:
