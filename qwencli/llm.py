@@ -62,18 +62,18 @@ class LLM:
             self._breakers[texts] = find_breakers(texts, words, self.tokenizer.encode)
         return self._breakers[texts]
 
-    def load_session(self, path: str | os.PathLike[str]) -> None:
+    def load_session(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""
         from .session import load
-        session = load(path, self.engine.backend, self.engine.n_ctx)
+        session = load(path, self.engine.backend, self.engine.n_ctx, progress)
         self.engine.prefixes.keep(session.tokens, session.kv)
 
-    def save_session(self, path: str | os.PathLike[str]) -> None:
+    def save_session(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Write what was run last to a session, whole or not at all. Raises QwenError."""
         from .session import save
         if self.engine.prefixes.kept:
             last = self.engine.prefixes.kept[-1]
-            save(path, self.engine.backend, last.tokens, last.kv)
+            save(path, self.engine.backend, last.tokens, last.kv, progress)
 
     def stream(self, tokens: Sequence[int], max_tokens: int | None = None, sampling: SamplingParams | None = None) -> Iterator[str]:
         """The text that continues `tokens`, piece by piece."""

@@ -1,8 +1,9 @@
 """Conversations with a model that runs here: messages in, events of its answer out."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .answers import AnswerParser, Content, Event
 from .chat import ChatTemplate, Message, Rendered
@@ -56,7 +57,7 @@ class LocalChat:
     def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
         """See ChatModel.answer."""
         think = settings.think is not False and settings.reasoning_budget != 0
-        prompt = self.template.rendered(self.llm.tokenizer, messages, settings.tools, enable_thinking=think)
+        prompt = self.template.rendered(self.llm.tokenizer, list(map(for_template, messages)), settings.tools, enable_thinking=think)
         inside = ends_inside(prompt.text)
         if inside and not think:  # a template that always begins with thinking
             prompt, inside = prompt._replace(text=prompt.text + closing(prompt.text)), False
@@ -95,3 +96,18 @@ class LocalChat:
         if goes_on and rest.startswith(tuple(tokenizer.control_texts)):
             return told.tokens + prompt.encode(tokenizer, len(told.text))
         return prompt.encode(tokenizer)
+
+
+def for_template(message: Message) -> Message:
+    """A message as templates expect it: the arguments of tool calls as objects, which OpenAI's API has as the text of JSON."""
+    if not isinstance(calls := message.get("tool_calls"), list):
+        return message
+    return {**message, "tool_calls": [_with_object(call) for call in calls]}
+
+
+def _with_object(call: Any) -> Any:
+    try:
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except (TypeError, KeyError, ValueError, RecursionError):  # an object already, or of a shape that is the template's to judge
+        return call

@@ -8,7 +8,7 @@ import pytest
 from command_line import IDS, TEXT, Call
 from gguf_builder import N_CTX, reciter, tiny
 
-from qwencli.cli import run as run_command
+from qwencli.cli import _bar
 
 
 @pytest.fixture
@@ -178,12 +178,12 @@ def test_the_progress_of_a_long_prompt_is_shown(monkeypatch: pytest.MonkeyPatch,
     """From its second second on, not after the last token, and not where nothing is to be shown."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(run_command, "time", clock)
+    monkeypatch.setattr(_bar, "time", clock)
 
     def shown_for(*steps: tuple[float, int], shown: bool = True) -> str:
-        clock.now, bar = 0.0, run_command.PromptBar(shown)
+        clock.now, bar = 0.0, _bar.Bar(shown, delay=1, desc="prompt")
         for clock.now, done in steps:
-            bar.update(done, 4000)
+            bar(done, 4000)
         bar.close()
         return capfd.readouterr().err
 

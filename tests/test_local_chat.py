@@ -158,3 +158,15 @@ def test_stats_name_the_context(chat: LocalChat) -> None:
     assert stats["context_n"] == len(chat.sequence.tokens)
     assert stats["n_ctx"] == chat.llm.engine.n_ctx
     assert stats["predicted_n"] == len(chat.sequence.generated)
+
+
+def test_templates_get_the_arguments_of_tool_calls_as_objects(llm: LLM) -> None:
+    """OpenAI's API, and a saved chat, have them as the text of JSON; Qwen's templates walk through them."""
+    template = ChatTemplate("{% for m in messages %}{% for call in m.tool_calls or [] %}{% for name, value in call.function.arguments.items() %}"
+                            "{{ name }}={{ value }};{% endfor %}{% endfor %}{% endfor %}")
+    call = {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 3}'}}
+    chat = LocalChat(llm, template)
+    for arguments in call["function"]["arguments"], {"city": "Köln", "days": 3}:  # type: ignore[index]
+        message = {"role": "assistant", "content": "", "tool_calls": [call | {"function": {"name": "weather", "arguments": arguments}}]}
+        list(chat.answer([QUESTION, message], Settings(GREEDY, 0)))
+        assert llm.tokenizer.decode(chat.sequence.tokens) == "city=Köln;days=3;"

@@ -10,7 +10,7 @@ from command_line import Call, process
 from random_models import random_model
 
 from qwencli import warmup
-from qwencli.cli._common import CompileBar
+from qwencli.cli._bar import Bar
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf_file import GGUFFile
 from qwencli.kernels import isa, jit
@@ -75,7 +75,7 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         stream = io.StringIO()
         monkeypatch.setattr(stream, "isatty", lambda is_terminal=is_terminal: is_terminal)
         monkeypatch.setattr(sys, "stderr", stream)
-        bar = CompileBar()
+        bar = Bar()
         for n in range(4):
             bar(n, 3)
         assert ("/3 " in stream.getvalue()) is is_terminal

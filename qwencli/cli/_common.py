@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -69,26 +68,6 @@ def size(n_bytes: float) -> str:
 def say(message: str) -> None:
     """Talk to the user, on stderr."""
     print(printable(message), file=sys.stderr, flush=True)
-
-
-class CompileBar:
-    """Call it with how many kernels of how many are compiled: a bar on stderr, where that is a terminal, until all are.
-
-    `options` are tqdm's, for what else comes in counts.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        self._options: dict[str, Any] = {"unit": "kernel"} | options
-        self._bar: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-            self._bar = tqdm(total=total, leave=False, disable=None, **self._options)
-        self._bar.update(done - self._bar.n)
-        if done == total:
-            self._bar.close()
-            self._bar = None
 
 
 def warn(message: str) -> None:

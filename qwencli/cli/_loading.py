@@ -1,14 +1,17 @@
 """The options by which a model is opened to generate, as one."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import CompileBar, backend_option, check_context, mmap_option, say, threads_option
+from ._bar import Bar
+from ._common import backend_option, check_context, mmap_option, say, threads_option
 from ._models import Wanted, choose_model, model_option
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class Loader:
         """Open the model, and say which it is unless `quiet`. `chat` as in LLM."""
         chosen = choose_model(self.model, self.quiet)
         from ..llm import LLM
-        report, progress = (None, None) if self.quiet else (say, CompileBar())
+        report, progress = (None, None) if self.quiet else (say, Bar(unit="kernel"))
         llm = LLM(chosen.path, self.n_ctx, self.threads, not self.no_mmap, self.backend, report, progress, chat)
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
@@ -52,3 +55,21 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         wrapper = option(wrapper)
     return wrapper
+
+
+session_option = click.option("--session", metavar="FILE",
+                              help="Save the model's state to this file in the end, and begin with what it holds of the prompt already.")
+
+
+@contextmanager
+def kept_session(llm: LLM, path: str | None) -> Iterator[None]:
+    """Begin with the session in a file, if there is one, and save it in the end, with a bar where that takes long."""
+    if path is None:
+        yield
+        return
+    from ..whole_file import check_replaceable
+    check_replaceable(path)
+    if os.path.exists(path):
+        llm.load_session(path, Bar(delay=1, desc="loading", unit="page"))
+    yield
+    llm.save_session(path, Bar(delay=1, desc="saving", unit="page"))

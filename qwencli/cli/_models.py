@@ -12,7 +12,8 @@ import click
 
 from ..errors import QwenError
 from ..model_path import VARIABLE, ModelPath, find_model
-from ._common import CompileBar, printable, say, size
+from ._bar import Bar
+from ._common import printable, say, size
 
 if TYPE_CHECKING:
     from ..hub import RemoteModel
@@ -137,7 +138,7 @@ def fetch(model: RemoteModel) -> Path:
         say(f"fetching {file}" + (f", {size(whole)}" if whole else "") + (f", of which {size(here)} are here" if here else ""))
 
     try:
-        return fetch_files(model, begins, CompileBar(desc="checking", unit="B", unit_scale=True))
+        return fetch_files(model, begins, Bar(desc="checking", unit="B", unit_scale=True))
     except KeyboardInterrupt:
         say(f"stopped; `qwencli pull {model.name}` goes on from there")
         raise

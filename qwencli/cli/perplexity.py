@@ -6,8 +6,8 @@ import time
 
 import click
 
+from ._bar import Bar
 from ._common import (
-    CompileBar,
     backend_option,
     check_context,
     example,
@@ -47,7 +47,7 @@ def perplexity(model: Wanted | None, file: str, n_ctx: int, n_batch: int, chunks
     from ..perplexity import count_chunks
     from ..perplexity import perplexity as estimates
     start = time.perf_counter()
-    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say, progress=CompileBar())
+    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say, progress=Bar(unit="kernel"))
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

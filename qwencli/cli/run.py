@@ -2,27 +2,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError
 from ._answers import AnswerPrinter, Thinking, named_template, template_option, thinking_options
+from ._bar import Bar
 from ._common import example, json_option, read_text, size, warn, write_text
-from ._loading import Loader, loading_options
+from ._loading import Loader, kept_session, loading_options, session_option
 from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
 
 if TYPE_CHECKING:
     from ..answers import Event
     from ..dialogue import Answer
-    from ..llm import LLM
     from ..local_chat import LocalChat
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -44,8 +41,7 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @click.option("--stop", metavar="STR", multiple=True, help="End at this text, which is left out. May be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
 @click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop as they stand.")
-@click.option("--session", metavar="FILE",
-              help="Save the model's state to this file, and begin with what it holds of the prompt already.")
+@session_option
 @sampling_options
 @probability_options
 @json_option
@@ -87,8 +83,8 @@ def run(prompt: str | None, file: str | None, n_predict: int, loader: Loader, sy
     from ..local_chat import LocalChat
     params = llm.sampling(**sampling, **probabilities.sampling())
     settings = Settings(params, None if n_predict < 0 else n_predict, thinking.think, thinking.reasoning_budget)
-    bar = PromptBar(shown=not loader.quiet and (verbose or sys.stderr.isatty()))
-    chat = LocalChat(llm, template, stop, ignore_eos, bar.update)
+    bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
+    chat = LocalChat(llm, template, stop, ignore_eos, bar)
     chat.on_token = lambda place: probabilities.explanation(chat.sequence, place, llm.tokenizer)
     with kept_session(llm, session):
         events = chat.go_on(prompt, settings) if raw else chat.answer(messages(prompt, system), settings)
@@ -102,21 +98,7 @@ def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": prompt}]
 
 
-@contextmanager
-def kept_session(llm: LLM, path: str | None) -> Iterator[None]:
-    """Begin with the session in a file, if there is one, and save it in the end."""
-    if path is None:
-        yield
-        return
-    from ..whole_file import check_replaceable
-    check_replaceable(path)
-    if os.path.exists(path):
-        llm.load_session(path)
-    yield
-    llm.save_session(path)
-
-
-def generate(chat: LocalChat, events: Iterator[Event], bar: PromptBar, thinking: Thinking, probabilities: Probabilities,
+def generate(chat: LocalChat, events: Iterator[Event], bar: Bar, thinking: Thinking, probabilities: Probabilities,
              as_json: bool) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
     from ..dialogue import Answer
@@ -169,26 +151,6 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-class PromptBar:
-    """The progress of a prompt on stderr, from its second second on. Once closed it waits for the next prompt."""
-
-    def __init__(self, shown: bool) -> None:
-        self.shown, self._start = shown, time.monotonic()
-        self._bar: Any = None
-
-    def update(self, done: int, n_prompt: int) -> None:
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-        elif self.shown and done < n_prompt and time.monotonic() - self._start > 1:
-            from tqdm import tqdm  # takes 20 ms: not on the way to a first token that comes soon
-            self._bar = tqdm(total=n_prompt, initial=done, desc="prompt", unit="tok", leave=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar, self._start = None, time.monotonic()
 
 
 def unescape(text: str) -> str:

@@ -5,7 +5,8 @@ import json
 
 import click
 
-from ._common import CompileBar, example, json_option, say, write_text
+from ._bar import Bar
+from ._common import example, json_option, say, write_text
 from ._models import Wanted, choose_model, models_option
 
 
@@ -27,7 +28,7 @@ def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool
     from ..model import load_model
     from ..warmup import warm_up
     done = []
-    for found in warm_up([load_model(GGUFFile(path)) for path in paths], isas, all_formats, say, CompileBar(), tune):
+    for found in warm_up([load_model(GGUFFile(path)) for path in paths], isas, all_formats, say, Bar(unit="kernel"), tune):
         done.append(found)
         if not as_json:
             counts = f"{found.compiled} kernels compiled in {found.seconds:.1f} s, {found.present} were there"

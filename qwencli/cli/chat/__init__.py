@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .._answers import Thinking, named_template, template_option, thinking_options
+from .._bar import Bar
 from .._common import example, json_option, say
-from .._loading import Loader, loading_options
+from .._loading import Loader, kept_session, loading_options, session_option
 from .._sampling import sampling_options
-from ..run import PromptBar
 
 if TYPE_CHECKING:
     from ...dialogue import ChatModel
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 @click.option("--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY.")
 @click.option("--system", metavar="TEXT", help="A system message before the chat.")
 @click.option("--load", "transcript", metavar="FILE", help="Go on with a chat that /save wrote; without options its settings hold.")
+@session_option
 @thinking_options
 @click.option("--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking.")
 @template_option
 @click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), help="At most N tokens an answer. Default: no limit.")
 @sampling_options
 @json_option
-def chat(loader: Loader, url: str | None, api_key: str | None, system: str | None, transcript: str | None, thinking: Thinking,
-         context_shift: bool, chat_template: str | None, n_predict: int | None, sampling: dict[str, Any], as_json: bool) -> int:
+def chat(loader: Loader, url: str | None, api_key: str | None, system: str | None, transcript: str | None, session: str | None,
+         thinking: Thinking, context_shift: bool, chat_template: str | None, n_predict: int | None, sampling: dict[str, Any],
+         as_json: bool) -> int:
     """Talk to a model: a line is a question, or a command that begins with a slash (/help).
 
     Without a terminal each line of stdin is a turn, and the answers alone go to stdout.
@@ -41,52 +44,56 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
     from .conversation import Chat, printing, printing_json
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    bar = PromptBar(shown=at_terminal and not loader.quiet)
+    bar = Bar(at_terminal and not loader.quiet, delay=1, desc="prompt", unit="tok")
     if url is None:
-        name, model, params = local_model(loader, chat_template, sampling, bar)
+        name, model, params, kept = local_model(loader, chat_template, session, sampling, bar)
     else:
-        name, model, params = remote_model(loader, chat_template, sampling, url, api_key)
+        name, model, params, kept = remote_model(loader, chat_template, session, sampling, url, api_key)
 
     settings = Settings(params, None if n_predict == -1 else n_predict, thinking.think, thinking.reasoning_budget)
-    dialogue = Dialogue(model, settings, may_drop=lambda error: True, report=say)
+    dialogue = Dialogue(model, settings, may_drop=lambda: True, report=say)
     talk = Chat(dialogue, name, printing_json(dialogue) if as_json else printing(thinking.hide_thinking, bar))
     if transcript is not None:
         options = {name: getattr(settings, name) for name in ("max_tokens", "think", "reasoning_budget")}
         talk.load(os.path.expanduser(transcript), sampling | {name: value for name, value in options.items() if value is not None})
     if system is not None:
         dialogue.system = system
-    if not at_terminal:
-        from . import plain
+    with kept:
+        if not at_terminal:
+            from . import plain
+            if not context_shift:
+                dialogue.may_drop = plain.may_drop
+            plain.converse(talk)
+            return int(talk.failed)
+
+        from . import terminal
         if not context_shift:
-            dialogue.may_drop = plain.may_drop
-        plain.converse(talk)
-        return int(talk.failed)
-
-    from . import terminal
-    if not context_shift:
-        dialogue.may_drop = terminal.may_drop
-    if not loader.quiet:
-        say("/help for commands, Ctrl-D ends")
-    terminal.converse(talk)
-    return 0
+            dialogue.may_drop = terminal.may_drop
+        if not loader.quiet:
+            say("/help for commands, Ctrl-D ends")
+        terminal.converse(talk)
+        return 0
 
 
-def local_model(loader: Loader, template: str | None, sampling: dict[str, Any],
-                bar: PromptBar) -> tuple[str, ChatModel, SamplingParams]:
-    """A model on this machine: its name, itself, and how it samples."""
+Opened = tuple[str, "ChatModel", "SamplingParams", AbstractContextManager[None]]
+"""A model's name, itself, how it samples, and what keeps its session while it is used."""
+
+
+def local_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], bar: Bar) -> Opened:
+    """A model on this machine."""
     chosen = named_template(template)
     llm = loader.load(chat=chosen is None)
     from ...local_chat import LocalChat
-    model = LocalChat(llm, chosen, on_step=bar.update)
-    return llm.file.path.name, model, llm.sampling(**sampling)
+    model = LocalChat(llm, chosen, on_step=bar)
+    return llm.file.path.name, model, llm.sampling(**sampling), kept_session(llm, session)
 
 
-def remote_model(loader: Loader, template: str | None, sampling: dict[str, Any], url: str,
-                 api_key: str | None) -> tuple[str, ChatModel, SamplingParams]:
+def remote_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], url: str,
+                 api_key: str | None) -> Opened:
     """A model behind a server."""
-    if template is not None or loader.n_ctx is not None or loader.threads is not None or loader.backend != "auto":
-        raise click.UsageError("-c, -t, --backend and --chat-template are for models on this machine, not for --url")
+    if template is not None or session is not None or loader.n_ctx is not None or loader.threads is not None or loader.backend != "auto":
+        raise click.UsageError("-c, -t, --backend, --session and --chat-template are for models on this machine, not for --url")
     from ...remote_chat import RemoteChat
     from ...sampling import SamplingParams
     name = loader.model.name if loader.model else None
-    return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling)
+    return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling), nullcontext()

@@ -13,8 +13,8 @@ from ...errors import InputError, QwenError
 from ...settings import changed, suggestion
 from ...transcript import load
 from .._answers import AnswerPrinter
+from .._bar import Bar
 from .._common import say, write_text
-from ..run import PromptBar
 from .commands import ALIASES, COMMANDS
 
 Show = Callable[[Iterator[Event]], None]
@@ -42,7 +42,7 @@ class Chat:
         with closing(events):  # type: ignore[type-var]
             self._show(events)
         if self.dialogue.model.stop_reason == "context":
-            say("the context is full, so the answer ends here; the next question drops the oldest turns, /clear all of them")
+            say("the context is full, so the answer ends here; /undo and /clear make room")
 
     def fail(self, message: str) -> None:
         self.failed = True
@@ -61,6 +61,8 @@ class Chat:
         name, argument = ALIASES.get(word, word), "".join(rest).strip()
         command = COMMANDS.get(name)
         if command is None:
+            if "\n" in text:  # a paste: it can be mended
+                self.dialogue.draft = text
             near = suggestion(name, COMMANDS, "/") or ": /help lists them, // begins a message with a slash"
             raise InputError(f"unknown command /{name[:40]}{near}")
         if argument and not command.arguments:
@@ -70,7 +72,7 @@ class Chat:
         command.run(self, argument)
 
 
-def printing(hide_thinking: bool, bar: PromptBar) -> Show:
+def printing(hide_thinking: bool, bar: Bar) -> Show:
     """Shows answers as text, each with a newline behind it, and the progress of what is read before."""
     def show(events: Iterator[Event]) -> None:
         printer, shown = AnswerPrinter(hide_thinking), False

@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 from typing import BinaryIO
 
-from ...errors import ContextFull, InputError
+from ...errors import InputError
 from .._common import say
 from .conversation import Chat
 from .multiline import continued, finished
@@ -22,7 +22,7 @@ def converse(chat: Chat) -> None:
             chat.fail(str(error))
 
 
-def may_drop(error: ContextFull) -> bool:
+def may_drop() -> bool:
     """Nobody is there to be asked."""
     say("--context-shift drops the oldest turns where the context is full")
     return False

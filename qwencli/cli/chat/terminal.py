@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 import click
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from ...errors import ContextFull
 from ...settings import names
 from .._common import say, warn
 from .commands import COMMANDS
@@ -28,18 +27,16 @@ def converse(chat: Chat) -> None:
         draft, chat.dialogue.draft = chat.dialogue.draft, ""
         try:
             text = session.prompt("> ", default=draft)
-        except KeyboardInterrupt:
-            say("Ctrl-D or /bye ends the chat")
-            continue
+            chat.take(finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
         except EOFError:
             return
-        with suppress(KeyboardInterrupt, click.Abort):  # what was being done ends, the chat goes on
-            chat.take(finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
+        except (KeyboardInterrupt, click.Abort):
+            pass  # what was being done ends, the chat goes on
 
 
-def may_drop(error: ContextFull) -> bool:
+def may_drop() -> bool:
     """Ask whether the oldest turns may go."""
-    return click.confirm("The chat no longer fits into the context. Drop the oldest turns?", default=True, err=True)
+    return click.confirm("The context is full. Drop the oldest turns?", default=True, err=True)
 
 
 def line_editor() -> PromptSession[str]:
@@ -74,7 +71,7 @@ def keys() -> KeyBindings:
         if event.current_buffer.text:
             event.current_buffer.reset()
         else:
-            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            run_in_terminal(lambda: say("Ctrl-D or /bye ends the chat"))
 
     return keys
 
