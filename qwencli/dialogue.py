@@ -64,17 +64,19 @@ class Dialogue:
     word of it was there, the messages stay as they were and the question lies in `draft`, ready to be edited. What was written of an
     answer that was stopped later stays.
 
-    `may_drop` is asked where the conversation is longer than the context: whether its oldest turns may go. `report` is told what went.
+    `may_drop` is asked where the conversation fills the context: whether its oldest turns may go. `report` is told what went.
     """
 
     def __init__(self, model: ChatModel, settings: Settings, messages: Sequence[Message] = (),
-                 may_drop: Callable[[ContextFull], bool] = lambda error: False, report: Callable[[str], None] = lambda line: None) -> None:
+                 may_drop: Callable[[], bool] = lambda: False, report: Callable[[str], None] = lambda line: None) -> None:
         self.model, self.settings = model, settings
         self.messages: list[Message] = list(messages)
         self.draft = ""
         self.attached = ""
         """Text that goes before the next question: files that were read."""
         self.may_drop, self._report = may_drop, report
+        self._cut = False
+        """Whether the last answer filled the context."""
 
     def ask(self, text: str) -> Iterator[Event]:
         """Ask, and pass on the answer while it comes. Raises ContextFull, QwenError."""
@@ -90,6 +92,7 @@ class Dialogue:
         last = self._last_question()
         question: str = self.messages[last]["content"]
         del self.messages[last:]
+        self._cut = False
         return question
 
     def edit(self) -> None:
@@ -100,6 +103,7 @@ class Dialogue:
         """Begin anew, under the same system message."""
         self.messages = self.messages[:n_system(self.messages)]
         self.draft = self.attached = ""
+        self._cut = False
 
     @property
     def system(self) -> str:
@@ -127,6 +131,7 @@ class Dialogue:
                 answer.add(event)
                 yield event
             complete = True
+            self._cut = self.model.stop_reason == "context"
         finally:  # also where the answer is stopped
             if complete or answer.content or answer.calls:
                 self.messages = [*messages, answer.message()]
@@ -134,16 +139,18 @@ class Dialogue:
 
     def _events(self, messages: list[Message]) -> Iterator[Event]:
         """The model's answer. Where the conversation is too long and turns may go, they go from `messages`."""
-        allowed = False
+        allowed = None
+        if self._cut and len(turns(messages)) > 1:
+            allowed = self.may_drop() and drop_oldest(messages)
         while True:
             try:
                 yield from self.model.answer(messages, self.settings)
                 return
             except ContextFull as error:
+                if allowed is None:
+                    allowed = len(turns(messages)) > 1 and self.may_drop()
                 if not allowed:
-                    allowed = len(turns(messages)) > 1 and self.may_drop(error)
-                    if not allowed:
-                        raise
+                    raise
                 if not drop_oldest(messages):
                     raise ContextFull(f"the last message alone is too long: {error}") from None
 

@@ -346,6 +346,15 @@ def test_what_goes_wrong_is_one_line(terminal: Open, tmp_path: Path, line: str) 
         assert chat.say("still there?") == "yes\n\n"
 
 
+def test_a_pasted_text_that_is_no_command_is_not_lost(terminal: Open) -> None:
+    with OpenAIServer(says("yes")) as server:
+        chat = terminal("--url", server.url)
+        chat.ready()
+        assert "error: unknown command /*: " in chat.say(paste("/* code */\n{}"))
+        assert chat.say(UP + "\x01/") == "yes\n\n"  # a slash at the very beginning
+    assert asked(server) == [[user("/* code */\n{}")]]
+
+
 def test_a_server_that_fails_leaves_the_question_in_the_line(terminal: Open) -> None:
     with OpenAIServer(as_json({"error": {"message": "out of luck"}}, 500), says("yes")) as server:
         chat = terminal("--url", server.url)

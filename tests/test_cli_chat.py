@@ -223,7 +223,7 @@ def test_context_shift_drops_the_oldest_turns(chat: Chat, tmp_path: Path) -> Non
 def test_an_answer_that_the_context_cuts(chat: Chat) -> None:
     code, out, err = chat("hi", options=["-c", "30"])
     assert (code, out) == (0, TEXT[:10] + "\n")
-    assert err == "the context is full, so the answer ends here; the next question drops the oldest turns, /clear all of them\n"
+    assert err == "the context is full, so the answer ends here; /undo and /clear make room\n"
 
 
 # JSON, thinking, servers

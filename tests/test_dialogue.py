@@ -25,6 +25,7 @@ class Scripted:
         self.asked: list[list[Any]] = []
         self.n_closed = 0
         self.stop_reason: str | None = None
+        self.last_reason = "eos"
 
     def answer(self, messages: Sequence[Any], settings: Settings) -> Iterator[Event]:
         if sum(len(m["content"]) for m in messages) > self._n_ctx:
@@ -35,7 +36,7 @@ class Scripted:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
-            self.stop_reason = "eos"
+            self.stop_reason = self.last_reason
         finally:
             self.n_closed += 1
 
@@ -187,41 +188,68 @@ LONG = [SYSTEM, user("a" * 10), assistant("A" * 10), user("b" * 20), assistant("
 def test_a_full_context_changes_nothing_unless_turns_may_go() -> None:
     asked = []
 
-    def refuse(error: ContextFull) -> bool:
-        asked.append(str(error))
+    def refuse() -> bool:
+        asked.append("may they go?")
         return False
 
     d = dialogue(says("one"), messages=LONG, n_ctx=130, may_drop=refuse)
     with pytest.raises(ContextFull, match=r"^too long$"):
         list(d.ask("1234"))
-    assert (d.messages, d.draft, asked) == (LONG, "1234", ["too long"])
+    assert (d.messages, d.draft, asked) == (LONG, "1234", ["may they go?"])
 
 
 @pytest.mark.parametrize(("n_ctx", "first"), [(131, 1), (130, 5), (71, 5), (70, 7), (11, 7)])
 def test_the_oldest_turns_go_until_the_rest_fits(n_ctx: int, first: int) -> None:
     """At least a quarter of the text before the question at once: of 120 characters the first 20 are less, the first 60 are not."""
     lines: list[str] = []
-    d = dialogue(says("one"), messages=LONG, n_ctx=n_ctx, may_drop=lambda error: True, report=lines.append)
+    d = dialogue(says("one"), messages=LONG, n_ctx=n_ctx, may_drop=lambda: True, report=lines.append)
     list(d.ask("1234"))
     assert d.messages == [SYSTEM, *LONG[first:], user("1234"), assistant("one")]
     assert lines == ([f"the context is full: dropped the {first - 1} oldest messages"] if first > 1 else [])
 
 
 def test_a_message_that_is_too_long_by_itself_drops_nothing() -> None:
-    d = dialogue(messages=LONG, n_ctx=100, may_drop=lambda error: True)
+    d = dialogue(messages=LONG, n_ctx=100, may_drop=lambda: True)
     with pytest.raises(ContextFull, match=r"^the last message alone is too long: too long$"):
         list(d.ask("x" * 100))
     assert (d.messages, d.draft) == (LONG, "x" * 100)
-    alone = dialogue(n_ctx=100, may_drop=lambda error: pytest.fail("there are no turns to drop"))
+    alone = dialogue(n_ctx=100, may_drop=lambda: pytest.fail("there are no turns to drop"))
     with pytest.raises(ContextFull, match=r"^too long$"):
         list(alone.ask("x" * 101))
 
 
 def test_what_was_dropped_is_back_where_no_answer_came() -> None:
-    d = dialogue([KeyboardInterrupt()], messages=LONG, n_ctx=130, may_drop=lambda error: True)
+    d = dialogue([KeyboardInterrupt()], messages=LONG, n_ctx=130, may_drop=lambda: True)
     with pytest.raises(KeyboardInterrupt):
         list(d.ask("1234"))
     assert d.messages == LONG
+
+
+@pytest.mark.parametrize("again", [lambda d: d.ask("1234"), Dialogue.regenerate], ids=["ask", "regenerate"])
+@pytest.mark.parametrize("may_drop", [True, False])
+def test_after_an_answer_that_filled_the_context_turns_go(again: Callable[[Dialogue], Iterator[Event]], may_drop: bool) -> None:
+    asked = []
+    d = dialogue(says("on"), says("one"), says("two"), messages=LONG[:5], may_drop=lambda: asked.append(0) or may_drop)
+    model = d.model
+    assert isinstance(model, Scripted)
+    model.last_reason = "context"
+    list(d.ask("?"))
+    assert (d.messages[:5], asked) == (LONG[:5], [])
+    model.last_reason = "eos"
+    list(again(d))
+    assert d.messages[:4] == ([SYSTEM, *LONG[3:5], user("?")] if may_drop else LONG[:4])
+    list(d.ask("?"))
+    assert asked == [0]
+
+
+def test_what_was_taken_back_makes_room() -> None:
+    for take_back in Dialogue.undo, Dialogue.clear:
+        d = dialogue(says("on"), says("two"), messages=LONG, may_drop=lambda: pytest.fail("there is room"))
+        assert isinstance(d.model, Scripted)
+        d.model.last_reason = "context"
+        list(d.ask("?"))
+        take_back(d)
+        list(d.ask("?"))
 
 
 def test_any_commands_in_any_order_leave_a_conversation() -> None:
@@ -229,7 +257,7 @@ def test_any_commands_in_any_order_leave_a_conversation() -> None:
     rng = random.Random(5)
     scripts: list[Script] = [says("yes"), [Reasoning("hm"), Content("no")], [KeyboardInterrupt()], [Content("ma"), KeyboardInterrupt()],
                              [QwenError("broken")], [Reasoning("hm"), QwenError("broken")]]
-    d = Dialogue(Scripted(*(rng.choice(scripts) for _ in range(2000)), n_ctx=60), settings(), may_drop=lambda error: rng.random() < 0.7)
+    d = Dialogue(Scripted(*(rng.choice(scripts) for _ in range(2000)), n_ctx=60), settings(), may_drop=lambda: rng.random() < 0.7)
     actions: list[Callable[[], object]] = [
         lambda: list(d.ask("what" * rng.randrange(1, 4))), lambda: list(d.regenerate()), d.undo, d.edit, d.clear,
         lambda: setattr(d, "system", rng.choice(["", "be kind"]))]
