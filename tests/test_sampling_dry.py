@@ -56,7 +56,7 @@ class Counted(int):
 
     def __eq__(self, other: object) -> bool:
         Counted.n += 1
-        return int(self) == other
+        return int.__eq__(self, other)
 
     __hash__ = int.__hash__
 
@@ -66,7 +66,7 @@ def test_work_is_linear(tokens: list[int]) -> None:
     """A search by trying compares the first of these 2 million times."""
     Counted.n = 0
     assert repetitions(list(map(Counted, tokens)), 2, {})
-    assert Counted.n <= 4 * len(tokens)
+    assert Counted.n <= 6 * len(tokens)
 
 
 @pytest.mark.parametrize(("last_n", "expected"), [(-1, 3), (9, 3), (8, 0), (0, 0)])
