@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TEXT, Call, Result, process
-from openai_server import OpenAIServer, Reply, as_json, delta, stream
+from command_line import QWENCLI, TEXT, Call, Result, process
+from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, stream
 
 from qwencli.cli.chat.commands import COMMANDS, MAX_FILE
 
@@ -108,7 +109,7 @@ def test_stats(chat: Chat) -> None:
 def test_think_and_set(chat: Chat) -> None:
     lines = ["/set think", "/think on", "/set think", "/think off", "/set think", "/think auto", "/set think"]
     assert [line.split()[1] for line in chat(*lines).err.splitlines()] == ["none", "on", "off", "none"]
-    assert chat("/set max_tokens 2", "one", "/set  max_tokens  none", "two").out == "ab\n" + ANSWER
+    assert chat("/set max_tokens 2", "one", "/set \t max_tokens\tnone", "two").out == "ab\n" + ANSWER
     every = chat("/set").err.splitlines()
     assert {"temp", "top_k", "samplers", "max_tokens", "reasoning_budget", "think"} <= {line.split()[0] for line in every}
     assert "temp                   0.0" in every
@@ -282,6 +283,22 @@ def test_utf8_whatever_the_locale(story: Path) -> None:
     done = process("chat", "-m", story, "--temp", "0", "-q", stdin=None, input="é 你\n/system 你\n/system\n".encode(), env=os.environ | env)
     assert (done.returncode, done.stdout) == (0, ANSWER.encode())
     assert done.stderr.strip() in ("system message: 你".encode(), b"system message: \\u4f60")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_ctrl_c_ends_it() -> None:
+    with OpenAIServer(Reply([stream(delta(content="one"), done=False), WAIT])) as server:
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen([QWENCLI, "chat", "--url", server.url], **pipes) as p:
+            assert p.stdin
+            assert p.stdout
+            p.stdin.write(b"count\n")
+            p.stdin.flush()
+            assert p.stdout.read(3) == b"one"
+            p.send_signal(signal.SIGINT)
+            out, err = p.communicate(timeout=60)
+        assert server.left.wait(10)
+    assert (p.returncode, out, err.strip()) == (130, b"\n", b"")
 
 
 def test_help_imports_little(tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def system(chat: Chat, argument: str) -> None:
 
 
 def change_setting(chat: Chat, argument: str) -> None:
-    name, _, text = argument.partition(" ")
+    name, *text = argument.split(maxsplit=1) or [""]
     if text:
-        chat.dialogue.settings = changed(chat.dialogue.settings, {name: parse(name, text.strip())})
+        chat.dialogue.settings = changed(chat.dialogue.settings, {name: parse(name, text[0])})
         return
     if name:
         check_name(name)

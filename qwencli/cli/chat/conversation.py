@@ -80,8 +80,8 @@ def printing(hide_thinking: bool, bar: Bar) -> Show:
         try:
             for event in events:
                 bar.close()
-                printer.add(event)
                 shown = True
+                printer.add(event)
             shown = True  # an answer may be empty
         finally:
             bar.close()
