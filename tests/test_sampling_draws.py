@@ -186,7 +186,8 @@ def backend(request: pytest.FixtureRequest, model: Model) -> Backend:
 
 
 SETTINGS = [SamplingParams(seed=1), SamplingParams(seed=2, top_k=0, typical_p=0.8), SamplingParams(temp=0),
-            SamplingParams(seed=3, mirostat=2), SamplingParams(seed=4, top_k=300), SamplingParams(seed=5, n_probs=2, dry_multiplier=0.5, xtc_probability=0.5)]
+            SamplingParams(seed=3, mirostat=2), SamplingParams(seed=4, top_k=300),
+            SamplingParams(seed=5, n_probs=2, dry_multiplier=0.5, xtc_probability=0.5)]
 
 
 def test_what_one_sequence_samples_changes_no_other(backend: Backend) -> None:

@@ -63,13 +63,14 @@ def places_of(token: int, tokens: Sequence[int]) -> Iterator[int]:
 
 def unbroken(tokens: Sequence[int], breakers: Breakers) -> int:
     """How many tokens there are behind the last breaker."""
-    if breakers:
-        n = len(tokens)
-        for i in range(n - 1, -1, -1):
-            ends = [i + 1 + len(tail) for tail in breakers.get(tokens[i], ()) if tuple(tokens[i + 1:i + 1 + len(tail)]) == tail]
-            if ends:
-                return n - max(ends)
-    return len(tokens)
+    n = len(tokens)
+    for n_behind, token in enumerate(reversed(tokens) if breakers else ()):
+        if token in breakers:
+            begin = n - n_behind
+            tails = [len(tail) for tail in breakers[token] if tuple(tokens[begin:begin + len(tail)]) == tail]
+            if tails:
+                return n_behind - max(tails)
+    return n
 
 
 def find_breakers(texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]) -> Breakers:

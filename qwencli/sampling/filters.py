@@ -62,10 +62,8 @@ def top_n_sigma(c: Candidates, n: float) -> Candidates:
     """Those whose logit is at most n standard deviations below the largest (https://arxiv.org/abs/2411.07641); all for n <= 0."""
     if n <= 0.0:
         return c
-    deviations = c.logits.astype(np.float64)
-    deviations -= deviations.mean()
     with np.errstate(over="ignore"):
-        return c.pick(c.logits >= c.logits.dtype.type(c.logits.max() - n * math.sqrt(np.square(deviations).mean())))
+        return c.pick(c.logits >= c.logits.dtype.type(c.logits.max() - n * c.logits.std(dtype=np.float64)))
 
 
 def xtc(c: Candidates, threshold: float, min_keep: int = 0) -> Candidates:

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Time what choosing one token takes with a vocabulary as large as Qwen's: machine code's chain, NumPy's, and that with every sampler on.
+
+    python scripts/bench_sampling.py [REPETITIONS]
+"""
+from __future__ import annotations
+
+import ctypes
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qwencli.backends.cpu import kernels_of
+from qwencli.backends.memory import Inputs
+from qwencli.kernels import isa
+from qwencli.kernels.layout import SAMPLING_SCRATCH
+from qwencli.sampling import Sampler, SamplingParams
+
+N_VOCAB, N_TOKENS = 151_936, 2000
+EVERYTHING: dict[str, Any] = {
+    "repeat_penalty": 1.1, "frequency_penalty": 0.1, "presence_penalty": 0.1, "dry_multiplier": 0.8, "top_n_sigma": 3.0, "typical_p": 0.95,
+    "xtc_probability": 0.5, "dynatemp_range": 0.3, "logit_bias": [[5, 1.0], [7, -2.0]], "n_probs": 10}
+BREAKERS = {3001: [()]}
+
+
+def main(repetitions: int = 1000) -> None:
+    rng, rnd = np.random.default_rng(1), random.Random(1)
+    logits = (3 * rng.standard_normal(N_VOCAB)).astype(np.float32)
+    tokens = [rnd.randrange(3000) for _ in range(N_TOKENS)]
+    plain, all_on = Sampler(SamplingParams(seed=1)), Sampler(SamplingParams(seed=1, **EVERYTHING), BREAKERS)
+    wide = Sampler(SamplingParams(seed=1, top_k=0))
+    show("defaults, machine code", compiled(plain, logits, tokens), repetitions)
+    show("defaults, NumPy", lambda i: plain.choose(logits, tokens, i), repetitions)
+    show("every sampler, NumPy", lambda i: all_on.choose(logits, tokens, i), repetitions)
+    show("defaults but top_k 0, NumPy", lambda i: wide.choose(logits, tokens, i), max(1, repetitions // 20))
+
+
+def compiled(sampler: Sampler, logits: np.ndarray, tokens: list[int]) -> Callable[[int], int]:
+    """A draw as a step does it: its settings laid out, one call."""
+    address = kernels_of(isa.choose(None).name).load(["sampling:choose"])["sampling:choose"]
+    run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
+    inputs, scratch = Inputs(1, 2), np.zeros(SAMPLING_SCRATCH, np.uint8)
+    args = np.array([0, logits.ctypes.data, N_VOCAB, inputs.draws.ctypes.data, inputs.chosen.ctypes.data])
+
+    def draw(i: int) -> int:
+        chosen = sampler.draw(tokens, i)
+        assert chosen
+        keep = inputs.set_draws([chosen])
+        run(args.ctypes.data, 0, scratch.ctypes.data)
+        del keep
+        return int(inputs.chosen[0])
+    return draw
+
+
+def show(name: str, choose: Callable[[int], int], repetitions: int) -> None:
+    times = []
+    for i in range(repetitions + 3):
+        start = time.perf_counter()
+        choose(i)
+        times.append(time.perf_counter() - start)
+    print(f"{name:30} {1e3 * statistics.median(times[3:]):8.3f} ms a token, the best {1e3 * min(times[3:]):.3f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
