@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .errors import InputError, ModelError
@@ -30,6 +30,8 @@ FILL_IN_MIDDLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_p
 SHORT_TEXT, SHORT_WORD = 10_000, 100
 """Characters of a text, and of each of its words, that is merged here: `tokenizers` is several times as fast, but needs 0.2 s to take in
 the merges of Qwen."""
+REMEMBERED = 512
+"""So many of these texts are remembered with their ids: a chat's earlier messages come again with each turn."""
 
 
 def _byte_characters() -> dict[str, int]:
@@ -87,6 +89,7 @@ class Tokenizer:
         self._merges: list[str] = get.array("tokenizer.ggml.merges", str)
         self._check_merges()
         self._pattern = PRE_TOKENIZERS[pre]
+        self._encode_short = lru_cache(REMEMBERED)(self._encode_short)  # type: ignore[method-assign]
 
     def _special_id(self, file: GGUFFile, name: str) -> int | None:
         token: int | None = file.metadata.integer(f"tokenizer.ggml.{name}_token_id", None, 0, self.n_vocab - 1)
@@ -140,11 +143,16 @@ class Tokenizer:
         bpe.pre_tokenizer = self._words
         return bpe
 
-    def _encode_plain(self, text: str) -> list[int]:
-        if len(text) <= SHORT_TEXT:
-            words = [word for word, _ in self._words.pre_tokenize_str(text)]
-            if max(map(len, words)) <= SHORT_WORD:  # else merging in turn takes long
-                return [self._ids[token] for word in words for token in self._merge(word)]
+    def _encode_plain(self, text: str) -> Iterable[int]:
+        return self._encode_short(text) if len(text) <= SHORT_TEXT else self._encode_long(text)
+
+    def _encode_short(self, text: str) -> Iterable[int]:
+        words = [word for word, _ in self._words.pre_tokenize_str(text)]
+        if max(map(len, words)) > SHORT_WORD:  # merging in turn takes long then
+            return self._encode_long(text)
+        return [self._ids[token] for word in words for token in self._merge(word)]
+
+    def _encode_long(self, text: str) -> Iterable[int]:
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
