@@ -162,8 +162,8 @@ def test_stats_name_the_context(chat: LocalChat) -> None:
 
 def test_templates_get_the_arguments_of_tool_calls_as_objects(llm: LLM) -> None:
     """OpenAI's API, and a saved chat, have them as the text of JSON; Qwen's templates walk through them."""
-    template = ChatTemplate("{% for m in messages %}{% for call in m.tool_calls or [] %}{% for name, value in call.function.arguments.items() %}"
-                            "{{ name }}={{ value }};{% endfor %}{% endfor %}{% endfor %}")
+    template = ChatTemplate("{% for m in messages if m.tool_calls %}{% for name, value in m.tool_calls[0].function.arguments.items() %}"
+                            "{{ name }}={{ value }};{% endfor %}{% endfor %}")
     call = {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 3}'}}
     chat = LocalChat(llm, template)
     for arguments in call["function"]["arguments"], {"city": "Köln", "days": 3}:  # type: ignore[index]

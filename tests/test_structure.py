@@ -35,8 +35,10 @@ LAYERS = [
 ]
 """The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
 USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor"}
-USED_BY = {"click": {"cli"}, "tqdm": {"cli"}, "jinja2": {"template_child"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
-           "huggingface_hub": {"hub"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "numba": {"kernels"}, "llvmlite": {"kernels"}}
+USED_BY = {
+    "click": {"cli"}, "tqdm": {"cli"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "huggingface_hub": {"hub"},
+    "jinja2": {"template_child"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
+    "numba": {"kernels"}, "llvmlite": {"kernels"}}
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
 
 
