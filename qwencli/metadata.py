@@ -91,7 +91,7 @@ class Metadata(Mapping[str, Any]):
     """
 
     def __init__(self, path: str, values: dict[str, Value]) -> None:
-        self._path, self.typed = path, values
+        self.path, self.typed = path, values
 
     def __getitem__(self, key: str) -> Any:
         return self.typed[key].value
@@ -105,12 +105,12 @@ class Metadata(Mapping[str, Any]):
     def _get(self, key: str, kind: type, default: Any) -> Any:
         if key not in self.typed:
             if default is REQUIRED:
-                raise ModelError(f"{self._path}: metadata key '{key}' is missing, expected {_KINDS[kind]}")
+                raise ModelError(f"{self.path}: metadata key '{key}' is missing, expected {_KINDS[kind]}")
             return default
         value = self[key]
         found = list if isinstance(value, LazyArray) else type(value)
         if found is not kind and not (kind is float and found is int):
-            raise ModelError(f"{self._path}: metadata key '{key}' is {_KINDS[found]}, expected {_KINDS[kind]}")
+            raise ModelError(f"{self.path}: metadata key '{key}' is {_KINDS[found]}, expected {_KINDS[kind]}")
         return kind(value) if kind is float else value
 
     def integer(self, key: str, default: Any = REQUIRED, low: float = 0, high: float = 2**31 - 1) -> Any:
@@ -119,7 +119,7 @@ class Metadata(Mapping[str, Any]):
     def number(self, key: str, default: Any = REQUIRED, low: float = -math.inf, high: float = math.inf) -> Any:
         value = self._get(key, float, default)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ModelError(f"{self._path}: metadata key '{key}' is {value}, expected a finite number")
+            raise ModelError(f"{self.path}: metadata key '{key}' is {value}, expected a finite number")
         return self._in_range(key, value, low, high)
 
     def string(self, key: str, default: Any = REQUIRED) -> Any:
@@ -135,13 +135,13 @@ class Metadata(Mapping[str, Any]):
             return value
         found = {STRING: str, ARRAY: list, BOOL: bool, 6: float, 12: float}.get(value.elem_type, int)
         if found is not elem:
-            raise ModelError(f"{self._path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
+            raise ModelError(f"{self.path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
                              f"expected {_KINDS[elem]}")
         if length not in (None, len(value)):
-            raise ModelError(f"{self._path}: metadata key '{key}' is an array of {len(value)}, expected {length} elements")
+            raise ModelError(f"{self.path}: metadata key '{key}' is an array of {len(value)}, expected {length} elements")
         return value.read()
 
     def _in_range(self, key: str, value: Any, low: float, high: float) -> Any:
         if value is not None and not low <= value <= high:
-            raise ModelError(f"{self._path}: metadata key '{key}' is {value}, expected a value from {low} to {high}")
+            raise ModelError(f"{self.path}: metadata key '{key}' is {value}, expected a value from {low} to {high}")
         return value

@@ -1,6 +1,5 @@
 """Choosing a sequence's tokens: seeds, limits, temperature zero, and where the settings come from."""
 import math
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,31 +7,13 @@ import gguf
 import numpy as np
 import pytest
 
-from qwencli.errors import InputError, ModelError
+from qwencli.errors import ModelError
 from qwencli.gguf_file import GGUFFile
 from qwencli.sampling import NOT_FINITE, Sampler, SamplingParams, uniform
 
 
 def some_logits(seed: int, n: int = 200) -> np.ndarray:
     return np.random.RandomState(seed).uniform(-8, 8, n).astype(np.float32)
-
-
-# Naive twins
-
-
-def naive_softmax(logits: list[float]) -> list[float]:
-    largest = max(logits)
-    e = [math.exp(x - largest) for x in logits]
-    return [x / sum(e) for x in e]
-
-
-def naive_top_k(logits: list[float], k: int) -> list[int]:
-    ids = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
-    return ids[:k] if k else ids
-
-
-def naive_penalties(logits: list[float], recent: list[int], repeat: float, presence: float) -> list[float]:
-    return [(x * repeat if x <= 0 else x / repeat) - presence if i in recent else x for i, x in enumerate(logits)]
 
 
 # Random numbers
@@ -57,19 +38,14 @@ def test_uniform_takes_the_largest_seed() -> None:
 # The chain
 
 
-def test_the_defaults_are_those_of_llama_cpp() -> None:
-    assert SamplingParams() == SamplingParams(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0, presence_penalty=0.0,
-                                              penalty_last_n=64, seed=None)
-
-
 def test_temperature_zero_takes_the_likeliest_whatever_the_filters() -> None:
     for seed in range(5):
         logits = some_logits(seed)
         best = int(np.argmax(logits))
         params = SamplingParams(temp=0, top_k=3, top_p=0.1, min_p=0.9)
         assert Sampler(params).choose(logits, [], 0) == best
-        penalized = naive_penalties(logits.tolist(), [best], 1.0, 50.0)
-        assert Sampler(SamplingParams(temp=0, presence_penalty=50.0)).choose(logits, [best], 0) == int(np.argmax(penalized)) != best
+        second = int(np.argsort(-logits)[1])
+        assert Sampler(SamplingParams(temp=0, presence_penalty=50.0)).choose(logits, [best], 0) == second
 
 
 def test_among_equals_the_lowest_id_wins() -> None:
@@ -98,7 +74,7 @@ def test_logits_that_are_not_finite(bad: float, temp: float) -> None:
 def test_extreme_temperatures(temp: float) -> None:
     logits = some_logits(0)
     drawn = {Sampler(SamplingParams(temp=temp, top_k=3, top_p=1.0, min_p=0.0, seed=s)).choose(logits, [], 0) for s in range(50)}
-    assert drawn == set(naive_top_k(logits.tolist(), 1 if temp < 1 else 3))
+    assert drawn == set(np.argsort(-logits)[:1 if temp < 1 else 3].tolist())
 
 
 # Seeds
@@ -112,15 +88,6 @@ def draw(seed: int | None, n: int = 30) -> list[int]:
 def test_a_seed_repeats_a_run_and_others_differ() -> None:
     assert draw(7) == draw(7)
     assert len({tuple(draw(seed)) for seed in (0, 1, 7, 2**64 - 1, None, None)}) == 6
-
-
-def test_frequencies_agree_with_the_probabilities() -> None:
-    logits, n = np.float32([2.0, 1.5, 1.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -1.0]), 20_000
-    chooser = Sampler(SamplingParams(temp=1.3, top_k=0, top_p=1.0, min_p=0.0, seed=3))
-    drawn = Counter(chooser.choose(logits, [], i) for i in range(n))
-    expected = [n * p for p in naive_softmax((logits / 1.3).tolist())]
-    chi_square = sum((drawn[i] - e) ** 2 / e for i, e in enumerate(expected))
-    assert chi_square < 27.88  # passed by 1 of 1,000 fair samplers: the chi-square distribution's 0.999 quantile for 9 degrees of freedom
 
 
 # Where the values come from
@@ -161,11 +128,3 @@ def test_recommendations_that_cannot_be_followed(tmp_path: Path, key: str, value
     file = metadata_file(tmp_path / "m.gguf", **{key: value})
     with pytest.raises(ModelError, match=rf"m\.gguf: metadata key 'general\.sampling\.{key}' is .*expected"):
         SamplingParams.from_metadata(file.metadata)
-
-
-@pytest.mark.parametrize(("name", "value"), [
-    ("temp", -0.1), ("temp", math.nan), ("temp", math.inf), ("top_k", -1), ("top_p", -0.1), ("top_p", 1.01), ("min_p", 1.1),
-    ("repeat_penalty", 0.0), ("presence_penalty", 101.0), ("penalty_last_n", -2)])
-def test_values_out_of_range(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"{name} is {value}, expected a value from"):
-        SamplingParams(**{name: value})

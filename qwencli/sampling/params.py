@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..metadata import Metadata
 
 LETTERS = {"e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typ_p", "p": "top_p", "m": "min_p", "x": "xtc",
@@ -95,7 +95,7 @@ class SamplingParams:
     def from_metadata(cls, metadata: Metadata, **chosen: Any) -> SamplingParams:
         """llama.cpp's defaults, over them the file's `general.sampling.*`, over both what is `chosen` and not None.
 
-        Raises ModelError for a value of the wrong type, InputError for one that is out of range.
+        Raises ModelError where the file's values cannot be followed, InputError for chosen ones.
         """
         params = cls()
         for field, key in FILE_KEYS.items():
@@ -104,7 +104,10 @@ class SamplingParams:
             value = getter(f"general.sampling.{key}", getattr(params, field), -2**31 if field == "top_k" else low, high)
             params = replace(params, **{field: max(value, 0) if field == "top_k" else value})  # as llama.cpp: -1 is all, too
         if (sequence := metadata.string("general.sampling.sequence", None)) and chosen.get("samplers") is None:
-            params = replace(params, samplers=parse_samplers(sequence))
+            try:
+                params = replace(params, samplers=parse_samplers(sequence))
+            except InputError as error:
+                raise ModelError(f"{metadata.path}: metadata key 'general.sampling.sequence': {error}") from None
         names = {f.name for f in fields(cls)}
         return replace(params, **{name: value for name, value in chosen.items() if value is not None and name in names})
 
@@ -150,7 +153,7 @@ def parse_sampler_letters(text: str) -> tuple[str, ...]:
 
 def parse_logit_bias(text: str) -> tuple[int, float]:
     """A token and its bias as llama.cpp writes them: 15043+1, 15043-1.5, 15043-inf. Raises InputError."""
-    match = re.fullmatch(r"\s*(\d+)\s*([+-])\s*(\d+(?:\.\d*)?|\.\d+|inf)\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,10})\s*([+-])\s*(\d{1,10}(?:\.\d*)?|\.\d+|inf)\s*", text, re.ASCII)
     if not match:
         raise InputError(f"the bias {text!r} is not understood, expected a token id and what is added to its logit, such as 15043+1,"
                          " 15043-1.5 or 15043-inf")
