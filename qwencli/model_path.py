@@ -38,7 +38,7 @@ def find_model(chosen: str | None = None) -> ModelPath:
 
 
 def _by_name(name: str, reason: str) -> ModelPath:
-    from .installed import find, near  # looks through folders: only where no path is given
+    from .hub.installed import find, near  # looks through folders: only where no path is given
     if model := find(name):
         return ModelPath(model.paths[0], f"{reason} {name}")
     if not os.path.isabs(name) and (names := near(name)):

@@ -15,7 +15,7 @@ from test_cli import allow_ctrl_c
 from test_hub import FILE, MODEL, REPO, Hub, cache, hub, one_line
 
 from qwencli.errors import InputError
-from qwencli.hub_names import HubName, choose, models_among, names_of, tag_of
+from qwencli.hub.names import HubName, choose, models_among, names_of, tag_of
 from qwencli.model_path import EMBEDDED
 
 __all__ = ["hub"]  # the fixture

@@ -16,8 +16,8 @@ from ._bar import Bar
 from ._common import printable, say, size
 
 if TYPE_CHECKING:
-    from ..hub import RemoteModel
-    from ..hub_names import HubName
+    from ..hub.downloads import RemoteModel
+    from ..hub.names import HubName
 
 Command = Callable[..., Any]
 WHAT = "A GGUF file, a folder with one, or a name as `qwencli list` and `qwencli pull` have it."
@@ -82,8 +82,8 @@ def choose_model(wanted: Wanted | None, quiet: bool = False) -> ModelPath:
 
 
 def _from_hub(wanted: Wanted) -> ModelPath:
-    from ..hub_names import HubName
-    from ..installed import find
+    from ..hub.installed import find
+    from ..hub.names import HubName
     name = HubName.parse(wanted.name or "")
     if name is None or name.file:
         raise QwenError(f"{wanted.name}: no repository of the hub, expected user/repo or user/repo:QUANT")
@@ -91,7 +91,7 @@ def _from_hub(wanted: Wanted) -> ModelPath:
         name = HubName(name.repo, None, wanted.file)
     if model := find(str(name), first=True, hub=True):
         return ModelPath(model.paths[0], f"-hf {name}")
-    from ..hub import look_up
+    from ..hub.downloads import look_up
     return ModelPath(fetch(look_up(name, first=True)), f"-hf {name}")
 
 
@@ -102,7 +102,7 @@ def fetched(wanted: Wanted | None) -> str | None:
     chosen = wanted.name if wanted else None
     value = os.environ.get(VARIABLE) if chosen is None else chosen
     if value and not os.path.lexists(value) and (name := hub_name(value)):
-        from ..installed import find
+        from ..hub.installed import find
         if not find(value):
             ask_and_fetch(name, wanted is not None and wanted.yes)
     return chosen
@@ -110,7 +110,7 @@ def fetched(wanted: Wanted | None) -> str | None:
 
 def hub_name(value: str) -> HubName | None:
     """The name on the hub that a value of -m is; None for what looks more like a path."""
-    from ..hub_names import HubName
+    from ..hub.names import HubName
     name = HubName.parse(value)
     is_path = os.path.isdir(value.split("/")[0]) or (name is not None and name.tag is None and name.repo.endswith(".gguf"))
     return None if is_path else name
@@ -119,11 +119,11 @@ def hub_name(value: str) -> HubName | None:
 def ask_and_fetch(name: HubName, yes: bool) -> Path:
     """Raises QwenError where nobody can be asked or the answer is no."""
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        from ..installed import near
+        from ..hub.installed import near
         names = near(str(name))
         raise QwenError(f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y"
                         + (f"; near names that are here: {', '.join(names)}" if names else ""))
-    from ..hub import look_up
+    from ..hub.downloads import look_up
     model = look_up(name)
     if not yes and not click.confirm(f"{model.name} is not on this machine. Fetch {size(model.n_bytes)}?", default=True, err=True):
         raise QwenError(f"{name}: not fetched")
@@ -132,7 +132,7 @@ def ask_and_fetch(name: HubName, yes: bool) -> Path:
 
 def fetch(model: RemoteModel) -> Path:
     """Fetch a model with progress bars on stderr. Returns the path of its first file."""
-    from ..hub import fetch as fetch_files
+    from ..hub.downloads import fetch as fetch_files
 
     def begins(file: str, here: int, whole: int | None) -> None:
         say(f"fetching {file}" + (f", {size(whole)}" if whole else "") + (f", of which {size(here)} are here" if here else ""))

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..errors import QwenError
-from ..installed import Installed, installed
+from ..hub.installed import Installed, installed
 from ._common import example, json_option, printable, size, write_text
 
 

@@ -20,11 +20,11 @@ def pull(name: str, as_json: bool) -> None:
     Without QUANT it is Q4_K_M, or the only model of the repository; USER/REPO/FILE.gguf names a file. A download that breaks off is gone on
     with by the next call. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE are respected.
     """
-    from ..hub_names import HubName
+    from ..hub.names import HubName
     wanted = HubName.parse(name)
     if wanted is None:
         raise InputError(f"{name}: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf")
-    from ..hub import look_up
+    from ..hub.downloads import look_up
     model = look_up(wanted)
     path = fetch(model)
     facts = {"name": model.name, "path": str(path), "files": [file.path for file in model.files], "size_bytes": model.n_bytes}

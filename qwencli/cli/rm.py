@@ -17,7 +17,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
 
     Of a repository with several models only the named one goes. Nothing else is ever touched.
     """
-    from ..removal import removable, remove
+    from ..hub.removal import removable, remove
     models = [removable(name) for name in dict.fromkeys(names)]
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):

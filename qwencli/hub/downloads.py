@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import QwenError
-from .hub_names import HubName, choose, models_among, names_of
+from ..errors import QwenError
 from .installed import hub_cache, installed, near
+from .names import HubName, choose, models_among, names_of
 
 BLOCK = 2**22
 Progress = Callable[[int, int], Any]
@@ -44,7 +44,7 @@ class RemoteModel(NamedTuple):
 
 
 def look_up(name: HubName, first: bool = False) -> RemoteModel:
-    """Ask the hub which files a name means; `first` as in hub_names.choose. Raises QwenError where it is not there or can't be reached."""
+    """Ask the hub which files a name means; `first` as in names.choose. Raises QwenError where it is not there or can't be reached."""
     from huggingface_hub import HfApi
     with _errors(name.repo):
         info = HfApi(endpoint=endpoint()).model_info(name.repo, files_metadata=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
+from ..model_path import MODELS
 from .installed import Installed, hub_cache, installed, near
-from .model_path import MODELS
 
 
 def removable(name: str) -> Installed:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import InputError
-from .hub_names import HubName, choose, models_among, names_of
-from .model_path import EMBEDDED, MODELS, VARIABLE
+from ..errors import InputError
+from ..model_path import EMBEDDED, MODELS, VARIABLE
+from .names import HubName, choose, models_among, names_of
 
 OLLAMA_MODEL = "application/vnd.ollama.image.model"
 
@@ -47,7 +47,7 @@ def installed() -> list[Installed]:
 
 
 def find(name: str, first: bool = False, hub: bool = False) -> Installed | None:
-    """The model of that name; for `user/repo` the one that hub_names.choose takes. With `hub` only models of the hub count.
+    """The model of that name; for `user/repo` the one that names.choose takes. With `hub` only models of the hub count.
 
     Raises InputError where a repository alone is named and several of its models are here.
     """
