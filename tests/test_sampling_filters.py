@@ -48,6 +48,15 @@ def test_as_defined(name: str, args: tuple[Any, ...], ordered: bool) -> None:
         np.testing.assert_array_equal(logits, some_logits(seed))  # what it was given stays as it was
 
 
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
+def test_a_probability_that_is_reached_exactly(p: float) -> None:
+    """It is enough for top-p; typical-p has to exceed it, as in llama.cpp."""
+    c = all_of(np.zeros(4, np.float32))
+    check(filters.top_p(c, p), naive.top_p(pairs(c), p))
+    check(filters.typical_p(c, p), naive.typical_p(pairs(c), p))
+    assert filters.typical_p(c, p).n == filters.top_p(c, p).n + 1
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize(("repeat", "frequency", "presence"), [
     (1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (0.5, 0.0, 0.0), (1.0, 0.4, 0.0), (1.0, 0.0, 2.0), (1.1, -0.3, -1.0)])
