@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 MAX_COUNT = 2**31 - 1
+Events = Generator[Event, None, None]
 
 
 @dataclass
@@ -78,12 +79,12 @@ class Dialogue:
         self._cut = False
         """Whether the last answer filled the context."""
 
-    def ask(self, text: str) -> Iterator[Event]:
-        """Ask, and pass on the answer while it comes. Raises ContextFull, QwenError."""
+    def ask(self, text: str) -> Events:
+        """Ask, and pass on the answer while it comes; closing stops it. Raises ContextFull, QwenError."""
         self.draft = text
         yield from self._answer([*self.messages, {"role": "user", "content": self.attached + text}])
 
-    def regenerate(self) -> Iterator[Event]:
+    def regenerate(self) -> Events:
         """Answer the last question anew. Raises InputError if there is none, ContextFull, QwenError."""
         yield from self._answer(self.messages[:self._last_question() + 1])
 

@@ -25,6 +25,7 @@ class Terminal:
             env["HOME"] = os.path.expanduser("~")
         self.child = pexpect.spawn(QWENCLI, [str(a) for a in args], env=env, encoding="utf-8", timeout=60, dimensions=(24, 80), cwd=home)
         self.child.delaybeforesend = None
+        self.child.ptyproc.delayafterclose = self.child.ptyproc.delayafterterminate = 0.01
 
     def until(self, text: str) -> str:
         """Wait for a text; what came before it."""

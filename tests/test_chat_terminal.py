@@ -5,6 +5,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ if sys.platform == "win32":
 from terminal import ALT_ENTER, CTRL_C, CTRL_D, TAB, UP, Terminal, paste, plain
 
 from qwencli.cli.chat.commands import COMMANDS
+from qwencli.cli.chat.history import history_path
 
 FAMILY = "👩‍👩‍👧"
 Open = Callable[..., Terminal]
@@ -151,7 +153,7 @@ def test_ctrl_c_before_an_answer_takes_the_question_back(terminal: Open, first: 
         if first:
             chat.until("hm")
         while not asked(server):
-            pass
+            time.sleep(0.01)
         chat.send(CTRL_C)
         chat.ready()
         chat.send("\x7f\x7f\x7f" + "ght?")
@@ -423,3 +425,17 @@ def test_a_history_that_cannot_be_kept_is_told_once(terminal: Open, tmp_path: Pa
         chat.end()
     assert plain(shown).count("what you enter is not kept for later chats: ") == 1
     assert os.listdir(tmp_path) == ["state"]
+
+
+@pytest.mark.parametrize(("env", "path"), [
+    ({"XDG_STATE_HOME": "/state", "QWENCLI_CACHE": "/cache"}, "/state/qwencli/chat_history"),
+    ({"QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
+    ({"XDG_STATE_HOME": "here", "QWENCLI_CACHE": "/cache"}, "/cache/chat_history"), ({"HOME": "/home/me"}, "/home/me/{}/qwencli/chat_history"),
+    ({"HOME": "nowhere"}, None)])
+def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], path: str | None) -> None:
+    for name in "XDG_STATE_HOME", "QWENCLI_CACHE", "HOME":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    folder = "Library/Application Support" if sys.platform == "darwin" else ".local/state"
+    assert history_path() == (path and Path(path.format(folder)))

@@ -104,7 +104,7 @@ def test_what_was_written_of_an_answer_stays() -> None:
     d = dialogue([Reasoning("hm"), Content("on"), KeyboardInterrupt()], [Content("t"), Content("wo")])
     with pytest.raises(KeyboardInterrupt):
         list(d.ask("1?"))
-    with closing(d.ask("2?")) as events:  # type: ignore[type-var]
+    with closing(d.ask("2?")) as events:
         assert next(events) == Content("t")
     assert d.messages == [user("1?"), assistant("on", reasoning_content="hm"), user("2?"), assistant("t")]
     assert d.draft == ""

@@ -20,7 +20,7 @@ THINK = {"on": True, "off": False, "auto": None}
 KEYS = """
 A line that ends with a backslash goes on in the next, and so does all between two \"\"\"; Alt-Enter begins a line too.
 Two slashes begin a message with one. Ctrl-C stops an answer: what is there of it stays; where that is nothing, or thinking alone,
-the question is taken back and can be edited. Ctrl-D ends.
+the question is taken back and can be edited. Ctrl-D ends. Tab completes, the arrow keys bring back what was entered before.
 """
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from ...answers import Event
-from ...dialogue import Answer, Dialogue
+from ...dialogue import Answer, Dialogue, Events
 from ...errors import InputError, QwenError
 from ...settings import changed, suggestion
 from ...transcript import load
@@ -37,9 +37,9 @@ class Chat:
         except (QwenError, MemoryError) as error:
             self.fail(str(error) or "not enough memory")
 
-    def answer(self, events: Iterator[Event]) -> None:
+    def answer(self, events: Events) -> None:
         """Show an answer. However it ends, the dialogue knows what was written of it."""
-        with closing(events):  # type: ignore[type-var]
+        with closing(events):
             self._show(events)
         if self.dialogue.model.stop_reason == "context":
             say("the context is full, so the answer ends here; /undo and /clear make room")
