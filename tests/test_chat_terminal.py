@@ -430,7 +430,8 @@ def test_a_history_that_cannot_be_kept_is_told_once(terminal: Open, tmp_path: Pa
 @pytest.mark.parametrize(("env", "path"), [
     ({"XDG_STATE_HOME": "/state", "QWENCLI_CACHE": "/cache"}, "/state/qwencli/chat_history"),
     ({"QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
-    ({"XDG_STATE_HOME": "here", "QWENCLI_CACHE": "/cache"}, "/cache/chat_history"), ({"HOME": "/home/me"}, "/home/me/{}/qwencli/chat_history"),
+    ({"XDG_STATE_HOME": "here", "QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
+    ({"HOME": "/home/me"}, "/home/me/{}/qwencli/chat_history"),
     ({"HOME": "nowhere"}, None)])
 def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], path: str | None) -> None:
     for name in "XDG_STATE_HOME", "QWENCLI_CACHE", "HOME":
