@@ -30,21 +30,21 @@ QUANTILES = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.3
 N = 20_000
 
 
-def compiled_tokens(sampler: Sampler, tokens: list[int]) -> list[int]:
-    draws = [sampler.draw(tokens, i) for i in range(N)]
+def compiled_tokens(sampler: Sampler, tokens: list[int], n: int = N) -> list[int]:
+    draws = [sampler.draw(tokens, i) for i in range(n)]
     assert all(draws), "these settings are not in machine code"
-    inputs = Inputs(N, 2)
+    inputs = Inputs(n, 2)
     keep = inputs.set_draws([draw for draw in draws if draw])
     name = isa.available()[0].name
     kernels_of(name).load(["sampling:choose"])
-    logits = np.tile(LOGITS_OF_12, (N, 1))
-    call(name, "sampling:choose", [np.array([N]), logits, 12, inputs.draws, inputs.chosen], N, layout.SAMPLING_SCRATCH)
+    logits = np.tile(LOGITS_OF_12, (n, 1))
+    call(name, "sampling:choose", [np.array([n]), logits, 12, inputs.draws, inputs.chosen], n, layout.SAMPLING_SCRATCH)
     del keep
     return [int(token) for token in inputs.chosen]
 
 
-def numpy_tokens(sampler: Sampler, tokens: list[int]) -> list[int]:
-    return [sampler.choose(LOGITS_OF_12, tokens, i) for i in range(N)]
+def numpy_tokens(sampler: Sampler, tokens: list[int], n: int = N) -> list[int]:
+    return [sampler.choose(LOGITS_OF_12, tokens, i) for i in range(n)]
 
 
 def chi_square(drawn: list[int], pairs: naive.Pairs) -> None:
@@ -92,13 +92,6 @@ def test_xtc_comes_as_often_as_it_should_whatever_is_drawn() -> None:
     assert sum((found[i] - e) ** 2 / e for i, e in expected.items()) < QUANTILES[11]
 
 
-def test_numpy_and_machine_code_draw_the_same_tokens() -> None:
-    for params, _ in (COMPILED["defaults"], COMPILED["penalties"]):
-        settings = SamplingParams(seed=8, **params)
-        differing = sum(a != b for a, b in zip(compiled_tokens(Sampler(settings), [3]), numpy_tokens(Sampler(settings), [3])))
-        assert differing <= 1  # a chance that falls on a border, which float32 and float64 place differently
-
-
 # Who does it
 
 
@@ -109,7 +102,7 @@ def test_numpy_and_machine_code_draw_the_same_tokens() -> None:
 def test_what_machine_code_can_do(params: dict[str, Any]) -> None:
     sampler = Sampler(SamplingParams(seed=1, **params))
     assert isinstance(sampler.draw([1, 2], 0), Draw)
-    assert compiled_tokens(sampler, [1, 2])[:300] == [sampler.choose(LOGITS_OF_12, [1, 2], i) for i in range(300)]
+    assert compiled_tokens(sampler, [1, 2], 300) == numpy_tokens(sampler, [1, 2], 300)
 
 
 @pytest.mark.parametrize("params", [
@@ -142,7 +135,7 @@ def test_what_is_reported() -> None:
 
 def test_reports_change_nothing_and_come_only_when_asked_for() -> None:
     plain, explained = Sampler(SamplingParams(seed=3)), Sampler(SamplingParams(seed=3, explain=True))
-    assert numpy_tokens(plain, [])[:500] == [explained.choose(LOGITS_OF_12, [], i) for i in range(500)]
+    assert numpy_tokens(plain, [], 300) == numpy_tokens(explained, [], 300)
     assert plain.report is None
     assert explained.report
     assert explained.report.top == []

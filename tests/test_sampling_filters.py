@@ -75,6 +75,12 @@ def test_logit_bias(bias: list[tuple[int, float]], ordered: bool) -> None:
     check(logit_bias(c, bias), naive.logit_bias(pairs(c), bias))
 
 
+def test_among_equals_the_lowest_id_stays_first() -> None:
+    c = likeliest(all_of(np.float32([3, 4, 5, 0])), 3)
+    assert logit_bias(c, [(0, 2.0)]).ids.tolist() == [0, 2, 1]
+    assert penalties(c, {2: 1}, 1.0, 0.0, 1.0).ids.tolist() == [1, 2, 0]
+
+
 def test_forbidding_all_leaves_the_likeliest() -> None:
     logits = some_logits(3, 10)
     left = logit_bias(all_of(logits), [(i, -np.inf) for i in range(10)])

@@ -106,7 +106,7 @@ def surprise(logits: Floats) -> tuple[Floats, Floats, float]:
 def drawn(c: Candidates, chance: float) -> tuple[int, float]:
     """The token that a random number in [0, 1) falls on, and its probability."""
     sums = np.cumsum(weights(c.logits), dtype=np.float64)
-    i = min(int(np.searchsorted(sums, chance * sums[-1], side="right")), int(np.searchsorted(sums, sums[-1])))
+    i = int(np.searchsorted(sums, chance * sums[-1], side="right"))  # chance is at most 1 - 2**-53: the product is less than the sum
     return int(c.ids[i]), float((sums[i] - (sums[i - 1] if i else 0.0)) / sums[-1])
 
 
