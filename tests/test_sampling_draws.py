@@ -133,6 +133,12 @@ def test_what_is_reported() -> None:
     assert report.probability == pytest.approx(naive.softmax(naive.temperature(left, 0.8))[token])
 
 
+def test_what_is_off_is_not_reported() -> None:
+    sampler = Sampler(SamplingParams(explain=True, penalty_last_n=0, presence_penalty=1.0, top_k=0, top_p=1.0, dry_multiplier=1.0,
+                                     dry_penalty_last_n=0))
+    assert sampler.left(LOGITS_OF_12, [1], 0)[1] == [("min_p", 8), ("temperature", 8)]
+
+
 def test_reports_change_nothing_and_come_only_when_asked_for() -> None:
     plain, explained = Sampler(SamplingParams(seed=3)), Sampler(SamplingParams(seed=3, explain=True))
     assert numpy_tokens(plain, [], 300) == numpy_tokens(explained, [], 300)

@@ -141,7 +141,8 @@ OPTIONS = {
     "--mirostat 2 --mirostat-lr 0.2 --mirostat-ent 4": {"mirostat": 2, "mirostat_eta": 0.2, "mirostat_tau": 4.0},
     "-l 5+1 --logit-bias 7-inf": {"logit_bias": ((5, 1.0), (7, -math.inf))},
     "--samplers top-k;temp": {"samplers": ("top_k", "temperature")},
-    "--sampler-seq kt": {"samplers": ("top_k", "temperature")}, "--sampling-seq pm": {"samplers": ("top_p", "min_p")}, "-s 5": {"seed": 5}}
+    "--sampler-seq kt": {"samplers": ("top_k", "temperature")}, "--samplers=": {"samplers": ()},
+    "--sampling-seq pm": {"samplers": ("top_p", "min_p")}, "-s 5": {"seed": 5}}
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -93,8 +93,8 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of SamplingParams, passed on to the command as one dict `sampling` of what was given."""
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
-        sampling = {o.name: kwargs.pop(o.name) for o in options}
-        sampling = {name: value for name, value in sampling.items() if value not in (None, ())}
+        values = [(o, kwargs.pop(o.name)) for o in options]
+        sampling = {o.name: value for o, value in values if value is not None and (value or not o.multiple)}
         letters, breakers = sampling.pop("sampler_letters", None), sampling.get("dry_sequence_breakers")
         if letters is not None:
             if "samplers" in sampling:
