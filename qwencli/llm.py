@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from .backends import Backend
-from .chat import ChatTemplate
+from .chat.template import ChatTemplate
+from .chat.thinking import ReasoningBudget
 from .engine import Engine
 from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
 from .model import Model, load_model
 from .sampling import Breakers, SamplingParams
-from .thinking import ReasoningBudget
 from .tokenizer import StreamDecoder, Tokenizer
 
 

@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwencli.chat import ChatTemplate
-from qwencli.dialogue import Settings
+from qwencli.chat.template import ChatTemplate
+from qwencli.dialogue.dialogue import Settings
+from qwencli.dialogue.local import LocalChat
 from qwencli.llm import LLM
-from qwencli.local_chat import LocalChat
 from qwencli.sampling import SamplingParams
 
 QUESTION = "What does the second of these sentences say about the weather, and why is that so?"

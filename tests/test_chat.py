@@ -12,7 +12,7 @@ import jinja2
 import pytest
 import tiny_vocabulary
 
-from qwencli.chat import ChatTemplate
+from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf_file import GGUFFile
 from qwencli.model_path import EMBEDDED

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwencli.answers import Content, Event, Reasoning, ToolCall
-from qwencli.dialogue import Dialogue, Settings
+from qwencli.chat.answers import Content, Event, Reasoning, ToolCall
+from qwencli.dialogue.dialogue import Dialogue, Settings
 from qwencli.errors import ContextFull, InputError, QwenError
 from qwencli.sampling import SamplingParams
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from qwencli.answers import Content, Reasoning
-from qwencli.chat import ChatTemplate
-from qwencli.dialogue import Settings
+from qwencli.chat.answers import Content, Reasoning
+from qwencli.chat.template import ChatTemplate
+from qwencli.dialogue.dialogue import Settings
+from qwencli.dialogue.local import LocalChat
 from qwencli.errors import ContextFull
 from qwencli.llm import LLM, Completion
-from qwencli.local_chat import LocalChat
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 

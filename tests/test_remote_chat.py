@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, event, stream
 
-from qwencli import openai_stream, remote_chat
-from qwencli.answers import Content, Event, Reasoning, ToolCall
-from qwencli.dialogue import Settings
+from qwencli.chat.answers import Content, Event, Reasoning, ToolCall
+from qwencli.dialogue import openai_stream
+from qwencli.dialogue import remote as remote_chat
+from qwencli.dialogue.dialogue import Settings
+from qwencli.dialogue.openai_stream import events
+from qwencli.dialogue.remote import RemoteChat, parse_address
 from qwencli.errors import ContextFull, InputError, QwenError
-from qwencli.openai_stream import events
-from qwencli.remote_chat import RemoteChat, parse_address
 from qwencli.sampling import SamplingParams
 
 KEY = "sk-secret-0123456789"

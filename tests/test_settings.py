@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qwencli.dialogue import Settings
+from qwencli.dialogue.dialogue import Settings
+from qwencli.dialogue.settings import changed, names, parse, shown, values
 from qwencli.errors import InputError
 from qwencli.sampling import LIMITS, SamplingParams
-from qwencli.settings import changed, names, parse, shown, values
 
 OTHER: dict[str, Any] = {
     "temp": 0.5, "dynatemp_range": 0.25, "dynatemp_exponent": 2.0, "top_k": 7, "top_p": 0.125, "min_p": 0.5, "typical_p": 0.75,

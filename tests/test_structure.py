@@ -25,19 +25,17 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 LAYERS = [
     {"errors"},
     {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "whole_file", "hub"},
-    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "kernels"} |
-    {"chat", "template_child", "incoming", "tool_calls", "answers", "thinking"},
+    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
-    {"llm", "local_chat", "remote_chat", "openai_stream", "dialogue", "settings", "transcript", "probs_page"} |
-    {"costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
+    {"llm", "dialogue", "probs_page", "costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
     {"cli", "server", "__main__"},
 ]
 """The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
 USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor"}
 USED_BY = {
     "click": {"cli"}, "tqdm": {"cli"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "huggingface_hub": {"hub.downloads"},
-    "jinja2": {"template_child"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
+    "jinja2": {"chat.template_child"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
     "numba": {"kernels"}, "llvmlite": {"kernels"}}
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
 

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from qwencli import chat
-from qwencli.chat import ChatTemplate
+from qwencli.chat import template as chat
+from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError
 
 USER = {"role": "user", "content": "hi"}

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from qwencli import chat, template_child
-from qwencli.chat import ChatTemplate
+from qwencli.chat import template as chat
+from qwencli.chat import template_child
+from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError, ModelError, QwenError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -106,7 +107,7 @@ def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux
 def test_the_process_ends_with_its_parent() -> None:
-    program = ("import os; from qwencli.chat import ChatTemplate; t = ChatTemplate(''); t.render([]); "
+    program = ("import os; from qwencli.chat.template import ChatTemplate; t = ChatTemplate(''); t.render([]); "
                "print(t._child._process.pid, flush=True); os.kill(os.getpid(), 9)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     stat = Path(f"/proc/{int(done.stdout)}/stat")
@@ -142,7 +143,7 @@ def test_who_gets_out_of_the_sandbox_finds_closed_doors(tmp_path: Path) -> None:
     """What templates can't do because jinja2 keeps them in, the process can't do either."""
     program = f"""
 import os, resource, socket, sys
-from qwencli.template_child import _limit_resources
+from qwencli.chat.template_child import _limit_resources
 _limit_resources()
 for name, attempt in {{
         "read": lambda: open({__file__!r}), "write": lambda: open({str(tmp_path / 'file')!r}, "w"), "connect": lambda: socket.socket(),
@@ -188,7 +189,7 @@ def test_starting_early() -> None:
 
 @pytest.mark.parametrize("seconds", [0, 0.05])
 def test_leaving_while_it_starts(seconds: float) -> None:
-    program = f"import time; from qwencli.chat import ChatTemplate; t = ChatTemplate(''); t.start(); time.sleep({seconds})"
+    program = f"import time; from qwencli.chat.template import ChatTemplate; t = ChatTemplate(''); t.start(); time.sleep({seconds})"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -12,7 +12,7 @@ import jinja2
 import pytest
 from conftest import SHARED
 
-from qwencli.chat import ChatTemplate
+from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError
 from qwencli.model_path import EMBEDDED
 from qwencli.tokenizer import Tokenizer

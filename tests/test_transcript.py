@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qwencli.dialogue import Settings
+from qwencli.dialogue.dialogue import Settings
+from qwencli.dialogue.transcript import MAX_BYTES, Transcript, load, save
 from qwencli.errors import FormatError, InputError, QwenError
 from qwencli.sampling import SamplingParams
-from qwencli.transcript import MAX_BYTES, Transcript, load, save
 
 CALL = {"id": "call_0", "type": "function", "function": {"name": "find", "arguments": '{"what": "é"}'}}
 MESSAGES: list[dict[str, Any]] = [

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..answers import Event, Reasoning, ToolCall
-from ..thinking import CLOSE, OPEN
+from ..chat.answers import Event, Reasoning, ToolCall
+from ..chat.thinking import CLOSE, OPEN
 from ._common import printable, write_text
 
 if TYPE_CHECKING:
-    from ..chat import ChatTemplate
+    from ..chat.template import ChatTemplate
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -31,7 +31,7 @@ def named_template(value: str | None) -> ChatTemplate | None:
     """What --chat-template means, its process started. Raises InputError."""
     if value is None:
         return None
-    from ..chat import ChatTemplate
+    from ..chat.template import ChatTemplate
     template = ChatTemplate.named(value)
     template.start()
     return template

@@ -18,9 +18,9 @@ from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
 
 if TYPE_CHECKING:
-    from ..answers import Event
-    from ..dialogue import Answer
-    from ..local_chat import LocalChat
+    from ..chat.answers import Event
+    from ..dialogue.dialogue import Answer
+    from ..dialogue.local import LocalChat
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
@@ -79,8 +79,8 @@ def run(prompt: str | None, file: str | None, n_predict: int, loader: Loader, sy
         if not loader.quiet and (system is not None or thinking.asked):
             warn("the model has no chat template, so --system and what is said of thinking are left out")
 
-    from ..dialogue import Settings
-    from ..local_chat import LocalChat
+    from ..dialogue.dialogue import Settings
+    from ..dialogue.local import LocalChat
     params = llm.sampling(**sampling, **probabilities.sampling())
     settings = Settings(params, None if n_predict < 0 else n_predict, thinking.think, thinking.reasoning_budget)
     bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
@@ -101,7 +101,7 @@ def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
 def generate(chat: LocalChat, events: Iterator[Event], bar: Bar, thinking: Thinking, probabilities: Probabilities,
              as_json: bool) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
-    from ..dialogue import Answer
+    from ..dialogue.dialogue import Answer
     answer, printer, held = Answer(), AnswerPrinter(thinking.hide_thinking), []
     hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text in pieces
     cancelled = False

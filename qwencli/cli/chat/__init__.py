@@ -15,7 +15,7 @@ from .._loading import Loader, kept_session, loading_options, session_option
 from .._sampling import sampling_options
 
 if TYPE_CHECKING:
-    from ...dialogue import ChatModel
+    from ...dialogue.dialogue import ChatModel
     from ...sampling import SamplingParams
 
 
@@ -40,7 +40,7 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
 
     Without a terminal each line of stdin is a turn, and the answers alone go to stdout.
     """
-    from ...dialogue import Dialogue, Settings
+    from ...dialogue.dialogue import Dialogue, Settings
     from .conversation import Chat, printing, printing_json
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     sampling = {name: value for name, value in sampling.items() if value is not None}
@@ -83,7 +83,7 @@ def local_model(loader: Loader, template: str | None, session: str | None, sampl
     """A model on this machine."""
     chosen = named_template(template)
     llm = loader.load(chat=chosen is None)
-    from ...local_chat import LocalChat
+    from ...dialogue.local import LocalChat
     model = LocalChat(llm, chosen, on_step=bar)
     return llm.file.path.name, model, llm.sampling(**sampling), kept_session(llm, session)
 
@@ -93,7 +93,7 @@ def remote_model(loader: Loader, template: str | None, session: str | None, samp
     """A model behind a server."""
     if template is not None or session is not None or loader.n_ctx is not None or loader.threads is not None or loader.backend != "auto":
         raise click.UsageError("-c, -t, --backend, --session and --chat-template are for models on this machine, not for --url")
-    from ...remote_chat import RemoteChat
+    from ...dialogue.remote import RemoteChat
     from ...sampling import SamplingParams
     name = loader.model.name if loader.model else None
     return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling), nullcontext()

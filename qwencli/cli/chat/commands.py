@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...dialogue.settings import changed, check_name, parse, shown, values
+from ...dialogue.transcript import Transcript, save
 from ...errors import InputError, QwenError
-from ...settings import changed, check_name, parse, shown, values
-from ...transcript import Transcript, save
 from .._common import say
 
 if TYPE_CHECKING:

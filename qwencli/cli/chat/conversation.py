@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ...answers import Event
-from ...dialogue import Answer, Dialogue, Events
+from ...chat.answers import Event
+from ...dialogue.dialogue import Answer, Dialogue, Events
+from ...dialogue.settings import changed, suggestion
+from ...dialogue.transcript import load
 from ...errors import InputError, QwenError
-from ...settings import changed, suggestion
-from ...transcript import load
 from .._answers import AnswerPrinter
 from .._bar import Bar
 from .._common import say, write_text

@@ -12,7 +12,7 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from ...settings import names
+from ...dialogue.settings import names
 from .._common import say, warn
 from .commands import COMMANDS
 from .conversation import Chat

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .answers import Content, Event, Reasoning, ToolCall
-from .errors import ContextFull, InputError
-from .sampling import SamplingParams
+from ..chat.answers import Content, Event, Reasoning, ToolCall
+from ..errors import ContextFull, InputError
+from ..sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from .chat import Message
+    from ..chat.template import Message
 
 
 MAX_COUNT = 2**31 - 1

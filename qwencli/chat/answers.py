@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .incoming import Incoming, NotACall, Reading, Tags
+from .thinking import CLOSE as THINK_CLOSE
+from .thinking import OPEN as THINK_OPEN
 from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, ToolCall, read_call, schemas_of
 
 
@@ -25,7 +27,6 @@ Event = Reasoning | Content | ToolCall
 
 __all__ = ["AnswerParser", "Content", "Event", "Reasoning", "ToolCall"]
 
-THINK, THINK_END = "<think>", "</think>"
 
 
 class AnswerParser:
@@ -65,7 +66,7 @@ class AnswerParser:
 
     def _answer(self) -> Reading[None]:
         space = yield from self._text.span(SPACE)
-        if (yield from self._text.starts(THINK)):
+        if (yield from self._text.starts(THINK_OPEN)):
             yield from self._text.span("\n")
             yield from self._passages(Reasoning)
         elif self._thinking:
@@ -77,11 +78,11 @@ class AnswerParser:
 
     def _passages(self, kind: type[Reasoning] | type[Content]) -> Reading[None]:
         """Text of one kind, and calls in it. Thinking ends with its tag, or by a call: Qwen3.5 leaves the tag out before some."""
-        tags = Tags(*self._calls, THINK_END) if kind is Reasoning else Tags(*self._calls, *self._bare_calls)
+        tags = Tags(*self._calls, THINK_CLOSE) if kind is Reasoning else Tags(*self._calls, *self._bare_calls)
         while True:
             text, tag = yield from self._text.passage(tags)
             self._pass(kind, text)
-            if tag == THINK_END:
+            if tag == THINK_CLOSE:
                 yield from self._text.read(len(tag))
                 yield from self._text.span("\n")
                 self._space, self._last = [], "\n"
@@ -99,7 +100,7 @@ class AnswerParser:
 
     def _call(self, kind: type[Reasoning] | type[Content], opening: str) -> Reading[bool]:
         """A call if there is one, else its text."""
-        self._text.mark(THINK_END if kind is Reasoning else "")
+        self._text.mark(THINK_CLOSE if kind is Reasoning else "")
         try:
             call = yield from read_call(self._text, self._schemas)
         except NotACall:

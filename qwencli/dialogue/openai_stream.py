@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .answers import AnswerParser, Content, Event, Reasoning, ToolCall
-from .errors import QwenError
+from ..chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from ..errors import QwenError
 
 MAX_EVENT = 2**20
 """Bytes of one event."""

@@ -14,9 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import InputError, ModelError, QwenError
+from ..tokenizer import Tokenizer
 from . import template_child
-from .errors import InputError, ModelError, QwenError
-from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -218,7 +218,7 @@ def _to_json(value: Any) -> str:
 
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 """What the process needs of the environment: to start at all, and to know the local time."""
-_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from qwencli.template_child import serve; serve(float(sys.argv[1]))"
+_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from qwencli.chat.template_child import serve; serve(float(sys.argv[1]))"
 _TIME_IS_UP = {-signal.SIGPROF} if sys.platform != "win32" else set()
 """Exit codes of a process that has used up its processor time."""
 
@@ -232,7 +232,7 @@ class _Child:
 
     def __init__(self) -> None:
         import subprocess
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(CPU_SECONDS), *map(str, sys.path), str(Path(__file__).parents[1])]
+        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(CPU_SECONDS), *map(str, sys.path), str(Path(__file__).parents[2])]
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         flags = 0x08000000 if sys.platform == "win32" else 0  # CREATE_NO_WINDOW: Ctrl-C is ours alone, as by a session of its own elsewhere
         try:

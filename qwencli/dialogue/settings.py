@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from ..errors import InputError
+from ..sampling import SamplingParams, parse_logit_bias, parse_samplers
 from .dialogue import Settings
-from .errors import InputError
-from .sampling import SamplingParams, parse_logit_bias, parse_samplers
 
 Parser = Callable[[str], Any]
 NOT_NAMED = {"sampling", "tools", "n_probs", "explain"}

@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .answers import AnswerParser, Content, Event
-from .chat import ChatTemplate, Message, Rendered
-from .engine import Sequence as EngineSequence
-from .errors import ContextFull
-from .llm import LLM, Completion
-from .thinking import ReasoningBudget, closing, ends_inside
+from ..chat.answers import AnswerParser, Content, Event
+from ..chat.template import ChatTemplate, Message, Rendered
+from ..chat.thinking import ReasoningBudget, closing, ends_inside
+from ..engine import Sequence as EngineSequence
+from ..errors import ContextFull
+from ..llm import LLM, Completion
 
 if TYPE_CHECKING:
     from .dialogue import Settings
@@ -24,7 +24,7 @@ class Told(NamedTuple):
 
 
 class LocalChat:
-    """A ChatModel (qwencli/dialogue.py) over an LLM, by `template`, else the file's own, else ChatML.
+    """A ChatModel (dialogue.py) over an LLM, by `template`, else the file's own, else ChatML.
 
     What two conversations have in common is computed once: a next turn costs only what is new. An answer stands in it with the very tokens
     that the model wrote. `on_step` and `on_token` are Completion's.

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import FormatError, InputError, QwenError
+from ..sampling import SamplingParams
+from ..whole_file import replacing
 from .dialogue import Settings
-from .errors import FormatError, InputError, QwenError
-from .sampling import SamplingParams
 from .settings import changed, values
-from .whole_file import replacing
 
 if TYPE_CHECKING:
-    from .chat import Message
+    from ..chat.template import Message
 
 FORMAT, VERSION = "qwencli chat", 1
 MAX_BYTES = 64 * 2**20

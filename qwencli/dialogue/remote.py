@@ -11,14 +11,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from .errors import ContextFull, InputError, QwenError
+from ..errors import ContextFull, InputError, QwenError
 from .openai_stream import StreamedAnswer, events, mapping, message_of, parsed
 
 if TYPE_CHECKING:
-    from .answers import Event
-    from .chat import Message
+    from ..chat.answers import Event
+    from ..chat.template import Message
+    from ..sampling import SamplingParams
     from .dialogue import Settings
-    from .sampling import SamplingParams
 
 CONNECT_SECONDS = 10.0
 MAX_BODY = 2**24
