@@ -15,6 +15,7 @@ from command_line import QWENCLI, TEXT, Call, Result, process
 from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, stream
 
 from qwencli.cli.chat.commands import COMMANDS, MAX_FILE
+from qwencli.cli.chat.multiline import finished
 
 Chat = Callable[..., Result]
 ANSWER = TEXT + "\n"
@@ -61,6 +62,11 @@ def test_messages_of_several_lines_and_with_slashes(chat: Chat, tmp_path: Path, 
     assert (result.code, result.out) == (0, ANSWER)
     if not open_at_end:
         assert messages(result, file) == turn(message)
+
+
+def test_a_message_that_the_end_cuts_off() -> None:
+    assert finished("one\\") == "one"
+    assert finished('"""one') == "one"
 
 
 def test_what_goes_where(call: Call, story: Path) -> None:

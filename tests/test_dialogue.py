@@ -112,6 +112,14 @@ def test_what_was_written_of_an_answer_stays() -> None:
     assert d.model.n_closed == 2
 
 
+def test_a_call_is_something_of_an_answer() -> None:
+    d = dialogue([Reasoning("hm"), ToolCall("find", {}), KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        list(d.ask("1?"))
+    assert [m["role"] for m in d.messages] == ["user", "assistant"]
+    assert len(d.messages[1]["tool_calls"]) == 1
+
+
 def test_an_empty_answer_is_one() -> None:
     d = dialogue([])
     assert list(d.ask("1?")) == []

@@ -50,6 +50,5 @@ class PrivateHistory(FileHistory):
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        if self._works:
-            self._warn(f"{self._path}: what you enter is not kept for later chats: {error.strerror or error}")
+        self._warn(f"{self._path}: what you enter is not kept for later chats: {error.strerror or error}")
         self._works = False
