@@ -69,11 +69,18 @@ def second_turn(llm: LLM, text: str, template: ChatTemplate) -> float:
 
 
 def cold(model: Path, prompt: str, *options: str) -> float:
-    """Seconds that a whole process takes for one token."""
+    """Seconds from the start of a process to the first byte of its answer."""
     command = [sys.executable, "-m", "qwencli", "run", "-q", "--raw", "-n", "1", "-m", str(model), "-f", "-", *options]
     start = time.perf_counter()
-    subprocess.run(command, input=prompt.encode(), stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - start
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(prompt.encode())
+        process.stdin.close()
+        process.stdout.read(1)
+        seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return seconds
 
 
 if __name__ == "__main__":
