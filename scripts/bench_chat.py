@@ -73,7 +73,8 @@ def cold(model: Path, prompt: str, *options: str) -> float:
     command = [sys.executable, "-m", "qwencli", "run", "-q", "--raw", "-n", "1", "-m", str(model), "-f", "-", *options]
     start = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(prompt.encode())
         process.stdin.close()
         process.stdout.read(1)
