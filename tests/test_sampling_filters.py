@@ -141,7 +141,9 @@ ALL: dict[str, Callable[[Candidates], Candidates]] = {
     "xtc": lambda c: filters.xtc(c, 0.1), "temperature": lambda c: filters.temperature(c, 0.5),
     "coldest": lambda c: filters.temperature(c, 5e-324),
     "dynamic": lambda c: filters.dynamic_temperature(c, 0.5, 0.5, 2.0), "mirostat 1": lambda c: mirostat_1(c, 5.0, 100),
-    "mirostat 2": lambda c: mirostat_2(c, 5.0), "penalties": lambda c: penalties(c, {0: 2}, 100.0, 100.0, -100.0),
+    "mirostat 2": lambda c: mirostat_2(c, 5.0), "mirostat 1, large": lambda c: mirostat_1(c, 2000.0, 100),
+    "mirostat 1, small": lambda c: mirostat_1(c, -2000.0, 100), "mirostat 2, large": lambda c: mirostat_2(c, 2000.0),
+    "mirostat 2, small": lambda c: mirostat_2(c, -2000.0), "penalties": lambda c: penalties(c, {0: 2}, 100.0, 100.0, -100.0),
     "bias": lambda c: logit_bias(c, [(0, -1e4)])}
 
 
