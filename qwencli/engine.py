@@ -74,7 +74,8 @@ class Engine:
             raise ContextFull(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
         self._check_tokens(seq.tokens)
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
-        seq.kv = self.prefixes.take(seq.tokens, ((s.tokens, s.kv) for s in self.running))
+        running = ((s.tokens[:-1], s.kv) for s in self.running)  # the last token's step may have to be done again
+        seq.kv = self.prefixes.take(seq.tokens, running)
         seq.n_cached = seq.n_prompt_done = seq.kv.length
         self.running.append(seq)
 
@@ -95,9 +96,12 @@ class Engine:
         if seq in self.running:
             self._finish(seq, reason)
 
-    def step(self) -> list[tuple[Sequence, int]]:
-        """Advance the running sequences once: some of a prompt, or one token each. Returns the tokens that this produced."""
-        pieces = self._schedule()
+    def step(self, n_batch: int | None = None) -> list[tuple[Sequence, int]]:
+        """Advance the running sequences once: some of a prompt, or one token each, in all at most `n_batch` (default: the engine's).
+
+        Returns the tokens that this produced.
+        """
+        pieces = self._schedule(n_batch or self.n_batch)
         if not pieces:
             return []
         start = time.perf_counter()
@@ -119,9 +123,9 @@ class Engine:
                 seq.generation_seconds += seconds
         return produced
 
-    def _schedule(self) -> list[tuple[Sequence, Piece]]:
+    def _schedule(self, room: int) -> list[tuple[Sequence, Piece]]:
         """Sequences that generate go first, with a token each; prompts share the rest of the step. Those that waited longest come first."""
-        room, pieces, waiting = self.n_batch, [], []
+        pieces, waiting = [], []
         for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
             if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
                 self._finish(seq, "length" if seq.max_tokens == 0 else "context")
@@ -170,6 +174,7 @@ class Engine:
             try:
                 return self.backend.reserve(seq.kv, n_tokens)
             except QwenError:
+                self.backend.cache.trim(seq.kv)  # pages without memory: those that get free have some
                 if not self.prefixes.make_room():
                     raise
 

@@ -35,6 +35,7 @@ def main() -> None:
     show("second turn, ChatML", [second_turn(llm, text, ChatTemplate.named("chatml")) for _ in range(args.runs)])
     if llm.chat_template:
         show("second turn, the model's template", [second_turn(llm, text, llm.chat_template) for _ in range(args.runs)])
+        show("the same behind a pause, as at a terminal", [second_turn(llm, text, llm.chat_template, pause=True) for _ in range(args.runs)])
     with tempfile.TemporaryDirectory() as folder:
         show("cold process without a session, a short prompt", [cold(args.model, QUESTION) for _ in range(args.runs)])
         session = ["--session", str(Path(folder) / "s")]
@@ -53,18 +54,20 @@ def history(llm: LLM, n_tokens: int) -> str:
     return (sentence * round(n_tokens / per_sentence)).strip()
 
 
-def second_turn(llm: LLM, text: str, template: ChatTemplate) -> float:
-    """Seconds from the second question to its answer's first token."""
+def second_turn(llm: LLM, text: str, template: ChatTemplate, pause: bool = False) -> float:
+    """Seconds from the second question to its answer's first token; with a pause that its user needs to read and type."""
     while llm.engine.prefixes.make_room():
         pass
-    chat, settings = LocalChat(llm, template), Settings(SamplingParams(seed=1), 24, think=False)
+    chat, settings = LocalChat(llm, template, look_ahead=pause), Settings(SamplingParams(seed=1), 24, think=False)
     messages: list[dict[str, str]] = [{"role": "user", "content": text}]
     list(chat.answer(messages, settings))
+    chat.wait()
     messages += [{"role": "assistant", "content": llm.tokenizer.decode(chat.sequence.generated)}, {"role": "user", "content": QUESTION}]
     times: list[float] = []
     chat.on_token = lambda place: times.append(time.perf_counter())
     start = time.perf_counter()
     list(chat.answer(messages, settings))
+    chat.close()
     return times[0] - start
 
 

@@ -11,10 +11,13 @@ from ..chat.thinking import ReasoningBudget, closing, ends_inside
 from ..engine import Sequence as EngineSequence
 from ..errors import ContextFull
 from ..llm import LLM, Completion
+from .dialogue import Answer
+from .look_ahead import LookAhead
 
 if TYPE_CHECKING:
     from .dialogue import Settings
 
+ANY_QUESTION = "What next?"
 
 class Told(NamedTuple):
     """The text of a conversation up to the end of an answer, and the tokens that it was read and written in."""
@@ -27,16 +30,20 @@ class LocalChat:
     """A ChatModel (dialogue.py) over an LLM, by `template`, else the file's own, else ChatML.
 
     What two conversations have in common is computed once: a next turn costs only what is new. An answer stands in it with the very tokens
-    that the model wrote. `on_step` and `on_token` are Completion's.
+    that the model wrote. Templates, however, write some answers otherwise once they are past (Qwen3's leaves their thinking out): with
+    `look_ahead` these are read again while nobody waits, in a thread that has the engine to itself until the next answer, or `close`.
+    `on_step` and `on_token` are Completion's.
     """
 
     def __init__(self, llm: LLM, template: ChatTemplate | None = None, stop: Sequence[str] = (), ignore_eos: bool = False,
-                 on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None) -> None:
+                 on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
+                 look_ahead: bool = False) -> None:
         self.llm, self._stop, self._ignore_eos = llm, stop, ignore_eos
         self.template = template or llm.chat_template or ChatTemplate.named("chatml")
         self.on_step, self.on_token = on_step, on_token
         self.completion: Completion | None = None
         self._told = Told("", "", [])
+        self._look_ahead = LookAhead(llm.engine) if look_ahead else None
 
     @property
     def sequence(self) -> EngineSequence:
@@ -56,8 +63,9 @@ class LocalChat:
 
     def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
         """See ChatModel.answer."""
+        self.close()
         think = settings.think is not False and settings.reasoning_budget != 0
-        prompt = self.template.rendered(self.llm.tokenizer, list(map(for_template, messages)), settings.tools, enable_thinking=think)
+        prompt = self._render(messages, settings, think)
         inside = ends_inside(prompt.text)
         if inside and not think:  # a template that always begins with thinking
             prompt, inside = prompt._replace(text=prompt.text + closing(prompt.text)), False
@@ -68,17 +76,45 @@ class LocalChat:
                               "shorten it or raise -c")
         limit = settings.reasoning_budget if think else 0  # also where a template knows of no switch
         budget = None if limit is None else ReasoningBudget(limit, inside)
-        parser = AnswerParser(inside, settings.tools)
+        parser, answer = AnswerParser(inside, settings.tools), Answer()
         try:
             for piece in self._complete(tokens, settings, budget):
-                yield from parser.add(piece)
-            yield from parser.end()
+                for event in parser.add(piece):
+                    answer.add(event)
+                    yield event
+            for event in parser.end():
+                answer.add(event)
+                yield event
         finally:
             written = self.llm.tokenizer.decode(self.sequence.generated)
             self._told = Told(prompt.text + written, prompt.guard, self.sequence.tokens)
+        if self._look_ahead:
+            past = [*messages, answer.message()]
+            self._look_ahead.start(lambda: self._next_begin(past, settings, think))
+
+    def close(self) -> None:
+        """Give the engine back; what was looked ahead stays in the cache."""
+        if self._look_ahead:
+            self._look_ahead.stop()
+
+    def wait(self) -> None:
+        """Wait until all that can be looked ahead is."""
+        if self._look_ahead:
+            self._look_ahead.wait()
+
+    def _next_begin(self, messages: list[Message], settings: Settings, think: bool) -> list[int]:
+        """The tokens that a next turn will begin with, whatever its question: all before the control token that precedes it."""
+        prompt = self._render([*messages, {"role": "user", "content": ANY_QUESTION}], settings, think)
+        before = prompt.text[:prompt.text.rindex(ANY_QUESTION)]
+        end = max(before.rfind(control) for control in self.llm.tokenizer.control_texts)
+        return self._encode(prompt._replace(text=before[:max(end, 0)]))
+
+    def _render(self, messages: Sequence[Message], settings: Settings, think: bool) -> Rendered:
+        return self.template.rendered(self.llm.tokenizer, list(map(for_template, messages)), settings.tools, enable_thinking=think)
 
     def go_on(self, text: str, settings: Settings) -> Iterator[Event]:
         """Continue a text as it stands, without a template; control tokens in it are recognised."""
+        self.close()
         tokens = self.llm.tokenizer.encode(text, add_special=True, parse_special=True)
         return map(Content, self._complete(tokens, settings))
 
@@ -93,7 +129,7 @@ class LocalChat:
         told, rest = self._told, prompt.text[len(self._told.text):]
         tokenizer = self.llm.tokenizer
         goes_on = told.tokens and told.guard == prompt.guard and prompt.text.startswith(told.text)
-        if goes_on and rest.startswith(tuple(tokenizer.control_texts)):
+        if goes_on and (not rest or rest.startswith(tuple(tokenizer.control_texts))):
             return told.tokens + prompt.encode(tokenizer, len(told.text))
         return prompt.encode(tokenizer)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,7 +46,7 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
     sampling = {name: value for name, value in sampling.items() if value is not None}
     bar = Bar(at_terminal and not loader.quiet, delay=1, desc="prompt", unit="tok")
     if url is None:
-        name, model, params, kept = local_model(loader, chat_template, session, sampling, bar)
+        name, model, params, kept = local_model(loader, chat_template, session, sampling, bar, look_ahead=at_terminal)
     else:
         name, model, params, kept = remote_model(loader, chat_template, session, sampling, url, api_key)
 
@@ -75,17 +75,20 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
         return 0
 
 
-Opened = tuple[str, "ChatModel", "SamplingParams", AbstractContextManager[None]]
+Opened = tuple[str, "ChatModel", "SamplingParams", ExitStack]
 """A model's name, itself, how it samples, and what keeps its session while it is used."""
 
 
-def local_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], bar: Bar) -> Opened:
+def local_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], bar: Bar, look_ahead: bool) -> Opened:
     """A model on this machine."""
     chosen = named_template(template)
     llm = loader.load(chat=chosen is None)
     from ...dialogue.local import LocalChat
-    model = LocalChat(llm, chosen, on_step=bar)
-    return llm.file.path.name, model, llm.sampling(**sampling), kept_session(llm, session)
+    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead)
+    kept = ExitStack()
+    kept.enter_context(kept_session(llm, session))
+    kept.callback(model.close)
+    return llm.file.path.name, model, llm.sampling(**sampling), kept
 
 
 def remote_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], url: str,
@@ -96,4 +99,4 @@ def remote_model(loader: Loader, template: str | None, session: str | None, samp
     from ...dialogue.remote import RemoteChat
     from ...sampling import SamplingParams
     name = loader.model.name if loader.model else None
-    return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling), nullcontext()
+    return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling), ExitStack()

@@ -1,0 +1,49 @@
+"""What a next turn will begin with, computed while its user reads and types."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..engine import Engine, Sequence
+from ..errors import QwenError
+from ..sampling import SamplingParams
+
+STEP = 64
+"""Tokens a step: who wants the engine waits for the end of one."""
+
+
+class LookAhead:
+    """Reads tokens into the cache in a thread of its own. The engine is its alone from `start` until `stop`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def start(self, prompt: Callable[[], list[int]]) -> None:
+        """Read what `prompt` gives, which is called in the thread."""
+        self.stop()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._read, args=(prompt,), name="look-ahead", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it after the step that runs. What was read stays in the cache."""
+        self._stopping = True
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all is read."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _read(self, prompt: Callable[[], list[int]]) -> None:
+        with suppress(QwenError, MemoryError):  # it was only to save time; the turn itself will tell
+            seq = Sequence(prompt(), SamplingParams(temp=0), max_tokens=1)
+            if not self._stopping:
+                self._engine.submit(seq)
+            while not self._stopping and seq in self._engine.running:
+                self._engine.step(STEP)
+            self._engine.cancel(seq)
