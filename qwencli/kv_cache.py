@@ -48,10 +48,20 @@ class KVCache:
         self._users.update(pages)
         return KVSequence(list(pages), n_pages * PAGE)
 
-    def release(self, seq: KVSequence) -> None:
-        """Let go of all pages."""
-        for page in seq.pages:
+    def trim(self, seq: KVSequence) -> None:
+        """Let go of the pages that were reserved and not filled."""
+        while len(seq.pages) > n_pages_for(seq.length):
+            page = seq.pages.pop()  # first: Ctrl-C may lose a page, but never free one twice
             self._users[page] -= 1
             if not self._users[page]:
                 heapq.heappush(self._free, page)
-        seq.pages, seq.length = [], 0
+
+    def release(self, seq: KVSequence) -> None:
+        """Let go of all pages."""
+        seq.length = 0
+        self.trim(seq)
+
+
+def n_pages_for(n_tokens: int) -> int:
+    """How many pages so many positions need."""
+    return -(-n_tokens // PAGE)

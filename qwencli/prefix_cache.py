@@ -25,13 +25,15 @@ class PrefixCache:
         self.kept: list[Kept] = []  # the one used last at the end
 
     def keep(self, tokens: Iterable[int], kv: KVSequence) -> None:
-        """Take over a finished sequence's pages; of `tokens` the first `kv.length` count."""
+        """Take over a finished sequence's filled pages; of `tokens` the first `kv.length` count."""
+        self._backend.cache.trim(kv)
         known = np.fromiter(tokens, np.int32)[:kv.length]
         new = Kept(known, KVSequence(kv.pages, len(known)))
         kv.pages, kv.length = [], 0
         for old in [old for old in self.kept if common_prefix(old.tokens, known) == len(old.tokens)]:
             self._drop(old)  # the new one begins with all of it
-        self.kept.append(new)
+        if len(known):
+            self.kept.append(new)
         while sum(len(kept.tokens) for kept in self.kept) > self._room:
             self._drop(self.kept[0])
 
@@ -57,6 +59,7 @@ class PrefixCache:
             try:
                 self._backend.reserve(kv, rest)
             except QwenError:  # no memory for a copy: these positions are computed again, or fail then
+                self._backend.cache.trim(kv)
                 return kv
             self._backend.copy_page(source.pages[length // PAGE], kv.pages[-1])
             self._backend.cache.commit(kv, rest)
@@ -70,8 +73,8 @@ class PrefixCache:
         return False
 
     def _drop(self, kept: Kept) -> None:
+        self.kept = [other for other in self.kept if other is not kept]  # first: Ctrl-C must not leave it here with pages that are free
         self._backend.cache.release(kept.kv)
-        self.kept = [other for other in self.kept if other is not kept]
 
 
 def common_prefix(a: I32, b: I32) -> int:

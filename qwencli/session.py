@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .backends import I32, Backend
 from .errors import ContextFull, FormatError, InputError, QwenError
-from .kv_cache import PAGE, KVSequence
+from .kv_cache import PAGE, KVSequence, n_pages_for
 from .whole_file import replacing
 
 MAGIC, VERSION, MAX_HEADER = b"qwencli session\n", 1, 2**16
@@ -163,10 +163,6 @@ def allocate(f: BinaryIO, n_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
         with suppress(OSError):
             os.posix_fallocate(f.fileno(), 0, n_bytes)
-
-
-def n_pages_for(n_tokens: int) -> int:
-    return -(-n_tokens // PAGE)
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> FormatError:

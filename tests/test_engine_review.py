@@ -111,6 +111,52 @@ def backend() -> Backend:
     return Backend()
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_kept_makes_room_where_there_is_no_memory() -> None:
+    backend = Backend(max_pages=3)
+    engine = Engine(backend, n_ctx=400, n_kept=400)
+    for begin in [1], [2], [1] * 65:  # the last finds no memory for a copy of a page either
+        seq = Sequence(begin + [3] * (130 - len(begin)), GREEDY, 3)
+        engine.submit(seq)
+        while seq.stop_reason is None:
+            engine.step()
+        assert (seq.stop_reason, seq.error) == ("length", None)
+
+
+@pytest.mark.parametrize("n_kept", [0, 400])
+def test_what_was_not_computed_is_not_kept(backend: Backend, n_kept: int) -> None:
+    """Neither the pages of a step that was not done, nor a sequence that waited."""
+    engine = Engine(backend, n_ctx=400, n_batch=200, n_kept=n_kept)
+    half, waits = Sequence([1] * 300, GREEDY), Sequence([2], GREEDY)
+    engine.submit(half)
+    engine.step()
+    engine.submit(waits)
+    backend.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.cancel(half)
+    engine.cancel(waits)
+    assert [(len(kept.tokens), len(kept.kv.pages)) for kept in engine.prefixes.kept] == ([(200, 4)] if n_kept else [])
+
+
+def test_a_position_that_is_computed_again_is_shared_with_nobody(backend: Backend) -> None:
+    engine, first = Engine(backend, n_ctx=400), Sequence([1] * PAGE, GREEDY, 3)
+    second = Sequence([1] * (PAGE + 9), GREEDY, 3)
+    backend.sequences = [first, second]
+    engine.submit(first)
+    backend.after = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    backend.after = lambda: None
+    engine.submit(second)
+    while first.stop_reason is None or second.stop_reason is None:
+        engine.step()
+    assert (len(first.generated), len(second.generated)) == (3, 3)
+
+
 def test_a_prompt_that_fills_the_context_leaves_no_room_for_an_answer(backend: Backend) -> None:
     engine, seq = Engine(backend, n_ctx=16), Sequence([1] * 16, GREEDY)
     engine.submit(seq)
