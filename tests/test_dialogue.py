@@ -250,6 +250,21 @@ def test_after_an_answer_that_filled_the_context_turns_go(again: Callable[[Dialo
     assert asked == [0]
 
 
+def test_turns_go_once_also_where_the_next_answer_is_stopped() -> None:
+    asked: list[int] = []
+    d = dialogue(says("on"), [Content("ma"), KeyboardInterrupt()], says("two"), messages=LONG, may_drop=lambda: not asked.append(0))
+    assert isinstance(d.model, Scripted)
+    d.model.last_reason = "context"
+    list(d.ask("?"))
+    d.model.last_reason = "cancelled"
+    with pytest.raises(KeyboardInterrupt):
+        list(d.ask("?"))
+    messages = d.messages
+    list(d.ask("?"))
+    assert asked == [0]
+    assert d.messages[:len(messages)] == messages
+
+
 def test_what_was_taken_back_makes_room() -> None:
     for take_back in Dialogue.undo, Dialogue.clear:
         d = dialogue(says("on"), says("two"), messages=LONG, may_drop=lambda: pytest.fail("there is room"))

@@ -151,6 +151,23 @@ def test_an_answer_that_is_closed_early(chat: LocalChat) -> None:
     assert ask(chat, QUESTION)[1] == "The capital of France is Paris."
 
 
+def test_an_answer_that_cannot_begin_leaves_the_last_one_as_it_is(chat: LocalChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come while the vocabulary is searched for what DRY looks at."""
+    def interrupt(sampling: SamplingParams) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chat.llm, "breakers", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ask(chat, QUESTION)
+    ask(chat, QUESTION)
+    told = chat._told
+    monkeypatch.setattr(chat.llm, "breakers", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask(chat, QUESTION, QUESTION)
+    assert chat._told == told
+
+
 def test_stats_name_the_context(chat: LocalChat) -> None:
     assert chat.stats() == {}
     ask(chat, QUESTION)

@@ -132,11 +132,11 @@ class Dialogue:
                 answer.add(event)
                 yield event
             complete = True
-            self._cut = self.model.stop_reason == "context"
         finally:  # also where the answer is stopped
             if complete or answer.content or answer.calls:
                 self.messages = [*messages, answer.message()]
                 self.draft = self.attached = ""
+                self._cut = complete and self.model.stop_reason == "context"
 
     def _events(self, messages: list[Message]) -> Iterator[Event]:
         """The model's answer. Where the conversation is too long and turns may go, they go from `messages`."""

@@ -76,9 +76,9 @@ class LocalChat:
                               "shorten it or raise -c")
         limit = settings.reasoning_budget if think else 0  # also where a template knows of no switch
         budget = None if limit is None else ReasoningBudget(limit, inside)
-        parser, answer = AnswerParser(inside, settings.tools), Answer()
+        pieces, parser, answer = self._complete(tokens, settings, budget), AnswerParser(inside, settings.tools), Answer()
         try:
-            for piece in self._complete(tokens, settings, budget):
+            for piece in pieces:
                 for event in parser.add(piece):
                     answer.add(event)
                     yield event
