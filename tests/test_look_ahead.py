@@ -7,6 +7,7 @@ import pytest
 from qwencli.backends import Batch
 from qwencli.backends.cpu import CPUBackend
 from qwencli.chat.answers import Content, Reasoning
+from qwencli.chat.template import ChatTemplate
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.errors import QwenError
@@ -102,6 +103,16 @@ def test_an_answer_that_was_stopped_is_not_looked_behind(chat: LocalChat) -> Non
     events.close()  # type: ignore[attr-defined]
     assert len(chat.llm.engine.prefixes.kept) == 1
     assert ask(chat, QUESTION)["content"]
+
+
+@pytest.mark.filterwarnings("error")  # of an error in the thread
+@pytest.mark.parametrize("source", ["{{ messages | map(attribute='content') | join | upper }}", "{{ messages[0].content }}", "{{ 'x' }}"])
+def test_a_template_that_writes_questions_otherwise_or_not_at_all(llm: LLM, source: str) -> None:
+    chat = LocalChat(llm, ChatTemplate(source), look_ahead=True)
+    answer = ask(chat, QUESTION, max_tokens=4)
+    chat.wait()
+    assert ask(chat, QUESTION, answer, NEXT, max_tokens=4)
+    chat.close()
 
 
 def test_a_conversation_that_fills_the_context() -> None:
