@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -115,7 +115,7 @@ class Completion:
         ends = frozenset[int]() if ignore_eos else llm.tokenizer.eog_ids
         self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling))
 
-    def run(self) -> Iterator[str]:
+    def run(self) -> Generator[str, None, None]:
         """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""
         seq, engine = self.sequence, self._llm.engine
         decoder, text = StreamDecoder(self._llm.tokenizer), StopStrings(self._stop)

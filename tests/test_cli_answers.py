@@ -11,10 +11,19 @@ from gguf_builder import tiny
 
 from qwencli.backends import LOGITS, Batch, Piece
 from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.chat.answers import Event
+from qwencli.cli._answers import AnswerPrinter, Thinking
+from qwencli.cli._bar import Bar
+from qwencli.cli._probabilities import Probabilities
+from qwencli.cli.run import generate
+from qwencli.dialogue.dialogue import Settings
+from qwencli.dialogue.local import LocalChat
 from qwencli.gguf_file import GGUFFile
 from qwencli.kv_cache import KVSequence
+from qwencli.llm import LLM
 from qwencli.model import load_model
 from qwencli.model_path import EMBEDDED
+from qwencli.sampling import SamplingParams
 
 QUESTION = "What is the capital of France?"
 SAID = "The capital of France is Paris."
@@ -181,3 +190,18 @@ def test_sessions_that_are_refused_are_left_alone(run: Call, call: Call, tmp_pat
     assert str(path) in refused.err
     assert path.read_bytes() == whole
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith((".", "s"))] == ["s"]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_ctrl_c_while_a_piece_is_written_ends_the_answer_too(raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads it may be slow, so that it comes then and not in a step of the model."""
+    def interrupt(printer: AnswerPrinter, event: Event) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerPrinter, "add", interrupt)
+    llm = LLM(EMBEDDED)
+    chat, settings = LocalChat(llm), Settings(SamplingParams(temp=0))
+    events = chat.go_on("Once upon a time", settings) if raw else chat.answer([{"role": "user", "content": QUESTION}], settings)
+    assert generate(chat, events, Bar(False), Thinking(None, None, False), Probabilities(None, False, None), as_json=False) == 130
+    assert (chat.stop_reason, llm.engine.running) == ("cancelled", [])
+    assert len(llm.engine.prefixes.kept) == 1

@@ -94,6 +94,7 @@ def test_what_fails_there_is_the_next_turns_to_tell(chat: LocalChat, monkeypatch
         patch.setattr(CPUBackend, "sample", fail)
         chat._look_ahead.start(lambda: [1, 2, 3])  # type: ignore[union-attr]
         chat.wait()
+        assert chat.llm.engine.running == []
     assert ask(chat, QUESTION, answer, NEXT)["content"]
 
 

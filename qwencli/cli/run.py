@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +18,7 @@ from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
 
 if TYPE_CHECKING:
-    from ..chat.answers import Event
-    from ..dialogue.dialogue import Answer
+    from ..dialogue.dialogue import Answer, Events
     from ..dialogue.local import LocalChat
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -98,7 +97,7 @@ def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": prompt}]
 
 
-def generate(chat: LocalChat, events: Iterator[Event], bar: Bar, thinking: Thinking, probabilities: Probabilities,
+def generate(chat: LocalChat, events: Events, bar: Bar, thinking: Thinking, probabilities: Probabilities,
              as_json: bool) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
     from ..dialogue.dialogue import Answer
@@ -106,12 +105,13 @@ def generate(chat: LocalChat, events: Iterator[Event], bar: Bar, thinking: Think
     hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text in pieces
     cancelled = False
     try:
-        for event in events:
-            bar.close()
-            answer.add(event)
-            held.append(event)
-            if not as_json and not hold:
-                printer.add(held.pop())
+        with closing(events):
+            for event in events:
+                bar.close()
+                answer.add(event)
+                held.append(event)
+                if not as_json and not hold:
+                    printer.add(held.pop())
     except KeyboardInterrupt:
         cancelled = True
     bar.close()

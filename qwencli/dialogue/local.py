@@ -1,17 +1,18 @@
 """Conversations with a model that runs here: messages in, events of its answer out."""
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..chat.answers import AnswerParser, Content, Event
+from ..chat.answers import AnswerParser, Content
 from ..chat.template import ChatTemplate, Message, Rendered
 from ..chat.thinking import ReasoningBudget, closing, ends_inside
 from ..engine import Sequence as EngineSequence
 from ..errors import ContextFull
 from ..llm import LLM, Completion
-from .dialogue import Answer
+from .dialogue import Answer, Events
 from .look_ahead import LookAhead
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class LocalChat:
             return {}
         return self.completion.timings() | {"context_n": len(self.completion.sequence.tokens), "n_ctx": self.llm.engine.n_ctx}
 
-    def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
+    def answer(self, messages: Sequence[Message], settings: Settings) -> Events:
         """See ChatModel.answer."""
         self.close()
         think = settings.think is not False and settings.reasoning_budget != 0
@@ -86,6 +87,7 @@ class LocalChat:
                 answer.add(event)
                 yield event
         finally:
+            pieces.close()
             written = self.llm.tokenizer.decode(self.sequence.generated)
             self._told = Told(prompt.text + written, prompt.guard, self.sequence.tokens)
         if self._look_ahead:
@@ -103,22 +105,26 @@ class LocalChat:
             self._look_ahead.wait()
 
     def _next_begin(self, messages: list[Message], settings: Settings, think: bool) -> list[int]:
-        """The tokens that a next turn will begin with, whatever its question: all before the control token that precedes it."""
+        """The tokens that a next turn will begin with, whatever its question: all before the control token that precedes it.
+
+        None where the template shows no question as it stands.
+        """
         prompt = self._render([*messages, {"role": "user", "content": ANY_QUESTION}], settings, think)
-        before = prompt.text[:prompt.text.rindex(ANY_QUESTION)]
-        end = max(before.rfind(control) for control in self.llm.tokenizer.control_texts)
+        before = prompt.text.rpartition(ANY_QUESTION)[0]
+        end = max((before.rfind(control) for control in self.llm.tokenizer.control_texts), default=0)
         return self._encode(prompt._replace(text=before[:max(end, 0)]))
 
     def _render(self, messages: Sequence[Message], settings: Settings, think: bool) -> Rendered:
         return self.template.rendered(self.llm.tokenizer, list(map(for_template, messages)), settings.tools, enable_thinking=think)
 
-    def go_on(self, text: str, settings: Settings) -> Iterator[Event]:
+    def go_on(self, text: str, settings: Settings) -> Events:
         """Continue a text as it stands, without a template; control tokens in it are recognised."""
         self.close()
         tokens = self.llm.tokenizer.encode(text, add_special=True, parse_special=True)
-        return map(Content, self._complete(tokens, settings))
+        with contextlib.closing(self._complete(tokens, settings)) as pieces:
+            yield from map(Content, pieces)
 
-    def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None = None) -> Iterator[str]:
+    def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None = None) -> Generator[str, None, None]:
         self.completion = Completion(self.llm, tokens, settings.sampling, settings.max_tokens, self._stop, self._ignore_eos,
                                      self.on_step, self.on_token, budget)
         return self.completion.run()

@@ -42,8 +42,10 @@ class LookAhead:
     def _read(self, prompt: Callable[[], list[int]]) -> None:
         with suppress(QwenError, MemoryError):  # it was only to save time; the turn itself will tell
             seq = Sequence(prompt(), SamplingParams(temp=0), max_tokens=1)
-            if not self._stopping:
-                self._engine.submit(seq)
-            while not self._stopping and seq in self._engine.running:
-                self._engine.step(STEP)
-            self._engine.cancel(seq)
+            try:
+                if not self._stopping:
+                    self._engine.submit(seq)
+                while not self._stopping and seq in self._engine.running:
+                    self._engine.step(STEP)
+            finally:
+                self._engine.cancel(seq)
