@@ -29,6 +29,11 @@ def test_a_block_that_the_prompt_opened() -> None:
     assert forced(["one", "</thi", "nk>three", "four"], 3, inside=True) is None
 
 
+def test_it_is_not_closed_within_a_character() -> None:
+    """A token whose bytes only begin one has no text yet."""
+    assert forced(["<think>", "a", "", "", "\N{GRINNING FACE}", "b"], 2) == (5, "\n</think>\n\n")
+
+
 @pytest.mark.parametrize("tokens", [["hello", "<think>", "x", "y"], ["<", "tag", ">"], [" ", "<thin", "g>", "a"]])
 def test_an_answer_without_thinking_is_left_alone(tokens: list[str]) -> None:
     assert forced(tokens, 0) is None

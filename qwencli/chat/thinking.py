@@ -28,7 +28,7 @@ class ReasoningBudget:
             self._text = self._text.lstrip()
             self._inside = self._text.startswith(OPEN)
             self._over = not self._inside and not OPEN.startswith(self._text)  # an answer without thinking
-        if self._over or not self._inside or self._left > 0:
+        if self._over or not self._inside or self._left > 0 or not text:  # no text: a character is not complete
             return ""
         self._over = True
         return closing(self._text)
