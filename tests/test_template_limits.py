@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from qwencli.chat import template as chat
+from qwencli.chat import template_process
 from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError
 
@@ -18,7 +18,7 @@ LINUX = sys.platform == "linux"
 @pytest.fixture(autouse=True)
 def _little_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth of the processor time that users' templates have, so that the tests take less."""
-    monkeypatch.setattr(chat, "CPU_SECONDS", 0.1)
+    monkeypatch.setattr(template_process, "CPU_SECONDS", 0.1)
 
 
 @cache

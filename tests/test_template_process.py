@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwencli.chat import template as chat
-from qwencli.chat import template_child
+from qwencli.chat import template_child, template_process
 from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError, ModelError, QwenError
 
@@ -63,7 +62,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
 
 @posix
 def test_processor_time_ends_a_template_and_not_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "CPU_SECONDS", 0.05)
+    monkeypatch.setattr(template_process, "CPU_SECONDS", 0.05)
     template = ChatTemplate("{% if messages %}" + FOREVER + "{% endif %}fine")
     assert template.render([]) == "fine"
     process = template._child and template._child._process
@@ -75,9 +74,9 @@ def test_processor_time_ends_a_template_and_not_the_clock(monkeypatch: pytest.Mo
 
 def test_the_clock_ends_what_the_processor_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     template = ChatTemplate("{% if messages %}" + FOREVER + "{% endif %}fine")
-    monkeypatch.setattr(chat, "CPU_SECONDS", 60)
+    monkeypatch.setattr(template_process, "CPU_SECONDS", 60)
     assert template.render([]) == "fine"
-    monkeypatch.setattr(chat, "CLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(template_process, "CLOCK_SECONDS", 0.1)
     with pytest.raises(InputError, match="took too long"):
         template.render([{"content": ""}])
 
@@ -93,7 +92,7 @@ def test_ctrl_c_is_for_the_parent() -> None:
 
 @posix
 def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "CPU_SECONDS", 60)
+    monkeypatch.setattr(template_process, "CPU_SECONDS", 60)
     template = ChatTemplate("{% if messages[0].content == 'x' %}" + FOREVER + "{% endif %}{{ messages[0].content }}")
     say("a", template)
     main = threading.get_ident()
@@ -210,7 +209,7 @@ def test_no_process_can_be_started(path: str, why: str, monkeypatch: pytest.Monk
 def test_answers_that_are_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process would send that a template has taken over."""
     monkeypatch.setattr(template_child, "MAX_BYTES", 255)
-    monkeypatch.setattr(chat, "_PROGRAM", f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})")
+    monkeypatch.setattr(template_process, "PROGRAM", f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})")
     with pytest.raises(InputError, match="the model's chat template "):
         ChatTemplate("").render([])
 

@@ -2,24 +2,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ..errors import InputError, ModelError, QwenError
+from ..errors import InputError, QwenError
 from ..tokenizer import Tokenizer
-from . import template_child
-
-if TYPE_CHECKING:
-    from subprocess import Popen
+from .template_process import Ended, TemplateProcess
 
 Message = Mapping[str, Any]
 """As in OpenAI's API: `role`, `content`, and where there are any `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
@@ -41,11 +32,6 @@ CHATML = """\
 """For files without a template: the form that all of Qwen's models know."""
 BUILT_IN = {"chatml": CHATML}
 
-CPU_SECONDS = 0.5
-"""Processor time that a template has for compiling, and for each conversation. Qwen's need some 20 ms, and 1 ms."""
-CLOCK_SECONDS = 10 if sys.platform != "win32" else 3
-"""The clock's time for the same, where processor time has no limit, and for a process that hangs."""
-START_SECONDS = 30
 MAX_FILE = 1 << 22
 """Bytes of a template in a file of its own."""
 
@@ -54,7 +40,7 @@ _NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # code points that no 
 
 
 class ChatTemplate:
-    """A template, run in a process of its own, which is started when it is first needed or by `start` (see template_child.py).
+    """A template, run in a process of its own, which is started when it is first needed or by `start` (see template_process.py).
 
     What asks for that process raises ModelError if the source is no valid template, InputError if the template takes too much time or
     memory (then the next call starts a fresh process), and QwenError if no process can be started. Threads may share a template.
@@ -62,7 +48,7 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         self._source, self._lock = source, threading.Lock()
-        self._child: _Child | None = None
+        self._child: TemplateProcess | None = None
         self._variables: frozenset[str] | None = None
 
     @classmethod
@@ -85,7 +71,7 @@ class ChatTemplate:
     def start(self) -> None:
         """Start the process and compile the template, in the background; what fails fails again when the template is used."""
         def start() -> None:
-            with self._lock, suppress(QwenError, _Dead, RuntimeError):  # RuntimeError: no new thread, since Python is on its way out
+            with self._lock, suppress(QwenError, Ended, RuntimeError):  # RuntimeError: no new thread, since Python is on its way out
                 self._running()
         threading.Thread(target=start, daemon=True).start()
 
@@ -132,14 +118,14 @@ class ChatTemplate:
         request = _to_json([verb, argument])
         with self._lock:
             try:
-                return self._running().ask(request, CLOCK_SECONDS)
-            except _Dead as error:
+                return self._running().ask(request)
+            except Ended as error:
                 raise InputError(f"the model's chat template {error}") from None
 
-    def _running(self) -> _Child:
+    def _running(self) -> TemplateProcess:
         if self._child is None or not self._child.is_alive():
-            child = _Child()
-            child.ask(_to_json(["compile", self._source]), CLOCK_SECONDS)
+            child = TemplateProcess()
+            child.ask(_to_json(["compile", self._source]))
             self._child = child
         return self._child
 
@@ -211,92 +197,3 @@ def _to_json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=as_dict)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the conversation cannot be given to its template: {error}") from None
-
-
-# The process
-
-
-_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
-"""What the process needs of the environment: to start at all, and to know the local time."""
-_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from qwencli.chat.template_child import serve; serve(float(sys.argv[1]))"
-_TIME_IS_UP = {-signal.SIGPROF} if sys.platform != "win32" else set()
-"""Exit codes of a process that has used up its processor time."""
-
-
-class _Dead(Exception):
-    """The process has ended, and why."""
-
-
-class _Child:
-    """A running template_child. Ends with this object, and with this process, however that ends, for it reads from us."""
-
-    def __init__(self) -> None:
-        import subprocess
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(CPU_SECONDS), *map(str, sys.path), str(Path(__file__).parents[2])]
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        flags = 0x08000000 if sys.platform == "win32" else 0  # CREATE_NO_WINDOW: Ctrl-C is ours alone, as by a session of its own elsewhere
-        try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                             env=environment, start_new_session=True, creationflags=flags)
-        except (OSError, ValueError) as error:
-            raise QwenError(f"cannot start {sys.executable} for the chat template: {error}") from None
-        weakref.finalize(self, _end, self._process)
-        try:
-            self._exchange(b"", START_SECONDS)
-        except _Dead as error:
-            raise QwenError(f"cannot start {sys.executable} for the chat template: it {error}") from None
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def ask(self, request: str, seconds: float) -> str:
-        """The answer, which may take that long. Raises _Dead, or as the answer says."""
-        data = request.encode("utf-8", "surrogatepass")
-        if len(data) > template_child.MAX_BYTES:
-            raise InputError(f"the conversation is larger than {template_child.MAX_BYTES >> 20} MiB")
-        kind, text = self._exchange(len(data).to_bytes(4, "big") + data, seconds)
-        if kind == template_child.TEXT:
-            return text
-        if kind == template_child.INVALID:
-            raise ModelError(f"the model's chat template is no valid Jinja: {text}")
-        if kind == template_child.NO_MEMORY:
-            raise InputError("the model's chat template takes too much memory")
-        says = "refuses" if kind == template_child.REFUSED else "fails on"
-        raise InputError(f"the model's chat template {says} this conversation: {text}")
-
-    def _exchange(self, data: bytes, seconds: float) -> tuple[bytes, str]:
-        """Send, and read what comes back: what it is, and its text."""
-        process, start = self._process, time.monotonic()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        clock = threading.Timer(seconds, process.kill)
-        clock.daemon = True
-        clock.start()
-        try:
-            with suppress(OSError):  # it has ended, which reading finds too
-                process.stdin.write(data)
-                process.stdin.flush()
-            header = process.stdout.read(5)
-            size = int.from_bytes(header[1:], "big")
-            text = process.stdout.read(size) if size <= template_child.MAX_BYTES else b""
-            if len(header) == 5 and len(text) == size:
-                return header[:1], text.decode("utf-8", "surrogatepass")
-        except UnicodeError:  # no answer of ours
-            pass
-        except BaseException:  # Ctrl-C: an answer that nobody has read would be taken for the next one
-            _end(process)
-            raise
-        finally:
-            clock.cancel()
-        _end(process)
-        too_long = process.returncode in _TIME_IS_UP or time.monotonic() - start >= seconds
-        raise _Dead("took too long" if too_long else f"ended its process, code {process.returncode}")
-
-
-def _end(process: Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in process.stdin, process.stdout:
-        with suppress(OSError):  # where it has not read all
-            if pipe:
-                pipe.close()

@@ -2,7 +2,7 @@
 
 A template comes with a model file, so it may be hostile. The sandbox keeps it from Python's insides, as far as is known; it does not keep
 it from computing without end or filling the memory. So it runs in a process of its own that may use little of either, open no file and
-start no process, and that template.py ends and starts again at will. Nothing but jinja2 and the standard library is imported here.
+start no process, and that template_process.py ends and starts again at will. Nothing but jinja2 and the standard library is imported here.
 
 Requests come on stdin: 4 bytes of length (big-endian) and JSON, a list of a verb and its argument. Answers go to stdout: a letter that says
 what it is, 4 bytes of length and text. Both texts are UTF-8 in which lone surrogates are let through.
@@ -152,7 +152,7 @@ def _raise_exception(message: str) -> None:
     raise Refusal(message)
 
 
-# Limits. Windows has none of them: there only template.py's clock ends a template.
+# Limits. Windows has none of them: there only the clock of template_process.py ends a template.
 
 
 def _reset_signals() -> None:
