@@ -107,7 +107,7 @@ class LocalChat:
     def _next_begin(self, messages: list[Message], settings: Settings, think: bool) -> list[int]:
         """The tokens that a next turn will begin with, whatever its question: all before the control token that precedes it.
 
-        None where the template shows no question as it stands.
+        No tokens where the template shows no question as it stands.
         """
         prompt = self._render([*messages, {"role": "user", "content": ANY_QUESTION}], settings, think)
         before = prompt.text.rpartition(ANY_QUESTION)[0]
