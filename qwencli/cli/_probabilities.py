@@ -31,6 +31,12 @@ class Probabilities:
         n_probs = max(self.logprobs or 0, SHOWN if self.show_probs else 0, int(self.logprobs is not None)) or None
         return {"n_probs": n_probs, "explain": self.explain or None}
 
+    def check(self) -> None:
+        """Raise QwenError now if the page could not be written in the end."""
+        if self.show_probs:
+            from ..whole_file import check_replaceable
+            check_replaceable(self.show_probs)
+
     def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
         """Say how the answer's token at `place` was chosen, if that was asked for."""
         if self.explain and (report := seq.reports.get(place)):

@@ -71,6 +71,7 @@ def run(prompt: str | None, file: str | None, n_predict: int, loader: Loader, sy
     if not prompt:
         raise InputError("the prompt is empty, expected text in -p, -f or on stdin")
 
+    probabilities.check()
     template = named_template(chat_template)
     llm = loader.load(chat=not raw and template is None)
     if not raw and template is None and llm.chat_template is None:
