@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is no file."""
 from __future__ import annotations
 
 import os
@@ -45,6 +45,12 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
             pass
     except OSError as error:
         raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for what is there and no file: opening a pipe waits for somebody to write to it."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: cannot be read: not a regular file")
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

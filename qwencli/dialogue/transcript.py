@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FormatError, InputError, QwenError
 from ..sampling import SamplingParams
-from ..whole_file import replacing
+from ..whole_file import check_readable, replacing
 from .dialogue import Settings
 from .settings import changed, values
 
@@ -52,6 +52,7 @@ def _may_go(path: str | os.PathLike[str]) -> bool:
 
 def load(path: str | os.PathLike[str]) -> Transcript:
     """Read a transcript. Raises FormatError if it is none, QwenError if it cannot be read."""
+    check_readable(path)
     try:
         with open(path, "rb") as f:
             raw = f.read(MAX_BYTES + 1)

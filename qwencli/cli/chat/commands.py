@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...dialogue.settings import changed, check_name, parse, shown, values
 from ...dialogue.transcript import Transcript, save
 from ...errors import InputError, QwenError
+from ...whole_file import check_readable
 from .._common import say
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def edit(chat: Chat, argument: str) -> None:
 def read(chat: Chat, argument: str) -> None:
     """Files go before the next question under their names, as in llama.cpp."""
     path = path_of(argument)
+    check_readable(path)
     try:
         with open(path, "rb") as f:
             raw = f.read(MAX_FILE + 1)
