@@ -196,13 +196,6 @@ def test_bad_input(chat: Chat) -> None:
     assert Path("note").read_text(encoding="utf-8") == "my notes"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
-def test_a_pipe_that_nobody_writes_to_is_not_waited_for(story: Path, tmp_path: Path) -> None:
-    os.mkfifo(pipe := tmp_path / "pipe")
-    done = process("chat", "-m", story, "-q", stdin=None, input=f"/read {pipe}\n/load {pipe}\n".encode())
-    assert done.stderr.decode().splitlines() == [f"error: {pipe}: cannot be read: not a regular file"] * 2
-
-
 def test_a_line_without_end_is_an_error(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qwencli.cli.chat.plain.MAX_LINE", 2**20)
     assert chat(b"x" * 3 * 2**20, "hi") == (1, ANSWER, "error: line 1 is longer than 1 MB\n")
@@ -250,9 +243,9 @@ def test_json_is_an_object_a_turn(chat: Chat) -> None:
     code, out, _ = chat("hi", "/set max_tokens 3", "hi", options=["--json"])
     assert code == 0
     first, second = (json.loads(line) for line in out.splitlines())
-    assert first.keys() == {"content", "stop_reason", "timings"}
-    assert (first["content"], first["stop_reason"]) == (TEXT, "eos")
-    assert (second["content"], second["stop_reason"]) == ("abc", "length")
+    assert first.keys() == {"text", "stop_reason", "timings"}
+    assert (first["text"], first["stop_reason"]) == (TEXT, "eos")
+    assert (second["text"], second["stop_reason"]) == ("abc", "length")
     assert first["timings"]["prompt_n"] == 20
     assert second["timings"]["cached_n"] == 49
 
@@ -270,7 +263,7 @@ def test_thinking_is_marked(call: Call, options: list[str], out: str) -> None:
 def test_thinking_is_apart_in_json(call: Call) -> None:
     with OpenAIServer(THOUGHT) as server:
         answer = json.loads(call("chat", "--url", server.url, "-q", "--json", stdin=b"?").out)
-    assert (answer["content"], answer["reasoning_content"], answer["stop_reason"]) == ("\x1b[2Jyes", "hm 你", "eos")
+    assert (answer["text"], answer["reasoning_content"], answer["stop_reason"]) == ("\x1b[2Jyes", "hm 你", "eos")
 
 
 def test_a_server_gets_what_was_said(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

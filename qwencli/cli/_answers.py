@@ -17,6 +17,7 @@ from ._common import printable, write_text
 
 if TYPE_CHECKING:
     from ..chat.template import ChatTemplate
+    from ..dialogue.dialogue import Answer
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -25,6 +26,11 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 template_option = click.option("--chat-template", metavar="FILE|NAME",
                                help="Use the template in this file, or one named chatml, instead of the model's own.")
+
+
+length_option = click.option("-n", "--predict", "max_tokens", type=click.IntRange(-1, 2**31 - 1), metavar="N",
+                             callback=lambda ctx, param, value: None if value == -1 else value,
+                             help="Generate at most N tokens an answer. Default, and -1: until the context is full.")
 
 
 def named_template(value: str | None) -> ChatTemplate | None:
@@ -63,6 +69,12 @@ def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--think/--no-think", default=None, help="Whether the model is asked to think first. Default: it may.")):
         wrapper = option(wrapper)
     return wrapper
+
+
+def answer_fields(answer: Answer) -> dict[str, Any]:
+    """An answer's text, thinking and tool calls under the names that every --json has for them."""
+    message = answer.message()
+    return {"text": message.pop("content")} | {name: value for name, value in message.items() if name != "role"}
 
 
 class AnswerPrinter:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from ._answers import AnswerPrinter, Thinking, named_template, template_option, thinking_options
+from ._answers import AnswerPrinter, Thinking, answer_fields, length_option, named_template, template_option, thinking_options
 from ._bar import Bar
 from ._common import example, json_option, read_text, size, warn, write_text
 from ._loading import Loader, kept_session, loading_options, session_option
@@ -29,8 +29,7 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
                               "echo 'One day' | qwencli run --raw -q > story.txt"))
 @click.option("-p", "--prompt", help="The prompt. \\n, \\t, \\\", \\\\ and \\x41 stand for characters, see --no-escape.")
 @click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin, which is also the default.")
-@click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), default=-1,
-              help="Generate at most N tokens. Default: until the context is full.")
+@length_option
 @loading_options
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @template_option
@@ -45,7 +44,7 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @probability_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal.")
-def run(prompt: str | None, file: str | None, n_predict: int, loader: Loader, system: str | None, chat_template: str | None,
+def run(prompt: str | None, file: str | None, max_tokens: int | None, loader: Loader, system: str | None, chat_template: str | None,
         thinking: Thinking, raw: bool, stop: tuple[str, ...], ignore_eos: bool, no_escape: bool, session: str | None,
         sampling: dict[str, Any], probabilities: Probabilities, as_json: bool, verbose: bool) -> int:
     """Generate text that answers or continues a prompt.
@@ -82,7 +81,7 @@ def run(prompt: str | None, file: str | None, n_predict: int, loader: Loader, sy
     from ..dialogue.dialogue import Settings
     from ..dialogue.local import LocalChat
     params = llm.sampling(**sampling, **probabilities.sampling())
-    settings = Settings(params, None if n_predict < 0 else n_predict, thinking.think, thinking.reasoning_budget)
+    settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
     chat = LocalChat(llm, template, stop, ignore_eos, bar)
     chat.on_token = lambda place: probabilities.explanation(chat.sequence, place, llm.tokenizer)
@@ -130,9 +129,8 @@ def generate(chat: LocalChat, events: Events, bar: Bar, thinking: Thinking, prob
 def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> dict[str, Any]:
     """An answer as --json shows it."""
     seq = chat.sequence
-    text = {"text": answer.content} | ({"reasoning_content": answer.reasoning} if answer.reasoning else {})
     about = {"tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason}
-    return text | about | probabilities.json(seq, chat.llm.tokenizer) | {"timings": chat.stats()}
+    return answer_fields(answer) | about | probabilities.json(seq, chat.llm.tokenizer) | {"timings": chat.stats()}
 
 
 def closing_line(chat: LocalChat) -> str:

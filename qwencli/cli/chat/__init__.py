@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._answers import Thinking, named_template, template_option, thinking_options
+from .._answers import Thinking, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
 from .._common import example, json_option, say
 from .._loading import Loader, kept_session, loading_options, session_option
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 @thinking_options
 @click.option("--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking.")
 @template_option
-@click.option("-n", "--predict", "n_predict", type=click.IntRange(-1, 2**31 - 1), help="At most N tokens an answer. Default: no limit.")
+@length_option
 @sampling_options
 @json_option
 def chat(loader: Loader, url: str | None, api_key: str | None, system: str | None, transcript: str | None, session: str | None,
-         thinking: Thinking, context_shift: bool, chat_template: str | None, n_predict: int | None, sampling: dict[str, Any],
+         thinking: Thinking, context_shift: bool, chat_template: str | None, max_tokens: int | None, sampling: dict[str, Any],
          as_json: bool) -> int:
     """Talk to a model: a line is a question, or a command that begins with a slash (/help).
 
@@ -50,7 +50,7 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
     else:
         name, model, params, kept = remote_model(loader, chat_template, session, sampling, url, api_key)
 
-    settings = Settings(params, None if n_predict == -1 else n_predict, thinking.think, thinking.reasoning_budget)
+    settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     dialogue = Dialogue(model, settings, may_drop=lambda: True, report=say)
     talk = Chat(dialogue, name, printing_json(dialogue) if as_json else printing(thinking.hide_thinking, bar))
     if transcript is not None:

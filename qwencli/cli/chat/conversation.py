@@ -12,7 +12,7 @@ from ...dialogue.dialogue import Answer, Dialogue, Events
 from ...dialogue.settings import changed, suggestion
 from ...dialogue.transcript import load
 from ...errors import InputError, QwenError
-from .._answers import AnswerPrinter
+from .._answers import AnswerPrinter, answer_fields
 from .._bar import Bar
 from .._common import say, write_text
 from .commands import ALIASES, COMMANDS
@@ -97,8 +97,6 @@ def printing_json(dialogue: Dialogue) -> Show:
         answer = Answer()
         for event in events:
             answer.add(event)
-        message = answer.message()
-        del message["role"]
-        model = dialogue.model
-        write_text(json.dumps(message | {"stop_reason": model.stop_reason, "timings": model.stats()}, ensure_ascii=False) + "\n")
+        about = {"stop_reason": dialogue.model.stop_reason, "timings": dialogue.model.stats()}
+        write_text(json.dumps(answer_fields(answer) | about, ensure_ascii=False) + "\n")
     return show
