@@ -196,6 +196,13 @@ def test_bad_input(chat: Chat) -> None:
     assert Path("note").read_text(encoding="utf-8") == "my notes"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(story: Path, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    done = process("chat", "-m", story, "-q", stdin=None, input=f"/read {pipe}\n/load {pipe}\n".encode())
+    assert done.stderr.decode().splitlines() == [f"error: {pipe}: cannot be read: not a regular file"] * 2
+
+
 def test_a_line_without_end_is_an_error(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qwencli.cli.chat.plain.MAX_LINE", 2**20)
     assert chat(b"x" * 3 * 2**20, "hi") == (1, ANSWER, "error: line 1 is longer than 1 MB\n")
