@@ -63,6 +63,17 @@ class Engine:
     def submit(self, seq: Sequence) -> None:
         """Take a sequence in. What it has in common with the beginning of one that runs or is kept is not computed again.
 
+        Raises what `check` does.
+        """
+        self.check(seq)
+        running = ((s.tokens[:-1], s.kv) for s in self.running)  # the last token's step may have to be done again
+        seq.kv = self.prefixes.take(seq.tokens, running)
+        seq.n_cached = seq.n_prompt_done = seq.kv.length
+        self.running.append(seq)
+
+    def check(self, seq: Sequence) -> None:
+        """Whether a sequence can be taken in; nothing is changed.
+
         Raises InputError for an empty prompt, ids outside the vocabulary, a sequence that was taken before; ContextFull for a prompt
         longer than the context.
         """
@@ -74,10 +85,6 @@ class Engine:
             raise ContextFull(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
         self._check_tokens(seq.tokens)
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
-        running = ((s.tokens[:-1], s.kv) for s in self.running)  # the last token's step may have to be done again
-        seq.kv = self.prefixes.take(seq.tokens, running)
-        seq.n_cached = seq.n_prompt_done = seq.kv.length
-        self.running.append(seq)
 
     def extend(self, seq: Sequence, tokens: list[int]) -> None:
         """Have a running sequence's answer go on with these tokens, as far as its limits allow. Raises InputError for unknown ids."""
@@ -136,7 +143,7 @@ class Engine:
                 waiting.append(seq)
                 continue
             try:
-                self._reserve(seq, len(todo))
+                self.reserve(seq.kv, len(todo))
             except QwenError as error:  # no memory for this one; the others go on
                 seq.error = error
                 self._finish(seq, "error")
@@ -169,12 +176,13 @@ class Engine:
         elif len(seq.tokens) >= self.n_ctx:
             self._finish(seq, "context")
 
-    def _reserve(self, seq: Sequence, n_tokens: int) -> None:
+    def reserve(self, kv: KVSequence, n_tokens: int) -> None:
+        """Take memory for more positions; kept sequences make room. Raises QwenError where that is not enough."""
         while True:
             try:
-                return self.backend.reserve(seq.kv, n_tokens)
+                return self.backend.reserve(kv, n_tokens)
             except QwenError:
-                self.backend.cache.trim(seq.kv)  # pages without memory: those that get free have some
+                self.backend.cache.trim(kv)  # pages without memory: those that get free have some
                 if not self.prefixes.make_room():
                     raise
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from .answer_text import AnswerText
 from .backends import Backend
 from .chat.template import ChatTemplate
 from .chat.thinking import ReasoningBudget
@@ -14,7 +15,7 @@ from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
 from .model import Model, load_model
 from .sampling import Breakers, SamplingParams
-from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer import Tokenizer
 
 
 class LLM:
@@ -118,31 +119,22 @@ class Completion:
     def run(self) -> Generator[str, None, None]:
         """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""
         seq, engine = self.sequence, self._llm.engine
-        decoder, text = StreamDecoder(self._llm.tokenizer), StopStrings(self._stop)
+        text = AnswerText(self._llm, seq, self._stop, self._budget)
         engine.submit(seq)
-        n_read = seq.n_prompt
         try:
-            while n_read < len(seq.tokens) or seq.stop_reason is None:
-                if n_read == len(seq.tokens):  # a step for another sequence may have brought this one forward
-                    engine.step()
-                    if self._on_step:
-                        self._on_step(seq.n_prompt_done, seq.n_prompt)
-                    continue
-                decoded = decoder.add(seq.tokens[n_read])
-                n_read += 1
-                if self._budget and (closing := self._budget.add(decoded)):
-                    engine.extend(seq, self._llm.tokenizer.encode(closing))
-                if self._on_token:
-                    self._on_token(n_read - 1 - seq.n_prompt)
-                if piece := text.add(decoded):
-                    yield piece
-                if text.found:
-                    engine.cancel(seq)
-                    seq.stop_reason = "stop"
-                    return
-            if seq.error:
-                raise seq.error
-            if rest := text.add(decoder.end()) + text.end():
+            while True:
+                while text.unread:
+                    piece = text.next()
+                    if self._on_token:
+                        self._on_token(text.n_read - 1 - seq.n_prompt)
+                    if piece:
+                        yield piece
+                if seq.stop_reason:
+                    break
+                engine.step()
+                if self._on_step:
+                    self._on_step(seq.n_prompt_done, seq.n_prompt)
+            if rest := text.end():
                 yield rest
         finally:
             engine.cancel(seq)
@@ -155,27 +147,3 @@ class Completion:
                 "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
                 "predicted_n": len(seq.generated), "predicted_ms": 1e3 * seq.generation_seconds,
                 "predicted_per_second": predicted_n / seq.generation_seconds if seq.generation_seconds else 0.0}
-
-
-class StopStrings:
-    """Passes text on up to the first of some strings, holding back what may turn out to begin one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held, self.found = [s for s in stops if s], "", False
-
-    def add(self, text: str) -> str:
-        """The text that can be passed on now. `found` is set once a stop string is complete; nothing is passed on from its begin on."""
-        if self.found:
-            return ""
-        self._held += text
-        ends = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
-        if ends:  # the first to be complete counts, however the text came in pieces
-            self.found = True
-            return self._held[:min(ends)[1]]
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
-        return out
-
-    def end(self) -> str:
-        """What was held back, now that nothing follows."""
-        return "" if self.found else self._held

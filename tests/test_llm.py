@@ -8,8 +8,9 @@ import pytest
 import tiny_models
 
 import qwencli
+from qwencli.answer_text import StopStrings
 from qwencli.errors import InputError
-from qwencli.llm import LLM, Completion, StopStrings
+from qwencli.llm import LLM, Completion
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 
@@ -40,7 +41,7 @@ def test_stop_strings_cut_the_same_however_the_text_comes_in_pieces(seed: int) -
     for parts in pieces, list(text), [text]:
         strings = StopStrings(stops)
         assert "".join([*map(strings.add, parts), strings.end()]) == naive_cut(text, stops)
-        assert strings.found == (naive_cut(text, stops) != text or any(stop and text.endswith(stop) for stop in stops))
+        assert bool(strings.found) == (naive_cut(text, stops) != text or any(stop and text.endswith(stop) for stop in stops))
 
 
 def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
