@@ -183,7 +183,7 @@ def test_an_etag_that_is_no_name(hub: Hub, call: Call, tmp_path: Path) -> None:
 
 
 def test_files_outside_the_repository(hub: Hub, call: Call) -> None:
-    hub.files["maker/Evil"] = {"../../evil-Q4_K_M.gguf": MODEL, "/evil.gguf": MODEL, "c:\\evil.gguf": MODEL}
+    hub.files["maker/Evil"] = {"../../evil-Q4_K_M.gguf": MODEL, "/evil.gguf": MODEL, "c:\\evil.gguf": MODEL, "\x1b]evil.gguf": MODEL}
     assert call("pull", "maker/Evil")[::2] == (1, "qwencli: error: maker/Evil holds no GGUF models\n")
 
 

@@ -49,7 +49,8 @@ def look_up(name: HubName, first: bool = False) -> RemoteModel:
     with _errors(name.repo):
         info = HfApi(endpoint=endpoint()).model_info(name.repo, files_metadata=True)
         about = {file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
-                 for file in info.siblings or [] if ".." not in file.rfilename.split("/") and not re.search(r"^/|[\\:\0]", file.rfilename)}
+                 for file in info.siblings or []
+                 if ".." not in file.rfilename.split("/") and not re.search(r"^/|[\\:\0-\x1f\x7f]", file.rfilename)}
     models = models_among(about)
     chosen = choose(name, {first: sum(about[part].n_bytes or 0 for part in parts) for first, parts in models.items()}, first)
     return RemoteModel(names_of(name.repo, models)[chosen], name.repo, [about[part] for part in models[chosen]])
