@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is no file."""
+"""Files that are read whole, and written whole or not at all."""
 from __future__ import annotations
 
 import os
@@ -47,10 +47,18 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
         raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def check_readable(path: str | os.PathLike[str]) -> None:
-    """Raise InputError for what is there and no file: opening a pipe waits for somebody to write to it."""
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """What is in a file; of one that is larger, one byte more than `max_bytes`.
+
+    Raises QwenError where it cannot be read, InputError for what is no file: opening a pipe waits for somebody to write to it.
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: cannot be read: not a regular file")
+    try:
+        with open(path, "rb") as f:
+            return f.read(max_bytes + 1)
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FormatError, InputError, QwenError
 from ..sampling import SamplingParams
-from ..whole_file import check_readable, replacing
+from ..whole_file import read_file, replacing
 from .dialogue import Settings
 from .settings import changed, values
 
@@ -52,12 +52,7 @@ def _may_go(path: str | os.PathLike[str]) -> bool:
 
 def load(path: str | os.PathLike[str]) -> Transcript:
     """Read a transcript. Raises FormatError if it is none, QwenError if it cannot be read."""
-    check_readable(path)
-    try:
-        with open(path, "rb") as f:
-            raw = f.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
+    raw = read_file(path, MAX_BYTES)
     if len(raw) > MAX_BYTES:
         raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, which no transcript is")
     try:

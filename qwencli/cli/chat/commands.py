@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...dialogue.settings import changed, check_name, parse, shown, values
 from ...dialogue.transcript import Transcript, save
-from ...errors import InputError, QwenError
-from ...whole_file import check_readable
+from ...errors import InputError
+from ...whole_file import read_file
 from .._common import say
 
 if TYPE_CHECKING:
@@ -62,15 +62,11 @@ def edit(chat: Chat, argument: str) -> None:
 def read(chat: Chat, argument: str) -> None:
     """Files go before the next question under their names, as in llama.cpp."""
     path = path_of(argument)
-    check_readable(path)
+    raw = read_file(path, MAX_FILE)
+    if len(raw) > MAX_FILE:
+        raise InputError(f"{path}: larger than {MAX_FILE // 2**20} MB, more than any context holds")
     try:
-        with open(path, "rb") as f:
-            raw = f.read(MAX_FILE + 1)
-        if len(raw) > MAX_FILE:
-            raise InputError(f"{path}: larger than {MAX_FILE // 2**20} MB, more than any context holds")
         text = raw.decode("utf-8")
-    except OSError as error:
-        raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}") from None
     chat.dialogue.attached += f"--- File: {path.name} ---\n{text}{'' if text.endswith(chr(10)) else chr(10)}\n"
