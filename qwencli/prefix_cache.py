@@ -55,14 +55,16 @@ class PrefixCache:
     def _copy(self, source: KVSequence, length: int) -> KVSequence:
         kv = self._backend.cache.share(source, length)
         rest = length % PAGE
-        if rest:
-            try:
+        try:
+            if rest:
                 self._backend.reserve(kv, rest)
-            except QwenError:  # no memory for a copy: these positions are computed again, or fail then
-                self._backend.cache.trim(kv)
-                return kv
-            self._backend.copy_page(source.pages[length // PAGE], kv.pages[-1])
-            self._backend.cache.commit(kv, rest)
+                self._backend.copy_page(source.pages[length // PAGE], kv.pages[-1])
+                self._backend.cache.commit(kv, rest)
+        except QwenError:  # no memory for a copy: these positions are computed again, or fail then
+            self._backend.cache.trim(kv)
+        except BaseException:  # Ctrl-C
+            self._backend.cache.release(kv)
+            raise
         return kv
 
     def make_room(self) -> bool:

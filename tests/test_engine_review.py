@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,6 +124,27 @@ def test_what_is_kept_makes_room_where_there_is_no_memory() -> None:
         while seq.stop_reason is None:
             engine.step()
         assert (seq.stop_reason, seq.error) == ("length", None)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, QwenError])
+def test_a_page_that_cannot_be_copied_is_not_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """Ctrl-C ends the request, without memory the page is computed again."""
+    def fail(source: int, target: int) -> None:
+        raise error
+
+    engine, first, second = Engine(backend, n_ctx=400, n_kept=400), Sequence([1] * 100, GREEDY, 1), Sequence([1] * 100, GREEDY, 1)
+    engine.submit(first)
+    engine.step()
+    monkeypatch.setattr(backend, "copy_page", fail)
+    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext():
+        engine.submit(second)
+    assert second.n_cached == (PAGE if error is QwenError else 0)
+    engine.cancel(second)
+    while engine.prefixes.make_room():
+        pass
+    one = KVSequence()
+    backend.cache.reserve(one, 2 * PAGE)
+    assert sorted(one.pages) == [0, 1]
 
 
 @pytest.mark.parametrize("n_kept", [0, 400])
