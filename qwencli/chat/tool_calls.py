@@ -139,6 +139,7 @@ def _value(text: Incoming) -> Reading[tuple[str, str]]:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` where it is an object, else an empty one: JSON from outside may hold anything in any place."""
     return value if isinstance(value, Mapping) else {}
 
 

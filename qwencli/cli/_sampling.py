@@ -18,9 +18,9 @@ NAMES = {
 """Options whose names are not the field's."""
 USUAL = {
     "temp": "Temperature; 0 takes the likeliest token.",
-    "top_k": "Choose among the K likeliest tokens; 0 = all.",
-    "top_p": "Choose among the likeliest tokens that together have probability P; 1 = all.",
-    "min_p": "Leave out tokens with less than P times the likeliest one's probability; 0 = none.",
+    "top_k": "Choose among the N likeliest tokens; 0 = all.",
+    "top_p": "Choose among the likeliest tokens that together have probability N; 1 = all.",
+    "min_p": "Leave out tokens with less than N times the likeliest one's probability; 0 = none.",
     "repeat_penalty": "Divide the logits of recent tokens by this; 1 = off.",
     "presence_penalty": "Subtract this from the logits of recent tokens; 0 = off."}
 MORE = {
@@ -34,7 +34,7 @@ MORE = {
         "dry_sequence_breakers": "DRY: repetitions end at this text. May be given several times; 'none' for no such text."},
     "Choice": {
         "top_n_sigma": "Leave out tokens more than N standard deviations below the largest logit; -1 = none.",
-        "typical_p": "Choose among the tokens nearest to the expected surprise that together have probability P; 1 = all.",
+        "typical_p": "Choose among the tokens nearest to the expected surprise that together have probability N; 1 = all.",
         "xtc_probability": "XTC: how often all tokens of at least the threshold are left out, but the least likely of them; 0 = never.",
         "xtc_threshold": "XTC: that probability; above 0.5 = never.",
         "logit_bias": "Add to a token's logit: 15043+1, 15043-1.5; 15043-inf forbids it. May be given several times."},

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from ..chat.tool_calls import mapping
 from ..errors import QwenError
 
 MAX_EVENT = 2**20
@@ -43,8 +44,8 @@ class StreamedAnswer:
         self.finish: str | None = None
         self._parser = AnswerParser(tools=tools)  # for servers that leave <think> and <tool_call> in the text
         self._calls: list[PartialCall] = []
-        self._usage: dict[str, Any] = {}
-        self._timings: dict[str, Any] = {}
+        self._usage: Mapping[str, Any] = {}
+        self._timings: Mapping[str, Any] = {}
         self.begun = False  # something of it has arrived
         self._begin = self._first = self._last = time.monotonic()
 
@@ -68,7 +69,7 @@ class StreamedAnswer:
         for call in calls if isinstance(calls, list) else ():
             self._add_call(mapping(call))
 
-    def _add_call(self, delta: dict[str, Any]) -> None:
+    def _add_call(self, delta: Mapping[str, Any]) -> None:
         """A call's first delta names it, later ones add to its arguments. Some servers give several calls one index, but never one id."""
         index, id, function = delta.get("index"), text(delta.get("id")), mapping(delta.get("function"))
         if not function:
@@ -123,11 +124,6 @@ def parsed(data: bytes | str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """`value` where it is an object, else an empty one: a server may send anything in any place."""
-    return value if isinstance(value, dict) else {}
 
 
 def text(value: Any) -> str:

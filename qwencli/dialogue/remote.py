@@ -11,8 +11,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from ..chat.tool_calls import mapping
 from ..errors import ContextFull, InputError, QwenError
-from .openai_stream import StreamedAnswer, events, mapping, message_of, parsed
+from .openai_stream import StreamedAnswer, events, message_of, parsed
 
 if TYPE_CHECKING:
     from ..chat.answers import Event
