@@ -1,0 +1,1 @@
+"""`qwencli serve`: the model behind OpenAI's and llama.cpp's APIs."""
