@@ -28,7 +28,6 @@ Event = Reasoning | Content | ToolCall
 __all__ = ["AnswerParser", "Content", "Event", "Reasoning", "ToolCall"]
 
 
-
 class AnswerParser:
     """Turns an answer's text, in whatever pieces it comes, into events; joined, these do not depend on the pieces.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ANY_QUESTION = "What next?"
 
+
 class Told(NamedTuple):
     """The text of a conversation up to the end of an answer, and the tokens that it was read and written in."""
     text: str

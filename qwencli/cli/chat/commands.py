@@ -92,7 +92,6 @@ def change_setting(chat: Chat, argument: str) -> None:
         say(f"{each:{max(map(len, known))}}  {shown(each, known[each])}")
 
 
-
 def think(chat: Chat, argument: str) -> None:
     if argument not in THINK:
         raise InputError(f"/think is followed by {', '.join(THINK)}, not {argument}")
