@@ -137,3 +137,41 @@ def test_answers_of_the_engine(model: Model) -> None:
         assert answers(engine, prompts[:1]) == expected[:2]
         engine.cancel(parent)
         assert answers(engine, prompts[:1]) == expected[:2]
+
+
+SAMPLED: list[dict[str, Any]] = [
+    {"temp": 0.0}, {"top_k": 30}, {"mirostat": 1, "mirostat_tau": 3.0}, {"mirostat": 2, "mirostat_tau": 3.0}, {"dynatemp_range": 0.5},
+    {"dry_multiplier": 2.0, "dry_allowed_length": 1}, {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+    {"repeat_penalty": 1.3, "frequency_penalty": 0.3, "penalty_last_n": -1, "n_probs": 2}]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_answers_with_any_samplers_and_given_tokens_amid_others(model: Model, seed: int) -> None:
+    """Prompts begin alike, come at any time, and some answers are made to go on with given tokens; in the end no page is in use."""
+    backend, rs = CPUBackend(model, 2), np.random.RandomState(seed)
+    begin = tokens_of(model, seed, 150)
+    prompts = [begin[:rs.randint(1, 151)] + tokens_of(model, i, rs.randint(6)) for i in range(6)]
+    params = [SamplingParams(**{"temp": 1.0, "seed": i, **SAMPLED[rs.randint(len(SAMPLED))]}) for i in range(6)]
+    lengths, given = rs.randint(2, 25, 6), [(rs.randint(1, 8), tokens_of(model, 99, rs.randint(70))) for _ in range(6)]
+
+    def answers(engine: Engine, which: Sequence[int]) -> dict[int, list[int]]:
+        sequences = {i: EngineSequence(list(prompts[i]), params[i], int(lengths[i])) for i in which}
+        coming = list(which)
+        while coming or engine.running:
+            if coming and (not engine.running or rs.randint(3) == 0):
+                engine.submit(sequences[coming.pop()])
+            engine.step()
+            for i, seq in sequences.items():
+                if len(seq.generated) == given[i][0]:
+                    engine.extend(seq, given[i][1])
+        return {i: seq.generated for i, seq in sequences.items()}
+
+    engine = Engine(backend, 512, [3, 64, 512][seed % 3], n_kept=[0, 100, 512][seed % 4 % 3])
+    alone = {i: answers(Engine(backend, 512), [i])[i] for i in range(6)}
+    for _ in range(2):
+        assert answers(engine, rs.permutation(6).tolist()) == alone
+    while engine.prefixes.make_room():
+        pass
+    every = KVSequence()
+    backend.cache.reserve(every, 64 * (n_pages := backend.cache.n_pages))
+    assert sorted(every.pages) == list(range(n_pages))
