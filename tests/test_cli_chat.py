@@ -112,6 +112,13 @@ def test_stats(chat: Chat) -> None:
     assert "; 49 more were known from before" in chat("hi", "hi", "/stats").err
 
 
+@pytest.mark.parametrize(("reply", "told"), [(as_json({"error": {"message": "no"}}, 500), "no answer yet"),
+                                             (Reply([stream(delta("stop"))]), "stopped by: eos")])
+def test_stats_of_a_server_that_tells_none(call: Call, reply: Reply, told: str) -> None:
+    with OpenAIServer(reply) as server:
+        assert call("chat", "-q", "--url", server.url, stdin=b"hi\n/stats\n").err.splitlines()[-1] == told
+
+
 def test_think_and_set(chat: Chat) -> None:
     lines = ["/set think", "/think on", "/set think", "/think off", "/set think", "/think auto", "/set think"]
     assert [line.split()[1] for line in chat(*lines).err.splitlines()] == ["none", "on", "off", "none"]

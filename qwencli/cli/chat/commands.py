@@ -120,18 +120,18 @@ def show_stats(chat: Chat, argument: str) -> None:
 
 
 def stats_lines(s: dict[str, float], stop_reason: str | None) -> list[str]:
-    """The last answer's figures for people; a server may leave some out."""
-    if not s:
-        return ["no answer yet"]
+    """The last answer's figures for people; a server may leave some out, and all where it failed."""
     lines = []
     for what, count, speed in ("prompt", "prompt_n", "prompt_per_second"), ("answer", "predicted_n", "predicted_per_second"):
         if count in s:
             lines.append(f"{what}: {s[count]:.0f} tokens" + (f", {s[speed]:.1f} t/s" if s.get(speed) else ""))
-    if s.get("cached_n"):
+    if s.get("cached_n") and "prompt_n" in s:
         lines[0] += f"; {s['cached_n']:.0f} more were known from before"
     if "context_n" in s and "n_ctx" in s:
         lines.append(f"context: {s['context_n']:.0f} of {s['n_ctx']:.0f} tokens")
-    return [*lines, f"stopped by: {stop_reason}"]
+    if stop_reason:
+        lines.append(f"stopped by: {stop_reason}")
+    return lines or ["no answer yet"]
 
 
 def end(chat: Chat, argument: str) -> None:
