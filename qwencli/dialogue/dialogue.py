@@ -21,7 +21,8 @@ Events = Generator[Event, None, None]
 
 @dataclass
 class Settings:
-    """How a model answers. `think` None leaves it to the template; `reasoning_budget` are tokens of thinking at most, 0 for none.
+    """How a model answers. With `think` None it may think: a template here is told so, a server nothing. `reasoning_budget` are tokens
+    of thinking at most, 0 for none.
 
     Raises InputError for values that make no sense.
     """
