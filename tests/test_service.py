@@ -1,0 +1,218 @@
+"""The service: many requests on one engine, for asyncio. The answers to expect are those of the same requests alone."""
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwencli.backends import HIDDEN, Batch, Piece
+from qwencli.backends.cpu import CPUBackend
+from qwencli.errors import ContextFull, InputError, QwenError
+from qwencli.kv_cache import KVSequence
+from qwencli.llm import LLM, Completion
+from qwencli.model_path import EMBEDDED
+from qwencli.sampling import SamplingParams
+from qwencli.server.service import Busy, Generation, Request, Service
+
+GREEDY = SamplingParams(temp=0)
+PROMPTS = ["Once upon a time", "One day a", "The little boy", "In a forest there was", "She said"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(EMBEDDED)
+
+
+def tokens_of(llm: LLM, text: str) -> list[int]:
+    return llm.tokenizer.encode(text)
+
+
+def alone(llm: LLM, text: str, sampling: SamplingParams, n: int, stop: tuple[str, ...] = ()) -> str:
+    while llm.engine.prefixes.make_room():
+        pass
+    return "".join(Completion(llm, tokens_of(llm, text), sampling, n, stop, ignore_eos=True).run())
+
+
+def serve(llm: LLM, work: Callable[[Service], Coroutine[Any, Any, Any]], **options: Any) -> Any:
+    """Run `work` on a service that ends with it, with nothing left behind."""
+    async def main() -> Any:
+        service = Service(llm, **options)
+        service.start()
+        try:
+            return await asyncio.wait_for(work(service), 60)
+        finally:
+            await service.stop(grace=0)
+            assert llm.engine.running == []
+            assert [slot.generation for slot in service.slots()] == [None] * service.n_slots
+    return asyncio.run(main())
+
+
+async def text_of(generation: Generation) -> str:
+    return "".join([piece.text async for piece in generation])
+
+
+def test_requests_at_once_get_the_answers_that_each_gets_alone(llm: LLM) -> None:
+    """More than there are slots, greedy and drawn; nobody else changes a bit."""
+    drawn = SamplingParams(seed=3, temp=1.2), SamplingParams(seed=4, xtc_probability=0.5), SamplingParams(seed=5, top_k=0)
+    params = [GREEDY, *drawn, GREEDY]
+    expected = [alone(llm, text, sampling, 30) for text, sampling in zip(PROMPTS, params)]
+
+    async def work(service: Service) -> list[str]:
+        requests = [Request(tokens_of(llm, text), sampling, 30, ignore_eos=True) for text, sampling in zip(PROMPTS, params)]
+        return await asyncio.gather(*(text_of(service.generate(request)) for request in requests))
+
+    assert serve(llm, work, n_slots=2) == expected
+
+
+def test_pieces_name_their_tokens(llm: LLM) -> None:
+    async def work(service: Service) -> tuple[list[Any], list[int]]:
+        generation = service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 20, ignore_eos=True))
+        return [piece async for piece in generation], generation.sequence.generated
+
+    pieces, generated = serve(llm, work)
+    assert [token for piece in pieces for token in piece.tokens] == generated
+    assert len(generated) == 20
+    assert len(pieces) > 10
+
+
+def test_stop_strings(llm: LLM) -> None:
+    whole = alone(llm, PROMPTS[0], GREEDY, 40)
+    stop = whole[30:36]
+    expected = alone(llm, PROMPTS[0], GREEDY, 40, (stop,))
+
+    async def work(service: Service) -> tuple[str, str | None, str]:
+        generation = service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 40, (stop, "never this"), ignore_eos=True))
+        return await text_of(generation), generation.sequence.stop_reason, generation.stop_word
+
+    assert serve(llm, work) == (expected, "stop", stop)
+
+
+def test_a_full_queue_is_an_error_that_says_when_to_come_again(llm: LLM) -> None:
+    async def work(service: Service) -> list[str]:
+        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 60, ignore_eos=True)
+        running = [service.generate(request)]
+        first = await running[0].__anext__()
+        running += [service.generate(request) for _ in range(2)]
+        assert service.n_waiting == 2
+        with pytest.raises(Busy, match="2 requests are waiting already") as caught:
+            service.generate(request)
+        assert caught.value.retry_after >= 1
+        texts = await asyncio.gather(*map(text_of, running))
+        return [first.text + texts[0], *texts[1:]]
+
+    assert len(set(serve(llm, work, n_slots=1, n_queue=2))) == 1
+
+
+@pytest.mark.parametrize("when", ["waiting", "prompt", "answer"])
+def test_a_cancelled_request_frees_its_slot_within_a_step(llm: LLM, when: str) -> None:
+    async def work(service: Service) -> str:
+        long = Request(tokens_of(llm, PROMPTS[0] * 40), GREEDY, 800, ignore_eos=True)
+        generation = service.generate(long)
+        if when == "waiting":
+            generation = service.generate(long)
+        elif when == "answer":
+            await generation.__anext__()
+        generation.cancel()
+        generation.cancel()
+        async for _ in generation:
+            pass
+        assert generation.sequence.stop_reason == "cancelled"
+        for slot in service.slots():
+            if slot.generation:
+                slot.generation.cancel()
+        return await text_of(service.generate(Request(tokens_of(llm, PROMPTS[1]), GREEDY, 10, ignore_eos=True)))
+
+    expected = alone(llm, PROMPTS[1], GREEDY, 10)
+    assert serve(llm, work, n_slots=1) == expected
+
+
+def test_a_second_turn_computes_only_what_is_new(llm: LLM) -> None:
+    async def work(service: Service) -> tuple[int, int]:
+        first = service.generate(Request(tokens_of(llm, PROMPTS[0]) * 20, GREEDY, 10, ignore_eos=True))
+        await text_of(first)
+        second = service.generate(Request([*first.sequence.tokens, *tokens_of(llm, " and")], GREEDY, 10, ignore_eos=True))
+        await text_of(second)
+        return second.sequence.n_cached, len(first.sequence.tokens)
+
+    while llm.engine.prefixes.make_room():
+        pass
+    cached, n = serve(llm, work)
+    assert cached == n - 1  # the last token was chosen, but nothing was computed of it
+
+
+def test_what_can_never_run_is_refused_at_once(llm: LLM) -> None:
+    async def work(service: Service) -> None:
+        for tokens, error in ([], InputError), ([10**7], InputError), ([1] * 5000, ContextFull):
+            with pytest.raises(error):
+                service.generate(Request(tokens, GREEDY))
+
+    serve(llm, work)
+
+
+def test_a_step_that_fails_ends_its_requests_and_nothing_else(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(service: Service) -> str:
+        sample = CPUBackend.sample
+
+        def fail(self: CPUBackend, *args: Any) -> Any:
+            monkeypatch.setattr(CPUBackend, "sample", sample)
+            raise ValueError("/a/path/of/the/machine")
+
+        monkeypatch.setattr(CPUBackend, "sample", fail)
+        with pytest.raises(QwenError, match=r"^ValueError in a step$"):
+            await text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10)))
+        return await text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10, ignore_eos=True)))
+
+    expected = alone(llm, PROMPTS[0], GREEDY, 10)
+    assert serve(llm, work) == expected
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_are_the_final_norms_output(llm: LLM, pooling: str) -> None:
+    """Of a text longer than a step, beside a running answer."""
+    tokens = tokens_of(llm, "a story of a boy " * 150)
+    assert len(tokens) > 512
+    hidden = CPUBackend(llm.model).run([HIDDEN], Batch([Piece(KVSequence(), tokens, len(tokens))]))[HIDDEN]
+    expected = hidden[-1] if pooling == "last" else hidden.mean(axis=0)
+
+    async def work(service: Service) -> Any:
+        answer = asyncio.create_task(text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 30, ignore_eos=True))))
+        found = await service.embed(tokens)
+        await answer
+        return found
+
+    pages = llm.engine.backend.cache.n_pages
+    found = serve(llm, work, pooling=pooling)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert pages <= llm.engine.backend.cache.n_pages
+
+
+def test_stopping_lets_running_requests_finish_and_takes_no_more(llm: LLM) -> None:
+    async def main() -> tuple[str, str]:
+        service = Service(llm, n_slots=1)
+        service.start()
+        first, waiting = (service.generate(Request(tokens_of(llm, text), GREEDY, 20, ignore_eos=True)) for text in PROMPTS[:2])
+        ending = asyncio.create_task(service.stop(grace=30))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="shutting down"):
+            service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 20))
+        texts = await asyncio.gather(text_of(first), text_of(waiting))
+        await ending
+        return texts[0], texts[1]
+
+    expected = tuple(alone(llm, text, GREEDY, 20) for text in PROMPTS[:2])
+    assert asyncio.run(main()) == expected
+
+
+def test_what_does_not_finish_in_time_fails(llm: LLM) -> None:
+    async def main() -> None:
+        service = Service(llm, n_slots=1)
+        service.start()
+        generation = service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 900, ignore_eos=True))
+        await generation.__anext__()
+        await service.stop(grace=0)
+        with pytest.raises(QwenError, match="shutting down"):
+            await text_of(generation)
+
+    asyncio.run(main())
+    assert llm.engine.running == []
