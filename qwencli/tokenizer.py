@@ -153,7 +153,8 @@ class Tokenizer:
         return [self._ids[token] for word in words for token in self._merge(word)]
 
     def _encode_long(self, text: str) -> Iterable[int]:
-        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        # unlike `encode`, it lets other threads run meanwhile
+        ids: list[int] = self._bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def _merge(self, word: str) -> list[str]:
@@ -215,6 +216,19 @@ class Tokenizer:
             return b""
         table = self._bytes_of_character
         return b"".join(bytes((table[c],)) if c in table else c.encode() for c in text)
+
+    def all_bytes(self) -> list[bytes]:
+        """`token_bytes` of the whole vocabulary, several times as fast."""
+        text = "".join(self._texts).translate({ord(c): byte for c, byte in self._bytes_of_character.items()})
+        ends = list(accumulate(map(len, self._texts)))
+        words = [text[begin:end] for begin, end in zip([0, *ends], ends)]
+        return [word.encode("latin-1") if kind == NORMAL and word.isascii() else self.token_bytes(i)
+                for i, (word, kind) in enumerate(zip(words, self._types))]
+
+    @property
+    def control_ids(self) -> list[int]:
+        """The tokens that are no text."""
+        return [self._ids[text] for text in self.control_texts]
 
     def decode_bytes(self, ids: Iterable[int], special: bool = True) -> bytes:
         """The bytes of all tokens in a row."""

@@ -1,6 +1,7 @@
 """The tokenizer against llama.cpp's ids: its own conformance cases, and answers stored by scripts/make_oracles.py."""
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,20 @@ def test_long_texts_and_long_words_have_the_ids_of_short_ones(tiny: Tokenizer) -
     assert len(words) > tokenizer_module.SHORT_TEXT
     for text in words, "a" * limit, "a" * (limit + 1), "ab" * limit:
         assert tiny.encode(text) == [i for word in re.findall(" ?[a-z]+", text) for i in tiny.encode(word)]
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(tiny: Tokenizer) -> None:
+    """A server's other requests do not wait for it."""
+    done, turns = threading.Event(), 0
+
+    def encode() -> None:
+        tiny.encode("one two three. " * 50_000)
+        done.set()
+
+    threading.Thread(target=encode).start()
+    while not done.wait(0.001):
+        turns += 1
+    assert turns > 10
 
 
 @needs_shared
