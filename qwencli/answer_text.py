@@ -73,8 +73,9 @@ class StopStrings:
             end, start = min(ends)
             self.found = self._held[start:end]
             return self._held[:start]
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
+        n_held = len(self._held)
+        keep = max((n for stop in self._stops for n in range(1, min(len(stop), n_held + 1)) if self._held.endswith(stop[:n])), default=0)
+        out, self._held = self._held[:n_held - keep], self._held[n_held - keep:]
         return out
 
     def end(self) -> str:
