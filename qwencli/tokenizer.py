@@ -4,6 +4,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 from .errors import InputError, ModelError
