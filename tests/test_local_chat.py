@@ -12,6 +12,7 @@ from qwencli.errors import ContextFull
 from qwencli.llm import LLM, Completion
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
+from qwencli.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temp=0)
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
@@ -135,6 +136,16 @@ def test_an_answer_stands_in_the_conversation_with_the_tokens_it_was_written_in(
     said = {"role": "assistant", "content": llm.tokenizer.decode(chat.sequence.generated)}
     list(chat.answer([QUESTION, said, QUESTION], Settings(GREEDY, 1)))
     assert chat.sequence.tokens[:len(written)] == written
+
+
+def test_a_text_that_no_tokens_could_make_fit_is_not_cut_into_them(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile template writes up to 32 MB, which would take half a minute."""
+    chat = LocalChat(llm, ChatTemplate("{{ 'a' * 3000000 }}"))
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    with pytest.raises(ContextFull, match=r"the conversation has 3000000 characters, more than the context of 1024 tokens can hold"):
+        ask(chat, QUESTION)
+    with pytest.raises(ContextFull):
+        list(chat.go_on("a" * 3000000, Settings(GREEDY)))
 
 
 def test_a_conversation_that_leaves_no_room_for_an_answer() -> None:

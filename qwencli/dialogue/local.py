@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .dialogue import Settings
 
 ANY_QUESTION = "What next?"
+LONG_TEXT = 2**20
+"""Characters; so many are cut into tokens in less than a second."""
 
 
 class Told(NamedTuple):
@@ -71,6 +73,7 @@ class LocalChat:
         inside = ends_inside(prompt.text)
         if inside and not think:  # a template that always begins with thinking
             prompt, inside = prompt._replace(text=prompt.text + closing(prompt.text)), False
+        self._check_length(prompt.text)
         tokens = self._encode(prompt)
         n_ctx = self.llm.engine.n_ctx
         if len(tokens) >= n_ctx:
@@ -121,9 +124,17 @@ class LocalChat:
     def go_on(self, text: str, settings: Settings) -> Events:
         """Continue a text as it stands, without a template; control tokens in it are recognised."""
         self.close()
+        self._check_length(text)
         tokens = self.llm.tokenizer.encode(text, add_special=True, parse_special=True)
         with contextlib.closing(self._complete(tokens, settings)) as pieces:
             yield from map(Content, pieces)
+
+    def _check_length(self, text: str) -> None:
+        """Raise ContextFull for a text that is too long whatever its tokens are: cutting takes a second a megabyte, and Ctrl-C waits."""
+        tokenizer, n_ctx = self.llm.tokenizer, self.llm.engine.n_ctx
+        if len(text) > LONG_TEXT and len(text) > n_ctx * max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.n_vocab)):
+            raise ContextFull(f"the conversation has {len(text)} characters, more than the context of {n_ctx} tokens can hold: "
+                              "shorten it or raise -c")
 
     def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None = None) -> Generator[str, None, None]:
         self.completion = Completion(self.llm, tokens, settings.sampling, settings.max_tokens, self._stop, self._ignore_eos,
