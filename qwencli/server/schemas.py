@@ -101,6 +101,8 @@ class SamplingFields(Fields):
             pairs = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
             chosen["logit_bias"] = [(token, -math.inf if bias is False else bias)
                                     for what, bias in pairs for token in _tokens(what, tokenizer)]
+            if len(chosen["logit_bias"]) > MAX_BIASES:
+                raise InputError(f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}")
         return replace(base, **chosen, n_probs=n_probs)
 
 
