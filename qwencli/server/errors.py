@@ -1,6 +1,7 @@
 """What is answered to a request that cannot be done: a status and each API's own JSON."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -15,12 +16,15 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 
 
 class ApiError(QwenError):
-    """A request that is refused, with the status to answer. `param` names the field at fault, `code` is for programs."""
+    """A request that is refused, with the status to answer. `param` names the field at fault, `code` is for programs.
+
+    `details` are further fields of llama.cpp's form.
+    """
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None, type: str | None = None,
-                 retry_after: int | None = None) -> None:
+                 retry_after: int | None = None, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+        self.status, self.param, self.code, self.retry_after, self.details = status, param, code, retry_after, details or {}
         self.type = type or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
@@ -47,7 +51,7 @@ def error_object(path: str, error: BaseException) -> dict[str, Any]:
     e = api_error(error)
     if path.startswith("/v1/"):
         return {"error": {"message": str(e), "type": e.type, "param": e.param, "code": e.code}}
-    return {"error": {"code": e.status, "message": str(e), "type": e.type}}
+    return {"error": {"code": e.status, "message": str(e), "type": e.type, **e.details}}
 
 
 def error_response(path: str, error: BaseException) -> JSONResponse:
