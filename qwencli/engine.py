@@ -11,7 +11,7 @@ from .backends import F32, Backend, Batch, Piece
 from .errors import ContextFull, InputError, QwenError
 from .kv_cache import KVSequence
 from .prefix_cache import PrefixCache
-from .sampling import NOT_FINITE, Breakers, Report, Sampler, SamplingParams
+from .sampling import NOT_FINITE, Breakers, Constraint, Report, Sampler, SamplingParams
 
 
 @dataclass(eq=False)
@@ -37,12 +37,14 @@ class Sequence:
     """Prompt tokens that were there before, from a sequence that began alike."""
     breakers: Breakers = field(default_factory=dict)
     """What the DRY sampler's repetitions don't reach across."""
+    constraint: Constraint | None = None
+    """What the answer has to follow; where nothing more can follow it ends as by `end_ids`."""
     reports: dict[int, Report] = field(default_factory=dict)
     """By place in the answer, where `sampling` asks for them."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
-        self.sampler = Sampler(self.sampling, self.breakers)
+        self.sampler = Sampler(self.sampling, self.breakers, self.constraint)
 
     @property
     def generated(self) -> list[int]:
@@ -145,8 +147,7 @@ class Engine:
             try:
                 self.reserve(seq.kv, len(todo))
             except QwenError as error:  # no memory for this one; the others go on
-                seq.error = error
-                self._finish(seq, "error")
+                self._fail(seq, error)
             else:
                 room -= len(todo)
                 pieces.append((seq, Piece(seq.kv, todo, int(seq.kv.length + len(todo) == len(seq.tokens)))))
@@ -155,11 +156,14 @@ class Engine:
 
     def _accept(self, seq: Sequence, found: int | F32, piece: Piece) -> int | None:
         """Append a token, sampled already or now from logits, unless it ends the answer; finish the sequence where it is complete."""
-        token = found if isinstance(found, int) else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
+        try:
+            token = found if isinstance(found, int) else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
+        except QwenError as error:  # its constraint cannot go on; the others do
+            self._fail(seq, error)
+            return None
         if token == NOT_FINITE:
             where = f"position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(piece)}"
-            seq.error = QwenError(f"the logits of {where}: is the model damaged?")
-            self._finish(seq, "error")
+            self._fail(seq, QwenError(f"the logits of {where}: is the model damaged?"))
             return None
         if token in seq.end_ids:
             self._finish(seq, "eos")
@@ -171,7 +175,13 @@ class Engine:
 
     def _append(self, seq: Sequence, token: int) -> None:
         seq.tokens.append(token)
-        if seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
+        try:
+            ended = seq.constraint is not None and seq.constraint.ended(seq.generated)
+        except QwenError as error:
+            return self._fail(seq, error)
+        if ended:
+            self._finish(seq, "eos")
+        elif seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
             self._finish(seq, "length")
         elif len(seq.tokens) >= self.n_ctx:
             self._finish(seq, "context")
@@ -185,6 +195,10 @@ class Engine:
                 self.backend.cache.trim(kv)  # pages without memory: those that get free have some
                 if not self.prefixes.make_room():
                     raise
+
+    def _fail(self, seq: Sequence, error: QwenError) -> None:
+        seq.error = error
+        self._finish(seq, "error")
 
     def _finish(self, seq: Sequence, reason: str) -> None:
         seq.stop_reason = reason

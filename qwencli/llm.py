@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .answer_text import AnswerText
 from .backends import Backend
@@ -14,8 +14,11 @@ from .engine import Engine
 from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
 from .model import Model, load_model
-from .sampling import Breakers, SamplingParams
+from .sampling import Breakers, Constraint, SamplingParams
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .grammar import Vocabulary
 
 
 class LLM:
@@ -47,6 +50,12 @@ class LLM:
         """The file's own template, None if it has none."""
         source = self.file.metadata.string("tokenizer.chat_template", None)
         return ChatTemplate(source) if source else None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens as grammars need them. Raises QwenError without the package for that."""
+        from .grammar import Vocabulary
+        return Vocabulary(self.tokenizer)
 
     def sampling(self, **chosen: Any) -> SamplingParams:
         """Sampling with llama.cpp's defaults, the file's recommendations over them, and over both what is given and not None."""
@@ -105,16 +114,17 @@ class Completion:
     """One prompt and its answer.
 
     `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `budget` ends the
-    answer's thinking. `on_step` is called after each step of the engine with how many of how many prompt tokens are done, `on_token` with
-    the place of each of the answer's tokens. After `run`, `sequence` says why it stopped and how long it took.
+    answer's thinking, `constraint` says what it may consist of. `on_step` is called after each step of the engine with how many of how
+    many prompt tokens are done, `on_token` with the place of each of the answer's tokens. After `run`, `sequence` says why it stopped and
+    how long it took.
     """
 
     def __init__(self, llm: LLM, tokens: Sequence[int], sampling: SamplingParams, max_tokens: int | None = None, stop: Sequence[str] = (),
                  ignore_eos: bool = False, on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
-                 budget: ReasoningBudget | None = None) -> None:
+                 budget: ReasoningBudget | None = None, constraint: Constraint | None = None) -> None:
         self._llm, self._stop, self._on_step, self._on_token, self._budget = llm, stop, on_step, on_token, budget
         ends = frozenset[int]() if ignore_eos else llm.tokenizer.eog_ids
-        self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling))
+        self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling), constraint=constraint)
 
     def run(self) -> Generator[str, None, None]:
         """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""

@@ -36,7 +36,8 @@ USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor
 USED_BY = {
     "click": {"cli"}, "tqdm": {"cli"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "huggingface_hub": {"hub.downloads"},
     "jinja2": {"chat.template_child"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
-    "numba": {"kernels"}, "llvmlite": {"kernels"}, "starlette": {"server"}, "pydantic": {"server"}}
+    "numba": {"kernels"}, "llvmlite": {"kernels"}, "starlette": {"server"}, "pydantic": {"server"},
+    "llguidance": {"grammar"}}
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
 
 
@@ -123,13 +124,13 @@ def test_packages_that_only_some_parts_import(package: str) -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    block, extra = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT, re.M | re.S), re.search(r"^server = \[(.*?)\]", PYPROJECT, re.M | re.S)
+    block, extras = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT, re.M | re.S), re.findall(r"^(grammar|server) = \[(.*)\]$", PYPROJECT, re.M)
     assert block
-    assert extra
     declared = set(re.findall(r'^\s*"([\w-]+)', block[1], re.M)) | {"llvmlite"}  # comes with numba, in the version that it needs
-    server = declared | set(re.findall(r'"([\w-]+)', extra[1]))
+    also = {name: set(re.findall(r'"([\w-]+)', packages)) for name, packages in extras}
+    assert also.keys() == {"grammar", "server"}
     for name in FILES:
-        assert foreign(name) <= (server if part(name) in ("server", "grammar") else declared), name
+        assert foreign(name) <= declared | also.get(part(name), set()), name
 
 
 def test_all_folders_are_installed() -> None:

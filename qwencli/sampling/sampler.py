@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernels.layout import MAX_TOP_K
+from .constraint import Constraint
 from .params import SamplingParams
 
 if TYPE_CHECKING:
@@ -60,17 +61,20 @@ class Report(NamedTuple):
 
 
 class Sampler:
-    """Chooses the tokens of one sequence. `report` tells of the last one, where `n_probs` or `explain` ask for it."""
+    """Chooses the tokens of one sequence, of those that `constraint` allows.
 
-    def __init__(self, params: SamplingParams, breakers: Breakers | None = None) -> None:
+    `report` tells of the last one, where `n_probs` or `explain` ask for it.
+    """
+
+    def __init__(self, params: SamplingParams, breakers: Breakers | None = None, constraint: Constraint | None = None) -> None:
         import secrets
 
         from .chain import stages
-        self.params, self._breakers = params, breakers or {}
+        self.params, self._breakers, self._constraint = params, breakers or {}, constraint
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
         self.report: Report | None = None
         self._stages = stages(params)
-        self._draw = compiled_chain(params, self._stages)
+        self._draw = compiled_chain(params, self._stages) if constraint is None else None
         self._mu = self._next_mu = 2 * params.mirostat_tau
         self._index = -1
 
@@ -86,7 +90,10 @@ class Sampler:
         return self._draw._replace(recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0)
 
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> int:
-        """The token after `tokens`, the answer's `index`-th, by its logits, float32 [n_vocab]; NOT_FINITE if one is NaN or infinite."""
+        """The token after `tokens`, the answer's `index`-th, by its logits, float32 [n_vocab]; NOT_FINITE if one is NaN or infinite.
+
+        Raises QwenError where the constraint does.
+        """
         import numpy as np
 
         from .candidates import drawn, log_probabilities
@@ -110,6 +117,10 @@ class Sampler:
         from .chain import STAGES, Now
         now = Now(tokens, uniform(self.seed, index + FOR_XTC), self._mu, len(logits), self._breakers)
         left, counts = all_of(logits), []
+        mask = self._constraint.mask(tokens[len(tokens) - index:]) if self._constraint else None
+        if mask is not None:
+            left = left.pick(mask)
+            counts.append(("grammar", left.n))
         for name in self._stages:
             left = STAGES[name](left, self.params, now)
             counts.append((name, left.n))
