@@ -124,7 +124,8 @@ def test_packages_that_only_some_parts_import(package: str) -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    block, extras = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT, re.M | re.S), re.findall(r"^(grammar|server) = \[(.*)\]$", PYPROJECT, re.M)
+    block = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT, re.M | re.S)
+    extras = re.findall(r"^(grammar|server) = \[(.*)\]$", PYPROJECT, re.M)
     assert block
     declared = set(re.findall(r'^\s*"([\w-]+)', block[1], re.M)) | {"llvmlite"}  # comes with numba, in the version that it needs
     also = {name: set(re.findall(r'"([\w-]+)', packages)) for name, packages in extras}
