@@ -18,7 +18,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 class ApiError(QwenError):
     """A request that is refused, with the status to answer. `param` names the field at fault, `code` is for programs.
 
-    `details` are further fields of llama.cpp's form.
+    `details` are llama.cpp's further fields.
     """
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None, type: str | None = None,
@@ -26,6 +26,12 @@ class ApiError(QwenError):
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after, self.details = status, param, code, retry_after, details or {}
         self.type = type or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def context_full(n_prompt: int, n_ctx: int) -> ApiError:
+    """The refusal of a prompt that leaves no room for an answer."""
+    return ApiError(f"the prompt has {n_prompt} tokens, which leaves no room for an answer in the context of {n_ctx}",
+                    code="context_length_exceeded", type="exceed_context_size_error", details={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx})
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -50,7 +56,7 @@ def error_object(path: str, error: BaseException) -> dict[str, Any]:
     """The JSON that a client of this path understands: OpenAI's form under /v1, llama.cpp's elsewhere."""
     e = api_error(error)
     if path.startswith("/v1/"):
-        return {"error": {"message": str(e), "type": e.type, "param": e.param, "code": e.code}}
+        return {"error": {"message": str(e), "type": e.type, "param": e.param, "code": e.code, **e.details}}
     return {"error": {"code": e.status, "message": str(e), "type": e.type, **e.details}}
 
 
