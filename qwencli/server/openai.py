@@ -1,0 +1,228 @@
+"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings."""
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..chat.after_thinking import AfterThinking, thinks_in_tokens
+from ..llm import LLM
+from ..sampling import Constraint, SamplingParams
+from .config import Config
+from .conversations import ConversationFields, Prompt, budget_of, prompt_of
+from .errors import ApiError, context_full
+from .openai_choices import Answer, ChatChoice, Choice, TextChoice
+from .openapi import describe
+from .requests import json_body, track
+from .schemas import Fields, GenerationFields, nth_seed
+from .service import Request as ServiceRequest
+from .service import Service
+from .sse import event_stream
+
+MAX_N, MAX_PROMPTS, MAX_TEXTS, MAX_TOP = 128, 128, 2048, 20
+N = Annotated[int, Field(ge=1, le=MAX_N)]
+Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+Tokens = Annotated[list[int], Field(fail_fast=True, min_length=1)]
+Start = Callable[[], Constraint]
+
+
+class StreamOptions(Fields):
+    include_usage: bool | None = None
+
+
+class Common(GenerationFields):
+    model: str | None = None
+    """Whatever it is, the server's only model answers."""
+    n: N | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(Common, ConversationFields):
+    """The body of /v1/chat/completions."""
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+
+    @property
+    def n_top(self) -> int | None:
+        """How many tokens to report with each of the answer's; None: no report at all."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError("top_logprobs: it needs logprobs to be true", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Common):
+    """The body of /v1/completions."""
+    prompt: str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+    logprobs: Top | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: N | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        prompts: list[str | list[int]] = several(self.prompt)
+        if not 1 <= len(prompts) <= MAX_PROMPTS:
+            raise ApiError(f"prompt: expected 1 to {MAX_PROMPTS} prompts", param="prompt")
+        if self.best_of not in (None, self.n or 1):
+            raise ApiError("best_of: only the value of n is supported", param="best_of")
+        return prompts
+
+
+class EmbeddingRequest(Fields):
+    """The body of /v1/embeddings."""
+    input: str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+def several(value: Any) -> list[Any]:
+    """A list of texts, or of lists of token ids, however many there are."""
+    return [value] if isinstance(value, str) or (value and isinstance(value[0], int)) else value
+
+
+def routes(service: Service, config: Config) -> list[Route]:
+    api = OpenAI(service, config)
+    return [Route(prefix + path, endpoint, methods=[method]) for prefix, path, method, endpoint in (
+        ("/v1", "/models", "GET", api.models), ("", "/models", "GET", api.models), ("/v1", "/models/{id:path}", "GET", api.model),
+        ("/v1", "/chat/completions", "POST", api.chat), ("", "/chat/completions", "POST", api.chat),
+        ("/v1", "/completions", "POST", api.completions), ("/v1", "/embeddings", "POST", api.embeddings))]
+
+
+class OpenAI:
+    """The endpoints."""
+
+    def __init__(self, service: Service, config: Config) -> None:
+        self._service, self._config, self._llm = service, config, service.llm
+        self._created = int(time.time())
+
+    @describe("The models that there are: one")
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    @describe("One model")
+    async def model(self, request: Request) -> Response:
+        if request.path_params["id"] != self._config.name:
+            raise ApiError("there is no such model here", 404, "model", "model_not_found")
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        c, tensors = self._llm.model.config, self._llm.file.tensors.values()
+        meta = {"vocab_type": 2, "n_vocab": c.n_vocab, "n_ctx_train": c.n_ctx, "n_ctx": self._llm.engine.n_ctx, "n_embd": c.n_embd,
+                "n_params": sum(int(np.prod(t.shape)) for t in tensors), "size": sum(t.n_bytes for t in tensors)}
+        return {"id": self._config.name, "object": "model", "created": self._created, "owned_by": "qwencli", "meta": meta}
+
+    @describe("The next message of a conversation", ChatRequest, stream=True)
+    async def chat(self, request: Request) -> Response:
+        body = await json_body(request, ChatRequest)
+        n_top = body.n_top
+        think, budget = body.thinking(self._config)
+        prompt, sampling, start = await asyncio.to_thread(self._prepare_chat, body, think, n_top)
+
+        def choice(i: int) -> Choice:
+            generation = self._service.generate(ServiceRequest(
+                prompt.tokens, nth_seed(sampling, i), body.limit(self._config.max_tokens), body.stops, bool(body.ignore_eos),
+                budget_of(prompt, think, budget), start() if start else None))
+            return ChatChoice(track(request, generation), self._llm.tokenizer, body, prompt, n_top)
+        return await self._answer(request, "chat.completion", body, [choice(i) for i in range(body.n or 1)])
+
+    def _prepare_chat(self, body: ChatRequest, think: bool, n_top: int | None) -> tuple[Prompt, SamplingParams, Start | None]:
+        """All that takes time."""
+        llm, form = self._llm, body.answer_schema()
+        think = think and (form is None or thinks_in_tokens(llm.tokenizer))
+        prompt = prompt_of(body, llm, self._config, think)
+        start = constraint(llm, body.grammar, form)
+        if start and think:
+            free = start
+            start = lambda: AfterThinking(free(), llm.tokenizer, prompt.inside)  # noqa: E731
+        if functions := body.forced_tools():
+            start = constraint(llm, None, call_schema(functions))
+        return prompt, self._sampling(body, n_top), start
+
+    def _sampling(self, body: Common, n_top: int | None) -> SamplingParams:
+        sampling = body.sampling(self._config.sampling, self._llm.tokenizer, 0 if n_top is None else max(1, n_top))
+        self._llm.breakers(sampling)  # looked up here, not where everybody waits
+        return sampling
+
+    @describe("How a text goes on", CompletionRequest, stream=True)
+    async def completions(self, request: Request) -> Response:
+        body = await json_body(request, CompletionRequest)
+        prompts, sampling, start = await asyncio.to_thread(self._prepare_text, body)
+
+        def choice(tokens: list[int], i: int) -> Choice:
+            generation = self._service.generate(ServiceRequest(
+                tokens, nth_seed(sampling, i), body.limit(self._config.max_tokens), body.stops, bool(body.ignore_eos),
+                constraint=start() if start else None))
+            return TextChoice(track(request, generation), self._llm.tokenizer, body.logprobs)
+        return await self._answer(request, "text_completion", body, [choice(tokens, i) for tokens in prompts for i in range(body.n or 1)])
+
+    def _prepare_text(self, body: CompletionRequest) -> tuple[list[list[int]], SamplingParams, Start | None]:
+        """All that takes time."""
+        prompts = [self._encoded(prompt) for prompt in body.prompts()]
+        if body.grammar and body.json_schema is not None:
+            raise ApiError("json_schema and grammar cannot be used together", param="json_schema")
+        return prompts, self._sampling(body, body.logprobs), constraint(self._llm, body.grammar, body.json_schema)
+
+    def _encoded(self, prompt: str | list[int]) -> list[int]:
+        tokens = self._llm.tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+        if len(tokens) >= self._llm.engine.n_ctx:
+            raise context_full(len(tokens), self._llm.engine.n_ctx)
+        return tokens
+
+    async def _answer(self, request: Request, kind: str, body: Common, choices: list[Choice]) -> Response:
+        answer = Answer(kind, self._config.name, body, choices, body.n or 1, body.with_usage)
+        if body.stream:
+            return event_stream(request.url.path, answer.chunks(), done=True)
+        return JSONResponse(await answer.whole())
+
+    @describe("Texts as vectors of length 1", EmbeddingRequest)
+    async def embeddings(self, request: Request) -> Response:
+        body = await json_body(request, EmbeddingRequest)
+        n_embd = self._llm.model.config.n_embd
+        if body.dimensions and body.dimensions > n_embd:
+            raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
+        texts = several(body.input)
+        if not 1 <= len(texts) <= MAX_TEXTS:
+            raise ApiError(f"input: expected 1 to {MAX_TEXTS} texts", param="input")
+        prompts = await asyncio.to_thread(lambda: [self._encoded(text) for text in texts])
+        data = []
+        for i, tokens in enumerate(prompts):
+            vector = unit((await self._service.embed(tokens))[:body.dimensions])
+            shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
+            data.append({"object": "embedding", "index": i, "embedding": shown})
+        n = sum(map(len, prompts))
+        return JSONResponse({"object": "list", "data": data, "model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
+
+
+def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Brought to length 1, float32 in little-endian order; zeros stay zeros."""
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    return (vector / length if length else vector).astype("<f4")
+
+
+def constraint(llm: LLM, grammar: str | None, schema: dict[str, Any] | None) -> Start | None:
+    """What an answer is held to, None for nothing. Slow. Raises InputError."""
+    from .. import grammar as grammars
+    if grammar:
+        return grammars.gbnf(llm, grammar)
+    return None if schema is None else grammars.json_schema(llm, schema)
+
+
+def call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
+    """A call of one of some functions, as Qwen writes it."""
+    calls = [{"type": "object", "properties": {"name": {"const": f["name"]}, "arguments": f.get("parameters") or {"type": "object"}},
+              "required": ["name", "arguments"], "additionalProperties": False} for f in functions]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}

@@ -1,0 +1,192 @@
+"""Answers of OpenAI's API: choices as they come, piece by piece, and as a whole, and what stands around them."""
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from .. import __version__
+from ..chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from ..chat.tool_calls import CLOSE
+from ..tokenizer import Tokenizer
+from .conversations import ConversationFields, Prompt
+from .reports import TextLogprobs, timings, token_reports, usage
+from .schemas import GenerationFields
+from .service import Generation, Piece
+
+Object = dict[str, Any]
+FINISH = {"eos": "stop", "stop": "stop", "cancelled": "stop"}
+"""Why an answer ended; all else is "length"."""
+
+
+class Choice(Protocol):
+    """One of a request's answers, while it comes."""
+    generation: Generation
+
+    def add(self, piece: Piece) -> list[Object]:
+        """What a piece brings, as a streamed choice has it."""
+
+    def end(self) -> list[Object]:
+        """What was held back, now that nothing follows."""
+
+    def whole(self) -> Object:
+        """The choice as one, when it has ended."""
+
+    @property
+    def finish(self) -> str: ...
+
+
+class ChatChoice:
+    """The answer to a chat: thinking, text and tool calls apart."""
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, body: ConversationFields, prompt: Prompt, n_top: int | None) -> None:
+        self.generation, self._tokenizer, self._prompt, self._n_top = generation, tokenizer, prompt, n_top
+        self._parser = AnswerParser(prompt.inside, body.usable_tools)
+        self._one_call, self._calls = body.parallel_tool_calls is False, list[Object]()
+        self._texts: dict[str, list[str]] = {"reasoning_content": [], "content": []}
+        self._logprobs, self._unsent = list[Object](), list[Object]()
+        self._held = self._parser.add(prompt.opening)
+        self._n_read = 0
+
+    def add(self, piece: Piece) -> list[Object]:
+        if self._n_top is not None:
+            places = range(self._n_read, self._n_read + len(piece.tokens))
+            self._unsent += token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
+        self._n_read += len(piece.tokens)
+        return self._deltas(self._parser.add(piece.text))
+
+    def end(self) -> list[Object]:
+        closed = self._prompt.opening and self.generation.sequence.stop_reason == "eos"
+        events = self._parser.add("\n" + CLOSE) if closed else []
+        deltas = self._deltas(events + self._parser.end())
+        return deltas + ([self._with_logprobs({})] if self._unsent else [])
+
+    def _deltas(self, events: list[Event]) -> list[Object]:
+        return [self._with_logprobs(delta) for event in events if (delta := self._delta(event))]
+
+    def _delta(self, event: Event) -> Object:
+        """What clients are told of an event, nothing of what follows a call that was to be the only one."""
+        if self._one_call and self._calls:
+            return {}
+        if isinstance(event, ToolCall):
+            if self._one_call:
+                self.generation.cancel()
+            arguments = json.dumps(event.arguments, ensure_ascii=False)
+            call = {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": event.name, "arguments": arguments}}
+            self._calls.append(call)
+            return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
+        kind = {Reasoning: "reasoning_content", Content: "content"}[type(event)]
+        self._texts[kind].append(event.text)
+        return {kind: event.text}
+
+    def _with_logprobs(self, delta: Object) -> Object:
+        sent, self._unsent = self._unsent, []
+        self._logprobs += sent
+        return {"delta": delta, "logprobs": {"content": sent, "refusal": None} if self._n_top is not None else None}
+
+    def whole(self) -> Object:
+        thought, said = ("".join(parts) for parts in self._texts.values())
+        message: Object = {"role": "assistant", "content": said or (None if self._calls else "")}
+        message |= {"reasoning_content": thought} if thought else {}
+        message |= {"tool_calls": self._calls} if self._calls else {}
+        return {"message": message, "logprobs": {"content": self._logprobs, "refusal": None} if self._n_top is not None else None}
+
+    @property
+    def finish(self) -> str:
+        reason = FINISH.get(self.generation.sequence.stop_reason or "", "length")
+        return "tool_calls" if self._calls and reason == "stop" else reason
+
+
+class TextChoice:
+    """A text that goes on from a prompt."""
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, n_top: int | None) -> None:
+        self.generation, self._tokenizer, self._n_top = generation, tokenizer, n_top
+        self._text: list[str] = []
+        self._reports, self._lists = list[Object](), TextLogprobs()
+        self._n_read = 0
+
+    def add(self, piece: Piece) -> list[Object]:
+        places = range(self._n_read, self._n_read + len(piece.tokens))
+        self._n_read += len(piece.tokens)
+        self._text.append(piece.text)
+        if self._n_top is None:
+            return [{"text": piece.text, "logprobs": None}] if piece.text else []
+        reports = token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
+        self._reports += reports
+        return [{"text": piece.text, "logprobs": self._lists.add(reports)}]
+
+    def end(self) -> list[Object]:
+        return []
+
+    def whole(self) -> Object:
+        return {"text": "".join(self._text), "logprobs": None if self._n_top is None else TextLogprobs().add(self._reports)}
+
+    @property
+    def finish(self) -> str:
+        return FINISH.get(self.generation.sequence.stop_reason or "", "length")
+
+
+class Answer:
+    """All choices of a request. `n` in a row answer one prompt; `kind` is "chat.completion" or "text_completion"."""
+
+    def __init__(self, kind: str, model: str, body: GenerationFields, choices: Sequence[Choice], n: int, with_usage: bool) -> None:
+        self._kind, self._body, self._choices, self._n, self._with_usage = kind, body, choices, n, with_usage
+        self._sequences = [choice.generation.sequence for choice in choices]
+        prefix = "chatcmpl-" if kind == "chat.completion" else "cmpl-"
+        self._common = {"id": prefix + secrets.token_hex(12), "created": int(time.time()), "model": model,
+                        "system_fingerprint": f"qwencli-{__version__}"}
+
+    async def whole(self) -> Object:
+        """Raises QwenError where one of them fails."""
+        async for i, piece in merged([choice.generation for choice in self._choices]):
+            self._choices[i].add(piece) if piece else self._choices[i].end()
+        choices = [{"index": i, **choice.whole(), "finish_reason": choice.finish, **self._tokens(i)}
+                   for i, choice in enumerate(self._choices)]
+        return {"object": self._kind, **self._common, "choices": choices, "usage": usage(self._sequences, self._n),
+                "timings": timings(self._sequences[0])}
+
+    async def chunks(self) -> AsyncIterator[Object]:
+        """The events of a stream. Raises QwenError."""
+        running = len(self._choices)
+        if self._kind == "chat.completion":
+            for i in range(running):
+                yield self._chunk({"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None})
+        async for i, piece in merged([choice.generation for choice in self._choices]):
+            choice = self._choices[i]
+            for part in choice.add(piece) if piece else choice.end():
+                timed = {"timings": timings(choice.generation.sequence)} if self._body.timings_per_token else {}
+                yield self._chunk({"index": i, **part, "finish_reason": None}) | timed
+            if piece is None:
+                running -= 1
+                nothing: Object = {"delta": {}} if self._kind == "chat.completion" else {"text": ""}
+                last = self._chunk({"index": i, **nothing, "logprobs": None, "finish_reason": choice.finish, **self._tokens(i)})
+                yield last if running or self._with_usage else last | {"timings": timings(self._sequences[0])}
+        if self._with_usage:
+            yield self._chunk() | {"usage": usage(self._sequences, self._n), "timings": timings(self._sequences[0])}
+
+    def _chunk(self, *choices: Object) -> Object:
+        kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
+        return {"object": kind, **self._common, "choices": choices} | ({"usage": None} if self._with_usage else {})
+
+    def _tokens(self, i: int) -> Object:
+        return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}
+
+
+async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece | None]]:
+    """The pieces of all as they come, each with whose it is; None for the end of one. Raises QwenError where one fails."""
+    waiting = {asyncio.ensure_future(anext(generation, None)): i for i, generation in enumerate(generations)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=waiting.__getitem__):
+                i, piece = waiting.pop(task), task.result()
+                yield i, piece
+                if piece is not None:
+                    waiting[asyncio.ensure_future(anext(generations[i], None))] = i
+    finally:
+        for task in waiting:
+            task.cancel()
