@@ -1,0 +1,23 @@
+// The field for the API key, shown once the server has answered 401.
+import { key } from "./api.js";
+import { byId } from "./dom.js";
+
+const bar = byId("key-bar");
+const waiting = new Set(); // what to do when there is a key
+
+export function askForKey(then) {
+  waiting.add(then);
+  if (!bar.hidden) return;
+  bar.hidden = false;
+  byId("key").focus();
+}
+
+bar.addEventListener("submit", (event) => {
+  event.preventDefault();
+  key.set(byId("key").value.trim());
+  byId("key").value = "";
+  bar.hidden = true;
+  const all = [...waiting];
+  waiting.clear();
+  for (const then of all) then();
+});

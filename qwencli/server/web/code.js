@@ -1,0 +1,55 @@
+// A block of code that grows line by line.
+import { copyButton, el, visible } from "./dom.js";
+
+const PART = 8192; // characters of a part: the browser lays out only the last one again when code comes
+
+export class Code {
+  #source = ""; // as the model wrote it, for the copy button
+  #parts = [];
+  #begun = false; // a newline stands before every line but the first
+
+  constructor(parent, language, fence, indent) {
+    this.fence = fence;
+    this.indent = indent;
+    this.code = el("code");
+    const bar = el("div", { class: "code-bar" }, el("span", { class: "language" }, visible(language.slice(0, 24))), copyButton(() => this.#source));
+    parent.append(el("div", { class: "code" }, bar, el("pre", { tabindex: "0", dir: "ltr" }, this.code)));
+  }
+
+  // Whether the line ends the block.
+  ends(line) {
+    const closing = /^ {0,3}(`{3,}|~{3,})[ \t]*$/.exec(line);
+    return closing !== null && closing[1][0] === this.fence[0] && closing[1].length >= this.fence.length;
+  }
+
+  line(line) {
+    let cut = 0;
+    while (cut < this.indent && line[cut] === " ") cut++;
+    if (this.#begun) this.append("\n");
+    this.#begun = true;
+    this.append(line.slice(cut));
+  }
+
+  append(text) {
+    this.#source += text;
+    for (const piece of visible(text).match(/[^]{1,65536}/g) ?? []) {
+      const last = this.#parts.at(-1);
+      const full = last && (last.data.length > 8 * PART || (last.data.length > PART && last.data.endsWith("\n")));
+      if (!last || full) this.#parts.push(this.code.appendChild(el("span", { class: "part" }, "")).appendChild(document.createTextNode(piece)));
+      else last.appendData(piece);
+    }
+  }
+
+  mark() {
+    return { begun: this.#begun, source: this.#source.length, parts: this.#parts.length, last: this.#parts.at(-1)?.data.length };
+  }
+
+  reset({ begun, source, parts, last }) {
+    this.#begun = begun;
+    this.#source = this.#source.slice(0, source);
+    for (const part of this.#parts.splice(parts)) part.parentNode.remove();
+    if (parts) this.#parts.at(-1).data = this.#parts.at(-1).data.slice(0, last);
+  }
+
+  show() {}
+}

@@ -1,0 +1,76 @@
+// A conversation: a tree of messages, since a question that is edited or an answer that is made again branches away.
+//
+// {id, title, created, updated, leaf, messages: [{id, parent, role, content, ...}]}; `leaf` is the end of the branch that is shown.
+// Answers also have reasoning, thinkingMs, stats ({tokens, speed, first, prompt, cached, reason}) and error.
+
+// crypto.randomUUID exists only on https and localhost.
+export const newId = () => [...crypto.getRandomValues(new Uint8Array(9))].map((byte) => byte.toString(36).padStart(2, "0")).join("");
+
+export function newConversation() {
+  const now = Date.now();
+  return { id: newId(), title: "", created: now, updated: now, leaf: null, messages: [] };
+}
+
+export function addMessage(conversation, parent, message) {
+  const added = { id: newId(), parent, content: "", ...message };
+  conversation.messages.push(added);
+  conversation.leaf = added.id;
+  conversation.updated = Date.now();
+  conversation.title ||= message.content.trim().split("\n")[0].slice(0, 60);
+  return added;
+}
+
+export function removeMessage(conversation, message) {
+  conversation.messages = conversation.messages.filter((other) => other !== message);
+  conversation.leaf = message.parent;
+}
+
+const find = (conversation, id) => conversation.messages.find((message) => message.id === id);
+
+// The messages from the first to `id`.
+export function path(conversation, id = conversation.leaf) {
+  const messages = [];
+  for (let at = find(conversation, id); at; at = find(conversation, at.parent)) messages.unshift(at);
+  return messages;
+}
+
+// The message and those that were written in its place, in order.
+export const siblings = (conversation, message) => conversation.messages.filter((other) => other.parent === message.parent && other.role === message.role);
+
+// Shows the branch that goes through the message, to its latest end.
+export function choose(conversation, message) {
+  let end = message;
+  for (let next = message; next; next = conversation.messages.findLast((other) => other.parent === end.id)) end = next;
+  conversation.leaf = end.id;
+}
+
+// What the server is asked to go on from.
+export function asRequest(conversation, last, system) {
+  const messages = path(conversation, last.id).filter((message) => message.content);
+  const turns = messages.map(({ role, content }) => ({ role, content }));
+  return system.trim() ? [{ role: "system", content: system }, ...turns] : turns;
+}
+
+const text = (value, longest = Infinity) => (typeof value === "string" ? value.slice(0, longest) : "");
+const number = (value) => (Number.isFinite(value) ? value : 0);
+
+// A conversation from a file, which may hold anything: what is not as it must be is left out. null: no conversation at all.
+export function asConversation(value) {
+  if (!Array.isArray(value?.messages)) return null;
+  const messages = [];
+  const ids = new Set();
+  for (const message of value.messages) {
+    const id = text(message?.id, 64);
+    if (!id || ids.has(id) || !["user", "assistant"].includes(message.role)) continue;
+    const parent = message.parent === null || ids.has(message.parent) ? message.parent : undefined; // a parent comes before: no circles
+    if (parent === undefined) continue;
+    ids.add(id);
+    const stats = Object.fromEntries(Object.entries(message.stats ?? {}).filter(([, v]) => Number.isFinite(v) || typeof v === "string"));
+    const { role } = message;
+    messages.push({ id, parent, role, content: text(message.content), reasoning: text(message.reasoning), thinkingMs: number(message.thinkingMs), stats });
+  }
+  if (!messages.length) return null;
+  const leaf = ids.has(value.leaf) ? value.leaf : messages.at(-1).id;
+  const { created, updated } = value;
+  return { id: newId(), title: text(value.title, 200), created: number(created), updated: number(updated), leaf, messages };
+}

@@ -1,0 +1,73 @@
+// What the server view is made of. Everything is changed in place: nothing flickers, and what the user selects stays selected.
+import { el, svg, visible } from "./dom.js";
+
+const STEPS = 90; // of a curve
+
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// A large number, with a curve of its last values if it is to have one.
+export class Figure {
+  #values = [];
+
+  constructor(name, unit, curve = false) {
+    this.value = el("span", { class: "value" }, "–");
+    this.node = el("section", { class: "figure", "aria-label": name },
+      el("h2", {}, name), el("p", {}, this.value, " ", el("span", { class: "unit" }, unit)));
+    if (!curve) return;
+    this.line = svg("polyline", {});
+    this.node.append(svg("svg", { class: "curve", viewBox: `0 0 ${STEPS - 1} 20`, preserveAspectRatio: "none", "aria-hidden": "true" }, this.line));
+  }
+
+  show(text, value = null) {
+    setText(this.value, text);
+    if (!this.line || value === null) return;
+    this.#values = [...this.#values, value].slice(-STEPS);
+    const highest = Math.max(...this.#values, 1e-9);
+    const left = STEPS - this.#values.length;
+    this.line.setAttribute("points", this.#values.map((v, i) => `${left + i},${(19 - (18 * v) / highest).toFixed(2)}`).join(" "));
+  }
+}
+
+// Names and what they are.
+export class Table {
+  constructor(title) {
+    this.list = el("dl");
+    this.node = el("section", { "aria-label": title, hidden: true }, el("h2", {}, title), this.list);
+  }
+
+  show(rows) {
+    this.node.hidden = !rows.length;
+    while (this.list.childElementCount > 2 * rows.length) this.list.lastChild.remove();
+    while (this.list.childElementCount < 2 * rows.length) this.list.append(el("dt"), el("dd"));
+    rows.flat().forEach((text, i) => setText(this.list.children[i], visible(String(text))));
+  }
+}
+
+// The server's slots, a line each.
+export class Slots {
+  constructor() {
+    this.body = el("tbody");
+    const head = ["Slot", "State", "Prompt", "From cache", "Written"].map((name) => el("th", { scope: "col" }, name));
+    this.node = el("section", { class: "slots", "aria-label": "Slots" }, el("h2", {}, "Slots"),
+      el("div", { class: "table", tabindex: "0" }, el("table", {}, el("thead", {}, el("tr", {}, ...head)), this.body)));
+  }
+
+  show(slots) {
+    while (this.body.childElementCount > slots.length) this.body.lastChild.remove();
+    while (this.body.childElementCount < slots.length) this.body.append(el("tr", {}, ...Array.from({ length: 5 }, () => el("td"))));
+    slots.forEach((slot, i) => {
+      const row = this.body.children[i];
+      row.classList.toggle("busy", Boolean(slot.is_processing));
+      this.#texts(slot).forEach((text, column) => setText(row.children[column], text));
+    });
+  }
+
+  #texts(slot) {
+    const written = [slot.next_token].flat()[0]?.n_decoded ?? slot.n_decoded ?? 0; // llama.cpp: a list since b6000, an object before
+    const state = !slot.is_processing ? "free" : written ? "writing" : "reading";
+    const numbers = [slot.n_prompt_tokens, slot.n_prompt_tokens_cache, written];
+    return [String(slot.id), state, ...numbers.map((n) => (slot.is_processing && n != null ? String(n) : ""))];
+  }
+}

@@ -1,0 +1,219 @@
+// Markdown as it streams in, into DOM nodes.
+//
+// Blocks as CommonMark has them (https://spec.commonmark.org/0.31.2/#phase-1-block-structure): a line is read once, goes through the
+// quotes and lists that are open, and ends in a leaf. What is complete is never touched again, so that nothing moves and the whole
+// costs time that grows with the text; the line that is still coming is shown as well and taken back when there is more of it.
+// What differs: no code by indentation, no underlined headings, no HTML; GitHub's tables, task lists and ~~deletions~~ are in.
+import { el } from "./dom.js";
+import { Code } from "./code.js";
+import { inline } from "./inline.js";
+import { alignments, columns, Paragraph, Table } from "./leaves.js";
+
+const LONG_LINE = 4000; // of a line that is still coming: then it is a paragraph's, and what follows goes to it as it is
+const LONG_PARAGRAPH = 20_000; // then another one begins, since the open one is rendered with every piece
+const DEEPEST = 16; // quotes and lists in each other; browsers fail at thousands
+
+const FENCE = /^( {0,3})(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*$/;
+const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
+const RULE = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
+const QUOTE = /^ {0,3}> ?/;
+const ITEM = /^( {0,3})([-*+]|(\d{1,9})[.)])( {1,4}(?! )| (?= {4})|$)/;
+const TASK = /^\[([ xX])\] /;
+// The beginning of a line that does not tell yet what the line will be.
+const UNDECIDED = /^[\s>]*(?:[-+*_=#~`|:\s]*|\d{1,9}[.)]?\s*|\|[^\n]{0,300})$/;
+
+export class Markdown {
+  #rest = ""; // the line that is still coming
+  #inLongLine = false;
+  #undo = () => {};
+
+  constructor(root) {
+    this.stack = [{ node: root, goesOn: (line) => line }]; // containers: the root, quotes, lists, items
+    this.leaf = null;
+  }
+
+  write(text) {
+    this.#undo();
+    this.#undo = () => {};
+    const lines = (this.#rest + text).split("\n");
+    this.#rest = lines.pop();
+    for (const line of lines) this.#endLine(line);
+    if (this.#inLongLine || this.#rest.length > LONG_LINE) this.#longLine();
+    else if (!this.#undecided()) this.#showLine();
+    this.leaf?.show(true);
+  }
+
+  end() {
+    this.#undo();
+    this.#undo = () => {};
+    this.#endLine(this.#rest);
+    this.#rest = "";
+    this.#close(1);
+  }
+
+  #endLine(line) {
+    if (line.endsWith("\r")) line = line.slice(0, -1);
+    if (this.#inLongLine) this.#append(line);
+    else {
+      this.#line(line.slice(0, LONG_LINE));
+      if (line.length > LONG_LINE) this.#append(line.slice(LONG_LINE));
+    }
+    this.#inLongLine = false;
+  }
+
+  #longLine() {
+    if (this.#inLongLine) this.#append(this.#rest);
+    else this.#line(this.#rest);
+    this.#inLongLine = true;
+    this.#rest = "";
+  }
+
+  #append(text) {
+    if (!this.leaf) this.leaf = new Paragraph(this.#top.node);
+    for (let at = 0; at < text.length; at += LONG_PARAGRAPH) {
+      this.#splitParagraph();
+      this.leaf.append(text.slice(at, at + LONG_PARAGRAPH));
+    }
+  }
+
+  #splitParagraph() {
+    if (!(this.leaf instanceof Paragraph) || this.leaf.text.length < LONG_PARAGRAPH) return;
+    this.leaf.show(false);
+    this.leaf = new Paragraph(this.#top.node);
+  }
+
+  #undecided() {
+    if (this.leaf instanceof Code) return /^\s*[`~]*$/.test(this.#rest);
+    return UNDECIDED.test(this.#rest) && !(this.leaf instanceof Table && /^\|.*[^\s|:-]/.test(this.#rest));
+  }
+
+  // Reads what there is of the last line, and remembers how to take it back: lines only ever add to open containers and the leaf.
+  #showLine() {
+    const { stack, leaf } = this;
+    const mark = leaf?.mark();
+    const last = stack.map((container) => container.node.lastChild);
+    this.#undo = () => {
+      stack.forEach(({ node }, i) => {
+        while (node.lastChild !== last[i]) node.lastChild.remove();
+      });
+      this.stack = stack;
+      this.leaf = leaf;
+      leaf?.reset(mark);
+    };
+    this.stack = [...stack];
+    this.#line(this.#rest);
+  }
+
+  get #top() {
+    return this.stack.at(-1);
+  }
+
+  #close(depth) {
+    this.leaf?.show(false);
+    this.leaf = null;
+    this.stack.length = depth;
+  }
+
+  #open(container) {
+    this.#top.node.append(container.node);
+    this.stack.push(container);
+  }
+
+  #line(line) {
+    line = line.replace(/^[ \t]+/, (space) => space.replaceAll("\t", "    "));
+    let depth = 1; // how many of the open containers the line belongs to
+    for (; depth < this.stack.length; depth++) {
+      const inside = this.stack[depth].goesOn(line);
+      if (inside === null) break;
+      line = inside;
+    }
+    const inLeaf = depth === this.stack.length;
+    if (this.leaf instanceof Code && inLeaf) return this.#codeLine(line);
+    if (!line.trim()) return this.#close(depth);
+    for (let opened = false; ; opened = true) {
+      if (this.#startsLeaf(line, depth)) return;
+      const inside = this.#startsContainer(line, depth, opened);
+      if (inside === null) return this.#text(line, depth, inLeaf || (!opened && this.leaf instanceof Paragraph));
+      line = inside;
+      depth = this.stack.length;
+      if (!line.trim()) return;
+    }
+  }
+
+  #codeLine(line) {
+    if (this.leaf.ends(line)) this.leaf = null;
+    else this.leaf.line(line);
+  }
+
+  #startsLeaf(line, depth) {
+    let match;
+    if ((match = FENCE.exec(line))) {
+      this.#leave(depth);
+      this.leaf = new Code(this.#top.node, match[3], match[2], match[1].length);
+    } else if (line.length < 1000 && (match = HEADING.exec(line))) {
+      this.#leave(depth);
+      const text = (match[2] ?? "").trim().replace(/(^|[ \t])#+$/, "");
+      this.#top.node.append(el(`h${Math.min(6, match[1].length + 2)}`, { dir: "auto" }, inline(text))); // the page has h1 and h2
+    } else if (line.length < 1000 && RULE.test(line)) {
+      this.#leave(depth);
+      this.#top.node.append(el("hr"));
+    } else return false;
+    return true;
+  }
+
+  // What is inside of the quote or item that the line opens, or null.
+  #startsContainer(line, depth, opened) {
+    if (depth > DEEPEST) return null;
+    const quote = QUOTE.exec(line);
+    if (quote) {
+      this.#leave(depth);
+      this.#open({ node: el("blockquote"), goesOn: (next) => (QUOTE.test(next) ? next.replace(QUOTE, "") : null) });
+      return line.slice(quote[0].length);
+    }
+    const item = ITEM.exec(line);
+    const inParagraph = !opened && this.leaf instanceof Paragraph && depth === this.stack.length;
+    if (!item || (inParagraph && (!line.slice(item[0].length).trim() || (item[3] && item[3] !== "1")))) return null;
+    this.#close(depth);
+    return this.#openItem(line, item);
+  }
+
+  #openItem(line, [marker, , sign, number]) {
+    const kind = sign.at(-1);
+    if (this.#top.kind !== kind) {
+      this.#leaveList();
+      const start = number && number !== "1" ? Number(number) : null;
+      this.#open({ node: el(number ? "ol" : "ul", { start }), kind, goesOn: (next) => next });
+    }
+    const indent = marker.length + (marker.endsWith(" ") ? 0 : 1);
+    const node = el("li", { dir: "auto" });
+    this.#open({ node, goesOn: (next) => (next.trim() && next.search(/\S/) < indent ? null : next.slice(indent)) });
+    const inside = line.slice(marker.length);
+    const task = TASK.exec(inside);
+    if (!task) return inside;
+    node.classList.add("task");
+    node.append(el("span", { class: "box", role: "img", "aria-label": task[1] === " " ? "to do" : "done" }, task[1] === " " ? "☐" : "☑"));
+    return inside.slice(task[0].length);
+  }
+
+  #leave(depth) {
+    this.#close(depth);
+    this.#leaveList();
+  }
+
+  #leaveList() {
+    if (this.#top.kind) this.stack.pop(); // only items are inside a list
+  }
+
+  #text(line, depth, goesOn) {
+    if (!goesOn || !this.leaf) this.#leave(depth);
+    if (this.leaf instanceof Table && !line.includes("|")) this.#leave(depth);
+    const aligned = this.leaf instanceof Paragraph && alignments(line);
+    if (aligned && columns(this.leaf.text.slice(this.leaf.text.lastIndexOf("\n") + 1)) === aligned.length) {
+      this.leaf = new Table(this.#top.node, this.leaf.giveLastLine(), aligned);
+      return;
+    }
+    this.#splitParagraph();
+    this.leaf ??= new Paragraph(this.#top.node);
+    this.leaf.line(line);
+  }
+}
