@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gguf_builder import STORY, TOKENS
 
 QWENCLI = shutil.which("qwencli", path=str(Path(sys.executable).parent)) or "qwencli is not installed beside this Python"
-COMMANDS = ["bench", "chat", "detokenize", "doctor", "info", "list", "perplexity", "pull", "rm", "run", "tokenize", "warmup"]
+COMMANDS = ["bench", "chat", "detokenize", "doctor", "info", "list", "perplexity", "pull", "rm", "run", "serve", "tokenize", "warmup"]
 TEXT = "abcdefghijklmnopqrstuvwxyzé the"
 IDS = [TOKENS.index(t) for t in STORY]
 """What gguf_builder.reciter answers, as text and as ids."""

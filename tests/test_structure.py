@@ -37,6 +37,7 @@ USED_BY = {
     "click": {"cli"}, "tqdm": {"cli"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "huggingface_hub": {"hub.downloads"},
     "jinja2": {"chat.template_child"}, "tokenizers": {"tokenizer"}, "gguf": {"backends.numpy_ref", "quantize"},
     "numba": {"kernels"}, "llvmlite": {"kernels"}, "starlette": {"server"}, "pydantic": {"server"},
+    "uvicorn": {"server.run", "server.protocol"}, "prometheus_client": {"server.metrics"},
     "llguidance": {"grammar"}}
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
 

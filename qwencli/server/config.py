@@ -30,4 +30,5 @@ class Config:
     host: str = "127.0.0.1"
     ui: bool = True
     log_format: str = "text"
+    """text, json or none"""
     log_prompts: bool = False

@@ -1,0 +1,185 @@
+"""Runs the application: sockets, signals, all that a first request would wait for, and an end that cuts nothing off."""
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..errors import InputError, QwenError
+from ..llm import LLM
+from ..sampling import SamplingParams
+from .app import build_app
+from .config import Config
+from .guard import is_loopback
+from .protocol import Protocol
+from .service import Counters, Request, Service
+
+__all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
+TLS = Callable[..., ssl.SSLContext]
+KEEP_ALIVE = 65
+"""Seconds that an idle connection stays open: longer than clients keep theirs, so that none sends into one that is being closed."""
+WARM_TOKENS = 16
+UNAVAILABLE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
+"""Of a host's second address: IPv6 is named by many systems that have none."""
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to all addresses of `host`, with one port; 0 is any that is free. Raises QwenError."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host {host}: no address of this machine: {getattr(error, 'strerror', None) or error}") from None
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, address in dict.fromkeys((info[0], info[4]) for info in infos):
+        try:
+            sockets.append(bound(family, (address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:])))
+        except OSError as error:
+            failure = error
+    if failure and not (sockets and failure.errno in UNAVAILABLE):
+        for s in sockets:
+            s.close()
+        raise QwenError(f"cannot listen on {host} port {port}: {failure.strerror or failure}; --host and --port choose another, "
+                        "--port 0 takes any that is free")
+    return sockets
+
+
+def bound(family: int, address: Any) -> socket.socket:
+    s = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        s.bind(address)
+    except BaseException:
+        s.close()
+        raise
+    return s
+
+
+def certificate(key_file: str | None, cert_file: str | None) -> TLS | None:
+    """What speaks TLS with this key and certificate, None without them. Raises InputError."""
+    if key_file is None and cert_file is None:
+        return None
+    if key_file is None or cert_file is None:
+        raise InputError("give both --ssl-key-file and --ssl-cert-file, or none of them")
+    for name in key_file, cert_file:
+        try:
+            open(name, "rb").close()
+        except OSError as error:
+            raise InputError(f"{name}: {error.strerror}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert_file, key_file, password=lambda: "")  # none is asked for at a terminal
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InputError(f"{cert_file}, {key_file}: no certificate and its key in PEM form, without a password: {reason}") from None
+    return lambda *_: context
+
+
+def url(sockets: list[socket.socket], host: str, tls: bool) -> str:
+    """Where the server is found. All addresses are named by that of this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http{'s' * tls}://{f'[{name}]' if ':' in name else name}:{sockets[0].getsockname()[1]}"
+
+
+def prepare(llm: LLM) -> None:
+    """Load all kernels that requests may need, compiling those that are not there."""
+    from ..backends.cpu import CPUBackend
+    if isinstance(llm.engine.backend, CPUBackend):
+        from ..backends.cpu import kernels_of
+        from ..warmup import kernels_of_model
+        isa = llm.engine.backend.isa
+        kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False)))
+
+
+async def warm_up(service: Service, config: Config) -> None:
+    """Generate once, so that no request has to wait for what is done only once. What it leaves is forgotten."""
+    llm = service.llm
+    await asyncio.to_thread(prepare, llm)
+    tokens = [0] * min(WARM_TOKENS, llm.engine.n_ctx - 2)
+    if tokens:
+        for sampling in SamplingParams(temp=0), replace(config.sampling, seed=0):
+            async for _ in service.generate(Request(tokens, sampling, max_tokens=2, ignore_eos=True)):
+                pass
+    if config.template:
+        with suppress(QwenError):  # requests will hear of it
+            await asyncio.to_thread(config.template.render, [{"role": "user", "content": "hello"}])
+    while llm.engine.prefixes.make_room():
+        pass
+    service.counters = Counters()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but for what signals do. `ready` is called when the sockets answer."""
+
+    def __init__(self, app: Starlette, service: Service, config: Config, grace: float, ready: Callable[[], None] = lambda: None,
+                 tls: TLS | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # requests have a log of their own
+        protocol = type("Protocol", (Protocol,), {"timeout": config.timeout})
+        super().__init__(uvicorn.Config(
+            app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=int(grace) + 5,
+            ssl_context_factory=tls))
+        self._service, self._grace, self._ready = service, grace, ready
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield  # see `signals`
+
+    def stop(self) -> None:
+        """No more requests; those that run may finish within the grace time. At the second call all ends."""
+        if self._stopping:
+            os._exit(1)
+        self.should_exit = True
+        self._stopping = asyncio.ensure_future(self._service.stop(self._grace))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._stopping:
+            await self._stopping
+
+
+@contextmanager
+def signals(stop: Callable[[], None]) -> Generator[None, None, None]:
+    """Call `stop` in the event loop for SIGINT and SIGTERM."""
+    loop = asyncio.get_running_loop()
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    before = {kind: signal.signal(kind, lambda *_: loop.call_soon_threadsafe(stop)) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def serve(service: Service, config: Config, sockets: list[socket.socket], grace: float = 30, ready: Callable[[], None] = lambda: None,
+          tls: TLS | None = None) -> None:
+    """Serve until a signal comes, and return when all that ran is done. Of the main thread.
+
+    `ready` is called as soon as requests are answered, which is not before the first would be answered at full speed.
+    """
+    async def run() -> None:
+        service.start()
+        await warm_up(service, config)
+        server = Server(build_app(service, config), service, config, grace, ready, tls)
+        with signals(server.stop):
+            await server.serve(sockets)
+    asyncio.run(run())

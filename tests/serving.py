@@ -1,0 +1,63 @@
+"""A real server for tests: `qwencli serve` as the command starts it, but in a thread of this process, on a port that is free."""
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from qwencli.llm import LLM
+from qwencli.model_path import EMBEDDED
+from qwencli.server import run
+from qwencli.server.app import API, build_app
+from qwencli.server.config import Config
+from qwencli.server.service import Service
+
+
+class Serving:
+    """A server that runs: its `url`, and what it is made of."""
+
+    def __init__(self, service: Service, config: Config, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.service, self.config, self.url, self.loop = service, config, url, loop
+        self.port = int(url.rpartition(":")[2])
+
+
+@contextmanager
+def serving(llm: LLM | None = None, n_slots: int = 4, n_queue: int = 64, pooling: str = "last", apis: Sequence[API] | None = None,
+            **settings: Any) -> Iterator[Serving]:
+    """Serve `llm`, by default a demo model of its own, with the Config that `settings` make."""
+    llm = llm or LLM(EMBEDDED, n_threads=2)
+    given = {"name": llm.file.path.name, "sampling": llm.sampling(), "template": llm.chat_template, "log_format": "none"}
+    config = Config(**(given | settings))
+    service, sockets, started = Service(llm, n_slots, n_queue, pooling), run.listen("127.0.0.1", 0), threading.Event()
+    server: run.Server | None = None
+    loop = asyncio.new_event_loop()
+    failures: list[BaseException] = []
+
+    async def go() -> None:
+        nonlocal server
+        service.start()
+        server = run.Server(build_app(service, config, apis), service, config, 0, started.set)
+        await server.serve(sockets)
+
+    def target() -> None:
+        try:
+            loop.run_until_complete(go())
+        except BaseException as error:
+            failures.append(error)
+            started.set()
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    started.wait(60)
+    if failures:
+        raise failures[0]
+    assert server
+    try:
+        yield Serving(service, config, run.url(sockets, "127.0.0.1", False), loop)
+    finally:
+        loop.call_soon_threadsafe(server.stop)
+        thread.join(20)
+        loop.close()
+        assert not thread.is_alive()
+        if failures:
+            raise failures[0]
