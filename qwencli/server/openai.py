@@ -223,6 +223,17 @@ def constraint(llm: LLM, grammar: str | None, schema: dict[str, Any] | None) -> 
 
 def call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
     """A call of one of some functions, as Qwen writes it."""
-    calls = [{"type": "object", "properties": {"name": {"const": f["name"]}, "arguments": f.get("parameters") or {"type": "object"}},
-              "required": ["name", "arguments"], "additionalProperties": False} for f in functions]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+    calls = [{"type": "object", "required": ["name", "arguments"], "additionalProperties": False, "properties": {
+        "name": {"const": f["name"]}, "arguments": moved(f.get("parameters") or {"type": "object"}, f"/anyOf/{i}/properties/arguments")}}
+        for i, f in enumerate(functions)]
+    return {"anyOf": calls}
+
+
+def moved(schema: Any, to: str) -> Any:
+    """A schema as a part of another: its references to parts of itself lead there still."""
+    if isinstance(schema, list):
+        return [moved(item, to) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: f"#{to}{value[1:]}" if key == "$ref" and isinstance(value, str) and value.startswith("#") else moved(value, to)
+            for key, value in schema.items()}

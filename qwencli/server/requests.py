@@ -14,6 +14,7 @@ from .service import Generation
 M = TypeVar("M", bound=BaseModel)
 LARGE = 1 << 16
 """Bytes of JSON that are read beside the event loop."""
+KINDS = {"str", "int", "float", "bool"}
 
 
 async def json_body(request: Request, model: type[M]) -> M:
@@ -28,10 +29,21 @@ async def json_body(request: Request, model: type[M]) -> M:
 
 
 def invalid(error: ValidationError) -> ApiError:
-    """The first thing that is wrong, as `messages.0.role: Field required`."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return ApiError(f"{where}: {first['msg']}" if where else first["msg"], param=where or None)
+    """What is wrong, as `messages.0.role: Field required`.
+
+    Where a field may be of several kinds, there are complaints of each of them: those that lie deepest are of the one that was meant.
+    """
+    found = [(named(e["loc"]), str(e["msg"]).removeprefix("Value error, "))
+             for e in error.errors(include_url=False, include_context=False, include_input=False)]
+    where = max((name for name, _ in found), key=len)
+    reasons = " or ".join(dict.fromkeys(reason for name, reason in found if name == where))
+    field = ".".join(map(str, where))
+    return ApiError(f"{field}: {reasons}" if field else reasons, param=field or None)
+
+
+def named(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A place as a client knows it, without pydantic's names for the kinds that a value may be of."""
+    return tuple(part for part in loc if isinstance(part, int) or (part.isidentifier() and part.islower() and part not in KINDS))
 
 
 def track(request: Request, generation: Generation) -> Generation:

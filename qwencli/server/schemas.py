@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..sampling import SamplingParams, parse_samplers
 from ..sampling.params import LIMITS, MAX_BIAS, checked_breakers, parse_sampler_letters
 from ..tokenizer import Tokenizer
+from .errors import ApiError
 
 COUNT = 2**31 - 1
 N_SEEDS = 2**64
@@ -88,7 +89,7 @@ class SamplingFields(Fields):
     """-1: another one each time."""
 
     def sampling(self, base: SamplingParams, tokenizer: Tokenizer, n_probs: int = 0) -> SamplingParams:
-        """These settings over those of `base`. Raises InputError."""
+        """These settings over those of `base`. Raises ApiError, InputError."""
         names = {f.name for f in fields(SamplingParams)} & SamplingFields.model_fields.keys()
         chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.top_k is not None:
@@ -102,7 +103,9 @@ class SamplingFields(Fields):
             chosen["logit_bias"] = [(token, -math.inf if bias is False else bias)
                                     for what, bias in pairs for token in _tokens(what, tokenizer)]
             if len(chosen["logit_bias"]) > MAX_BIASES:
-                raise InputError(f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}")
+                raise ApiError(f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}", param="logit_bias")
+            if unknown := [token for token, _ in chosen["logit_bias"] if not 0 <= token < tokenizer.n_vocab]:
+                raise ApiError(f"logit_bias names the token {unknown[0]}, expected one below {tokenizer.n_vocab}", param="logit_bias")
         return replace(base, **chosen, n_probs=n_probs)
 
 
