@@ -216,3 +216,31 @@ def test_what_does_not_finish_in_time_fails(llm: LLM) -> None:
 
     asyncio.run(main())
     assert llm.engine.running == []
+
+
+def test_no_more_than_the_queue_holds_wait_however_fast_they_come(llm: LLM) -> None:
+    async def work(service: Service) -> None:
+        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 8, ignore_eos=True)
+        taken = [service.generate(request) for _ in range(3)]  # before the engine has had a chance to begin
+        with pytest.raises(Busy):
+            service.generate(request)
+        assert len({await text_of(generation) for generation in taken}) == 1
+
+    serve(llm, work, n_slots=1, n_queue=2)
+
+
+def test_an_embedding_that_nobody_waits_for_is_not_made(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+    run = CPUBackend.run
+    monkeypatch.setattr(CPUBackend, "run", lambda *args: runs.append(args) or run(*args))
+
+    async def work(service: Service) -> None:
+        tokens = tokens_of(llm, PROMPTS[0])
+        jobs = [asyncio.ensure_future(service.embed(tokens)) for _ in range(2)]
+        await asyncio.sleep(0)  # both are in the queue
+        jobs[1].cancel()
+        assert (await jobs[0]).shape == (llm.model.config.n_embd,)
+        await service.embed(tokens)
+
+    serve(llm, work)
+    assert len(runs) == 2

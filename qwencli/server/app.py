@@ -25,7 +25,7 @@ from .config import Config
 from .errors import error_response
 from .guard import Guarded
 from .limits import Limited
-from .logs import Recorded, record_of
+from .logs import Recorded, reason, record_of
 from .service import Service
 
 APIS = ["openai", "llamacpp"]
@@ -57,5 +57,5 @@ def build_app(service: Service, config: Config, apis: Sequence[API] | None = Non
 
 
 def failed(request: Request, error: Exception) -> Response:
-    record_of(request.scope).error = str(error)
+    record_of(request.scope).error = reason(error)
     return error_response(request.url.path, error)

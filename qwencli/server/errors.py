@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ..errors import ContextFull, InputError, QwenError
-from .service import Busy
+from .service import Busy, Ending
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 501: "not_supported_error",
          503: "unavailable_error"}
@@ -38,6 +38,8 @@ def api_error(error: BaseException) -> ApiError:
     """Any error as one that may be shown: neither paths of this machine nor anything of Python's is in it."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, Ending):
+        return ApiError(str(error), 503, retry_after=error.retry_after)
     if isinstance(error, Busy):
         return ApiError(str(error), 429, code="queue_full", retry_after=error.retry_after)
     if isinstance(error, ContextFull):
@@ -62,7 +64,7 @@ def error_object(path: str, error: BaseException) -> dict[str, Any]:
 
 def error_response(path: str, error: BaseException) -> JSONResponse:
     e = api_error(error)
-    headers = dict(getattr(error, "headers", None) or {})  # Allow, of a method that is not there
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}  # Allow, of a method that is not there
     if e.retry_after is not None:
         headers["Retry-After"] = str(e.retry_after)
     if e.status == 401:

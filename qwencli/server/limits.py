@@ -24,7 +24,7 @@ class Limited:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         body = await self._body(scope, receive)
-        given = False
+        given = complete = False
 
         async def receive_body() -> Message:
             nonlocal given
@@ -34,13 +34,18 @@ class Limited:
             await gone
             return {"type": "http.disconnect"}
 
+        async def send_noting_the_end(message: Message) -> None:
+            nonlocal complete
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
         gone = asyncio.ensure_future(self._gone(receive))
-        answer = asyncio.ensure_future(self._app(scope, receive_body, send))
+        answer = asyncio.ensure_future(self._app(scope, receive_body, send_noting_the_end))
         try:
             await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if not answer.done() and not complete:  # a complete answer is reported as the client's leave, too
                 raise ClientLeft
-            answer.result()
+            await answer
         finally:
             for task in answer, gone:
                 task.cancel()

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import QwenError
 from .config import Config
-from .errors import api_error, error_response
+from .errors import error_response
 from .service import Generation, Service
 
 KEY = "qwencli.record"
@@ -71,7 +71,7 @@ class Recorded:
         except ClientLeft:
             record.error = "the client left"
         except Exception as error:
-            record.error = str(api_error(error)) if isinstance(error, QwenError) else traceback.format_exc()
+            record.error = reason(error)
             if started:
                 raise ConnectionAbortedError from None  # nothing can be said any more but that this is not all
             await error_response(record.path, error)(scope, receive, send_with_headers)
@@ -84,6 +84,13 @@ class Recorded:
 
 class ClientLeft(Exception):
     """The client is gone: there is nobody to answer."""
+
+
+def reason(error: BaseException) -> str:
+    """What was wrong: in words where that was foreseen, else with all that Python knows."""
+    if isinstance(error, QwenError) and error.__cause__ is None:
+        return str(error)
+    return "".join(traceback.format_exception(error))
 
 
 def line(record: Record, service: Service, config: Config) -> str:
@@ -99,8 +106,9 @@ def line(record: Record, service: Service, config: Config) -> str:
             "generated": sum(len(s.generated) for s in sequences), "queue_seconds": round(max(waits), 4),
             "run_seconds": round(max(s.prompt_seconds + s.generation_seconds for s in sequences), 4),
             "stop": ",".join(dict.fromkeys(s.stop_reason or "running" for s in sequences))}
-    if record.error:
-        fields["error"] = record.error
+    errors = [record.error, *(reason(generation.error) for generation in record.generations if generation.error)]
+    if any(errors):
+        fields["error"] = next(filter(None, errors))
     if config.log_prompts and sequences:
         decode = service.llm.tokenizer.decode
         fields |= {"prompts": [decode(s.tokens[:s.n_prompt]) for s in sequences], "answers": [decode(s.generated) for s in sequences]}

@@ -30,11 +30,18 @@ FAIR_BATCH = 128
 
 
 class Busy(QwenError):
-    """The queue is full, or the service is ending. `retry_after` is in seconds."""
+    """The queue is full. `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Ending(Busy):
+    """The service is ending."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", 5)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Generation(AsyncIterator[Piece]):
         self.sequence = Sequence(list(request.tokens), request.sampling, request.max_tokens, ends, breakers=llm.breakers(request.sampling))
         self.text = AnswerText(llm, self.sequence, request.stop, request.budget)
         self.slot: int | None = None
+        self.error: QwenError | None = None
         self.created, self.started = time.monotonic(), 0.0
         self._service, self._pieces = service, asyncio.Queue[Piece | BaseException | None]()
 
@@ -154,11 +162,11 @@ class Service:
     def generate(self, request: Request) -> Generation:
         """Take a request. Raises Busy where too many wait, InputError and ContextFull where it can never run."""
         if self._ending:
-            raise Busy("the server is shutting down", 5)
+            raise Ending
         generation = Generation(self, request)
         self.llm.engine.check(generation.sequence)
         with self._changed:
-            if len(self._waiting) >= self.n_queue and None not in self._slots:
+            if len(self._waiting) >= self.n_queue + self._slots.count(None):
                 raise Busy(f"{self.n_queue} requests are waiting already, try again later", self._expected_wait())
             self._waiting.append(generation)
             self._changed.notify()
@@ -167,7 +175,7 @@ class Service:
     async def embed(self, tokens: list[int]) -> NDArray[np.float32]:
         """A text's embedding, float32 [n_embd]: the final norm's output, of the last token or the mean of all. Raises as `generate`."""
         if self._ending:
-            raise Busy("the server is shutting down", 5)
+            raise Ending
         self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
         job = _Embedding(tokens, asyncio.get_running_loop().create_future())
         with self._changed:
@@ -201,19 +209,19 @@ class Service:
             with self._changed:
                 while not (self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)):
                     self._changed.wait()
-                self._end_cancelled()
-                if self._ended:
-                    break
-                self._admit()
+            self._end_cancelled()
+            if self._ended:
+                break
+            self._admit()
             if any(self._slots):
                 self._step()
             if self._embeddings:
                 self._embed_some(self._embeddings[0])
         for generation in [*filter(None, self._slots), *self._waiting]:
             self.llm.engine.cancel(generation.sequence)
-            self._finish(generation, QwenError("the server is shutting down"))
+            self._finish(generation, Ending())
         for job in self._embeddings:
-            self._tell(job.done.cancel)
+            self._tell(_fail, job.done, Ending())
 
     def _admit(self) -> None:
         """Requests that wait take the free slots."""
@@ -221,8 +229,8 @@ class Service:
             generation = self._waiting.popleft()
             try:
                 self.llm.engine.submit(generation.sequence)
-            except QwenError as error:
-                self._finish(generation, error)
+            except Exception as error:
+                self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = self._slots.index(None), time.monotonic()
             self._slots[generation.slot] = generation
@@ -230,8 +238,11 @@ class Service:
     def _end_cancelled(self) -> None:
         while self._cancelled:
             generation = self._cancelled.popleft()
-            if generation in self._waiting:
-                self._waiting.remove(generation)
+            with self._changed:
+                waits = generation in self._waiting
+                if waits:
+                    self._waiting.remove(generation)
+            if waits:
                 generation.sequence.stop_reason = "cancelled"
                 self._finish(generation)
             elif generation in self._slots:
@@ -247,7 +258,7 @@ class Service:
         except BaseException as error:  # the step did nothing; whatever it is, it ends these requests and not the service
             for generation in running:
                 engine.cancel(generation.sequence, "error")
-                self._finish(generation, error if isinstance(error, QwenError) else QwenError(f"{type(error).__name__} in a step"))
+                self._finish(generation, as_qwen_error(error))
             return
         self.counters.n_steps += 1
         self.counters.n_busy_slots += len(running)
@@ -272,7 +283,8 @@ class Service:
         if seq.stop_reason:
             self._finish(generation, seq.error)
 
-    def _finish(self, generation: Generation, error: BaseException | None = None) -> None:
+    def _finish(self, generation: Generation, error: QwenError | None = None) -> None:
+        generation.error = error
         if generation.slot is not None:
             self._slots[generation.slot] = None
             seq, c = generation.sequence, self.counters
@@ -288,6 +300,8 @@ class Service:
         """Read a chunk of a text; the rest comes after the next step of those who write."""
         backend, kv = self.llm.engine.backend, job.kv
         try:
+            if job.done.done():
+                raise QwenError("nobody waits for it any more")
             chunk = job.tokens[kv.length:kv.length + self.llm.engine.n_batch]
             self.llm.engine.reserve(kv, len(chunk))
             n_outputs = len(chunk) if self.pooling == "mean" else int(kv.length + len(chunk) == len(job.tokens))
@@ -298,7 +312,7 @@ class Service:
             result: NDArray[np.float32] = np.concatenate(job.hidden).mean(axis=0, dtype=np.float32)
             self._tell(_set, job.done, result)
         except Exception as error:
-            self._tell(_fail, job.done, error if isinstance(error, QwenError) else QwenError(f"{type(error).__name__} in a step"))
+            self._tell(_fail, job.done, as_qwen_error(error))
         with self._changed:
             self._embeddings.popleft()
         backend.cache.release(kv)
@@ -311,6 +325,15 @@ class Service:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+
+
+def as_qwen_error(error: BaseException) -> QwenError:
+    """What an unexpected error is to the request that it ends; the log finds the rest in its cause."""
+    if isinstance(error, QwenError):
+        return error
+    found = QwenError(f"{type(error).__name__} in a step")
+    found.__cause__ = error
+    return found
 
 
 def _set(future: asyncio.Future[Any], value: Any) -> None:
