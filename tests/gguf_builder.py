@@ -6,6 +6,7 @@ one in brackets for an array: `"a.b": ("u32", 3)`, `"c": ("[str]", ["x", "y"])`,
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,16 +153,21 @@ STORY = [*"abcdefghijklmnopqrstuvwxyz", "Ã", "©", "Ġthe", "<|im_end|>"]
 """Tokens of "abc...zé the" and the end of an answer; é takes two."""
 
 
-def reciter() -> Gguf:
-    """A model that answers any chat with STORY and says it again and again if it may not end: each of its tokens leads to the next,
-    and so do the last one and a newline to the first. The layers add nothing, an output row is the embedding of what it follows."""
+def reciter(story: Sequence[str] = STORY[:-1]) -> Gguf:
+    """A model that answers any chat with `story`, tokens that differ, and says it again and again if it may not end: each of its tokens
+    leads to the next, and so do the last one and a newline to the first. What TOKENS lack is added to them, as text. The layers add
+    nothing, an output row is the embedding of what it follows."""
     file = tiny()
     random = np.random.default_rng(1)
-    embedding = random.normal(size=(len(TOKENS), N_EMBD))
+    tokens = TOKENS + [token for token in story if token not in TOKENS]
+    file.metadata["tokenizer.ggml.tokens"] = "[str]", tokens
+    types = [SPECIAL.get(token, NORMAL if token in TOKENS else USER_DEFINED) for token in tokens]
+    file.metadata["tokenizer.ggml.token_type"] = "[i32]", types
+    embedding = random.normal(size=(len(tokens), N_EMBD))
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     output = np.zeros_like(embedding)
-    for before, after in zip(["Ċ", STORY[-1], *STORY], [STORY[0], *STORY]):
-        output[TOKENS.index(after)] += embedding[TOKENS.index(before)]
+    for before, after in zip(["Ċ", STORY[-1], *story], [story[0], story[0], *story[1:], STORY[-1]]):
+        output[tokens.index(after)] += embedding[tokens.index(before)]
     file.replace(f32("token_embd.weight", embedding))
     file.tensors.append(f32("output.weight", 10 * output))
     for i in range(N_LAYER):

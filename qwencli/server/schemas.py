@@ -103,7 +103,8 @@ class SamplingFields(Fields):
             chosen["logit_bias"] = [(token, -math.inf if bias is False else bias)
                                     for what, bias in pairs for token in _tokens(what, tokenizer)]
             if len(chosen["logit_bias"]) > MAX_BIASES:
-                raise ApiError(f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}", param="logit_bias")
+                raise ApiError(f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}",
+                               param="logit_bias")
             if unknown := [token for token, _ in chosen["logit_bias"] if not 0 <= token < tokenizer.n_vocab]:
                 raise ApiError(f"logit_bias names the token {unknown[0]}, expected one below {tokenizer.n_vocab}", param="logit_bias")
         return replace(base, **chosen, n_probs=n_probs)
