@@ -2,35 +2,41 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import grammar_child
+from .chat.template_process import KEPT
 from .errors import InputError, QwenError
+from .gbnf import gbnf_to_lark
 from .sampling import Constraint as Constraint
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from .llm import LLM
     from .tokenizer import Tokenizer
 
 Start = Callable[[], Constraint]
 """What an answer has to follow, compiled: each call begins an answer."""
 
-MAX_TEXT = 256 * 1024
-"""Characters of a schema or grammar."""
-LIMITS = {"max_items_in_row": 2000, "initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "step_max_items": 20_000,
-          "max_lexer_states": 50_000, "max_grammar_size": 100_000, "verbose_errors": False}
-"""What compiling and a step may cost at most (LLParserLimits). The worst that was found within them is 0.15 s a step."""
-FORCED = 100
-"""So many characters of a text that has to come are cut into tokens at once; a mask needs the first."""
-TRIAL = 16
-"""So many tokens are tried before a grammar is taken: many that cannot be followed, or cost too much, show at once."""
+MAX_TEXT = {"JSON schema": 256 * 1024, "grammar": 128 * 1024, "regular expression": 16 * 1024}
+"""Characters."""
+REMEMBERED = 32
+"""So many of them are kept compiled."""
+CLOCK_SECONDS = 10
+"""The clock's time for a trial, where processor time has no limit, and for a machine that is busy."""
+PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from qwencli.grammar_child import serve; serve()"
 WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
 """What may stand between the parts of JSON, as llama.cpp has it: without a limit, weak models write nothing else."""
-MAX_MULTIPLE = 10_000
-"""The largest `multipleOf` without its decimal point, for all of a schema together: one of a million takes five seconds to compile."""
 
 
 def json_schema(llm: LLM, schema: Mapping[str, Any] | bool | str) -> Start:
@@ -38,19 +44,18 @@ def json_schema(llm: LLM, schema: Mapping[str, Any] | bool | str) -> Start:
 
     Raises InputError for a schema that is broken, that nothing can satisfy, or that asks for what cannot be ensured while writing.
     """
-    parsed = parse_json(schema) if isinstance(schema, str) else schema
-    if parsed is True:
-        parsed = {}
-    if not isinstance(parsed, Mapping):
-        raise InputError(f"the JSON schema is {str(parsed)[:40]}, expected an object")
     try:
-        check_multiples(parsed)
+        parsed = json.loads(schema) if isinstance(schema, str) else schema
+        if parsed is True:
+            parsed = {}
+        if not isinstance(parsed, Mapping):
+            raise InputError(f"the JSON schema is {json.dumps(parsed)[:40]}, expected an object")
         text = json.dumps({**parsed, "x-guidance": {"whitespace_pattern": WHITESPACE}}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"the JSON schema is no JSON: {error}") from None
     except RecursionError:
         raise InputError("the JSON schema is nested too deeply") from None
-    return compiled(llm, "JSON schema", text, library().LLMatcher.grammar_from_json_schema)
+    return compiled(llm, "JSON schema", text)
 
 
 def json_object(llm: LLM) -> Start:
@@ -60,131 +65,109 @@ def json_object(llm: LLM) -> Start:
 
 def lark(llm: LLM, text: str) -> Start:
     """Answers that follow a grammar in llguidance's variant of Lark (docs/syntax.md in guidance-ai/llguidance). Raises InputError."""
-    if "%json" in text and ("multipleOf" in text or "\\u" in text):
-        raise InputError("the grammar has %json with multipleOf or \\u in it, which is not supported")
-    return compiled(llm, "grammar", text, library().LLMatcher.grammar_from_lark)
+    return compiled(llm, "grammar", text)
 
 
 def gbnf(llm: LLM, text: str) -> Start:
-    """Answers that follow a grammar as llama.cpp writes them (grammars/README.md in ggml-org/llama.cpp). Raises InputError."""
-    from llguidance.gbnf_to_lark import gbnf_to_lark
-    try:
-        return lark(llm, gbnf_to_lark(text))
-    except Exception as error:
-        raise InputError(str(error))
+    """Answers that follow a grammar as llama.cpp has them (grammars/README.md in ggml-org/llama.cpp). Raises InputError."""
+    return compiled(llm, "grammar", gbnf_to_lark(text))
 
 
 def regex(llm: LLM, pattern: str) -> Start:
-    """Answers that match all of a regular expression, in the syntax of Rust's `regex`, without anchors. Raises InputError."""
-    return compiled(llm, "regular expression", pattern, library().LLMatcher.grammar_from_regex)
+    """Answers that match a regular expression as a whole, in the syntax of Rust's `regex`. Raises InputError."""
+    return compiled(llm, "regular expression", pattern)
 
 
-def library() -> Any:
-    """llguidance. Raises QwenError where it is not installed."""
-    try:
-        import llguidance
-    except ImportError:
-        raise QwenError("JSON schemas and grammars need the package llguidance: pip install 'qwencli[grammar]'") from None
-    return llguidance
-
-
-def parse_json(text: str) -> Any:
-    """JSON's value. Raises InputError."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the JSON schema is no JSON: {error}") from None
-
-
-def check_multiples(schema: Any) -> None:
-    """Raise InputError where numbers have to be multiples of what takes too long to compile."""
-    from decimal import Decimal, InvalidOperation
-    from math import lcm
-    found, todo = 1, [schema]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, Mapping):
-            value = part.get("multipleOf")
-            if isinstance(value, (int, float)):
-                try:
-                    digits = int("".join(map(str, Decimal(repr(value)).normalize().as_tuple().digits)))
-                except (InvalidOperation, ValueError):  # infinite, or of thousands of digits
-                    digits = MAX_MULTIPLE + 1
-                found = lcm(found, digits or 1) if digits <= MAX_MULTIPLE else MAX_MULTIPLE + 1
-                if found > MAX_MULTIPLE:
-                    raise InputError(f"the JSON schema's multipleOf is {str(value)[:40]}, expected less: up to {MAX_MULTIPLE} "
-                                     "for all of them together, without decimal points")
-            todo += part.values()
-        elif isinstance(part, (list, tuple)):
-            todo += part
-
-
-def compiled(llm: LLM, what: str, text: str, convert: Callable[[str], str]) -> Start:
-    """A grammar of llguidance's, tried out. Raises InputError."""
-    if len(text) > MAX_TEXT:
-        raise InputError(f"the {what} has {len(text)} characters, expected up to {MAX_TEXT}")
+def compiled(llm: LLM, kind: str, text: str) -> Start:
+    """What a text says of answers; `kind` is one of grammar_child's. Raises InputError."""
+    if len(text) > MAX_TEXT[kind]:
+        raise InputError(f"the {kind} has {len(text)} characters, expected {MAX_TEXT[kind]} at most")
     vocabulary = llm.vocabulary
-    try:
-        matcher = library().LLMatcher(vocabulary.tokenizer, convert(text), log_level=0, limits=vocabulary.limits)
-    except (ValueError, UnicodeError) as error:
-        raise InputError(f"the {what} cannot be used: {first_line(str(error))}") from None
-    if matcher.is_error():
-        raise InputError(f"the {what} cannot be used: {first_line(matcher.get_error())}")
-    try:
-        try_out(Guided(vocabulary, matcher))
-    except QwenError as error:
-        raise InputError(f"the {what} cannot be used: {error}") from None
+    matcher = vocabulary.compiled(kind, text)
     return lambda: Guided(vocabulary, matcher)
 
 
-def try_out(constraint: Constraint) -> None:
-    """Begin an answer, with the token of the lowest id wherever several may come. Raises QwenError."""
-    answer: list[int] = []
-    while len(answer) < TRIAL and not constraint.ended(answer):
-        mask = constraint.mask(answer)
-        assert mask is not None
-        answer.append(int(mask.argmax()))
-
-
-def first_line(message: str) -> str:
-    """What llguidance says is wrong, without what it was reading."""
-    return next((line for line in message.splitlines() if line.strip()), "it is not supported")[:300]
-
-
 class Vocabulary:
-    """A model's tokens as llguidance takes them. Building it takes about 0.3 s for Qwen's."""
+    """A model's tokens as llguidance takes them. Raises QwenError where that is not installed."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        guidance = library()
-        self.n_vocab = tokenizer.n_vocab
-        self._encode = tokenizer.encode
-        self._raised: BaseException | None = None
-        slices = guidance.LLTokenizer.general_slices()[1:]  # strings, of some lengths; blanks are not worth their time
-        ends = sorted(tokenizer.eog_ids)
-        # the names that LLTokenizer looks for
-        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = True, ends[0] if ends else None, None
-        self.tokens, self.special_token_ids = tokenizer.all_bytes(), tokenizer.control_ids
-        self.tokenizer = guidance.LLTokenizer(self, eos_token=ends or None, slices=slices)
-        self.tokens, self.special_token_ids = [], []
-        self.limits = guidance.LLParserLimits(**LIMITS)
+        try:
+            import llguidance
+        except ImportError:
+            raise QwenError("JSON schemas and grammars need the package llguidance: pip install 'qwencli[grammar]'") from None
+        self._llguidance, self._tokenizer = llguidance, tokenizer
+        self.n_vocab, self.ends = tokenizer.n_vocab, sorted(tokenizer.eog_ids)
+        self._met = threading.local()
+        self.compiled = lru_cache(REMEMBERED)(self._compiled)
+
+    def _compiled(self, kind: str, text: str) -> Any:
+        """An LLMatcher, tried by grammar_child in a process of its own and then here. Raises InputError, QwenError."""
+        process = start_child()
+        try:
+            tokenizer = self.tokenizer  # built meanwhile
+            control = {token: self._tokenizer.token_bytes(token).decode() for token in self._tokenizer.control_ids}
+            request = {"kind": kind, "text": text, "n_vocab": self.n_vocab, "control": control, "ends": self.ends}
+            error = asked(process, json.dumps(request).encode())
+        finally:
+            process.kill()
+            process.communicate()
+        if not error:
+            matcher, error = grammar_child.compiled(tokenizer, kind, text)
+            self.check()
+        if error:
+            raise InputError(f"the {kind} cannot be used: {error}")
+        return matcher
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """An LLTokenizer. Building it takes about 0.3 s for Qwen's vocabulary."""
+        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = True, None, None  # the names that it looks for
+        self.tokens, self.special_token_ids = self._tokenizer.all_bytes(), self._tokenizer.control_ids
+        slices = self._llguidance.LLTokenizer.general_slices()[1:]  # strings; blanks are not worth their time
+        found = self._llguidance.LLTokenizer(cast(Any, self), eos_token=self.ends or None, slices=slices)
+        self.tokens = []
+        return found
 
     def __call__(self, text: str) -> Sequence[int]:
-        """The tokens of a text that has to come. Called out of a step in machine code, which no exception may cross."""
+        """The tokens of a text that has to come. Called amid a step in machine code, which no exception may cross."""
         try:
-            return self._encode(text[:FORCED])
+            return self._tokenizer.encode(text[:grammar_child.FORCED])
         except BaseException as error:
-            self._raised = error
+            self._met.error = error
             return []
 
     def check(self) -> None:
-        """Raise what a call met, such as Ctrl-C."""
-        raised, self._raised = self._raised, None
-        if raised:
-            raise raised
+        """Raise what a call in this thread met, such as Ctrl-C."""
+        error, self._met.error = getattr(self._met, "error", None), None
+        if error:
+            raise error
+
+
+def start_child() -> Popen[bytes]:
+    """A process of grammar_child. Raises QwenError."""
+    import subprocess
+    command = [sys.executable, "-I", "-S", "-c", PROGRAM, *map(str, sys.path), str(Path(__file__).parents[1])]
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    flags = 0x08000000 if sys.platform == "win32" else 0  # CREATE_NO_WINDOW: Ctrl-C is ours alone, as by a session of its own elsewhere
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+                                start_new_session=True, creationflags=flags)
+    except (OSError, ValueError) as error:
+        raise QwenError(f"cannot start {sys.executable} to try a grammar: {error}") from None
+
+
+def asked(process: Popen[bytes], request: bytes) -> str:
+    """What is wrong with a grammar, "" for nothing."""
+    import subprocess
+    try:
+        answer = process.communicate(request, CLOCK_SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        return "it takes too long to compile"
+    return answer.decode() if process.returncode == 0 else "it takes too much time, memory or stack to compile"
 
 
 class Guided:
-    """An answer that follows a grammar: a Constraint. `start` stays as it is."""
+    """An answer that follows a grammar: a Constraint. `start`, an LLMatcher, stays as it is."""
 
     def __init__(self, vocabulary: Vocabulary, start: Any) -> None:
         self._vocabulary, self._start = vocabulary, start
@@ -219,7 +202,5 @@ class Guided:
     def _check(self, answer: Sequence[int]) -> None:
         self._vocabulary.check()
         if self._matcher.is_error():
-            why = first_line(self._matcher.get_error())
-            if why == "NoExtensionBias":
-                why = "no token can follow"
+            why = grammar_child.message(self._matcher.get_error())
             raise QwenError(f"the answer cannot follow its grammar after {len(answer)} tokens: {why}")

@@ -1,0 +1,109 @@
+"""The process in which a grammar is tried: compiling it may take forever, fill the memory or overflow the stack, none of which llguidance
+keeps in bounds. What passes here, on a small part of what the asking process has, does no harm there.
+
+A request comes on stdin as JSON. The answer goes to stdout: what is wrong with the grammar, nothing if it can be used.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from typing import Any
+
+CPU_SECONDS = 2.0
+"""Processor time that a grammar has. Those of people need milliseconds."""
+STACK = 512 * 1024
+"""Bytes; the threads of the asking process have twice as many at least, on Linux 16 times."""
+EXTRA_MEMORY = 1 << 30
+"""Bytes of address space for compiling."""
+TRIAL = 16
+"""So many tokens are tried: grammars that cannot be followed, or cost too much, mostly show at once."""
+FORCED = 100
+"""So many characters of a text that has to come are cut into tokens at once; a mask needs the first."""
+LIMITS: dict[str, Any] = {"max_items_in_row": 2000, "initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "step_max_items": 20_000,
+          "max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
+"""What compiling and a step may cost at most (LLParserLimits). The worst that was found within them is 0.15 s a step."""
+CONVERTERS = {"JSON schema": "grammar_from_json_schema", "grammar": "grammar_from_lark", "regular expression": "grammar_from_regex"}
+"""What a text may be, and what LLMatcher has for it."""
+
+
+def serve() -> None:
+    """Answer the request on stdin."""
+    _limit_resources()
+    request = json.loads(sys.stdin.buffer.read())
+    answers: list[str] = []
+    threading.stack_size(STACK)
+    thread = threading.Thread(target=lambda: answers.append(trial(request)))
+    thread.start()
+    thread.join()
+    sys.stdout.buffer.write(answers[0].encode("utf-8", "replace"))
+
+
+def trial(request: dict[str, Any]) -> str:
+    """What is wrong with a grammar."""
+    import llguidance
+    vocabulary: Any = Bytes(request["n_vocab"], {int(token): text for token, text in request["control"].items()})
+    tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=request["ends"] or None, slices=[])
+    return compiled(tokenizer, request["kind"], request["text"])[1]
+
+
+def compiled(tokenizer: Any, kind: str, text: str) -> tuple[Any, str]:
+    """An LLMatcher for the text, and what is wrong with it, "" for nothing."""
+    import llguidance
+    try:
+        grammar = getattr(llguidance.LLMatcher, CONVERTERS[kind])(text)
+        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits(**LIMITS))
+        walk = matcher.deep_copy()
+        for _ in range(TRIAL):
+            if walk.is_stopped():
+                break
+            allowed = int.from_bytes(walk.compute_bitmask(), "little")
+            if walk.is_error():
+                break
+            walk.consume_token((allowed & -allowed).bit_length() - 1)  # of all that are allowed the lowest
+    except (ValueError, UnicodeError) as error:
+        return None, message(str(error))
+    return matcher, message(walk.get_error()) if walk.is_error() else ""
+
+
+def message(error: str) -> str:
+    """An error of llguidance's in a line, without what it was reading."""
+    line = next((line.strip() for line in error.splitlines() if line.strip()), "it cannot be used")[:300]
+    return "no token can follow" if line.startswith("NoExtension") else line
+
+
+class Bytes:
+    """A vocabulary of the single bytes beside control tokens that have their true ids; all others have no text."""
+
+    def __init__(self, n_vocab: int, control: dict[int, str]) -> None:
+        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = True, None, None
+        self.tokens = [control.get(token, "").encode() for token in range(n_vocab)]
+        self.special_token_ids = list(control)
+        places = (token for token in range(n_vocab) if token not in control)
+        self._places = dict(zip([*range(33, 256), *range(33)], places))  # blanks last: a trial would write nothing else
+        for byte, place in self._places.items():
+            self.tokens[place] = bytes((byte,))
+
+    def __call__(self, text: str) -> list[int]:
+        return [self._places[byte] for byte in text[:FORCED].encode()]
+
+
+def _limit_resources() -> None:
+    """Windows has none of these limits: there only the clock ends the process."""
+    if sys.platform == "win32":
+        return
+    import os
+    import resource
+    import signal
+    os.nice(10)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    if sys.platform == "linux":  # elsewhere the address space has no limit that is kept
+        with open("/proc/self/statm", encoding="ascii") as file:
+            limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * resource.getpagesize() + EXTRA_MEMORY
+    for limit, most in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # a system may not know a limit, or have set a lower one
+            resource.setrlimit(limit, (most, most))
