@@ -56,7 +56,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def bound(family: int, address: Any) -> socket.socket:
-    s = socket.socket(family, socket.SOCK_STREAM)
+    s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio switches delays off where it sees that it is TCP
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
