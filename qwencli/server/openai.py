@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..chat.after_thinking import AfterThinking, thinks_in_tokens
+from ..chat.after_thinking import AfterThinking
 from ..llm import LLM
 from ..sampling import Constraint, SamplingParams
 from .config import Config
@@ -142,7 +142,6 @@ class OpenAI:
     def _prepare_chat(self, body: ChatRequest, think: bool, n_top: int | None) -> tuple[Prompt, SamplingParams, Start | None]:
         """All that takes time."""
         llm, form = self._llm, body.answer_schema()
-        think = think and (form is None or thinks_in_tokens(llm.tokenizer))
         prompt = prompt_of(body, llm, self._config, think)
         start = constraint(llm, body.grammar, form)
         if start and think:

@@ -82,7 +82,8 @@ class Generation(AsyncIterator[Piece]):
     def __init__(self, service: Service, request: Request) -> None:
         llm = service.llm
         ends = frozenset[int]() if request.ignore_eos else llm.tokenizer.eog_ids
-        self.sequence = Sequence(list(request.tokens), request.sampling, request.max_tokens, ends, breakers=llm.breakers(request.sampling))
+        self.sequence = Sequence(list(request.tokens), request.sampling, request.max_tokens, ends,
+                                 breakers=llm.breakers(request.sampling), constraint=request.constraint)
         self.text = AnswerText(llm, self.sequence, request.stop, request.budget)
         self.slot: int | None = None
         self.error: QwenError | None = None
