@@ -5,6 +5,7 @@
     python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
     python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in several orders
     python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
+    python scripts/make_oracles.py completions MODEL        how the demo model goes on with some prompts, and embeddings, by llama.cpp
 
 Needs the extra `oracle`.
 """
@@ -194,8 +195,39 @@ def running_perplexity(model: str, text: bytes, n_ctx: int = 256) -> list[float]
     return running
 
 
+QUESTIONS = ["What is the capital of France?", "Hello!", "Who are you?", "What is the opposite of hot?"]
+GREEDY = [*(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS), "Once upon a time"]
+
+
+def make_completions(model: str) -> None:
+    """The likeliest tokens behind prompts, up to where two are so likely that rounding may decide, with the logprobs of the likeliest
+    three; and the states behind the last token of texts, of length 1."""
+    from llama_cpp import LLAMA_POOLING_TYPE_LAST, Llama
+    llama = Llama(model_path=model, n_ctx=256, logits_all=True, n_threads=2, verbose=False)
+    completions = []
+    for prompt in GREEDY:
+        ids = llama.tokenize(prompt.encode(), add_bos=False, special=True)
+        llama.reset()
+        llama.eval(ids)
+        top: list[list[tuple[int, float]]] = []
+        while len(top) < 32:
+            logits = llama.scores[llama.n_tokens - 1].astype(np.float64)
+            logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+            best = np.argsort(-logprobs)[:3]
+            if logprobs[best[0]] - logprobs[best[1]] < 0.1:
+                break
+            top.append([(int(token), round(float(logprobs[token]), 5)) for token in best])
+            llama.eval([int(best[0])])
+        text = llama.detokenize([step[0][0] for step in top]).decode()
+        completions.append({"prompt": prompt, "tokens": ids, "content": text, "top": top})
+    llama = Llama(model_path=model, n_ctx=256, embedding=True, pooling_type=LLAMA_POOLING_TYPE_LAST, n_threads=2, verbose=False)
+    embeddings = {text: [round(x, 5) for x in llama.embed(text, normalize=True)] for text in GREEDY[-1:]}
+    (ORACLES / "completions.json").write_text(json.dumps({"completions": completions, "embeddings": embeddings}) + "\n")
+
+
 if __name__ == "__main__":
-    modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity}
+    modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity,
+             "completions": make_completions}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from .. import __version__
 from . import llamacpp_request as requested
@@ -32,7 +32,7 @@ MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
 
 
-def routes(service: Service, config: Config) -> list[BaseRoute]:
+def routes(service: Service, config: Config) -> list[Route]:
     """The API's endpoints, for a running service."""
     api = LlamaCpp(service, config)
     get = {"/health": api.health, "/v1/health": api.health, "/props": api.props, "/slots": api.slots}

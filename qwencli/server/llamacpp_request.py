@@ -29,7 +29,7 @@ def clamped(name: str) -> AfterValidator:
     return AfterValidator(lambda value: None if value is None else min(max(value, low), high))
 
 
-def dry_base(value: float | None) -> float | None:
+def at_least_1(value: float | None) -> float | None:
     """Below 1 it is llama.cpp's default."""
     return value if value is None or value >= 1 else SamplingParams.dry_base
 
@@ -52,7 +52,7 @@ class CompletionFields(GenerationFields):
     xtc_probability: Annotated[float | None, clamped("xtc_probability")] = None
     xtc_threshold: Annotated[float | None, clamped("xtc_threshold")] = None
     mirostat: Annotated[int | None, clamped("mirostat")] = None
-    dry_base: Annotated[float | None, AfterValidator(dry_base)] = None
+    dry_base: Annotated[float | None, AfterValidator(at_least_1)] = None
     samplers: Annotated[str | list[str] | None, Field(max_length=64), AfterValidator(known_samplers)] = None
     logit_bias: Annotated[dict[str, Bias | Literal[False]] | Biases, Field(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int | None, Field(ge=-2**63, lt=2**64), AfterValidator(lambda value: -1 if value == RANDOM else value)] = None
