@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import grammar_child
+from .chat import after_thinking
 from .chat.template_process import KEPT
 from .errors import InputError, QwenError
 from .gbnf import gbnf_to_lark
@@ -73,6 +75,11 @@ def gbnf(llm: LLM, text: str) -> Start:
     return compiled(llm, "grammar", gbnf_to_lark(text))
 
 
+def grammar(llm: LLM, text: str) -> Start:
+    """Answers that follow a grammar in Lark, which has a rule `start`, or else in GBNF. Raises InputError."""
+    return (lark if re.search(r"^\s*start\s*(\[[^\]]*\]\s*)?:(?!:)", text, re.M) else gbnf)(llm, text)
+
+
 def regex(llm: LLM, pattern: str) -> Start:
     """Answers that match a regular expression as a whole, in the syntax of Rust's `regex`. Raises InputError."""
     return compiled(llm, "regular expression", pattern)
@@ -126,6 +133,7 @@ class Vocabulary:
         slices = self._llguidance.LLTokenizer.general_slices()[1:]  # strings; blanks are not worth their time
         found = self._llguidance.LLTokenizer(cast(Any, self), eos_token=self.ends or None, slices=slices)
         self.tokens = []
+        after_thinking.masks(self._tokenizer)  # looked up here, not amid a step, where everybody waits
         return found
 
     def __call__(self, text: str) -> Sequence[int]:

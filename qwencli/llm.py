@@ -123,7 +123,7 @@ class Completion:
                  ignore_eos: bool = False, on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
                  budget: ReasoningBudget | None = None, constraint: Constraint | None = None) -> None:
         self._llm, self._stop, self._on_step, self._on_token, self._budget = llm, stop, on_step, on_token, budget
-        ends = frozenset[int]() if ignore_eos else llm.tokenizer.eog_ids
+        ends = frozenset[int]() if ignore_eos and not constraint else llm.tokenizer.eog_ids
         self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling), constraint=constraint)
 
     def run(self) -> Generator[str, None, None]:

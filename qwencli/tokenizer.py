@@ -220,11 +220,13 @@ class Tokenizer:
 
     def all_bytes(self) -> list[bytes]:
         """`token_bytes` of the whole vocabulary, several times as fast."""
-        text = "".join(self._texts).translate({ord(c): byte for c, byte in self._bytes_of_character.items()})
+        table = self._bytes_of_character
+        if not set("".join(text for text, kind in zip(self._texts, self._types) if kind == NORMAL)) <= table.keys():
+            return list(map(self.token_bytes, range(self.n_vocab)))  # some hold characters that stand for themselves
+        data = "".join(self._texts).translate({ord(c): byte for c, byte in table.items()}).encode("latin-1", "replace")
         ends = list(accumulate(map(len, self._texts)))
-        words = [text[begin:end] for begin, end in zip([0, *ends], ends)]
-        return [word.encode("latin-1") if kind == NORMAL and word.isascii() else self.token_bytes(i)
-                for i, (word, kind) in enumerate(zip(words, self._types))]
+        return [data[begin:end] if kind == NORMAL else self.token_bytes(i)
+                for i, (begin, end, kind) in enumerate(zip([0, *ends], ends, self._types))]
 
     @property
     def control_ids(self) -> list[int]:

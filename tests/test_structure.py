@@ -28,7 +28,8 @@ LAYERS = [
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
-    {"answer_text", "llm", "grammar", "grammar_child", "gbnf", "dialogue", "probs_page", "costs", "machine", "perplexity", "bench", "quantize", "warmup", "doctor"},
+    {"answer_text", "llm", "grammar", "grammar_child", "gbnf", "dialogue", "probs_page", "costs", "machine", "perplexity", "bench",
+     "quantize", "warmup", "doctor"},
     {"cli", "server", "__main__"},
 ]
 """The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ._answers import AnswerPrinter, Thinking, answer_fields, length_option, named_template, template_option, thinking_options
 from ._bar import Bar
 from ._common import example, json_option, read_text, size, warn, write_text
+from ._grammar import Grammar, grammar_options
 from ._loading import Loader, kept_session, loading_options, session_option
 from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
@@ -39,14 +40,15 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @click.option("--stop", metavar="STR", multiple=True, help="End at this text, which is left out. May be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
 @click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop as they stand.")
+@grammar_options
 @session_option
 @sampling_options
 @probability_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal.")
 def run(prompt: str | None, file: str | None, max_tokens: int | None, loader: Loader, system: str | None, chat_template: str | None,
-        thinking: Thinking, raw: bool, stop: tuple[str, ...], ignore_eos: bool, no_escape: bool, session: str | None,
-        sampling: dict[str, Any], probabilities: Probabilities, as_json: bool, verbose: bool) -> int:
+        thinking: Thinking, raw: bool, stop: tuple[str, ...], ignore_eos: bool, no_escape: bool, grammar: Grammar,
+        session: str | None, sampling: dict[str, Any], probabilities: Probabilities, as_json: bool, verbose: bool) -> int:
     """Generate text that answers or continues a prompt.
 
     If the model has a chat template the prompt is one user turn; --raw continues it as it stands. The generated text alone goes to stdout.
@@ -83,7 +85,7 @@ def run(prompt: str | None, file: str | None, max_tokens: int | None, loader: Lo
     params = llm.sampling(**sampling, **probabilities.sampling())
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
-    chat = LocalChat(llm, template, stop, ignore_eos, bar)
+    chat = LocalChat(llm, template, stop, ignore_eos, bar, constraint=grammar.start(llm))
     chat.on_token = lambda place: probabilities.explanation(chat.sequence, place, llm.tokenizer)
     with kept_session(llm, session):
         events = chat.go_on(prompt, settings) if raw else chat.answer(messages(prompt, system), settings)

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..chat.answers import AnswerParser, Content
+from ..chat.messages import for_template
 from ..chat.template import ChatTemplate, Message, Rendered
 from ..chat.thinking import ReasoningBudget, closing, ends_inside
 from ..engine import Sequence as EngineSequence
 from ..errors import ContextFull
 from ..llm import LLM, Completion
+from ..sampling import Constraint
 from .dialogue import Answer, Events
 from .look_ahead import LookAhead
 
@@ -36,13 +37,13 @@ class LocalChat:
     What two conversations have in common is computed once: a next turn costs only what is new. An answer stands in it with the very tokens
     that the model wrote. Templates, however, write some answers otherwise once they are past (Qwen3's leaves their thinking out): with
     `look_ahead` these are read again while nobody waits, in a thread that has the engine to itself until the next answer, or `close`.
-    `on_step` and `on_token` are Completion's.
+    `on_step` and `on_token` are Completion's. Each answer, behind its thinking, is held to what `constraint` gives.
     """
 
     def __init__(self, llm: LLM, template: ChatTemplate | None = None, stop: Sequence[str] = (), ignore_eos: bool = False,
                  on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
-                 look_ahead: bool = False) -> None:
-        self.llm, self._stop, self._ignore_eos = llm, stop, ignore_eos
+                 look_ahead: bool = False, constraint: Callable[[], Constraint] | None = None) -> None:
+        self.llm, self._stop, self._ignore_eos, self._constraint = llm, stop, ignore_eos, constraint
         self.template = template or llm.chat_template or ChatTemplate.named("chatml")
         self.on_step, self.on_token = on_step, on_token
         self.completion: Completion | None = None
@@ -81,7 +82,11 @@ class LocalChat:
                               "shorten it or raise -c")
         limit = settings.reasoning_budget if think else 0  # also where a template knows of no switch
         budget = None if limit is None else ReasoningBudget(limit, inside)
-        pieces, parser, answer = self._complete(tokens, settings, budget), AnswerParser(inside, settings.tools), Answer()
+        constraint = self._constraint and self._constraint()
+        if constraint and (inside or (think and self.template.reads("enable_thinking"))):
+            from ..chat.after_thinking import AfterThinking
+            constraint = AfterThinking(constraint, self.llm.tokenizer, inside)
+        pieces, parser, answer = self._complete(tokens, settings, budget, constraint), AnswerParser(inside, settings.tools), Answer()
         try:
             for piece in pieces:
                 for event in parser.add(piece):
@@ -126,7 +131,8 @@ class LocalChat:
         self.close()
         self._check_length(text)
         tokens = self.llm.tokenizer.encode(text, add_special=True, parse_special=True)
-        with contextlib.closing(self._complete(tokens, settings)) as pieces:
+        constraint = self._constraint and self._constraint()
+        with contextlib.closing(self._complete(tokens, settings, None, constraint)) as pieces:
             yield from map(Content, pieces)
 
     def _check_length(self, text: str) -> None:
@@ -136,9 +142,10 @@ class LocalChat:
             raise ContextFull(f"the conversation has {len(text)} characters, more than the context of {n_ctx} tokens can hold: "
                               "shorten it or raise -c")
 
-    def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None = None) -> Generator[str, None, None]:
+    def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None,
+                  constraint: Constraint | None) -> Generator[str, None, None]:
         self.completion = Completion(self.llm, tokens, settings.sampling, settings.max_tokens, self._stop, self._ignore_eos,
-                                     self.on_step, self.on_token, budget)
+                                     self.on_step, self.on_token, budget, constraint)
         return self.completion.run()
 
     def _encode(self, prompt: Rendered) -> list[int]:
@@ -150,18 +157,3 @@ class LocalChat:
         if goes_on and (not rest or rest.startswith(tuple(tokenizer.control_texts))):
             return told.tokens + prompt.encode(tokenizer, len(told.text))
         return prompt.encode(tokenizer)
-
-
-def for_template(message: Message) -> Message:
-    """A message as templates expect it: the arguments of tool calls as objects, which OpenAI's API has as the text of JSON."""
-    if not isinstance(calls := message.get("tool_calls"), list):
-        return message
-    return {**message, "tool_calls": [_with_object(call) for call in calls]}
-
-
-def _with_object(call: Any) -> Any:
-    try:
-        function = call["function"]
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except (TypeError, KeyError, ValueError, RecursionError):  # an object already, or of a shape that is the template's to judge
-        return call

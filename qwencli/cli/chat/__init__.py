@@ -11,6 +11,7 @@ import click
 from .._answers import Thinking, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
 from .._common import example, json_option, say
+from .._grammar import Grammar, grammar_options
 from .._loading import Loader, kept_session, loading_options, session_option
 from .._sampling import sampling_options
 
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 @click.option("--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking.")
 @template_option
 @length_option
+@grammar_options
 @sampling_options
 @json_option
 def chat(loader: Loader, url: str | None, api_key: str | None, system: str | None, transcript: str | None, session: str | None,
-         thinking: Thinking, context_shift: bool, chat_template: str | None, max_tokens: int | None, sampling: dict[str, Any],
-         as_json: bool) -> int:
+         thinking: Thinking, context_shift: bool, chat_template: str | None, max_tokens: int | None, grammar: Grammar,
+         sampling: dict[str, Any], as_json: bool) -> int:
     """Talk to a model: a line is a question, or a command that begins with a slash (/help).
 
     Without a terminal each line of stdin is a turn, and the answers alone go to stdout.
@@ -46,9 +48,9 @@ def chat(loader: Loader, url: str | None, api_key: str | None, system: str | Non
     sampling = {name: value for name, value in sampling.items() if value is not None}
     bar = Bar(at_terminal and not loader.quiet, delay=1, desc="prompt", unit="tok")
     if url is None:
-        name, model, params, kept = local_model(loader, chat_template, session, sampling, bar, look_ahead=at_terminal)
+        name, model, params, kept = local_model(loader, chat_template, session, sampling, grammar, bar, look_ahead=at_terminal)
     else:
-        name, model, params, kept = remote_model(loader, chat_template, session, sampling, url, api_key)
+        name, model, params, kept = remote_model(loader, chat_template, session, sampling, grammar, url, api_key)
 
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     dialogue = Dialogue(model, settings, may_drop=lambda: True, report=say)
@@ -79,21 +81,24 @@ Opened = tuple[str, "ChatModel", "SamplingParams", ExitStack]
 """A model's name, itself, how it samples, and what keeps its session while it is used."""
 
 
-def local_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], bar: Bar, look_ahead: bool) -> Opened:
+def local_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], grammar: Grammar, bar: Bar,
+                look_ahead: bool) -> Opened:
     """A model on this machine."""
     chosen = named_template(template)
     llm = loader.load(chat=chosen is None)
     from ...dialogue.local import LocalChat
-    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead)
+    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead, constraint=grammar.start(llm))
     kept = ExitStack()
     kept.enter_context(kept_session(llm, session))
     kept.callback(model.close)
     return llm.file.path.name, model, llm.sampling(**sampling), kept
 
 
-def remote_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], url: str,
+def remote_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], grammar: Grammar, url: str,
                  api_key: str | None) -> Opened:
     """A model behind a server."""
+    if grammar:
+        raise click.UsageError("--json-schema, --grammar and --regex are for models on this machine, not for --url")
     if template is not None or session is not None or loader.n_ctx is not None or loader.threads is not None or loader.backend != "auto":
         raise click.UsageError("-c, -t, --backend, --session and --chat-template are for models on this machine, not for --url")
     from ...dialogue.remote import RemoteChat
