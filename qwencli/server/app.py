@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Protocol, cast
 
 from starlette.applications import Starlette
@@ -28,7 +27,7 @@ from .limits import Limited
 from .logs import Recorded, reason, record_of
 from .service import Service
 
-APIS = ["openai", "llamacpp"]
+APIS = ["openai", "llamacpp", "metrics"]
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -42,7 +41,7 @@ def build_app(service: Service, config: Config, apis: Sequence[API] | None = Non
     """The application, for a service that has been started. `apis` are by default those of APIS."""
     pages = static.routes() if config.ui else []
     if apis is None:
-        apis = [cast(API, import_module(f".{name}", __package__)) for name in APIS if find_spec(f".{name}", __package__)]
+        apis = [cast(API, import_module(f".{name}", __package__)) for name in APIS]
     endpoints = [route for api in apis for route in api.routes(service, config)]
     routes = [*pages, *endpoints, openapi.route(endpoints)]
     middleware = [

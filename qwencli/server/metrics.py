@@ -5,8 +5,13 @@ from collections.abc import Iterable
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from ..kv_cache import PAGE
+from .config import Config
+from .openapi import describe
 from .service import Service
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -52,3 +57,10 @@ def text(service: Service) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Figures(service))
     return generate_latest(registry)
+
+
+def routes(service: Service, config: Config) -> list[Route]:
+    @describe("Figures for Prometheus", type="text/plain")
+    async def metrics(request: Request) -> Response:
+        return Response(text(service), media_type=CONTENT_TYPE)
+    return [Route("/metrics", metrics)]

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,15 +20,17 @@ from ..sampling import Constraint, SamplingParams
 from .config import Config
 from .conversations import ConversationFields, Prompt, budget_of, prompt_of
 from .errors import ApiError, context_full
-from .openai_choices import Answer, ChatChoice, Choice, TextChoice
+from .openai_choices import Answer, ChatChoice, Choice, TextChoice, json_object
 from .openapi import describe
 from .requests import json_body, track
 from .schemas import Fields, GenerationFields, nth_seed
 from .service import Request as ServiceRequest
 from .service import Service
-from .sse import event_stream
+from .sse import encoded, event_stream
 
 MAX_N, MAX_PROMPTS, MAX_TEXTS, MAX_TOP = 128, 128, 2048, 20
+MAX_REPORTED = 1_000_000
+"""Tokens whose logprobs an answer in one piece may hold; each takes a hundred bytes."""
 N = Annotated[int, Field(ge=1, le=MAX_N)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
 Tokens = Annotated[list[int], Field(fail_fast=True, min_length=1)]
@@ -137,7 +140,8 @@ class OpenAI:
                 prompt.tokens, nth_seed(sampling, i), body.limit(self._config.max_tokens), body.stops, bool(body.ignore_eos),
                 budget_of(prompt, think, budget), start() if start else None))
             return ChatChoice(track(request, generation), self._llm.tokenizer, body, prompt, n_top)
-        return await self._answer(request, "chat.completion", body, [choice(i) for i in range(body.n or 1)])
+        self._check_amount(body, [prompt.tokens], n_top)
+        return await self._answer(request, "chat.completion", body, [partial(choice, i) for i in range(body.n or 1)])
 
     def _prepare_chat(self, body: ChatRequest, think: bool, n_top: int | None) -> tuple[Prompt, SamplingParams, Start | None]:
         """All that takes time."""
@@ -165,8 +169,10 @@ class OpenAI:
             generation = self._service.generate(ServiceRequest(
                 tokens, nth_seed(sampling, i), body.limit(self._config.max_tokens), body.stops, bool(body.ignore_eos),
                 constraint=start() if start else None))
-            return TextChoice(track(request, generation), self._llm.tokenizer, body.logprobs)
-        return await self._answer(request, "text_completion", body, [choice(tokens, i) for tokens in prompts for i in range(body.n or 1)])
+            return TextChoice(track(request, generation), self._llm.tokenizer, body.logprobs, bool(body.stream))
+        self._check_amount(body, prompts, body.logprobs)
+        choices = [partial(choice, tokens, i) for tokens in prompts for i in range(body.n or 1)]
+        return await self._answer(request, "text_completion", body, choices)
 
     def _prepare_text(self, body: CompletionRequest) -> tuple[list[list[int]], SamplingParams, Start | None]:
         """All that takes time."""
@@ -181,11 +187,26 @@ class OpenAI:
             raise context_full(len(tokens), self._llm.engine.n_ctx)
         return tokens
 
-    async def _answer(self, request: Request, kind: str, body: Common, choices: list[Choice]) -> Response:
+    def _check_amount(self, body: Common, prompts: list[list[int]], n_top: int | None) -> None:
+        """Raises ApiError for more answers than the service ever takes, and more reports than an answer in one piece can hold."""
+        n, most = len(prompts) * (body.n or 1), self._service.n_slots + self._service.n_queue
+        if n > most:
+            raise ApiError(f"n: {n} answers, expected at most {most} at once", param="n")
+        room = max(self._llm.engine.n_ctx - len(tokens) for tokens in prompts)
+        limit = body.limit(self._config.max_tokens)
+        n_tokens = n * (room if limit is None else min(limit, room))
+        if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
+            raise ApiError(f"logprobs: too many for an answer of up to {n_tokens} tokens; lower max_tokens, or stream", param="logprobs")
+
+    async def _answer(self, request: Request, kind: str, body: Common, starts: list[Callable[[], Choice]]) -> Response:
+        choices = []
+        for start in starts:
+            choices.append(start())
+            await asyncio.sleep(0)  # a long prompt takes milliseconds for each
         answer = Answer(kind, self._config.name, body, choices, body.n or 1, body.with_usage)
         if body.stream:
             return event_stream(request.url.path, answer.chunks(), done=True)
-        return JSONResponse(await answer.whole())
+        return json_response(await answer.whole())
 
     @describe("Texts as vectors of length 1", EmbeddingRequest)
     async def embeddings(self, request: Request) -> Response:
@@ -201,9 +222,14 @@ class OpenAI:
         for i, tokens in enumerate(prompts):
             vector = unit((await self._service.embed(tokens))[:body.dimensions])
             shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
-            data.append({"object": "embedding", "index": i, "embedding": shown})
+            data.append(encoded({"object": "embedding", "index": i, "embedding": shown}))
         n = sum(map(len, prompts))
-        return JSONResponse({"object": "list", "data": data, "model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
+        about = {"object": "list", "model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}}
+        return json_response(json_object({name: encoded(value) for name, value in about.items()} | {"data": f"[{','.join(data)}]"}))
+
+
+def json_response(text: str) -> Response:
+    return Response(text, media_type="application/json")
 
 
 def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -5,7 +5,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from .. import __version__
@@ -16,6 +16,7 @@ from .conversations import ConversationFields, Prompt
 from .reports import TextLogprobs, timings, token_reports, usage
 from .schemas import GenerationFields
 from .service import Generation, Piece
+from .sse import encoded
 
 Object = dict[str, Any]
 FINISH = {"eos": "stop", "stop": "stop", "cancelled": "stop"}
@@ -32,8 +33,8 @@ class Choice(Protocol):
     def end(self) -> list[Object]:
         """What was held back, now that nothing follows."""
 
-    def whole(self) -> Object:
-        """The choice as one, when it has ended."""
+    def whole(self) -> dict[str, str]:
+        """The choice as one, when it has ended: the JSON of its fields."""
 
     @property
     def finish(self) -> str: ...
@@ -47,9 +48,9 @@ class ChatChoice:
         self._parser = AnswerParser(prompt.inside, body.usable_tools)
         self._one_call, self._calls = body.parallel_tool_calls is False, list[Object]()
         self._texts: dict[str, list[str]] = {"reasoning_content": [], "content": []}
-        self._logprobs, self._unsent = list[Object](), list[Object]()
-        self._held = self._parser.add(prompt.opening)
-        self._n_read = 0
+        self._unsent, self._sent = list[Object](), list[str]()
+        self._stream, self._n_read = body.stream, 0
+        self._parser.add(prompt.opening)
 
     def add(self, piece: Piece) -> list[Object]:
         if self._n_top is not None:
@@ -84,15 +85,17 @@ class ChatChoice:
 
     def _with_logprobs(self, delta: Object) -> Object:
         sent, self._unsent = self._unsent, []
-        self._logprobs += sent
+        if sent and not self._stream:
+            self._sent.append(encoded(sent)[1:-1])
         return {"delta": delta, "logprobs": {"content": sent, "refusal": None} if self._n_top is not None else None}
 
-    def whole(self) -> Object:
+    def whole(self) -> dict[str, str]:
         thought, said = ("".join(parts) for parts in self._texts.values())
         message: Object = {"role": "assistant", "content": said or (None if self._calls else "")}
         message |= {"reasoning_content": thought} if thought else {}
         message |= {"tool_calls": self._calls} if self._calls else {}
-        return {"message": message, "logprobs": {"content": self._logprobs, "refusal": None} if self._n_top is not None else None}
+        logprobs = "null" if self._n_top is None else f'{{"content":[{",".join(self._sent)}],"refusal":null}}'
+        return {"message": encoded(message), "logprobs": logprobs}
 
     @property
     def finish(self) -> str:
@@ -103,11 +106,10 @@ class ChatChoice:
 class TextChoice:
     """A text that goes on from a prompt."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, n_top: int | None) -> None:
-        self.generation, self._tokenizer, self._n_top = generation, tokenizer, n_top
-        self._text: list[str] = []
-        self._reports, self._lists = list[Object](), TextLogprobs()
-        self._n_read = 0
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, n_top: int | None, stream: bool) -> None:
+        self.generation, self._tokenizer, self._n_top, self._stream = generation, tokenizer, n_top, stream
+        self._text, self._logprobs, self._n_read = list[str](), TextLogprobs(), 0
+        self._sent: dict[str, list[str]] = {name: [] for name in TextLogprobs.NAMES}
 
     def add(self, piece: Piece) -> list[Object]:
         places = range(self._n_read, self._n_read + len(piece.tokens))
@@ -115,15 +117,18 @@ class TextChoice:
         self._text.append(piece.text)
         if self._n_top is None:
             return [{"text": piece.text, "logprobs": None}] if piece.text else []
-        reports = token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
-        self._reports += reports
-        return [{"text": piece.text, "logprobs": self._lists.add(reports)}]
+        lists = self._logprobs.add(token_reports(self._tokenizer, self.generation.sequence, places, self._n_top))
+        if piece.tokens and not self._stream:
+            for name, items in lists.items():
+                self._sent[name].append(encoded(items)[1:-1])
+        return [{"text": piece.text, "logprobs": lists}]
 
     def end(self) -> list[Object]:
         return []
 
-    def whole(self) -> Object:
-        return {"text": "".join(self._text), "logprobs": None if self._n_top is None else TextLogprobs().add(self._reports)}
+    def whole(self) -> dict[str, str]:
+        lists = {name: f"[{','.join(parts)}]" for name, parts in self._sent.items()}
+        return {"text": encoded("".join(self._text)), "logprobs": "null" if self._n_top is None else json_object(lists)}
 
     @property
     def finish(self) -> str:
@@ -140,14 +145,17 @@ class Answer:
         self._common = {"id": prefix + secrets.token_hex(12), "created": int(time.time()), "model": model,
                         "system_fingerprint": f"qwencli-{__version__}"}
 
-    async def whole(self) -> Object:
-        """Raises QwenError where one of them fails."""
+    async def whole(self) -> str:
+        """JSON. Raises QwenError where one of them fails."""
         async for i, piece in merged([choice.generation for choice in self._choices]):
             self._choices[i].add(piece) if piece else self._choices[i].end()
-        choices = [{"index": i, **choice.whole(), "finish_reason": choice.finish, **self._tokens(i)}
-                   for i, choice in enumerate(self._choices)]
-        return {"object": self._kind, **self._common, "choices": choices, "usage": usage(self._sequences, self._n),
-                "timings": timings(self._sequences[0])}
+        choices = []
+        for i, choice in enumerate(self._choices):
+            rest = {"index": i, "finish_reason": choice.finish, **self._tokens(i)}
+            choices.append(json_object(choice.whole() | {name: encoded(value) for name, value in rest.items()}))
+            await asyncio.sleep(0)  # others need not wait for all of them
+        about = {"object": self._kind, **self._common, "usage": usage(self._sequences, self._n), "timings": timings(self._sequences[0])}
+        return json_object({name: encoded(value) for name, value in about.items()} | {"choices": f"[{','.join(choices)}]"})
 
     async def chunks(self) -> AsyncIterator[Object]:
         """The events of a stream. Raises QwenError."""
@@ -174,6 +182,11 @@ class Answer:
 
     def _tokens(self, i: int) -> Object:
         return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}
+
+
+def json_object(fields: Mapping[str, str]) -> str:
+    """JSON of an object whose values are JSON already: what is long is encoded while it comes, and not at once at the end."""
+    return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
 
 
 async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece | None]]:

@@ -53,12 +53,14 @@ def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
 class TextLogprobs:
     """Reports in the form of /v1/completions, in pieces: four lists, whose offsets count characters of the whole text."""
 
+    NAMES = "tokens", "token_logprobs", "top_logprobs", "text_offset"
+
     def __init__(self) -> None:
         self._utf8, self._n_characters = codecs.getincrementaldecoder("utf-8")("replace"), 0
 
     def add(self, reports: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
         """The next tokens' part."""
-        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        found: dict[str, list[Any]] = {name: [] for name in self.NAMES}
         for report in reports:
             found["tokens"].append(text_form(report))
             found["token_logprobs"].append(report["logprob"])

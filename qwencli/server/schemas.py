@@ -16,8 +16,8 @@ from .errors import ApiError
 
 COUNT = 2**31 - 1
 N_SEEDS = 2**64
-MAX_STOPS, MAX_STOP = 64, 4096
-"""Stop strings, and characters of each."""
+MAX_STOPS, MAX_STOP = 32, 256
+"""Stop strings, and characters of each: all beginnings of each are looked for behind each token."""
 MAX_BIASES, MAX_BREAKERS = 1024, 64
 
 

@@ -16,9 +16,14 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """The second keeps nginx from collecting events before it passes them on."""
 
 
+def encoded(data: Any) -> str:
+    """JSON as it is sent."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def event(data: Any) -> bytes:
     """An event that brings JSON."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+    return f"data: {encoded(data)}\n\n".encode()
 
 
 def event_stream(path: str, chunks: AsyncIterator[Any], done: bool = False) -> StreamingResponse:

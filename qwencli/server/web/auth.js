@@ -7,7 +7,6 @@ const waiting = new Set(); // what to do when there is a key
 
 export function askForKey(then) {
   waiting.add(then);
-  if (!bar.hidden) return;
   bar.hidden = false;
   byId("key").focus();
 }

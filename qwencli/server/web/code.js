@@ -18,8 +18,8 @@ export class Code {
 
   // Whether the line ends the block.
   ends(line) {
-    const closing = /^ {0,3}(`{3,}|~{3,})[ \t]*$/.exec(line);
-    return closing !== null && closing[1][0] === this.fence[0] && closing[1].length >= this.fence.length;
+    const [, indent, closing] = /^( *)(`{3,}|~{3,})[ \t]*$/.exec(line) ?? [];
+    return closing?.startsWith(this.fence) && indent.length <= this.indent + 3;
   }
 
   line(line) {

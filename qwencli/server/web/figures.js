@@ -45,6 +45,10 @@ export class Table {
   }
 }
 
+// Tokens that a slot has written, and read from its prompt. llama.cpp: next_token was an object before it was a list.
+export const written = (slot) => (slot.is_processing && [slot.next_token].flat()[0]?.n_decoded) || 0;
+export const read = (slot) => (slot.is_processing && slot.n_prompt_tokens_processed) || 0;
+
 // The server's slots, a line each.
 export class Slots {
   constructor() {
@@ -65,9 +69,9 @@ export class Slots {
   }
 
   #texts(slot) {
-    const written = [slot.next_token].flat()[0]?.n_decoded ?? slot.n_decoded ?? 0; // llama.cpp: a list since b6000, an object before
-    const state = !slot.is_processing ? "free" : written ? "writing" : "reading";
-    const numbers = [slot.n_prompt_tokens, slot.n_prompt_tokens_cache, written];
-    return [String(slot.id), state, ...numbers.map((n) => (slot.is_processing && n != null ? String(n) : ""))];
+    if (!slot.is_processing) return [String(slot.id), "free", "", "", ""];
+    const cached = slot.n_prompt_tokens_cache ?? 0, total = slot.n_prompt_tokens ?? 0, done = cached + read(slot);
+    const prompt = done < total ? `${done} of ${total}` : String(total);
+    return [String(slot.id), written(slot) ? "writing" : "reading", prompt, String(cached), String(written(slot))];
   }
 }

@@ -95,7 +95,7 @@ class Inline {
 
   formula(closer, from, end) {
     const at = this.find(closer, end);
-    if (at < 0) { this.put(this.text.slice(from, end)); return end; }
+    if (at < 0) { this.put(this.text.slice(this.growing ? from : end - 1, end)); return end; }
     this.out.append(el("span", { class: "formula" }, visible(this.text.slice(from, at + 2))));
     return at + 2;
   }

@@ -77,7 +77,9 @@ export class Table {
   }
 
   #row(line, tag) {
-    return el("tr", {}, ...cells(line).map((cell, i) => el(tag, { class: this.aligned[i] ?? "left", dir: "auto" }, inline(cell))));
+    const texts = cells(line);
+    while (texts.length < this.aligned.length) texts.push("");
+    return el("tr", {}, ...texts.map((text, i) => el(tag, { class: this.aligned[i] ?? "left", dir: "auto" }, inline(text))));
   }
 
   line(line) {

@@ -3,7 +3,8 @@
 // Blocks as CommonMark has them (https://spec.commonmark.org/0.31.2/#phase-1-block-structure): a line is read once, goes through the
 // quotes and lists that are open, and ends in a leaf. What is complete is never touched again, so that nothing moves and the whole
 // costs time that grows with the text; the line that is still coming is shown as well and taken back when there is more of it.
-// What differs: no code by indentation, no underlined headings, no HTML; GitHub's tables, task lists and ~~deletions~~ are in.
+// What differs: no code by indentation, which counts only inside of lists; no underlined headings, no HTML; lists are all tight. Of
+// GitHub's: tables, whose rows need a bar, task lists and ~~deletions~~.
 import { el } from "./dom.js";
 import { Code } from "./code.js";
 import { inline } from "./inline.js";
@@ -13,14 +14,22 @@ const LONG_LINE = 4000; // of a line that is still coming: then it is a paragrap
 const LONG_PARAGRAPH = 20_000; // then another one begins, since the open one is rendered with every piece
 const DEEPEST = 16; // quotes and lists in each other; browsers fail at thousands
 
-const FENCE = /^( {0,3})(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
-const RULE = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
-const QUOTE = /^ {0,3}> ?/;
-const ITEM = /^( {0,3})([-*+]|(\d{1,9})[.)])( {1,4}(?! )| (?= {4})|$)/;
+const FENCE = /^( *)(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
+const HEADING = /^ *(#{1,6})(?:[ \t]+(.*))?$/;
+const RULE = /^ *([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
+const QUOTE = /^ *> ?/;
+const ITEM = /^( *)([-*+]|(\d{1,9})[.)])( {1,4}(?! )| (?= {4})|$)/;
 const TASK = /^\[([ xX])\] /;
 // The beginning of a line that does not tell yet what the line will be.
 const UNDECIDED = /^[\s>]*(?:[-+*_=#~`|:\s]*|\d{1,9}[.)]?\s*|\|[^\n]{0,300})$/;
+
+const BEGINNING = /^[ \t]*(?:[-+*>]|\d{1,9}[.)])?[ \t]+/; // where tabs count
+
+function withoutTabs(text) {
+  let out = "";
+  for (const c of text) out += c === "\t" ? " ".repeat(4 - (out.length % 4)) : c;
+  return out;
+}
 
 export class Markdown {
   #rest = ""; // the line that is still coming
@@ -46,7 +55,7 @@ export class Markdown {
   end() {
     this.#undo();
     this.#undo = () => {};
-    this.#endLine(this.#rest);
+    if (this.#rest) this.#endLine(this.#rest);
     this.#rest = "";
     this.#close(1);
   }
@@ -120,7 +129,7 @@ export class Markdown {
   }
 
   #line(line) {
-    line = line.replace(/^[ \t]+/, (space) => space.replaceAll("\t", "    "));
+    line = line.replace(BEGINNING, withoutTabs);
     let depth = 1; // how many of the open containers the line belongs to
     for (; depth < this.stack.length; depth++) {
       const inside = this.stack[depth].goesOn(line);
@@ -149,7 +158,8 @@ export class Markdown {
     let match;
     if ((match = FENCE.exec(line))) {
       this.#leave(depth);
-      this.leaf = new Code(this.#top.node, match[3], match[2], match[1].length);
+      const [, indent, ticks, language, tildes, ofTildes] = match;
+      this.leaf = new Code(this.#top.node, (language ?? ofTildes).trim().split(/\s/)[0], ticks ?? tildes, indent.length);
     } else if (line.length < 1000 && (match = HEADING.exec(line))) {
       this.#leave(depth);
       const text = (match[2] ?? "").trim().replace(/(^|[ \t])#+$/, "");
@@ -207,7 +217,7 @@ export class Markdown {
   #text(line, depth, goesOn) {
     if (!goesOn || !this.leaf) this.#leave(depth);
     if (this.leaf instanceof Table && !line.includes("|")) this.#leave(depth);
-    const aligned = this.leaf instanceof Paragraph && alignments(line);
+    const aligned = this.leaf instanceof Paragraph && depth === this.stack.length && alignments(line);
     if (aligned && columns(this.leaf.text.slice(this.leaf.text.lastIndexOf("\n") + 1)) === aligned.length) {
       this.leaf = new Table(this.#top.node, this.leaf.giveLastLine(), aligned);
       return;

@@ -121,11 +121,13 @@ export class Answer {
     this.error.hidden = Boolean(run) || !error;
     this.buttons.hidden = Boolean(run) || (error && !content);
     if (this.error.hidden) return;
-    const wait = error.retryAfter ? ` (The server asks for ${error.retryAfter} s of patience.)` : "";
+    const wait = error.retryAfter ? ` In ${error.retryAfter} s it may work.` : "";
     const again = el("button", { type: "button", class: "button plain", onclick: () => this.actions.retry(this.message) }, icon("again"), "Try again");
-    this.error.replaceChildren(el("p", {}, visible(error.text.slice(0, 1000)) + wait), again);
+    this.error.replaceChildren(el("p", {}, sentence(visible(error.text.slice(0, 1000))) + wait), again);
   }
 }
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text; // nothing is laid out again in vain

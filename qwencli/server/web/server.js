@@ -2,7 +2,7 @@
 import { getJson, getText } from "./api.js";
 import { askForKey } from "./auth.js";
 import { el, visible } from "./dom.js";
-import { Figure, setText, Slots, Table } from "./figures.js";
+import { Figure, read, setText, Slots, Table, written } from "./figures.js";
 import { parseMetrics } from "./prometheus.js";
 
 const EVERY = 1000; // milliseconds
@@ -10,13 +10,18 @@ const EVERY = 1000; // milliseconds
 const count = new Intl.NumberFormat("en");
 const short = (value) => (value < 99.5 ? value.toFixed(value && value < 9.95 ? 1 : 0) : count.format(Math.round(value)));
 
-// Metrics that the view shows elsewhere, or not at all.
-const isCache = (name) => /cache/.test(name) && !/_(bucket|created)$/.test(name);
+// What the cache's metrics are called here, in their order.
+const CACHE = {
+  kv_cache_tokens: "Tokens kept for what comes next",
+  kv_cache_sequences: "Conversations they are of",
+  kv_cache_capacity_tokens: "Tokens there is memory for",
+  prompt_tokens_cached_total: "Tokens of prompts it had",
+};
 
 export class ServerView {
   #shown = false;
   #timer = 0;
-  #last = null; // {time, prompt, predicted}: the counters before
+  #last = null; // {time, prompt, predicted}: tokens up to the time before
   #props = null;
 
   constructor(root) {
@@ -50,8 +55,8 @@ export class ServerView {
     clearTimeout(this.#timer);
     const asked = [getText("metrics"), getJson("slots"), this.#props ?? getJson("props")];
     const [metrics, slots, props] = await Promise.allSettled(asked);
-    if (metrics.value !== undefined) this.#showMetrics(parseMetrics(metrics.value));
     if (slots.value) this.slots.show(slots.value);
+    if (metrics.value !== undefined) this.#showMetrics(parseMetrics(metrics.value), slots.value ?? []);
     if (props.value) this.#showModel((this.#props = props.value));
     const failed = [metrics, slots, props].find(({ reason }) => reason)?.reason;
     this.problem.hidden = !failed;
@@ -60,24 +65,31 @@ export class ServerView {
     else if (this.#shown && !document.hidden) this.#timer = setTimeout(() => this.#poll(), EVERY);
   }
 
-  #showMetrics(metrics) {
-    const value = (name) => metrics.get(`llamacpp:${name}`)?.value ?? 0;
-    const now = { time: performance.now(), prompt: value("prompt_tokens_total"), predicted: value("tokens_predicted_total") };
-    const seconds = this.#last && (now.time - this.#last.time) / 1000;
-    for (const name of ["prompt", "predicted"]) {
-      const speed = seconds ? Math.max(0, now[name] - this.#last[name]) / seconds : null;
-      this[name].show(speed === null ? "–" : short(speed), speed);
-    }
-    this.#last = now;
-    this.running.show(short(value("requests_processing")));
-    this.waiting.show(short(value("requests_deferred")));
+  #showMetrics(metrics, slots) {
+    const value = (name) => metrics.get(`llamacpp:${name}`) ?? 0;
+    const prompt = value("prompt_tokens_total"), predicted = value("tokens_predicted_total");
+    this.#showSpeeds(prompt + sum(slots, read), predicted + sum(slots, written)); // the metrics count what has ended
+    this.running.show(count.format(value("requests_processing")));
+    this.waiting.show(count.format(value("requests_deferred")));
     this.totals.show([
-      ["Tokens written", count.format(now.predicted)],
-      ["Tokens of prompts", count.format(now.prompt)],
+      ["Tokens written", count.format(predicted)],
+      ["Tokens of prompts", count.format(prompt)],
       ["Writing, on average", `${short(value("predicted_tokens_seconds"))} tokens/s`],
       ["Reading, on average", `${short(value("prompt_tokens_seconds"))} tokens/s`],
     ]);
-    this.cache.show([...metrics].filter(([name]) => isCache(name)).map(([name, { value: amount, help }]) => [help || name, withUnit(name, amount)]));
+    this.cache.show(Object.entries(CACHE).filter(([name]) => metrics.has(`llamacpp:${name}`))
+      .map(([name, label]) => [label, count.format(value(name))]));
+  }
+
+  #showSpeeds(prompt, predicted) {
+    const last = this.#last;
+    const now = { time: performance.now(), prompt, predicted };
+    for (const name of ["prompt", "predicted"]) {
+      if (last) now[name] = Math.max(now[name], last[name]); // a request may end between the two answers
+      const speed = last && ((now[name] - last[name]) * 1000) / (now.time - last.time);
+      this[name].show(last ? short(speed) : "–", speed);
+    }
+    this.#last = now;
   }
 
   #showModel(props) {
@@ -92,8 +104,4 @@ export class ServerView {
   }
 }
 
-function withUnit(name, amount) {
-  if (/_ratio$/.test(name)) return `${short(100 * amount)} %`;
-  if (/_bytes(_total)?$/.test(name)) return `${short(amount / 2 ** 20)} MiB`;
-  return count.format(amount);
-}
+const sum = (slots, of) => slots.reduce((total, slot) => total + of(slot), 0);
