@@ -388,8 +388,13 @@ def test_requests_that_wait_get_their_answers(demo: Serving) -> None:
 
 def test_a_full_queue(story: Path) -> None:
     with serving(LLM(story), n_slots=1, n_queue=1) as server:
+        with pytest.raises(openai.BadRequestError, match="3 answers, expected at most 2 at once"):
+            text(server, "a", n=3)
+        stream = text(server, "a", n=2, temperature=0, ignore_eos=True, stream=True)
+        next(iter(stream))
         with pytest.raises(openai.RateLimitError) as caught:
-            text(server, "a", n=4, temperature=0)
+            text(server, "a", temperature=0)
+        stream.close()
         assert caught.value.code == "queue_full"
         assert int(caught.value.response.headers["retry-after"]) >= 1
         wait_until_free(server)

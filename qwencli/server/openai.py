@@ -4,7 +4,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -198,7 +198,7 @@ class OpenAI:
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
             raise ApiError(f"logprobs: too many for an answer of up to {n_tokens} tokens; lower max_tokens, or stream", param="logprobs")
 
-    async def _answer(self, request: Request, kind: str, body: Common, starts: list[Callable[[], Choice]]) -> Response:
+    async def _answer(self, request: Request, kind: str, body: Common, starts: Sequence[Callable[[], Choice]]) -> Response:
         choices = []
         for start in starts:
             choices.append(start())
