@@ -386,8 +386,8 @@ def test_requests_that_wait_get_their_answers(demo: Serving) -> None:
     wait_until_free(demo)
 
 
-def test_a_full_queue(story: Path) -> None:
-    with serving(LLM(story), n_slots=1, n_queue=1) as server:
+def test_a_full_queue() -> None:
+    with serving(LLM(EMBEDDED, n_ctx=50_000), n_slots=1, n_queue=1) as server:
         with pytest.raises(openai.BadRequestError, match="3 answers, expected at most 2 at once"):
             text(server, "a", n=3)
         stream = text(server, "a", n=2, temperature=0, ignore_eos=True, stream=True)
@@ -398,7 +398,7 @@ def test_a_full_queue(story: Path) -> None:
         assert caught.value.code == "queue_full"
         assert int(caught.value.response.headers["retry-after"]) >= 1
         wait_until_free(server)
-        assert text(server, "a", n=2, temperature=0).choices[1].text == TEXT[1:]
+        assert len(text(server, n=2, max_tokens=3).choices) == 2
 
 
 def test_the_event_loop_goes_on_while_a_long_prompt_is_read(demo: Serving) -> None:
