@@ -132,22 +132,18 @@ class ConversationFields(GenerationFields):
             raise ApiError("tool_choice asks for a function that is not among the tools", param="tool_choice")
         return functions
 
-    def answer_schema(self) -> Object | None:
-        """What the answer has to be, as a JSON schema. Raises ApiError for two that differ, or where tools may be called, too."""
-        asked: dict[str, Object] = {}
-        if self.json_schema is not None:
-            asked["json_schema"] = self.json_schema
+    def answer_forms(self) -> dict[str, Object | str]:
+        """See GenerationFields; and what response_format asks for. Raises ApiError where tools may be called, too."""
+        asked = super().answer_forms()
         if (form := self.response_format) and form.type != "text":
             given = form.json_schema.schema_ if form.json_schema else form.schema_
             if form.type == "json_schema" and given is None:
                 raise ApiError("response_format.json_schema.schema: Field required", param="response_format")
             asked["response_format"] = {"type": "object"} if given is None else given
-        names = [*asked, *(["grammar"] if self.grammar else [])]
-        if len(names) > 1:
-            raise ApiError(f"{' and '.join(names)} cannot be used together", param=names[0])
-        if names and self.usable_tools:
-            raise ApiError(f"{names[0]} and tools cannot be used together; tool_choice none leaves the tools out", param=names[0])
-        return next(iter(asked.values()), None)
+        if asked and self.usable_tools:
+            name = next(iter(asked))
+            raise ApiError(f"{name} and tools cannot be used together; tool_choice none leaves the tools out", param=name)
+        return asked
 
 
 class Prompt(NamedTuple):

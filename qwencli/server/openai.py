@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..chat.after_thinking import AfterThinking
+from ..errors import InputError
 from ..llm import LLM
 from ..sampling import Constraint, SamplingParams
 from .config import Config
@@ -145,14 +146,14 @@ class OpenAI:
 
     def _prepare_chat(self, body: ChatRequest, think: bool, n_top: int | None) -> tuple[Prompt, SamplingParams, Start | None]:
         """All that takes time."""
-        llm, form = self._llm, body.answer_schema()
+        llm, forms = self._llm, body.answer_forms()
         prompt = prompt_of(body, llm, self._config, think)
-        start = constraint(llm, body.grammar, form)
+        start = constraint(llm, forms)
         if start and think:
             free = start
             start = lambda: AfterThinking(free(), llm.tokenizer, prompt.inside)  # noqa: E731
         if functions := body.forced_tools():
-            start = constraint(llm, None, call_schema(functions))
+            start = constraint(llm, {"tools": call_schema(functions)})
         return prompt, self._sampling(body, n_top), start
 
     def _sampling(self, body: Common, n_top: int | None) -> SamplingParams:
@@ -176,15 +177,19 @@ class OpenAI:
 
     def _prepare_text(self, body: CompletionRequest) -> tuple[list[list[int]], SamplingParams, Start | None]:
         """All that takes time."""
-        prompts = [self._encoded(prompt) for prompt in body.prompts()]
-        if body.grammar and body.json_schema is not None:
-            raise ApiError("json_schema and grammar cannot be used together", param="json_schema")
-        return prompts, self._sampling(body, body.logprobs), constraint(self._llm, body.grammar, body.json_schema)
+        prompts = [self._encoded(prompt, "prompt") for prompt in body.prompts()]
+        return prompts, self._sampling(body, body.logprobs), constraint(self._llm, body.answer_forms())
 
-    def _encoded(self, prompt: str | list[int]) -> list[int]:
-        tokens = self._llm.tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
-        if len(tokens) >= self._llm.engine.n_ctx:
-            raise context_full(len(tokens), self._llm.engine.n_ctx)
+    def _encoded(self, text: str | list[int], field: str) -> list[int]:
+        """A text's tokens, or token ids as they are. Slow. Raises ApiError."""
+        tokenizer, n_ctx = self._llm.tokenizer, self._llm.engine.n_ctx
+        tokens = tokenizer.encode(text, add_special=True, parse_special=True) if isinstance(text, str) else text
+        if not tokens:
+            raise ApiError(f"{field}: expected at least one token", param=field)
+        if not 0 <= min(tokens) <= max(tokens) < tokenizer.n_vocab:
+            raise ApiError(f"{field}: expected token ids from 0 to {tokenizer.n_vocab - 1}", param=field)
+        if len(tokens) >= n_ctx:
+            raise context_full(len(tokens), n_ctx)
         return tokens
 
     def _check_amount(self, body: Common, prompts: list[list[int]], n_top: int | None) -> None:
@@ -217,7 +222,7 @@ class OpenAI:
         texts = several(body.input)
         if not 1 <= len(texts) <= MAX_TEXTS:
             raise ApiError(f"input: expected 1 to {MAX_TEXTS} texts", param="input")
-        prompts = await asyncio.to_thread(lambda: [self._encoded(text) for text in texts])
+        prompts = await asyncio.to_thread(lambda: [self._encoded(text, "input") for text in texts])
         data = []
         for i, tokens in enumerate(prompts):
             vector = unit((await self._service.embed(tokens))[:body.dimensions])
@@ -238,12 +243,17 @@ def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dt
     return (vector / length if length else vector).astype("<f4")
 
 
-def constraint(llm: LLM, grammar: str | None, schema: dict[str, Any] | None) -> Start | None:
-    """What an answer is held to, None for nothing. Slow. Raises InputError."""
-    from .. import grammar as grammars
-    if grammar:
-        return grammars.gbnf(llm, grammar)
-    return None if schema is None else grammars.json_schema(llm, schema)
+def constraint(llm: LLM, forms: dict[str, dict[str, Any] | str]) -> Start | None:
+    """What an answer is held to, by the field that asks for it; None for nothing. Slow. Raises ApiError."""
+    from .. import grammar
+    if len(forms) > 1:
+        raise ApiError(f"{' and '.join(forms)} cannot be used together", param=next(iter(forms)))
+    for field, form in forms.items():
+        try:
+            return grammar.gbnf(llm, form) if isinstance(form, str) else grammar.json_schema(llm, form)
+        except InputError as error:
+            raise ApiError(f"{field}: {error}", param=field) from None
+    return None
 
 
 def call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -149,3 +149,7 @@ class GenerationFields(SamplingFields):
         """How many tokens the answer may have, None for as many as the context holds."""
         given = next((n for n in (self.max_completion_tokens, self.max_tokens, self.n_predict) if n is not None), -1)
         return default if given < 0 else given
+
+    def answer_forms(self) -> dict[str, dict[str, Any] | str]:
+        """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""
+        return {name: form for name, form in (("json_schema", self.json_schema), ("grammar", self.grammar or None)) if form is not None}
