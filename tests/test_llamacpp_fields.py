@@ -1,8 +1,8 @@
 """Fields of llama.cpp's requests and answers: what each does, over real HTTP."""
 import json
-import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -203,28 +203,24 @@ def test_what_the_server_is(server: Serving, client: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["type"]) == (501, "not_supported_error")
 
 
-def test_slots_say_what_runs(client: httpx.Client) -> None:
-    running, go = threading.Event(), threading.Event()
-
-    def ask() -> None:
-        body = {"prompt": PROMPT, "n_predict": 900, "ignore_eos": True, "stream": True, "seed": 5, "top_k": 7}
-        with client.stream("POST", "/completion", json=body) as response:
-            next(response.iter_lines())
-            running.set()
-            go.wait(30)
-
+def test_slots_say_what_runs(server: Serving, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     idle = client.get("/slots").json()
-    assert [slot["id"] for slot in idle] == [0, 1, 2, 3]
-    assert all(slot == {"id": slot["id"], "n_ctx": 1024, "speculative": False, "is_processing": False} for slot in idle)
-    threads = [threading.Thread(target=ask)]
-    threads[0].start()
-    assert running.wait(30)
-    [busy] = [slot for slot in client.get("/slots").json() if slot["is_processing"]] or [None]
-    go.set()
-    threads[0].join()
-    if busy:  # else it was too quick
-        assert (busy["params"]["seed"], busy["params"]["top_k"], busy["params"]["n_predict"]) == (5, 7, 900)
-        assert busy["n_prompt_tokens"] == busy["n_prompt_tokens_processed"] + busy["n_prompt_tokens_cache"]
-        assert busy["next_token"][0]["n_decoded"] + busy["next_token"][0]["n_remain"] == 900
-    assert client.get("/slots", params={"fail_on_no_slot": 1}).status_code == 200
-    assert not re.search(PROMPT, client.get("/slots").text)
+    assert idle == [{"id": i, "n_ctx": 1024, "speculative": False, "is_processing": False} for i in range(4)]
+    assert client.get("/slots", params={"fail_on_no_slot": 1}).json() == idle
+
+    engine, go, tokens = server.service.llm.engine, threading.Event(), post(client, "/tokenize", content=PROMPT)["tokens"]
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda *n: step(*n) if not any(s.generated for s in engine.running) or go.wait(30) else [])
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(complete, client, PROMPT, 9, seed=5, top_k=7, ignore_eos=True)
+        while not [slot for slot in client.get("/slots").json() if "next_token" in slot and slot["next_token"][0]["n_decoded"]]:
+            pass
+        told = client.get("/slots")
+        go.set()
+        assert answer.result()["tokens_predicted"] == 9
+    busy = told.json()[0]
+    assert [slot["is_processing"] for slot in told.json()] == [True, False, False, False]
+    assert (busy["params"]["seed"], busy["params"]["top_k"], busy["params"]["n_predict"]) == (5, 7, 9)
+    assert busy["n_prompt_tokens"] == len(tokens) == busy["n_prompt_tokens_processed"] + busy["n_prompt_tokens_cache"]
+    assert busy["next_token"] == [{"has_next_token": True, "n_remain": 8, "n_decoded": 1}]
+    assert PROMPT not in told.text

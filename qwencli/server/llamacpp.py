@@ -161,8 +161,11 @@ class LlamaCpp:
         for tokens in prompts:
             requested.check_context(llm, tokens)
         norm = 2 if body.embd_normalize is None else body.embd_normalize
-        return JSONResponse([{"index": i, "embedding": [normalised(await self.service.embed(tokens), norm).tolist()]}
-                             for i, tokens in enumerate(prompts)])
+        texts = []
+        for i, tokens in enumerate(prompts):
+            values = normalised(await self.service.embed(tokens), norm).tolist()
+            texts.append(json.dumps({"index": i, "embedding": [values]}, allow_nan=False))  # one by one, so others are served meanwhile
+        return Response(f"[{', '.join(texts)}]", media_type="application/json")
 
 
 def piece(data: bytes) -> str | list[int]:

@@ -17,6 +17,8 @@ from .service import Generation, Piece
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}
 LEAST = -3.4028234663852886e38
 """The lowest float32, for a bias of minus infinity, which JSON does not know."""
+FEW = 50
+"""Probabilities of a token that are put into words at once; more would keep the event loop for too long."""
 POLL_SECONDS = 0.1
 """How often it is looked how much of a prompt was read."""
 
@@ -67,7 +69,7 @@ class Answer:
         async for piece in with_progress(self._generation) if body.stream and body.return_progress else self._generation:
             if piece and self._asked.max_tokens == 0:
                 continue  # its token was asked for only to have the prompt read
-            yield piece, self._reports(piece)
+            yield piece, await self._reports(piece)
             if piece and "\n" in piece.text:
                 self._has_new_line = True
                 self._late = 0 < limit < 1e3 * self._sequence.generation_seconds
@@ -75,17 +77,18 @@ class Answer:
                     self._generation.cancel()
                     return
 
-    def _reports(self, piece: Piece | None) -> list[dict[str, Any]]:
+    async def _reports(self, piece: Piece | None) -> list[dict[str, Any]]:
         """The probabilities of a piece's tokens, if the request wants them."""
-        if not piece:
-            return []
-        places = range(self._n_told, self._n_told + len(piece.tokens))
-        self._n_told += len(piece.tokens)
-        n = self._asked.body.n_reported
-        reports = token_reports(self._asked.llm.tokenizer, self._sequence, places, n) if n else []
-        for place in places:
-            self._sequence.reports.pop(place, None)
-        return reports
+        n, places = self._asked.body.n_reported, range(self._n_told, self._n_told + len(piece.tokens if piece else ()))
+        self._n_told = places.stop
+
+        def reports() -> list[dict[str, Any]]:
+            found = token_reports(self._asked.llm.tokenizer, self._sequence, places, n)
+            for place in places:
+                self._sequence.reports.pop(place, None)
+            return found
+        await asyncio.sleep(0)  # many pieces may be there already, and others want to be served between them
+        return [] if not n else reports() if n <= FEW else await asyncio.to_thread(reports)
 
     def _event(self, piece: Piece | None) -> dict[str, Any]:
         seq, body = self._sequence, self._asked.body

@@ -15,8 +15,8 @@ from .schemas import COUNT, MAX_BIASES, Bias, Biases, Fields, GenerationFields
 
 MAX_PROBS = 1000
 """Tokens that are reported with each of the answer's."""
-MAX_REPORTED = 2_000_000
-"""The same for all of an answer that is sent at once."""
+MAX_REPORTED = 1_000_000
+"""The same for all of an answer, which has to be held until its client has taken it."""
 RANDOM = 2**32 - 1
 """llama.cpp's seed for another one each time, which clients send back as they got it."""
 MORE = {"typical": "typ_p", "typical_p": "typ_p", "typical-p": "typ_p"}
@@ -154,10 +154,11 @@ def check_context(llm: LLM, tokens: list[int]) -> None:
         raise context_full(len(tokens), llm.engine.n_ctx)
 
 
-def check_amount(body: CompletionFields, n: int, max_tokens: int | None) -> None:
-    """Raises ApiError for more probabilities than one answer can hold."""
-    if not body.stream and body.n_reported * min(n, max_tokens if max_tokens is not None else n) > MAX_REPORTED:
-        raise ApiError(f"n_probs is {body.n_reported} for an answer of up to {n} tokens: lower it or n_predict, or stream", param="n_probs")
+def check_amount(body: CompletionFields, room: int, max_tokens: int | None) -> None:
+    """Raises ApiError for more probabilities than one answer may hold. `room` is what the context leaves for it."""
+    n = room if max_tokens is None else min(room, max_tokens)
+    if body.n_reported * n > MAX_REPORTED:
+        raise ApiError(f"n_probs is {body.n_reported} for an answer of up to {n} tokens: lower it or n_predict", param="n_probs")
 
 
 def constraint_of(llm: LLM, body: CompletionFields) -> Callable[[], Any] | None:
