@@ -15,6 +15,7 @@ from serving import Serving, serving
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from qwencli.server import llamacpp, logs, openai
 from qwencli.server.app import build_app
@@ -45,12 +46,16 @@ class Probes:
 
     async def large(self, request: Request) -> Response:
         async def pieces() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    yield b"x" * 100_000
-            finally:
-                self.ended.set()
-        return StreamingResponse(pieces())
+            while True:
+                yield b"x" * 100_000
+
+        class Endless(StreamingResponse):
+            async def __call__(response, scope: Scope, receive: Receive, send: Send) -> None:
+                try:
+                    await super().__call__(scope, receive, send)
+                finally:
+                    self.ended.set()
+        return Endless(pieces())
 
     async def echo(self, request: Request) -> Response:
         return Response(await request.body())
@@ -215,7 +220,7 @@ def test_all_but_the_page_and_health_ask_for_a_key() -> None:
                 path = route.path.replace("{id:path}", "x")
                 status = client.request(method, path).status_code
                 assert (status == 401) == (route.path not in open_paths), (method, path)
-        wrong = ["", "Bearer", "Bearer ", "Bearer firs", "Bearer firstt", "Bearer first second", "Basic first", "first", "Bearer \xe9"]
+        wrong = ["Bearer", "Bearer firs", "Bearer firstt", "Bearer first second", "Basic first", "first", "Bearer \xe9"]
         for value in wrong:
             answer = client.get("/v1/models", headers={"Authorization": value.encode("latin-1")})
             assert answer.status_code == 401
@@ -360,7 +365,7 @@ def test_a_line_for_each_request(lines: list[str]) -> None:
     with serving(log_format="json", name="tiny") as server, httpx.Client(base_url=server.url) as client:
         first = client.post("/v1/completions", json={"prompt": secret, "max_tokens": 4, "temperature": 0, "n": 2})
         given = client.get("/nothing", headers={"X-Request-Id": "mine-1"})
-        bad = client.get("/v1/nothing\n?key=secret", headers={"X-Request-Id": "no good!"})
+        bad = client.get("/v1/nothing%0A?key=secret", headers={"X-Request-Id": "no good!"})
         client.get("/health")
         client.get("/slots")
         until(lambda: len(lines) == 3)
@@ -384,7 +389,7 @@ def test_a_line_for_each_request(lines: list[str]) -> None:
 def test_prompts_are_in_the_log_where_that_was_asked_for(lines: list[str]) -> None:
     with serving(log_format="text", log_prompts=True) as server:
         answer = httpx.post(server.url + "/completion", json=HELLO).json()["content"]
-        httpx.get(server.url + "/a\nb=c")
+        httpx.get(server.url + "/a%0Ab=c")
         until(lambda: len(lines) == 2)
     assert f'prompts={json.dumps(["Once upon a time"])}' in lines[0]
     assert f"answers={json.dumps([answer])}" in lines[0]

@@ -34,13 +34,14 @@ class Limited:
             await gone
             return {"type": "http.disconnect"}
 
-        async def send_noting_the_end(message: Message) -> None:
+        async def send_piece(message: Message) -> None:
             nonlocal complete
             complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
+            await asyncio.sleep(0)  # sending seldom waits, and others have their turn between the pieces of a long answer
 
         gone = asyncio.ensure_future(self._gone(receive))
-        answer = asyncio.ensure_future(self._app(scope, receive_body, send_noting_the_end))
+        answer = asyncio.ensure_future(self._app(scope, receive_body, send_piece))
         try:
             await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and not complete:  # a complete answer is reported as the client's leave, too

@@ -56,6 +56,8 @@ class Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._close_for_good()
+        if self.conn.trailing_data[0]:
+            self._wait_for_request()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
