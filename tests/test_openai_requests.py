@@ -65,7 +65,8 @@ def test_values_of_wrong_types(http: httpx.Client, model: Any, name: str) -> Non
     ({"max_tokens": 2**31}, "max_tokens"), ({"mirostat": 3}, "mirostat"), ({"stop": ["a"] * 40}, "stop"), ({"stop": "a" * 300}, "stop"),
     ({"stop": ["a", 1]}, "stop.1"), ({"samplers": ["best"]}, "samplers"), ({"samplers": "kz"}, "samplers"),
     ({"logit_bias": {"7": 1e9}}, "logit_bias"), ({"logit_bias": {"6016": 1}}, "logit_bias"), ({"logit_bias": [[-1, 1]]}, "logit_bias"),
-    ({"logit_bias": [[5, True]]}, "logit_bias.0.1"), ({"logit_bias": {str(i): 0 for i in range(2000)}}, "logit_bias"),
+    ({"logit_bias": {"a" * 300: 1}}, "logit_bias"), ({"logit_bias": [[5, True]]}, "logit_bias.0.1"),
+    ({"logit_bias": {str(i): 0 for i in range(2000)}}, "logit_bias"),
     ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers"), ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
     ({"logprobs": 1}, "logprobs"), ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"tools": [{"type": "function"}]}, "tools"),
@@ -86,7 +87,7 @@ def test_the_field_at_fault(http: httpx.Client, fields: dict[str, Any], param: s
     (TEXT, {"prompt": 5}, "prompt"), (TEXT, {"prompt": []}, "prompt"), (TEXT, {"prompt": ["a"] * 200}, "prompt"),
     (TEXT, {"echo": True}, "echo"), (TEXT, {"best_of": 3}, "best_of"), (TEXT, {"suffix": "x"}, "suffix"),
     (TEXT, {"logprobs": True}, "logprobs"), (TEXT, {"prompt": ""}, "prompt"), (TEXT, {"prompt": [2**40]}, "prompt"),
-    (VECTOR, {"input": []}, "input"), (VECTOR, {"input": ""}, "input"), (VECTOR, {"input": [[1], [2.5]]}, "input.1.0"),
+    (VECTOR, {"input": []}, "input"), (VECTOR, {"input": ""}, "input"), (VECTOR, {"input": [[1], [2.5]]}, "input"),
     (VECTOR, {"input": [-1]}, "input"), (VECTOR, {"dimensions": 257}, "dimensions"), (VECTOR, {"dimensions": 0}, "dimensions"),
     (VECTOR, {"encoding_format": "int8"}, "encoding_format"), (VECTOR, {"input": ["a"] * 2049}, "input")])
 def test_the_field_at_fault_elsewhere(http: httpx.Client, model: Any, fields: dict[str, Any], param: str | None) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -21,6 +21,7 @@ from ..sampling import Constraint, SamplingParams
 from .config import Config
 from .conversations import ConversationFields, Prompt, budget_of, prompt_of
 from .errors import ApiError, context_full
+from .llamacpp_request import prompts_of
 from .openai_choices import Answer, ChatChoice, Choice, TextChoice, json_object
 from .openapi import describe
 from .requests import json_body, track
@@ -34,7 +35,10 @@ MAX_REPORTED = 1_000_000
 """Tokens whose logprobs an answer in one piece may hold; each takes a hundred bytes."""
 N = Annotated[int, Field(ge=1, le=MAX_N)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
-Tokens = Annotated[list[int], Field(fail_fast=True, min_length=1)]
+Texts = Annotated[Any, WithJsonSchema({"anyOf": [
+    {"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "array", "items": {"type": "integer"}},
+    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}]})]
+"""One or several, each as text or as token ids."""
 Start = Callable[[], Constraint]
 
 
@@ -69,33 +73,20 @@ class ChatRequest(Common, ConversationFields):
 
 class CompletionRequest(Common):
     """The body of /v1/completions."""
-    prompt: str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+    prompt: Texts
     logprobs: Top | None = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     best_of: N | None = None
 
-    def prompts(self) -> list[str | list[int]]:
-        prompts: list[str | list[int]] = several(self.prompt)
-        if not 1 <= len(prompts) <= MAX_PROMPTS:
-            raise ApiError(f"prompt: expected 1 to {MAX_PROMPTS} prompts", param="prompt")
-        if self.best_of not in (None, self.n or 1):
-            raise ApiError("best_of: only the value of n is supported", param="best_of")
-        return prompts
-
 
 class EmbeddingRequest(Fields):
     """The body of /v1/embeddings."""
-    input: str | Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Tokens], Field(fail_fast=True)]
+    input: Texts
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
-
-
-def several(value: Any) -> list[Any]:
-    """A list of texts, or of lists of token ids, however many there are."""
-    return [value] if isinstance(value, str) or (value and isinstance(value[0], int)) else value
 
 
 def routes(service: Service, config: Config) -> list[Route]:
@@ -177,20 +168,23 @@ class OpenAI:
 
     def _prepare_text(self, body: CompletionRequest) -> tuple[list[list[int]], SamplingParams, Start | None]:
         """All that takes time."""
-        prompts = [self._encoded(prompt, "prompt") for prompt in body.prompts()]
+        if body.best_of not in (None, body.n or 1):
+            raise ApiError("best_of: only the value of n is supported", param="best_of")
+        prompts = self._prompts(body.prompt, MAX_PROMPTS, "prompt")
         return prompts, self._sampling(body, body.logprobs), constraint(self._llm, body.answer_forms())
 
-    def _encoded(self, text: str | list[int], field: str) -> list[int]:
-        """A text's tokens, or token ids as they are. Slow. Raises ApiError."""
-        tokenizer, n_ctx = self._llm.tokenizer, self._llm.engine.n_ctx
-        tokens = tokenizer.encode(text, add_special=True, parse_special=True) if isinstance(text, str) else text
-        if not tokens:
-            raise ApiError(f"{field}: expected at least one token", param=field)
-        if not 0 <= min(tokens) <= max(tokens) < tokenizer.n_vocab:
-            raise ApiError(f"{field}: expected token ids from 0 to {tokenizer.n_vocab - 1}", param=field)
-        if len(tokens) >= n_ctx:
-            raise context_full(len(tokens), n_ctx)
-        return tokens
+    def _prompts(self, value: Any, most: int, field: str) -> list[list[int]]:
+        """Each one's tokens. Slow. Raises ApiError, InputError."""
+        n_vocab, n_ctx = self._llm.tokenizer.n_vocab, self._llm.engine.n_ctx
+        prompts = prompts_of(self._llm.tokenizer, value, most, field)
+        for tokens in prompts:
+            if not tokens:
+                raise ApiError(f"{field}: expected at least one token", param=field)
+            if not 0 <= min(tokens) <= max(tokens) < n_vocab:
+                raise ApiError(f"{field}: expected token ids from 0 to {n_vocab - 1}", param=field)
+            if len(tokens) >= n_ctx:
+                raise context_full(len(tokens), n_ctx)
+        return prompts
 
     def _check_amount(self, body: Common, prompts: list[list[int]], n_top: int | None) -> None:
         """Raises ApiError for more answers than the service ever takes, and more reports than an answer in one piece can hold."""
@@ -219,10 +213,7 @@ class OpenAI:
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
-        texts = several(body.input)
-        if not 1 <= len(texts) <= MAX_TEXTS:
-            raise ApiError(f"input: expected 1 to {MAX_TEXTS} texts", param="input")
-        prompts = await asyncio.to_thread(lambda: [self._encoded(text, "input") for text in texts])
+        prompts = await asyncio.to_thread(self._prompts, body.input, MAX_TEXTS, "input")
         data = []
         for i, tokens in enumerate(prompts):
             vector = unit((await self._service.embed(tokens))[:body.dimensions])

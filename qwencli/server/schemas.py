@@ -18,7 +18,8 @@ COUNT = 2**31 - 1
 N_SEEDS = 2**64
 MAX_STOPS, MAX_STOP = 32, 256
 """Stop strings, and characters of each: all beginnings of each are looked for behind each token."""
-MAX_BIASES, MAX_BREAKERS = 1024, 64
+MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
+"""Biases, and characters of a text that one stands for."""
 
 
 class Fields(BaseModel):
@@ -111,9 +112,11 @@ class SamplingFields(Fields):
 
 
 def _tokens(what: int | str, tokenizer: Tokenizer) -> list[int]:
-    """A token id, also as a text, or the tokens of any other text."""
+    """A token id, also as a text, or the tokens of any other text. Raises ApiError."""
     if isinstance(what, int):
         return [what]
+    if len(what) > MAX_BIASED:
+        raise ApiError(f"logit_bias has a text of {len(what)} characters, expected at most {MAX_BIASED}", param="logit_bias")
     return [int(what)] if what.isascii() and what.isdigit() and len(what) <= 10 else tokenizer.encode(what)
 
 
