@@ -20,6 +20,9 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from .grammar import Vocabulary
 
+MOST_BREAKERS = 16
+"""So many sets of texts that end DRY's repetitions are kept with their tokens."""
+
 
 class LLM:
     """A GGUF file with its tokenizer, its chat template and an engine that runs it.
@@ -66,11 +69,14 @@ class LLM:
         texts = sampling.dry_sequence_breakers
         if not sampling.dry_multiplier or not texts:
             return {}
-        if texts not in self._breakers:
+        found = self._breakers.get(texts)
+        if found is None:
             from .sampling.dry import find_breakers
             words = list(map(self.tokenizer.token_bytes, range(self.tokenizer.n_vocab)))
-            self._breakers[texts] = find_breakers(texts, words, self.tokenizer.encode)
-        return self._breakers[texts]
+            found = self._breakers[texts] = find_breakers(texts, words, self.tokenizer.encode)
+            for old in list(self._breakers)[:-MOST_BREAKERS]:  # a server's clients may name ever new ones
+                self._breakers.pop(old, None)
+        return found
 
     def load_session(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""

@@ -10,7 +10,7 @@ import tiny_models
 import qwencli
 from qwencli.answer_text import StopStrings
 from qwencli.errors import InputError
-from qwencli.llm import LLM, Completion
+from qwencli.llm import LLM, MOST_BREAKERS, Completion
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 
@@ -195,6 +195,13 @@ def test_sampling_starts_from_what_the_file_recommends(llm: LLM) -> None:
     for name, default in defaults.items():
         assert getattr(llm.sampling(), name) == pytest.approx(recommended.get(name, default))
     assert llm.sampling(temp=0.25, top_k=None, seed=3) == SamplingParams(**{**vars(llm.sampling()), "temp": 0.25, "seed": 3})
+
+
+def test_of_ever_new_breakers_few_are_kept(llm: LLM) -> None:
+    params = [SamplingParams(dry_multiplier=1, dry_sequence_breakers=(f"{i}",)) for i in range(2 * MOST_BREAKERS)]
+    found = [llm.breakers(each) for each in params]
+    assert len(llm._breakers) == MOST_BREAKERS
+    assert llm.breakers(params[0]) == found[0] != found[1]
 
 
 def test_the_context_is_the_models_own_by_default(llm: LLM) -> None:
