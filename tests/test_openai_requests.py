@@ -152,3 +152,8 @@ def test_fields_without_effect_and_with(http: httpx.Client, demo: Serving) -> No
     for name in given.keys() - {"cache_prompt", "id_slot", "user", "model"}:
         assert getattr(params, wire.get(name, name)) == expected[name], name
     assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2} | given).status_code == 200
+
+
+def test_the_description_names_what_stands_in_paths(http: httpx.Client) -> None:
+    described = http.get("/openapi.json").json()["paths"]["/v1/models/{id}"]["get"]
+    assert [(p["name"], p["in"]) for p in described["parameters"]] == [("id", "path")]

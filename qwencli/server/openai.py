@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..chat.after_thinking import AfterThinking
+from ..chat.after_thinking import AfterThinking, masks
 from ..errors import InputError
 from ..llm import LLM
 from ..sampling import Constraint, SamplingParams
@@ -35,9 +35,10 @@ MAX_REPORTED = 1_000_000
 """Tokens whose logprobs an answer in one piece may hold; each takes a hundred bytes."""
 N = Annotated[int, Field(ge=1, le=MAX_N)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+TEXT = {"type": "string", "minLength": 1}
+IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [
-    {"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "array", "items": {"type": "integer"}},
-    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}]})]
+    TEXT, {"type": "array", "minItems": 1, "items": TEXT}, IDS, {"type": "array", "minItems": 1, "items": IDS}]})]
 """One or several, each as text or as token ids."""
 Start = Callable[[], Constraint]
 
@@ -141,6 +142,7 @@ class OpenAI:
         prompt = prompt_of(body, llm, self._config, think)
         start = constraint(llm, forms)
         if start and think:
+            masks(llm.tokenizer)  # half a second, once; not where everybody waits
             free = start
             start = lambda: AfterThinking(free(), llm.tokenizer, prompt.inside)  # noqa: E731
         if functions := body.forced_tools():

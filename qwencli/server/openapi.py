@@ -67,7 +67,7 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route, description in described:
         for method in sorted((route.methods or {"GET"}) - {"HEAD"}):
-            paths.setdefault(route.path, {})[method.lower()] = operation(method, route.path, description, references)
+            paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[method.lower()] = operation(method, route.path, description, references)
     return {
         "openapi": "3.1.0", "info": {"title": "qwencli", "version": __version__}, "paths": paths,
         "components": {"schemas": {"Error": ERROR} | schemas.get("$defs", {}),
@@ -85,6 +85,8 @@ def operation(method: str, path: str, description: Description, references: Mapp
         "responses": {"200": {"description": "The answer", "content": answer},
                       "default": {"description": "What is wrong",
                                   "content": {"application/json": {"schema": {"$ref": REFERENCE + "Error"}}}}}}
+    if names := re.findall(r"{(\w+)", path):
+        found["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if description.body and method == "POST":
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": references[description.body]}}}
     return found
