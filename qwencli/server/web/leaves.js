@@ -5,50 +5,70 @@
 import { el } from "./dom.js";
 import { inline } from "./inline.js";
 
+const LONG = 3000; // characters of a paragraph that are rendered again with every piece; what was before them is settled
+
 export class Paragraph {
   #shown = null;
 
   constructor(parent) {
-    this.text = "";
-    this.node = parent.appendChild(el("p", { dir: "auto" }));
+    this.text = ""; // what is not settled
+    this.node = parent.appendChild(el("p", {}, el("span")));
   }
 
   line(line) {
-    this.text += (this.text && "\n") + line.trimStart();
+    this.append((this.text && "\n") + line.trimStart());
   }
 
   append(text) {
-    this.text += text;
+    for (let at = 0; at < text.length; at += LONG) {
+      if (this.text.length > LONG) this.#settle();
+      this.text += text.slice(at, at + LONG);
+    }
+  }
+
+  // Emphasis seldom goes over the end of a line or a sentence.
+  #settle() {
+    const { text } = this;
+    const end = Math.max(text.lastIndexOf("\n"), text.lastIndexOf(". ")) + 1 || text.lastIndexOf(" ") + 1 || text.length - 1;
+    this.node.lastChild.replaceChildren(inline(text.slice(0, end)));
+    this.node.append(el("span"));
+    this.text = text.slice(end);
   }
 
   // A line that may be a table's head waits for the next, which says so.
   mayBeTable() {
-    return this.text.startsWith("|") && this.text.length < 400 && !this.text.includes("\n");
+    return this.text.startsWith("|") && this.text.length < 400 && !this.text.includes("\n") && this.node.childElementCount === 1;
   }
 
   show(growing) {
     const text = growing && this.mayBeTable() ? "" : this.text.trimEnd();
-    if (this.#shown === text + growing) return;
-    this.#shown = text + growing;
-    this.node.replaceChildren(inline(text, growing));
+    const shown = `${this.node.childElementCount} ${growing} ${text}`;
+    if (this.#shown !== shown) this.node.lastChild.replaceChildren(inline(text, growing));
+    this.#shown = shown;
   }
 
-  // The last line, for a table's head; the paragraph is gone where there was no other.
-  giveLastLine() {
-    const at = this.text.lastIndexOf("\n");
-    const line = this.text.slice(at + 1);
-    this.text = this.text.slice(0, Math.max(at, 0));
-    if (this.text) this.show(false);
-    else this.node.remove();
+  lastLine() {
+    return this.text.slice(this.text.lastIndexOf("\n") + 1);
+  }
+
+  // For a table's head; the paragraph is gone where there was nothing else.
+  takeLastLine() {
+    const line = this.lastLine();
+    this.text = this.text.slice(0, -line.length).trimEnd();
+    this.show(false);
+    if (!this.text && this.node.childElementCount === 1) this.node.remove();
     return line;
   }
 
   mark() {
-    return this.text;
+    return { text: this.text, settled: this.node.childElementCount };
   }
 
-  reset(text) {
+  reset({ text, settled }) {
     this.text = text;
+    if (this.node.childElementCount === settled) return;
+    while (this.node.childElementCount > settled) this.node.lastChild.remove();
+    this.#shown = null;
   }
 }
 
@@ -79,7 +99,7 @@ export class Table {
   #row(line, tag) {
     const texts = cells(line);
     while (texts.length < this.aligned.length) texts.push("");
-    return el("tr", {}, ...texts.map((text, i) => el(tag, { class: this.aligned[i] ?? "left", dir: "auto" }, inline(text))));
+    return el("tr", {}, ...texts.map((text, i) => el(tag, { class: this.aligned[i] ?? "left" }, inline(text))));
   }
 
   line(line) {

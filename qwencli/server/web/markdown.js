@@ -11,7 +11,6 @@ import { inline } from "./inline.js";
 import { alignments, columns, Paragraph, Table } from "./leaves.js";
 
 const LONG_LINE = 4000; // of a line that is still coming: then it is a paragraph's, and what follows goes to it as it is
-const LONG_PARAGRAPH = 20_000; // then another one begins, since the open one is rendered with every piece
 const DEEPEST = 16; // quotes and lists in each other; browsers fail at thousands
 
 const FENCE = /^( *)(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
@@ -78,17 +77,8 @@ export class Markdown {
   }
 
   #append(text) {
-    if (!this.leaf) this.leaf = new Paragraph(this.#top.node);
-    for (let at = 0; at < text.length; at += LONG_PARAGRAPH) {
-      this.#splitParagraph();
-      this.leaf.append(text.slice(at, at + LONG_PARAGRAPH));
-    }
-  }
-
-  #splitParagraph() {
-    if (!(this.leaf instanceof Paragraph) || this.leaf.text.length < LONG_PARAGRAPH) return;
-    this.leaf.show(false);
-    this.leaf = new Paragraph(this.#top.node);
+    this.leaf ??= new Paragraph(this.#top.node);
+    this.leaf.append(text);
   }
 
   #undecided() {
@@ -163,7 +153,7 @@ export class Markdown {
     } else if (line.length < 1000 && (match = HEADING.exec(line))) {
       this.#leave(depth);
       const text = (match[2] ?? "").trim().replace(/(^|[ \t])#+$/, "");
-      this.#top.node.append(el(`h${Math.min(6, match[1].length + 2)}`, { dir: "auto" }, inline(text))); // the page has h1 and h2
+      this.#top.node.append(el(`h${Math.min(6, match[1].length + 2)}`, {}, inline(text))); // the page has h1 and h2
     } else if (line.length < 1000 && RULE.test(line)) {
       this.#leave(depth);
       this.#top.node.append(el("hr"));
@@ -195,7 +185,7 @@ export class Markdown {
       this.#open({ node: el(number ? "ol" : "ul", { start }), kind, goesOn: (next) => next });
     }
     const indent = marker.length + (marker.endsWith(" ") ? 0 : 1);
-    const node = el("li", { dir: "auto" });
+    const node = el("li");
     this.#open({ node, goesOn: (next) => (next.trim() && next.search(/\S/) < indent ? null : next.slice(indent)) });
     const inside = line.slice(marker.length);
     const task = TASK.exec(inside);
@@ -218,11 +208,10 @@ export class Markdown {
     if (!goesOn || !this.leaf) this.#leave(depth);
     if (this.leaf instanceof Table && !line.includes("|")) this.#leave(depth);
     const aligned = this.leaf instanceof Paragraph && depth === this.stack.length && alignments(line);
-    if (aligned && columns(this.leaf.text.slice(this.leaf.text.lastIndexOf("\n") + 1)) === aligned.length) {
-      this.leaf = new Table(this.#top.node, this.leaf.giveLastLine(), aligned);
+    if (aligned && columns(this.leaf.lastLine()) === aligned.length) {
+      this.leaf = new Table(this.#top.node, this.leaf.takeLastLine(), aligned);
       return;
     }
-    this.#splitParagraph();
     this.leaf ??= new Paragraph(this.#top.node);
     this.leaf.line(line);
   }

@@ -26,7 +26,7 @@ export class Question {
     this.message = message;
     this.actions = actions;
     this.switcher = new Switcher(actions);
-    this.body = el("div", { class: "question-text", dir: "auto" }, visible(message.content));
+    this.body = el("div", { class: "question-text" }, visible(message.content));
     const edit = iconButton("edit", "Edit", () => this.#edit());
     this.tools = el("div", { class: "tools" }, this.switcher.node, copyButton(() => message.content), edit);
     this.node = el("article", { class: "question", "aria-label": "Question" }, this.body, this.tools);

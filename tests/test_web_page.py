@@ -1,0 +1,469 @@
+"""The page in a real browser, under its Content-Security-Policy, against a server with scripted answers."""
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from web_browser import browser, fake, opened, page  # noqa: F401
+from web_server import WEB, Answer, FakeServer, Raw, Thought
+
+# ruff: noqa: F811
+
+
+def ask(page: Any, question: str, wait: bool = True) -> None:
+    page.fill("#question", question)
+    page.press("#question", "Enter")
+    if wait:
+        page.wait_for_selector("#send:not([hidden])")
+
+
+def texts(page: Any, selector: str) -> list[str]:
+    return page.locator(selector).all_inner_texts()
+
+
+def answers(page: Any) -> list[str]:
+    return texts(page, ".answer > .answer-text")
+
+
+def until(page: Any, condition: str) -> None:
+    page.wait_for_function(condition)
+
+
+# What the files are, without a browser
+
+SOURCES = sorted(WEB.iterdir())
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix == ".js"], ids=lambda path: path.name)
+def test_nothing_is_given_to_a_parser_of_html_or_code(path: Path) -> None:
+    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|srcdoc|\beval\b|new Function|setHTML"
+    assert re.findall(forbidden, path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_nothing_is_loaded_from_elsewhere(path: Path) -> None:
+    code = re.sub(r"^\s*(//|/\*).*|// .*$", "", path.read_text("utf-8"), flags=re.MULTILINE)
+    assert set(re.findall(r"(?:https?:)?//[\w.]+", code)) <= {"http://www.w3.org"}  # the name of SVG
+    assert "@import" not in code
+    for name in re.findall(r'from "\./([^"]+)"', code):
+        assert (WEB / name).is_file()
+
+
+def test_markup_has_neither_scripts_nor_styles_nor_missing_files() -> None:
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            named = dict(attrs)
+            assert tag != "style"
+            assert tag != "script" or named.get("src")
+            assert not [name for name in named if name.startswith("on") or name == "style"]
+            for file in filter(None, (named.get("src"), named.get("href"))):
+                assert file.startswith("#") or (WEB / file).is_file()
+    Checker().feed((WEB / "index.html").read_text("utf-8"))
+
+
+# Asking and answering
+
+def test_an_answer_streams_in(page: Any, fake: FakeServer) -> None:
+    more = Event()
+    fake.answers["Hi?"] = Answer(["Hello ", "**you", more, "** there."])
+    ask(page, "Hi?", wait=False)
+    until(page, "document.querySelector('.answer strong')?.textContent === 'you'")
+    assert page.get_attribute(".answer", "aria-busy") == "true"
+    more.set()
+    page.wait_for_selector("#send:not([hidden])")
+    assert answers(page) == ["Hello you there."]
+    assert page.get_attribute(".answer", "aria-busy") == "false"
+    body = fake.requests[0]
+    assert body["messages"] == [{"role": "user", "content": "Hi?"}]
+    assert body["stream"] is True
+    assert body["stream_options"] == {"include_usage": True}
+    stats = page.inner_text(".stats")
+    assert "56 tokens" in stats and "23.4 tokens/s" in stats and "prompt 1,234, 1,200 cached" in stats
+    ask(page, "And?")
+    assert fake.requests[1]["messages"] == [
+        {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello **you** there."}, {"role": "user", "content": "And?"}]
+
+
+def test_events_may_be_cut_anywhere(page: Any, fake: FakeServer) -> None:
+    fake.answers["Hi?"] = Answer([Raw(b"\xef\xbb\xbf: comment\r\n\r\nevent: x\r\nid: 1\r\n"), "Zoë ", "你好 ", "🙂\n\ndata: [DONE]"], newline="\r\n", cut=1)
+    ask(page, "Hi?")
+    assert answers(page) == ["Zoë 你好 🙂\n\ndata: [DONE]"]
+
+
+# The examples of the standard, https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+EVENTS = [("data: YHOO\ndata: +2\ndata: 10\n\n", ["YHOO\n+2\n10"]),
+          (": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n", ["first event", "second event"]),
+          ("data\n\ndata\ndata\n\ndata:", ["", "\n"]), ("data:test\n\ndata: test\n\n", ["test", "test"])]
+
+
+@pytest.mark.parametrize(("text", "expected"), [EVENTS[0], EVENTS[1], EVENTS[3]])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_events_are_read_as_the_standard_has_them(page: Any, text: str, expected: list[str], newline: str) -> None:
+    assert page.evaluate("""async ([text, expected]) => {
+      const { EventParser } = await import("./sse.js");
+      const wrong = [];
+      for (let i = 0; i <= text.length; i++) for (let j = i; j <= text.length; j++) {
+        const parser = new EventParser();
+        const events = [text.slice(0, i), text.slice(i, j), text.slice(j)].flatMap((piece) => parser.add(piece));
+        if (JSON.stringify(events) !== JSON.stringify(expected)) wrong.push([i, j, events]);
+      }
+      return wrong;
+    }""", [text.replace("\n", newline), expected]) == []
+
+
+def test_thoughts_are_folded(page: Any, fake: FakeServer) -> None:
+    more = Event()
+    fake.answers["Hi?"] = Answer([Thought("I *muse*."), more, "Hello."])
+    ask(page, "Hi?", wait=False)
+    until(page, "document.querySelector('summary')?.textContent.startsWith('Thinking')")
+    assert not page.is_visible(".thoughts")
+    more.set()
+    page.wait_for_selector("#send:not([hidden])")
+    assert re.fullmatch(r"Thought for [\d.]+ m?s", page.inner_text("summary").strip())
+    page.click("summary")
+    assert page.inner_text(".thoughts") == "I muse."
+    ask(page, "And?")
+    assert "muse" not in json.dumps(fake.requests[1])
+
+
+@pytest.mark.parametrize("how", ["Escape", "button"])
+def test_stop_ends_the_request(page: Any, fake: FakeServer, how: str) -> None:
+    fake.answers["Hi?"] = Answer(["Hello ", "you", Event()])
+    ask(page, "Hi?", wait=False)
+    until(page, "document.querySelector('.answer > .answer-text').textContent === 'Hello you'")
+    page.keyboard.press("Escape") if how == "Escape" else page.click("#stop")
+    assert fake.left.acquire(timeout=5)
+    page.wait_for_selector("#send:not([hidden])")
+    assert answers(page) == ["Hello you"]
+    assert "stopped" in page.inner_text(".stats")
+
+
+def test_answers_and_questions_branch(page: Any, fake: FakeServer) -> None:
+    fake.answers |= {"One?": Answer(["first"]), "Two?": Answer(["other"])}
+    ask(page, "One?")
+    fake.answers["One?"] = Answer(["second"])
+    page.click("[aria-label='Answer again']")
+    until(page, "document.querySelector('.answer > .answer-text')?.textContent === 'second'")
+    page.wait_for_selector("#send:not([hidden])")
+    assert page.inner_text(".answer .switcher") == "2/2"
+    page.click(".answer [aria-label='The one before']")
+    assert answers(page) == ["first"]
+    page.click(".question [aria-label=Edit]")
+    page.fill(".question textarea", "Two?")
+    page.press(".question textarea", "Enter")
+    until(page, "document.querySelector('.answer > .answer-text')?.textContent === 'other'")
+    page.wait_for_selector("#send:not([hidden])")
+    assert fake.requests[-1]["messages"] == [{"role": "user", "content": "Two?"}]
+    page.reload()
+    assert (texts(page, ".question-text"), answers(page)) == (["Two?"], ["other"])
+    page.click(".question [aria-label='The one before']")
+    assert (texts(page, ".question-text"), answers(page)) == (["One?"], ["second"])  # its latest branch
+
+
+def test_an_edit_can_be_dropped(page: Any, fake: FakeServer) -> None:
+    ask(page, "One?")
+    page.click(".question [aria-label=Edit]")
+    page.fill(".question textarea", "Two?")
+    page.press(".question textarea", "Escape")
+    assert texts(page, ".question-text") == ["One?"]
+    assert len(fake.requests) == 1
+
+
+# What goes wrong
+
+def test_errors_are_shown_in_place_and_tried_again(page: Any, fake: FakeServer) -> None:
+    fake.answers["Hi?"] = Answer(status=429, error="the queue is full", headers={"Retry-After": "7"})
+    ask(page, "Hi?")
+    assert page.inner_text(".answer .error p") == "The queue is full. In 7 s it may work."
+    fake.answers["Hi?"] = Answer(["Hello."])
+    page.click(".answer .error button")
+    until(page, "document.querySelector('.answer > .answer-text')?.textContent === 'Hello.'")
+    assert not page.is_visible(".error")
+    assert page.locator(".switcher:visible").count() == 0
+
+
+@pytest.mark.parametrize(("answer", "shown"), [
+    (Answer(["Hel"], done=False), "The connection ended before the answer did."),
+    (Answer(["Hel", Raw(b'data: {"error": {"message": "out of pages", "code": 500}}\n\n')], done=False), "Out of pages."),
+    (Answer(["Hel", Raw(b'error: {"code": 500, "message": "out of pages"}\n\n')], done=False), "Out of pages."),
+    (Answer(["Hel", Raw(b"data: {nonsense\n\n")]), "The server sent something that is not JSON."),
+])
+def test_what_came_before_an_error_stays(page: Any, fake: FakeServer, answer: Answer, shown: str) -> None:
+    fake.answers["Hi?"] = answer
+    ask(page, "Hi?")
+    assert answers(page) == ["Hel"]
+    assert page.inner_text(".answer .error p") == shown
+
+
+def test_a_server_that_is_gone(page: Any, fake: FakeServer) -> None:
+    fake.close()
+    ask(page, "Hi?")
+    assert "does not answer" in page.inner_text(".answer .error")
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(page: Any, fake: FakeServer) -> None:
+    fake.key = "secret"
+    fake.texts["v1/models"] = json.dumps({"data": [{"id": "qwen"}]})
+    ask(page, "Hi?")
+    page.fill("#key", "wrong")
+    page.press("#key", "Enter")
+    page.wait_for_selector("#key-bar:not([hidden])")
+    page.fill("#key", "secret")
+    page.press("#key", "Enter")
+    until(page, "document.querySelector('.answer > .answer-text')?.textContent === 'Hello.'")
+    assert page.evaluate("JSON.stringify(localStorage).includes('secret')") is False
+    assert page.evaluate("JSON.stringify(sessionStorage).includes('secret')") is True
+
+
+# Conversations
+
+def test_conversations_are_kept(page: Any, fake: FakeServer) -> None:
+    ask(page, "First question\nwith a second line")
+    page.keyboard.press("Control+k")
+    assert page.is_visible("#empty")
+    ask(page, "Second question")
+    page.reload()
+    assert texts(page, "#conversations a") == ["Second question", "First question"]
+    page.click("#conversations >> text=First question")
+    assert answers(page) == ["Hello."]
+    page.click("text=Rename")
+    page.keyboard.type("Renamed")
+    page.keyboard.press("Enter")
+    assert texts(page, "#conversations a") == ["Second question", "Renamed"]
+    page.click("#conversations >> text=Delete")
+    assert texts(page, "#conversations a") == ["Second question"]
+    assert page.is_visible("#empty")
+    page.click("text=Undo")
+    assert texts(page, "#conversations a") == ["Second question", "Renamed"]
+    assert answers(page) == ["Hello."]
+
+
+def test_an_answer_goes_on_while_another_conversation_is_open(page: Any, fake: FakeServer) -> None:
+    more = Event()
+    fake.answers["Slow?"] = Answer(["a", more, "b"])
+    ask(page, "Slow?", wait=False)
+    until(page, "document.querySelector('.answer > .answer-text').textContent === 'a'")
+    page.keyboard.press("Control+k")
+    ask(page, "Quick?")
+    assert answers(page) == ["Hello."]
+    more.set()
+    until(page, "!document.querySelector('.row.running')")
+    page.click("#conversations >> text=Slow?")
+    assert answers(page) == ["ab"]
+
+
+def test_export_and_import(page: Any, fake: FakeServer, tmp_path: Path) -> None:
+    ask(page, "Question?")
+    with page.expect_download() as found:
+        page.click("#export-all")
+    file = tmp_path / "all.json"
+    found.value.save_as(file)
+    value = json.loads(file.read_text("utf-8"))
+    assert [m["content"] for m in value["conversations"][0]["messages"]] == ["Question?", "Hello."]
+    page.evaluate("localStorage.clear()")
+    page.goto(fake.url)
+    page.set_input_files("#import-file", file)
+    page.click("#conversations >> text=Question?")
+    assert answers(page) == ["Hello."]
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("{", "The file is not JSON."), ("[]", "The file holds no conversations of this page."), ("null", "The file holds no conversations of this page."),
+    (json.dumps({"format": "qwencli-conversations", "conversations": [None, 1, {}, {"messages": []}, {"messages": [{"id": "a", "parent": "b"}]}, {
+        "id": "__proto__", "title": "<b>x", "leaf": 5, "messages": [
+            None, {"id": "a", "parent": None, "role": "user", "content": "<img src=x onerror=alert(1)>", "stats": {"tokens": "<b>", "speed": {}}},
+            {"id": "b", "parent": "a", "role": "assistant", "content": {"x": 1}}, {"id": "c", "parent": "c", "role": "user", "content": "loop"},
+            {"id": "a", "parent": "b", "role": "user", "content": "again"}, {"id": "d", "parent": "b", "role": "system", "content": "no"}]}]}), "1 imported."),
+])
+def test_import_believes_nothing(page: Any, fake: FakeServer, tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "file.json"
+    file.write_text(text, "utf-8")
+    page.set_input_files("#import-file", file)
+    page.wait_for_selector(".notice")
+    assert page.inner_text(".notice") == told
+    if told == "1 imported.":
+        page.click("#conversations a")
+        assert texts(page, ".question-text") == ["<img src=x onerror=alert(1)>"]
+
+
+def test_a_full_browser_is_told_of(page: Any, fake: FakeServer) -> None:
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }")
+    ask(page, "Hi?")
+    assert "no more room" in page.inner_text(".notice")
+    assert answers(page) == ["Hello."]
+    ask(page, "And?")
+    assert len(fake.requests[1]["messages"]) == 3
+
+
+def test_not_more_conversations_than_the_limit(page: Any, fake: FakeServer) -> None:
+    page.evaluate("""async () => {
+      const [store, { addMessage, newConversation }] = await Promise.all([import("./store.js"), import("./conversation.js")]);
+      for (let i = 0; i < store.MOST; i++) {
+        const conversation = newConversation();
+        addMessage(conversation, null, { role: "user", content: `n ${i}` });
+        store.save(conversation);
+      }
+    }""")
+    ask(page, "One more?")
+    assert "keeps 200 conversations" in page.inner_text(".notice")
+    assert answers(page) == ["Hello."]
+
+
+# Settings, keys, looks
+
+def test_settings_are_sent_where_they_are_set(page: Any, fake: FakeServer) -> None:
+    page.click("#settings-open")
+    values = {"temperature": "0.7", "top_k": "20", "top_p": "7", "min_p": "0.05", "repeat_penalty": "1.1", "max_tokens": "99", "seed": "42",
+              "system": "Be brief."}
+    for name, value in values.items():
+        page.fill(f"#settings [name={name}]", value)
+    page.select_option("#settings [name=thinking]", "off")
+    page.keyboard.press("Escape")
+    page.reload()
+    ask(page, "Hi?")
+    body = fake.requests[0]
+    assert {name: body.get(name) for name in values if name != "system"} == {
+        "temperature": 0.7, "top_k": 20, "top_p": None, "min_p": 0.05, "repeat_penalty": 1.1, "max_tokens": 99, "seed": 42}
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    page.click("#settings-open")
+    page.click("#settings-reset")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+k")
+    ask(page, "Hi?")
+    assert set(fake.requests[1]) == {"model", "messages", "stream", "stream_options"}
+
+
+def test_keys(page: Any, fake: FakeServer) -> None:
+    page.keyboard.press("Tab")  # the focus leaves the question
+    page.keyboard.press("/")
+    page.keyboard.type("a")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("b/")
+    page.evaluate("""document.querySelector("#question").dispatchEvent(
+        new KeyboardEvent("keydown", { key: "Enter", isComposing: true, bubbles: true, cancelable: true }))""")  # of an input method
+    assert fake.requests == []
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer[aria-busy=false]")
+    assert fake.requests[0]["messages"][0]["content"] == "a\nb/"
+
+
+def test_everything_is_reached_by_tab_and_seen(page: Any, fake: FakeServer) -> None:
+    fake.answers["Hi?"] = Answer([Thought("hm"), "[a](https://b.de/)\n\n```\ncode\n```\n\n| a |\n|---|\n| b |"])
+    ask(page, "Hi?")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("""() => {
+          const node = document.activeElement, style = getComputedStyle(node);
+          const shown = style.outlineStyle !== "none" || node.id === "question" || node === document.body;  // the field's frame is coloured
+          const opaque = [...(function* () { for (let at = node; at; at = at.parentElement) yield at; })()].every((at) => getComputedStyle(at).opacity > 0.3);
+          return (shown && opaque ? "" : "UNSEEN ") + (node.id || node.getAttribute("aria-label") || node.textContent.trim() || node.localName);
+        }"""))
+    assert {"question", "send", "settings-open", "theme", "tab-server", "export-all", "import", "Rename", "Edit", "Copy", "Answer again", "a"} <= reached
+    assert not [name for name in reached if name.startswith("UNSEEN")]
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_light_and_dark(browser: Any, fake: FakeServer, system: str) -> None:
+    with opened(browser, fake.url, color_scheme=system) as page:
+        def is_dark() -> bool:
+            return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
+        assert is_dark() == (system == "dark")
+        page.click("#theme")
+        assert is_dark() == (system == "light")
+        page.reload()
+        assert is_dark() == (system == "light")
+
+
+def test_reduced_motion(browser: Any, fake: FakeServer) -> None:
+    with opened(browser, fake.url, reduced_motion="reduce") as page:
+        fake.answers["Hi?"] = Answer([Thought("hm"), Event()])
+        ask(page, "Hi?", wait=False)
+        page.wait_for_selector("summary")
+        assert page.evaluate("document.getAnimations().length") == 0
+
+
+def test_a_phone(browser: Any, fake: FakeServer) -> None:
+    fake.answers["Hi?"] = Answer(["```\n" + "wide " * 100 + "\n```\n\n" + "x" * 300 + "\n\n|" + " wide cell |" * 20 + "\n|" + "---|" * 20])
+    with opened(browser, fake.url, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True) as page:
+        page.fill("#question", "Hi?")
+        page.tap("#send")
+        page.wait_for_selector(".answer[aria-busy=false]")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert page.evaluate("(node => node.scrollWidth - node.clientWidth)(document.querySelector('#scroller'))") == 0
+        page.tap("#menu-open")
+        page.tap("#conversations >> text=Delete")
+        page.wait_for_selector("#shade", state="hidden")
+        page.tap("#tab-server")
+        assert page.is_visible("#server")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_the_end_is_kept_in_view_while_the_user_is_there(page: Any, fake: FakeServer) -> None:
+    more, most = Event(), Event()
+    lines = "line\n\n" * 40
+    fake.answers["Hi?"] = Answer([lines, more, lines, most, lines])
+    above_end = "(node => node.scrollHeight - node.clientHeight - node.scrollTop)(document.querySelector('#scroller'))"
+    ask(page, "Hi?", wait=False)
+    until(page, "document.querySelectorAll('.answer p').length >= 40")
+    until(page, f"{above_end} < 2")
+    page.hover("#messages")
+    page.mouse.wheel(0, -300)
+    until(page, f"{above_end} > 200")
+    top = page.evaluate("document.querySelector('#scroller').scrollTop")
+    more.set()
+    until(page, "document.querySelectorAll('.answer p').length >= 80")
+    page.wait_for_timeout(50)
+    assert page.evaluate("document.querySelector('#scroller').scrollTop") == top
+    page.click("#to-end")
+    most.set()
+    until(page, f"document.querySelectorAll('.answer p').length >= 120 && {above_end} < 2")
+
+
+# The server's state
+
+METRICS = """# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total 48213
+llamacpp:tokens_predicted_total{{model="a"}} 9000.0
+llamacpp:tokens_predicted_total{{model="b"}} 1.2e2
+llamacpp:prompt_tokens_seconds 812.5
+llamacpp:predicted_tokens_seconds 41.7
+llamacpp:requests_processing 2
+llamacpp:requests_deferred {waiting}
+llamacpp:kv_cache_tokens 3072
+"""
+
+
+def test_the_view_of_the_server(page: Any, fake: FakeServer) -> None:
+    fake.texts |= {"metrics": METRICS.format(waiting=3),
+                   "props": json.dumps({"model_alias": "Qwen3 <b>", "total_slots": 2, "default_generation_settings": {"n_ctx": 40960}}),
+                   "slots": json.dumps([{"id": 0, "is_processing": True, "n_prompt_tokens": 812, "n_prompt_tokens_cache": 640,
+                                         "n_prompt_tokens_processed": 100, "next_token": [{"n_decoded": 0}]}, {"id": 1, "is_processing": False}])}
+    page.click("#tab-server")
+    until(page, "document.querySelector('[aria-label=Waiting] .value').textContent === '3'")
+    assert page.inner_text("[aria-label=Running] .value") == "2"
+    assert texts(page, ".slots tbody tr:first-child td") == ["0", "reading", "740 of 812", "640", "0"]
+    assert texts(page, ".slots tbody tr:last-child td")[:2] == ["1", "free"]
+    assert texts(page, ".tables section:first-child dd") == ["Qwen3 <b>", "40,960 tokens", "2"]
+    assert "9,120" in page.inner_text("[aria-label='Since the start']")
+    assert "3,072" in page.inner_text("[aria-label=Cache]")
+    fake.texts["metrics"] = METRICS.format(waiting=4)
+    until(page, "document.querySelector('[aria-label=Waiting] .value').textContent === '4'")
+    page.click("#tab-chat")
+    page.wait_for_timeout(50)
+    polls = len(fake.polls)
+    page.wait_for_timeout(1200)
+    assert len(fake.polls) == polls
+
+
+def test_a_server_without_figures_says_so(page: Any, fake: FakeServer) -> None:
+    page.click("#tab-server")
+    page.wait_for_selector("#server .error:not([hidden])")
+    assert "not there" in page.inner_text("#server .error").lower()
