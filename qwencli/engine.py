@@ -174,12 +174,15 @@ class Engine:
         return token
 
     def _append(self, seq: Sequence, token: int) -> None:
-        seq.tokens.append(token)
+        error, ended = None, False
         try:
-            ended = seq.constraint is not None and seq.constraint.ended(seq.generated)
-        except QwenError as error:
-            return self._fail(seq, error)
-        if ended:
+            ended = seq.constraint is not None and seq.constraint.ended([*seq.generated, token])
+        except QwenError as failed:
+            error = failed
+        seq.tokens.append(token)  # from here on Ctrl-C would find it half done
+        if error:
+            self._fail(seq, error)
+        elif ended:
             self._finish(seq, "eos")
         elif seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
             self._finish(seq, "length")
