@@ -13,7 +13,7 @@ from web_server import FakeServer
 @pytest.fixture(scope="module")
 def page(browser: Any) -> Iterator[Any]:  # noqa: F811
     fake = FakeServer()
-    with opened(browser, fake.url) as page:
+    with opened(browser, fake.url) as (page, _):
         yield page
     fake.close()
 

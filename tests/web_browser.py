@@ -22,22 +22,34 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    server = FakeServer()
-    yield server
-    server.close()
+@pytest.fixture(scope="module")
+def shared_page(browser: Any) -> Iterator[tuple[Any, FakeServer, list[str]]]:
+    fake = FakeServer()
+    with opened(browser, fake.url) as (page, problems):
+        yield page, fake, problems
+    fake.close()
 
 
 @pytest.fixture
-def page(browser: Any, fake: FakeServer) -> Iterator[Any]:
-    with opened(browser, fake.url) as page:
-        yield page
+def fake(shared_page: Any) -> FakeServer:
+    return shared_page[1]
+
+
+@pytest.fixture
+def page(shared_page: Any) -> Iterator[Any]:
+    """The page as it is at the first visit. What its policy forbids and what fails in it fails the test."""
+    page, fake, problems = shared_page
+    page.goto(fake.url + "icon.svg")  # where nothing is saved when it is left
+    page.evaluate("localStorage.clear(), sessionStorage.clear()")
+    fake.reset()
+    page.goto(fake.url)
+    yield page
+    assert problems == []
 
 
 @contextmanager
-def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
-    """A page of a new context. Whatever the policy forbids and whatever fails in it is an error here."""
+def opened(browser: Any, url: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
+    """A page of its own, and the list of what goes wrong in it."""
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
     page = context.new_page()
     page.set_default_timeout(10_000)
@@ -46,6 +58,6 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
     page.on("console", lambda message: problems.append(message.text)
             if message.type == "error" and "Failed to load resource" not in message.text else None)
     page.goto(url)
-    yield page
+    yield page, problems
     context.close()
     assert problems == []

@@ -56,17 +56,20 @@ class FakeServer:
     """`answers` has what each question gets; `requests` what was asked; `left` counts clients that left before the end."""
 
     def __init__(self) -> None:
+        self.ending = threading.Event()
+        self.reset()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
+
+    def reset(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.requests: list[dict[str, Any]] = []
         self.polls: list[str] = []
         self.left = threading.Semaphore(0)
         self.key = ""
         self.texts: dict[str, str] = {}
-        self.ending = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": self}))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
 
     def close(self) -> None:
         self.ending.set()
@@ -80,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.split("?")[0].lstrip("/") or "index.html"
         if (WEB / name).is_file():
-            self.send(200, (WEB / name).read_bytes(), TYPES[Path(name).suffix])
+            self.send(200, (WEB / name).read_bytes(), TYPES[Path(name).suffix], {"Cache-Control": "max-age=3600"})
         elif self.is_allowed():
             self.fake.polls.append(name)
             text = self.fake.texts.get(name)

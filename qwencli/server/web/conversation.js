@@ -54,6 +54,11 @@ export function asRequest(conversation, last, system) {
 const text = (value, longest = Infinity) => (typeof value === "string" ? value.slice(0, longest) : "");
 const number = (value) => (Number.isFinite(value) ? value : 0);
 
+function asStats(value) {
+  const numbers = ["tokens", "speed", "first", "prompt", "cached"].map((name) => [name, number(value?.[name])]);
+  return { ...Object.fromEntries(numbers), reason: text(value?.reason, 20) };
+}
+
 // A conversation from a file, which may hold anything: what is not as it must be is left out. null: no conversation at all.
 export function asConversation(value) {
   if (!Array.isArray(value?.messages)) return null;
@@ -65,9 +70,8 @@ export function asConversation(value) {
     const parent = message.parent === null || ids.has(message.parent) ? message.parent : undefined; // a parent comes before: no circles
     if (parent === undefined) continue;
     ids.add(id);
-    const stats = Object.fromEntries(Object.entries(message.stats ?? {}).filter(([, v]) => Number.isFinite(v) || typeof v === "string"));
-    const { role } = message;
-    messages.push({ id, parent, role, content: text(message.content), reasoning: text(message.reasoning), thinkingMs: number(message.thinkingMs), stats });
+    const { role, content, reasoning, thinkingMs } = message;
+    messages.push({ id, parent, role, content: text(content), reasoning: text(reasoning), thinkingMs: number(thinkingMs), stats: asStats(message.stats) });
   }
   if (!messages.length) return null;
   const leaf = ids.has(value.leaf) ? value.leaf : messages.at(-1).id;

@@ -3,7 +3,7 @@ import { copyButton, el, icon, iconButton, visible } from "./dom.js";
 import { Markdown } from "./markdown.js";
 
 const count = new Intl.NumberFormat("en");
-const REASONS = { length: "cut at the limit of tokens", stopped: "stopped", content_filter: "filtered" };
+const REASONS = new Map([["length", "cut at the limit of tokens"], ["stopped", "stopped"]]);
 const seconds = (ms) => (ms < 995 ? `${Math.ceil(ms)} ms` : `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`);
 
 // "‹ 2/3 ›": the messages that were written in this one's place.
@@ -139,6 +139,6 @@ function statistics({ tokens, speed, first, prompt, cached, reason }) {
   if (speed) parts.push(`${speed.toFixed(1)} tokens/s`);
   if (first) parts.push(`first after ${seconds(first * 1000)}`);
   if (prompt) parts.push(`prompt ${count.format(prompt)}${cached ? `, ${count.format(cached)} cached` : ""}`);
-  if (REASONS[reason]) parts.push(REASONS[reason]);
+  if (REASONS.has(reason)) parts.push(REASONS.get(reason));
   return parts.join(" · ");
 }

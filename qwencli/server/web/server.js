@@ -21,6 +21,7 @@ const CACHE = {
 export class ServerView {
   #shown = false;
   #timer = 0;
+  #turn = 0; // of polling: what was begun before does not go on
   #last = null; // {time, prompt, predicted}: tokens up to the time before
   #props = null;
 
@@ -47,14 +48,16 @@ export class ServerView {
 
   #go() {
     clearTimeout(this.#timer);
+    this.#turn++;
     if (this.#shown && !document.hidden) this.#poll();
     else this.#last = null;
   }
 
   async #poll() {
-    clearTimeout(this.#timer);
+    const turn = this.#turn;
     const asked = [getText("metrics"), getJson("slots"), this.#props ?? getJson("props")];
     const [metrics, slots, props] = await Promise.allSettled(asked);
+    if (turn !== this.#turn) return;
     if (slots.value) this.slots.show(slots.value);
     if (metrics.value !== undefined) this.#showMetrics(parseMetrics(metrics.value), slots.value ?? []);
     if (props.value) this.#showModel((this.#props = props.value));
@@ -62,7 +65,7 @@ export class ServerView {
     this.problem.hidden = !failed;
     if (failed) setText(this.problem, visible(failed.message));
     if (failed?.status === 401) askForKey(() => this.#go());
-    else if (this.#shown && !document.hidden) this.#timer = setTimeout(() => this.#poll(), EVERY);
+    else this.#timer = setTimeout(() => this.#poll(), EVERY);
   }
 
   #showMetrics(metrics, slots) {

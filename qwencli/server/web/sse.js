@@ -3,13 +3,13 @@
 export class EventParser {
   #rest = "";
   #data = [];
+  #afterCr = false; // then a newline belongs to what ended there
 
   // A piece of the stream, cut anywhere -> the data of the events that it completes.
   add(piece) {
-    const text = this.#rest + piece;
-    const end = text.endsWith("\r") ? text.length - 1 : text.length; // its \n may be on its way
-    const lines = text.slice(0, end).split(/\r\n?|\n/);
-    this.#rest = lines.pop() + text.slice(end);
+    const lines = (this.#rest + (this.#afterCr ? piece.replace(/^\n/, "") : piece)).split(/\r\n?|\n/);
+    if (piece) this.#afterCr = piece.endsWith("\r");
+    this.#rest = lines.pop();
     const events = [];
     for (const line of lines) {
       if (line === "") {

@@ -81,4 +81,10 @@ export function settings() {
   }
 }
 
-export const saveSettings = (values) => localStorage.setItem(SETTINGS, JSON.stringify(values));
+export function saveSettings(values) {
+  try {
+    localStorage.setItem(SETTINGS, JSON.stringify(values));
+  } catch {
+    // no room: they hold until the page is closed
+  }
+}
