@@ -340,6 +340,28 @@ def test_embeddings(demo: Serving) -> None:
     np.testing.assert_allclose(short, expected[0][:16] / np.linalg.norm(expected[0][:16]), atol=1e-6)
 
 
+    whole = [1] * llm.engine.n_ctx
+    assert create(model="any", input=whole).usage.prompt_tokens == len(whole)
+    with pytest.raises(openai.BadRequestError):
+        create(model="any", input=[*whole, 1])
+
+
+# What goes wrong on the way
+
+def test_a_model_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = gguf_builder.tiny()
+    file.replace(gguf_builder.f32("output_norm.weight", np.full(N_EMBD, np.nan)))
+    with serving(LLM(file.write(tmp_path / "m.gguf"))) as server:
+        for n in 1, 3:
+            with pytest.raises(openai.InternalServerError, match="not finite"):
+                text(server, "a", n=n)
+            stream = text(server, "a", n=n, stream=True)
+            with pytest.raises(openai.APIError, match="not finite"):
+                list(stream)
+        wait_until_free(server)
+    assert "never retrieved" not in capfd.readouterr().err
+
+
 # A client that leaves
 
 def free(server: Serving) -> bool:

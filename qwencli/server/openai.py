@@ -172,20 +172,20 @@ class OpenAI:
         """All that takes time."""
         if body.best_of not in (None, body.n or 1):
             raise ApiError("best_of: only the value of n is supported", param="best_of")
-        prompts = self._prompts(body.prompt, MAX_PROMPTS, "prompt")
+        prompts = self._prompts("prompt", body.prompt, MAX_PROMPTS, self._llm.engine.n_ctx - 1)
         return prompts, self._sampling(body, body.logprobs), constraint(self._llm, body.answer_forms())
 
-    def _prompts(self, value: Any, most: int, field: str) -> list[list[int]]:
+    def _prompts(self, field: str, value: Any, most: int, longest: int) -> list[list[int]]:
         """Each one's tokens. Slow. Raises ApiError, InputError."""
-        n_vocab, n_ctx = self._llm.tokenizer.n_vocab, self._llm.engine.n_ctx
+        n_vocab = self._llm.tokenizer.n_vocab
         prompts = prompts_of(self._llm.tokenizer, value, most, field)
         for tokens in prompts:
             if not tokens:
                 raise ApiError(f"{field}: expected at least one token", param=field)
             if not 0 <= min(tokens) <= max(tokens) < n_vocab:
                 raise ApiError(f"{field}: expected token ids from 0 to {n_vocab - 1}", param=field)
-            if len(tokens) >= n_ctx:
-                raise context_full(len(tokens), n_ctx)
+            if len(tokens) > longest:
+                raise context_full(len(tokens), self._llm.engine.n_ctx)
         return prompts
 
     def _check_amount(self, body: Common, prompts: list[list[int]], n_top: int | None) -> None:
@@ -215,7 +215,7 @@ class OpenAI:
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
-        prompts = await asyncio.to_thread(self._prompts, body.input, MAX_TEXTS, "input")
+        prompts = await asyncio.to_thread(self._prompts, "input", body.input, MAX_TEXTS, self._llm.engine.n_ctx)
         data = []
         for i, tokens in enumerate(prompts):
             vector = unit((await self._service.embed(tokens))[:body.dimensions])

@@ -191,7 +191,12 @@ def json_object(fields: Mapping[str, str]) -> str:
 
 async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece | None]]:
     """The pieces of all as they come, each with whose it is; None for the end of one. Raises QwenError where one fails."""
-    waiting = {asyncio.ensure_future(anext(generation, None)): i for i, generation in enumerate(generations)}
+    def following(i: int) -> asyncio.Future[Piece | None]:
+        task = asyncio.ensure_future(anext(generations[i], None))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # where another fails first, nobody asks
+        return task
+
+    waiting = {following(i): i for i in range(len(generations))}
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +204,7 @@ async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, 
                 i, piece = waiting.pop(task), task.result()
                 yield i, piece
                 if piece is not None:
-                    waiting[asyncio.ensure_future(anext(generations[i], None))] = i
+                    waiting[following(i)] = i
     finally:
         for task in waiting:
             task.cancel()
