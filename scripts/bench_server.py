@@ -31,8 +31,8 @@ class Server:
     """A `qwencli serve` process."""
 
     def __init__(self, model: str, threads: int) -> None:
-        command = [sys.executable, "-m", "qwencli", "serve", "-m", model, "-t", str(threads), "--port", "0", "-np", str(N_CLIENTS), "-c", "4096"]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        options = ["-m", model, "-t", str(threads), "--port", "0", "-np", str(N_CLIENTS), "-c", "4096"]
+        self._process = subprocess.Popen([sys.executable, "-m", "qwencli", "serve", *options], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr
         for line in self._process.stderr:
             if found := re.search(r"http://([\d.]+):(\d+)", line):
@@ -154,7 +154,8 @@ def main() -> None:
     print(f"{N_CLIENTS} clients together: {median(sums):.1f} t/s {[round(s, 1) for s in sums]}")
     if args.peer_python:
         print(f"llama.cpp, {N_CLIENTS} sequences: {median(peers):.1f} t/s; ratio {median(sums) / median(peers):.2f}")
-    print(f"first token of a prompt of {N_PROMPT}: alone {median(alone):.3f} s, with 7 others writing {median(busy):.3f} s, ratio {median(busy) / median(alone):.2f}")
+    first, later = median(alone), median(busy)
+    print(f"first token of a prompt of {N_PROMPT}: alone {first:.3f} s, with 7 others writing {later:.3f} s, ratio {later / first:.2f}")
     print(f"second turn behind 2,000 tokens: {median(turns):.3f} s")
     lags.sort()
     print(f"/health meanwhile: median {1e3 * median(lags):.1f} ms, 99 % {1e3 * lags[int(0.99 * len(lags))]:.1f}, most {1e3 * lags[-1]:.1f}")
