@@ -42,7 +42,8 @@ class Answer:
             if isinstance(piece, threading.Event | Raw):
                 yield piece
             else:
-                yield self.event({"choices": [{"index": 0, "delta": {"reasoning_content" if isinstance(piece, Thought) else "content": piece}}]})
+                name = "reasoning_content" if isinstance(piece, Thought) else "content"
+                yield self.event({"choices": [{"index": 0, "delta": {name: piece}}]})
         if self.done:
             yield self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": self.finish}]})
             yield self.event({"choices": [], "usage": USAGE, "timings": {"predicted_per_second": 23.45}})

@@ -12,7 +12,8 @@ export class Code {
     this.fence = fence;
     this.indent = indent;
     this.code = el("code");
-    const bar = el("div", { class: "code-bar" }, el("span", { class: "language" }, visible(language.slice(0, 24))), copyButton(() => this.#source));
+    const label = el("span", { class: "language" }, visible(language.slice(0, 24)));
+    const bar = el("div", { class: "code-bar" }, label, copyButton(() => this.#source));
     parent.append(el("div", { class: "code" }, bar, el("pre", { tabindex: "0", dir: "ltr" }, this.code)));
   }
 
@@ -35,9 +36,15 @@ export class Code {
     for (const piece of visible(text).match(/[^]{1,65536}/g) ?? []) {
       const last = this.#parts.at(-1);
       const full = last && (last.data.length > 8 * PART || (last.data.length > PART && last.data.endsWith("\n")));
-      if (!last || full) this.#parts.push(this.code.appendChild(el("span", { class: "part" }, "")).appendChild(document.createTextNode(piece)));
-      else last.appendData(piece);
+      if (last && !full) last.appendData(piece);
+      else this.#parts.push(this.#newPart(piece));
     }
+  }
+
+  #newPart(text) {
+    const node = document.createTextNode(text);
+    this.code.append(el("span", { class: "part" }, node));
+    return node;
   }
 
   mark() {

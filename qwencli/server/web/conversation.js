@@ -35,7 +35,7 @@ export function path(conversation, id = conversation.leaf) {
 }
 
 // The message and those that were written in its place, in order.
-export const siblings = (conversation, message) => conversation.messages.filter((other) => other.parent === message.parent && other.role === message.role);
+export const siblings = ({ messages }, { parent, role }) => messages.filter((other) => other.parent === parent && other.role === role);
 
 // Shows the branch that goes through the message, to its latest end.
 export function choose(conversation, message) {
@@ -71,7 +71,8 @@ export function asConversation(value) {
     if (parent === undefined) continue;
     ids.add(id);
     const { role, content, reasoning, thinkingMs } = message;
-    messages.push({ id, parent, role, content: text(content), reasoning: text(reasoning), thinkingMs: number(thinkingMs), stats: asStats(message.stats) });
+    const answer = { reasoning: text(reasoning), thinkingMs: number(thinkingMs), stats: asStats(message.stats) };
+    messages.push({ id, parent, role, content: text(content), ...answer });
   }
   if (!messages.length) return null;
   const leaf = ids.has(value.leaf) ? value.leaf : messages.at(-1).id;

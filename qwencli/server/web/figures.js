@@ -17,7 +17,8 @@ export class Figure {
       el("h2", {}, name), el("p", {}, this.value, " ", el("span", { class: "unit" }, unit)));
     if (!curve) return;
     this.line = svg("polyline", {});
-    this.node.append(svg("svg", { class: "curve", viewBox: `0 0 ${STEPS - 1} 20`, preserveAspectRatio: "none", "aria-hidden": "true" }, this.line));
+    const size = { viewBox: `0 0 ${STEPS - 1} 20`, preserveAspectRatio: "none" };
+    this.node.append(svg("svg", { class: "curve", "aria-hidden": "true", ...size }, this.line));
   }
 
   show(text, value = null) {

@@ -6,7 +6,8 @@ import { el, visible } from "./dom.js";
 const OPEN_AT_ONCE = 32; // emphasis and brackets: bounds both the search for an opener and the depth of the DOM
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'" };
 const TOKEN = /\\[\s\S]|`+|\$\$|\*+|_+|~+|!?\[|\]|<[^\s<>]{1,2000}>|\bhttps?:\/\/[^\s<>`]+|&#?\w{2,5};| *\n/g;
-const LINK_TAIL = /\(\s*(?:<([^<>\n]{0,2000})>|([^\s()<]{0,2000}(?:\([^\s()]{0,2000}\)[^\s()]{0,2000}){0,20}))(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)/y;
+const ADDRESS = String.raw`<([^<>\n]{0,2000})>|([^\s()<]{0,2000}(?:\([^\s()]{0,2000}\)[^\s()]{0,2000}){0,20})`; // (brackets in pairs)
+const LINK_TAIL = new RegExp(String.raw`\(\s*(?:${ADDRESS})(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)`, "y");
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const SPACE = /\s/;
 

@@ -191,7 +191,8 @@ export class Markdown {
     const task = TASK.exec(inside);
     if (!task) return inside;
     node.classList.add("task");
-    node.append(el("span", { class: "box", role: "img", "aria-label": task[1] === " " ? "to do" : "done" }, task[1] === " " ? "☐" : "☑"));
+    const [label, box] = task[1] === " " ? ["to do", "☐"] : ["done", "☑"];
+    node.append(el("span", { class: "box", role: "img", "aria-label": label }, box));
     return inside.slice(task[0].length);
   }
 

@@ -17,7 +17,8 @@ class Switcher {
     const at = siblings.indexOf(message);
     this.node.hidden = siblings.length < 2;
     const button = (name, label, to) => iconButton(name, label, () => this.actions.choose(siblings[to]), { disabled: !siblings[to] });
-    this.node.replaceChildren(button("left", "The one before", at - 1), `${at + 1}/${siblings.length}`, button("right", "The one after", at + 1));
+    const before = button("left", "The one before", at - 1), after = button("right", "The one after", at + 1);
+    this.node.replaceChildren(before, `${at + 1}/${siblings.length}`, after);
   }
 }
 
@@ -122,7 +123,8 @@ export class Answer {
     this.buttons.hidden = Boolean(run) || (error && !content);
     if (this.error.hidden) return;
     const wait = error.retryAfter ? ` In ${error.retryAfter} s it may work.` : "";
-    const again = el("button", { type: "button", class: "button plain", onclick: () => this.actions.retry(this.message) }, icon("again"), "Try again");
+    const retry = () => this.actions.retry(this.message);
+    const again = el("button", { type: "button", class: "button plain", onclick: retry }, icon("again"), "Try again");
     this.error.replaceChildren(el("p", {}, sentence(visible(error.text.slice(0, 1000))) + wait), again);
   }
 }

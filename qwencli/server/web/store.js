@@ -35,7 +35,9 @@ export function get(id) {
 export function save(conversation) {
   const isNew = localStorage.getItem(PREFIX + conversation.id) === null;
   known.set(conversation.id, conversation);
-  if (isNew && all().length >= MOST) return `The browser keeps ${MOST} conversations, so this one is lost when the page is closed. Delete some first.`;
+  if (isNew && all().length >= MOST) {
+    return `The browser keeps ${MOST} conversations, so this one is lost when the page is closed. Delete some first.`;
+  }
   try {
     localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
     return "";
