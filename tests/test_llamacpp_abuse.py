@@ -3,7 +3,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
@@ -154,23 +154,19 @@ def test_everything_absurd_at_once(client: httpx.Client, usual: str) -> None:
 
 def test_a_million_newlines_keep_nobody_waiting(server: Serving, client: httpx.Client, usual: str) -> None:
     """llamafile #835. Others are answered while they are tokenized."""
-    done = threading.Event()
-    answers: list[httpx.Response] = []
+    def ask(path: str, field: str) -> httpx.Response:
+        return httpx.post(server.url + path, content=json.dumps({field: "\n" * 1_000_000}), timeout=60)
 
-    def ask() -> None:
-        for path, field in ("/completion", "prompt"), ("/tokenize", "content"):
-            answers.append(httpx.post(server.url + path, content=json.dumps({field: "\n" * 1_000_000}), timeout=60))
-        done.set()
-
-    threading.Thread(target=ask).start()
     served = 0
-    while not done.wait(0.03):
-        assert greedy(client, PROMPT)["content"] == usual
-        assert client.get("/health").status_code == 200
-        served += 1
+    with ThreadPoolExecutor(1) as pool:
+        answers = [pool.submit(ask, "/completion", "prompt"), pool.submit(ask, "/tokenize", "content")]
+        while wait(answers, 0.03).not_done:
+            assert greedy(client, PROMPT)["content"] == usual
+            assert client.get("/health").status_code == 200
+            served += 1
     assert served > 5
-    tokens = answers[1].json()["tokens"]
-    assert refused(answers[0], type="exceed_context_size_error")["n_prompt_tokens"] == len(tokens) > 1024
+    tokens = answers[1].result().json()["tokens"]
+    assert refused(answers[0].result(), type="exceed_context_size_error")["n_prompt_tokens"] == len(tokens) > 1024
     assert post(client, "/detokenize", tokens=tokens) == {"content": "\n" * 1_000_000}
 
 

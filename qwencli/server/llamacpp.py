@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from .openapi import describe
 from .requests import json_body, track
 from .schemas import nth_seed
 from .service import Service
-from .sse import event_stream
+from .sse import encoded, event_stream
 
 T = TypeVar("T")
 MAX_TEXTS = 1024
@@ -95,7 +94,7 @@ class LlamaCpp:
         if body.stream:
             return event_stream(request.url.path, merged([answer.events() for answer in answers]))
         whole = await asyncio.gather(*(answer.whole() for answer in answers))
-        return Response(whole[0] if len(whole) == 1 else f"[{', '.join(whole)}]", media_type="application/json")
+        return Response(whole[0] if len(whole) == 1 else f"[{','.join(whole)}]", media_type="application/json")
 
     async def _answers(self, request: Request, body: CompletionFields) -> list[Answer]:
         """All answers that a request asks for, as they begin. Raises ApiError, InputError, Busy."""
@@ -104,11 +103,11 @@ class LlamaCpp:
         max_tokens, n_each = body.limit(self.config.max_tokens), body.n_cmpl or body.n or 1
 
         def prepare() -> tuple[list[tuple[list[int], str]], Asked, Any]:
+            sampling = body.sampling(self.config.sampling, llm.tokenizer, body.n_reported)
             prompts = requested.prompts_of(llm.tokenizer, body.prompt, (service.n_slots + service.n_queue) // n_each)
             for tokens in prompts:
                 requested.check_context(llm, tokens)
             requested.check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), max_tokens)
-            sampling = body.sampling(self.config.sampling, llm.tokenizer, body.n_reported)
             llm.breakers(sampling)  # looked up in the whole vocabulary, once
             texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
             return list(zip(prompts, texts)), Asked(body, sampling, max_tokens, llm, self.config.name), requested.constraint_of(llm, body)
@@ -133,8 +132,8 @@ class LlamaCpp:
             special = bool(body.add_special), body.parse_special is not False
             ids = [] if body.content is None else requested.mixed(tokenizer, body.content, *special)
             items: Sequence[Any] = [{"id": id, "piece": piece(tokenizer.token_bytes(id))} for id in ids] if body.with_pieces else ids
-            parts = (json.dumps(items[i:i + 1000])[1:-1] for i in range(0, len(items), 1000))  # so other threads run meanwhile
-            return f'{{"tokens": [{", ".join(parts)}]}}'
+            parts = (encoded(items[i:i + 1000])[1:-1] for i in range(0, len(items), 1000))  # so other threads run meanwhile
+            return f'{{"tokens":[{",".join(parts)}]}}'
         return Response(await asyncio.to_thread(answer), media_type="application/json")
 
     @describe("The text of tokens", DetokenizeFields)
@@ -164,8 +163,8 @@ class LlamaCpp:
         texts = []
         for i, tokens in enumerate(prompts):
             values = normalised(await self.service.embed(tokens), norm).tolist()
-            texts.append(json.dumps({"index": i, "embedding": [values]}, allow_nan=False))  # one by one, so others are served meanwhile
-        return Response(f"[{', '.join(texts)}]", media_type="application/json")
+            texts.append(encoded({"index": i, "embedding": [values]}))  # one by one, so others are served meanwhile
+        return Response(f"[{','.join(texts)}]", media_type="application/json")
 
 
 def piece(data: bytes) -> str | list[int]:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,10 @@ from ..engine import Sequence as EngineSequence
 from ..llm import LLM
 from ..sampling import SamplingParams
 from .llamacpp_request import CompletionFields
+from .openai_choices import json_object
 from .reports import timings, token_reports
 from .service import Generation, Piece
+from .sse import encoded
 
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}
 LEAST = -3.4028234663852886e38
@@ -55,11 +56,11 @@ class Answer:
             if piece:
                 texts.append(piece.text)
                 tokens += piece.tokens
-                reports += map(json.dumps, found)  # at once: all of a long answer would keep the event loop for too long
+                reports += map(encoded, found)  # at once: all of a long answer would keep the event loop for too long
         if word := self._generation and self._generation.stop_word:
             del reports[max(0, len(reports) - len(self._asked.llm.tokenizer.encode(word))):]
         answer = self._final("".join(texts), tokens if body.return_tokens else [])
-        return encoded(answer, reports, body.response_fields)
+        return as_json(answer, reports, body.response_fields)
 
     async def _pieces(self) -> AsyncIterator[tuple[Piece | None, list[dict[str, Any]]]]:
         """What comes, with its tokens' probabilities; None whenever more of the prompt was read, where that is wanted."""
@@ -178,10 +179,9 @@ def nested(value: Any, path: Sequence[str]) -> list[Any]:
     return [value]
 
 
-def encoded(answer: dict[str, Any], reports: Sequence[str], fields: Sequence[str] | None) -> str:
-    """JSON of an answer and of its tokens' probabilities, which are JSON already."""
-    chosen = some_of(answer, fields)
-    text = json.dumps(chosen, allow_nan=False)
-    if not reports or (fields and "completion_probabilities" not in fields):
-        return text
-    return f'{text[:-1]}{", " if chosen else ""}"completion_probabilities": [{", ".join(reports)}]}}'
+def as_json(answer: dict[str, Any], reports: Sequence[str], fields: Sequence[str] | None) -> str:
+    """An answer as JSON, with its tokens' probabilities, which are JSON already."""
+    parts = {name: encoded(value) for name, value in some_of(answer, fields).items()}
+    if reports and (not fields or "completion_probabilities" in fields):
+        parts["completion_probabilities"] = f"[{','.join(reports)}]"
+    return json_object(parts)

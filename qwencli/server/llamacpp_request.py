@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ..llm import LLM
 from ..sampling import SamplingParams
@@ -19,6 +19,12 @@ MAX_REPORTED = 1_000_000
 """The same for all of an answer, which has to be held until its client has taken it."""
 RANDOM = 2**32 - 1
 """llama.cpp's seed for another one each time, which clients send back as they got it."""
+TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}
+ONE = {"anyOf": [TEXT, IDS, {"type": "object", "required": ["prompt_string"], "properties": {"prompt_string": TEXT}}]}
+Mixed = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, IDS]})]
+"""A text, or texts and token ids in a list."""
+Prompts = Annotated[Any, WithJsonSchema({"anyOf": [*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1}]})]
+"""One such, also as an object with a `prompt_string`, or a list of them."""
 MORE = {"typical": "typ_p", "typical_p": "typ_p", "typical-p": "typ_p"}
 """Names of samplers that clients use, too."""
 
@@ -44,8 +50,7 @@ def known_samplers(value: str | list[str] | None) -> str | list[str] | None:
 
 class CompletionFields(GenerationFields):
     """The body of /completion."""
-    prompt: Any
-    """A text, token ids, both mixed, or a list of such prompts."""
+    prompt: Prompts
     temp: Annotated[float | None, clamped("temp")] = Field(None, alias="temperature")
     top_p: Annotated[float | None, clamped("top_p")] = None
     min_p: Annotated[float | None, clamped("min_p")] = None
@@ -93,8 +98,7 @@ class CompletionFields(GenerationFields):
 
 class TokenizeFields(Fields):
     """The body of /tokenize."""
-    content: Any = None
-    """A text, or texts and token ids in a list."""
+    content: Mixed = None
     add_special: bool | None = None
     parse_special: bool | None = None
     """Where it is left out, they are."""
@@ -107,9 +111,9 @@ class DetokenizeFields(Fields):
 
 
 class EmbeddingFields(Fields):
-    """The body of /embedding: a text, token ids, or a list of such, in `content` or `input`."""
-    content: Any = None
-    input: Any = None
+    """The body of /embedding, with the texts in `content` or `input`."""
+    content: Prompts = None
+    input: Prompts = None
     embd_normalize: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
     """-1: as it is, 0: to the range of 16 bits, 1: by the sum, 2: by the length; else by that norm."""
 
