@@ -55,6 +55,6 @@ def build_app(service: Service, config: Config, apis: Sequence[API] | None = Non
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: failed, QwenError: failed})
 
 
-def failed(request: Request, error: Exception) -> Response:
+async def failed(request: Request, error: Exception) -> Response:  # Starlette calls a plain function in a thread
     record_of(request.scope).error = reason(error)
     return error_response(request.url.path, error)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import QwenError
@@ -88,7 +89,7 @@ class ClientLeft(Exception):
 
 def reason(error: BaseException) -> str:
     """What was wrong: in words where that was foreseen, else with all that Python knows."""
-    if isinstance(error, QwenError) and error.__cause__ is None:
+    if isinstance(error, HTTPException) or (isinstance(error, QwenError) and error.__cause__ is None):
         return str(error)
     return "".join(traceback.format_exception(error))
 

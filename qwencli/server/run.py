@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -122,6 +123,8 @@ async def warm_up(service: Service, config: Config) -> None:
     while llm.engine.prefixes.make_room():
         pass
     service.counters = Counters()
+    gc.collect()
+    gc.freeze()  # what is here stays; to look through all of it again and again would keep all threads waiting
 
 
 class Server(uvicorn.Server):
