@@ -118,7 +118,7 @@ class OpenAI:
     def _model(self) -> dict[str, Any]:
         c, tensors = self._llm.model.config, self._llm.file.tensors.values()
         meta = {"vocab_type": 2, "n_vocab": c.n_vocab, "n_ctx_train": c.n_ctx, "n_ctx": self._llm.engine.n_ctx, "n_embd": c.n_embd,
-                "n_params": sum(int(np.prod(t.shape)) for t in tensors), "size": sum(t.n_bytes for t in tensors)}
+                "n_params": sum(t.n_weights for t in tensors), "size": sum(t.n_bytes for t in tensors)}
         return {"id": self._config.name, "object": "model", "created": self._created, "owned_by": "qwencli", "meta": meta}
 
     @describe("The next message of a conversation", ChatRequest, stream=True)
@@ -142,12 +142,14 @@ class OpenAI:
         prompt = prompt_of(body, llm, self._config, think)
         start = constraint(llm, forms)
         if start and think:
-            masks(llm.tokenizer)  # half a second, once; not where everybody waits
-            free = start
-            start = lambda: AfterThinking(free(), llm.tokenizer, prompt.inside)  # noqa: E731
+            start = self._after_thinking(start, prompt.inside)
         if functions := body.forced_tools():
             start = constraint(llm, {"tools": call_schema(functions)})
         return prompt, self._sampling(body, n_top), start
+
+    def _after_thinking(self, start: Start, inside: bool) -> Start:
+        masks(self._llm.tokenizer)  # half a second, once; not where everybody waits
+        return lambda: AfterThinking(start(), self._llm.tokenizer, inside)
 
     def _sampling(self, body: Common, n_top: int | None) -> SamplingParams:
         sampling = body.sampling(self._config.sampling, self._llm.tokenizer, 0 if n_top is None else max(1, n_top))
