@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -132,9 +133,11 @@ def test_quiet_is_quiet() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     server = subprocess.Popen([QWENCLI, "serve", "-q", "--port", port], stderr=subprocess.PIPE)
-    transport = httpx.HTTPTransport(retries=10)  # they wait longer and longer
-    with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as client:
-        assert client.get("/v1/models").status_code == 200
+    while server.poll() is None:
+        with suppress(httpx.ConnectError):
+            assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 200
+            break
+        time.sleep(0.05)
     server.send_signal(signal.SIGINT)
     assert server.communicate(timeout=30)[1] == b""
     assert server.returncode == 0

@@ -79,7 +79,7 @@ def operation(method: str, path: str, description: Description, references: Mapp
     answer = {"application/json": {"schema": references[description.answer] if description.answer else {}}} if not description.type \
         else {description.type: {"schema": {"type": "string"}}}
     if description.stream:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["text/event-stream"] = {}
     found: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}"), "summary": description.summary,
         "responses": {"200": {"description": "The answer", "content": answer},
