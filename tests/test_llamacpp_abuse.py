@@ -114,7 +114,8 @@ def test_a_prompt_longer_than_the_context(client: httpx.Client) -> None:
             error = refused(client.post("/completion", json=body), type="exceed_context_size_error")
             assert (error["n_prompt_tokens"], error["n_ctx"]) == (n, 1024)
     assert greedy(client, [1] * 1023, 5, ignore_eos=True)["tokens_predicted"] == 1
-    refused(client.post("/embedding", json={"content": [1] * 1024}), type="exceed_context_size_error")
+    assert post(client, "/embedding", content=[1] * 1024)
+    refused(client.post("/embedding", json={"content": [1] * 1025}), type="exceed_context_size_error")
 
 
 NUMBERS = [

@@ -158,7 +158,7 @@ class LlamaCpp:
         if not all(prompts):
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:
-            requested.check_context(llm, tokens)
+            requested.check_context(llm, tokens, 0)
         norm = 2 if body.embd_normalize is None else body.embd_normalize
         texts = []
         for i, tokens in enumerate(prompts):

@@ -152,9 +152,9 @@ def prompts_of(tokenizer: Tokenizer, value: Any, most: int, name: str = "prompt"
     return found
 
 
-def check_context(llm: LLM, tokens: list[int]) -> None:
-    """Raises ApiError where there is no room for an answer's first token."""
-    if len(tokens) >= llm.engine.n_ctx:
+def check_context(llm: LLM, tokens: list[int], answer: int = 1) -> None:
+    """Raises ApiError where there is no room for so many tokens of an answer."""
+    if len(tokens) + answer > llm.engine.n_ctx:
         raise context_full(len(tokens), llm.engine.n_ctx)
 
 
