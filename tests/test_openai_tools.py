@@ -1,7 +1,6 @@
 """OpenAI's API: tools, answers of a given form, and what conversations become on the way to the model."""
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gguf_builder
@@ -207,7 +206,17 @@ def test_a_template_that_always_thinks(llm: LLM) -> None:
     assert shown(llm, always, messages=QUESTION).endswith("<think>\n")
 
 
-def test_a_model_without_a_template(tmp_path: Path, llm: LLM) -> None:
+@pytest.mark.parametrize(("server", "kwargs", "budget", "expected"), [
+    ({}, {}, {}, (True, None)), ({"think": False}, {}, {}, (False, None)), ({"think": False}, {"enable_thinking": True}, {}, (True, None)),
+    ({"think": False}, {"enable_thinking": None}, {}, (False, None)), ({}, {"enable_thinking": False}, {}, (False, None)),
+    ({"reasoning_budget": 9}, {}, {}, (True, 9)), ({"reasoning_budget": 9}, {}, {"reasoning_budget_tokens": 5}, (True, 5)),
+    ({"reasoning_budget": 9}, {}, {"thinking_budget_tokens": -1}, (True, None)), ({}, {}, {"reasoning_budget": 0}, (False, 0))])
+def test_who_decides_about_thinking(server: dict[str, Any], kwargs: dict[str, Any], budget: dict[str, Any], expected: Any) -> None:
+    body = ConversationFields.model_validate({"messages": QUESTION, "chat_template_kwargs": kwargs} | budget)
+    assert body.thinking(Config("", **server)) == expected
+
+
+def test_a_model_without_a_template(llm: LLM) -> None:
     body = ConversationFields.model_validate({"messages": QUESTION})
     with pytest.raises(ApiError, match="no chat template") as caught:
         rendered(body, llm, Config(""), True)

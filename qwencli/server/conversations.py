@@ -116,7 +116,8 @@ class ConversationFields(GenerationFields):
         given = (self.reasoning_budget, self.reasoning_budget_tokens, self.thinking_budget_tokens)
         budget = next((n for n in given if n is not None), config.reasoning_budget)
         budget = None if budget is None or budget < 0 else budget
-        think = (self.chat_template_kwargs or {}).get("enable_thinking", config.think)
+        given_think = (self.chat_template_kwargs or {}).get("enable_thinking")
+        think = config.think if given_think is None else given_think
         if think is not None and not isinstance(think, bool):
             raise ApiError("chat_template_kwargs.enable_thinking: Input should be a valid boolean", param="chat_template_kwargs")
         return think is not False and budget != 0, budget
