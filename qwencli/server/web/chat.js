@@ -32,7 +32,10 @@ export class Chat {
       event.preventDefault();
       this.send();
     });
-    byId("stop").addEventListener("click", () => this.stop());
+    byId("stop").addEventListener("click", () => {
+      this.stop();
+      if (!isPhone()) this.focus(); // the button goes
+    });
     field.addEventListener("keydown", (event) => this.#key(event));
     field.addEventListener("input", fit);
     window.addEventListener("pagehide", () => [...this.#runs.keys()].forEach(store.save));
@@ -76,8 +79,7 @@ export class Chat {
   }
 
   #key(event) {
-    const phone = matchMedia("(pointer: coarse)").matches; // has no Shift+Enter
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || phone) return;
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || isPhone()) return; // phones have no Shift+Enter
     event.preventDefault();
     this.send();
   }
@@ -167,6 +169,8 @@ export class Chat {
     return this.#views.get(message);
   }
 }
+
+const isPhone = () => matchMedia("(pointer: coarse)").matches;
 
 // The field is as high as its text, up to what the style allows.
 function fit() {

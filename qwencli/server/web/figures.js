@@ -72,7 +72,7 @@ export class Slots {
   #texts(slot) {
     if (!slot.is_processing) return [String(slot.id), "free", "", "", ""];
     const cached = slot.n_prompt_tokens_cache ?? 0, total = slot.n_prompt_tokens ?? 0, done = cached + read(slot);
-    const prompt = done < total ? `${done} of ${total}` : String(total);
+    const prompt = done < total && !written(slot) ? `${done} of ${total}` : String(total);
     return [String(slot.id), written(slot) ? "writing" : "reading", prompt, String(cached), String(written(slot))];
   }
 }

@@ -22,7 +22,7 @@ const chat = new Chat({
     const here = `#c-${chat.conversation.id}`;
     if (chat.conversation.messages.length && !onServer() && location.hash !== here) history.replaceState(null, "", here);
     byId("tab-chat").href = here;
-    sidebar.show(chat.conversation);
+    sidebar.show(onServer() ? null : chat.conversation);
   },
 });
 

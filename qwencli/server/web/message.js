@@ -98,7 +98,7 @@ export class Answer {
     this.run = run;
     this.node.setAttribute("aria-busy", String(Boolean(run))); // read out once it is complete
     this.node.classList.toggle("waiting", Boolean(run?.waiting));
-    this.details.hidden = !message.reasoning;
+    this.details.hidden = !message.reasoning?.trim(); // some models send an empty line
     if (message.reasoning) {
       const time = run ? run.thinkingMs() : message.thinkingMs;
       setText(this.summary, run?.thinking ? `Thinking, ${Math.floor(time / 1000)} s` : time ? `Thought for ${seconds(time)}` : "Thoughts");
@@ -138,7 +138,7 @@ function setText(node, text) {
 function statistics({ tokens, speed, first, prompt, cached, reason }) {
   const parts = [];
   if (tokens) parts.push(`${count.format(tokens)} ${tokens === 1 ? "token" : "tokens"}`);
-  if (speed) parts.push(`${speed.toFixed(1)} tokens/s`);
+  if (speed) parts.push(`${speed < 100 ? speed.toFixed(1) : count.format(Math.round(speed))} tokens/s`);
   if (first) parts.push(`first after ${seconds(first * 1000)}`);
   if (prompt) parts.push(`prompt ${count.format(prompt)}${cached ? `, ${count.format(cached)} cached` : ""}`);
   if (REASONS.has(reason)) parts.push(REASONS.get(reason));

@@ -12,10 +12,10 @@ const short = (value) => (value < 99.5 ? value.toFixed(value && value < 9.95 ? 1
 
 // What the cache's metrics are called here, in their order.
 const CACHE = {
-  kv_cache_tokens: "Tokens kept for what comes next",
+  kv_cache_tokens: "Tokens kept",
   kv_cache_sequences: "Conversations they are of",
-  kv_cache_capacity_tokens: "Tokens there is memory for",
-  prompt_tokens_cached_total: "Tokens of prompts it had",
+  kv_cache_capacity_tokens: "Tokens there is room for",
+  prompt_tokens_cached_total: "Tokens of prompts from it",
 };
 
 export class ServerView {
@@ -77,8 +77,8 @@ export class ServerView {
     this.totals.show([
       ["Tokens written", count.format(predicted)],
       ["Tokens of prompts", count.format(prompt)],
-      ["Writing, on average", `${short(value("predicted_tokens_seconds"))} tokens/s`],
-      ["Reading, on average", `${short(value("prompt_tokens_seconds"))} tokens/s`],
+      ["Writing speed", `${short(value("predicted_tokens_seconds"))} tokens/s`],
+      ["Reading speed", `${short(value("prompt_tokens_seconds"))} tokens/s`],
     ]);
     this.cache.show(Object.entries(CACHE).filter(([name]) => metrics.has(`llamacpp:${name}`))
       .map(([name, label]) => [label, count.format(value(name))]));
