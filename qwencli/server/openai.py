@@ -22,7 +22,7 @@ from .config import Config
 from .conversations import ConversationFields, Prompt, budget_of, prompt_of
 from .errors import ApiError, context_full
 from .llamacpp_request import prompts_of
-from .openai_choices import Answer, ChatChoice, Choice, TextChoice, json_object
+from .openai_choices import Answer, ChatChoice, Choice, TextChoice, all_encoded, json_object
 from .openapi import describe
 from .requests import json_body, track
 from .schemas import Fields, GenerationFields, nth_seed
@@ -224,8 +224,8 @@ class OpenAI:
             shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
             data.append(encoded({"object": "embedding", "index": i, "embedding": shown}))
         n = sum(map(len, prompts))
-        about = {"object": "list", "model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}}
-        return json_response(json_object({name: encoded(value) for name, value in about.items()} | {"data": f"[{','.join(data)}]"}))
+        about = all_encoded({"model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
+        return json_response(json_object({"object": '"list"', "data": f"[{','.join(data)}]", **about}))
 
 
 def json_response(text: str) -> Response:

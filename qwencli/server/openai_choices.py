@@ -142,7 +142,7 @@ class Answer:
         self._kind, self._body, self._choices, self._n, self._with_usage = kind, body, choices, n, with_usage
         self._sequences = [choice.generation.sequence for choice in choices]
         prefix = "chatcmpl-" if kind == "chat.completion" else "cmpl-"
-        self._common = {"id": prefix + secrets.token_hex(12), "created": int(time.time()), "model": model,
+        self._common = {"id": prefix + secrets.token_hex(12), "object": kind, "created": int(time.time()), "model": model,
                         "system_fingerprint": f"qwencli-{__version__}"}
 
     async def whole(self) -> str:
@@ -151,11 +151,11 @@ class Answer:
             self._choices[i].add(piece) if piece else self._choices[i].end()
         choices = []
         for i, choice in enumerate(self._choices):
-            rest = {"index": i, "finish_reason": choice.finish, **self._tokens(i)}
-            choices.append(json_object(choice.whole() | {name: encoded(value) for name, value in rest.items()}))
+            rest = {"finish_reason": choice.finish, **self._tokens(i)}
+            choices.append(json_object({"index": str(i), **choice.whole(), **all_encoded(rest)}))
             await asyncio.sleep(0)  # others need not wait for all of them
-        about = {"object": self._kind, **self._common, "usage": usage(self._sequences, self._n), "timings": timings(self._sequences[0])}
-        return json_object({name: encoded(value) for name, value in about.items()} | {"choices": f"[{','.join(choices)}]"})
+        costs = {"usage": usage(self._sequences, self._n), "timings": timings(self._sequences[0])}
+        return json_object({**all_encoded(self._common), "choices": f"[{','.join(choices)}]", **all_encoded(costs)})
 
     async def chunks(self) -> AsyncIterator[Object]:
         """The events of a stream. Raises QwenError."""
@@ -178,7 +178,7 @@ class Answer:
 
     def _chunk(self, *choices: Object) -> Object:
         kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
-        return {"object": kind, **self._common, "choices": choices} | ({"usage": None} if self._with_usage else {})
+        return {**self._common, "object": kind, "choices": choices} | ({"usage": None} if self._with_usage else {})
 
     def _tokens(self, i: int) -> Object:
         return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}
@@ -187,6 +187,10 @@ class Answer:
 def json_object(fields: Mapping[str, str]) -> str:
     """JSON of an object whose values are JSON already: what is long is encoded while it comes, and not at once at the end."""
     return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+
+
+def all_encoded(fields: Mapping[str, Any]) -> dict[str, str]:
+    return {name: encoded(value) for name, value in fields.items()}
 
 
 async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece | None]]:
