@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 Start = Callable[[], Constraint]
-"""What an answer has to follow, compiled: each call begins an answer."""
+"""What an answer has to follow, compiled: each call begins an answer.
+
+Answers from one Start share what the matchers find out of the grammar, which has a limit: each request compiles its own.
+"""
 
 MAX_TEXT = {"JSON schema": 256 * 1024, "grammar": 128 * 1024, "regular expression": 16 * 1024}
 """Characters."""
-REMEMBERED = 32
-"""So many of them are kept compiled."""
+REMEMBERED = 16
+"""So many of them are known to do no harm."""
 CLOCK_SECONDS = 10
 """The clock's time for a trial, where processor time has no limit, and for a machine that is busy."""
 PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from qwencli.grammar_child import serve; serve()"
@@ -105,25 +108,29 @@ class Vocabulary:
         self._llguidance, self._tokenizer = llguidance, tokenizer
         self.n_vocab, self.ends = tokenizer.n_vocab, sorted(tokenizer.eog_ids)
         self._met = threading.local()
-        self.compiled = lru_cache(REMEMBERED)(self._compiled)
+        self._tried = lru_cache(REMEMBERED)(self._try)
 
-    def _compiled(self, kind: str, text: str) -> Any:
-        """An LLMatcher, tried by grammar_child in a process of its own and then here. Raises InputError, QwenError."""
-        process = start_child()
-        try:
-            tokenizer = self.tokenizer  # built meanwhile
-            control = {token: self._tokenizer.token_bytes(token).decode() for token in self._tokenizer.control_ids}
-            request = {"kind": kind, "text": text, "n_vocab": self.n_vocab, "control": control, "ends": self.ends}
-            error = asked(process, json.dumps(request).encode())
-        finally:
-            process.kill()
-            process.communicate()
+    def compiled(self, kind: str, text: str) -> Any:
+        """A new LLMatcher. Raises InputError, QwenError."""
+        error = self._tried(kind, text)
         if not error:
-            matcher, error = grammar_child.compiled(tokenizer, kind, text)
+            matcher, error = grammar_child.compiled(self.tokenizer, kind, text)
             self.check()
         if error:
             raise InputError(f"the {kind} cannot be used: {error}")
         return matcher
+
+    def _try(self, kind: str, text: str) -> str:
+        """What grammar_child finds wrong, in a process of its own."""
+        process = start_child()
+        try:
+            _ = self.tokenizer  # built meanwhile
+            control = {token: self._tokenizer.token_bytes(token).decode() for token in self._tokenizer.control_ids}
+            request = {"kind": kind, "text": text, "n_vocab": self.n_vocab, "control": control, "ends": self.ends}
+            return asked(process, json.dumps(request).encode())
+        finally:
+            process.kill()
+            process.communicate()
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -11,19 +11,22 @@ import sys
 import threading
 from typing import Any
 
-CPU_SECONDS = 2.0
-"""Processor time that a grammar has. Those of people need milliseconds."""
+CPU_SECONDS = 1.0
+"""Processor time that a grammar has, with the start of the process. Those of people need milliseconds."""
 STACK = 512 * 1024
 """Bytes; the threads of the asking process have twice as many at least, on Linux 16 times."""
-EXTRA_MEMORY = 1 << 30
+EXTRA_MEMORY = 1 << 28
 """Bytes of address space for compiling."""
 TRIAL = 16
 """So many tokens are tried: grammars that cannot be followed, or cost too much, mostly show at once."""
 FORCED = 100
 """So many characters of a text that has to come are cut into tokens at once; a mask needs the first."""
-LIMITS: dict[str, Any] = {"max_items_in_row": 2000, "initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "step_max_items": 20_000,
+LIMITS: dict[str, Any] = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "step_max_items": 20_000,
           "max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
-"""What compiling and a step may cost at most (LLParserLimits). The worst that was found within them is 0.15 s a step."""
+"""What compiling and a step may cost at most (LLParserLimits)."""
+MAX_ITEMS = {"JSON schema": 2000, "grammar": 500, "regular expression": 500}
+"""`max_items_in_row`: a schema has four for each optional property. The time of a byte grows with the square where a grammar is
+ambiguous, to 0.1 s with 500."""
 CONVERTERS = {"JSON schema": "grammar_from_json_schema", "grammar": "grammar_from_lark", "regular expression": "grammar_from_regex"}
 """What a text may be, and what LLMatcher has for it."""
 
@@ -53,7 +56,8 @@ def compiled(tokenizer: Any, kind: str, text: str) -> tuple[Any, str]:
     import llguidance
     try:
         grammar = getattr(llguidance.LLMatcher, CONVERTERS[kind])(text)
-        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits(**LIMITS))
+        limits = llguidance.LLParserLimits(max_items_in_row=MAX_ITEMS[kind], **LIMITS)
+        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         walk = matcher.deep_copy()
         for _ in range(TRIAL):
             if walk.is_stopped():

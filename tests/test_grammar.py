@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_vocabulary
 
-from qwencli import grammar
+from qwencli import grammar, grammar_child
 from qwencli.errors import InputError, QwenError
 from qwencli.gguf_file import GGUFFile
 from qwencli.grammar import Start, gbnf, json_object, json_schema, lark, regex
@@ -331,9 +331,19 @@ def test_a_grammar_that_takes_forever_to_compile(llm: LLM, monkeypatch: pytest.M
         json_schema(llm, {"type": "integer", "multipleOf": 99999989})
 
 
-def test_grammars_are_compiled_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_child")
+def test_requests_share_no_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one found out of a grammar, up to a limit, takes nothing from the next."""
+    monkeypatch.setitem(grammar_child.LIMITS, "max_lexer_states", 150)
+    for i in range(12):
+        constraint, tokens = regex(llm, "[a-z]{1,100}!")(), bytes_of(llm, "".join(random.Random(i).choices("abcxyz", k=40)))
+        for n in range(len(tokens)):
+            assert constraint.mask(tokens[:n]) is not None
+
+
+def test_a_grammar_is_tried_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     regex(llm, "once")
-    monkeypatch.setattr(grammar, "start_child", lambda: pytest.fail("compiled again"))
+    monkeypatch.setattr(grammar, "start_child", lambda: pytest.fail("tried again"))
     assert passes(llm, regex(llm, "once"), "once")
 
 

@@ -113,13 +113,16 @@ class Sampler:
 
     def left(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> tuple[Candidates, list[tuple[str, int]]]:
         """The tokens that may be chosen now, with logits that say how likely, and how many each sampler left."""
-        from .candidates import all_of
+        import numpy as np
+
+        from .candidates import Candidates, all_of
         from .chain import STAGES, Now
         now = Now(tokens, uniform(self.seed, index + FOR_XTC), self._mu, len(logits), self._breakers)
         left, counts = all_of(logits), []
         mask = self._constraint.mask(tokens[len(tokens) - index:]) if self._constraint else None
         if mask is not None:
-            left = left.pick(mask)
+            ids = np.flatnonzero(mask)
+            left = Candidates(ids, logits[ids])
             counts.append(("grammar", left.n))
         for name in self._stages:
             left = STAGES[name](left, self.params, now)
