@@ -19,6 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from qwencli.server import llamacpp, logs, openai
 from qwencli.server.app import build_app
+from qwencli.server.errors import ApiError
+from qwencli.server.requests import check_amount
 from qwencli.server.service import Generation
 
 HELLO = {"prompt": "Once upon a time", "n_predict": 4, "temperature": 0}
@@ -203,6 +205,19 @@ def test_what_is_no_request_is_refused(client: httpx.Client, path: str, body: by
     if answer.status_code == 400:
         assert answer.json()["error"]["message"]
         assert len(answer.text) < 500
+
+
+@pytest.mark.parametrize(("value", "fits"), [
+    ([[]] * 20_001, False), ([{"a": [1]}] * 10_000, False), ([0] * 300_002, False), ([""] * 300_002, False), ([[1, 2]] * 9_000, True),
+    ("[{," * 200_000, True), ('"[' * 150_000, True), ("\\\"[" * 100_000, True), (["[,\\"] * 100_000, True)])
+def test_values_are_counted_and_what_stands_in_texts_is_none(value: Any, fits: bool) -> None:
+    """More would be parsed for so long that all others had to wait."""
+    body = json.dumps({"content": value}, separators=(",", ":")).encode()
+    if fits:
+        check_amount(body)
+    else:
+        with pytest.raises(ApiError, match="too many values"):
+            check_amount(body)
 
 
 # Who may ask
