@@ -179,6 +179,26 @@ def test_what_is_complete_is_never_touched_again(page: Any) -> None:
     }""", DOCUMENT) == []
 
 
+def test_nothing_jumps_while_it_streams(page: Any) -> None:
+    """Whatever comes, what is shown never gets lower: no line is taken back, no mark turns into something smaller."""
+    assert page.evaluate("""async (text) => {
+      const { Markdown } = await import("./markdown.js");
+      const root = document.createElement("div");
+      root.className = "answer-text";
+      document.querySelector("#messages").replaceChildren(root);
+      const markdown = new Markdown(root);
+      const lower = [];
+      let height = 0;
+      for (let i = 0; i < text.length; i++) {
+        markdown.write(text[i]);
+        const now = root.getBoundingClientRect().height;
+        if (now < height - 0.5) lower.push(text.slice(0, i + 1));
+        height = now;
+      }
+      return lower;
+    }""", DOCUMENT) == []
+
+
 @pytest.mark.parametrize("unit", ["a few words ", "a few words\n", "a **b** `c`\n\n", "- item\n", "| a | b |\n", "x = 1\n"])
 def test_what_a_stream_costs_grows_with_its_length(page: Any, unit: str) -> None:
     """Nodes put into the page for twice the text: about twice as many, where rendering all of it again makes it four times."""
@@ -216,7 +236,8 @@ HOSTILE = [
 def test_output_is_never_html(page: Any, text: str) -> None:
     found = page.evaluate("""async (text) => {
       const { Markdown } = await import("./markdown.js");
-      const root = document.querySelector("#messages");
+      const root = document.createElement("div");
+      document.querySelector("#messages").replaceChildren(root);
       const markdown = new Markdown(root);
       for (const c of text) markdown.write(c);
       markdown.end();

@@ -20,7 +20,7 @@ const QUOTE = /^ *> ?/;
 const ITEM = /^( *)([-*+]|(\d{1,9})[.)])( {1,4}(?! )| (?= {4})|$)/;
 const TASK = /^\[([ xX])\] /;
 // The beginning of a line that does not tell yet what the line will be.
-const UNDECIDED = /^[\s>]*(?:[-+*_=#~`|:\s]*|\d{1,9}[.)]?\s*|\|[^\n]{0,300})$/;
+const UNDECIDED = /^[\s>]*(?:[-+*_=#~`|:\s]*|\d{1,9}[.)]?\s*|[-+*]\s+\[[ xX]?\]?\s*|\|[^\n]{0,300})$/;
 
 const BEGINNING = /^[ \t]*(?:[-+*>]|\d{1,9}[.)])?[ \t]+/; // where tabs count
 
