@@ -105,7 +105,7 @@ def test_a_prompt_longer_than_the_context(http: httpx.Client, stream: bool) -> N
         assert 3000 <= error["n_prompt_tokens"] <= 3020
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"a":' * 100_000,
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 10_000, b'{"a":' * 10_000,
                                   b'{"messages": [' + b"1," * 200_000 + b"1]}", b"\xff\xfe", b'{"prompt": NaN}', b'{"n": 1e400}',
                                   b'{"messages": [{"role": "user", "content": "\\ud800"}]}'])
 def test_bodies_that_are_no_requests(http: httpx.Client, body: bytes) -> None:
@@ -113,6 +113,11 @@ def test_bodies_that_are_no_requests(http: httpx.Client, body: bytes) -> None:
         response = http.post(path, content=body)
         assert response.status_code == 400
         assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"input": [' + b"[1]," * 100_000 + b"[1]]}", b'{"input": [' + b"1," * 400_000 + b"1]}"])
+def test_bodies_of_too_many_values(http: httpx.Client, body: bytes) -> None:
+    assert {http.post(path, content=body).status_code for path in PATHS.values()} == {413}
 
 
 def test_random_requests_are_answered_or_refused(http: httpx.Client) -> None:
