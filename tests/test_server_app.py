@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from qwencli.server import llamacpp, logs, openai
+from qwencli.server import limits, llamacpp, logs, openai
 from qwencli.server.app import build_app
 from qwencli.server.errors import ApiError
 from qwencli.server.requests import check_amount
@@ -285,6 +285,17 @@ def test_a_body_may_have_so_many_bytes(server: Serving, client: httpx.Client) ->
     with closing(talk(server, head)) as s:
         assert s.recv(13) == b"HTTP/1.1 413 "
     assert client.post("/probe/echo", content=b"next").content == b"next"
+
+
+def test_all_bodies_together_may_have_so_many_bytes(server: Serving, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_HELD", 150_000)
+    head = b"POST /probe/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    with closing(talk(server, head + b"x" * 99_999)) as s:  # not all of it
+        until(lambda: client.post("/probe/echo", content=b"x" * 60_000).status_code == 503)
+        assert client.post("/probe/echo", content=b"x" * 40_000).status_code == 200
+        s.sendall(b"x")
+        assert s.recv(13) == b"HTTP/1.1 200 "
+    until(lambda: client.post("/probe/echo", content=b"x" * 100_000).status_code == 200)
 
 
 @pytest.fixture(scope="module")

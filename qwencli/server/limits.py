@@ -13,17 +13,27 @@ from .logs import ClientLeft
 DRAINED = 64 << 20
 """Bytes of a body that is too large which are read all the same, since many clients hear an answer only when they have sent all."""
 
+MAX_HELD = 256 << 20
+"""Bytes of all bodies that are in memory at once."""
+
 
 class Limited:
     """Reads the whole body before the endpoint is called, and cancels the endpoint when the client leaves."""
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
-        self._app, self._config = app, config
+        self._app, self._config, self._held = app, config, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        body = await self._body(scope, receive)
+        body = bytearray()
+        try:
+            await self._read(scope, receive, body)
+            await self._answer(scope, receive, send, bytes(body))
+        finally:
+            self._held -= len(body)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         given = complete = False
 
         async def receive_body() -> Message:
@@ -53,32 +63,33 @@ class Limited:
                 with suppress(asyncio.CancelledError, Exception):
                     await task
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Raises ApiError 413 and 408, ClientLeft."""
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
+        """Read all that the client sends into `body`. Raises ApiError 413, 408 and 503, ClientLeft."""
         limit, headers = self._config.max_body, dict(scope["headers"])
         too_large = ApiError(f"the request is too large, expected at most {limit} bytes", 413)
         if headers.get(b"expect", b"").lower() == b"100-continue" and int(headers.get(b"content-length", 0)) > limit:
             raise too_large  # it asks before it sends
 
-        async def read() -> bytes:
-            body, n = bytearray(), 0
-            while True:
+        async def read() -> None:
+            n, more = 0, True
+            while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
-                n += len(message["body"])
+                piece, more = message.get("body", b""), message.get("more_body", False)
+                n += len(piece)
                 if n <= limit:
-                    body += message["body"]
+                    body.extend(piece)
+                    self._held += len(piece)
+                if self._held > MAX_HELD:
+                    raise ApiError("the server is busy with other requests, try again later", 503, retry_after=1)
                 if n > DRAINED:
-                    raise too_large
-                if not message.get("more_body"):
                     break
             if n > limit:
                 raise too_large
-            return bytes(body)
 
         try:
-            return await asyncio.wait_for(read(), self._config.timeout)
+            await asyncio.wait_for(read(), self._config.timeout)
         except asyncio.TimeoutError:
             raise ApiError(f"the request was not complete within {self._config.timeout:g} s", 408) from None
 
