@@ -477,14 +477,25 @@ def test_the_view_of_the_server(page: Any, fake: FakeServer) -> None:
     assert "3,072" in page.inner_text("[aria-label=Cache]")
     fake.texts["metrics"] = METRICS.format(waiting=4)
     until(page, "document.querySelector('[aria-label=Waiting] .value').textContent === '4'")
-    page.click("#tab-chat")
-    page.wait_for_timeout(50)
-    polls = len(fake.polls)
-    page.wait_for_timeout(1200)
-    assert len(fake.polls) == polls
 
 
 def test_a_server_without_figures_says_so(page: Any, fake: FakeServer) -> None:
     page.click("#tab-server")
     page.wait_for_selector("#server .error:not([hidden])")
     assert "not there" in page.inner_text("#server .error").lower()
+
+
+def test_the_server_is_asked_only_while_its_view_is_shown(page: Any, fake: FakeServer) -> None:
+    held: list[Any] = []
+    page.route("**/metrics", lambda route: held.append(route))
+    page.click("#tab-server")
+    while not held:
+        page.wait_for_timeout(10)
+    page.click("#tab-chat")  # while an answer is on its way
+    page.wait_for_selector("#question", state="visible")
+    fake.polls.clear()
+    held[0].continue_()
+    page.wait_for_timeout(1200)
+    page.unroute_all()
+    assert set(fake.polls) <= {"metrics"}
+    assert len(fake.polls) <= 1
