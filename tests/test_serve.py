@@ -61,7 +61,7 @@ def serve(*args: object) -> Iterator[Server]:
 
 @posix
 def test_it_answers_as_soon_as_it_says_where_and_ends_when_told() -> None:
-    options = "--alias", "tiny", "-n", 3, "-np", 2, "-c", 128, "--log-format", "json"
+    options = "--alias", "tiny", "-n", 3, "-np", 2, "-c", 128, "--log-format", "json", "--metrics", "--slots", "--jinja", "-cb"
     with serve(*options) as server, httpx.Client(base_url=server.url) as client:
         assert server.lines[-1] == f"listening on {server.url} (2 at once, context 128); Ctrl-C ends"
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]

@@ -1,6 +1,7 @@
 """`qwencli serve`"""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from ._loading import Loader, loading_options
 from ._sampling import sampling_options
 
 KEY_VARIABLES = ["QWENCLI_API_KEY", "LLAMA_API_KEY"]
+
+
+def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option of llama-server for what is always done here."""
+    return click.option(*names, is_flag=True, hidden=True, expose_value=False)
 
 
 @click.command(epilog=example("qwencli serve", "qwencli serve -m model.gguf --host 0.0.0.0 --port 8080 -n 512 --api-key-file keys.txt",
@@ -46,6 +52,10 @@ KEY_VARIABLES = ["QWENCLI_API_KEY", "LLAMA_API_KEY"]
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of the line for each request.")
 @click.option("--log-prompts", is_flag=True, help="Put prompts and answers into the log.")
 @click.option("--no-ui", "--no-webui", is_flag=True, help="Leave the page at / out.")
+@always_so("-cb", "--cont-batching")
+@always_so("--jinja")
+@always_so("--metrics")
+@always_so("--slots")
 @sampling_options
 def serve(loader: Loader, host: str, port: int, n_slots: int, n_queue: int, max_tokens: int | None, api_key: str | None,
           api_key_file: str | None, ssl_key_file: str | None, ssl_cert_file: str | None, cors_origins: str | None, alias: str | None,

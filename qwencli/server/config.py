@@ -30,5 +30,5 @@ class Config:
     host: str = "127.0.0.1"
     ui: bool = True
     log_format: str = "text"
-    """text, json or none"""
+    """text, json or none, which is text where the server itself failed"""
     log_prompts: bool = False

@@ -79,7 +79,8 @@ class Recorded:
         finally:
             for generation in record.generations:
                 generation.cancel()
-            if self._config.log_format != "none" and (record.path not in POLLED or record.status >= 400):
+            wanted = self._config.log_format != "none" and (record.path not in POLLED or record.status >= 400)
+            if wanted or record.status >= 500:
                 write(line(record, self._service, self._config))
 
 
