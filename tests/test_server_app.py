@@ -432,7 +432,19 @@ def test_the_log_knows_what_an_unexpected_error_was(lines: list[str]) -> None:
     assert "\n" not in lines[0]
 
 
-# Figures and the description
+def test_the_log_names_clients_that_left(lines: list[str]) -> None:
+    with serving(log_format="json") as server:
+        step = server.service.llm.engine.step
+        server.service.llm.engine.step = lambda n=None: (time.sleep(0.01), step(n))[1]  # type: ignore[method-assign]
+        with closing(talk(server, post("/completion", LONG))):
+            until(lambda: any(slot.generation for slot in server.service.slots()))
+        until(lambda: len(lines) == 1)
+    log = json.loads(lines[0])
+    assert (log["status"], log["stop"], log["error"]) == (499, "cancelled", "the client left")
+    assert log["generated"] < LONG["n_predict"]
+
+
+# Figures
 
 
 def test_the_figures_have_llama_cpps_names_and_are_right() -> None:

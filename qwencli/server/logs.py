@@ -107,7 +107,7 @@ def line(record: Record, service: Service, config: Config) -> str:
             "model": config.name, "prompt": sum(s.n_prompt for s in sequences), "cached": sum(s.n_cached for s in sequences),
             "generated": sum(len(s.generated) for s in sequences), "queue_seconds": round(max(waits), 4),
             "run_seconds": round(max(s.prompt_seconds + s.generation_seconds for s in sequences), 4),
-            "stop": ",".join(dict.fromkeys(s.stop_reason or "running" for s in sequences))}
+            "stop": ",".join(dict.fromkeys(s.stop_reason or "cancelled" for s in sequences))}
     errors = [record.error, *(reason(generation.error) for generation in record.generations if generation.error)]
     if any(errors):
         fields["error"] = next(filter(None, errors))
