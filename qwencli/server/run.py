@@ -28,7 +28,6 @@ from .protocol import Protocol
 from .service import Counters, Request, Service
 
 __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
-TLS = Callable[..., ssl.SSLContext]
 KEEP_ALIVE = 65
 """Seconds that an idle connection stays open: longer than clients keep theirs, so that none sends into one that is being closed."""
 WARM_TOKENS = 16
@@ -71,7 +70,7 @@ def bound(family: int, address: Any) -> socket.socket:
     return s
 
 
-def certificate(key_file: str | None, cert_file: str | None) -> TLS | None:
+def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext | None:
     """What speaks TLS with this key and certificate, None without them. Raises InputError."""
     if key_file is None and cert_file is None:
         return None
@@ -88,7 +87,7 @@ def certificate(key_file: str | None, cert_file: str | None) -> TLS | None:
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(f"{cert_file}, {key_file}: no certificate and its key in PEM form, without a password: {reason}") from None
-    return lambda *_: context
+    return context
 
 
 def url(sockets: list[socket.socket], host: str, tls: bool) -> str:
@@ -131,13 +130,15 @@ class Server(uvicorn.Server):
     """uvicorn, but for what signals do. `ready` is called when the sockets answer."""
 
     def __init__(self, app: Starlette, service: Service, config: Config, grace: float, ready: Callable[[], None] = lambda: None,
-                 tls: TLS | None = None) -> None:
+                 tls: ssl.SSLContext | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # requests have a log of their own
         protocol = type("Protocol", (Protocol,), {"timeout": config.timeout})
-        super().__init__(uvicorn.Config(
-            app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=int(grace) + 5,
-            ssl_context_factory=tls))
+        settings = uvicorn.Config(
+            app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=int(grace) + 5)
+        settings.load()
+        settings.ssl = tls
+        super().__init__(settings)
         self._service, self._grace, self._ready = service, grace, ready
         self._stopping: asyncio.Task[None] | None = None
 
@@ -176,7 +177,7 @@ def signals(stop: Callable[[], None]) -> Generator[None, None, None]:
 
 
 def serve(service: Service, config: Config, sockets: list[socket.socket], grace: float = 30, ready: Callable[[], None] = lambda: None,
-          tls: TLS | None = None) -> None:
+          tls: ssl.SSLContext | None = None) -> None:
     """Serve until a signal comes, and return when all that ran is done. Of the main thread.
 
     `ready` is called as soon as requests are answered, which is not before the first would be answered at full speed.
