@@ -21,7 +21,7 @@ class PrefixCache:
     """Keeps sequences of up to `room` positions together; the one that was used longest ago goes first."""
 
     def __init__(self, backend: Backend, room: int) -> None:
-        self._backend, self._room = backend, room
+        self._backend, self.room = backend, room
         self.kept: list[Kept] = []  # the one used last at the end
 
     def keep(self, tokens: Iterable[int], kv: KVSequence) -> None:
@@ -34,7 +34,7 @@ class PrefixCache:
             self._drop(old)  # the new one begins with all of it
         if len(known):
             self.kept.append(new)
-        while sum(len(kept.tokens) for kept in self.kept) > self._room:
+        while sum(len(kept.tokens) for kept in self.kept) > self.room:
             self._drop(self.kept[0])
 
     def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> KVSequence:

@@ -16,8 +16,10 @@ from ..answer_text import AnswerText
 from ..backends import HIDDEN, Batch
 from ..backends import Piece as BatchPiece
 from ..chat.thinking import ReasoningBudget
+from ..costs import KV_BYTES
 from ..engine import Sequence
 from ..errors import QwenError
+from ..host import Host
 from ..kv_cache import KVSequence
 from ..llm import LLM
 from ..sampling import SamplingParams
@@ -129,12 +131,22 @@ class _Embedding:
     hidden: list[NDArray[np.float32]] = field(default_factory=list)
 
 
+def room_for_prefixes(llm: LLM, n_slots: int, host: Host | None = None) -> int:
+    """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds, and one."""
+    host = host or Host()
+    free, limit, c = host.memory()[1], host.memory_limit(), llm.model.config
+    least = min([n for n in (free, limit and limit[0]) if n is not None], default=0)
+    positions = least // 4 // (2 * KV_BYTES * c.n_head_kv * c.head_dim * c.n_layer)
+    return max(llm.engine.n_ctx, min(n_slots * llm.engine.n_ctx, positions))
+
+
 class Service:
     """Runs up to `n_slots` requests of `llm` at once; `n_queue` more may wait. All but `start` belongs to the event loop's thread."""
 
     def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
         self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
         self.counters = Counters()
+        llm.engine.prefixes.room = room_for_prefixes(llm, n_slots)
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
         self._embeddings: deque[_Embedding] = deque()
