@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -31,6 +32,8 @@ __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
 KEEP_ALIVE = 65
 """Seconds that an idle connection stays open: longer than clients keep theirs, so that none sends into one that is being closed."""
 WARM_TOKENS = 16
+SWITCH_SECONDS = 0.0005
+"""After which a thread lets others run. With Python's 5 ms the event loop waits that long for each thread that reads a long text."""
 UNAVAILABLE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 """Of a host's second address: IPv6 is named by many systems that have none."""
 
@@ -182,6 +185,8 @@ def serve(service: Service, config: Config, sockets: list[socket.socket], grace:
 
     `ready` is called as soon as requests are answered, which is not before the first would be answered at full speed.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
+
     async def run() -> None:
         service.start()
         await warm_up(service, config)
