@@ -115,7 +115,8 @@ def test_doctor_has_the_lines_that_the_readme_shows(shell: dict[str, str]) -> No
     assert all(f"\n  {name} " in f"\n{got}" for name in names)
 
 
-@pytest.mark.parametrize("line", [line for line in EXAMPLES if not re.search(r" -[mf] |\.gguf|>.*\.txt|bartowski/|chat$|serve$|--url", line)])
+@pytest.mark.parametrize("line", [line for line in EXAMPLES
+                                  if not re.search(r" -[mf] |\.gguf|>.*\.txt|bartowski/|chat$|serve$|--url", line)])
 def test_examples_that_need_no_file_run_on_the_embedded_model(line: str, shell: dict[str, str]) -> None:
     assert run(line, shell)
 
