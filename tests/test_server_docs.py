@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,32 @@ def test_an_answer_of_a_given_form(server: Serving, shell: dict[str, str]) -> No
     assert 0 <= found["share"] <= 100
 
 
+@contextmanager
+def started(line: str, env: dict[str, str], cwd: Path) -> Iterator[list[str]]:
+    """The server that a line starts, on a port that is free: what it has said when it is there. It ends with code 0."""
+    process = subprocess.Popen(["bash", "-c", line.replace("qwencli serve", "exec qwencli serve --port 0")], env=env, cwd=cwd,
+                               stderr=subprocess.PIPE, text=True)
+    said: list[str] = []
+    try:
+        for text in process.stderr or ():
+            said.append(text)
+            if text.startswith("listening"):
+                break
+        yield said
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_how_it_starts(shell: dict[str, str], tmp_path: Path) -> None:
+    (_, line, shown), *_ = BLOCKS
+    with started(line, {name: value for name, value in shell.items() if name != VARIABLE}, tmp_path) as said:
+        port = re.search(r":(\d+) ", said[-1])
+        assert port
+        check("".join(said).replace(f":{port[1]} ", ":8080 "), shown)
+
+
 def test_keys_and_tls(shell: dict[str, str], tmp_path: Path) -> None:
     """The three lines about it, as they stand but for the port."""
     make, serve, call = (text for kind, text, _ in BLOCKS if kind == "sh" and ("openssl" in text or "8443" in text))
@@ -137,17 +164,12 @@ def test_keys_and_tls(shell: dict[str, str], tmp_path: Path) -> None:
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
     bash(make, shell, tmp_path)
-    process = subprocess.Popen(["bash", "-c", serve.replace("8443", "0").replace("qwencli", "exec qwencli")], env=shell, cwd=tmp_path,
-                               stderr=subprocess.PIPE, text=True)
-    try:
-        port = next(m[1] for line in process.stderr or () if (m := re.match(r"listening on https://127\.0\.0\.1:(\d+) ", line)))
-        call = call.replace("8443", port)
+    with started(serve.replace(" --port 8443", ""), shell, tmp_path) as said:
+        port = re.match(r"listening on https://127\.0\.0\.1:(\d+) ", said[-1])
+        assert port
+        call = call.replace("8443", port[1])
         check(bash(call, shell, tmp_path), shown)
         assert json.loads(bash(call.replace("secret", "wrong"), shell, tmp_path))["error"]["code"] == "invalid_api_key"
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-    assert process.returncode == 0
 
 
 # What the tables and lists say
