@@ -88,7 +88,7 @@ class Server:
 
 
 def watched(report: str, args: list[str]) -> None:
-    """Run qwencli, and write what its event loop did into `report`: every callback's time, and the CPU time of it."""
+    """Run qwencli, and write what its event loop did into `report`: how long callbacks took, and the CPU time of some."""
     calls: list[tuple[float, float, str]] = []
     pauses: list[float] = []
     armed, stacks = [0.0], Path(f"{report}.stuck").open("w")  # noqa: SIM115 - as long as the process is there

@@ -20,12 +20,13 @@ from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 from qwencli.server.service import FAIR_BATCH, Generation, Request, Service
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM, and how a connection is reset, are different there")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "load_server.py"
 
 
 def test_many_clients_of_all_kinds(tmp_path: Path) -> None:
     """All that the script's table is about, but for memory."""
-    options = ["--clients", "40", "--seconds", "5", "--timeout", "2", "--keep", tmp_path, "-np", "3", "--queue", "10"]
+    options = ["--clients", "40", "--seconds", "3", "--timeout", "2", "--keep", tmp_path, "-np", "3", "--queue", "10"]
     done = subprocess.run([sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     for part in "\nall ", "\nsame ", "200: ", "400: ", "all complete, exit status 0":
