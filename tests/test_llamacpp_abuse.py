@@ -81,13 +81,17 @@ BROKEN = [
     b"", b"{", b"[]", b"5", b"null", b'"x"', b"{}", b'{"prompt": "\\ud800"}', b'{"prompt": "\xff"}', b'{"prompt": "x", "top_p": NaN}',
     b'{"prompt": "x", "temperature": Infinity}', b'{"prompt": "x", "temperature": -Infinity}', b'{"prompt": "x", "temperature": 1e999}',
     b'{"prompt": "x", "logit_bias": [[1, NaN]]}', b'{"prompt": "x", "n_predict": ' + b"9" * 5000 + b"}",
-    b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"prompt": "x", "json_schema": ' + b'{"not": ' * 5000 + b"{}" + b"}" * 5001,
+    b'{"prompt": ' + b"[" * 15_000 + b"]" * 15_000 + b"}", b'{"prompt": "x", "json_schema": ' + b'{"not": ' * 5000 + b"{}" + b"}" * 5001,
     b'{"prompt": "x", "grammar": "root ::= ' + b"(" * 5000 + b'"}']
 
 
 @pytest.mark.parametrize("body", BROKEN, ids=lambda body: body[:40].decode("latin-1"))
 def test_bodies_that_are_no_request(client: httpx.Client, body: bytes) -> None:
     refused(client.post("/completion", content=body))
+
+
+def test_a_body_of_too_many_lists(client: httpx.Client) -> None:
+    refused(client.post("/completion", content=b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), 413, "invalid_request_error")
 
 
 @pytest.mark.parametrize("token", [6016, 2**31, HUGE, -1, -2**63])
