@@ -221,11 +221,12 @@ def test_what_does_not_finish_in_time_fails(llm: LLM) -> None:
 
 def test_no_more_than_the_queue_holds_wait_however_fast_they_come(llm: LLM) -> None:
     async def work(service: Service) -> None:
-        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 8, ignore_eos=True)
-        taken = [service.generate(request) for _ in range(3)]  # before the engine has had a chance to begin
+        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 900, ignore_eos=True)  # so that none is done before the last has come
+        taken = [service.generate(request) for _ in range(3)]
         with pytest.raises(Busy):
             service.generate(request)
-        assert len({await text_of(generation) for generation in taken}) == 1
+        for generation in taken:
+            generation.cancel()
 
     serve(llm, work, n_slots=1, n_queue=2)
 

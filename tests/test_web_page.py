@@ -249,6 +249,7 @@ def test_conversations_are_kept(page: Any, fake: FakeServer) -> None:
     assert texts(page, "#conversations a") == ["Second question"]
     assert page.is_visible("#empty")
     page.click("text=Undo")
+    page.wait_for_selector("#conversations >> text=Renamed")
     assert texts(page, "#conversations a") == ["Second question", "Renamed"]
     assert answers(page) == ["Hello."]
 
