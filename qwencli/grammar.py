@@ -2,21 +2,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import grammar_child
+from . import confined, grammar_child
 from .chat import after_thinking
-from .chat.template_process import KEPT
 from .errors import InputError, QwenError
 from .gbnf import gbnf_to_lark
 from .sampling import Constraint as Constraint
@@ -37,9 +33,10 @@ MAX_TEXT = {"JSON schema": 256 * 1024, "grammar": 128 * 1024, "regular expressio
 """Characters."""
 REMEMBERED = 16
 """So many of them are known to do no harm."""
+CPU_SECONDS = 1.0
+"""Processor time that a grammar has, with the start of the process. Those of people need milliseconds."""
 CLOCK_SECONDS = 10
 """The clock's time for a trial, where processor time has no limit, and for a machine that is busy."""
-PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from qwencli.grammar_child import serve; serve()"
 WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
 """What may stand between the parts of JSON, as llama.cpp has it: without a limit, weak models write nothing else."""
 
@@ -122,7 +119,7 @@ class Vocabulary:
 
     def _try(self, kind: str, text: str) -> str:
         """What grammar_child finds wrong, in a process of its own."""
-        process = start_child()
+        process = confined.start(grammar_child.__name__, CPU_SECONDS, "to try a grammar")
         try:
             _ = self.tokenizer  # built meanwhile
             control = {token: self._tokenizer.token_bytes(token).decode() for token in self._tokenizer.control_ids}
@@ -156,19 +153,6 @@ class Vocabulary:
         error, self._met.error = getattr(self._met, "error", None), None
         if error:
             raise error
-
-
-def start_child() -> Popen[bytes]:
-    """A process of grammar_child. Raises QwenError."""
-    import subprocess
-    command = [sys.executable, "-I", "-S", "-c", PROGRAM, *map(str, sys.path), str(Path(__file__).parents[1])]
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-    flags = 0x08000000 if sys.platform == "win32" else 0  # CREATE_NO_WINDOW: Ctrl-C is ours alone, as by a session of its own elsewhere
-    try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-                                start_new_session=True, creationflags=flags)
-    except (OSError, ValueError) as error:
-        raise QwenError(f"cannot start {sys.executable} to try a grammar: {error}") from None
 
 
 def asked(process: Popen[bytes], request: bytes) -> str:

@@ -5,14 +5,14 @@ A request comes on stdin as JSON. The answer goes to stdout: what is wrong with 
 """
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import sys
 import threading
 from typing import Any
 
-CPU_SECONDS = 1.0
-"""Processor time that a grammar has, with the start of the process. Those of people need milliseconds."""
+from . import confined
+
 STACK = 512 * 1024
 """Bytes; the threads of the asking process have twice as many at least, on Linux 16 times."""
 EXTRA_MEMORY = 1 << 28
@@ -31,9 +31,13 @@ CONVERTERS = {"JSON schema": "grammar_from_json_schema", "grammar": "grammar_fro
 """What a text may be, and what LLMatcher has for it."""
 
 
-def serve() -> None:
+def serve(cpu_seconds: float) -> None:
     """Answer the request on stdin."""
-    _limit_resources()
+    confined.reset_signals()
+    if sys.platform != "win32":
+        os.nice(10)
+    confined.limit_time(cpu_seconds)
+    confined.limit_resources(EXTRA_MEMORY)
     request = json.loads(sys.stdin.buffer.read())
     answers: list[str] = []
     threading.stack_size(STACK)
@@ -91,23 +95,3 @@ class Bytes:
 
     def __call__(self, text: str) -> list[int]:
         return [self._places[byte] for byte in text[:FORCED].encode()]
-
-
-def _limit_resources() -> None:
-    """Windows has none of these limits: there only the clock ends the process."""
-    if sys.platform == "win32":
-        return
-    import os
-    import resource
-    import signal
-    os.nice(10)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
-    if sys.platform == "linux":  # elsewhere the address space has no limit that is kept
-        with open("/proc/self/statm", encoding="ascii") as file:
-            limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * resource.getpagesize() + EXTRA_MEMORY
-    for limit, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # a system may not know a limit, or have set a lower one
-            resource.setrlimit(limit, (most, most))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_vocabulary
 
-from qwencli import grammar, grammar_child
+from qwencli import confined, grammar, grammar_child
 from qwencli.errors import InputError, QwenError
 from qwencli.gguf_file import GGUFFile
 from qwencli.grammar import Start, gbnf, json_object, json_schema, lark, regex
@@ -38,7 +38,7 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def kill(self) -> None:
             pass
-    monkeypatch.setattr(grammar, "start_child", Child)
+    monkeypatch.setattr(confined, "start", lambda *args: Child())
 
 
 @cache
@@ -343,7 +343,7 @@ def test_requests_share_no_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_grammar_is_tried_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     regex(llm, "once")
-    monkeypatch.setattr(grammar, "start_child", lambda: pytest.fail("tried again"))
+    monkeypatch.setattr(confined, "start", lambda *args: pytest.fail("tried again"))
     assert passes(llm, regex(llm, "once"), "once")
 
 

@@ -24,7 +24,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 LAYERS = [
     {"errors"},
-    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "whole_file", "hub"},
+    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "whole_file", "confined", "hub"},
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine", "prefix_cache", "session"},

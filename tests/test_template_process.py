@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qwencli import confined
 from qwencli.chat import template_child, template_process
 from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError, ModelError, QwenError
@@ -142,8 +143,8 @@ def test_who_gets_out_of_the_sandbox_finds_closed_doors(tmp_path: Path) -> None:
     """What templates can't do because jinja2 keeps them in, the process can't do either."""
     program = f"""
 import os, resource, socket, sys
-from qwencli.chat.template_child import _limit_resources
-_limit_resources()
+from qwencli.confined import limit_resources
+limit_resources(1 << 29, alone=True)
 for name, attempt in {{
         "read": lambda: open({__file__!r}), "write": lambda: open({str(tmp_path / 'file')!r}, "w"), "connect": lambda: socket.socket(),
         "list": lambda: os.listdir("/"), "run": lambda: os.posix_spawn("/bin/sh", ["sh"], {{}}) if os.geteuid() else os.pipe(),
@@ -209,7 +210,7 @@ def test_no_process_can_be_started(path: str, why: str, monkeypatch: pytest.Monk
 def test_answers_that_are_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process would send that a template has taken over."""
     monkeypatch.setattr(template_child, "MAX_BYTES", 255)
-    monkeypatch.setattr(template_process, "PROGRAM", f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})")
+    monkeypatch.setattr(confined, "PROGRAM", f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})")
     with pytest.raises(InputError, match="the model's chat template "):
         ChatTemplate("").render([])
 

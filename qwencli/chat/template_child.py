@@ -9,10 +9,11 @@ what it is, 4 bytes of length and text. Both texts are UTF-8 in which lone surro
 """
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .. import confined
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,15 +38,15 @@ class Refusal(Exception):
 
 def serve(cpu_seconds: float) -> None:
     """Answer requests until stdin ends. Each may use `cpu_seconds` of processor time, else a signal kills the process."""
-    _reset_signals()
+    confined.reset_signals()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     templates = Templates()
-    _limit_resources()
+    confined.limit_resources(EXTRA_MEMORY, alone=True)
     _send(answers, READY, "")
     while len(header := requests.read(4)) == 4:
         request = requests.read(int.from_bytes(header, "big"))
         _send(answers, *templates.answer(request, cpu_seconds))
-        _limit_time(0)
+        confined.limit_time(0)
 
 
 def _send(answers: BinaryIO, kind: bytes, text: str) -> None:
@@ -75,7 +76,7 @@ class Templates:
         verb = ""
         try:
             verb, argument = json.loads(request)
-            _limit_time(cpu_seconds + (len(request) / BYTES_PER_SECOND if verb == "render" else 0))
+            confined.limit_time(cpu_seconds + (len(request) / BYTES_PER_SECOND if verb == "render" else 0))
             return TEXT, getattr(self, verb)(argument) or ""
         except Refusal as error:
             return REFUSED, _line(error)
@@ -150,36 +151,3 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 
 def _raise_exception(message: str) -> None:
     raise Refusal(message)
-
-
-# Limits. Windows has none of them: there only the clock of template_process.py ends a template.
-
-
-def _reset_signals() -> None:
-    """Ctrl-C is for the process that asks; the signal that ends a template must be as the system made it, whatever that one did to it."""
-    if sys.platform != "win32":
-        import signal
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-
-def _limit_time(cpu_seconds: float) -> None:
-    """Processor time and not the clock's, so that an honest template on a busy machine is safe. 0: no limit."""
-    if sys.platform != "win32":
-        import signal
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-
-
-def _limit_resources() -> None:
-    """From here on no file can be opened or written, no process started, and little memory taken."""
-    if sys.platform == "win32":
-        return
-    import resource
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
-    if sys.platform == "linux":  # elsewhere the address space has no limit that is kept
-        with open("/proc/self/statm", encoding="ascii") as file:
-            limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * resource.getpagesize() + EXTRA_MEMORY
-    for limit, most in {**limits, resource.RLIMIT_NOFILE: 0}.items():
-        with contextlib.suppress(ValueError, OSError):  # a system may not know a limit, or have set a lower one
-            resource.setrlimit(limit, (most, most))

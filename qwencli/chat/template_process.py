@@ -1,16 +1,15 @@
 """The process in which a chat template runs, as the one sees it that asks: started, asked, and ended when it takes too long."""
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import time
 import weakref
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import confined
 from ..errors import InputError, ModelError, QwenError
 from . import template_child
 
@@ -22,9 +21,6 @@ CPU_SECONDS = 0.5
 CLOCK_SECONDS = 10 if sys.platform != "win32" else 3
 """The clock's time for the same, where processor time has no limit, and for a process that hangs."""
 START_SECONDS = 30
-KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
-"""What the process needs of the environment: to start at all, and to know the local time."""
-PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from qwencli.chat.template_child import serve; serve(float(sys.argv[1]))"
 TIME_IS_UP = {-signal.SIGPROF} if sys.platform != "win32" else set()
 """Exit codes of a process that has used up its processor time."""
 
@@ -37,15 +33,7 @@ class TemplateProcess:
     """A running template_child. Ends with this object, and with this process, however that ends, for it reads from us."""
 
     def __init__(self) -> None:
-        import subprocess
-        command = [sys.executable, "-I", "-S", "-c", PROGRAM, str(CPU_SECONDS), *map(str, sys.path), str(Path(__file__).parents[2])]
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-        flags = 0x08000000 if sys.platform == "win32" else 0  # CREATE_NO_WINDOW: Ctrl-C is ours alone, as by a session of its own elsewhere
-        try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                             env=environment, start_new_session=True, creationflags=flags)
-        except (OSError, ValueError) as error:
-            raise QwenError(f"cannot start {sys.executable} for the chat template: {error}") from None
+        self._process = confined.start(template_child.__name__, CPU_SECONDS, "for the chat template")
         weakref.finalize(self, _end, self._process)
         try:
             self._exchange(b"", START_SECONDS)
