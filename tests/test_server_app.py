@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 from qwencli.server import limits, llamacpp, logs, openai
 from qwencli.server.app import build_app
 from qwencli.server.errors import ApiError
+from qwencli.server.generation import Generation
 from qwencli.server.requests import check_amount
-from qwencli.server.service import Generation
 
 HELLO = {"prompt": "Once upon a time", "n_predict": 4, "temperature": 0}
 LONG = {"prompt": "Once upon a time", "n_predict": 900, "temperature": 0, "ignore_eos": True}

@@ -18,7 +18,8 @@ from serving import Serving, serving
 from qwencli.llm import LLM
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
-from qwencli.server.service import FAIR_BATCH, Generation, Request, Service
+from qwencli.server.generation import Generation, Request
+from qwencli.server.service import FAIR_BATCH, Service
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM, and how a connection is reset, are different there")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "load_server.py"

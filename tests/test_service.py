@@ -14,7 +14,8 @@ from qwencli.kv_cache import KVSequence
 from qwencli.llm import LLM, Completion
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
-from qwencli.server.service import Busy, Generation, Request, Service, room_for_prefixes
+from qwencli.server.generation import Busy, Generation, Request
+from qwencli.server.service import Service, room_for_prefixes
 
 GREEDY = SamplingParams(temp=0)
 PROMPTS = ["Once upon a time", "One day a", "The little boy", "In a forest there was", "She said"]

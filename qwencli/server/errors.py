@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ..errors import ContextFull, InputError, QwenError
-from .service import Busy, Ending
+from .generation import Busy, Ending
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 501: "not_supported_error",
          503: "unavailable_error"}

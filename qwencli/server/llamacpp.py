@@ -14,16 +14,16 @@ from starlette.routing import Route
 
 from .. import __version__
 from . import llamacpp_request as requested
-from . import service as engine
 from .config import Config
 from .conversations import ConversationFields, rendered
 from .errors import ApiError
+from .generation import Request as ServiceRequest
 from .llamacpp_answer import Answer, Asked, settings
 from .llamacpp_request import CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
 from .openapi import describe
 from .requests import json_body, track
 from .schemas import nth_seed
-from .service import Service
+from .service import Service, Slot
 from .sse import encoded, event_stream
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class LlamaCpp:
             raise ApiError("no slot available", 503)
         return JSONResponse([self._slot(slot) for slot in slots])
 
-    def _slot(self, slot: engine.Slot) -> dict[str, Any]:
+    def _slot(self, slot: Slot) -> dict[str, Any]:
         known: dict[str, Any] = {"id": slot.id, "n_ctx": self.service.llm.engine.n_ctx, "speculative": False,
                                  "is_processing": slot.generation is not None}
         if not slot.generation:
@@ -118,7 +118,7 @@ class LlamaCpp:
             for i in range(n_each):
                 generation = None
                 if tokens:
-                    generation = track(request, service.generate(engine.Request(
+                    generation = track(request, service.generate(ServiceRequest(
                         tokens, nth_seed(asked.sampling, i), 1 if max_tokens == 0 else max_tokens, body.stops, bool(body.ignore_eos),
                         constraint=constraint() if constraint else None)))
                 answers.append(Answer(asked, len(answers), tokens, text, generation))

@@ -9,10 +9,10 @@ from typing import Any
 from ..engine import Sequence as EngineSequence
 from ..llm import LLM
 from ..sampling import SamplingParams
+from .generation import Generation, Piece
 from .llamacpp_request import CompletionFields
 from .openai_choices import json_object
 from .reports import timings, token_reports
-from .service import Generation, Piece
 from .sse import encoded
 
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}

@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import QwenError
 from .config import Config
 from .errors import error_response
-from .service import Generation, Service
+from .generation import Generation
+from .service import Service
 
 KEY = "qwencli.record"
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)

@@ -21,12 +21,12 @@ from ..sampling import Constraint, SamplingParams
 from .config import Config
 from .conversations import ConversationFields, Prompt, budget_of, prompt_of
 from .errors import ApiError, context_full
+from .generation import Request as ServiceRequest
 from .llamacpp_request import prompts_of
 from .openai_choices import Answer, ChatChoice, Choice, TextChoice, all_encoded, json_object
 from .openapi import describe
 from .requests import json_body, track
 from .schemas import Fields, GenerationFields, nth_seed
-from .service import Request as ServiceRequest
 from .service import Service
 from .sse import encoded, event_stream
 

@@ -13,9 +13,9 @@ from ..chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
 from ..chat.tool_calls import CLOSE
 from ..tokenizer import Tokenizer
 from .conversations import ConversationFields, Prompt
+from .generation import Generation, Piece
 from .reports import TextLogprobs, timings, token_reports, usage
 from .schemas import GenerationFields
-from .service import Generation, Piece
 from .sse import encoded
 
 Object = dict[str, Any]

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from .errors import ApiError
+from .generation import Generation
 from .logs import record_of
-from .service import Generation
 
 M = TypeVar("M", bound=BaseModel)
 LARGE = 1 << 16

@@ -24,9 +24,10 @@ from ..sampling import SamplingParams
 from ..tokenizer import SHORT_TEXT
 from .app import build_app
 from .config import Config
+from .generation import Request
 from .guard import is_loopback
 from .protocol import Protocol
-from .service import Counters, Request, Service
+from .service import Counters, Service
 
 __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
 KEEP_ALIVE = 65

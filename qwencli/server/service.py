@@ -5,63 +5,25 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answer_text import AnswerText
-from ..backends import HIDDEN, Batch
-from ..backends import Piece as BatchPiece
-from ..chat.thinking import ReasoningBudget
 from ..costs import KV_BYTES
 from ..engine import Sequence
 from ..errors import QwenError
 from ..host import Host
-from ..kv_cache import KVSequence
 from ..llm import LLM
 from ..sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from ..grammar import Constraint
+from .embedding import Embedding
+from .generation import Busy, Ending, Generation, Piece, Request
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt beside them is read in chunks that halt none of them for long."""
-
-
-class Busy(QwenError):
-    """The queue is full. `retry_after` is in seconds."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class Ending(Busy):
-    """The service is ending."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down", 5)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt and how to continue it. Fields as in Completion."""
-    tokens: list[int]
-    sampling: SamplingParams
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    budget: ReasoningBudget | None = None
-    constraint: Constraint | None = None
-
-
-class Piece(NamedTuple):
-    """What a step brought: text that is certain, and the ids that it came from. Either may be empty."""
-    text: str
-    tokens: list[int]
+Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 
 
 @dataclass
@@ -78,57 +40,10 @@ class Counters:
     """Sequences, summed over all steps."""
 
 
-class Generation(AsyncIterator[Piece]):
-    """An answer on its way. Iterating ends when it is complete and raises QwenError where it failed; leaving early needs `cancel`."""
-
-    def __init__(self, service: Service, request: Request) -> None:
-        llm = service.llm
-        ends = frozenset[int]() if request.ignore_eos else llm.tokenizer.eog_ids
-        self.sequence = Sequence(list(request.tokens), request.sampling, request.max_tokens, ends,
-                                 breakers=llm.breakers(request.sampling), constraint=request.constraint)
-        self.text = AnswerText(llm, self.sequence, request.stop, request.budget)
-        self.slot: int | None = None
-        self.error: QwenError | None = None
-        self.created, self.started = time.monotonic(), 0.0
-        self._service, self._pieces = service, asyncio.Queue[Piece | BaseException | None]()
-
-    @property
-    def stop_word(self) -> str:
-        """The stop string that ended the answer, "" for none."""
-        return self.text.stop_word
-
-    def cancel(self) -> None:
-        """Free the slot within a step. Without effect on what is complete."""
-        self._service._cancel(self)
-
-    async def aclose(self) -> None:
-        self.cancel()
-
-    async def __anext__(self) -> Piece:
-        item = await self._pieces.get()
-        if isinstance(item, Piece):
-            return item
-        self._pieces.put_nowait(item)  # whoever asks again gets the same end
-        if item is None:
-            raise StopAsyncIteration
-        raise item
-
-    def _deliver(self, item: Piece | BaseException | None) -> None:
-        self._pieces.put_nowait(item)
-
-
 class Slot(NamedTuple):
     """A place for a running request."""
     id: int
     generation: Generation | None
-
-
-@dataclass
-class _Embedding:
-    tokens: list[int]
-    done: asyncio.Future[NDArray[np.float32]]
-    kv: KVSequence = field(default_factory=KVSequence)
-    hidden: list[NDArray[np.float32]] = field(default_factory=list)
 
 
 def room_for_prefixes(llm: LLM, n_slots: int, host: Host | None = None) -> int:
@@ -149,7 +64,7 @@ class Service:
         llm.engine.prefixes.room = room_for_prefixes(llm, n_slots)
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
-        self._embeddings: deque[_Embedding] = deque()
+        self._embeddings: deque[Waiting] = deque()
         self._cancelled: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._ending = self._ended = False
@@ -176,7 +91,7 @@ class Service:
         """Take a request. Raises Busy where too many wait, InputError and ContextFull where it can never run."""
         if self._ending:
             raise Ending
-        generation = Generation(self, request)
+        generation = Generation(self.llm, request, self._cancel)
         self.llm.engine.check(generation.sequence)
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
@@ -190,13 +105,13 @@ class Service:
         if self._ending:
             raise Ending
         self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
-        job = _Embedding(tokens, asyncio.get_running_loop().create_future())
+        done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         with self._changed:
             if len(self._embeddings) >= self.n_queue:
                 raise Busy(f"{self.n_queue} texts are waiting already, try again later", self._expected_wait())
-            self._embeddings.append(job)
+            self._embeddings.append((Embedding(tokens, self.pooling), done))
             self._changed.notify()
-        return await job.done
+        return await done
 
     def slots(self) -> list[Slot]:
         return [Slot(i, generation) for i, generation in enumerate(self._slots)]
@@ -229,12 +144,12 @@ class Service:
             if any(self._slots):
                 self._step()
             if self._embeddings:
-                self._embed_some(self._embeddings[0])
+                self._embed_some(*self._embeddings[0])
         for generation in [*filter(None, self._slots), *self._waiting]:
             self.llm.engine.cancel(generation.sequence)
             self._finish(generation, Ending())
-        for job in self._embeddings:
-            self._tell(_fail, job.done, Ending())
+        for _, done in self._embeddings:
+            self._tell(_fail, done, Ending())
 
     def _admit(self) -> None:
         """Requests that wait take the free slots."""
@@ -242,7 +157,7 @@ class Service:
             generation = self._waiting.popleft()
             try:
                 self.llm.engine.submit(generation.sequence)
-            except Exception as error:
+            except Exception as error:  # whatever it is, it ends this request and not the engine's thread
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = self._slots.index(None), time.monotonic()
@@ -268,7 +183,7 @@ class Service:
         writing = any(generation.sequence.generated for generation in running)
         try:
             engine.step(FAIR_BATCH if writing else None)
-        except BaseException as error:  # the step did nothing; whatever it is, it ends these requests and not the service
+        except Exception as error:  # the step did nothing; whatever it is, it ends these requests and not the engine's thread
             for generation in running:
                 engine.cancel(generation.sequence, "error")
                 self._finish(generation, as_qwen_error(error))
@@ -292,7 +207,7 @@ class Service:
             self._finish(generation, error)
             return
         if text.n_read > start or any(pieces):
-            self._tell(generation._deliver, Piece("".join(pieces), seq.tokens[start:text.n_read]))
+            self._tell(generation.deliver, Piece("".join(pieces), seq.tokens[start:text.n_read]))
         if seq.stop_reason:
             self._finish(generation, seq.error)
 
@@ -307,28 +222,20 @@ class Service:
             c.n_generated += len(seq.generated)
             c.prompt_seconds += seq.prompt_seconds
             c.generation_seconds += seq.generation_seconds
-        self._tell(generation._deliver, error)
+        self._tell(generation.deliver, error)
 
-    def _embed_some(self, job: _Embedding) -> None:
+    def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the rest comes after the next step of those who write."""
-        backend, kv = self.llm.engine.backend, job.kv
         try:
-            if job.done.done():
-                raise QwenError("nobody waits for it any more")
-            chunk = job.tokens[kv.length:kv.length + self.llm.engine.n_batch]
-            self.llm.engine.reserve(kv, len(chunk))
-            n_outputs = len(chunk) if self.pooling == "mean" else int(kv.length + len(chunk) == len(job.tokens))
-            values = backend.run([HIDDEN], Batch([BatchPiece(kv, chunk, n_outputs)]))
-            job.hidden.append(values[HIDDEN])
-            if kv.length < len(job.tokens):
-                return
-            result: NDArray[np.float32] = np.concatenate(job.hidden).mean(axis=0, dtype=np.float32)
-            self._tell(_set, job.done, result)
-        except Exception as error:
-            self._tell(_fail, job.done, as_qwen_error(error))
+            if not done.done():  # else nobody waits for it any more
+                if (found := embedding.read(self.llm.engine)) is None:
+                    return
+                self._tell(_set, done, found)
+        except Exception as error:  # whatever it is, it ends this text and not the engine's thread
+            self._tell(_fail, done, as_qwen_error(error))
         with self._changed:
             self._embeddings.popleft()
-        backend.cache.release(kv)
+        embedding.release(self.llm.engine)
 
     def _tell(self, what: Callable[..., object], *args: Any) -> None:
         """Call something in the event loop's thread, unless that has ended."""
@@ -340,7 +247,7 @@ class Service:
                 raise
 
 
-def as_qwen_error(error: BaseException) -> QwenError:
+def as_qwen_error(error: Exception) -> QwenError:
     """What an unexpected error is to the request that it ends; the log finds the rest in its cause."""
     if isinstance(error, QwenError):
         return error
