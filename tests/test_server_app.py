@@ -429,7 +429,18 @@ def test_the_log_knows_what_an_unexpected_error_was(lines: list[str]) -> None:
         until(lambda: len(lines) == 1)
     assert 'status=500 ' in lines[0]
     assert "RuntimeError: secret: /etc/passwd" in lines[0]
+    assert "in fail" in lines[0]  # where it happened
     assert "\n" not in lines[0]
+
+
+def test_the_log_knows_what_cut_an_answer_off(lines: list[str]) -> None:
+    with serving(apis=[Probes()], log_format="none") as server:
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(server.url + "/probe/half")
+        until(lambda: len(lines) == 1)
+    assert "RuntimeError: secret: /etc/passwd" in lines[0]
+    assert "in pieces" in lines[0]
+    assert "the client left" not in lines[0]
 
 
 def test_the_log_names_clients_that_left(lines: list[str]) -> None:

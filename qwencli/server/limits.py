@@ -41,7 +41,7 @@ class Limited:
             if not given:
                 given = True
                 return {"type": "http.request", "body": body, "more_body": False}
-            await gone
+            await asyncio.shield(gone)  # whose end would else come with that of whoever waits for it
             return {"type": "http.disconnect"}
 
         async def send_piece(message: Message) -> None:
@@ -59,9 +59,10 @@ class Limited:
             await answer
         finally:
             for task in answer, gone:
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+                if not task.done():  # to await one again would lose where it failed
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, Exception):  # whatever it is, nobody is there to hear of it
+                        await task
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Read all that the client sends into `body`. Raises ApiError 413, 408 and 503, ClientLeft."""

@@ -39,6 +39,8 @@ class Record:
     created: float = field(default_factory=time.monotonic)
     status: int = CLIENT_LEFT
     error: str | None = None
+    cut_off: bool = False
+    """Whether the server failed behind the answer's begin."""
     generations: list[Generation] = field(default_factory=list)
 
 
@@ -72,16 +74,18 @@ class Recorded:
             await self._app(scope, receive, send_with_headers)
         except ClientLeft:
             record.error = "the client left"
-        except Exception as error:
+        except Exception as error:  # whatever it is: it ends this request, and the server goes on
             record.error = reason(error)
             if started:
+                record.cut_off = True
                 raise ConnectionAbortedError from None  # nothing can be said any more but that this is not all
             await error_response(record.path, error)(scope, receive, send_with_headers)
         finally:
             for generation in record.generations:
                 generation.cancel()
+            failed = record.status >= 500 or record.cut_off or any(generation.error for generation in record.generations)
             wanted = self._config.log_format != "none" and (record.path not in POLLED or record.status >= 400)
-            if wanted or record.status >= 500:
+            if wanted or failed:
                 write(line(record, self._service, self._config))
 
 
@@ -109,9 +113,9 @@ def line(record: Record, service: Service, config: Config) -> str:
             "generated": sum(len(s.generated) for s in sequences), "queue_seconds": round(max(waits), 4),
             "run_seconds": round(max(s.prompt_seconds + s.generation_seconds for s in sequences), 4),
             "stop": ",".join(dict.fromkeys(s.stop_reason or "cancelled" for s in sequences))}
-    errors = [record.error, *(reason(generation.error) for generation in record.generations if generation.error)]
-    if any(errors):
-        fields["error"] = next(filter(None, errors))
+    errors = [record.error] if record.error else [reason(generation.error) for generation in record.generations if generation.error]
+    if errors:
+        fields["error"] = errors[0]
     if config.log_prompts and sequences:
         decode = service.llm.tokenizer.decode
         fields |= {"prompts": [decode(s.tokens[:s.n_prompt]) for s in sequences], "answers": [decode(s.generated) for s in sequences]}
