@@ -228,6 +228,14 @@ class Tokenizer:
         return [data[begin:end] if kind == NORMAL else self.token_bytes(i)
                 for i, (begin, end, kind) in enumerate(zip([0, *ends], ends, self._types))]
 
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.all_bytes()))
+
+    def fewest(self, text: str) -> int:
+        """How many tokens a text has at least, by the longest that there is. Quick where cutting would take a second a megabyte."""
+        return -(-len(text) // self._longest)
+
     @property
     def control_ids(self) -> list[int]:
         """The tokens that are no text."""

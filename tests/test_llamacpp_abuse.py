@@ -172,7 +172,7 @@ def test_a_million_newlines_keep_nobody_waiting(server: Serving, client: httpx.C
             served += 1
     assert served > 5
     tokens = answers[1].result().json()["tokens"]
-    assert refused(answers[0].result(), type="exceed_context_size_error")["n_prompt_tokens"] == len(tokens) > 1024
+    assert 1024 < refused(answers[0].result(), type="exceed_context_size_error")["n_prompt_tokens"] <= len(tokens)
     assert post(client, "/detokenize", tokens=tokens) == {"content": "\n" * 1_000_000}
 
 

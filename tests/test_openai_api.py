@@ -434,8 +434,7 @@ def test_the_event_loop_goes_on_while_a_long_prompt_is_read(demo: Serving) -> No
             demo.loop.call_later(0.005, beat)
 
     demo.loop.call_soon_threadsafe(beat)
-    with pytest.raises(openai.BadRequestError) as caught:
-        text(demo, "One day a fox. " * 100_000)
+    answer = httpx.post(f"{demo.url}/tokenize", json={"content": "One day a fox. " * 100_000}, timeout=60)
     done.set()
-    assert caught.value.code == "context_length_exceeded"
+    assert len(answer.json()["tokens"]) > 400_000
     assert len(beats) > 10

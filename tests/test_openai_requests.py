@@ -94,9 +94,10 @@ def test_the_field_at_fault_elsewhere(http: httpx.Client, model: Any, fields: di
     assert refused(http, model, **fields)["param"] == param
 
 
+@pytest.mark.parametrize("n_words", [3000, 300_000])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_longer_than_the_context(http: httpx.Client, stream: bool) -> None:
-    long = "word " * 3000
+def test_a_prompt_longer_than_the_context(http: httpx.Client, stream: bool, n_words: int) -> None:
+    long = "word " * n_words
     for path, fields in (("chat/completions", {"messages": [{"role": "user", "content": long}]}), ("completions", {"prompt": long}),
                          ("embeddings", {"input": long})):
         response = http.post(f"/v1/{path}", json=fields | {"stream": stream})

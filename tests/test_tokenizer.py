@@ -1,5 +1,6 @@
 """The tokenizer against llama.cpp's ids: its own conformance cases, and answers stored by scripts/make_oracles.py."""
 import json
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -252,3 +253,10 @@ def test_the_embedded_model_knows_its_own_special_tokens() -> None:
     assert tokenizer.encode("<|im_start|><think>", parse_special=True) == [ids["<|im_start|>"], ids["<think>"]]
     assert tokenizer.eos_id == fields["tokenizer.ggml.eos_token_id"].contents()
     assert {ids["<|im_end|>"], ids["<|endoftext|>"]} == tokenizer.eog_ids
+
+
+def test_no_text_has_fewer_tokens_than_said() -> None:
+    tokenizer = Tokenizer(GGUFFile(EMBEDDED))
+    longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab))
+    for text in "", "a", " " * longest, "the end of a story " * 300, "漢字" * 50, "\n" * 5000:
+        assert tokenizer.fewest(text) == math.ceil(len(text) / longest) <= len(tokenizer.encode(text))

@@ -137,8 +137,8 @@ class LocalChat:
 
     def _check_length(self, text: str) -> None:
         """Raise ContextFull for a text that is too long whatever its tokens are: cutting takes a second a megabyte, and Ctrl-C waits."""
-        tokenizer, n_ctx = self.llm.tokenizer, self.llm.engine.n_ctx
-        if len(text) > LONG_TEXT and len(text) > n_ctx * max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.n_vocab)):
+        n_ctx = self.llm.engine.n_ctx
+        if len(text) > LONG_TEXT and self.llm.tokenizer.fewest(text) > n_ctx:
             raise ContextFull(f"the conversation has {len(text)} characters, more than the context of {n_ctx} tokens can hold: "
                               "shorten it or raise -c")
 

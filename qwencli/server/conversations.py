@@ -158,6 +158,8 @@ def prompt_of(fields: ConversationFields, llm: LLM, config: Config, think: bool)
     """The conversation as tokens. Slow. Raises InputError, ApiError."""
     opening = OPEN + "\n" if fields.forced_tools() else ""
     prompt, inside = rendered(fields, llm, config, think and not opening)
+    if (fewest := llm.tokenizer.fewest(prompt.text.replace(prompt.guard, ""))) > llm.engine.n_ctx:
+        raise context_full(fewest, llm.engine.n_ctx, or_more=True)
     tokens = prompt._replace(text=prompt.text + opening).encode(llm.tokenizer)
     if len(tokens) >= llm.engine.n_ctx:
         raise context_full(len(tokens), llm.engine.n_ctx)

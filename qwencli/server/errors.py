@@ -28,9 +28,10 @@ class ApiError(QwenError):
         self.type = type or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
-def context_full(n_prompt: int, n_ctx: int) -> ApiError:
+def context_full(n_prompt: int, n_ctx: int, or_more: bool = False) -> ApiError:
     """The refusal of a prompt that leaves no room for an answer."""
-    return ApiError(f"the prompt has {n_prompt} tokens, which leaves no room for an answer in the context of {n_ctx}",
+    n_tokens = f"{n_prompt} tokens{' or more' if or_more else ''}"
+    return ApiError(f"the prompt has {n_tokens}, which leaves no room for an answer in the context of {n_ctx}",
                     code="context_length_exceeded", type="exceed_context_size_error", details={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx})
 
 

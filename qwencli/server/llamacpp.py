@@ -104,7 +104,7 @@ class LlamaCpp:
 
         def prepare() -> tuple[list[tuple[list[int], str]], Asked, Any]:
             sampling = body.sampling(self.config.sampling, llm.tokenizer, body.n_reported)
-            prompts = requested.prompts_of(llm.tokenizer, body.prompt, (service.n_slots + service.n_queue) // n_each)
+            prompts = requested.prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
             for tokens in prompts:
                 requested.check_context(llm, tokens)
             requested.check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), max_tokens)
@@ -154,7 +154,7 @@ class LlamaCpp:
         given = body.input if body.input is not None else body.content
         if given is None:
             raise ApiError('"input" or "content" must be provided')
-        prompts = await asyncio.to_thread(requested.prompts_of, llm.tokenizer, given, MAX_TEXTS, "content")
+        prompts = await asyncio.to_thread(requested.prompts_of, llm, given, MAX_TEXTS, "content")
         if not all(prompts):
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:

@@ -134,7 +134,7 @@ def mixed(tokenizer: Tokenizer, prompt: Any, add_special: bool = True, parse_spe
     return ids
 
 
-def prompts_of(tokenizer: Tokenizer, value: Any, most: int, name: str = "prompt") -> list[list[int]]:
+def prompts_of(llm: LLM, value: Any, most: int, name: str = "prompt") -> list[list[int]]:
     """The token ids of each prompt. A list is one prompt if an id is in it, else a list of prompts. Raises ApiError, InputError."""
     prompts = value if isinstance(value, list) and not any(map(is_id, value)) else [value]
     if not 1 <= len(prompts) <= most:
@@ -148,7 +148,10 @@ def prompts_of(tokenizer: Tokenizer, value: Any, most: int, name: str = "prompt"
         whole = isinstance(prompt, str) or (isinstance(prompt, list) and (not prompt or any(map(is_id, prompt))))
         if not whole:
             raise ApiError(f"{name} has to be a text, a list of token ids, an object with a prompt_string, or a list of such", param=name)
-        found.append(mixed(tokenizer, prompt))
+        texts = [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
+        if (fewest := sum(map(llm.tokenizer.fewest, texts))) > llm.engine.n_ctx:
+            raise context_full(fewest, llm.engine.n_ctx, or_more=True)
+        found.append(mixed(llm.tokenizer, prompt))
     return found
 
 

@@ -180,7 +180,7 @@ class OpenAI:
     def _prompts(self, field: str, value: Any, most: int, longest: int) -> list[list[int]]:
         """Each one's tokens. Slow. Raises ApiError, InputError."""
         n_vocab = self._llm.tokenizer.n_vocab
-        prompts = prompts_of(self._llm.tokenizer, value, most, field)
+        prompts = prompts_of(self._llm, value, most, field)
         for tokens in prompts:
             if not tokens:
                 raise ApiError(f"{field}: expected at least one token", param=field)

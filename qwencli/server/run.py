@@ -114,7 +114,8 @@ async def warm_up(service: Service, config: Config) -> None:
     """Generate once, so that no request has to wait for what is done only once. What it leaves is forgotten."""
     llm = service.llm
     await asyncio.to_thread(prepare, llm)
-    await asyncio.to_thread(llm.tokenizer.encode, "a" * (SHORT_TEXT + 1))  # what long texts need keeps all threads waiting
+    for measure in llm.tokenizer.fewest, llm.tokenizer.encode:
+        await asyncio.to_thread(measure, "a" * (SHORT_TEXT + 1))  # what long texts need keeps all threads waiting
     tokens = [0] * min(WARM_TOKENS, llm.engine.n_ctx - 2)
     if tokens:
         for sampling in SamplingParams(temp=0), replace(config.sampling, seed=0):
