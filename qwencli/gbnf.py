@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 from .errors import InputError
 
+MAX_TEXT = 128 * 1024
+"""Characters. Reading them takes a tenth of a second, in which other threads get little."""
 MAX_DEPTH = 50
 """Of parentheses in each other."""
+MAX_NODES = 3 * MAX_DEPTH
+"""Of nodes in each other: each pair of parentheses may hold alternatives of sequences, and be repeated."""
 TOKEN = re.compile(r"""
     (?P<rule>[A-Za-z_][\w-]*)\s*::= | (?P<name>[A-Za-z_][\w-]*)
   | "(?P<literal>(?:[^"\\]|\\.)*)" | \[(?P<chars>(?:[^\]\\]|\\.)*)\]
@@ -27,6 +31,7 @@ class Node(NamedTuple):
     kind: str
     text: str = ""
     parts: tuple[Node, ...] = ()
+    depth: int = 0
 
     def names(self) -> Iterator[str]:
         """The rules that it refers to."""
@@ -42,6 +47,8 @@ def gbnf_to_lark(text: str) -> str:
     There, words are found before rules are: each the longest that is possible. So that this shows as little as it can, whatever does not
     refer to itself becomes one word, alone and with its neighbours.
     """
+    if len(text) > MAX_TEXT:
+        raise InputError(f"the grammar has {len(text)} characters, expected {MAX_TEXT} at most")
     rules = Parser(text).rules()
     if "root" not in rules:
         raise InputError("the grammar has no rule 'root', with which it begins")
@@ -94,7 +101,7 @@ class Parser:
         while self._kind == "mark" and self._value() == "|":
             self._next()
             found.append(self._sequence())
-        return found[0] if len(found) == 1 else Node("any", "", tuple(found))
+        return found[0] if len(found) == 1 else nested("any", "", found)
 
     def _sequence(self) -> Node:
         found: list[Node] = []
@@ -102,11 +109,11 @@ class Parser:
             if self._kind == "repeat":
                 if not found:
                     raise self._error()
-                found[-1] = Node("repeat", re.sub(r"\s", "", self._value()), (found[-1],))
+                found[-1] = nested("repeat", re.sub(r"\s", "", self._value()), found[-1:])
                 self._next()
             else:
                 found.append(self._item())
-        return found[0] if len(found) == 1 else Node("all", "", tuple(found))
+        return found[0] if len(found) == 1 else nested("all", "", found)
 
     def _item(self) -> Node:
         kind, value = self._kind, self._value()
@@ -158,6 +165,14 @@ class Parser:
         if escape is not None and escape not in ESCAPES:
             raise self._error()
         return ESCAPES[escape] if escape is not None else plain
+
+
+def nested(kind: str, text: str, parts: list[Node]) -> Node:
+    """A node around others. Raises InputError where they lie too deep in each other, as by `"a"****` with a thousand stars."""
+    depth = 1 + max((part.depth for part in parts), default=0)
+    if depth > MAX_NODES:
+        raise InputError(f"the grammar has repetitions and parentheses {depth} deep in each other, expected {MAX_NODES} at most")
+    return Node(kind, text, tuple(parts), depth)
 
 
 def escaped(character: str) -> str:

@@ -286,6 +286,9 @@ REFUSED: list[tuple[Callable[..., Start], Any, str]] = [
     (gbnf, 'root ::= "\\q"', "no GBNF"),
     (gbnf, 'root ::= "\\ud800"', "no character"),
     (gbnf, "root ::= " + "(" * 60 + '"a"' + ")" * 60, "parentheses 51 deep"),
+    (gbnf, 'root ::= "a"' + "*" * 5000, "151 deep"),
+    (gbnf, "root ::= " + "(" * 45 + '"a"' + ")****" * 45, "151 deep"),
+    (gbnf, "root ::= " + '| "a" ' * 30_000, "has 180009 characters, expected 131072 at most"),
     (gbnf, "root ::= root", "no token can follow"),
     (gbnf, "root ::= <think>", "no GBNF"),
 ]
