@@ -36,6 +36,7 @@ def test_the_page_on_the_real_server(browser: Any) -> None:  # noqa: F811
             page.wait_for_selector("#send:not([hidden])", timeout=60_000)
             assert page.locator(".answer .error:visible").count() == 0
             page.keyboard.press("Control+k")
+            page.wait_for_selector("#empty")
         page.click("#conversations a >> nth=0")
         page.wait_for_selector(".answer")
         assert page.locator(".answer > .answer-text").inner_text().split() == whole_answer(server).split()
