@@ -1,7 +1,11 @@
 """What the tests of the commands share: the story that their model tells, and ways to call `qwencli`."""
+import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +30,21 @@ Call = Callable[..., Result]
 
 
 def process(*args: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run the installed command."""
+    """Run the installed command. The time that it may take includes what a first run compiles, on a busy machine of one core."""
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    done: subprocess.CompletedProcess[bytes] = subprocess.run([QWENCLI, *map(str, args)], timeout=60, **(streams | options))
+    done: subprocess.CompletedProcess[bytes] = subprocess.run([QWENCLI, *map(str, args)], timeout=300, **(streams | options))
     return done
+
+
+def allow_ctrl_c() -> None:
+    """For a process that is started: where the tests run in the background it may be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def read_terminal(terminal: int, end: bytes) -> bytes:
+    """What was written to the other end of a pseudo-terminal, up to `end` and beyond: it comes piece by piece, and may come late."""
+    text, deadline = b"", time.monotonic() + 60
+    while end not in text:
+        assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], text
+        text += os.read(terminal, 2**16)
+    return text

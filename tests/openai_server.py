@@ -2,7 +2,6 @@
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -53,7 +52,9 @@ class OpenAIServer(ThreadingHTTPServer):
         self.models = models or as_json({"object": "list", "data": [{"id": "tiny"}, {"id": "other"}]})
         self.requests: list[Request] = []
         self.left = threading.Event()
-        """Set when a client went while the server was waiting."""
+        """Set when a client went before the end of an answer."""
+        self.asked = threading.Event()
+        """Set when an answer was asked for."""
         self.url = f"http://127.0.0.1:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
 
@@ -83,16 +84,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: Any, reply: Reply) -> None:
         self.server.requests.append(Request(self.command, self.path, dict(self.headers), body))
+        if body is not None:
+            self.server.asked.set()
         self.close_connection = True
+        try:
+            self.send(reply)
+        except ConnectionError:
+            self.server.left.set()
+
+    def send(self, reply: Reply) -> None:
         self.send_response(reply.status)
         for name, value in ({"Transfer-Encoding": "chunked"} | dict(reply.headers)).items():
             self.send_header(name, value)
         self.end_headers()
         for piece in reply.pieces:
             if piece == WAIT:
-                self.connection.settimeout(10)
-                with suppress(ConnectionError):
-                    self.connection.recv(1)
+                self.connection.settimeout(60)
+                self.connection.recv(1)
                 self.server.left.set()
                 return
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))

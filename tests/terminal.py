@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 import pexpect
-from command_line import QWENCLI
+from command_line import QWENCLI, allow_ctrl_c
 
 READY, TAKEN = "\x1b[?2004h", "\x1b[?2004l"
 """What the line editor writes where it begins to take input, and where it has taken it: bracketed paste on and off."""
@@ -23,9 +24,10 @@ class Terminal:
         env = inherited | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | env
         if not env.get("QWENCLI_CACHE"):  # HOME decides where compiled kernels are looked for, too
             env["HOME"] = os.path.expanduser("~")
-        self.child = pexpect.spawn(QWENCLI, [str(a) for a in args], env=env, encoding="utf-8", timeout=60, dimensions=(24, 80), cwd=home)
+        self.child = pexpect.spawn(QWENCLI, [str(a) for a in args], env=env, encoding="utf-8", timeout=60, dimensions=(24, 80), cwd=home,
+                                   preexec_fn=allow_ctrl_c)
         self.child.delaybeforesend = None
-        self.child.ptyproc.delayafterclose = self.child.ptyproc.delayafterterminate = 0.01
+        self.child.ptyproc.delayafterclose = 0
 
     def until(self, text: str) -> str:
         """Wait for a text; what came before it."""
@@ -57,9 +59,17 @@ class Terminal:
     def end(self) -> int | None:
         """Wait for the end of the process; its exit code."""
         self.child.expect(pexpect.EOF)
+        self.child.wait()  # else `close` would end it, which may take its time to exit
         self.child.close()
         code: int | None = self.child.exitstatus
         return code
+
+    def kill(self) -> None:
+        """End the process if it has not ended."""
+        if self.child.isalive():
+            self.child.kill(signal.SIGKILL)
+            self.child.wait()
+        self.child.close()
 
 
 def plain(text: str) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import COMMANDS, IDS, QWENCLI, TEXT, Call, process
+from command_line import COMMANDS, IDS, QWENCLI, TEXT, Call, allow_ctrl_c, process, read_terminal
 
 import qwencli
 
@@ -34,7 +34,7 @@ def test_a_terminal_without_a_command_is_shown_what_can_be_done() -> None:
     terminal, other_end = os.openpty()
     try:
         assert process(stdout=other_end).returncode == 0
-        lines = os.read(terminal, 2**16).decode().splitlines()
+        lines = read_terminal(terminal, b"qwencli run --help").decode().splitlines()
     finally:
         os.close(terminal)
         os.close(other_end)
@@ -139,10 +139,6 @@ main()
 """
 
 
-def allow_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background it may be ignored
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("place", "options", "text"), [
     ("qwencli.tokenizer StreamDecoder add 5", [], "abcd"), ("qwencli.tokenizer StreamDecoder add 5", ["--json"], "abcd"),
@@ -200,7 +196,7 @@ def test_terminals_get_the_closing_line_and_are_asked_for_a_prompt(story: Path) 
     try:
         done = process("run", "-m", story, "-p", "x", "--temp", "0", "-n", "3", stderr=other_end)
         assert done.stdout == b"abc"
-        assert re.search(rb"tokens, .* t/s; generation 3 tokens, .* t/s; stopped by length", os.read(terminal, 4096))
+        assert re.search(rb"tokens, .* t/s; generation 3 tokens, .* t/s; stopped by length", read_terminal(terminal, b"stopped by"))
         done = process("run", "-m", story, "--temp", "0", stdin=other_end)
         assert (done.returncode, done.stdout) == (2, b"")
         assert b"give a prompt with -p, -f or on stdin" in done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import QWENCLI, TEXT, Call, Result, process
+from command_line import QWENCLI, TEXT, Call, Result, allow_ctrl_c, process
 from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, stream
 
 from qwencli.cli.chat.commands import COMMANDS, MAX_FILE
@@ -312,7 +312,7 @@ def test_utf8_whatever_the_locale(story: Path) -> None:
 def test_ctrl_c_ends_it() -> None:
     with OpenAIServer(Reply([stream(delta(content="one"), done=False), WAIT])) as server:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        with subprocess.Popen([QWENCLI, "chat", "--url", server.url], **pipes) as p:
+        with subprocess.Popen([QWENCLI, "chat", "--url", server.url], preexec_fn=allow_ctrl_c, **pipes) as p:
             assert p.stdin
             assert p.stdout
             p.stdin.write(b"count\n")
@@ -320,7 +320,7 @@ def test_ctrl_c_ends_it() -> None:
             assert p.stdout.read(3) == b"one"
             p.send_signal(signal.SIGINT)
             out, err = p.communicate(timeout=60)
-        assert server.left.wait(10)
+        assert server.left.wait(60)
     assert (p.returncode, out, err.strip()) == (130, b"\n", b"")
 
 

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import COMMANDS, QWENCLI, Call
+from command_line import COMMANDS, QWENCLI, Call, allow_ctrl_c
 from gguf_builder import Gguf, f32, parts, reciter, tiny
-from test_cli import allow_ctrl_c
 from test_hub import FILE, MODEL, REPO, Hub, cache, hub, one_line
 
 from qwencli.errors import InputError
@@ -163,18 +162,13 @@ def test_list_as_a_table(machine: Path, call: Call) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")
 def test_the_table_fits_a_terminal(machine: Path) -> None:
-    import fcntl
-    import struct
-    import termios
-    terminal, other_end = os.openpty()
-    try:
-        fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        subprocess.run([QWENCLI, "list"], stdout=other_end, check=True, timeout=60, env=environment)
-        rows = os.read(terminal, 65536).decode().splitlines()
-    finally:
-        os.close(terminal)
-        os.close(other_end)
+    pexpect = pytest.importorskip("pexpect")
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    child = pexpect.spawn(QWENCLI, ["list"], timeout=60, encoding="utf-8", dimensions=(24, 90), env=environment)
+    rows = child.read().splitlines()
+    child.wait()
+    child.close()
+    assert child.exitstatus == 0
     assert max(map(len, rows)) <= 90
     assert [row.split()[0].replace("\\", "/") for row in rows[1:]] == NAMES
     assert rows[5].endswith(f"…/{FILE}"[-10:])
@@ -299,11 +293,12 @@ def test_options_that_contradict(call: Call, args: str) -> None:
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 0), ("n\n", 1), ("\x03", 130), ("\x04", 130)])
 def test_at_a_terminal_one_is_asked(hub: Hub, tmp_path: Path, answer: str, code: int) -> None:
     pexpect = pytest.importorskip("pexpect")
-    child = pexpect.spawn(QWENCLI, ["tokenize", "-m", REPO, "the"], timeout=20, preexec_fn=allow_ctrl_c, encoding="utf-8",
+    child = pexpect.spawn(QWENCLI, ["tokenize", "-m", REPO, "the"], timeout=60, preexec_fn=allow_ctrl_c, encoding="utf-8",
                           dimensions=(24, 200))
     child.expect_exact(f"{REPO}:Q4_K_M is not on this machine. Fetch 174.1 kB? [Y/n]: ")
     child.send(answer)
     child.expect(pexpect.EOF)
+    child.wait()
     child.close()
     assert child.exitstatus == code
     assert ("257 -> ' the'" in child.before or "257 -> 'he'" in child.before) == (code == 0)
@@ -392,12 +387,13 @@ def test_rm_asks(machine: Path, call: Call) -> None:
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("\x03", 130)])
 def test_rm_asks_at_a_terminal(machine: Path, answer: str, code: int) -> None:
     pexpect = pytest.importorskip("pexpect")
-    child = pexpect.spawn(QWENCLI, ["rm", "maker/Big:BF16"], timeout=20, preexec_fn=allow_ctrl_c, encoding="utf-8",
+    child = pexpect.spawn(QWENCLI, ["rm", "maker/Big:BF16"], timeout=60, preexec_fn=allow_ctrl_c, encoding="utf-8",
                           dimensions=(24, 200))
     n_bytes = sum(len(part.build()) for part in parts(reciter(), 2))
     child.expect_exact(f"Remove maker/Big:BF16 ({n_bytes / 1000:.1f} kB)? [y/N]: ")
     child.send(answer)
     child.expect(pexpect.EOF)
+    child.wait()
     child.close()
     assert child.exitstatus == code
     assert bool(list(cache(machine, "maker/Big").glob("snapshots/*/BF16/*"))) == (code != 0)
