@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from . import layout
-from .simd import F32, F32X16, I8X16, I8X64, I16, I16X16, I32X16, Emitter
+from .simd import F32, F32X16, I8X16, I8X64, I16, I16X16, I32, I32X16, Emitter
 
 F32X1 = ir.VectorType(F32, 1)
 
@@ -126,7 +126,8 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
         for k, quants in enumerate(ints):
             e.store(b.trunc(quants, I8X16), qs, 16 * k)
         offset = b.shl(i, e.int(2))
-        e.store(e.sum_i32(b.add(*ints)), sums, offset)
+        low, high = (e.sum_i32(i) for i in ints)
+        e.store(b.or_(b.and_(low, e.int(0xFFFF, I32)), b.shl(high, e.int(16, I32))), sums, offset)
         e.store(e.f16_to_f32(e.f32_to_f16(scale)), d, offset)
 
 

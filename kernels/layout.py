@@ -10,8 +10,7 @@ Q8K_BLOCK, Q8K_SUMS_BYTES = 256, 48
 SUMS_OF_16, SUMS_OF_32 = 0, 32
 """Offsets of the 16 sums of 16 quants and of the 8 sums of 32."""
 Q8_0_BLOCK, Q8_0_SUMS_BYTES = 32, 4
-"""Q8_0 activations, in three arrays: i8 quants, an f32 scale (rounded to half precision) and an i32 sum for each block of 32."""
-
+"""Q8_0 activations, in three arrays: i8 quants, an f32 scale (rounded to half precision) and two i16 sums of 16 for each block of 32."""
 
 
 class Format(NamedTuple):
@@ -28,7 +27,7 @@ FORMATS = {
 
 PANEL_ROWS = 32
 """Rows of a weight that are unpacked together when there are many tokens."""
-BLOCK_Q8K, BLOCK_Q8_0 = 5760, 576
+BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 
 PAGE = 64

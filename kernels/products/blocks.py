@@ -1,4 +1,4 @@
-"""Products with blocks of 32 weights, activations in Q8_0."""
+"""Products with groups of 32 weights, activations in Q8_0."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,22 +7,37 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..quants._blocks import PANEL_BYTES, QUARTS, VECTOR
-from ..quants._kquants import gathered_halves
+from ..quants._blocks import SCALES, VECTOR, Group
 from ..quants._quarts import add_products
-from ..simd import F32, F32X4, F32X16, I8X16, I32, I32X16, LANES, Emitter
+from ..simd import F32, F32X4, F32X16, I8X16, I16X32, I32, I32X16, LANES, Emitter
 from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
 ROWS_AT_ONCE = 8
 
 
 def dot4(e: Emitter, quant: Any, acc: Any, weights: Any, quants: Any) -> Any:
-    return (e.dot4_wide if quant.WIDE else e.dot4)(acc, weights, quants)
+    return (e.dot4_wide if quant.FORM.wide else e.dot4)(acc, weights, quants)
 
 
-def offset_of(e: Emitter, quant: Any) -> int:
-    """What is to be subtracted from each quant."""
-    return quant.OFFSET + e.raised_by if quant.WIDE else quant.OFFSET
+def offset_sums(e: Emitter, quant: Any, sums: Any) -> list[Any]:
+    """For each scale what is to be added to the products of quants, i32x16, from the sums of two times 16 activations in each lane."""
+    form = quant.FORM
+    minus = -(form.offset + e.raised_by * form.wide)
+    which = [(minus, minus)] if form.n_scales == 1 else [(minus, 0), (0, minus)]
+    sums = e.b.bitcast(sums, I16X32)
+    return [e.dot2(e.int(0, I32X16), sums, ir.Constant(I16X32, [*pair] * LANES)) for pair in which]
+
+
+def sum_of_all(e: Emitter, sums: Any) -> Any:
+    """The sums of 32 activations, f32x16."""
+    return e.b.sitofp(e.dot2(e.int(0, I32X16), e.b.bitcast(sums, I16X32), e.int(1, I16X32)), F32X16)
+
+
+def scaled(e: Emitter, integers: Sequence[Any], scales: Sequence[Any], x_scale: Any) -> Any:
+    """The value of 32 weights times as many activations, f32x16, without the mins."""
+    b = e.b
+    first, *second = (b.fmul(b.sitofp(i, F32X16), b.fmul(d, x_scale)) for i, d in zip(integers, scales))
+    return b.fadd(first, second[0]) if second else first
 
 
 def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int) -> None:
@@ -40,79 +55,101 @@ def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int)
 
 
 def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int, stride: int) -> Any:
-    """f32x8: the products of 8 rows, `stride` rows apart, four blocks of each at once."""
-    b, n_blocks = e.b, n_cols // quant.BLOCK
-    row_bytes = n_blocks * quant.BYTES * stride
+    """f32x8: the products of 8 rows, `stride` rows apart, four groups of each at once."""
+    b, n_groups, per_block = e.b, n_cols // 32, quant.BLOCK // 32
+    row_bytes = n_groups // per_block * quant.BYTES * stride
+    bytes_of_four = 4 * quant.BYTES // per_block
     first = b.add(a.w, b.mul(row, a.row_bytes))
     totals = [e.var(e.float(0.0, F32X4)) for _ in range(0, ROWS_AT_ONCE, 4)]
 
-    def add_blocks(i: Any, step: int) -> None:
-        """Add blocks i to i + 3 of 8 rows to the totals, in this order; with step 0 block i alone."""
-        at = b.add(first, b.mul(i, e.int(quant.BYTES)))
-        blocks = [[e.at(at, row_bytes * r + step * quant.BYTES * k) for k in range(4)] for r in range(ROWS_AT_ONCE)]
+    def add_groups(i: Any, at: Any, numbers: Sequence[int]) -> None:
+        """Add groups i to i + 3 of 8 rows to the totals, in this order; with one number group i alone. It is number 0 of the block `at`."""
+        step = len(numbers) > 1
+        groups = [[Group(e.at(at, row_bytes * r + n // per_block * quant.BYTES), n % per_block) for n in (numbers * 4)[:4]]
+                  for r in range(ROWS_AT_ONCE)]
         q = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
         low_x, high_x = (e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1))
-        place = b.shl(b.add(b.mul(token, e.int(n_blocks)), i), e.int(2))
+        place = b.shl(b.add(b.mul(token, e.int(n_groups)), i), e.int(2))
 
-        def by_block(base: Any, kind: Any) -> Any:
-            values = e.load(ir.VectorType(kind, 1 + 3 * step), b.add(base, place))
+        def by_group(base: Any, kind: Any) -> Any:
+            values = e.load(ir.VectorType(kind, len(numbers)), b.add(base, place))
             return e.shuffle(values, [step * (lane // 4) for lane in range(LANES)])
 
-        offsets = b.mul(by_block(a.sums, I32), e.int(offset_of(e, quant), I32X16))
-        scales = by_block(a.d, F32)
+        sums, x_scale = by_group(a.sums, I32), by_group(a.d, F32)
+        offsets = offset_sums(e, quant, sums)
+        x_sum = b.fmul(x_scale, sum_of_all(e, sums)) if quant.FORM.mins else None
         for which, total in enumerate(totals):
-            if step * stride:
-                share = 2 * ROWS_AT_ONCE * quant.BYTES
+            if step and stride:
+                share = ROWS_AT_ONCE * bytes_of_four // 2
                 prefetch_rows(e, e.at(first, ROWS_AT_ONCE * row_bytes + which * share), b.lshr(i, e.int(2)), share, 2 * share)
-            of_four, dots = blocks[4 * which:4 * which + 4], []
+            of_four: list[list[Group]] = groups[4 * which:4 * which + 4]
+            dots: list[list[Any]] = [[] for _ in offsets]
             for of_row in of_four:
                 low, high = quant.load_four(e, of_row)
-                dots.append(dot4(e, quant, dot4(e, quant, e.int(0, I32X16), low, low_x), high, high_x))
-            d = gathered_halves(e, [of_four[lane % 4][lane // 4] for lane in range(LANES)], 0)
-            integers = b.sub(e.sums_of_quarters(dots), offsets)
-            products = b.fmul(b.sitofp(integers, F32X16), b.fmul(d, scales))
-            for k in range(1 + 3 * step):
+                lower = dot4(e, quant, e.int(0, I32X16), low, low_x)
+                dots[0].append(lower if len(dots) > 1 else dot4(e, quant, lower, high, high_x))
+                if len(dots) > 1:
+                    dots[1].append(dot4(e, quant, e.int(0, I32X16), high, high_x))
+            lanes = [of_four[lane % 4][lane // 4] for lane in range(LANES)]
+            integers = [b.add(e.sums_of_quarters(four), offset) for four, offset in zip(dots, offsets)]
+            products = scaled(e, integers, quant.scales(e, lanes), x_scale)
+            if x_sum:
+                products = b.fadd(products, b.fmul(quant.mins(e, lanes), x_sum))
+            for k in range(len(numbers)):
                 b.store(b.fadd(b.load(total), e.shuffle(products, range(4 * k, 4 * k + 4))), total)
 
-    with e.loop(e.int(n_blocks // 4)) as four:
-        add_blocks(b.shl(four, e.int(2)), 1)
-    with e.loop(e.int(n_blocks % 4)) as rest:
-        add_blocks(b.add(rest, e.int(n_blocks // 4 * 4)), 0)
+    with e.loop(e.int(n_groups // 4)) as four:
+        add_groups(b.shl(four, e.int(2)), b.add(first, b.mul(four, e.int(bytes_of_four))), [0, 1, 2, 3])
+    whole = n_groups // 4
+    for rest in range(n_groups % 4):
+        add_groups(e.int(4 * whole + rest), e.at(first, whole * bytes_of_four), [rest])
     return e.concat(*(b.load(total) for total in totals))
 
 
 def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
-    return e.b.mul(e.b.lshr(a.n_cols, e.int(5)), e.int(PANEL_BYTES))
+    return e.b.mul(e.b.lshr(a.n_cols, e.int(5)), e.int(quant.FORM.panel_bytes))
 
 
 def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
-    b = e.b
+    b, form, per_block = e.b, quant.FORM, quant.BLOCK // 32
     rows = clamped_rows(e, a, row, LANES)
-    with e.loop(b.lshr(a.n_cols, e.int(5))) as i:
+    with e.loop(b.udiv(a.n_cols, e.int(quant.BLOCK))) as i:
         offset = b.mul(i, e.int(quant.BYTES))
-        blocks, out = [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(PANEL_BYTES)))
-        for k, word in enumerate(quant.quarts(e, blocks)):
-            e.store(word, out, k * VECTOR)
-        e.store(gathered_halves(e, blocks, 0), out, QUARTS)
+        blocks = [b.add(address, offset) for address in rows]
+        for number in range(per_block):
+            out = e.at(panel, b.mul(b.add(b.mul(i, e.int(per_block)), e.int(number)), e.int(form.panel_bytes)))
+            for k, word in enumerate(quant.quarts(e, blocks, number)):
+                e.store(word, out, k * VECTOR)
+            groups = [Group(block, number) for block in blocks]
+            for k, vector in enumerate([*quant.scales(e, groups), *([quant.mins(e, groups)] if form.mins else [])]):
+                e.store(vector, out, SCALES + k * VECTOR)
 
 
 def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any) -> list[list[Any]]:
-    b = e.b
-    n_blocks = b.lshr(a.n_cols, e.int(5))
-    sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
+    b, form = e.b, quant.FORM
+    n_groups = b.lshr(a.n_cols, e.int(5))
+    totals = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     acts = [b.add(a.q, b.mul(t, a.n_cols)) for t in tokens]
-    scale_rows = [b.shl(b.mul(t, n_blocks), e.int(2)) for t in tokens]
-    with e.loop(n_blocks) as i:
+    scale_rows = [b.shl(b.mul(t, n_groups), e.int(2)) for t in tokens]
+    count = 8 // form.n_scales
+    with e.loop(n_groups) as i:
         with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-            prefetch_share(e, ahead, i, len(panels) * LANES * quant.BYTES)
-        blocks = [b.add(address, b.mul(i, e.int(PANEL_BYTES))) for address in panels]
+            prefetch_share(e, ahead, i, len(panels) * LANES * quant.BYTES * 32 // quant.BLOCK)
+        groups = [b.add(address, b.mul(i, e.int(form.panel_bytes))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
-        starts = [e.splat(b.mul(e.load(I32, a.sums, place), e.int(-offset_of(e, quant), I32))) for place in places]
+        sums = [e.splat(e.load(I32, a.sums, place)) for place in places]
+        starts = [offset_sums(e, quant, of_token) for of_token in sums]
         quants = [b.add(act, b.shl(i, e.int(5))) for act in acts]
-        integers = add_products(e, partial(dot4, e, quant), [starts] * len(panels), blocks, quants, 8)
-        for r, block in enumerate(blocks):
-            d = e.load(F32X16, block, QUARTS)
+        integers = [add_products(e, partial(dot4, e, quant), [[start[k] for start in starts]] * len(panels),
+                                 [e.at(group, k * count * VECTOR) for group in groups], [e.at(q, 4 * k * count) for q in quants], count)
+                    for k in range(form.n_scales)]
+        for r, group in enumerate(groups):
+            scales = [e.load(F32X16, group, SCALES + k * VECTOR) for k in range(form.n_scales)]
             for t, place in enumerate(places):
-                act_d, total = e.load(F32, a.d, place), sums[r][t]
-                b.store(b.fadd(b.load(total), b.fmul(b.sitofp(integers[r][t], F32X16), b.fmul(d, e.splat(act_d)))), total)
-    return [[b.load(total) for total in row_sums] for row_sums in sums]
+                x_scale = e.splat(e.load(F32, a.d, place))
+                products = scaled(e, [of_half[r][t] for of_half in integers], scales, x_scale)
+                if form.mins:
+                    least = e.load(F32X16, group, SCALES + form.n_scales * VECTOR)
+                    products = b.fadd(products, b.fmul(least, b.fmul(x_scale, sum_of_all(e, sums[t]))))
+                b.store(b.fadd(b.load(totals[r][t]), products), totals[r][t])
+    return [[b.load(total) for total in row_totals] for row_totals in totals]

@@ -6,8 +6,9 @@ function), and `KIND`, the family that says how it is multiplied (see products/)
 - "q8k": 256 weights with scales for parts of 16 or 32; activations are Q8_K (see layout.py). The module gives `values(e, rows, act)`,
   four rows' blocks times an activation block, `unpack(e, rows, panel)`, 16 rows' blocks into a panel, and how that is laid out and
   multiplied, `PANEL` and `TILE`.
-- "q8_0": 32 weights with one scale; activations are Q8_0. It gives `load_four(e, blocks)`, the first and the second halves of four blocks'
-  quants, and `quarts(e, rows)`, those of 16 rows' blocks, four in each lane; `OFFSET`, what to subtract from them, and `WIDE`, whether
-  they are signed bytes, `raised` as the instruction set wants them, or unsigned ones below 128.
+- "q8_0": groups of 32 weights, one or more in a block; activations are Q8_0. The module's `FORM` says what quants, scales and mins there
+  are (see _blocks.py). It gives `load_four(e, groups)`, the first and the second halves of four groups' quants; `quarts(e, rows, number)`,
+  the quants of that group of 16 rows' blocks, four in each lane; `scales(e, groups)`, a list of one or two f32 vectors with the groups in
+  lanes; and where there are mins `mins(e, groups)`, such a vector.
 - "float": activations stay float32; "bf16": they are rounded to BF16. What they give: see products/floats.py.
 """

@@ -175,11 +175,12 @@ def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter,
 class Tile:
     """The panel form of a K-quant's micro-kernel on one 256-block: R vectors of 16 rows times T tokens, integers until the end.
 
-    With `minus` 0 the pairs are mins with a scale of their own, dmin; else they are the scales, and every weight is lessened by `minus`.
+    Quants are below 128, or if `wide` signed bytes, `raised` as the instruction set wants them. With `mins` the pairs are mins with a scale
+    of their own, dmin; else they are the scales, and every quant is lessened by `minus`.
     """
 
-    def __init__(self, panel: Panel, minus: int) -> None:
-        self.panel, self.minus = panel, minus
+    def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
+        self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
 
     def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]) -> list[list[Any]]:
         """[R][T] f32x16: what `values` gives for a row, with the rows in lanes. at_part(number) is called for each part of the block."""
@@ -192,7 +193,8 @@ class Tile:
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
             scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
             quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
-            partial = add_products(e, e.dot4, [[e.int(0, I32X16)] * len(acts)] * len(panels), quarts, quants, per_part)
+            zeros = [[e.int(0, I32X16)] * len(acts)] * len(panels)
+            partial = add_products(e, e.dot4_wide if self.wide else e.dot4, zeros, quarts, quants, per_part)
             for r, address in enumerate(scales):
                 scale = e.load(I32X16, address, p.scales)
                 for t in tokens:
@@ -201,13 +203,16 @@ class Tile:
 
     def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
         b, p = e.b, self.panel
+        minus = self.minus + e.raised_by * self.wide
+        d = e.load(F32X16, address, p.d)
+        if not (self.mins or minus):
+            return b.fmul(d, b.sitofp(total, d.type))
         offset = e.int(0, I32X16)
-        first = layout.SUMS_OF_16 if self.minus else layout.SUMS_OF_32
+        first = layout.SUMS_OF_16 if p.n_parts == 16 else layout.SUMS_OF_32
         for i in range(p.n_parts // 2):
             sums = b.bitcast(e.splat(e.load(I32, a.sums, first + 4 * i)), I16X32)
             offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, p.pairs + i * VECTOR), I16X32), sums)
-        d = e.load(F32X16, address, p.d)
-        if self.minus:
-            return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(self.minus, I32X16))), d.type))
+        if minus:
+            return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(minus, I32X16))), d.type))
         dmin = e.load(d.type, address, p.dmin)
         return b.fsub(b.fmul(d, b.sitofp(total, d.type)), b.fmul(dmin, b.sitofp(offset, d.type)))

@@ -18,7 +18,7 @@ from . import _kquants as k
 
 BLOCK, BYTES, KIND = 256, 144, "q8k"
 PANEL = k.Panel(8)
-TILE = k.Tile(PANEL, minus=0)
+TILE = k.Tile(PANEL, mins=True)
 
 
 @njit(inline="always")

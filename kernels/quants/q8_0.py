@@ -7,9 +7,12 @@ from typing import Any
 from numba import njit
 
 from ..simd import I8X16, Emitter, as_f32, load_f16, load_i8
+from ._blocks import Form, Group
+from .q4_0 import scales
 
+__all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
 BLOCK, BYTES, KIND = 32, 34, "q8_0"
-OFFSET, WIDE = 0, True
+FORM = Form(wide=True)
 
 
 @njit(inline="always")
@@ -17,10 +20,10 @@ def value(p, i):
     return load_f16(p) * as_f32(load_i8(p + 2 + i))
 
 
-def load_four(e: Emitter, blocks: Sequence[Any]) -> tuple[Any, Any]:
-    low, high = (e.raised(e.join([e.load(I8X16, p, 2 + 16 * half) for p in blocks])) for half in (0, 1))
+def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
+    low, high = (e.raised(e.join([e.load(I8X16, group.block, 2 + 16 * half) for group in groups])) for half in (0, 1))
     return low, high
 
 
-def quarts(e: Emitter, rows: Sequence[Any]) -> list[Any]:
+def quarts(e: Emitter, rows: Sequence[Any], number: int) -> list[Any]:
     return [e.raised(word) for word in e.transposed(rows, 2, 8)]

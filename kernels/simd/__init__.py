@@ -221,6 +221,21 @@ class Emitter:
     def raised_by(self) -> int:
         return 128 if self.isa.RAISED else 0
 
+    def lookup(self, table: Sequence[int], indices: Any) -> Any:
+        """The bytes at `indices`, i8 lanes from 0 to 15, 64 of them, of a table of 16 numbers from -128 to 127."""
+        return self.isa.lookup(self, table, indices)
+
+    def bits(self, data: Any) -> Any:
+        """Bytes -> eight times as many i1 lanes, the lowest bit of each byte first."""
+        n = data.type.count
+        each = self.shuffle(data, [i // 8 for i in range(8 * n)])
+        mask = ir.Constant(each.type, [1 << i % 8 for i in range(8 * n)])
+        return self.b.icmp_unsigned("!=", self.b.and_(each, mask), self.int(0, each.type))
+
+    def constant(self, data: bytes) -> Any:
+        """The address of constant memory with these bytes."""
+        return self.b.ptrtoint(cgutils.global_constant(self.b.module, "table", cgutils.create_constant_array(I8, data)), I64)
+
     def pairs(self, u: Any, s: Any) -> Any:
         """Sums of 2 products u8 * i8 in i16 lanes: i8x64 unsigned below 128, i8x64 signed -> i16x32. Exact."""
         return self.isa.pairs(self, u, s)

@@ -38,6 +38,11 @@ def _madd(e: Any, x: Any, y: Any) -> Any:
     return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.wd", I32X8, p, q), x, y)
 
 
+def lookup(e: Any, table: Any, indices: Any) -> Any:
+    both = ir.Constant(I8X32, 2 * list(table))
+    return halves(e, lambda i: e.call("llvm.x86.avx2.pshuf.b", I8X32, both, i), indices)
+
+
 def pairs(e: Any, u: Any, s: Any) -> Any:
     return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s)
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import I16X32, I32X16
+from llvmlite import ir
+
+from . import I8X64, I16X32, I32X16
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup", "pairs", "pause"]
 
 RAISED = True
 REGISTERS = 32
@@ -17,6 +19,10 @@ def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 dot4_wide = dot4
+
+
+def lookup(e: Any, table: Any, indices: Any) -> Any:
+    return e.call("llvm.x86.avx512.pshuf.b.512", I8X64, ir.Constant(I8X64, 4 * list(table)), indices)
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:

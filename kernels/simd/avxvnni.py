@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, pairs, pause
+from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, lookup, pairs, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup", "pairs", "pause"]
 
 RAISED = True
 REGISTERS = 8

@@ -5,7 +5,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, I16, I16X32, I32, like
+from . import F32, I8X64, I16, I16X32, I32, like
 
 RAISED = True
 REGISTERS = 4
@@ -70,6 +70,16 @@ def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 dot4_wide = dot4
+
+
+def lookup(e: Any, table: Any, indices: Any) -> Any:
+    """A tree of choices by the bits of the index, the lowest first."""
+    b = e.b
+    values = [e.int(value, I8X64) for value in table]
+    for bit in range(4):
+        is_set = b.icmp_unsigned("!=", b.and_(indices, e.int(1 << bit, I8X64)), e.int(0, I8X64))
+        values = [b.select(is_set, values[i + 1], values[i]) for i in range(0, len(values), 2)]
+    return values[0]
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:

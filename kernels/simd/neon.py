@@ -10,7 +10,7 @@ from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
 
 __all__ = [
     "RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact",
-    "pairs", "pause"]
+    "lookup", "pairs", "pause"]
 
 RAISED = False
 REGISTERS = 8
@@ -21,6 +21,11 @@ def in_registers(e: Any, operation: Any, *operands: Any) -> Any:
     """An operation on 16-byte registers, done on the four parts of 64-byte vectors."""
     parts = [operation(*(e.half(e.half(x, i // 2), i % 2) for x in operands)) for i in range(4)]
     return e.concat(e.concat(parts[0], parts[1]), e.concat(parts[2], parts[3]))
+
+
+def lookup(e: Any, table: Any, indices: Any) -> Any:
+    values = ir.Constant(I8X16, list(table))
+    return in_registers(e, lambda i: e.call("llvm.aarch64.neon.tbl1.v16i8", I8X16, values, i), indices)
 
 
 def _widening_products(e: Any, x: Any, y: Any, kind: Any) -> list[Any]:
