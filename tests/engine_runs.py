@@ -1,4 +1,9 @@
-"""Running an engine to the end."""
+"""Running an engine to the end, or not yet."""
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 
 from qwencli.engine import Engine, Sequence
@@ -13,3 +18,21 @@ def finish(engine: Engine, *sequences: Sequence) -> None:
             return
         engine.step()
     pytest.fail(f"not finished after 1000 steps: {[len(seq.tokens) for seq in sequences]}")
+
+
+@contextmanager
+def held(engine: Engine, n_tokens: int = 0) -> Iterator[threading.Event]:
+    """Steps wait until the event is set, once a sequence has `n_tokens`: what a test does meanwhile is in time however slow it is."""
+    go, step = threading.Event(), engine.step
+
+    def held_step(n_batch: int | None = None) -> Any:
+        if any(len(seq.generated) >= n_tokens for seq in engine.running):
+            go.wait(60)
+        return step(n_batch)
+
+    engine.step = held_step  # type: ignore[method-assign]
+    try:
+        yield go
+    finally:
+        go.set()
+        engine.step = step  # type: ignore[method-assign]

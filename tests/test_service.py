@@ -1,16 +1,18 @@
 """The service: many requests on one engine, for asyncio. The answers to expect are those of the same requests alone."""
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_runs import held
 
 from qwencli.backends import HIDDEN, Batch, Piece
 from qwencli.backends.cpu import CPUBackend
 from qwencli.errors import ContextFull, InputError, QwenError
-from qwencli.kv_cache import KVSequence
+from qwencli.kv_cache import PAGE, KVSequence
 from qwencli.llm import LLM, Completion
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
@@ -42,12 +44,18 @@ def serve(llm: LLM, work: Callable[[Service], Coroutine[Any, Any, Any]], **optio
         service = Service(llm, **options)
         service.start()
         try:
-            return await asyncio.wait_for(work(service), 60)
+            return await asyncio.wait_for(work(service), 120)
         finally:
             await service.stop(grace=0)
             assert llm.engine.running == []
             assert [slot.generation for slot in service.slots()] == [None] * service.n_slots
     return asyncio.run(main())
+
+
+async def runs(generation: Generation) -> None:
+    """Wait until it has a slot."""
+    while generation.slot is None:
+        await asyncio.sleep(0.001)
 
 
 async def text_of(generation: Generation) -> str:
@@ -92,34 +100,64 @@ def test_stop_strings(llm: LLM) -> None:
 
 def test_a_full_queue_is_an_error_that_says_when_to_come_again(llm: LLM) -> None:
     async def work(service: Service) -> list[str]:
-        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 60, ignore_eos=True)
-        running = [service.generate(request)]
-        first = await running[0].__anext__()
-        running += [service.generate(request) for _ in range(2)]
-        assert service.n_waiting == 2
-        with pytest.raises(Busy, match="2 requests are waiting already") as caught:
-            service.generate(request)
+        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 20, ignore_eos=True)
+        with held(llm.engine):
+            taken = [service.generate(request)]
+            await runs(taken[0])
+            taken += [service.generate(request) for _ in range(2)]
+            assert service.n_waiting == 2
+            with pytest.raises(Busy, match="2 requests are waiting already") as caught:
+                service.generate(request)
         assert caught.value.retry_after >= 1
-        texts = await asyncio.gather(*map(text_of, running))
-        return [first.text + texts[0], *texts[1:]]
+        return await asyncio.gather(*map(text_of, taken))
 
-    assert len(set(serve(llm, work, n_slots=1, n_queue=2))) == 1
+    expected = alone(llm, PROMPTS[0], GREEDY, 20)
+    assert serve(llm, work, n_slots=1, n_queue=2) == [expected] * 3
+
+
+def test_a_request_on_its_way_to_a_slot_is_not_forgotten(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a place, and an end with grace waits for it."""
+    submit, reached, go = llm.engine.submit, threading.Event(), threading.Event()
+
+    def slow(seq: Any) -> None:
+        reached.set()
+        go.wait(60)
+        submit(seq)
+
+    async def work(service: Service) -> str:
+        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10, ignore_eos=True)
+        generation = service.generate(request)
+        await asyncio.to_thread(reached.wait, 60)
+        with pytest.raises(Busy):
+            service.generate(request)
+        ending = asyncio.create_task(service.stop(grace=60))
+        await asyncio.sleep(0.1)
+        go.set()
+        text = await text_of(generation)
+        await ending
+        return text
+
+    expected = alone(llm, PROMPTS[0], GREEDY, 10)
+    monkeypatch.setattr(llm.engine, "submit", slow)
+    assert serve(llm, work, n_slots=1, n_queue=0) == expected
 
 
 @pytest.mark.parametrize("when", ["waiting", "prompt", "answer"])
 def test_a_cancelled_request_frees_its_slot_within_a_step(llm: LLM, when: str) -> None:
     async def work(service: Service) -> str:
         long = Request(tokens_of(llm, PROMPTS[0] * 40), GREEDY, 800, ignore_eos=True)
-        generation = service.generate(long)
-        if when == "waiting":
+        with held(llm.engine, n_tokens=int(when == "answer")):
             generation = service.generate(long)
-        elif when == "answer":
-            await generation.__anext__()
-        generation.cancel()
-        generation.cancel()
+            if when == "waiting":
+                generation = service.generate(long)
+            elif when == "answer":
+                await generation.__anext__()
+            generation.cancel()
+            generation.cancel()
         async for _ in generation:
             pass
         assert generation.sequence.stop_reason == "cancelled"
+        assert len(generation.sequence.generated) <= {"waiting": 0, "prompt": 1, "answer": 2}[when]
         for slot in service.slots():
             if slot.generation:
                 slot.generation.cancel()
@@ -183,10 +221,14 @@ def test_embeddings_are_the_final_norms_output(llm: LLM, pooling: str) -> None:
         await answer
         return found
 
-    pages = llm.engine.backend.cache.n_pages
     found = serve(llm, work, pooling=pooling)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert pages <= llm.engine.backend.cache.n_pages
+    while llm.engine.prefixes.make_room():
+        pass
+    cache, all_of_it = llm.engine.backend.cache, KVSequence()
+    cache.reserve(all_of_it, cache.n_pages * PAGE)
+    assert sorted(all_of_it.pages) == list(range(cache.n_pages)), "pages were lost, or freed twice"
+    cache.release(all_of_it)
 
 
 def test_stopping_lets_running_requests_finish_and_takes_no_more(llm: LLM) -> None:
@@ -210,9 +252,12 @@ def test_what_does_not_finish_in_time_fails(llm: LLM) -> None:
     async def main() -> None:
         service = Service(llm, n_slots=1)
         service.start()
-        generation = service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 900, ignore_eos=True))
-        await generation.__anext__()
-        await service.stop(grace=0)
+        with held(llm.engine, n_tokens=1):
+            generation = service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 900, ignore_eos=True))
+            await generation.__anext__()
+            ending = asyncio.create_task(service.stop(grace=0))
+            await asyncio.sleep(0)  # it has begun
+        await ending
         with pytest.raises(QwenError, match="shutting down"):
             await text_of(generation)
 
@@ -222,31 +267,38 @@ def test_what_does_not_finish_in_time_fails(llm: LLM) -> None:
 
 def test_no_more_than_the_queue_holds_wait_however_fast_they_come(llm: LLM) -> None:
     async def work(service: Service) -> None:
-        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 900, ignore_eos=True)  # so that none is done before the last has come
-        taken = [service.generate(request) for _ in range(3)]
-        with pytest.raises(Busy):
-            service.generate(request)
-        for generation in taken:
-            generation.cancel()
+        request = Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10, ignore_eos=True)
+        with held(llm.engine):  # so that none is done before the last has come
+            taken = [service.generate(request) for _ in range(3)]
+            with pytest.raises(Busy):
+                service.generate(request)
+        await asyncio.gather(*map(text_of, taken))
 
     serve(llm, work, n_slots=1, n_queue=2)
 
 
 def test_an_embedding_that_nobody_waits_for_is_not_made(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[object] = []
-    run = CPUBackend.run
-    monkeypatch.setattr(CPUBackend, "run", lambda *args: runs.append(args) or run(*args))
+    n_runs, run, go = 0, CPUBackend.run, threading.Event()
+
+    def held_run(*args: Any) -> Any:
+        nonlocal n_runs
+        n_runs += 1
+        go.wait(60)
+        return run(*args)
+
+    monkeypatch.setattr(CPUBackend, "run", held_run)
 
     async def work(service: Service) -> None:
         tokens = tokens_of(llm, PROMPTS[0])
         jobs = [asyncio.ensure_future(service.embed(tokens)) for _ in range(2)]
         await asyncio.sleep(0)  # both are in the queue
         jobs[1].cancel()
+        go.set()
         assert (await jobs[0]).shape == (llm.model.config.n_embd,)
         await service.embed(tokens)
 
     serve(llm, work)
-    assert len(runs) == 2
+    assert n_runs == 2
 
 
 @pytest.mark.parametrize(("free", "limit", "n_slots", "expected"), [

@@ -80,7 +80,7 @@ class Service:
         """Take no more requests, let those that are here finish for `grace` seconds, and end."""
         self._ending = True
         end = time.monotonic() + grace
-        while time.monotonic() < end and (self._waiting or self._embeddings or any(self._slots)):
+        while time.monotonic() < end and self._busy():
             await asyncio.sleep(0.05)
         with self._changed:
             self._ended = True
@@ -120,6 +120,10 @@ class Service:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
+    def _busy(self) -> bool:
+        with self._changed:
+            return bool(self._waiting or self._embeddings or any(self._slots))
+
     def _expected_wait(self) -> int:
         """Seconds until a place is free, from what requests have taken so far."""
         n = max(1, self.counters.n_requests)
@@ -154,14 +158,14 @@ class Service:
     def _admit(self) -> None:
         """Requests that wait take the free slots."""
         while self._waiting and None in self._slots:
-            generation = self._waiting.popleft()
+            with self._changed:  # nobody may find it neither waiting nor running: the queue would take one more, the end come too soon
+                generation = self._waiting.popleft()
+                generation.slot, generation.started = self._slots.index(None), time.monotonic()
+                self._slots[generation.slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
             except Exception as error:  # whatever it is, it ends this request and not the engine's thread
                 self._finish(generation, as_qwen_error(error))
-                continue
-            generation.slot, generation.started = self._slots.index(None), time.monotonic()
-            self._slots[generation.slot] = generation
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
