@@ -135,7 +135,7 @@ def _errors(repo: str) -> Iterator[None]:
         yield
     except QwenError:
         raise
-    except Exception as error:
+    except Exception as error:  # hub, HTTP and Xet libraries raise of many kinds; each becomes a line that says what to do
         raise _explained(repo, error) from None
 
 

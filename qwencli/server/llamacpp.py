@@ -194,7 +194,7 @@ async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
             async for item in source:
                 items.put_nowait((item,))
             items.put_nowait(None)
-        except Exception as error:
+        except Exception as error:  # whatever it is: it is raised again where the items are taken
             items.put_nowait(error)
 
     tasks = [asyncio.ensure_future(pump(source)) for source in sources]
