@@ -126,7 +126,7 @@ def meeting(n: int, met: list[int]) -> Function:
     barrier = threading.Barrier(n)
 
     def meet(chunk: int) -> None:
-        met.append(barrier.wait(20))
+        met.append(barrier.wait(60))
     return meet
 
 
@@ -149,7 +149,7 @@ def test_threads_without_work_are_parked_and_woken(team: Callable[[int], Team]) 
     for round_ in range(1, 4):
         t.run(p.rows)
         assert len(met) == 4 * round_
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not parked(t):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -203,7 +203,7 @@ def own_threads() -> set[threading.Thread]:
 
 def wait_for_end(threads: set[threading.Thread]) -> None:
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
 
 
