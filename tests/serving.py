@@ -1,7 +1,8 @@
 """A real server for tests: `qwencli serve` as the command starts it, but in a thread of this process, on a port that is free."""
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,19 @@ from qwencli.server import run
 from qwencli.server.app import API, build_app
 from qwencli.server.config import Config
 from qwencli.server.service import Service
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something that happens in another thread."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.005)
+
+
+def endless() -> LLM:
+    """A demo model whose answers can take minutes: they end because somebody ends them."""
+    return LLM(EMBEDDED, n_threads=2, n_ctx=100_000)
 
 
 class Serving:
@@ -48,7 +62,7 @@ def serving(llm: LLM | None = None, n_slots: int = 4, n_queue: int = 64, pooling
 
     thread = threading.Thread(target=target)
     thread.start()
-    started.wait(60)
+    assert started.wait(60)
     if failures:
         raise failures[0]
     assert server
@@ -56,8 +70,8 @@ def serving(llm: LLM | None = None, n_slots: int = 4, n_queue: int = 64, pooling
         yield Serving(service, config, run.url(sockets, "127.0.0.1", False), loop)
     finally:
         loop.call_soon_threadsafe(server.stop)
-        thread.join(20)
-        loop.close()
+        thread.join(60)
         assert not thread.is_alive()
+        loop.close()
         if failures:
             raise failures[0]
