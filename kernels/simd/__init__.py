@@ -234,7 +234,7 @@ class Emitter:
 
     def constant(self, data: bytes) -> Any:
         """The address of constant memory with these bytes."""
-        return self.b.ptrtoint(cgutils.global_constant(self.b.module, "table", cgutils.create_constant_array(I8, data)), I64)
+        return self.b.ptrtoint(cgutils.global_constant(self.b.module, "table", cgutils.make_bytearray(data)), I64)
 
     def pairs(self, u: Any, s: Any) -> Any:
         """Sums of 2 products u8 * i8 in i16 lanes: i8x64 unsigned below 128, i8x64 signed -> i16x32. Exact."""
