@@ -3,7 +3,7 @@ import numpy as np
 
 from qwencli.kernels import layout
 
-HALVES = {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q4_0": [0], "Q8_0": [0]}
+HALVES = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q4_0": [0], "Q8_0": [0]}
 """Where the half floats are in a block."""
 FLOATS = {"F32": np.float32, "F16": np.float16}
 

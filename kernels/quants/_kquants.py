@@ -1,7 +1,8 @@
 """What the K-quants share: 256 weights a block, panels of 16 rows with the rows in lanes, activations in Q8_K.
 
 A panel holds, for each block of 16 rows: 64 vectors of four weights a lane ("quarts"), a vector of 32-bit scales for each part of the
-block, the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin.
+block, the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin. Where quants are so small that
+their products with the scales are bytes, these are in the quarts, and the tokens have nothing to multiply by scales.
 """
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout
-from ..simd import F32X4, F32X16, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter
+from ..simd import F32X4, F32X16, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter, like
 from ._quarts import VECTOR, add_products
 
 QUARTS = 64 * VECTOR
@@ -24,8 +25,9 @@ class Act(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Offsets in a panel block whose weights have `n_parts` scales."""
+    """Offsets in a panel block whose weights have `n_parts` scales, or if `scaled` none: the quarts are multiplied by them already."""
     n_parts: int
+    scaled: bool = False
 
     @property
     def scales(self) -> int:
@@ -33,7 +35,7 @@ class Panel(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        return self.scales + self.n_parts * VECTOR
+        return self.scales + (0 if self.scaled else self.n_parts * VECTOR)
 
     @property
     def d(self) -> int:
@@ -87,21 +89,27 @@ def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
     return scales, mins
 
 
-def gathered_halves(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
-    """The half float at `offset` of each of 4, 8 or 16 rows, as f32 lanes. Put together by integers: vectors have enough to shuffle."""
-    b = e.b
-    fours = ir.Constant(ir.VectorType(I64, len(rows) // 4), ir.Undefined)
-    for i in range(0, len(rows), 4):
+def gathered(e: Emitter, rows: Sequence[Any], offset: int, kind: Any) -> Any:
+    """The i16 or i32 at `offset` of each of 4, 8 or 16 rows, in lanes. Put together by integers: vectors have enough to shuffle."""
+    b, n = e.b, 64 // kind.width
+    words = ir.Constant(ir.VectorType(I64, len(rows) // n), ir.Undefined)
+    for i in range(0, len(rows), n):
         word = e.int(0)
-        for j, row in enumerate(rows[i:i + 4]):
-            word = b.or_(word, b.shl(b.zext(e.load(I16, row, offset), I64), e.int(16 * j)))
-        fours = b.insert_element(fours, word, e.int(i // 4, I32))
-    return e.f16_to_f32(b.bitcast(fours, ir.VectorType(I16, len(rows))))
+        for j, row in enumerate(rows[i:i + n]):
+            word = b.or_(word, b.shl(b.zext(e.load(kind, row, offset), I64), e.int(kind.width * j)))
+        words = b.insert_element(words, word, e.int(i // n, I32))
+    return b.bitcast(words, ir.VectorType(kind, len(rows)))
+
+
+def gathered_halves(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
+    """The half float at `offset` of each of 4, 8 or 16 rows, as f32 lanes."""
+    return e.f16_to_f32(gathered(e, rows, offset, I16))
 
 
 def low_and_high_halves(e: Emitter, words: Any) -> tuple[Any, Any]:
-    """u32 lanes that hold two half floats -> both as f32x16."""
-    return e.f16_to_f32(e.b.trunc(words, I16X16)), e.f16_to_f32(e.b.trunc(e.b.lshr(words, e.int(16, I32X16)), I16X16))
+    """u32 lanes that hold two half floats -> both as f32 lanes."""
+    low, high = words, e.b.lshr(words, e.int(16, words.type))
+    return e.f16_to_f32(e.b.trunc(low, like(low, I16))), e.f16_to_f32(e.b.trunc(high, like(high, I16)))
 
 
 def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) -> None:
@@ -133,15 +141,17 @@ def of_each(e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any]
     With few registers in a loop: side by side LLVM begins with all rows at once and keeps them on the stack.
     """
     b, n = e.b, len(rows)
+    own_type = scales and ir.VectorType(scales.type.element, scales.type.count // n)
     if e.registers >= 8:
-        return [total_of(row, scales and e.shuffle(scales, range(8 * r, 8 * r + 8))) for r, row in enumerate(rows)]
+        return [total_of(row, scales and e.shuffle(scales, [own_type.count * r + i for i in range(own_type.count)]))
+                for r, row in enumerate(rows)]
     addresses, totals, kept = e.memory(64), e.memory(64 * n), e.memory(64)
     for r, row in enumerate(rows):
         e.store(row, addresses, 8 * r)
     if scales:
         e.store(scales, kept)
     with e.loop(e.int(n)) as r:
-        own = scales and e.load(ir.VectorType(I16, 8), kept, b.shl(r, e.int(4)))
+        own = scales and e.load(own_type, kept, b.shl(r, e.int(4)))
         e.store(total_of(e.load(I64, addresses, b.shl(r, e.int(3))), own), totals, b.shl(r, e.int(6)))
     return [e.load(I32X16, totals, 64 * r) for r in range(n)]
 
@@ -164,12 +174,43 @@ def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter,
 
     totals = of_each(e, rows, total_of, scales)
     sums = e.shuffle(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), [*range(8)] * 4)
-    offset = e.dot2(e.int(0, I32X16), mins, sums)
-    for n in 4, 2:
-        offset = b.add(*(e.shuffle(offset, of_each_row(range(first, n, 2), n)) for first in (0, 1)))
+    offset = of_four_lanes(e, e.dot2(e.int(0, I32X16), mins, sums))
     halves = b.bitcast(head, I16X32)
     d, dmin = (e.f16_to_f32(e.shuffle(halves, of_each_row([i], 8))) for i in (0, 1))
     return b.fsub(b.fmul(d, b.sitofp(sum_four(e, totals), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4)))
+
+
+def in_halves(e: Emitter, quants: Iterable[Any], scales: Any, times: Sequence[int], act: Act) -> Any:
+    """A row's block times the activations, for Q2_K and Q3_K: an i32x16 whose lanes sum to the largest of `times` times the value.
+
+    `scales`: i16x16. The i-th of four `quants`, i8x64, has 32 weights of each half of the block from the half's weight 32 * i on, each
+    times[i] times as large: scales make up for that, as they are fewer.
+    """
+    factors = ir.Constant(I16X16, [max(times) // times[part // 2 % 4] for part in range(16)])
+    scales, total = e.b.mul(scales, factors), e.int(0, I32X16)
+    for i, quant in enumerate(quants):
+        activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 128 + 32 * i))
+        of_lanes = [first + 2 * i + lane // 8 for first in (0, 8) for lane in range(16)]
+        total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, of_lanes))
+    return total
+
+
+def times_sums_of_16(e: Emitter, numbers: Any, act: Act) -> Any:
+    """16 signed bytes of each of four rows times the sums of 16 activations: i32x4."""
+    b, eight = e.b, e.int(8, I16X32)
+    numbers = b.bitcast(numbers, I16X32)
+    total = e.int(0, I32X16)
+    for first, part in enumerate((b.ashr(b.shl(numbers, eight), eight), b.ashr(numbers, eight))):
+        sums = e.shuffle(e.load(I16X16, act.sums, layout.SUMS_OF_16), [*range(first, 16, 2)] * 4)
+        total = e.dot2(total, part, sums)
+    return of_four_lanes(e, total)
+
+
+def of_four_lanes(e: Emitter, vector: Any) -> Any:
+    """The sums of each four lanes of an i32x16, as i32x4."""
+    for n in 4, 2:
+        vector = e.b.add(*(e.shuffle(vector, of_each_row(range(first, n, 2), n)) for first in (0, 1)))
+    return vector
 
 
 class Tile:
@@ -207,12 +248,61 @@ class Tile:
         d = e.load(F32X16, address, p.d)
         if not (self.mins or minus):
             return b.fmul(d, b.sitofp(total, d.type))
-        offset = e.int(0, I32X16)
-        first = layout.SUMS_OF_16 if p.n_parts == 16 else layout.SUMS_OF_32
-        for i in range(p.n_parts // 2):
-            sums = b.bitcast(e.splat(e.load(I32, a.sums, first + 4 * i)), I16X32)
-            offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, p.pairs + i * VECTOR), I16X32), sums)
+        offset = pairs_times_sums(e, p, address, a)
         if minus:
             return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(minus, I32X16))), d.type))
-        dmin = e.load(d.type, address, p.dmin)
-        return b.fsub(b.fmul(d, b.sitofp(total, d.type)), b.fmul(dmin, b.sitofp(offset, d.type)))
+        return less_mins(e, p, address, total, offset)
+
+
+class ScaledTile:
+    """As `Tile`, for a panel that is `scaled`: its bytes are the products of quants and scales, each lessened by `minus`."""
+
+    def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
+        self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
+
+    def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]) -> list[list[Any]]:
+        b, p = e.b, self.panel
+        starts = [self._start(e, act) for act in acts]
+        totals = [[e.var(start) for start in starts] for _ in panels]
+        per_part = 64 // p.n_parts
+        with e.loop(e.int(p.n_parts)) as part:
+            at_part(part)
+            quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
+            quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
+            before = [[b.load(total) for total in of_row] for of_row in totals]
+            after = add_products(e, e.dot4_wide if self.wide else e.dot4, before, quarts, quants, per_part)
+            for of_row, new in zip(totals, after):
+                for total, value in zip(of_row, new):
+                    b.store(value, total)
+        return [[self._value(e, address, b.load(total), act) for total, act in zip(of_row, acts)]
+                for address, of_row in zip(panels, totals)]
+
+    def _start(self, e: Emitter, act: Act) -> Any:
+        minus = self.minus + e.raised_by * self.wide
+        return e.splat(e.b.mul(sum_of_block(e, act), e.int(-minus, I32))) if minus else e.int(0, I32X16)
+
+    def _value(self, e: Emitter, address: Any, total: Any, act: Act) -> Any:
+        if self.mins:
+            return less_mins(e, self.panel, address, total, pairs_times_sums(e, self.panel, address, act))
+        return e.b.fmul(e.load(F32X16, address, self.panel.d), e.b.sitofp(total, F32X16))
+
+
+def sum_of_block(e: Emitter, act: Act) -> Any:
+    """The sum of an activation block's 256 quants, an i32."""
+    return e.sum_i32(e.b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8)))
+
+
+def pairs_times_sums(e: Emitter, panel: Panel, address: Any, act: Act) -> Any:
+    """A panel's pairs times the sums of the parts' activations, i32x16."""
+    b, offset = e.b, e.int(0, I32X16)
+    first = layout.SUMS_OF_16 if panel.n_parts == 16 else layout.SUMS_OF_32
+    for i in range(panel.n_parts // 2):
+        sums = b.bitcast(e.splat(e.load(I32, act.sums, first + 4 * i)), I16X32)
+        offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, panel.pairs + i * VECTOR), I16X32), sums)
+    return offset
+
+
+def less_mins(e: Emitter, panel: Panel, address: Any, total: Any, offset: Any) -> Any:
+    """d * total - dmin * offset"""
+    b, d, dmin = e.b, e.load(F32X16, address, panel.d), e.load(F32X16, address, panel.dmin)
+    return b.fsub(b.fmul(d, b.sitofp(total, d.type)), b.fmul(dmin, b.sitofp(offset, d.type)))

@@ -1,0 +1,68 @@
+"""Q2_K: 256 weights in 84 bytes (block_q2_K in ggml-common.h), two halves of 128 weights.
+
+    0  16 bytes: scales in the low nibbles and mins in the high ones, for parts of 16 weights
+   16  2 * 32 bytes: bits 2j, 2j+1 of byte i belong to weight 32 * j + i of the half
+   80  f16 d, f16 dmin
+
+weight = d * scale * q - dmin * min
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from numba import njit
+
+from ..simd import F32X4, I8X64, I16X16, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
+from . import _kquants as k
+
+BLOCK, BYTES, KIND = 256, 84, "q8k"
+PANEL = k.Panel(16, scaled=True)
+TILE = k.ScaledTile(PANEL, mins=True)
+TIMES = 1, 4, 16, 16
+"""What `quants` are multiples of: those that need no shift stay where they are."""
+
+
+@njit(inline="always")
+def value(p, i):
+    both = load_u8(p + i // 16)
+    q = load_u8(p + 16 + i // 128 * 32 + i % 32) >> (i // 32 % 4 * 2) & 3
+    return load_f16(p + 80) * as_f32(both & 15) * as_f32(q) - load_f16(p + 82) * as_f32(both >> 4)
+
+
+def quants(e: Emitter, p: Any) -> Iterator[Any]:
+    """Four i8x64, TIMES as large, in the order of `k.in_halves`, emitted where they are used."""
+    b, both = e.b, e.load(I8X64, p, 16)
+    for j in range(3):
+        yield b.and_(both, e.int(3 << 2 * j, I8X64))
+    yield b.and_(b.lshr(both, e.int(2, I8X64)), e.int(3 << 4, I8X64))
+
+
+def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
+    b, head = e.b, k.heads(e, rows)
+    scales, mins = b.and_(head, e.int(15, I8X64)), b.lshr(head, e.int(4, I8X64))
+
+    def total_of(row: Any, own: Any) -> Any:
+        return k.in_halves(e, quants(e, row), b.zext(own, I16X16), TIMES, act)
+
+    total = b.ashr(k.sum_four(e, k.of_each(e, rows, total_of, scales)), e.int(4, I32X4))
+    d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
+    return b.fsub(b.fmul(d, b.sitofp(total, F32X4)), b.fmul(dmin, b.sitofp(k.times_sums_of_16(e, mins, act), F32X4)))
+
+
+def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
+    b = e.b
+    heads, words = e.transposed(rows, 0, 4), e.transposed(rows, 16, 16)
+    two = e.int(0x03030303, I32X16)
+    scales, mins = ([b.and_(b.lshr(heads[part // 4], e.int(8 * (part % 4) + shift, I32X16)), e.int(15, I32X16)) for part in range(16)]
+                    for shift in (0, 4))
+    for part in range(16):
+        half, j, upper = part // 8, part // 2 % 4, part % 2
+        for i, word in enumerate(words[8 * half + 4 * upper:][:4]):
+            quart = b.and_(b.lshr(word, e.int(2 * j, I32X16)), two)
+            e.store(b.mul(quart, scales[part]), panel, (4 * part + i) * k.VECTOR)
+    for part in range(0, 16, 2):
+        e.store(b.or_(mins[part], b.shl(mins[part + 1], e.int(16, I32X16))), panel, PANEL.pairs + part // 2 * k.VECTOR)
+    d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
+    e.store(d, panel, PANEL.d)
+    e.store(dmin, panel, PANEL.dmin)
