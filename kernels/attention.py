@@ -1,8 +1,7 @@
-"""Attention over the paged KV cache: heads rotated and stored, queries against the pages, partial results merged and quantized.
+"""Attention over the paged KV cache: queries against the pages, partial results merged and quantized. How a page is read: see kv/.
 
 Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by
-page, with a running softmax; splits are merged in order. Scores sum over the head's values in order, results over positions in order. So
-one token at a time, a whole prompt, and a reused prefix give the same bits.
+page, with a running softmax; splits are merged in order. So one token at a time, a whole prompt, and a reused prefix give the same bits.
 """
 from __future__ import annotations
 
@@ -11,104 +10,18 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import layout
-from .activations import each_lane, quantize_row, rms_norm
+from . import kv, layout
+from .activations import quantize_row
+from .kv._tiles import VECTORS
 from .ops import tokens_of
-from .simd import F32, F32X16, I16X16, I32, I32X16, I64, LANES, Emitter, i64, intrinsic_of, load_i64, void
+from .simd import F32, F32X16, I32, I32X16, I64, LANES, Emitter, i64, intrinsic_of, load_i64, void
 
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
 PAGES_A_SPLIT = SPLIT // PAGE
-VECTORS = PAGE // LANES
 
 
 def build(name: str, *variant: str) -> Any:
-    return {"rotate": build_rotate, "store": build_store, "attend": build_attend, "merge": build_merge}[name](*variant)
-
-
-def rotate_head(e: Emitter, x: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any) -> None:
-    """Normalise one head in place, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2.
-
-    `table` has their n_rot / 2 cosines, then as many sines.
-    """
-    b = e.b
-    with b.if_then(b.icmp_unsigned("!=", weight, e.int(0))):
-        rms_norm(e, x, weight, x, head_dim, b.bitcast(b.trunc(eps, I32), F32))
-    half = b.lshr(n_rot, e.int(1))
-    half_bytes = b.shl(half, e.int(2))
-
-    def rotate(offset: Any, kind: Any) -> None:
-        first, second = e.load(kind, x, offset), e.load(kind, e.at(x, half_bytes), offset)
-        cos, sin = e.load(kind, table, offset), e.load(kind, e.at(table, half_bytes), offset)
-        e.store(b.fsub(b.fmul(first, cos), b.fmul(second, sin)), x, offset)
-        e.store(b.fadd(b.fmul(second, cos), b.fmul(first, sin)), e.at(x, half_bytes), offset)
-
-    each_lane(e, half, rotate)
-
-
-rotate_in_place = intrinsic_of(void, *[i64] * 6)(rotate_head)
-
-
-def build_rotate() -> Any:
-    """args: count, unit, x, n_head, head_dim, weight or 0, eps (f32 bits), table, n_rot. Queries, in place."""
-    def rotate(args, chunk, scratch):
-        x, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
-        eps, table, n_rot = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
-        for t in range(first, last):
-            for head in range(n_head):
-                rotate_in_place(x + 4 * head_dim * (t * n_head + head), weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
-    return rotate
-
-
-def build_store() -> Any:
-    """args: as rotate's for the keys, then values, address of each token's page, slots in these, offset of the layer in a page."""
-    @intrinsic_of(void, i64, i64, i64, i64, i64)
-    def store_head(e: Emitter, k: Any, v: Any, keys: Any, slot: Any, head_dim: Any) -> None:
-        """keys: the head's slab, [head_dim][PAGE] halves for keys, then [PAGE][head_dim] for values."""
-        b = e.b
-        values = b.add(keys, b.mul(head_dim, e.int(2 * PAGE)))
-        with e.loop(head_dim) as i:
-            place = b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1))
-            e.store(e.f32_to_f16(e.load(F32, k, b.shl(i, e.int(2)))), keys, place)
-        row = e.at(values, b.shl(b.mul(slot, head_dim), e.int(1)))
-        each_lane(e, head_dim, lambda offset, kind: e.store(e.f32_to_f16(e.load(kind, v, offset)), row, b.lshr(offset, e.int(1))))
-
-    def store(args, chunk, scratch):
-        k, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
-        eps, table, n_rot, v = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64), load_i64(args + 72)
-        pages, slots, layer_offset = load_i64(args + 80), load_i64(args + 88), load_i64(args + 96)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
-        for t in range(first, last):
-            page, slot = load_i64(pages + 8 * t) + layer_offset, load_i64(slots + 8 * t)
-            for head in range(n_head):
-                x = 4 * head_dim * (t * n_head + head)
-                rotate_in_place(k + x, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
-                store_head(k + x, v + x, page + 4 * PAGE * head_dim * head, slot, head_dim)
-    return store
-
-
-def side_by_side(e: Emitter) -> int:
-    """Vectors of a tile that are summed side by side for each of four queries: with more, sums would not stay in registers."""
-    return 4 if e.registers >= 32 else 1
-
-
-def score_tile(e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int) -> None:
-    """out[q][PAGE] = scale * (query . key) for a page's keys, [head_dim][PAGE] halves."""
-    b = e.b
-    n = side_by_side(e)
-    with e.loop(e.int(VECTORS // n)) as part:
-        column = b.mul(part, e.int(32 * n))
-        sums = [[e.var(e.float(0.0, F32X16)) for _ in range(n)] for _ in queries]
-        with e.loop(e.int(head_dim)) as i:
-            row = b.add(column, b.mul(i, e.int(2 * PAGE)))
-            key = [e.f16_to_f32(e.load(I16X16, e.at(keys, row), 32 * j)) for j in range(n)]
-            for query, total in zip(queries, sums):
-                value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
-                for j in range(n):
-                    b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
-        for address, total in zip(out, sums):
-            for j in range(n):
-                e.store(b.fmul(b.load(total[j]), e.splat(scale)), b.add(address, b.shl(column, e.int(1))), 64 * j)
+    return {"attend": build_attend, "merge": build_merge}[name](*variant)
 
 
 def softmax_step(e: Emitter, scores: Any, state: Any, n_valid: Any) -> Any:
@@ -138,39 +51,6 @@ def softmax_step(e: Emitter, scores: Any, state: Any, n_valid: Any) -> Any:
 
 def exp_scalar(e: Emitter, x: Any) -> Any:
     return e.b.extract_element(e.exp(e.splat(x, 1)), e.int(0, I32))
-
-
-def weigh_tile(e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any], factors: Sequence[Any],
-               head_dim: int) -> None:
-    """acc[q] = acc[q] * factor[q] + weights[q] @ values, a page's values as [PAGE][head_dim] halves.
-
-    Query q sees the first n_valid[q] positions, no fewer than the query before it. What it doesn't see isn't multiplied by 0 but
-    skipped: it may be infinite.
-    """
-    b = e.b
-    n_all = b.select(b.icmp_signed(">", n_valid[0], e.int(0)), n_valid[0], e.int(0))
-    width = side_by_side(e) * LANES
-    for start in range(0, head_dim, width):
-        columns = range(start, min(start + width, head_dim), LANES)
-        sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns] for acc, factor in zip(accs, factors)]
-
-        def add_position(i: Any, seen: Sequence[Any], columns: Sequence[int] = columns, sums: Sequence[Any] = sums) -> None:
-            row = e.at(values, b.mul(i, e.int(2 * head_dim)))
-            value = [e.f16_to_f32(e.load(I16X16, row, 2 * c)) for c in columns]
-            for weight, totals, sees in zip(weights, sums, seen):
-                w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
-                for v, total in zip(value, totals):
-                    more = e.fma_exact(w, v, b.load(total))
-                    b.store(more if sees is None else b.select(sees, more, b.load(total)), total)
-
-        with e.loop(n_all) as i:
-            add_position(i, [None] * len(weights))
-        with e.loop(b.sub(n_valid[-1], n_all)) as k:
-            i = b.add(n_all, k)
-            add_position(i, [b.icmp_signed("<", i, n) for n in n_valid])
-        for acc, totals in zip(accs, sums):
-            for c, total in zip(columns, totals):
-                e.store(b.load(total), acc, 4 * c)
 
 
 def merge_into(e: Emitter, total: Any, part: Any, head_dim: int) -> None:
@@ -203,17 +83,21 @@ TILE_QUERIES, SMALL_TILE_QUERIES = 4, 2
 """Queries that share the reading of a page, and of the tile for what is left over."""
 
 
-def build_attend(head_dim_text: str) -> Any:
+def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
     """args: q, out, address of the addresses of items, records and partials, n_head, n_head_kv, scale (f32 bits), offset of the layer.
 
     A chunk is an item for one key-value head. An item is 8 int64: first token, tokens, position of the first, first split, end of splits,
     partial slot or -1 for a final result, page table (addresses), unused. Scratch: for each query of an item scores, a running and a merged
-    partial result, a factor.
+    partial result, a factor, and what of the query and its weights is quantized for the types of keys and values.
     """
     head_dim = int(head_dim_text)
     width = head_dim + LANES  # floats of a partial result
-    per_query = layout.attention_scratch(1, head_dim)
+    keys_as, values_as = kv.named(k_type), kv.named(v_type)
+    keys_bytes, values_bytes = layout.kv_bytes(k_type, head_dim), layout.kv_bytes(v_type, head_dim)
+    per_query = layout.attention_scratch(1, head_dim, k_type, v_type)
     running, merged, factor_at = 4 * PAGE, 4 * (PAGE + width), 4 * (PAGE + 2 * width)
+    query_at = factor_at + 4 * LANES
+    weights_at = query_at + layout.query_bytes(k_type, head_dim) if values_as.QUANTIZED else 0
 
     def tile_numbers(e: Emitter, tile: int, first: Any, n_queries: Any) -> list[Any]:
         """The numbers of `tile` queries from `first` on, the last one repeated at the end."""
@@ -223,18 +107,20 @@ def build_attend(head_dim_text: str) -> Any:
     def places(e: Emitter, numbers: Sequence[Any], memory: Any) -> list[Any]:
         return [e.at(memory, e.b.mul(n, e.int(per_query))) for n in numbers]
 
+    def query_address(e: Emitter, q: Any, n_head: Any, shared: Any, n: Any) -> Any:
+        """Query n is head n % shared of token n // shared."""
+        b = e.b
+        return e.at(q, b.mul(b.add(b.mul(b.udiv(n, shared), n_head), b.urem(n, shared)), e.int(4 * head_dim)))
+
     def score_of(tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
         def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
-            """Scores of `tile` queries from `first` on; query i is head i % shared of token i // shared."""
-            b = e.b
+            """Scores of `tile` queries from `first` on."""
             numbers = tile_numbers(e, tile, first, n_queries)
-            queries = []
-            for n in numbers:
-                token, head = b.udiv(n, shared), b.urem(n, shared)
-                queries.append(e.at(q, b.mul(b.add(b.mul(token, n_head), head), e.int(4 * head_dim))))
-            scale = b.bitcast(b.trunc(scale, I32), F32)
-            score_tile(e, queries, keys, scale, places(e, numbers, memory), head_dim)
+            out = places(e, numbers, memory)
+            queries = [e.at(place, query_at) if keys_as.QUANTIZED else query_address(e, q, n_head, shared, n)
+                       for n, place in zip(numbers, out)]
+            keys_as.score_tile(e, queries, keys, e.b.bitcast(e.b.trunc(scale, I32), F32), out, head_dim)
         return score
 
     def weigh_of(tile: int) -> Any:
@@ -245,23 +131,33 @@ def build_attend(head_dim_text: str) -> Any:
             queries = places(e, numbers, memory)
             factors = [e.load(F32, query, factor_at) for query in queries]
             n_valid = [e.least(e.b.add(n_before, e.b.udiv(n, shared)), e.int(PAGE)) for n in numbers]
-            weigh_tile(e, queries, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
+            weights = [e.at(query, weights_at) for query in queries]
+            values_as.weigh_tile(e, weights, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
         return weigh
 
     score, small_score = score_of(TILE_QUERIES), score_of(SMALL_TILE_QUERIES)
     weigh, small_weigh = weigh_of(TILE_QUERIES), weigh_of(SMALL_TILE_QUERIES)
 
-    @intrinsic_of(void, i64, i64)
-    def soften(e: Emitter, memory: Any, n_valid: Any) -> None:
+    @intrinsic_of(void, i64, i64, i64, i64, i64)
+    def prepare(e: Emitter, q: Any, n_head: Any, shared: Any, n: Any, memory: Any) -> None:
+        if keys_as.QUANTIZED:
+            keys_as.quantize_query(e, query_address(e, q, n_head, shared, n), e.at(memory, query_at), head_dim)
+
+    @intrinsic_of(void, i64, i64, i64)
+    def soften(e: Emitter, memory: Any, n_valid: Any, values: Any) -> None:
         factor = softmax_step(e, memory, e.at(memory, running + 4 * head_dim), n_valid)
         e.store(factor, memory, factor_at)
+        if values_as.QUANTIZED:
+            values_as.quantize_weights(e, memory, values, n_valid, e.at(memory, weights_at), head_dim)
 
-    @intrinsic_of(void, i64)
-    def keep(e: Emitter, memory: Any) -> None:
+    @intrinsic_of(void, i64, i64)
+    def keep(e: Emitter, memory: Any, values: Any) -> None:
         """A query that sees nothing of a page: weights 0, factor 1."""
         for j in range(VECTORS):
             e.store(e.float(0.0, F32X16), memory, 64 * j)
         e.store(e.float(1.0), memory, factor_at)
+        if values_as.QUANTIZED:
+            values_as.quantize_weights(e, memory, values, e.int(0), e.at(memory, weights_at), head_dim)
 
     @intrinsic_of(void, i64)
     def clear(e: Emitter, memory: Any) -> None:
@@ -296,12 +192,15 @@ def build_attend(head_dim_text: str) -> Any:
         n_queries = n_tokens * shared
         n_tiled = (n_queries + TILE_QUERIES - SMALL_TILE_QUERIES - 1) // TILE_QUERIES * TILE_QUERIES
         q_first = q + 4 * head_dim * (first_token * n_head + kv_head * shared)
+        for i in range(n_queries):
+            prepare(q_first, n_head, shared, i, scratch + per_query * i)
         for split in range(begin, end):
             for i in range(n_queries):
                 clear(scratch + per_query * i)
             last_page = min((split + 1) * PAGES_A_SPLIT, (first_position + n_tokens + PAGE - 1) // PAGE)
             for page in range(split * PAGES_A_SPLIT, last_page):
-                keys = load_i64(pages + 8 * page) + layer_offset + 4 * PAGE * head_dim * kv_head
+                keys = load_i64(pages + 8 * page) + layer_offset + (keys_bytes + values_bytes) * kv_head
+                values, n_before = keys + keys_bytes, first_position + 1 - page * PAGE
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
                 for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
@@ -309,10 +208,9 @@ def build_attend(head_dim_text: str) -> Any:
                 for i in range(n_queries):
                     n_valid = first_position + i // shared + 1 - page * PAGE
                     if n_valid > 0:
-                        soften(scratch + per_query * i, min(n_valid, PAGE))
+                        soften(scratch + per_query * i, min(n_valid, PAGE), values)
                     else:
-                        keep(scratch + per_query * i)
-                values, n_before = keys + 2 * PAGE * head_dim, first_position + 1 - page * PAGE
+                        keep(scratch + per_query * i, values)
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     if n_before + (min(i + TILE_QUERIES, n_queries) - 1) // shared > 0:
                         weigh(i, n_queries, values, n_before, shared, scratch)

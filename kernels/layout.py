@@ -32,7 +32,10 @@ BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 
 PAGE = 64
-"""Positions of a KV page: half floats, for each layer and key-value head keys as [head_dim][PAGE], then values as [PAGE][head_dim]."""
+"""Positions of a KV page: for each layer and key-value head its keys, then its values, as the files in kv/ say."""
+KV_BLOCK = 32
+KV_TYPES = {"f16": (1, 2), "bf16": (1, 2), "f32": (1, 4), "q8_0": (KV_BLOCK, KV_BLOCK + 2), "q4_0": (KV_BLOCK, KV_BLOCK // 2 + 2)}
+"""Values that are stored together, and their bytes."""
 SPLIT = 256
 """Positions that one work item of attention reads when there is one token: fixed, so that the order of sums doesn't depend on threads."""
 
@@ -71,9 +74,23 @@ QUERIES_AT_ONCE = 32
 """About how many queries an item of attention has when there are many tokens."""
 
 
-def attention_scratch(n_queries: int, head_dim: int) -> int:
-    """Bytes for the queries of an item: scores of a page, two partial results, a factor."""
-    return 4 * n_queries * (PAGE + 2 * (head_dim + LANES) + LANES)
+def kv_bytes(kind: str, head_dim: int) -> int:
+    """Bytes that a page has for the keys, or the values, of one head."""
+    block, n_bytes = KV_TYPES[kind]
+    return PAGE * (head_dim // block) * n_bytes
+
+
+def query_bytes(k_type: str, head_dim: int) -> int:
+    """Bytes of a query quantized for keys of a type: quants, scales, sums; 0 where it isn't."""
+    n_blocks = head_dim // KV_BLOCK if KV_TYPES[k_type][0] > 1 else 0
+    return -(-n_blocks * (KV_BLOCK + 8) // 64) * 64
+
+
+def attention_scratch(n_queries: int, head_dim: int, k_type: str, v_type: str) -> int:
+    """Bytes for the queries of an item: scores of a page, two partial results, a factor; query and weights where they are quantized."""
+    n_blocks = head_dim // KV_BLOCK if KV_TYPES[v_type][0] > 1 else 0
+    weights_bytes = -(-n_blocks * (2 * PAGE + 4) // 64) * 64
+    return n_queries * (4 * (PAGE + 2 * (head_dim + LANES) + LANES) + query_bytes(k_type, head_dim) + weights_bytes)
 
 
 MAX_TOP_K = 256

@@ -81,6 +81,8 @@ def kind_of(spec: str) -> str:
     module, *words = (word for word in spec.split(":") if not word.isdigit())
     if module == "matmul":
         return f"matmul {words[0]}"
+    if module == "heads":
+        return words[0]
     if words[0] in ("attend", "merge"):
         return "attention"
     return " ".join(word for word in words if word != "prepare")

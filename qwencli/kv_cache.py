@@ -1,12 +1,42 @@
-"""Which page of the KV cache holds which positions of which sequence. What a page looks like in memory is each backend's affair."""
+"""Which page of the KV cache holds which positions of which sequence, and as what type. What a page looks like in memory is each backend's
+affair."""
 from __future__ import annotations
 
 import heapq
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .errors import InputError
+from .ggml_types import GGML_TYPES
 
 PAGE = 64
 """Positions a page."""
+TYPES = {kind.name.lower(): kind for kind in GGML_TYPES.values() if kind.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")}
+"""What keys and values can be kept as, by llama.cpp's names."""
+
+
+class CacheTypes(NamedTuple):
+    """As what keys and values are kept: names of TYPES, None for what the backend does by itself."""
+    k: str | None = None
+    v: str | None = None
+
+    def chosen(self, default: str, head_dim: int) -> CacheTypes:
+        """Both types. Raises InputError for one that is unknown, or whose blocks a head of `head_dim` values can't be divided into."""
+        for name in self:
+            if name is not None and name not in TYPES:
+                raise InputError(f"the KV cache has no type '{name[:40]}', expected one of {', '.join(TYPES)}")
+            if name is not None and head_dim % TYPES[name].block_size:
+                raise InputError(f"heads of {head_dim} values can't be kept in the KV cache as {name}, which has blocks of"
+                                 f" {TYPES[name].block_size}: choose f16, bf16 or f32")
+        return CacheTypes(self.k or default, self.v or default)
+
+    def n_bytes(self, n_values: int) -> int:
+        """Bytes of `n_values` keys and as many values, of types that are chosen."""
+        return sum(TYPES[name].n_bytes(n_values) for name in self if name is not None)
+
+
+DEFAULT_TYPES = CacheTypes()
 
 
 @dataclass(eq=False)

@@ -17,9 +17,9 @@ HEADS = [(64, 4, 4), (64, 4, 2), (80, 3, 1), (64, 7, 1), (128, 16, 2), (256, 2, 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
-    specs = ["attention:rotate", "attention:store"]
+    specs = ["heads:rotate", "heads:store:f16:f16"]
     for head_dim, *_ in HEADS:
-        specs += [f"attention:attend:{head_dim}", f"attention:merge:{head_dim}:f32"]
+        specs += [f"attention:attend:{head_dim}:f16:f16", f"attention:merge:{head_dim}:f32"]
     for name in ISAS:
         kernels_of(name).load(specs)
 
@@ -50,7 +50,7 @@ def test_heads_are_normalised_and_rotated_in_place(isa_name: str, head_dim: int,
             found = guarded(x, side)
             norm = [0 if w is None else guarded(w, side), bits(EPS)]
             turns = guarded(table(angles), side)
-            call(isa_name, "attention:rotate", [np.array([5]), 2, found, 3, head_dim, *norm, turns, n_rot], n_chunks=3)
+            call(isa_name, "heads:rotate", [np.array([5]), 2, found, 3, head_dim, *norm, turns, n_rot], n_chunks=3)
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
 
 
@@ -70,7 +70,7 @@ def test_keys_are_stored_by_dimension_and_values_by_position(isa_name: str, head
         args = [np.array([n]), 2, keys, n_head, head_dim, 0, 0, guarded(table(angles), side), head_dim, guarded(v, side),
                 guarded(np.array([pages[p].ctypes.data for p, _ in places]), side), guarded(np.array([s for _, s in places]), side),
                 2 * layer * page_halves]
-        call(isa_name, "attention:store", args, n_chunks=2)
+        call(isa_name, "heads:store:f16:f16", args, n_chunks=2)
         np.testing.assert_allclose(keys, rotated(k, None, angles), atol=3e-6)
         expected = [np.full((layer + 1, n_head, 2, PAGE * head_dim), 0x5555, np.uint16) for _ in range(2)]
         with np.errstate(over="ignore"):
@@ -128,8 +128,8 @@ def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float,
     tables = [guarded(np.array(x, np.int64), side) for x in (items, records)]
     pointers = guarded(np.array([tables[0].ctypes.data, tables[1].ctypes.data, partials.ctypes.data]), side)
     n_queries = max(item[1] for item in items) * shared
-    call(isa_name, f"attention:attend:{head_dim}", [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
-         len(items) * n_head_kv, layout.attention_scratch(n_queries, head_dim))
+    call(isa_name, f"attention:attend:{head_dim}:f16:f16", [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
+         len(items) * n_head_kv, layout.attention_scratch(n_queries, head_dim, "f16", "f16"))
     call(isa_name, f"attention:merge:{head_dim}:f32", [np.array([n]), n, out, pointers, n_head, 0, 0, 0])
     return out.reshape(n, n_head, head_dim)
 

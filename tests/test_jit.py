@@ -23,7 +23,7 @@ from command_line import Call
 from qwencli.kernels import isa, jit
 
 SPEC = "ops:add"
-OTHERS = ["ops:gather", "attention:rotate"]
+OTHERS = ["ops:gather", "heads:rotate"]
 CHILD = """
 import ctypes, json, sys
 from qwencli.kernels import isa, jit
@@ -262,7 +262,7 @@ def check_nothing_is_left(folder: Path) -> None:
     assert result(start(folder / "cache", *(name.removesuffix(".o").replace("-", ":") for name in kept)))["reports"] == []
 
 
-LONG = ["sampling:choose", *(f"attention:attend:{16 * n}" for n in range(1, 17))]
+LONG = ["sampling:choose", *(f"attention:attend:{16 * n}:f16:f16" for n in range(1, 17))]
 
 
 @pytest.fixture

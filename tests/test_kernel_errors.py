@@ -52,7 +52,7 @@ def test_a_crash_is_blamed_on_the_kernel_that_was_begun(cold: None, monkeypatch:
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(jit.KernelError, match="the compiler crashed on the kernel 'ops:gather'"):
-        jit.Kernels(isa.choose()).load(["ops:add", "ops:gather", "attention:rotate"])
+        jit.Kernels(isa.choose()).load(["ops:add", "ops:gather", "heads:rotate"])
 
 
 def test_an_unknown_kernel_is_an_error() -> None:

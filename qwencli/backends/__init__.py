@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kv_cache import KVCache, KVSequence
+from ..kv_cache import CacheTypes, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw, choose
 
@@ -49,6 +49,8 @@ class Backend(Protocol):
     """What the engine asks of a backend."""
     model: Model
     cache: KVCache
+    cache_types: CacheTypes
+    """What keys and values are kept as."""
     kv_layout: str
     """How a page of the cache lies in memory: type, axes and their lengths. Bytes of a page are of use only to a backend with the same."""
 

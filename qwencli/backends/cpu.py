@@ -1,6 +1,7 @@
 """The CPU backend: programs of compiled kernels on the mapped file, run by a team of threads."""
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,11 +14,11 @@ from ..kernels import layout
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Kernels, Progress, Report
 from ..kernels.tiles import Tiles
-from ..kv_cache import PAGE, KVCache, KVSequence
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
 from ..model import Model
 from ..sampling import NOT_FINITE, Draw
 from . import F32, F64, HIDDEN, LOGITS, Batch
-from .lowering import SOME_TOKENS, Program, activation_kind, weight_info
+from .lowering import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
 from .memory import Bytes, Inputs, PageMemory, address_of
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
@@ -33,12 +34,14 @@ GREEDY = Draw(temp=0.0, top_k=1, top_p=1.0, min_p=0.0, repeat_penalty=1.0, frequ
 class CPUBackend:
     """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core.
 
-    `report` is told when kernels are compiled, `progress` how many of how many are done; `isa` is by default the best that there is.
+    `report` is told when kernels are compiled, `progress` how many of how many are done; `isa` is by default the best that there is,
+    `cache_types` f16.
     """
 
     def __init__(self, model: Model, n_threads: int | None = None, report: Report | None = None, progress: Progress | None = None,
-                 isa: str | None = None) -> None:
+                 isa: str | None = None, cache_types: CacheTypes = DEFAULT_TYPES) -> None:
         self.model, self.cache = model, KVCache()
+        self.cache_types = cache_types.chosen("f16", model.config.head_dim)
         try:
             self._kernels = kernels_of(choose(isa).name)
         except ISAError as error:
@@ -52,9 +55,8 @@ class CPUBackend:
         self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
-        self._pages = PageMemory(4 * layout.PAGE * c.n_head_kv * c.head_dim * c.n_layer)
-        slabs = f"keys [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]"
-        self.kv_layout = f"{np.dtype(np.float16).str} [{c.n_layer}][{c.n_head_kv}] of {slabs}"
+        self._pages = PageMemory(layer_bytes(model, self.cache_types) * c.n_layer)
+        self.kv_layout = kv_layout(model, self.cache_types)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
         self._lock = threading.Lock()  # a step of one thread after the other: they share programs and threads
@@ -63,7 +65,7 @@ class CPUBackend:
         c = self.model.config
         weights = [weight_info(node) for node in self.model.graph.nodes.values() if isinstance(node.op, Linear)]
         panels: list[int] = [layout.panel_bytes(activation_kind(info), info.shape[1]) for info in weights]
-        attention: int = layout.attention_scratch(self._item_tokens * self._shared, c.head_dim)
+        attention: int = layout.attention_scratch(self._item_tokens * self._shared, c.head_dim, *self.cache_types)
         return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
 
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
@@ -185,7 +187,7 @@ class CPUBackend:
     def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
         inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
-        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, ending, self._tiles)
+        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, ending, self._tiles, self.cache_types)
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
@@ -226,6 +228,14 @@ class CPUBackend:
         inputs.pointers[:] = address_of(item_array), address_of(records), address_of(self._partials)
         inputs.counts[2] = len(items) * c.n_head_kv
         return [*keep, item_array, records]
+
+
+def kv_layout(model: Model, types: CacheTypes) -> str:
+    """See Backend.kv_layout: the files in kernels/kv say more."""
+    c = model.config
+    if types == ("f16", "f16"):
+        return f"{np.dtype(np.float16).str} [{c.n_layer}][{c.n_head_kv}] of keys [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]"
+    return f"{sys.byteorder}-endian [{c.n_layer}][{c.n_head_kv}] of keys {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}"
 
 
 def room_for(n: int) -> int:

@@ -16,6 +16,7 @@ from ..graph import N_OUTPUTS, N_TOKENS, Add, Attention, GetRows, Input, KVStore
 from ..kernels import layout
 from ..kernels.jit import Kernels
 from ..kernels.tiles import Tiles
+from ..kv_cache import CacheTypes
 from ..model import Model
 from . import LOGITS
 from .memory import I64, Buffers, Bytes, Inputs, Value, address_of
@@ -48,6 +49,12 @@ def activation_kind(info: TensorInfo) -> str:
     return layout.FORMATS[info.type.name].kind if info.type.name in layout.FORMATS else "float"
 
 
+def layer_bytes(model: Model, types: CacheTypes) -> int:
+    """Bytes of a layer in a page of the KV cache."""
+    n_bytes: list[int] = [layout.kv_bytes(kind, model.config.head_dim) for kind in types]
+    return sum(n_bytes) * model.config.n_head_kv
+
+
 def float_bits(value: float) -> int:
     """A float32's bits, as kernels take it among their arguments."""
     return int(np.float32(value).view(np.int32))
@@ -58,14 +65,14 @@ class Program:
 
     `rooms` says how many tokens and outputs there is memory for, `ending` what the last row
     does with the logits, if anything: "choose" a token for each or "score" one, `tiles` how
-    products are divided.
+    products are divided, `types` as what keys and values are kept.
     """
 
     def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs,
-                 rooms: dict[str, int], n_threads: int, ending: str | None, tiles: Tiles) -> None:
+                 rooms: dict[str, int], n_threads: int, ending: str | None, tiles: Tiles, types: CacheTypes) -> None:
         self.inputs = inputs
         self._model, self._nodes, self._fetch, self._feed = model, nodes, set(fetch), feed
-        self._rooms, self._n_threads, self._tiles = rooms, n_threads, tiles
+        self._rooms, self._n_threads, self._tiles, self._types = rooms, n_threads, tiles, types
         self._forms = {dim: "one" if room == 1 else "many" for dim, room in rooms.items()}
         self._users: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
@@ -318,11 +325,10 @@ class Program:
         keys, values = self._values[k.name].address, self._values[v.name].address
         pages, slots = address_of(self.inputs.pages), address_of(self.inputs.slots)
         args = [*self._heads(k), values, pages, slots, op.layer * self._layer_bytes()]
-        self._row("attention:store", args, [keys, values], [keys, KV], divisor=self._unit(N_TOKENS))
+        self._row(f"heads:store:{self._types.k}:{self._types.v}", args, [keys, values], [keys, KV], divisor=self._unit(N_TOKENS))
 
     def _layer_bytes(self) -> int:
-        c = self._model.config
-        return 4 * int(layout.PAGE) * c.n_head_kv * c.head_dim
+        return layer_bytes(self._model, self._types)
 
     def _attention(self, node: Tensor, op: Attention) -> None:
         q, store = node.src
@@ -331,11 +337,12 @@ class Program:
         if c.head_dim % layout.LANES:
             raise ModelError(f"{self._model.file.path}: heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}:"
                              " use --backend numpy")
-        self._row("attention:rotate", self._heads(q), [x.address], [x.address], divisor=self._unit(N_TOKENS))
+        self._row("heads:rotate", self._heads(q), [x.address], [x.address], divisor=self._unit(N_TOKENS))
         out = self._new(node.name, N_TOKENS, c.n_head * c.head_dim)
         pointers, writes = address_of(self.inputs.pointers), (out.address, "partials")
         args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, float_bits(op.scale), store.op.layer * self._layer_bytes()]
-        self._row(f"attention:attend:{c.head_dim}", args, [x.address, KV], writes, count=self.inputs.count("attend"))
+        spec = f"attention:attend:{c.head_dim}:{self._types.k}:{self._types.v}"
+        self._row(spec, args, [x.address, KV], writes, count=self.inputs.count("attend"))
         kind, addresses = self._quantized(node, out)
         args = [self.inputs.count(N_TOKENS), self._unit(N_TOKENS), out.address, pointers, c.n_head, *addresses]
         self._row(f"attention:merge:{c.head_dim}:{kind}", args, ["partials"], [out.address, *addresses], divisor=self._unit(N_TOKENS))

@@ -95,7 +95,7 @@ class Buffers:
 
 
 class PageMemory:
-    """The memory of the cache's pages, half floats, taken when a page is first used and committed by the system when it is touched."""
+    """The memory of the cache's pages, taken when a page is first used and committed by the system when it is touched."""
 
     def __init__(self, page_bytes: int) -> None:
         self._page_bytes = page_bytes

@@ -1,0 +1,148 @@
+"""What the types of 32-value blocks share: quants as GGML packs them, then a half-precision scale for each block of a position.
+
+Of keys the quants lie in words of four bytes, [head_dim / 32][words][PAGE], so that positions are in lanes; of values two positions' bytes
+lie side by side, [head_dim / 32][PAGE / 2][bytes of a block][2]. Scales are [head_dim / 32][PAGE] of both.
+
+Queries are quantized to Q8_0, as llama.cpp does, and products summed as integers inside a block, then as floats in block order. Values are
+summed as integers, too, over the positions of a page: a position's weight times its scale becomes an i16, 32767 for the largest of a
+block's. That costs a product 2**-16 of the largest one at most, and a quant 2**-8 of the largest in its block.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from ..activations import largest_magnitude, quantize_q8_0
+from ..layout import KV_BLOCK, PAGE
+from ..simd import F32, F32X16, I8X64, I16X16, I16X32, I32, I32X16, LANES, Emitter
+from ._tiles import VECTORS, side_by_side
+
+LARGEST = 32767.0
+"""What the largest weight of a page becomes."""
+NOTHING = 2.0**-100
+"""Weights that are all smaller count as 0: their inverse might not be finite."""
+
+
+class Blocks(NamedTuple):
+    """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` of i8x64 the
+    factors for the query's first quants and, where there are two, for those 16 behind; `wide` says that they are `raised`, else `offset`
+    is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
+    """
+    n_bytes: int
+    offset: int
+    wide: bool
+    quantize: Callable[[Emitter, Any], tuple[Any, Any]]
+    key_parts: Callable[[Emitter, Any], Sequence[Any]]
+    value_half: Callable[[Emitter, Any, int], Any]
+    QUANTIZED = True
+
+    def store_key(self, e: Emitter, x: Any, keys: Any, slot: Any, head_dim: Any) -> None:
+        b, n_words = e.b, self.n_bytes // 4
+        n_blocks = b.lshr(head_dim, e.int(5))
+        with e.loop(n_blocks) as i:
+            scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
+            words = b.bitcast(packed, ir.VectorType(I32, n_words))
+            column = e.at(keys, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), b.shl(slot, e.int(2))))
+            for word in range(n_words):
+                e.store(b.extract_element(words, e.int(word, I32)), column, 4 * PAGE * word)
+            self._store_scale(e, scale, keys, n_blocks, i, slot)
+
+    def store_value(self, e: Emitter, x: Any, values: Any, slot: Any, head_dim: Any) -> None:
+        b = e.b
+        n_blocks = b.lshr(head_dim, e.int(5))
+        column = b.add(b.mul(b.lshr(slot, e.int(1)), e.int(2 * self.n_bytes)), b.and_(slot, e.int(1)))
+        with e.loop(n_blocks) as i:
+            scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
+            place = e.at(values, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), column))
+            for k in range(self.n_bytes):  # byte by byte: those between may be written by another thread at the same time
+                e.store(b.extract_element(packed, e.int(k, I32)), place, 2 * k)
+            self._store_scale(e, scale, values, n_blocks, i, slot)
+
+    def _store_scale(self, e: Emitter, scale: Any, slab: Any, n_blocks: Any, i: Any, slot: Any) -> None:
+        b = e.b
+        quants = b.mul(n_blocks, e.int(self.n_bytes * PAGE))
+        e.store(e.f32_to_f16(scale), slab, b.add(quants, b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1))))
+
+    def quantize_query(self, e: Emitter, query: Any, memory: Any, head_dim: int) -> None:
+        """[head_dim] i8 quants, then for each block an f32 scale, then for each an i32 sum of quants."""
+        scales = head_dim + head_dim // KV_BLOCK * 4
+        quantize_q8_0(e, query, memory, e.at(memory, head_dim), e.at(memory, scales), e.int(head_dim))
+
+    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int) -> None:
+        b, n = e.b, side_by_side(e)
+        n_blocks, n_words = head_dim // KV_BLOCK, self.n_bytes // 4
+        dot4, offset = (e.dot4_wide, e.raised_by) if self.wide else (e.dot4, self.offset)
+        with e.loop(e.int(VECTORS // n)) as part:
+            totals = [[e.var(e.float(0.0, F32X16)) for _ in range(n)] for _ in queries]
+            with e.loop(e.int(n_blocks)) as i:
+                of_block = b.shl(i, e.int(2))
+                starts = [e.splat(b.mul(e.load(I32, q, b.add(of_block, e.int(head_dim + 4 * n_blocks))), e.int(-offset, I32)))
+                          for q in queries]
+                sums = [[e.var(start) for _ in range(n)] for start in starts]
+                with e.loop(e.int(n_words)) as word:
+                    row = e.at(keys, b.add(b.mul(b.add(b.mul(i, e.int(n_words)), word), e.int(4 * PAGE)), b.mul(part, e.int(64 * n))))
+                    key = [self.key_parts(e, e.load(I8X64, row, 64 * j)) for j in range(n)]
+                    place = b.add(b.mul(i, e.int(KV_BLOCK)), b.shl(word, e.int(2)))
+                    for query, total in zip(queries, sums):
+                        for which in range(len(key[0])):
+                            quants = b.bitcast(e.splat(e.load(I32, e.at(query, place), 16 * which)), I8X64)
+                            for j in range(n):
+                                b.store(dot4(b.load(total[j]), key[j][which], quants), total[j])
+                halves = e.at(keys, b.add(b.mul(i, e.int(2 * PAGE)), b.mul(part, e.int(2 * LANES * n))))
+                d = [e.f16_to_f32(e.load(I16X16, halves, n_blocks * self.n_bytes * PAGE + 2 * LANES * j)) for j in range(n)]
+                for query, integers, total in zip(queries, sums, totals):
+                    of_query = e.splat(e.load(F32, query, b.add(of_block, e.int(head_dim))))
+                    for j in range(n):
+                        product = b.fmul(b.sitofp(b.load(integers[j]), F32X16), b.fmul(d[j], of_query))
+                        b.store(b.fadd(b.load(total[j]), product), total[j])
+            for address, total in zip(out, totals):
+                for j in range(n):
+                    e.store(b.fmul(b.load(total[j]), e.splat(scale)), b.add(address, b.mul(part, e.int(4 * LANES * n))), 64 * j)
+
+    def quantize_weights(self, e: Emitter, weights: Any, values: Any, n_valid: Any, memory: Any, head_dim: int) -> None:
+        """[head_dim / 32][PAGE] i16, what a block's quants are multiplied with, then for each block an f32 scale of these."""
+        b, n_blocks = e.b, head_dim // KV_BLOCK
+        limit = e.splat(b.trunc(n_valid, I32))
+        visible = [b.icmp_signed("<", ir.Constant(I32X16, [LANES * j + i for i in range(LANES)]), limit) for j in range(VECTORS)]
+        with e.loop(e.int(n_blocks)) as i:
+            halves, products = e.at(values, b.mul(i, e.int(2 * PAGE))), []
+            for j, sees in enumerate(visible):
+                d = e.f16_to_f32(e.load(I16X16, halves, n_blocks * self.n_bytes * PAGE + 2 * LANES * j))
+                products.append(b.select(sees, b.fmul(e.load(F32X16, weights, 64 * j), d), e.float(0.0, F32X16)))
+            largest = largest_magnitude(e, products)
+            nothing = b.fcmp_ordered("<", largest, e.float(NOTHING))
+            inverse = b.select(nothing, e.float(0.0), b.fdiv(e.float(LARGEST), largest))
+            out = e.at(memory, b.mul(i, e.int(2 * PAGE)))
+            for j, product in enumerate(products):
+                e.store(b.trunc(e.nearest(b.fmul(product, e.splat(inverse))), I16X16), out, 2 * LANES * j)
+            scale = b.select(nothing, e.float(0.0), b.fmul(largest, e.float(1.0 / LARGEST)))
+            e.store(scale, memory, b.add(e.int(n_blocks * 2 * PAGE), b.shl(i, e.int(2))))
+
+    def weigh_tile(self, e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any],
+                   factors: Sequence[Any], head_dim: int) -> None:
+        """Two positions at once; weights of what a query doesn't see are 0, and quants are finite."""
+        b, n_blocks = e.b, head_dim // KV_BLOCK
+        n_pairs = b.lshr(b.add(n_valid[-1], e.int(1)), e.int(1))
+        together = 2 if side_by_side(e) == 4 and n_blocks % 2 == 0 else 1
+        halves = [(k, half) for k in range(together) for half in (0, 1)]
+        with e.loop(e.int(n_blocks // together)) as group:
+            first = b.mul(group, e.int(together))
+            for part in [halves] if side_by_side(e) == 4 else [[one] for one in halves]:
+                sums = [[e.var(e.int(0, I32X16)) for _ in part] for _ in weights]
+                with e.loop(n_pairs) as pair:
+                    row = e.at(values, b.add(b.mul(first, e.int(self.n_bytes * PAGE)), b.mul(pair, e.int(2 * self.n_bytes))))
+                    quants = [self.value_half(e, e.at(row, k * self.n_bytes * PAGE), half) for k, half in part]
+                    for weight, totals in zip(weights, sums):
+                        place = e.at(weight, b.add(b.mul(first, e.int(2 * PAGE)), b.shl(pair, e.int(2))))
+                        two = {k: b.bitcast(e.splat(e.load(I32, place, 2 * PAGE * k)), I16X32) for k, _ in part}
+                        for (k, _), quant, total in zip(part, quants, totals):
+                            b.store(e.dot2(b.load(total), quant, two[k]), total)
+                for weight, acc, factor, totals in zip(weights, accs, factors, sums):
+                    scales = e.at(weight, b.add(e.int(n_blocks * 2 * PAGE), b.shl(first, e.int(2))))
+                    place = e.at(acc, b.mul(first, e.int(4 * KV_BLOCK)))
+                    for (k, half), total in zip(part, totals):
+                        offset = 4 * KV_BLOCK * k + 64 * half
+                        more = b.fmul(b.sitofp(b.load(total), F32X16), e.splat(e.load(F32, scales, 4 * k)))
+                        e.store(b.fadd(b.fmul(e.load(F32X16, place, offset), e.splat(factor)), more), place, offset)
