@@ -107,7 +107,7 @@ class Answer:
         asked, seq = self._asked, self._sequence
         if asked.max_tokens == 0:
             del seq.tokens[seq.n_prompt:]
-        n_predicted = len(seq.generated)
+        n_predicted = self._n_told if self._late else len(seq.generated)  # the engine may have gone on meanwhile
         reason = "limit" if self._late else STOP_TYPES.get(seq.stop_reason or "", "none")
         return {
             "index": self._index, "content": content, "tokens": tokens, "id_slot": self._slot, "stop": True, "model": asked.model,

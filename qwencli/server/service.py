@@ -159,13 +159,15 @@ class Service:
         """Requests that wait take the free slots."""
         while self._waiting and None in self._slots:
             with self._changed:  # nobody may find it neither waiting nor running: the queue would take one more, the end come too soon
-                generation = self._waiting.popleft()
-                generation.slot, generation.started = self._slots.index(None), time.monotonic()
-                self._slots[generation.slot] = generation
+                generation, slot = self._waiting.popleft(), self._slots.index(None)
+                self._slots[slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
             except Exception as error:  # whatever it is, it ends this request and not the engine's thread
+                self._slots[slot] = None
                 self._finish(generation, as_qwen_error(error))
+                continue
+            generation.slot, generation.started = slot, time.monotonic()
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
