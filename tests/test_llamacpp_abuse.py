@@ -3,16 +3,19 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from engine_runs import held
 from llamacpp_client import events, greedy, post
-from serving import Serving, serving
+from serving import Serving, endless, serving, until
 
 from qwencli.server import llamacpp
+from qwencli.server.generation import Generation
+from qwencli.tokenizer import Tokenizer
 
 PROMPT = "Once upon a time"
 INVALID = "invalid_request_error"
@@ -158,58 +161,78 @@ def test_everything_absurd_at_once(client: httpx.Client, usual: str) -> None:
     assert greedy(client, PROMPT)["content"] == usual
 
 
-def test_a_million_newlines_keep_nobody_waiting(server: Serving, client: httpx.Client, usual: str) -> None:
+def test_a_million_newlines_keep_nobody_waiting(server: Serving, client: httpx.Client, usual: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """llamafile #835. Others are answered while they are tokenized."""
     def ask(path: str, field: str) -> httpx.Response:
         return httpx.post(server.url + path, content=json.dumps({field: "\n" * 1_000_000}), timeout=60)
 
-    served = 0
+    begun, go, encode = threading.Event(), threading.Event(), Tokenizer.encode
+
+    def held_encode(self: Tokenizer, text: str, *args: Any, **options: Any) -> list[int]:
+        if len(text) == 1_000_000:
+            begun.set()
+            go.wait(60)
+        return encode(self, text, *args, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", held_encode)
     with ThreadPoolExecutor(1) as pool:
-        answers = [pool.submit(ask, "/completion", "prompt"), pool.submit(ask, "/tokenize", "content")]
-        while wait(answers, 0.03).not_done:
+        answer = pool.submit(ask, "/tokenize", "content")
+        assert begun.wait(60)
+        for _ in range(3):
             assert greedy(client, PROMPT)["content"] == usual
             assert client.get("/health").status_code == 200
-            served += 1
-    assert served > 5
-    tokens = answers[1].result().json()["tokens"]
-    assert 1024 < refused(answers[0].result(), type="exceed_context_size_error")["n_prompt_tokens"] <= len(tokens)
+        go.set()
+        while not answer.done():
+            assert greedy(client, PROMPT)["content"] == usual
+    tokens = answer.result().json()["tokens"]
+    assert 1024 < refused(ask("/completion", "prompt"), type="exceed_context_size_error")["n_prompt_tokens"] <= len(tokens)
     assert post(client, "/detokenize", tokens=tokens) == {"content": "\n" * 1_000_000}
 
 
-def test_many_probabilities_do_not_keep_others_waiting(server: Serving, client: httpx.Client) -> None:
+@pytest.fixture
+def generations(server: Serving, monkeypatch: pytest.MonkeyPatch) -> list[Generation]:
+    """All that the server generates."""
+    return noted(server, monkeypatch)
+
+
+def noted(server: Serving, monkeypatch: pytest.MonkeyPatch) -> list[Generation]:
+    found: list[Generation] = []
+    generate = server.service.generate
+    monkeypatch.setattr(server.service, "generate", lambda request: (found.append(generate(request)), found[-1])[1])
+    return found
+
+
+def test_many_probabilities_are_not_kept_once_they_are_told(client: httpx.Client, generations: list[Generation]) -> None:
     body = {"prompt": PROMPT, "n_predict": 20, "n_probs": 1000, "ignore_eos": True}
     answer = post(client, "/completion", **body)
     assert [len(each["top_logprobs"]) for each in answer["completion_probabilities"]] == [1000] * 20
     streamed = events(client, **body)
     assert sum(len(each["top_logprobs"]) for event in streamed for each in event.get("completion_probabilities", [])) == 20_000
-    assert not any(generation.sequence.reports for generation in [slot.generation for slot in server.service.slots()] if generation)
+    assert [generation.sequence.reports for generation in generations] == [{}, {}]
 
 
-def test_a_client_that_leaves_frees_its_slots(server: Serving, client: httpx.Client, usual: str) -> None:
+def test_a_client_that_leaves_frees_its_slots(monkeypatch: pytest.MonkeyPatch, usual: str) -> None:
     body: dict[str, Any]
-    for body in {"prompt": PROMPT}, {"prompt": [PROMPT] * 6}:
-        body |= {"n_predict": -1, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", server.url + "/completion", json=body) as response:
-            next(response.iter_lines())
-        while any(slot["is_processing"] for slot in client.get("/slots").json()):
-            pass
-    assert greedy(client, PROMPT)["content"] == usual
+    with serving(endless(), apis=[llamacpp]) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        generations = noted(server, monkeypatch)
+        for body in {"prompt": PROMPT}, {"prompt": [PROMPT] * 6}:
+            body |= {"n_predict": -1, "ignore_eos": True, "stream": True}
+            with httpx.stream("POST", server.url + "/completion", json=body, timeout=60) as response:
+                next(response.iter_lines())
+            until(lambda: not any(slot["is_processing"] for slot in client.get("/slots").json()) and not server.service.n_waiting)
+        assert [generation.sequence.stop_reason for generation in generations] == ["cancelled"] * 7
+        assert greedy(client, PROMPT)["content"] == usual
 
 
-def test_more_than_slots_and_queue_hold(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_slots_and_queue_hold() -> None:
     """Of a list of prompts all are answered, or none."""
-    llm, go = server.service.llm, threading.Event()
-    step = llm.engine.step
-    monkeypatch.setattr(llm.engine, "step", lambda *n: step(*n) if go.wait(30) else [])
-    with serving(llm, n_slots=1, n_queue=1, apis=[llamacpp]) as small, httpx.Client(base_url=small.url, timeout=60) as client:
-        with ThreadPoolExecutor(1) as pool:
+    with serving(n_slots=1, n_queue=1, apis=[llamacpp]) as small, httpx.Client(base_url=small.url, timeout=60) as client:
+        with ThreadPoolExecutor(1) as pool, held(small.service.llm.engine) as go:
             first = pool.submit(greedy, client, PROMPT)
-            while client.get("/slots", params={"fail_on_no_slot": 1}).status_code == 200:
-                pass
+            until(lambda: client.get("/slots", params={"fail_on_no_slot": 1}).status_code == 503)
             full = client.post("/completion", json={"prompt": ["x", "y"]})
             assert refused(full, 429, "rate_limit_error")
             assert int(full.headers["Retry-After"]) > 0
-            second = pool.submit(greedy, client, PROMPT)  # there is place again for one
             go.set()
-            assert first.result()["content"] == second.result()["content"]
+            assert first.result()["content"] == greedy(client, PROMPT)["content"]
         refused(client.post("/completion", json={"prompt": ["x", "y", "z"]}))

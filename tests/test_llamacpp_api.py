@@ -144,7 +144,7 @@ def test_a_chat_as_its_chat_sh_has_it(server: Serving) -> None:
     for question in "Hello, Assistant.", "What is the capital of France?":
         chat += f"\n### Human: {question}\n### Assistant:"
         data = {"prompt": chat, "temperature": 0.2, "top_k": 40, "top_p": 0.9, "n_keep": n_keep, "n_predict": 32, "cache_prompt": True,
-                "stop": ["\n### Human:"], "stream": True}
+                "stop": ["\n### Human:"], "stream": True, "seed": 1}
         lines = [json.loads(line[5:]) for line in ask("/completion", data, "--no-buffer").splitlines() if line.startswith("data:")]
         answer = "".join(line["content"] for line in lines)
         assert [line["stop"] for line in lines] == [False] * (len(lines) - 1) + [True]

@@ -1,6 +1,5 @@
 """Fields of llama.cpp's requests and answers: what each does, over real HTTP."""
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from engine_runs import held
 from llamacpp_client import complete, events, greedy, post
-from serving import Serving, serving
+from serving import Serving, serving, until
 
 from qwencli.server import llamacpp
 
@@ -157,9 +157,10 @@ def test_samplers_by_names_letters_and_unknown_ones(client: httpx.Client) -> Non
 def test_speed_with_each_token_and_progress_of_a_prompt(client: httpx.Client) -> None:
     prompt = "A prompt of its own, " * 40
     pieces = events(client, prompt=prompt, n_predict=3, timings_per_token=True, return_progress=True)
-    assert all(piece["timings"]["prompt_n"] for piece in pieces)
     told = [piece["prompt_progress"] for piece in pieces if "prompt_progress" in piece]
     n = pieces[-1]["tokens_evaluated"]
+    assert all("timings" in piece for piece in pieces)
+    assert {piece["timings"]["prompt_n"] for piece in pieces if "prompt_progress" not in piece} == {n - told[-1]["cache"]}
     assert told[-1]["processed"] == told[-1]["total"] == n
     assert [each["processed"] for each in told] == sorted(each["processed"] for each in told)
     assert all(each["cache"] <= each["processed"] for each in told)
@@ -169,11 +170,11 @@ def test_speed_with_each_token_and_progress_of_a_prompt(client: httpx.Client) ->
 
 
 def test_a_limit_of_time_ends_an_answer_at_its_next_line(client: httpx.Client) -> None:
-    asked = {"logit_bias": [["\n", 12]], "n_predict": 400, "ignore_eos": True, "temperature": 0}
+    asked = {"logit_bias": [["\n", 12]], "n_predict": 400, "ignore_eos": True, "temperature": 0, "return_tokens": True}
     free, limited = (complete(client, PROMPT, t_max_predict_ms=limit, **asked) for limit in (0, 1))
     assert (free["stop_type"], free["tokens_predicted"], free["has_new_line"]) == ("limit", 400, True)
     assert (limited["stop_type"], limited["has_new_line"]) == ("limit", True)
-    assert limited["tokens_predicted"] < 400
+    assert limited["tokens_predicted"] == len(limited["tokens"]) < 400
     assert limited["content"].endswith("\n")
     assert free["content"].startswith(limited["content"])
 
@@ -203,18 +204,15 @@ def test_what_the_server_is(server: Serving, client: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["type"]) == (501, "not_supported_error")
 
 
-def test_slots_say_what_runs(server: Serving, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_say_what_runs(server: Serving, client: httpx.Client) -> None:
     idle = client.get("/slots").json()
     assert idle == [{"id": i, "n_ctx": 1024, "speculative": False, "is_processing": False} for i in range(4)]
     assert client.get("/slots", params={"fail_on_no_slot": 1}).json() == idle
 
-    engine, go, tokens = server.service.llm.engine, threading.Event(), post(client, "/tokenize", content=PROMPT)["tokens"]
-    step = engine.step
-    monkeypatch.setattr(engine, "step", lambda *n: step(*n) if not any(s.generated for s in engine.running) or go.wait(30) else [])
-    with ThreadPoolExecutor(1) as pool:
+    tokens = post(client, "/tokenize", content=PROMPT)["tokens"]
+    with ThreadPoolExecutor(1) as pool, held(server.service.llm.engine, n_tokens=1) as go:
         answer = pool.submit(complete, client, PROMPT, 9, seed=5, top_k=7, ignore_eos=True)
-        while not [slot for slot in client.get("/slots").json() if "next_token" in slot and slot["next_token"][0]["n_decoded"]]:
-            pass
+        until(lambda: any("next_token" in slot and slot["next_token"][0]["n_decoded"] for slot in client.get("/slots").json()))
         told = client.get("/slots")
         go.set()
         assert answer.result()["tokens_predicted"] == 9

@@ -9,9 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 import click
 import httpx
 import pytest
+from engine_runs import held
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Serving, serving
+from serving import Serving, serving, until
 
 from qwencli.cli import cli
 from qwencli.model_path import EMBEDDED, VARIABLE
@@ -145,7 +145,7 @@ def started(line: str, env: dict[str, str], cwd: Path) -> Iterator[list[str]]:
         yield said
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -298,16 +298,11 @@ def test_a_full_queue() -> None:
     shown, = re.findall(r"^```text\n(HTTP/1\.1 429.+?)^```$", DOCS, re.M | re.S)
     head, _, body = shown.strip().partition("\n\n")
     with serving(n_slots=1, n_queue=1) as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        long = {"prompt": "Once", "n_predict": -1, "ignore_eos": True}
-        threads = [threading.Thread(target=lambda: client.post("/completion", json=long)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        end = time.monotonic() + 20
-        while server.service.n_waiting < 1 and time.monotonic() < end:
-            time.sleep(0.001)
-        answer = client.post("/completion", json=TEXT)
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool, held(server.service.llm.engine):
+            others = [pool.submit(client.post, "/completion", json=TEXT) for _ in range(2)]
+            until(lambda: server.service.n_waiting == 1)
+            answer = client.post("/completion", json=TEXT)
+        assert [other.result().status_code for other in others] == [200, 200]
     status, *headers = head.splitlines()
     assert status == f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"
     assert {header.partition(":")[0] for header in headers} <= answer.headers.keys()
