@@ -47,7 +47,7 @@ class Server:
         self.port = self._port()
 
     def _port(self) -> int:
-        for _ in range(600):
+        for _ in range(1200):
             if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log.read_text()):
                 return int(found[1])
             if self.process.poll() is not None:
@@ -177,8 +177,10 @@ def shown(seconds: list[float]) -> str:
 
 def sample(server: Server, stop: threading.Event, samples: list[tuple[float, float]]) -> None:
     """Memory, and the cache's size, every second."""
-    while not stop.wait(1):
+    ended = False
+    while not ended:
         samples.append((server.rss(), server.metrics()["kv_cache_capacity_tokens"]))
+        ended = stop.wait(1)
 
 
 def unlogged(log: str, seen: dict[str, int | None]) -> tuple[list[str], int]:
@@ -255,7 +257,7 @@ def main() -> int:
 
 def left_over(server: Server) -> list[str]:
     """What is still there when all clients have gone."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while True:
         busy = [slot["id"] for slot in json.loads(server.get("/slots")) if slot["is_processing"]]
         figures = {name: server.metrics()[f"requests_{name}"] for name in ("processing", "deferred")}

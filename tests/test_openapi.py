@@ -23,7 +23,7 @@ def server() -> Iterator[Serving]:
 
 
 def test_every_endpoint_is_described(server: Serving) -> None:
-    document = httpx.get(server.url + "/openapi.json").json()
+    document = httpx.get(server.url + "/openapi.json", timeout=60).json()
     pages = {page.path for page in static.routes()}
     routes = [route for route in build_app(server.service, server.config).routes if isinstance(route, Route) and route.path not in pages]
     expected = {(route.path_format, method.lower()) for route in routes for method in (route.methods or ()) if method != "HEAD"}
@@ -42,7 +42,7 @@ def test_no_request_that_is_described_breaks_the_server(server: Serving) -> None
                   suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def ask(case: schemathesis.Case) -> None:
-            answer = case.call()
+            answer = case.call(timeout=60)
             case.validate_response(answer, checks=CHECKS if answer.status_code == 501 else [*CHECKS, not_a_server_error])
         ask()
-    assert all(not slot["is_processing"] for slot in httpx.get(server.url + "/slots").json())
+    assert all(not slot["is_processing"] for slot in httpx.get(server.url + "/slots", timeout=60).json())

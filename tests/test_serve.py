@@ -41,7 +41,7 @@ class Server:
     def end(self, kind: int = signal.SIGTERM) -> int:
         """Send a signal, and wait. Returns the exit code."""
         self.process.send_signal(kind)
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         self._reader.join()
         return code
 
@@ -62,7 +62,7 @@ def serve(*args: object) -> Iterator[Server]:
 @posix
 def test_it_answers_as_soon_as_it_says_where_and_ends_when_told() -> None:
     options = "--alias", "tiny", "-n", 3, "-np", 2, "-c", 128, "--log-format", "json", "--metrics", "--slots", "--jinja", "-cb"
-    with serve(*options) as server, httpx.Client(base_url=server.url) as client:
+    with serve(*options) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert server.lines[-1] == f"listening on {server.url} (2 at once, context 128); Ctrl-C ends"
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
         answer = client.post("/completion", json={"prompt": "Once upon a time", "temperature": 0}).json()
@@ -77,14 +77,14 @@ def test_it_answers_as_soon_as_it_says_where_and_ends_when_told() -> None:
         assert "Once" not in "".join(server.lines)
         assert server.lines[0].startswith("model: ")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(server.url)
+        httpx.get(server.url, timeout=60)
 
 
 @contextmanager
 def streaming(server: Server, n: int = 50_000) -> Iterator[Iterator[str]]:
     """A long answer's lines, of which the first has come. Needs a context that is longer."""
     body = {"prompt": "Once upon a time", "temperature": 0, "ignore_eos": True, "max_tokens": n, "stream": True}
-    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=30) as answer:
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
         yield lines
@@ -94,18 +94,18 @@ def until_refused(server: Server) -> None:
     """Wait until a signal has been heard."""
     with suppress(httpx.HTTPError):
         while True:
-            httpx.get(server.url + "/health")
+            httpx.get(server.url + "/health", timeout=60)
 
 
 @posix
 def test_a_signal_lets_a_running_answer_finish() -> None:
-    with serve("-c", 100_000) as server, streaming(server, 2000) as lines:
+    with serve("-c", 100_000, "--grace", 1000) as server, streaming(server, 1000) as lines:
         server.process.send_signal(signal.SIGTERM)
         until_refused(server)
         rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
 
 
 @posix
@@ -114,7 +114,7 @@ def test_without_grace_an_answer_ends_with_an_error() -> None:
         server.process.send_signal(signal.SIGINT)
         rest = [line for line in lines if line]
         assert json.loads(rest[-1].removeprefix("data: "))["error"]["message"] == "the server is shutting down"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
 
 
 @posix
@@ -125,7 +125,7 @@ def test_a_second_signal_ends_at_once() -> None:
             server.process.send_signal(signal.SIGTERM)
             until_refused(server)
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(30) != 0
+            assert server.process.wait(60) != 0
 
 
 @posix
@@ -135,11 +135,11 @@ def test_quiet_is_quiet() -> None:
     server = subprocess.Popen([QWENCLI, "serve", "-q", "--port", port], stderr=subprocess.PIPE)
     while server.poll() is None:
         with suppress(httpx.ConnectError):
-            assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).status_code == 200
             break
         time.sleep(0.05)
     server.send_signal(signal.SIGINT)
-    assert server.communicate(timeout=30)[1] == b""
+    assert server.communicate(timeout=60)[1] == b""
     assert server.returncode == 0
 
 
@@ -188,14 +188,14 @@ def test_an_open_door_is_warned_of(tmp_path: Path) -> None:
     with serve("--host", "0.0.0.0") as server:
         assert "qwencli: warning: everybody who reaches 0.0.0.0 can use this server: --api-key asks for a key" in server.lines
         assert server.url.startswith("http://127.0.0.1:")
-        assert httpx.get(server.url + "/health", headers={"Host": "any.example"}).json() == {"status": "ok"}
+        assert httpx.get(server.url + "/health", headers={"Host": "any.example"}, timeout=60).json() == {"status": "ok"}
     keys = tmp_path / "keys.txt"
     keys.write_text("one\n\n two \n")
     with serve("--host", "0.0.0.0", "--api-key-file", keys, "--no-ui") as server:
         assert not [line for line in server.lines if "warning" in line]
         for key, status in {"one": 200, "two": 200, " two": 200, "three": 401}.items():
-            assert httpx.get(server.url + "/props", headers={"Authorization": f"Bearer {key}"}).status_code == status
-        assert httpx.get(server.url + "/", headers={"X-Api-Key": "one"}).status_code == 404
+            assert httpx.get(server.url + "/props", headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == status
+        assert httpx.get(server.url + "/", headers={"X-Api-Key": "one"}, timeout=60).status_code == 404
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +216,10 @@ def test_https(certificate: tuple[Path, Path]) -> None:
     with serve("--ssl-key-file", key, "--ssl-cert-file", cert) as server:
         assert server.url.startswith("https://127.0.0.1:")
         trusting = ssl.create_default_context(cafile=str(cert))
-        assert httpx.get(server.url + "/health", verify=trusting).json() == {"status": "ok"}
+        assert httpx.get(server.url + "/health", verify=trusting, timeout=60).json() == {"status": "ok"}
         with pytest.raises(httpx.HTTPError):
-            httpx.get(server.url.replace("https", "http") + "/health")
-        assert httpx.get(server.url + "/health", verify=trusting).status_code == 200
+            httpx.get(server.url.replace("https", "http") + "/health", timeout=60)
+        assert httpx.get(server.url + "/health", verify=trusting, timeout=60).status_code == 200
 
 
 def test_a_key_that_asks_for_a_password_is_an_error(certificate: tuple[Path, Path], tmp_path: Path, call: Call) -> None:
