@@ -52,7 +52,7 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[tuple[Any, list[s
     """A page of its own, and the list of what goes wrong in it."""
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text)
