@@ -19,7 +19,8 @@ class Hub:
     """`files` are those of each repository. What it does wrong: it answers everything with `status` or the API with `body`, `gated` and
     `private` repositories need `token`, `lies` are files whose SHA-256 is given wrong, `etag` is given for any file; the next download of
     a file ends after `broken_after[file]` bytes (or `hangs` there), and a download of the rest has `status_after_break`. With `redirects`
-    files lie on another host. `requests` are what was asked: method, path, Range, whether with the token."""
+    files lie on another host. A download begins when `n_askers` have asked for the file's facts. `requests` are what was asked: method,
+    path, Range, whether with the token."""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     status: int | None = None
     status_after_break: int | None = None
@@ -32,6 +33,7 @@ class Hub:
     lies: set[str] = field(default_factory=set)
     broken_after: dict[str, int] = field(default_factory=dict)
     hangs: bool = False
+    n_askers: int = 0
     reached: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None, bool]] = field(default_factory=list)
@@ -132,13 +134,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        while sum(method == "HEAD" for method, *_ in hub.requests) < hub.n_askers and not hub.ended.wait(0.01):
+            pass
         end = hub.broken_after.pop(name, len(content))
         self.wfile.write(content[start:end])
         if end < len(content):
             self.wfile.flush()
             hub.reached.set()
             if hub.hangs:
-                hub.ended.wait(30)
+                hub.ended.wait(60)
             self.close_connection = True
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -121,22 +122,23 @@ def test_ctrl_c_keeps_what_was_written(story: Path) -> None:
     assert text == (TEXT * (len(text) // len(TEXT) + 1))[:len(text)]
 
 
-INTERRUPTED = """
+AT_A_PLACE = """
 import os, signal, sys, importlib
-module, name, method, n = sys.argv[1:5]
+module, name, method, n, action = sys.argv[1:6]
 owner = getattr(importlib.import_module(module), name)
 original, calls = getattr(owner, method), 0
 def interrupted(*args, **kwargs):
     global calls
     calls += 1
     if calls == int(n):
-        os.kill(os.getpid(), signal.SIGINT)
+        exec(action)
     return original(*args, **kwargs)
 setattr(owner, method, interrupted)
-sys.argv[1:] = sys.argv[5:]
+sys.argv[1:] = sys.argv[6:]
 from qwencli.__main__ import main
 main()
 """
+"""The command, which does something before a method is called the nth time."""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -144,7 +146,8 @@ main()
     ("qwencli.tokenizer StreamDecoder add 5", [], "abcd"), ("qwencli.tokenizer StreamDecoder add 5", ["--json"], "abcd"),
     ("qwencli.gguf_file GGUFFile __init__ 1", [], ""), ("qwencli.tokenizer Tokenizer __init__ 1", ["--json"], None)])
 def test_ctrl_c_at_a_known_place(story: Path, place: str, options: list[str], text: str | None) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, *place.split(), "run", "-m", str(story), "-p", "x", "--temp", "0", *options]
+    command = [sys.executable, "-c", AT_A_PLACE, *place.split(), "os.kill(os.getpid(), signal.SIGINT)",
+               "run", "-m", str(story), "-p", "x", "--temp", "0", *options]
     done = subprocess.run(command, capture_output=True, timeout=60, preexec_fn=allow_ctrl_c)
     assert done.returncode == 130
     assert done.stderr.strip() == f"model: {story} (-m)".encode()
@@ -181,13 +184,17 @@ def test_closed_and_full_streams(story: Path, options: str, code: int, out: str,
 
 
 def test_text_is_written_as_it_is_made(story: Path) -> None:
-    """The first letters arrive while the process still generates."""
-    args = [QWENCLI, "run", "-m", str(story), "-p", "x", "--temp", "0", "--ignore-eos", "-q", "-c", str(2**20)]
-    with subprocess.Popen(args, stdout=subprocess.PIPE) as child:
+    """The first letters arrive while the fourth is still to come: until stdin ends."""
+    place = ["qwencli.tokenizer", "StreamDecoder", "add", "4", "sys.stdin.read()"]
+    command = [sys.executable, "-c", AT_A_PLACE, *place, "run", "-m", str(story), "-p", "x", "--temp", "0", "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
+        clock = threading.Timer(60, child.kill)
+        clock.start()
         assert child.stdout.read(3) == b"abc"
-        assert child.poll() is None
-        child.kill()
+        clock.cancel()
+        assert child.communicate()[0].startswith(b"defg")
+    assert child.returncode == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")

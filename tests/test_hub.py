@@ -43,11 +43,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name in "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE":
             monkeypatch.delenv(name, raising=False)
         for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "OLLAMA_MODELS": str(tmp_path / "ollama"),
-                            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
+                            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+                            "no_proxy": "*"}.items():
             monkeypatch.setenv(name, value)
         known: dict[str, Any] = {
             "HF_TOKEN_PATH": str(tmp_path / "hf" / "token"), "DOWNLOAD_CHUNK_SIZE": CHUNK,
-            "HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
+            "HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 60}
         for name, constant in known.items():
             monkeypatch.setattr(constants, name, constant, raising=False)
         monkeypatch.setattr(logging, "raiseExceptions", False)  # its handler writes to the stderr that it has found at its import
@@ -319,6 +320,7 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_two_at_once_fetch_once(hub: Hub) -> None:
+    hub.n_askers = 2
     children = [subprocess.Popen([QWENCLI, "pull", REPO], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = [child.communicate(timeout=60)[0].strip() for child in children]
     assert [child.returncode for child in children] == [0, 0]
