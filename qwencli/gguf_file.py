@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, QwenError
-from .ggml_types import GGML_TYPES, REMOVED_TYPES, GGMLType
+from .ggml_types import GGML_TYPES, GGMLType, unknown_type
 from .metadata import ARRAY, BOOL, NUMBERS, STRING, LazyArray, Metadata, Value, decode_bool
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ class _Part:
     def _check(self, name: str, shape: tuple[int, ...], type_id: int, offset: int, alignment: int, start: int, number: int) -> TensorInfo:
         where = f"{self.path}: tensor '{name}'"
         if type_id not in GGML_TYPES:
-            gone = f" ({REMOVED_TYPES[type_id]}, which GGML no longer reads: convert the model again)" if type_id in REMOVED_TYPES else ""
-            raise FormatError(f"{where} has the unknown type {type_id}{gone}")
+            raise FormatError(f"{where} has the unknown type {type_id} ({unknown_type(type_id)})")
         kind, n_weights = GGML_TYPES[type_id], 1
         for dim in shape:
             n_weights *= dim

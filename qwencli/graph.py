@@ -31,8 +31,9 @@ class Input(Op):
 
 @dataclass(frozen=True)
 class Weight(Op):
-    """No sources: the tensor `info` of the model file."""
+    """No sources: the tensor `info` of the model file. `scale` is the F32 [1] of a scaled type: products are multiplied by its value."""
     info: TensorInfo
+    scale: TensorInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class GetRows(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """(weight [m, n], x [k, n]) or (weight, x, bias [m]) -> [k, m]: x @ weight.T + bias."""
+    """(weight [m, n], x [k, n]) or (weight, x, bias [m]) -> [k, m]: x @ weight.T * scale of the weight, if it has one, + bias."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Graph:
             shapes = ", ".join(f"{t.name} {list(t.shape)}" for t in tensors)
             raise ModelError(f"graph: the shapes of {shapes} don't fit together in '{name}'")
 
-    def weight(self, info: TensorInfo) -> Tensor:
-        return self.nodes.get(info.name) or self._add(info.name, Weight(info), (), info.shape)
+    def weight(self, info: TensorInfo, scale: TensorInfo | None = None) -> Tensor:
+        return self.nodes.get(info.name) or self._add(info.name, Weight(info, scale), (), info.shape)
 
     def get_rows(self, x: Tensor, ids: Tensor, name: str) -> Tensor:
         self._expect(len(x.shape) == 2, name, x)

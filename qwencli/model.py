@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import models
 from .errors import ModelError
-from .gguf_file import GGUFFile
+from .gguf_file import GGUFFile, TensorInfo
 from .graph import Graph, Tensor
 from .rope import RopeParams, read_rope
 
@@ -57,7 +57,21 @@ class Weights:
         if info.shape != shape:
             raise ModelError(f"{self._file.path}: tensor '{name}' has the shape {list(info.shape)}, expected {list(shape)}")
         self._used.add(name)
-        return self._graph.weight(info)
+        return self._graph.weight(info, self._scale(info))
+
+    def _scale(self, info: TensorInfo) -> TensorInfo | None:
+        """What products with a weight of a scaled type are multiplied by. An embedding has none: it is looked up, as llama.cpp does."""
+        if not info.type.scaled or info.name == "token_embd.weight":
+            return None
+        name = info.name.removesuffix("weight") + "scale"
+        scale = self._file.tensors.get(name)
+        if scale is None:
+            raise ModelError(f"{self._file.path}: tensor '{info.name}' is {info.type.name}, which needs its scale, the tensor '{name}', "
+                             "but the file has none: convert the model again")
+        if (scale.shape, scale.type.name) != ((1,), "F32"):
+            raise ModelError(f"{self._file.path}: tensor '{name}' is {scale.type.name} {list(scale.shape)}, expected F32 [1]")
+        self._used |= {name, info.name.removesuffix("weight") + "input_scale"}  # the latter is for activations of 4 bits
+        return scale
 
     def optional(self, name: str, *shape: int) -> Tensor | None:
         return self(name, *shape) if name in self else None

@@ -92,7 +92,10 @@ class InFormat(GGUFFile):
         self.__dict__.update(file.__dict__)
         self.tensors = {
             name: replace(info, type=kind, n_bytes=kind.n_bytes(info.n_weights)) if info.shape[1:] and info.shape[1] % kind.block_size == 0
-            else info for name, info in file.tensors.items()}
+            else info for name, info in file.tensors.items() if not name.endswith("scale")}
+        if kind.scaled:
+            scales = [name.removesuffix("weight") + "scale" for name, info in self.tensors.items() if info.type == kind]
+            self.tensors |= {name: TensorInfo(name, (1,), GGML_TYPES[0], 0, 4, 0) for name in scales if name != "token_embd.scale"}
 
     def data(self, tensor: TensorInfo) -> NDArray[np.uint8]:
         return np.broadcast_to(np.uint8(0), (*tensor.shape[:-1], tensor.type.n_bytes(tensor.shape[-1])))

@@ -5,12 +5,14 @@
     python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
     python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in several orders
     python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
+    python scripts/make_oracles.py dequantize               random blocks of the types that the `gguf` package lacks as weights, by GGML
     python scripts/make_oracles.py completions MODEL        how the demo model goes on with some prompts, and embeddings, by llama.cpp
 
 Needs the extra `oracle`.
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 import sys
@@ -26,6 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import tiny_models  # noqa: E402  (these lie beside the tests, which share them)
 import tiny_vocabulary  # noqa: E402
+from make_formats import ggml_library, running_perplexity  # noqa: E402
 
 ORACLES = ROOT / "tests" / "oracles"
 
@@ -173,26 +176,20 @@ def make_perplexity(text: str, *models: str) -> None:
     path = ORACLES / "perplexity.json"
     running = json.loads(path.read_text()) if path.exists() else {}
     for model in models:
-        running.setdefault(Path(text).name, {})[Path(model).name] = running_perplexity(model, Path(text).read_bytes())
+        running.setdefault(Path(text).name, {})[Path(model).name] = running_perplexity(Path(model), Path(text).read_bytes())
     path.write_text(json.dumps(running, indent=0).replace(",\n", ",") + "\n")
 
 
-def running_perplexity(model: str, text: bytes, n_ctx: int = 256) -> list[float]:
-    from llama_cpp import Llama
-    llama = Llama(model_path=model, n_ctx=n_ctx, n_batch=n_ctx, logits_all=True, n_threads=2, n_threads_batch=2, verbose=False)
-    tokens = llama.tokenize(text, add_bos=True, special=False)
-    nll: list[float] = []
-    running = []
-    for start in range(0, len(tokens) // n_ctx * n_ctx, n_ctx):
-        chunk = tokens[start:start + n_ctx]
-        llama.reset()
-        llama.eval(chunk)
-        logits = llama.scores[n_ctx // 2:n_ctx - 1].astype(np.float64)
-        largest = logits.max(-1)
-        chances = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
-        nll += (chances - logits[np.arange(len(logits)), chunk[n_ctx // 2 + 1:]]).tolist()
-        running.append(float(f"{np.exp(np.mean(nll)):.8g}"))
-    return running
+def make_dequantize(n_blocks: int = 6) -> None:
+    found = {}
+    for kind, (block, n_bytes) in {"q1_0": (128, 18), "q2_0": (64, 18)}.items():
+        blocks = np.random.RandomState(block).randint(0, 256, (n_blocks, n_bytes)).astype(np.uint8)
+        blocks[:, :2] = np.array([[0.5], [-0.37], [65504], [6e-8], [0], [-1e-5]], np.float16).view(np.uint8)
+        weights = np.empty((n_blocks, block), np.float32)
+        getattr(ggml_library(), f"dequantize_row_{kind}")(
+            ctypes.c_void_p(blocks.ctypes.data), ctypes.c_void_p(weights.ctypes.data), ctypes.c_int64(weights.size))
+        found |= {f"{kind}_blocks": blocks, f"{kind}_weights": weights}
+    np.savez_compressed(ORACLES / "dequantize.npz", **found)
 
 
 QUESTIONS = ["What is the capital of France?", "Hello!", "Who are you?", "What is the opposite of hot?"]
@@ -227,7 +224,7 @@ def make_completions(model: str) -> None:
 
 if __name__ == "__main__":
     modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity,
-             "completions": make_completions}
+             "dequantize": make_dequantize, "completions": make_completions}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])

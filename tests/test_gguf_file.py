@@ -8,7 +8,7 @@ import pytest
 from gguf_builder import F32, Gguf, Tensor, f32, parts, tiny
 
 from qwencli.errors import FormatError, QwenError
-from qwencli.ggml_types import FILE_TYPES, GGML_TYPES, REMOVED_TYPES
+from qwencli.ggml_types import FILE_TYPES, FORK_TYPES, GGML_TYPES, REMOVED_TYPES
 from qwencli.gguf_file import GGUFFile
 from qwencli.metadata import LazyArray
 from qwencli.model_path import EMBEDDED
@@ -149,13 +149,17 @@ def test_read_files_may_change(tmp_path: Path) -> None:
 
 
 def test_type_table_is_the_gguf_packages() -> None:
-    theirs = {t.value: (t.name, *sizes) for t, sizes in gguf.GGML_QUANT_SIZES.items()}
+    q2_0 = {42: ("Q2_0", 64, 18)}  # block_q2_0 in ggml-common.h, for a package that is older
+    theirs = q2_0 | {t.value: (t.name, *sizes) for t, sizes in gguf.GGML_QUANT_SIZES.items()}
     assert {t.id: (t.name, t.block_size, t.block_bytes) for t in GGML_TYPES.values()} == theirs
-    assert not REMOVED_TYPES.keys() & theirs.keys()
+    forks = [number for names in FORK_TYPES.values() for number in names]
+    assert len(set(forks)) == len(forks)
+    assert not {*REMOVED_TYPES, *forks} & theirs.keys()
 
 
 def test_file_types_are_the_gguf_packages() -> None:
-    theirs = {t.value: t.name.removeprefix("MOSTLY_").removeprefix("ALL_") for t in gguf.LlamaFileType if t.name != "GUESSED"}
+    q2_0 = {41: "Q2_0"}  # LLAMA_FTYPE_MOSTLY_Q2_0 in llama.h
+    theirs = q2_0 | {t.value: t.name.removeprefix("MOSTLY_").removeprefix("ALL_") for t in gguf.LlamaFileType if t.name != "GUESSED"}
     assert theirs == FILE_TYPES
 
 

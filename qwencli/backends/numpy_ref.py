@@ -1,7 +1,7 @@
 """The NumPy backend: the graph in plain float32, with nothing clever in it. It is the oracle by which compiled kernels are judged.
 
-Weights are dequantized by the `gguf` package when they are first used and kept while they fit into a budget; what doesn't fit is
-dequantized again each time, some rows at once.
+Weights are dequantized when they are first used and kept while they fit into a budget; what doesn't fit is dequantized again each time,
+some rows at once.
 """
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 
 from ..errors import ModelError, QwenError
 from ..gguf_file import GGUFFile, TensorInfo
 from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
-from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
+from ..kv_cache import PAGE, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
 from . import F32, F64, I32, LOGITS, Batch, sample_with_numpy, score_with_numpy
+from .dequantize import to_float32
 
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
 QUERY_BLOCK = 256  # query positions whose scores are held at once
@@ -27,22 +27,18 @@ QUERY_BLOCK = 256  # query positions whose scores are held at once
 class NumpyBackend:
     """Runs `model` in NumPy.
 
-    `n_threads` limits those of its matrix products, `weight_budget` the bytes of dequantized weights that are kept. Keys and values are
-    float32, rounded as `cache_types` would.
+    `n_threads` limits those of its matrix products, `weight_budget` the bytes of dequantized weights that are kept.
     """
 
-    def __init__(self, model: Model, n_threads: int | None = None, weight_budget: int = 4 * 2**30,
-                 cache_types: CacheTypes = DEFAULT_TYPES) -> None:
+    def __init__(self, model: Model, n_threads: int | None = None, weight_budget: int = 4 * 2**30) -> None:
         if n_threads:
             from threadpoolctl import threadpool_limits
             threadpool_limits(n_threads)
         self.model, self.cache = model, KVCache()
         self._weights = WeightReader(model.file, weight_budget)
         shape = model.config.n_layer, 2, PAGE, model.config.n_head_kv, model.config.head_dim
-        self.cache_types = cache_types.chosen("f32", model.config.head_dim)
-        self._kv = KVPages(shape, self.cache_types)
-        rounded = "" if self.cache_types == ("f32", "f32") else f" rounded to {self.cache_types.k} and {self.cache_types.v}"
-        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}"
+        self._kv = KVPages(shape)
+        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}"
         for node in model.graph.nodes.values():
             if isinstance(node.op, Weight):
                 self._weights.check(node.op.info)
@@ -108,7 +104,7 @@ class WeightReader:
         self._kept: dict[tuple[str, int], F32] = {}
 
     def check(self, info: TensorInfo) -> None:
-        """Raises ModelError for a type that the `gguf` package cannot dequantize, or that holds no weights."""
+        """Raises ModelError for a type that cannot be dequantized, or that holds no weights."""
         try:
             self.rows(info, slice(0, 1))
         except (NotImplementedError, ValueError):
@@ -119,8 +115,7 @@ class WeightReader:
         data = self._file.data(info)
         if len(info.shape) > 1:
             data = data[which]
-        result: F32 = dequantize(data, GGMLQuantizationType(info.type.id))
-        return result
+        return to_float32(data, info.type)
 
     def vector(self, info: TensorInfo) -> F32:
         return self.rows(info, slice(None))
@@ -143,8 +138,8 @@ class WeightReader:
 class KVPages:
     """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first asked for."""
 
-    def __init__(self, shape: tuple[int, ...], types: CacheTypes) -> None:
-        self._shape, self._types = shape, types
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
         self._pages: dict[int, F32] = {}
 
     def page(self, page: int) -> F32:
@@ -158,7 +153,6 @@ class KVPages:
 
     def write(self, seq: KVSequence, layer: int, k: F32, v: F32) -> None:
         """Store k and v, [n, n_head_kv, head_dim], behind the sequence's filled positions."""
-        k, v = (rounded(x, kind) for x, kind in zip((k, v), self._types))
         for i in range(len(k)):
             page, slot = divmod(seq.length + i, PAGE)
             memory = self.page(seq.pages[page])
@@ -168,17 +162,6 @@ class KVPages:
         """Keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
         pages = [self._pages[page][layer] for page in seq.pages[:-(-length // PAGE)]]
         return np.concatenate(pages, axis=1)[:, :length].swapaxes(1, 2)
-
-
-def rounded(x: F32, kind: str | None) -> F32:
-    """What is left of x, [..., head_dim], in a type of the cache."""
-    if kind == "f32":
-        return x
-    if kind == "f16":
-        return x.astype(np.float16).astype(np.float32)
-    to = GGMLQuantizationType[str(kind).upper()]
-    found: F32 = dequantize(quantize(np.ascontiguousarray(x), to), to)
-    return found
 
 
 class Step:
@@ -204,6 +187,9 @@ def linear(step: Step, node: Tensor, weight: TensorInfo, x: F32, bias: TensorInf
     out = np.empty((len(x), weight.shape[0]), np.float32)
     for rows, block in step.weights.blocks(weight):
         out[:, rows] = x @ block.T
+    op = node.src[0].op
+    if isinstance(op, Weight) and op.scale:
+        out *= step.weights.vector(op.scale)
     return out if bias is None else out + step.weights.vector(bias)
 
 

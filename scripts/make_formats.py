@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Write the demo model in every tensor type that GGML can quantize to, and what llama.cpp's perplexity of each file is.
+
+    python scripts/make_formats.py FOLDER [TYPE...]
+
+FOLDER gets a file for each TYPE (default: all), `formats.json` with the perplexities, and a README that lists both. All matrices of the
+layers are of the type, the embedding is of the type or, where that is too coarse for it, Q8_0. llama.cpp quantizes them, with an
+importance matrix of our own activations; to NVFP4 it cannot, so its blocks come from GGML's quantizer and are written here.
+Needs the extra `oracle`, and `../shared/models`.
+"""
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT.parent / "shared" / "models"
+SOURCE = MODELS / "demo-f16.gguf"
+TEXTS = "heldout.txt", "wiki-excerpt.txt"
+N_CTX = 256
+FEW = 4
+"""Chunks after which the perplexity is kept, besides that of the whole text: tests have no time for more."""
+
+MIXES = {name: name for name in (
+    "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ2_XXS",
+    "IQ2_XS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")} | {
+    "F32": "F32", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S", "IQ2_S": "IQ2_M", "MXFP4": "MXFP4_MOE"}
+"""Tensor type: the mix of llama.cpp (`llama_ftype`) whose pure form has all matrices in it."""
+COARSE = {"Q2_K", "Q3_K", "IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
+"""Types in which an embedding that is also the output matrix would leave little of the model."""
+TYPES = [*MIXES, "NVFP4"]
+Q2_0 = 42
+"""Its number, which the `gguf` package may not know."""
+INPUTS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "kqv_out": ("attn_output",), "ffn_norm": ("ffn_gate", "ffn_up"),
+          "ffn_swiglu": ("ffn_down",)}
+"""Names of activations, and of the weights that they are multiplied with."""
+
+
+def importance_matrix() -> dict[str, F32]:
+    """The mean squares of what each weight of the layers is multiplied with, by its tensor's name: float32 [n_in].
+
+    Six of 24 bits are kept, so that the order of sums, which differs from machine to machine, seldom changes a file.
+    """
+    from qwencli.backends import Batch, Piece
+    from qwencli.backends.numpy_ref import NumpyBackend
+    from qwencli.gguf_file import GGUFFile
+    from qwencli.kv_cache import KVSequence
+    from qwencli.model import load_model
+    from qwencli.tokenizer import Tokenizer
+    file = GGUFFile(SOURCE)
+    model = load_model(file)
+    tokens = Tokenizer(file).encode((ROOT / "docs" / "stories.txt").read_text(encoding="utf-8"))[:model.config.n_ctx]
+    names = {f"{name}-{i}": [f"blk.{i}.{weight}.weight" for weight in weights]
+             for name, weights in INPUTS.items() for i in range(model.config.n_layer)}
+    found = NumpyBackend(model).run(list(names), Batch([Piece(KVSequence(), tokens, len(tokens))]))
+    squares = {weight: np.square(found[name], dtype=np.float64).mean(0) for name, weights in names.items() for weight in weights}
+    mantissas = {weight: np.frexp(mean) for weight, mean in squares.items()}
+    return {weight: np.ldexp(np.round(m * 64) / 64, e).astype(np.float32) for weight, (m, e) in mantissas.items()}
+
+
+def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
+    """The file of a type. Raises RuntimeError where llama.cpp cannot, or leaves a matrix in another type."""
+    if kind == "NVFP4":
+        write_nvfp4(path)
+        return
+    import llama_cpp.llama_cpp as lc
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    params = lc.llama_model_quantize_default_params()
+    mix = MIXES[kind]
+    params.ftype = getattr(lc, f"LLAMA_FTYPE_{'ALL' if mix == 'F32' else 'MOSTLY'}_{mix}")
+    params.pure, params.nthread = True, 1
+    if kind in COARSE:
+        params.token_embedding_type = gguf.GGMLQuantizationType.Q8_0
+    entries = (lc.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items()):
+        entry.name, entry.data, entry.size = name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size
+    params.imatrix = ctypes.cast(entries, type(params.imatrix))
+    if lc.llama_model_quantize(str(SOURCE).encode(), str(path).encode(), ctypes.byref(params)):
+        raise RuntimeError(f"llama.cpp cannot quantize to {kind}")
+
+
+def write_nvfp4(path: Path) -> None:
+    """The demo model with NVFP4 layers: blocks by GGML's quantizer, and a scale for each tensor with which its largest weight becomes
+    the largest that blocks hold, 6 times an E4M3 scale of 448 (https://arxiv.org/abs/2509.25149)."""
+    reader, writer = gguf.GGUFReader(SOURCE), gguf.GGUFWriter(path, "qwen3")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+            kinds = field.types
+            writer.add_key_value(field.name, field.contents(), kinds[0], sub_type=kinds[-1] if len(kinds) > 1 else None)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_NVFP4)
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if values.ndim == 1:
+            writer.add_tensor(tensor.name, values)
+        elif tensor.name == "token_embd.weight":
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            kind = gguf.GGMLQuantizationType.NVFP4
+            scale = np.abs(values).max() / np.float32(6 * 448)
+            writer.add_tensor(tensor.name, ggml_blocks(values / scale, kind), raw_dtype=kind)
+            writer.add_tensor(tensor.name.replace(".weight", ".scale"), np.array([scale], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ggml_library() -> ctypes.CDLL:
+    """GGML without its backends, as llama-cpp-python brings it."""
+    import llama_cpp
+    return ctypes.CDLL(str(next(Path(llama_cpp.__file__).with_name("lib").glob("*ggml-base.*"))))
+
+
+def ggml_blocks(values: F32, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
+    """Rows quantized by `ggml_quantize_chunk`: uint8 [n_rows, bytes of a row]."""
+    n_rows, n_cols = values.shape
+    block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rows, values = np.empty((n_rows, n_cols // block * n_bytes), np.uint8), np.ascontiguousarray(values)
+    chunk = ggml_library().ggml_quantize_chunk
+    chunk.restype = ctypes.c_size_t
+    chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    assert chunk(kind, values.ctypes.data, rows.ctypes.data, 0, n_rows, n_cols, None) == rows.nbytes
+    return rows
+
+
+def check_types(path: Path, kind: str) -> None:
+    """Raises RuntimeError if a matrix of a layer is of another type."""
+    from qwencli.gguf_file import GGUFFile
+    found = {t.type.name for t in GGUFFile(path).tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")}
+    if found != {kind}:
+        raise RuntimeError(f"{path}: the layers' matrices are of {', '.join(sorted(found))}, expected {kind}")
+
+
+def running_perplexity(model: Path, text: bytes, n_chunks: int | None = None) -> list[float]:
+    """llama.cpp's perplexity after each chunk of N_CTX tokens, as `llama-perplexity -c 256` computes it (tools/perplexity), unrounded."""
+    from llama_cpp import Llama
+    llama = Llama(model_path=str(model), n_ctx=N_CTX, n_batch=N_CTX, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False)
+    tokens = llama.tokenize(text, add_bos=True, special=False)
+    nll: list[float] = []
+    running = []
+    for start in range(0, len(tokens) // N_CTX * N_CTX, N_CTX)[:n_chunks]:
+        chunk = tokens[start:start + N_CTX]
+        llama.reset()
+        llama.eval(chunk)
+        logits = llama.scores[N_CTX // 2:N_CTX - 1].astype(np.float64)
+        largest = logits.max(-1)
+        chances = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
+        nll += (chances - logits[np.arange(len(logits)), chunk[N_CTX // 2 + 1:]]).tolist()
+        running.append(float(f"{np.exp(np.mean(nll)):.8g}"))
+    return running
+
+
+def perplexities(model: Path) -> dict[str, dict[str, float]]:
+    """For each text the perplexity of its first FEW chunks and of all."""
+    found = {}
+    for text in TEXTS:
+        running = running_perplexity(model, (MODELS / text).read_bytes())
+        found[text] = {"few": running[FEW - 1], "all": running[-1]}
+    return found
+
+
+def main(folder: str, *kinds: str) -> None:
+    if unknown := set(kinds) - set(TYPES):
+        sys.exit(f"no type is called {', '.join(sorted(unknown))}, expected some of {', '.join(TYPES)}")
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    notes = out / "formats.json"
+    found = json.loads(notes.read_text()) if notes.exists() else {}
+    importance = importance_matrix()
+    paths = {kind: out / f"demo-{kind.lower()}.gguf" for kind in kinds or TYPES}
+    for kind, path in paths.items():
+        quantize(kind, path, importance)
+        check_types(path, kind)
+    for kind, path in paths.items():
+        found[kind] = perplexities(path)
+        print(f"{kind:8}", *(f"{found[kind][text]['all']:.4f} {text}" for text in TEXTS), sep="  ", flush=True)
+        found = {kind: found[kind] for kind in TYPES if kind in found}
+        notes.write_text(json.dumps(found, indent=1) + "\n")
+    rows = [f"{f'demo-{kind.lower()}.gguf':20}" + "".join(f"{figures[text]['all']:12.4f}" for text in TEXTS) for kind, figures in found.items()]
+    heading = f"{'':20}{TEXTS[0]:>12}{TEXTS[1]:>20}"
+    (out / "README").write_text(f"llama.cpp's perplexity, -c {N_CTX}, of whole texts\n{heading}\n" + "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
