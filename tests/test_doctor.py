@@ -270,12 +270,13 @@ def test_the_facts_of_this_machine(call: Call) -> None:
     assert facts["threads"]["chosen"] == physical_cores()
     assert set(facts["cpu"]["features"]) <= isa.cpu_features()
     assert facts["limits"].keys() == {"bandwidth", "products", "flops"}
-    assert all(value > 1e8 for value in facts["limits"].values())
+    assert all(value > 0 for value in facts["limits"].values())
     assert facts["model"]["size"] == os.path.getsize(facts["model"]["path"])
 
 
 def test_the_text_has_each_fact_and_each_advice(call: Call, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(doctor, "check_apart", lambda name: "they ended their process with the signal 4 (Illegal instruction)")
+    monkeypatch.setattr(Host, "steal", lambda host: 0.25)  # which may change from one call to the next
     monkeypatch.setenv(isa.VARIABLE, "generic")
     code, out, err = call("doctor", "-m", "none.gguf")
     assert (code, err) == (0, "checking the kernels for generic, which are compiled first: some seconds\n")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Call
+from command_line import Call, allow_ctrl_c
 
 from qwencli.kernels import isa, jit
 
@@ -41,11 +41,12 @@ print(json.dumps({"numba": "numba" in sys.modules, "reports": reports, "out": li
 
 def start(folder: Path, *specs: str, **environment: str) -> subprocess.Popen[str]:
     env = os.environ | {"QWENCLI_CACHE": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
-    return subprocess.Popen([sys.executable, "-c", CHILD, SPEC, *specs], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", CHILD, SPEC, *specs], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=allow_ctrl_c if os.name == "posix" else None)
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     answer: dict[str, Any] = json.loads(out)
     assert answer["out"] == [2, 4, 6]
@@ -251,23 +252,23 @@ def workers(folder: Path) -> list[str]:
 
 
 def check_nothing_is_left(folder: Path) -> None:
-    """No processes, and in the cache only what was compiled to the end; it works."""
-    deadline = time.monotonic() + 20
+    """No processes, and in the cache only what was compiled to the end, which is not all; it works."""
+    deadline = time.monotonic() + 60
     while workers(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert workers(folder) == []
     kept = [path.name for path in (folder / "cache").rglob("*") if path.is_file()]
-    assert set(kept) <= {spec.replace(":", "-") + ".o" for spec in LONG}
+    assert set(kept) < {spec.replace(":", "-") + ".o" for spec in LONG}
     assert len(result(start(folder / "cache"))["reports"]) == 2
     assert result(start(folder / "cache", *(name.removesuffix(".o").replace("-", ":") for name in kept)))["reports"] == []
 
 
-LONG = ["sampling:choose", *(f"attention:attend:{16 * n}:f16:f16" for n in range(1, 17))]
+LONG = ["sampling:choose", *(f"attention:attend:{16 * n}:f16:f16" for n in range(1, 33))]
 
 
 @pytest.fixture
 def compiling(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that compiles for half a minute: its cache is tmp_path / "cache", its temporary files are in tmp_path / "tmp"."""
+    """A process that compiles for a minute: its cache is tmp_path / "cache", its temporary files are in tmp_path / "tmp"."""
     (tmp_path / "tmp").mkdir()
     process = start(tmp_path / "cache", *LONG, TMPDIR=str(tmp_path / "tmp"))
     assert process.stderr is not None
@@ -277,25 +278,38 @@ def compiling(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+def wait_for_workers(folder: Path) -> None:
+    """Until one has begun a kernel."""
+    deadline = time.monotonic() + 60
+    while not list(folder.rglob(f"*{jit.CLAIMED}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("seconds", [0.0, 0.01, 1.0])
-def test_ctrl_c_while_compiling(compiling: subprocess.Popen[str], tmp_path: Path, seconds: float) -> None:
-    """It ends soon, with the processes that it started, and leaves neither temporary files nor half an object."""
-    time.sleep(seconds)
+@pytest.mark.parametrize("when", ["at once", "soon", "amid it"])
+def test_ctrl_c_while_compiling(compiling: subprocess.Popen[str], tmp_path: Path, when: str) -> None:
+    """It ends before all is compiled, with the processes that it started, and leaves neither temporary files nor half an object."""
+    if when == "soon":
+        time.sleep(0.01)
+    elif when == "amid it":
+        wait_for_workers(tmp_path / "tmp")
     compiling.send_signal(signal.SIGINT)
-    compiling.communicate(timeout=10)
+    compiling.communicate(timeout=60)
     assert compiling.returncode == -signal.SIGINT
     check_nothing_is_left(tmp_path)
     left = list((tmp_path / "tmp").rglob("*"))
-    assert left == [] or (seconds == 0.0 and len(left) == 1 and left[0].is_dir()), "the folder, empty, where it came while that was made"
+    early = when != "amid it"  # it may come while `tempfile` tries TMPDIR by a file, or makes the folder, which then stays, empty
+    assert len(left) <= early, left
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
-def test_a_process_that_is_killed_while_compiling(compiling: subprocess.Popen[str], tmp_path: Path, seconds: float) -> None:
-    time.sleep(seconds)
+@pytest.mark.parametrize("when", ["at once", "amid it"])
+def test_a_process_that_is_killed_while_compiling(compiling: subprocess.Popen[str], tmp_path: Path, when: str) -> None:
+    if when == "amid it":
+        wait_for_workers(tmp_path / "tmp")
     compiling.kill()
-    compiling.communicate(timeout=10)
+    compiling.communicate(timeout=60)
     check_nothing_is_left(tmp_path)
 
 
