@@ -22,7 +22,9 @@ class Format(NamedTuple):
 
 FORMATS = {
     "F32": Format(1, 4, "float"), "F16": Format(1, 2, "float"), "BF16": Format(1, 2, "bf16"),
-    "Q4_0": Format(32, 18, "q8_0"), "Q8_0": Format(32, 34, "q8_0"),
+    "Q1_0": Format(128, 18, "q8_0"), "Q2_0": Format(64, 18, "q8_0"), "Q4_0": Format(32, 18, "q8_0"), "Q4_1": Format(32, 20, "q8_0"),
+    "Q5_0": Format(32, 22, "q8_0"), "Q5_1": Format(32, 24, "q8_0"), "Q8_0": Format(32, 34, "q8_0"),
+    "IQ4_NL": Format(32, 18, "q8_0"), "MXFP4": Format(32, 17, "q8_0"), "NVFP4": Format(64, 36, "q8_0"),
     "Q2_K": Format(256, 84, "q8k"), "Q3_K": Format(256, 110, "q8k"),
     "Q4_K": Format(256, 144, "q8k"), "Q5_K": Format(256, 176, "q8k"), "Q6_K": Format(256, 210, "q8k")}
 

@@ -5,7 +5,8 @@ cache while all tokens pass. What makes them agree: integers inside a block, whe
 order; for float weights 16 running sums over the columns and one final tree.
 
 Arguments, int64 each, by their index: 0 address of the number of tokens, 1 rows a chunk, 2 weights, 3 bytes a row, 4 rows, 5 columns,
-6 x (f32), 7 quants, 8 scales, 9 sums, 10 y, 11 bytes between y's tokens, 12 bias or 0, 13 residual or 0 (laid out as y; may be y).
+6 x (f32), 7 quants, 8 scales, 9 sums, 10 y, 11 bytes between y's tokens, 12 bias or 0, 13 residual or 0 (laid out as y; may be y), and
+for formats that are SCALED 14 a float that products are multiplied by.
 """
 from __future__ import annotations
 
@@ -35,6 +36,10 @@ def build(name: str, form: str, variant: str = "") -> Any:
     return (build_many_floats if FAMILIES[quant.KIND] is floats else build_many)(quant, Tile.parse(variant))
 
 
+def is_scaled(quant: ModuleType) -> bool:
+    return getattr(quant, "SCALED", False)
+
+
 @njit(inline="always")
 def rows_of(args, chunk):
     """The first and the last + 1 row of a chunk."""
@@ -49,7 +54,7 @@ def build_one(quant: ModuleType, n_cols: str) -> Any:
 
     @intrinsic_of(void, i64, i64, i64)
     def multiply(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.in_place(e, quant, Args.load(e, args), row, token, **frozen)
+        family.in_place(e, quant, Args.load(e, args, is_scaled(quant)), row, token, **frozen)
 
     def one(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -89,7 +94,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
             """Rows `first` ... of the panel from `row` on."""
-            a, b = Args.load(e, args), e.b
+            a, b = Args.load(e, args, is_scaled(quant)), e.b
             ahead = following(e, a, row, first)
             ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, e.int(0))
             panels = [panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)]

@@ -1,10 +1,15 @@
 """Random and extreme blocks of the formats that the engine reads."""
 import numpy as np
+from gguf import quants
 
 from qwencli.kernels import layout
 
-HALVES = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q4_0": [0], "Q8_0": [0]}
+HALVES = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+          "Q1_0": [0], "Q2_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0]}
 """Where the half floats are in a block."""
+BYTES = {"MXFP4": [0], "NVFP4": [0, 1, 2, 3]}
+"""Where a block has scales of one byte."""
+SCALED = [*HALVES, *BYTES]
 FLOATS = {"F32": np.float32, "F16": np.float16}
 
 
@@ -16,7 +21,8 @@ def random_rows(name: str, n_rows: int, n_cols: int, rng: np.random.Generator, s
         return (scale * rng.standard_normal((n_rows, n_cols))).astype(FLOATS[name]).view(np.uint8)
     block, n_bytes, _ = layout.FORMATS[name]
     blocks = rng.integers(0, 256, (n_rows, n_cols // block, n_bytes), dtype=np.uint8)
-    set_halves(name, blocks, scale * rng.uniform(1e-4, 1e-3, (*blocks.shape[:2], len(HALVES[name]))))
+    if name != "NVFP4":  # whose scales are none so small; any byte is one
+        set_scales(name, blocks, scale * rng.uniform(1e-4, 1e-3, (*blocks.shape[:2], len(HALVES.get(name) or BYTES[name]))))
     return blocks.reshape(n_rows, -1)
 
 
@@ -24,10 +30,15 @@ def filled_rows(name: str, n_rows: int, n_cols: int, byte: int, half: float) -> 
     """Rows whose every byte is `byte`, with `half` as every scale."""
     block, n_bytes, _ = layout.FORMATS[name]
     blocks = np.full((n_rows, n_cols // block, n_bytes), byte, np.uint8)
-    set_halves(name, blocks, np.full((*blocks.shape[:2], len(HALVES[name])), half))
+    set_scales(name, blocks, np.full((*blocks.shape[:2], len(HALVES.get(name) or BYTES[name])), half))
     return blocks.reshape(n_rows, -1)
 
 
-def set_halves(name: str, blocks: np.ndarray, values: np.ndarray) -> None:
-    for i, offset in enumerate(HALVES[name]):
+def set_scales(name: str, blocks: np.ndarray, values: np.ndarray) -> None:
+    for i, offset in enumerate(HALVES.get(name, [])):
         blocks[..., offset:offset + 2] = values[..., i:i + 1].astype(np.float16).view(np.uint8)
+    for i, offset in enumerate(BYTES.get(name, [])):
+        if name == "NVFP4":
+            blocks[..., offset] = quants.NVFP4.fp32_to_ue4m3(2 * values[..., i])
+        else:  # an exponent
+            blocks[..., offset] = np.clip(np.log2(np.maximum(values[..., i], 2.0**-128)) + 128, 0, 255)

@@ -1,19 +1,22 @@
 """Products with weights of every format, in place and through panels, on every instruction set of this CPU."""
 import numpy as np
 import pytest
-from blocks import HALVES, filled_rows, random_rows
+from blocks import SCALED, filled_rows, random_rows
 from gguf import GGMLQuantizationType, quants
 from kernel_calls import Quantized, call
 
+from qwencli.backends.dequantize import to_float32
+from qwencli.ggml_types import GGML_TYPES
 from qwencli.kernels import isa, layout
 
 FORMATS = list(layout.FORMATS)
+TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 ISAS = [i.name for i in isa.available()]
 
 
 def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x W^T by the gguf package's dequantize in float64, and the sum of the products' magnitudes, which bounds rounding."""
-    weights = quants.dequantize(w, GGMLQuantizationType[name]).astype(np.float64)
+    """x W^T by what the NumPy backend makes of the weights, in float64, and the sum of the products' magnitudes, which bounds rounding."""
+    weights = to_float32(w, TYPES[name]).astype(np.float64)
     return x @ weights.T, np.abs(x) @ np.abs(weights).T
 
 
@@ -40,7 +43,17 @@ def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> 
         assert (np.abs(one - (expected + bias + residual)) <= 1e-6 * (magnitude + np.abs(bias) + np.abs(residual) + 1)).all()
 
 
-@pytest.mark.parametrize("name", list(HALVES))
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_products_of_a_scaled_type_are_scaled_before_anything_is_added(isa_name: str) -> None:
+    rng = np.random.default_rng(4)
+    w, bias, scale = random_rows("NVFP4", 51, 320, rng), rng.standard_normal(51).astype(np.float32), np.float32(0.3)
+    activations = Quantized(isa_name, rng.standard_normal((3, 320)).astype(np.float32), "q8_0", "after")
+    plain = activations.multiply(isa_name, "NVFP4", "one", w)
+    for form in "one", "many":
+        assert np.array_equal(activations.multiply(isa_name, "NVFP4", form, w, bias, scale=float(scale)), plain * scale + bias)
+
+
+@pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_extreme_blocks(isa_name: str, name: str) -> None:
     """Zero blocks, every bit set, the largest scale: no integer overflows or saturates."""
@@ -81,7 +94,7 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("isa_name", ISAS)
-def test_embedding_rows_are_what_gguf_dequantizes(isa_name: str, name: str) -> None:
+def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) -> None:
     rng = np.random.default_rng(2)
     from guarded import guarded
     n_cols = columns(name)
@@ -90,7 +103,7 @@ def test_embedding_rows_are_what_gguf_dequantizes(isa_name: str, name: str) -> N
         ids = guarded(np.array([6, 0, 3], np.int32), side)
         out = guarded(np.zeros((3, n_cols), np.float32), side)
         call(isa_name, f"ops:embed:{name.lower()}", [np.array([3]), 2, w, w.shape[1], n_cols, ids, out], n_chunks=2)
-        assert np.array_equal(out, quants.dequantize(w, GGMLQuantizationType[name])[ids])
+        assert np.array_equal(out, to_float32(w, TYPES[name])[ids])
 
 
 @pytest.mark.parametrize("isa_name", ISAS)

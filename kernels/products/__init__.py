@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from ..simd import I32, I64, Emitter
+from ..simd import F32, I32, I64, Emitter
 
 PREFETCH_AHEAD = 16384
 
@@ -33,10 +33,12 @@ class Args(NamedTuple):
     y_stride: Any
     bias: Any
     residual: Any
+    scale: Any = None
 
     @classmethod
-    def load(cls, e: Emitter, address: Any) -> Args:
-        return cls(*(e.load(I64, address, 8 * i) for i in range(len(cls._fields))))
+    def load(cls, e: Emitter, address: Any, scaled: bool = False) -> Args:
+        """`scaled`: products are multiplied by the float at `scale`."""
+        return cls(*(e.load(I64, address, 8 * i) for i in range(len(cls._fields) - (not scaled))))
 
 
 def clamped_rows(e: Emitter, a: Args, row: Any, count: int) -> list[Any]:
@@ -73,8 +75,11 @@ def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int, stride: int = 0
 
 
 def finish(e: Emitter, a: Args, value: Any, row: Any, token: Any) -> None:
-    """Add bias and residual to a value, or to 16 rows' values, and store."""
+    """Scale a value, or 16 rows' values, add bias and residual, and store."""
     b = e.b
+    if a.scale is not None:
+        scale = e.load(F32, a.scale)
+        value = b.fmul(value, scale if value.type == F32 else e.splat(scale, value.type.count))
     column = b.shl(row, e.int(2))
     place = b.add(b.mul(token, a.y_stride), column)
     slot = e.var(value)

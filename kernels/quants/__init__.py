@@ -10,5 +10,6 @@ function), and `KIND`, the family that says how it is multiplied (see products/)
   are (see _blocks.py). It gives `load_four(e, groups)`, the first and the second halves of four groups' quants; `quarts(e, rows, number)`,
   the quants of that group of 16 rows' blocks, four in each lane; `scales(e, groups)`, a list of one or two f32 vectors with the groups in
   lanes; and where there are mins `mins(e, groups)`, such a vector.
+  With `SCALED` a tensor has a scale besides, which products are multiplied by.
 - "float": activations stay float32; "bf16": they are rounded to BF16. What they give: see products/floats.py.
 """

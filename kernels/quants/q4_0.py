@@ -9,8 +9,8 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import I8X16, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
-from ._blocks import Form, Group
+from ..simd import Emitter, as_f32, load_f16, load_u8
+from ._blocks import Form, Group, four_nibbles, nibble_quarts
 from ._kquants import gathered_halves
 
 BLOCK, BYTES, KIND = 32, 18, "q8_0"
@@ -23,8 +23,7 @@ def value(p, i):
 
 
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
-    both = e.join([e.load(I8X16, group.block, 2) for group in groups])
-    return e.b.and_(both, e.int(15, I8X64)), e.b.lshr(both, e.int(4, I8X64))
+    return four_nibbles(e, groups, 2)
 
 
 def scales(e: Emitter, groups: Sequence[Group]) -> list[Any]:
@@ -32,6 +31,4 @@ def scales(e: Emitter, groups: Sequence[Group]) -> list[Any]:
 
 
 def quarts(e: Emitter, rows: Sequence[Any], number: int) -> list[Any]:
-    nibble = e.int(0x0F0F0F0F, I32X16)
-    words = e.transposed(rows, 2, 4)
-    return [e.b.and_(word, nibble) for word in words] + [e.b.and_(e.b.lshr(word, e.int(4, I32X16)), nibble) for word in words]
+    return nibble_quarts(e, rows, 2)

@@ -225,11 +225,11 @@ class Emitter:
         """The bytes at `indices`, i8 lanes from 0 to 15, 64 of them, of a table of 16 numbers from -128 to 127."""
         return self.isa.lookup(self, table, indices)
 
-    def bits(self, data: Any) -> Any:
-        """Bytes -> eight times as many i1 lanes, the lowest bit of each byte first."""
-        n = data.type.count
-        each = self.shuffle(data, [i // 8 for i in range(8 * n)])
-        mask = ir.Constant(each.type, [1 << i % 8 for i in range(8 * n)])
+    def bits(self, data: Any, which: Sequence[int] | None = None) -> Any:
+        """Bytes -> i1 lanes: the bits of these numbers, counted from the lowest of the first byte, by default all of them."""
+        which = range(8 * data.type.count) if which is None else which
+        each = self.shuffle(data, [i // 8 for i in which])
+        mask = ir.Constant(each.type, [(1 << i % 8 ^ 128) - 128 for i in which])
         return self.b.icmp_unsigned("!=", self.b.and_(each, mask), self.int(0, each.type))
 
     def constant(self, data: bytes) -> Any:

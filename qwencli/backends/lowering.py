@@ -26,6 +26,7 @@ CHUNK_BYTES = 16384, 262144
 CHUNKS_A_THREAD = 6
 SOME_TOKENS = 64
 """With more tokens than these a row takes milliseconds: chunks of products have at most two panels, others several tokens."""
+ONE = np.ones(1, np.float32)
 KV = "the KV cache"  # what stores write and attention reads, for the order of rows
 
 
@@ -278,11 +279,18 @@ class Program:
         chunk_rows = self._chunk_rows(n_rows, row_bytes, self._rooms[x.dim])
         quantized = [address_of(buffer) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
         args = [self.inputs.count(x.dim), chunk_rows, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
-                self._weight(bias[0]) if bias else 0, residual.address if residual else 0]
+                self._weight(bias[0]) if bias else 0, residual.address if residual else 0, *self._scale(weight)]
         reads = [*(quantized if kind != "float" else [x.address]), *([residual.address] if residual else [])]
         spec = self._tiles.one(info.type.name, n_cols) if form == "one" else self._tiles.many(info.type.name)
         self._row(spec, args, reads, [out.address], chunk_rows, count_in=4)
         self._done.add(target.name)
+
+    def _scale(self, weight: Tensor) -> list[int]:
+        """The address of what products with a scaled type are multiplied by; 1 where the tensor has no scale."""
+        assert isinstance(weight.op, Weight)
+        if not weight.op.info.type.scaled:
+            return []
+        return [address_of(ONE if weight.op.scale is None else self._model.file.data(weight.op.scale))]
 
     def _chunk_rows(self, n_rows: int, row_bytes: int, room: int) -> int:
         """Rows of a chunk: some chunks for each thread, of a size worth claiming and, with many tokens, soon done."""
