@@ -35,10 +35,11 @@ def products(isa_name: str, name: str) -> list[str]:
 
 PRODUCTS = [spec for name in layout.FORMATS for spec in products("neon", name)]
 KINDS = ["f32", "q8k", "q8_0", "bf16"]
-OTHERS = ["attention:attend:64:f16:f16", "heads:rotate", "heads:store:f16:f16", *(f"attention:merge:64:{kind}" for kind in KINDS),
-          "ops:add", "ops:gather", *(f"ops:embed:{name.lower()}" for name in layout.FORMATS), *(f"ops:prepare:norm:{kind}" for kind in KINDS),
-          *(f"ops:prepare:swiglu:{kind}" for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose",
-          "runtime:step", "runtime:worker", "runtime:publish", "clock:read"]
+CACHE_TYPES = [("f16", "f16"), ("q8_0", "q4_0"), ("q4_0", "q8_0")]
+OTHERS = [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *(f"heads:store:{k}:{v}" for k, v in CACHE_TYPES), "heads:rotate",
+          *(f"attention:merge:64:{kind}" for kind in KINDS), "ops:add", "ops:gather",
+          *(f"ops:embed:{name.lower()}" for name in layout.FORMATS), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
+          for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose", "runtime:step", "runtime:worker", "runtime:publish", "clock:read"]
 COMPILED = {isa_name: [spec for name in EVERYWHERE for spec in products(isa_name, name)] for isa_name in CPUS}
 COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
@@ -138,7 +139,7 @@ VECTOR = re.compile(r"(f?ml[as]|f?mul|smull2?|smlal2?) v\d+\.")
 SCALAR = re.compile(r"f(mul|madd|msub|nmul|nmadd|nmsub) s|(mul|madd|msub) w")
 
 
-@pytest.mark.parametrize("spec", ["attention:attend:64:f16:f16", *PRODUCTS])
+@pytest.mark.parametrize("spec", [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *PRODUCTS])
 def test_no_scalar_loops_where_time_is_spent(kernels: dict[tuple[str, str], Kernel], spec: str) -> None:
     """In the loops that do the work, with at least a quarter of the largest one's products of vectors, nine tenths of them are such."""
     counts = [[sum(bool(pattern.match(line)) for line in loop) for pattern in (VECTOR, SCALAR)] for loop in kernels["neon", spec].loops]
@@ -251,8 +252,9 @@ def test_products_in_the_emulator(call: Call, isa_name: str, name: str) -> None:
 
 @emulated
 def test_other_kernels_in_the_emulator(call: Call) -> None:
-    test_attention.test_attention_with_scores_far_apart("neon")
-    test_attention.test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite("neon")
+    for kinds in CACHE_TYPES:
+        test_attention.test_attention_with_scores_far_apart("neon", kinds)
+        test_attention.test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite("neon", kinds)
     test_ops.test_norms_and_gates("neon", 100)
     test_ops.test_what_is_not_finite_stays_so("neon", "swiglu")
     for kind in "q8k", "q8_0":

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from guarded import guarded
 from kernel_calls import bits, call
+from kv_pages import BLOCKS, in_type, key_slab, value_slab
 
 from qwencli.backends.cpu import kernels_of
 from qwencli.kernels import isa, layout
@@ -12,14 +13,19 @@ PAGE, SPLIT = layout.PAGE, layout.SPLIT
 EPS = 1e-6
 HEADS = [(64, 4, 4), (64, 4, 2), (80, 3, 1), (64, 7, 1), (128, 16, 2), (256, 2, 1)]
 """head_dim, n_head, n_head_kv: 1, 2, 3, 7 and 8 queries a key-value head."""
+F16 = ("f16", "f16")
+TYPED = [(64, 4, 2, "bf16", "q4_0"), (64, 4, 2, "f32", "q8_0"), (64, 4, 2, "q8_0", "f32"), (64, 4, 2, "q4_0", "bf16"),
+         (128, 16, 2, "q8_0", "q8_0"), (96, 7, 1, "q4_0", "q4_0")]
+"""The same with other types of keys and values, each at least once in full and in small tiles, and with an odd number of blocks."""
+CASES = [*((*heads, *F16) for heads in HEADS), *TYPED]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
-    specs = ["heads:rotate", "heads:store:f16:f16"]
-    for head_dim, *_ in HEADS:
-        specs += [f"attention:attend:{head_dim}:f16:f16", f"attention:merge:{head_dim}:f32"]
+    specs = ["heads:rotate"]
+    for head_dim, _, _, k_type, v_type in CASES:
+        specs += [f"heads:store:{k_type}:{v_type}", f"attention:attend:{head_dim}:{k_type}:{v_type}", f"attention:merge:{head_dim}:f32"]
     for name in ISAS:
         kernels_of(name).load(specs)
 
@@ -55,55 +61,82 @@ def test_heads_are_normalised_and_rotated_in_place(isa_name: str, head_dim: int,
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-def test_keys_are_stored_by_dimension_and_values_by_position(isa_name: str, head_dim: int) -> None:
-    """In the page and slot of their token, behind the layers before; nothing else is touched."""
+@pytest.mark.parametrize(("head_dim", "k_type", "v_type"), sorted({(c[0], *c[3:]) for c in CASES}))
+def test_keys_and_values_are_stored_as_their_types_say(isa_name: str, head_dim: int, k_type: str, v_type: str) -> None:
+    """In the page and slot of their token, behind the layers before, with GGML's reference quantization; nothing else is touched."""
     rng = np.random.default_rng(head_dim)
-    n, n_head, page_halves, layer = 3, 2, 2 * PAGE * head_dim * 2, 1
+    n, n_head, layer = 4, 2, 1
     k, v = rng.standard_normal((2, n, n_head, head_dim)).astype(np.float32)
     v[0, 0, :4] = 65504, 1e-7, -6e-8, 70000  # the largest half, subnormals, too large for a half
+    v[0, 1], v[1, 0], v[1, 1, :32], v[2, 0, :32] = 0, 1e-30, np.arange(-16, 16), np.arange(-127, 129, 8)
+    v[1, 1, 3], v[2, 1, :32] = 16, np.arange(32) - 15.5  # two of one magnitude: the sign of the first one counts; ties of rounding
+    v[3, 0, :32], v[3, 1, 5] = np.arange(32) * 0.5, 1e30
     angles = rng.uniform(-3, 3, (n, head_dim // 2))
-    places = [(0, 62), (0, 63), (1, 0)]
+    places = [(0, 62), (0, 63), (1, 0), (1, 7)]
+    sizes = [layout.kv_bytes(kind, head_dim) for kind in (k_type, v_type)]
+    layer_bytes = sum(sizes) * n_head
     for side in "before", "after":
-        pages = [guarded(np.full((layer + 1) * page_halves, 0x5555, np.uint16), side) for _ in range(2)]
+        pages = [guarded(np.full((layer + 1) * layer_bytes, 0x55, np.uint8), side) for _ in range(2)]
         keys = guarded(k, side)
         args = [np.array([n]), 2, keys, n_head, head_dim, 0, 0, guarded(table(angles), side), head_dim, guarded(v, side),
                 guarded(np.array([pages[p].ctypes.data for p, _ in places]), side), guarded(np.array([s for _, s in places]), side),
-                2 * layer * page_halves]
-        call(isa_name, "heads:store:f16:f16", args, n_chunks=2)
+                layer * layer_bytes]
+        call(isa_name, f"heads:store:{k_type}:{v_type}", args, n_chunks=2)
         np.testing.assert_allclose(keys, rotated(k, None, angles), atol=3e-6)
-        expected = [np.full((layer + 1, n_head, 2, PAGE * head_dim), 0x5555, np.uint16) for _ in range(2)]
-        with np.errstate(over="ignore"):
-            for t, (page, slot) in enumerate(places):
-                for head in range(n_head):
-                    slab = expected[page][layer, head]
-                    slab[0].reshape(head_dim, PAGE)[:, slot] = keys[t, head].astype(np.float16).view(np.uint16)
-                    slab[1].reshape(PAGE, head_dim)[slot] = v[t, head].astype(np.float16).view(np.uint16)
-        assert all(np.array_equal(page, e.reshape(-1)) for page, e in zip(pages, expected))
+        for p, page in enumerate(pages):
+            assert (page[:layer * layer_bytes] == 0x55).all()
+            slabs = page[layer * layer_bytes:].reshape(n_head, -1)
+            for head in range(n_head):
+                for x, kind, slab, size in (keys, k_type, key_slab, sizes[0]), (v, v_type, value_slab, sizes[1]):
+                    data = np.full((PAGE, size // PAGE), 0x55, np.uint8)
+                    for t, (of_token, slot) in enumerate(places):
+                        if of_token == p:
+                            data[slot] = in_type(x[t, head], kind)[0]
+                    found = slabs[head, :size] if slab is key_slab else slabs[head, sizes[0]:]
+                    assert np.array_equal(found, slab(data, kind)), (head, kind)
 
 
 class Cache:
-    """`length` positions of random keys and values [n_head_kv, length, head_dim], in pages against protected memory; free slots are NaN."""
+    """`length` positions of random keys and values [n_head_kv, length, head_dim], in pages against protected memory.
 
-    def __init__(self, rng: np.random.Generator, length: int, n_head_kv: int, head_dim: int, side: str) -> None:
-        n_pages = -(-length // PAGE)
-        k, v = np.full((2, n_pages * PAGE, n_head_kv, head_dim), np.nan, np.float16)
-        k[:length], v[:length] = rng.standard_normal((2, length, n_head_kv, head_dim))
-        self.k, self.v = (x[:length].astype(np.float64).swapaxes(0, 1) for x in (k, v))
+    In free slots every float is NaN.
+    """
+
+    def __init__(self, rng: np.random.Generator, length: int, n_head_kv: int, head_dim: int, side: str,
+                 types: tuple[str, str] = F16) -> None:
+        self.types, n_pages = types, -(-length // PAGE)
+        data, values = [], []
+        for kind in types:
+            x = rng.standard_normal((n_pages * PAGE, n_head_kv, head_dim)).astype(np.float32)
+            of_kind, exact = in_type(x, kind)
+            of_kind[length:] = 0xFF
+            data.append(of_kind)
+            values.append(exact[:length].swapaxes(0, 1))
+        self.k, self.v = values
         self.pages = []
         for i in range(n_pages):
-            slabs = [part for head in range(n_head_kv) for part in (k[i * PAGE:][:PAGE, head].T, v[i * PAGE:][:PAGE, head])]
-            self.pages.append(guarded(np.concatenate([slab.reshape(-1) for slab in slabs]), side))
+            slabs = [slab(of_kind[i * PAGE:][:PAGE, head], kind) for head in range(n_head_kv)
+                     for of_kind, slab, kind in zip(data, (key_slab, value_slab), types)]
+            self.pages.append(guarded(np.concatenate(slabs), side))
         self.table = guarded(np.array([page.ctypes.data for page in self.pages]), side)
+
+    def seen(self, q: np.ndarray) -> np.ndarray:
+        """The queries that the keys are multiplied with: blocks with Q8_0."""
+        return in_type(q, "q8_0")[1] if self.types[0] in BLOCKS else q.astype(np.float64)
+
+    @property
+    def tolerance(self) -> float:
+        """Weights of blocks are rounded to 15 bits: each of 64 in a page is off by 2**-16 of the largest one at most."""
+        return 5e-4 if self.types[1] in BLOCKS else 2e-5
 
 
 def expected_attention(q: np.ndarray, first: int, cache: Cache, scale: float) -> np.ndarray:
     """softmax(q K^T scale) V for q [n, n_head, head_dim] at the positions from `first` on."""
-    out = np.empty(q.shape)
+    out, q = np.empty(q.shape), cache.seen(q)
     shared = q.shape[1] // len(cache.k)
     for t, head in np.ndindex(q.shape[:2]):
         k, v = cache.k[head // shared][:first + t + 1], cache.v[head // shared][:first + t + 1]
-        scores = k @ q[t, head].astype(np.float64) * scale
+        scores = k @ q[t, head] * scale
         weights = np.exp(scores - scores.max())
         out[t, head] = weights / weights.sum() @ v
     return out
@@ -128,48 +161,57 @@ def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float,
     tables = [guarded(np.array(x, np.int64), side) for x in (items, records)]
     pointers = guarded(np.array([tables[0].ctypes.data, tables[1].ctypes.data, partials.ctypes.data]), side)
     n_queries = max(item[1] for item in items) * shared
-    call(isa_name, f"attention:attend:{head_dim}:f16:f16", [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
-         len(items) * n_head_kv, layout.attention_scratch(n_queries, head_dim, "f16", "f16"))
+    call(isa_name, f"attention:attend:{head_dim}:{cache.types[0]}:{cache.types[1]}",
+         [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0], len(items) * n_head_kv,
+         layout.attention_scratch(n_queries, head_dim, *cache.types))
     call(isa_name, f"attention:merge:{head_dim}:f32", [np.array([n]), n, out, pointers, n_head, 0, 0, 0])
     return out.reshape(n, n_head, head_dim)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize(("head_dim", "n_head", "n_head_kv"), HEADS)
-def test_prompts_and_single_tokens_attend_alike(isa_name: str, head_dim: int, n_head: int, n_head_kv: int) -> None:
+@pytest.mark.parametrize(("head_dim", "n_head", "n_head_kv", "k_type", "v_type"), CASES)
+def test_prompts_and_single_tokens_attend_alike(isa_name: str, head_dim: int, n_head: int, n_head_kv: int, k_type: str,
+                                                v_type: str) -> None:
     """Around the borders of pages and splits: right, and the same bits for a token alone as inside a chunk of a prompt of any size."""
     rng = np.random.default_rng(head_dim)
     n, scale = 21, head_dim ** -0.5
     for length, side in (1, "after"), (64, "before"), (65, "after"), (257, "after"), (276, "before"), (700, "after"):
-        cache = Cache(rng, length, n_head_kv, head_dim, side)
+        cache = Cache(rng, length, n_head_kv, head_dim, side, (k_type, v_type))
         first = max(0, length - n)
         q = 3 * rng.standard_normal((length - first, n_head, head_dim)).astype(np.float32)
         expected = expected_attention(q, first, cache, scale)
         many = attend(isa_name, q, first, cache, scale, "many", side)
-        np.testing.assert_allclose(many, expected, atol=2e-5)
+        np.testing.assert_allclose(many, expected, atol=cache.tolerance)
         for i in range(len(q)):
             assert np.array_equal(attend(isa_name, q[i:i + 1], first + i, cache, scale, "one", side)[0], many[i])
         assert np.array_equal(attend(isa_name, q[-5:], length - len(q[-5:]), cache, scale, "one", side), many[-5:])
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-def test_attention_with_scores_far_apart(isa_name: str) -> None:
+@pytest.mark.parametrize("types", [F16, ("q8_0", "f32"), ("f32", "q8_0")])
+def test_attention_with_scores_far_apart(isa_name: str, types: tuple[str, str]) -> None:
     """A running maximum that jumps, and scores of thousands: what is far below the largest counts nothing."""
     rng = np.random.default_rng(5)
-    cache = Cache(rng, 300, 2, 64, "after")
+    cache = Cache(rng, 300, 2, 64, "after", types)
     for factor in 0.0, 10.0, 3e4:
         q = (factor * rng.standard_normal((2, 4, 64))).astype(np.float32)
         for form in "one", "many":
             found = attend(isa_name, q, 298, cache, 0.125, form, "after")
-            np.testing.assert_allclose(found, expected_attention(q, 298, cache, 0.125), atol=1e-4)
+            np.testing.assert_allclose(found, expected_attention(q, 298, cache, 0.125), atol=5e-4 if types[1] in BLOCKS else 1e-4)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(isa_name: str) -> None:
-    """Values that overflow half precision at the last of four tokens: the three before it are as finite as alone."""
+@pytest.mark.parametrize("types", [F16, ("f32", "q8_0"), ("bf16", "q4_0")])
+def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(isa_name: str, types: tuple[str, str]) -> None:
+    """Values, or their scales, that overflow half precision at the last of four tokens: the three before it are as finite as alone."""
     rng = np.random.default_rng(0)
-    cache = Cache(rng, 70, 2, 64, "after")
-    cache.pages[1].reshape(2, 2, 64, 64)[:, 1, 5] = np.inf  # the values of position 69
+    cache = Cache(rng, 70, 2, 64, "after", types)
+    k_bytes = layout.kv_bytes(types[0], 64)
+    values = cache.pages[1].reshape(2, -1)[:, k_bytes:].view(np.float16)  # of position 69
+    if types == F16:
+        values.reshape(2, 64, 64)[:, 5] = np.inf
+    else:
+        values[:, -2 * PAGE:].reshape(2, 2, PAGE)[..., 5] = np.inf
     q = rng.standard_normal((4, 4, 64)).astype(np.float32)
     together = attend(isa_name, q, 66, cache, 0.125, "many", "after")
     alone = [attend(isa_name, q[i:i + 1], 66 + i, cache, 0.125, "one", "after")[0] for i in range(4)]
