@@ -39,7 +39,8 @@ CACHE_TYPES = [("f16", "f16"), ("q8_0", "q4_0"), ("q4_0", "q8_0")]
 OTHERS = [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *(f"heads:store:{k}:{v}" for k, v in CACHE_TYPES), "heads:rotate",
           *(f"attention:merge:64:{kind}" for kind in KINDS), "ops:add", "ops:gather",
           *(f"ops:embed:{name.lower()}" for name in layout.FORMATS), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
-          for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose", "runtime:step", "runtime:worker", "runtime:publish", "clock:read"]
+          for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose", "runtime:step", "runtime:worker",
+          "runtime:publish", "clock:read"]
 COMPILED = {isa_name: [spec for name in EVERYWHERE for spec in products(isa_name, name)] for isa_name in CPUS}
 COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
