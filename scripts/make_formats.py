@@ -38,8 +38,6 @@ MIXES = {name: name for name in (
 COARSE = {"Q2_K", "Q3_K", "IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
 """Types in which an embedding that is also the output matrix would leave little of the model."""
 TYPES = [*MIXES, "NVFP4"]
-Q2_0 = 42
-"""Its number, which the `gguf` package may not know."""
 INPUTS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "kqv_out": ("attn_output",), "ffn_norm": ("ffn_gate", "ffn_up"),
           "ffn_swiglu": ("ffn_down",)}
 """Names of activations, and of the weights that they are multiplied with."""
@@ -186,9 +184,10 @@ def main(folder: str, *kinds: str) -> None:
         print(f"{kind:8}", *(f"{found[kind][text]['all']:.4f} {text}" for text in TEXTS), sep="  ", flush=True)
         found = {kind: found[kind] for kind in TYPES if kind in found}
         notes.write_text(json.dumps(found, indent=1) + "\n")
-    rows = [f"{f'demo-{kind.lower()}.gguf':20}" + "".join(f"{figures[text]['all']:12.4f}" for text in TEXTS) for kind, figures in found.items()]
-    heading = f"{'':20}{TEXTS[0]:>12}{TEXTS[1]:>20}"
-    (out / "README").write_text(f"llama.cpp's perplexity, -c {N_CTX}, of whole texts\n{heading}\n" + "\n".join(rows) + "\n")
+    lines = [f"llama.cpp's perplexity, -c {N_CTX}", " " * 20 + "".join(f"{text:>20}" for text in TEXTS)]
+    for kind, figures in found.items():
+        lines.append(f"{f'demo-{kind.lower()}.gguf':20}" + "".join(f"{figures[text]['all']:20.4f}" for text in TEXTS))
+    (out / "README").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Write a GGUF model with random weights: the shapes, types and size of a real Qwen file, without downloading or training one.
 
 Speed depends on shapes and types, not on values, so such a file serves for measurements; and in a shape of a few layers, for tests.
-Nothing is quantized: blocks are random bits with scales that give weights of mean 0 and standard deviation WEIGHT_STD.
+Nothing is quantized: blocks are random bits with sane scales (random_blocks.py). Types are mixed as llama-quantize mixes them (mixes.py).
 """
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ import click
 import gguf
 import numpy as np
 from gguf import GGUFWriter, TokenType
+from mixes import MIXES, TYPES, type_of_embedding, type_of_layer, type_of_output
 from numpy.typing import NDArray
+from random_blocks import random_blocks
 from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
 from qwencli.errors import InputError, QwenError
-from qwencli.ggml_types import FILE_TYPES, GGML_TYPES, GGMLType
+from qwencli.ggml_types import FILE_TYPES, GGMLType
 from qwencli.gguf_file import GGUFFile
 from qwencli.tokenizer import Tokenizer
 
@@ -68,14 +70,6 @@ PRESETS = {  # config.json of the models on huggingface.co/Qwen; 0.6B and 1.7B a
 
 # --- tensors and their types ---
 
-TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
-MIXES = {"F32": ("F32", "F32"), "F16": ("F16", "F16"), "BF16": ("BF16", "BF16"), "Q8_0": ("Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q6_K"),
-         "Q6_K": ("Q6_K", "Q6_K"), "Q5_K_M": ("Q5_K", "Q6_K"), "Q4_K_M": ("Q4_K", "Q6_K")}
-"""llama-quantize's names, each with the type of most matrices and the better type of the output matrix."""
-FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""What llama-quantize takes for rows that are no multiple of 256."""
-
-
 class TensorPlan(NamedTuple):
     """A tensor to write; `shape` is rows first, as NumPy has it."""
     name: str
@@ -102,94 +96,39 @@ def plan_tensors(s: Shape, mix: str, same_output: bool = False) -> list[TensorPl
         layer |= {"attn_q_norm.weight": (s.head_dim,), "attn_k_norm.weight": (s.head_dim,)}
     else:
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
-    usual, better = MIXES[mix]
-    matrix = (s.n_vocab, s.n_embd)
-    plans = [] if s.tied else [TensorPlan("output.weight", matrix, fitting_type(better, s.n_embd))]
+    matrix, output = (s.n_vocab, s.n_embd), type_of_output(mix, s.n_embd)
+    plans = [] if s.tied else with_scale(TensorPlan("output.weight", matrix, output))
     plans += [TensorPlan("output_norm.weight", (s.n_embd,), TYPES["F32"]),
-              TensorPlan("token_embd.weight", matrix, fitting_type(better if s.tied or same_output else usual, s.n_embd))]
+              TensorPlan("token_embd.weight", matrix, output if s.tied or same_output else type_of_embedding(mix, s.n_embd))]
     for i in range(s.n_layer):
         for name, shape in sorted(layer.items()):
-            more = mix.endswith("_M") and name in ("attn_v.weight", "ffn_down.weight") and use_more_bits(i, s.n_layer)
-            kind = TYPES["F32"] if len(shape) == 1 else fitting_type(better if more else usual, shape[-1])
-            plans.append(TensorPlan(f"blk.{i}.{name}", shape, kind))
+            kind = TYPES["F32"] if len(shape) == 1 else type_of_layer(
+                mix, name.removesuffix(".weight"), i, s.n_layer, s.n_head // s.n_head_kv, shape[-1])
+            plans += with_scale(TensorPlan(f"blk.{i}.{name}", shape, kind))
     return plans
 
 
-def use_more_bits(i: int, n_layer: int) -> bool:
-    """Whether an _M mix gives layer `i` the better type: the first and last eighth, every third between (llama-quant.cpp)."""
-    return i < n_layer // 8 or i >= 7 * n_layer // 8 or (i - n_layer // 8) % 3 == 2
-
-
-def fitting_type(name: str, n_in: int) -> GGMLType:
-    """The type itself, or where its blocks don't divide rows of `n_in` weights the one that llama-quantize falls back to."""
-    for kind in (TYPES[name], TYPES[FALLBACKS.get(name, "F16")]):
-        if n_in % kind.block_size == 0:
-            return kind
-    return TYPES["F16"]
+def with_scale(t: TensorPlan) -> list[TensorPlan]:
+    """A tensor, and the scale that stands beside one of a scaled type."""
+    return [t] + ([TensorPlan(t.name.removesuffix("weight") + "scale", (1,), TYPES["F32"])] if t.kind.scaled else [])
 
 
 # --- random weights ---
 
-WEIGHT_STD = 0.0239  # floats are a random sign and mantissa with one exponent: magnitudes 1/64 .. 1/32, and this their root mean square
 PIECE_BYTES = 16 << 20  # what is made at a time
 CYCLE = 64  # tokens that --repeating goes round
-
-
-class RandomBlock(NamedTuple):
-    """How to make random bits a valid block.
-
-    `halves` maps offsets of the block's float16 fields to their mean in units of the first, d; `std` is that of the weights for d = 1
-    (of n equally likely steps it is sqrt((n*n - 1) / 12)). `signed`: d takes both signs, since the steps -n/2 .. n/2 - 1 lean to one side.
-    """
-    halves: dict[int, float]
-    std: float
-    signed: bool = False
-
-
-RANDOM_BLOCKS = {  # layouts: ggml-common.h
-    "Q4_0": RandomBlock({0: 1}, 4.61, signed=True),         # d * (q - 8)
-    "Q5_0": RandomBlock({0: 1}, 9.23, signed=True),         # d * (q - 16)
-    "Q5_1": RandomBlock({0: 1, 2: -15.5}, 9.63),            # d * q + m, more than 9.23 because d and m vary apart
-    "Q8_0": RandomBlock({0: 1}, 73.9),                      # d * q
-    "Q4_K": RandomBlock({0: 1, 2: 7.5}, 258),               # d * scale * q - dmin * min; scale and min are 0 .. 63, q is 0 .. 15
-    "Q5_K": RandomBlock({0: 1, 2: 15.5}, 527),              # the same with q 0 .. 31
-    "Q6_K": RandomBlock({208: 1}, 73.9 * 18.5, signed=True),  # d * scale * (q - 32), scale is -128 .. 127
-}
-FLOAT_BITS = {"F32": ("<u4", 23, 127), "F16": ("<u2", 10, 15), "BF16": ("<u2", 7, 127)}
-"""An unsigned integer of a float type's size, its mantissa's bits and its exponent's bias."""
-
-
-def random_blocks(rng: np.random.Generator, kind: GGMLType, n_blocks: int) -> NDArray[np.uint8]:
-    """Blocks of weights with mean 0 and standard deviation WEIGHT_STD: uint8 of shape (n_blocks, kind.block_bytes)."""
-    n_bytes = n_blocks * kind.block_bytes
-    bits = rng.bit_generator.random_raw(-(-n_bytes // 8)).astype("<u8", copy=False).view(np.uint8)[:n_bytes]
-    if kind.name in FLOAT_BITS:
-        dtype, n_mantissa, bias = FLOAT_BITS[kind.name]
-        values = bits.view(dtype)
-        values &= np.array(1 << 8 * values.itemsize - 1 | (1 << n_mantissa) - 1, dtype)
-        values |= np.array(bias - 6 << n_mantissa, dtype)
-        return bits.reshape(n_blocks, kind.block_bytes)
-    layout, blocks = RANDOM_BLOCKS[kind.name], bits.reshape(n_blocks, kind.block_bytes)
-    if kind.name == "Q8_0":
-        blocks |= 1  # odd steps are symmetric about 0 and never -128, which no quantizer writes
-    for offset, mean in layout.halves.items():
-        half = mean * WEIGHT_STD / layout.std * rng.uniform(0.8, 1.2, n_blocks)
-        if layout.signed:
-            half *= rng.choice((-1, 1), n_blocks)
-        blocks[:, offset:offset + 2] = half.astype("<f2").view(np.uint8).reshape(n_blocks, 2)
-    return blocks
 
 
 def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator[NDArray[np.uint8]]:
     """The tensor's bytes in pieces of some PIECE_BYTES. They depend on its name, shape, type and the seed alone.
 
-    Norms lie about 1. With `repeating` the layers add nothing to the residual stream and row t of the output matrix is the embedding of
-    t's predecessor, in cycles of CYCLE tokens: the likeliest token after t is its successor.
+    Norms and scales lie about 1. With `repeating` the layers add nothing to the residual stream and row t of the output matrix is the
+    embedding of t's predecessor, in cycles of CYCLE tokens: the likeliest token after t is its successor.
     """
     name = "token_embd.weight" if repeating and t.name == "output.weight" else t.name
     rng = np.random.Generator(np.random.SFC64((seed, zlib.crc32(name.encode()))))
     if len(t.shape) == 1:
-        values = rng.uniform(-0.1, 0.1, t.shape[0]) + t.name.endswith("norm.weight")
+        values = rng.uniform(-0.1, 0.1, t.shape[0]) + t.name.endswith(("norm.weight", "scale"))
         yield values.astype("<f4").view(np.uint8)
         return
     n_rows, row_blocks = t.shape[0], t.shape[1] // t.kind.block_size
@@ -273,7 +212,7 @@ def write_model(path: Path, name: str, s: Shape, mix: str, vocab: Vocabulary, se
     plans = plan_tensors(s, mix, same_output=repeating)
     with whole_file(path) as temporary, closing(GGUFWriter(temporary, s.arch)) as writer:
         for t in plans:
-            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.n_bytes, gguf.GGMLQuantizationType(t.kind.id))
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.n_bytes, t.kind.id)  # a number: it may not know the type
         add_metadata(writer, name, s, mix, vocab)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -315,7 +254,7 @@ def add_metadata(w: GGUFWriter, name: str, s: Shape, mix: str, vocab: Vocabulary
     w.add_add_bos_token(False)
     w.add_chat_template(CHAT_TEMPLATE)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    w.add_file_type({label: number for number, label in FILE_TYPES.items()}[mix])
+    w.add_file_type({label.removesuffix("_MOE"): number for number, label in FILE_TYPES.items()}[mix])
 
 
 @contextmanager
