@@ -72,7 +72,7 @@ def _sources() -> str:
     here, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(here.rglob("*.py")):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
-    for package in "numba", "llvmlite", "numpy":
+    for package in "numba", "llvmlite", "numpy", "gguf":
         digest.update(f"{package} {_version(package)}\0".encode())
     return digest.hexdigest()
 

@@ -5,7 +5,8 @@ from gguf import quants
 from qwencli.kernels import layout
 
 HALVES = {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
-          "Q1_0": [0], "Q2_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0]}
+          "Q1_0": [0], "Q2_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0],
+          "IQ1_S": [0], "IQ1_M": [48], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0], "IQ4_XS": [0]}
 """Where the half floats are in a block."""
 BYTES = {"MXFP4": [0], "NVFP4": [0, 1, 2, 3]}
 """Where a block has scales of one byte."""
@@ -35,6 +36,10 @@ def filled_rows(name: str, n_rows: int, n_cols: int, byte: int, half: float) -> 
 
 
 def set_scales(name: str, blocks: np.ndarray, values: np.ndarray) -> None:
+    if name == "IQ1_M":  # in the upper four bits of four u16
+        words = blocks[..., HALVES[name][0]:].view(np.uint16)
+        words[...] = words & 0xFFF | values.astype(np.float16).view(np.uint16) << np.array([12, 8, 4, 0], np.uint16) & 0xF000
+        return
     for i, offset in enumerate(HALVES.get(name, [])):
         blocks[..., offset:offset + 2] = values[..., i:i + 1].astype(np.float16).view(np.uint8)
     for i, offset in enumerate(BYTES.get(name, [])):

@@ -127,6 +127,16 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
         e.store(b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))), address, panel.pairs + j // 2 * VECTOR)
 
 
+def store_scales(e: Emitter, panel: Panel, address: Any, scales: Sequence[Any]) -> None:
+    """The scale of each part, i32x16 with the rows in lanes, and once more in pairs."""
+    b = e.b
+    for j, scale in enumerate(scales):
+        e.store(scale, address, panel.scales + j * VECTOR)
+    for j in range(0, len(scales), 2):
+        pair = b.or_(b.and_(scales[j], e.int(0xFFFF, I32X16)), b.shl(scales[j + 1], e.int(16, I32X16)))
+        e.store(pair, address, panel.pairs + j // 2 * VECTOR)
+
+
 def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
     """The sums of four i32x16, as i32x4."""
     total = e.sums_of_quarters(vectors)
@@ -173,8 +183,7 @@ def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter,
         return total
 
     totals = of_each(e, rows, total_of, scales)
-    sums = e.shuffle(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), [*range(8)] * 4)
-    offset = of_four_lanes(e, e.dot2(e.int(0, I32X16), mins, sums))
+    offset = times_sums_of_32(e, mins, act)
     halves = b.bitcast(head, I16X32)
     d, dmin = (e.f16_to_f32(e.shuffle(halves, of_each_row([i], 8))) for i in (0, 1))
     return b.fsub(b.fmul(d, b.sitofp(sum_four(e, totals), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4)))
@@ -193,6 +202,12 @@ def in_halves(e: Emitter, quants: Iterable[Any], scales: Any, times: Sequence[in
         of_lanes = [first + 2 * i + lane // 8 for first in (0, 8) for lane in range(16)]
         total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, of_lanes))
     return total
+
+
+def times_sums_of_32(e: Emitter, numbers: Any, act: Act) -> Any:
+    """8 numbers of each of four rows, i16x32, times the sums of 32 activations: i32x4."""
+    sums = e.shuffle(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), [*range(8)] * 4)
+    return of_four_lanes(e, e.dot2(e.int(0, I32X16), numbers, sums))
 
 
 def times_sums_of_16(e: Emitter, numbers: Any, act: Act) -> Any:

@@ -67,9 +67,5 @@ def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
                 e.store(b.or_(low, b.shl(upper, four)), panel, (32 * half + 16 * part + i) * k.VECTOR)
     words = e.transposed(rows, 192, 4)
     scales = [b.ashr(b.shl(words[j // 4], e.int(24 - 8 * (j % 4), I32X16)), e.int(24, I32X16)) for j in range(16)]
-    for j, scale in enumerate(scales):
-        e.store(scale, panel, PANEL.scales + j * k.VECTOR)
-    for j in range(0, 16, 2):
-        pair = b.or_(b.and_(scales[j], e.int(0xFFFF, I32X16)), b.shl(scales[j + 1], e.int(16, I32X16)))
-        e.store(pair, panel, PANEL.pairs + j // 2 * k.VECTOR)
+    k.store_scales(e, PANEL, panel, scales)
     e.store(k.gathered_halves(e, rows, 208), panel, PANEL.d)

@@ -9,6 +9,7 @@ and conversions of half floats.
 """
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -233,8 +234,11 @@ class Emitter:
         return self.b.icmp_unsigned("!=", self.b.and_(each, mask), self.int(0, each.type))
 
     def constant(self, data: bytes) -> Any:
-        """The address of constant memory with these bytes."""
-        return self.b.ptrtoint(cgutils.global_constant(self.b.module, "table", cgutils.make_bytearray(data)), I64)
+        """The address of constant memory with these bytes, the same wherever they are asked for: a table has a place in the cache."""
+        name, module = f"constant_{hashlib.sha256(data).hexdigest()[:16]}", self.b.module
+        found = module.globals.get(name) or cgutils.global_constant(module, name, cgutils.make_bytearray(data))
+        found.align = 64
+        return self.b.ptrtoint(found, I64)
 
     def pairs(self, u: Any, s: Any) -> Any:
         """Sums of 2 products u8 * i8 in i16 lanes: i8x64 unsigned below 128, i8x64 signed -> i16x32. Exact."""
