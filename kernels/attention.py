@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from . import kv, layout
 from .activations import quantize_row
-from .kv._tiles import VECTORS
+from .kv._tiles import VECTORS, Ahead
 from .ops import tokens_of
 from .simd import F32, F32X16, I32, I32X16, I64, LANES, Emitter, i64, intrinsic_of, load_i64, void
 
@@ -115,24 +115,28 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
     def score_of(tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
         def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
+            values = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), e.int(0))
             """Scores of `tile` queries from `first` on."""
             numbers = tile_numbers(e, tile, first, n_queries)
             out = places(e, numbers, memory)
             queries = [e.at(place, query_at) if keys_as.QUANTIZED else query_address(e, q, n_head, shared, n)
                        for n, place in zip(numbers, out)]
-            keys_as.score_tile(e, queries, keys, e.b.bitcast(e.b.trunc(scale, I32), F32), out, head_dim)
+            scale = e.b.bitcast(e.b.trunc(scale, I32), F32)
+            keys_as.score_tile(e, queries, keys, scale, out, head_dim, Ahead(values, values_bytes))
         return score
 
     def weigh_of(tile: int) -> Any:
-        @intrinsic_of(void, i64, i64, i64, i64, i64, i64)
-        def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, n_before: Any, shared: Any, memory: Any) -> None:
+        @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64)
+        def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, following: Any, n_before: Any, shared: Any, memory: Any) -> None:
             """`n_before` positions of the page are seen by the item's first token, one more by each that follows."""
             numbers = tile_numbers(e, tile, first, n_queries)
             queries = places(e, numbers, memory)
             factors = [e.load(F32, query, factor_at) for query in queries]
             n_valid = [e.least(e.b.add(n_before, e.b.udiv(n, shared)), e.int(PAGE)) for n in numbers]
             weights = [e.at(query, weights_at) for query in queries]
-            values_as.weigh_tile(e, weights, values, n_valid, [e.at(query, running) for query in queries], factors, head_dim)
+            ahead = e.b.select(e.b.icmp_signed("==", first, e.int(0)), following, e.int(0))
+            accs = [e.at(query, running) for query in queries]
+            values_as.weigh_tile(e, weights, values, n_valid, accs, factors, head_dim, Ahead(ahead, keys_bytes))
         return weigh
 
     score, small_score = score_of(TILE_QUERIES), score_of(SMALL_TILE_QUERIES)
@@ -201,6 +205,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             for page in range(split * PAGES_A_SPLIT, last_page):
                 keys = load_i64(pages + 8 * page) + layer_offset + (keys_bytes + values_bytes) * kv_head
                 values, n_before = keys + keys_bytes, first_position + 1 - page * PAGE
+                following = load_i64(pages + 8 * page + 8) + keys - load_i64(pages + 8 * page) if page + 1 < last_page else 0
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
                 for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
@@ -213,10 +218,10 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
                         keep(scratch + per_query * i, values)
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     if n_before + (min(i + TILE_QUERIES, n_queries) - 1) // shared > 0:
-                        weigh(i, n_queries, values, n_before, shared, scratch)
+                        weigh(i, n_queries, values, following, n_before, shared, scratch)
                 for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
                     if n_before + (min(i + SMALL_TILE_QUERIES, n_queries) - 1) // shared > 0:
-                        small_weigh(i, n_queries, values, n_before, shared, scratch)
+                        small_weigh(i, n_queries, values, following, n_before, shared, scratch)
             for i in range(n_queries):
                 memory = scratch + per_query * i
                 if split == begin:

@@ -17,7 +17,7 @@ from llvmlite import ir
 from ..activations import largest_magnitude, quantize_q8_0
 from ..layout import KV_BLOCK, PAGE
 from ..simd import F32, F32X16, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
-from ._tiles import VECTORS, side_by_side
+from ._tiles import VECTORS, Ahead, side_by_side
 
 I16X2, I32X2 = ir.VectorType(I16, 2), ir.VectorType(I32, 2)
 LARGEST = 32767.0
@@ -71,7 +71,8 @@ class Blocks(NamedTuple):
         scales = head_dim + head_dim // KV_BLOCK * 4
         quantize_q8_0(e, query, memory, e.at(memory, head_dim), e.at(memory, scales), e.int(head_dim))
 
-    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int) -> None:
+    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int,
+                   ahead: Ahead) -> None:
         b, n = e.b, side_by_side(e)
         n_blocks, n_words = head_dim // KV_BLOCK, self.n_bytes // 4
         dot4, offset = (e.dot4_wide, e.raised_by) if self.wide else (e.dot4, self.offset)
@@ -85,6 +86,8 @@ class Blocks(NamedTuple):
                 with e.loop(e.int(n_words)) as word:
                     row = e.at(keys, b.add(b.mul(b.add(b.mul(i, e.int(n_words)), word), e.int(4 * PAGE)), b.mul(part, e.int(64 * n))))
                     key = [self.key_parts(e, e.load(I8X64, row, 64 * j)) for j in range(n)]
+                    of_part = b.add(b.mul(part, e.int(n_blocks * n_words)), b.add(b.mul(i, e.int(n_words)), word))
+                    ahead.fetch(e, of_part, VECTORS // n * n_blocks * n_words)
                     place = b.add(b.mul(i, e.int(KV_BLOCK)), b.shl(word, e.int(2)))
                     for query, total in zip(queries, sums):
                         for which in range(len(key[0])):
@@ -122,7 +125,7 @@ class Blocks(NamedTuple):
             e.store(scale, memory, b.add(e.int(n_blocks * 2 * PAGE), b.shl(i, e.int(2))))
 
     def weigh_tile(self, e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any],
-                   factors: Sequence[Any], head_dim: int) -> None:
+                   factors: Sequence[Any], head_dim: int, ahead: Ahead) -> None:
         """Two positions at once; weights of what a query doesn't see are 0, and quants are finite."""
         b, n_blocks = e.b, head_dim // KV_BLOCK
         n_pairs = b.lshr(b.add(n_valid[-1], e.int(1)), e.int(1))
@@ -130,11 +133,13 @@ class Blocks(NamedTuple):
         halves = [(k, half) for k in range(together) for half in (0, 1)]
         with e.loop(e.int(n_blocks // together)) as group:
             first = b.mul(group, e.int(together))
-            for part in [halves] if side_by_side(e) == 4 else [[one] for one in halves]:
+            for number, part in enumerate([halves] if side_by_side(e) == 4 else [[one] for one in halves]):
                 sums = [[e.var(e.int(0, I32X16)) for _ in part] for _ in weights]
                 with e.loop(n_pairs) as pair:
                     row = e.at(values, b.add(b.mul(first, e.int(self.n_bytes * PAGE)), b.mul(pair, e.int(2 * self.n_bytes))))
                     quants = [self.value_half(e, e.at(row, k * self.n_bytes * PAGE), half) for k, half in part]
+                    if number == 0:
+                        ahead.fetch(e, b.add(b.mul(group, e.int(PAGE // 2)), pair), n_blocks // together * PAGE // 2)
                     for weight, totals in zip(weights, sums):
                         place = e.at(weight, b.add(b.mul(first, e.int(2 * PAGE)), b.shl(pair, e.int(2))))
                         two = {k: b.bitcast(e.splat(e.load(I32, place, 2 * PAGE * k)), I16X32) for k, _ in part}

@@ -12,7 +12,7 @@ from llvmlite import ir
 from ..activations import each_lane
 from ..layout import PAGE
 from ..simd import F32, F32X16, LANES, Emitter
-from ._tiles import VECTORS, side_by_side
+from ._tiles import VECTORS, Ahead, side_by_side
 
 
 class Floats(NamedTuple):
@@ -41,7 +41,8 @@ class Floats(NamedTuple):
 
         each_lane(e, head_dim, write)
 
-    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int) -> None:
+    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int,
+                   ahead: Ahead) -> None:
         """queries: float32 [head_dim]."""
         b, n = e.b, side_by_side(e)
         with e.loop(e.int(VECTORS // n)) as part:
@@ -50,6 +51,7 @@ class Floats(NamedTuple):
             with e.loop(e.int(head_dim)) as i:
                 row = e.at(keys, b.add(column, b.mul(i, e.int(self.n_bytes * PAGE))))
                 key = [self.load(e, row, LANES * self.n_bytes * j) for j in range(n)]
+                ahead.fetch(e, b.add(b.mul(part, e.int(head_dim)), i), VECTORS // n * head_dim)
                 for query, total in zip(queries, sums):
                     value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
                     for j in range(n):
@@ -59,7 +61,7 @@ class Floats(NamedTuple):
                     e.store(b.fmul(b.load(total[j]), e.splat(scale)), b.add(address, b.mul(part, e.int(4 * LANES * n))), 64 * j)
 
     def weigh_tile(self, e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any],
-                   factors: Sequence[Any], head_dim: int) -> None:
+                   factors: Sequence[Any], head_dim: int, ahead: Ahead) -> None:
         """weights: float32 [PAGE]. What a query doesn't see isn't multiplied by 0 but skipped: it may be infinite."""
         b = e.b
         n_all = b.select(b.icmp_signed(">", n_valid[0], e.int(0)), n_valid[0], e.int(0))
@@ -68,9 +70,11 @@ class Floats(NamedTuple):
             columns = range(start, min(start + width, head_dim), LANES)
             sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns] for acc, factor in zip(accs, factors)]
 
-            def add_position(i: Any, seen: Sequence[Any], columns: Sequence[int] = columns, sums: Sequence[Any] = sums) -> None:
+            def add_position(i: Any, seen: Sequence[Any], start: int = start, columns: Sequence[int] = columns,
+                             sums: Sequence[Any] = sums) -> None:
                 row = e.at(values, b.mul(i, e.int(self.n_bytes * head_dim)))
                 value = [self.load(e, row, self.n_bytes * c) for c in columns]
+                ahead.fetch(e, b.add(e.int(start // width * PAGE), i), -(-head_dim // width) * PAGE)
                 for weight, totals, sees in zip(weights, sums, seen):
                     w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
                     for v, total in zip(value, totals):

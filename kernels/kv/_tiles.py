@@ -1,7 +1,10 @@
-"""How a page's scores and sums are divided into what registers hold."""
+"""How a page's scores and sums are divided into what registers hold, and what is fetched meanwhile."""
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from ..layout import PAGE
+from ..products import prefetch_share
 from ..simd import LANES, Emitter
 
 VECTORS = PAGE // LANES
@@ -10,3 +13,14 @@ VECTORS = PAGE // LANES
 def side_by_side(e: Emitter) -> int:
     """Vectors of a tile that are summed side by side for each of four queries: with more, sums would not stay in registers."""
     return 4 if e.registers >= 32 else 1
+
+
+class Ahead(NamedTuple):
+    """`n_bytes` that are read next, from the address `start` on; nothing if that is 0."""
+    start: Any
+    n_bytes: int
+
+    def fetch(self, e: Emitter, i: Any, n: int) -> None:
+        """Ask for the i-th of n shares."""
+        with e.b.if_then(e.b.icmp_unsigned("!=", self.start, e.int(0))):
+            prefetch_share(e, self.start, i, -(-self.n_bytes // n))
