@@ -1,11 +1,13 @@
 """Which backend runs a file when none is asked for."""
 from pathlib import Path
 
+import pytest
 from gguf_builder import tiny
 
 from qwencli import LLM
 from qwencli.backends.cpu import CPUBackend
 from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.kernels import layout
 
 
 def test_the_compiled_kernels_run_what_they_can() -> None:
@@ -23,7 +25,8 @@ def test_numpy_runs_the_rest_and_says_so(tmp_path: Path) -> None:
     assert said == ["no compiled kernels for heads of 8 values: running on the slow NumPy backend"]
 
 
-def test_numpy_runs_types_without_kernels(shared: Path) -> None:
+def test_numpy_runs_types_without_kernels(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(layout.FORMATS, "IQ4_XS")
     said: list[str] = []
     llm = LLM(shared / "models" / "demo-iq4_xs.gguf", report=said.append)
     assert isinstance(llm.engine.backend, NumpyBackend)
