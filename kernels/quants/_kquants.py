@@ -61,10 +61,9 @@ def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
     return b.and_(u0, low), scales, b.and_(u1, low), mins
 
 
-def heads(e: Emitter, rows: Sequence[Any]) -> Any:
-    """The first 16 bytes of four rows' blocks, as i8x64."""
-    first = [e.load(I8X16, row) for row in rows]
-    return e.concat(e.concat(*first[:2]), e.concat(*first[2:]))
+def side_by_side(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
+    """16 bytes from each of four rows, as i8x64."""
+    return e.join([e.load(I8X16, row, offset) for row in rows])
 
 
 def of_each_row(numbers: Iterable[int], n_lanes: int) -> list[int]:
@@ -146,15 +145,15 @@ def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
 
 
 def of_each(e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any], scales: Any = None) -> list[Any]:
-    """total_of(address, scales), an i32x16, of each of four rows; each has a quarter of the lanes of `scales`.
+    """total_of(address, scales), an i32x16, of each of four rows; each has a quarter of the lanes of `scales`, 64 bytes.
 
     With few registers in a loop: side by side LLVM begins with all rows at once and keeps them on the stack.
     """
     b, n = e.b, len(rows)
     own_type = scales and ir.VectorType(scales.type.element, scales.type.count // n)
     if e.registers >= 8:
-        return [total_of(row, scales and e.shuffle(scales, [own_type.count * r + i for i in range(own_type.count)]))
-                for r, row in enumerate(rows)]
+        lanes = range(own_type.count if scales else 0)
+        return [total_of(row, scales and e.shuffle(scales, [len(lanes) * r + lane for lane in lanes])) for r, row in enumerate(rows)]
     addresses, totals, kept = e.memory(64), e.memory(64 * n), e.memory(64)
     for r, row in enumerate(rows):
         e.store(row, addresses, 8 * r)
@@ -172,7 +171,7 @@ def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter,
     `quants` gives four i8x64 of a row: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
     """
     b = e.b
-    head = heads(e, rows)
+    head = side_by_side(e, rows, 0)
     scales, mins = scales_and_mins(e, head)
 
     def total_of(row: Any, own: Any) -> Any:
@@ -189,18 +188,24 @@ def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter,
     return b.fsub(b.fmul(d, b.sitofp(sum_four(e, totals), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4)))
 
 
-def in_halves(e: Emitter, quants: Iterable[Any], scales: Any, times: Sequence[int], act: Act) -> Any:
-    """A row's block times the activations, for Q2_K and Q3_K: an i32x16 whose lanes sum to the largest of `times` times the value.
+def words_shifted(e: Emitter, shift: Callable[[Any, Any], Any], x: Any, n: Any) -> Any:
+    """Bytes shifted by n bits as i16: bits come in from the neighbour, which is for a mask to take away. CPUs have no shift of bytes."""
+    words = ir.VectorType(I16, x.type.count // 2)
+    return e.b.bitcast(shift(e.b.bitcast(x, words), e.int(n, words)), x.type)
 
-    `scales`: i16x16. The i-th of four `quants`, i8x64, has 32 weights of each half of the block from the half's weight 32 * i on, each
-    times[i] times as large: scales make up for that, as they are fewer.
+
+def products_of_parts(e: Emitter, quants: Iterable[Any], scales: Any, act: Act) -> Any:
+    """A row's block times the activations, i32x16, for Q2_K and Q3_K with 16 scales, i16x16.
+
+    `quants` gives four i8x64 that are at most 64: the i-th has 32 weights of each half of the block, from weight 32 * i of the half on.
     """
-    factors = ir.Constant(I16X16, [max(times) // times[part // 2 % 4] for part in range(16)])
-    scales, total = e.b.mul(scales, factors), e.int(0, I32X16)
+    total, sums = e.int(0, I32X16), []
     for i, quant in enumerate(quants):
         activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 128 + 32 * i))
-        of_lanes = [first + 2 * i + lane // 8 for first in (0, 8) for lane in range(16)]
-        total = e.dot2(total, e.pairs(quant, activations), e.shuffle(scales, of_lanes))
+        sums.append(e.dot4(e.int(0, I32X16), quant, activations))
+        if i % 2:
+            of_lanes = [8 * half + 2 * n + odd for half in (0, 1) for odd in (0, 1) for n in [i - 1] * 4 + [i] * 4]
+            total = e.dot2(total, e.packed(*sums[-2:]), e.shuffle(scales, of_lanes))
     return total
 
 
@@ -212,12 +217,10 @@ def times_sums_of_32(e: Emitter, numbers: Any, act: Act) -> Any:
 
 def times_sums_of_16(e: Emitter, numbers: Any, act: Act) -> Any:
     """16 signed bytes of each of four rows times the sums of 16 activations: i32x4."""
-    b, eight = e.b, e.int(8, I16X32)
-    numbers = b.bitcast(numbers, I16X32)
-    total = e.int(0, I32X16)
-    for first, part in enumerate((b.ashr(b.shl(numbers, eight), eight), b.ashr(numbers, eight))):
-        sums = e.shuffle(e.load(I16X16, act.sums, layout.SUMS_OF_16), [*range(first, 16, 2)] * 4)
-        total = e.dot2(total, part, sums)
+    b, eight, total = e.b, e.int(8, I16X32), e.int(0, I32X16)
+    numbers, sums = b.bitcast(numbers, I16X32), e.load(I16X16, act.sums, layout.SUMS_OF_16)
+    for first, each in enumerate((b.ashr(b.shl(numbers, eight), eight), b.ashr(numbers, eight))):
+        total = e.dot2(total, each, e.shuffle(sums, [*range(first, 16, 2)] * 4))
     return of_four_lanes(e, total)
 
 

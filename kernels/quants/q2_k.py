@@ -11,18 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from llvmlite import ir
 from numba import njit
 
-from ..simd import F32X4, I8X64, I16X16, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
+from ..simd import F32X4, I8X64, I16X16, I16X32, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 
 BLOCK, BYTES, KIND = 256, 84, "q8k"
 PANEL = k.Panel(16, scaled=True)
 TILE = k.ScaledTile(PANEL, mins=True)
-TIMES = 1, 4, 16, 16
-"""What `quants` are multiples of: those that need no shift stay where they are."""
-
-
 @njit(inline="always")
 def value(p, i):
     both = load_u8(p + i // 16)
@@ -31,23 +28,27 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, TIMES as large, in the order of `k.in_halves`, emitted where they are used."""
-    b, both = e.b, e.load(I8X64, p, 16)
+    """Four i8x64, 1, 4, 16 and 16 times as large, in the order of `k.products_of_parts`, emitted where they are used."""
+    both = e.load(I8X64, p, 16)
     for j in range(3):
-        yield b.and_(both, e.int(3 << 2 * j, I8X64))
-    yield b.and_(b.lshr(both, e.int(2, I8X64)), e.int(3 << 4, I8X64))
+        yield e.b.and_(both, e.int(3 << 2 * j, I8X64))
+    yield e.b.and_(k.words_shifted(e, e.b.lshr, both, 2), e.int(3 << 4, I8X64))
 
 
 def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
-    b, head = e.b, k.heads(e, rows)
-    scales, mins = b.and_(head, e.int(15, I8X64)), b.lshr(head, e.int(4, I8X64))
+    b, head = e.b, k.side_by_side(e, rows, 0)
+    mins = b.and_(k.words_shifted(e, b.lshr, head, 4), e.int(15, I8X64))
+    offset = k.times_sums_of_16(e, mins, act)
+    d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
+    factors = ir.Constant(I16X32, [16, 4, 1, 1] * 8)  # 16 times as large together with the quants: 240 at most, so two bytes at once
+    scales = b.bitcast(b.mul(b.bitcast(b.and_(head, e.int(15, I8X64)), I16X32), factors), I8X64)
 
     def total_of(row: Any, own: Any) -> Any:
-        return k.in_halves(e, quants(e, row), b.zext(own, I16X16), TIMES, act)
+        with_zeros = e.shuffle(own, [x for part in range(16) for x in (part, 16)], e.int(0, own.type))  # LLVM joins this and later shuffles
+        return k.products_of_parts(e, quants(e, row), b.bitcast(with_zeros, I16X16), act)
 
-    total = b.ashr(k.sum_four(e, k.of_each(e, rows, total_of, scales)), e.int(4, I32X4))
-    d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
-    return b.fsub(b.fmul(d, b.sitofp(total, F32X4)), b.fmul(dmin, b.sitofp(k.times_sums_of_16(e, mins, act), F32X4)))
+    total = k.sum_four(e, k.of_each(e, rows, total_of, scales))
+    return b.fsub(b.fmul(d, b.sitofp(b.ashr(total, e.int(4, I32X4)), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4)))
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:

@@ -16,16 +16,12 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
-from ..simd import F32X4, I8X16, I8X32, I8X64, I16X16, I16X32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
+from ..simd import F32X4, I8X32, I8X64, I16X16, I16X32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 
 BLOCK, BYTES, KIND = 256, 110, "q8k"
 PANEL = k.Panel(8, scaled=True)
 TILE = k.ScaledTile(PANEL, wide=True)
-TIMES = 1, 2, 4, 8
-"""What `quants` are multiples of: low and upper bits lie at such a distance that one shift of the upper ones serves all."""
-
-
 @njit(inline="always")
 def value(p, i):
     part = i // 16
@@ -36,18 +32,18 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, TIMES as large, in the order of `k.in_halves`, emitted where they are used."""
+    """Four i8x64, 1, 2, 4 and 8 times as large, in the order of `k.products_of_parts`, emitted where they are used: low and upper bits
+    lie at such a distance that one shift of the upper ones serves all."""
     b, both, bits = e.b, e.load(I8X64, p, 32), e.load(I8X32, p)
-    upper = e.concat(b.shl(bits, e.int(2, I8X32)), b.lshr(bits, e.int(2, I8X32)))
+    upper = e.concat(*(k.words_shifted(e, shift, bits, 2) for shift in (b.shl, b.lshr)))
     for j in range(4):
-        low = b.and_(b.lshr(both, e.int(j, I8X64)), e.int(3 << j, I8X64))
+        low = b.and_(k.words_shifted(e, b.lshr, both, j), e.int(3 << j, I8X64))
         yield b.or_(low, b.and_(upper, e.int(4 << j, I8X64)))
 
 
 def scales_of(e: Emitter, rows: Sequence[Any]) -> Any:
     """The 16 scales of four rows, i8x64."""
-    b, before = e.b, 92  # 16 bytes that end where the scales do
-    words = e.join([e.load(I8X16, row, before) for row in rows])
+    b, words = e.b, k.side_by_side(e, rows, 92)  # 16 bytes that end where the scales do
     low = e.shuffle(words, k.of_each_row([*range(4, 12)] * 2, 16))
     high = e.shuffle(words, k.of_each_row([*range(12, 16)] * 4, 16))
 
@@ -61,13 +57,15 @@ def scales_of(e: Emitter, rows: Sequence[Any]) -> Any:
 
 def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     b, scales = e.b, scales_of(e, rows)
+    offset = b.shl(k.times_sums_of_16(e, scales, act), e.int(2, I32X4))
+    d = k.gathered_halves(e, rows, 108)
+    factors = ir.Constant(I16X16, [8, 8, 4, 4, 2, 2, 1, 1] * 2)  # 8 times as large together with the quants
 
     def total_of(row: Any, own: Any) -> Any:
-        return k.in_halves(e, quants(e, row), b.sext(own, I16X16), TIMES, act)
+        return k.products_of_parts(e, quants(e, row), b.mul(b.sext(own, I16X16), factors), act)
 
-    total = b.ashr(k.sum_four(e, k.of_each(e, rows, total_of, scales)), e.int(3, I32X4))
-    total = b.sub(total, b.shl(k.times_sums_of_16(e, scales, act), e.int(2, I32X4)))
-    return b.fmul(k.gathered_halves(e, rows, 108), b.sitofp(total, F32X4))
+    total = k.sum_four(e, k.of_each(e, rows, total_of, scales))
+    return b.fmul(d, b.sitofp(b.sub(b.ashr(total, e.int(3, I32X4)), offset), F32X4))
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:

@@ -248,6 +248,10 @@ class Emitter:
         """acc[i] += sum of 2 products i16 * i16: i32x16, i16x32, i16x32. Exact."""
         return self.isa.dot2(self, acc, x, y)
 
+    def packed(self, x: Any, y: Any) -> Any:
+        """Two i32x16 of numbers that fit 16 bits -> i16x32, in each quarter four of x and four of y."""
+        return self.isa.packed(self, x, y)
+
     def f32_to_bf16(self, x: Any) -> Any:
         """f32 lanes -> their upper halves in i16, rounded to nearest even; NaN stays NaN."""
         b, kind = self.b, like(x, I32)

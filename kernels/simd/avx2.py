@@ -43,6 +43,10 @@ def lookup(e: Any, table: Any, indices: Any) -> Any:
     return halves(e, lambda i: e.call("llvm.x86.avx2.pshuf.b", I8X32, both, i), indices)
 
 
+def packed(e: Any, x: Any, y: Any) -> Any:
+    return halves(e, lambda p, q: e.call("llvm.x86.avx2.packssdw", I16X16, p, q), x, y)
+
+
 def pairs(e: Any, u: Any, s: Any) -> Any:
     return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.ub.sw", I16X16, p, q), u, s)
 

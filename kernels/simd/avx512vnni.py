@@ -8,7 +8,8 @@ from llvmlite import ir
 from . import I8X64, I16X32, I32X16
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup",
+           "packed", "pairs", "pause"]
 
 RAISED = True
 REGISTERS = 32
@@ -23,6 +24,10 @@ dot4_wide = dot4
 
 def lookup(e: Any, table: Any, indices: Any) -> Any:
     return e.call("llvm.x86.avx512.pshuf.b.512", I8X64, ir.Constant(I8X64, 4 * list(table)), indices)
+
+
+def packed(e: Any, x: Any, y: Any) -> Any:
+    return e.call("llvm.x86.avx512.packssdw.512", I16X32, x, y)
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, lookup, pairs, pause
+from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, lookup, packed, pairs, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup",
+           "packed", "pairs", "pause"]
 
 RAISED = True
 REGISTERS = 8

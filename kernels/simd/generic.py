@@ -82,6 +82,12 @@ def lookup(e: Any, table: Any, indices: Any) -> Any:
     return values[0]
 
 
+def packed(e: Any, x: Any, y: Any) -> Any:
+    """The lower halves of all lanes, which are those with even numbers."""
+    x, y = (e.b.bitcast(v, I16X32) for v in (x, y))
+    return e.shuffle(x, [first + i for first in range(0, 32, 8) for i in (0, 2, 4, 6, 32, 34, 36, 38)], y)
+
+
 def pairs(e: Any, u: Any, s: Any) -> Any:
     even, odd = (e.b.mul(*both) for both in _even_and_odd(e, u, s))
     return e.b.add(even, odd)

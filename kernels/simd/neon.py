@@ -7,10 +7,11 @@ from llvmlite import ir
 
 from . import I8, I16, I32
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
+from .generic import packed
 
 __all__ = [
     "RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact",
-    "lookup", "pairs", "pause"]
+    "lookup", "packed", "pairs", "pause"]
 
 RAISED = False
 REGISTERS = 8

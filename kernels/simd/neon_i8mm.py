@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .neon import I32X4, dot2, f16_to_f32, f32_to_f16, fma, fma_exact, in_registers, lookup, pairs, pause
+from .neon import I32X4, dot2, f16_to_f32, f32_to_f16, fma, fma_exact, in_registers, lookup, packed, pairs, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup", "pairs", "pause"]
+__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup",
+           "packed", "pairs", "pause"]
 
 RAISED = True
 REGISTERS = 8
