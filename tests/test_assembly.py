@@ -76,7 +76,7 @@ def listings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     return found
 
 
-BMI = re.compile("andn[lq]|bextr|bls|bzhi|lzcnt|mulx|pdep|pext|rorx|sarx|shlx|shrx|tzcnt")
+BMI = re.compile("andn[lq]|bextr|bls|bzhi|lzcnt|mulx|pdep|pext[lq]|rorx|sarx|shlx|shrx|tzcnt")
 
 
 @pytest.mark.parametrize("spec", ALL)
