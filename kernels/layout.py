@@ -25,7 +25,7 @@ FORMATS = {
     "Q1_0": Format(128, 18, "q8_0"), "Q2_0": Format(64, 18, "q8_0"), "Q4_0": Format(32, 18, "q8_0"), "Q4_1": Format(32, 20, "q8_0"),
     "Q5_0": Format(32, 22, "q8_0"), "Q5_1": Format(32, 24, "q8_0"), "Q8_0": Format(32, 34, "q8_0"),
     "IQ4_NL": Format(32, 18, "q8_0"), "MXFP4": Format(32, 17, "q8_0"), "NVFP4": Format(64, 36, "q8_0"),
-    "Q2_K": Format(256, 84, "q8k"), "Q3_K": Format(256, 110, "q8k"),
+    "TQ1_0": Format(256, 54, "q8k"), "TQ2_0": Format(256, 66, "q8k"), "Q2_K": Format(256, 84, "q8k"), "Q3_K": Format(256, 110, "q8k"),
     "Q4_K": Format(256, 144, "q8k"), "Q5_K": Format(256, 176, "q8k"), "Q6_K": Format(256, 210, "q8k"),
     "IQ1_S": Format(256, 50, "q8k"), "IQ1_M": Format(256, 56, "q8k"), "IQ2_XXS": Format(256, 66, "q8k"), "IQ2_XS": Format(256, 74, "q8k"),
     "IQ2_S": Format(256, 82, "q8k"), "IQ3_XXS": Format(256, 98, "q8k"), "IQ3_S": Format(256, 110, "q8k"), "IQ4_XS": Format(256, 136, "q8k")}
