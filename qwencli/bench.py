@@ -18,7 +18,7 @@ from .costs import Cost, Costs, kind_of
 from .costs import Piece as Counted
 from .errors import InputError
 from .ggml_types import FILE_TYPES
-from .kv_cache import KVSequence
+from .kv_cache import DEFAULT_TYPES, HALVES, CacheTypes, KVSequence
 from .llm import make_backend
 from .machine import Limits, cpu_name, measure_limits, physical_cores
 from .model import Model
@@ -84,6 +84,7 @@ class Result:
     cost: Cost
     limits: Limits
     profile: list[Kind] = field(default_factory=list)
+    cache_types: CacheTypes = HALVES
     test_time: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
     @property
@@ -104,12 +105,11 @@ class Result:
         """The keys of llama-bench's JSON that mean something here, and ours; times in ns, rates in bytes, operations, tokens a second."""
         test, limits, cost = self.test, self.limits, self.cost
         bandwidth_share, ops_share = cost.read_seconds(limits) / self.seconds, cost.compute_seconds(limits) / self.seconds
-        kv_type = "f16" if self.isa else "f32"
         facts: dict[str, Any] = {
             "build_commit": __version__, "cpu_info": cpu_name(), "backends": "CPU" if self.isa else "NumPy", "isa": self.isa,
             "model_filename": str(self.model.file.path), "model_type": describe(self.model), "model_size": self.model_size,
             "model_n_params": sum(info.n_weights for info in self.model.file.tensors.values()),
-            "n_batch": self.n_batch, "n_threads": self.n_threads, "type_k": kv_type, "type_v": kv_type,
+            "n_batch": self.n_batch, "n_threads": self.n_threads, "type_k": self.cache_types.k, "type_v": self.cache_types.v,
             "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_seq": test.n_seq, "test_time": self.test_time,
             "avg_ns": round(fmean(self.samples_ns)), "stddev_ns": round(deviation(self.samples_ns)),
             "avg_ts": fmean(self.samples_ts), "stddev_ts": deviation(self.samples_ts),
@@ -123,7 +123,8 @@ class Result:
 
 
 def run_bench(model: Model, tests: Sequence[Test], n_threads: int | None = None, repeat: int = 5, n_batch: int = 512, profile: bool = False,
-              report: Callable[[str], None] | None = None, progress: Progress | None = None) -> Iterator[Result]:
+              report: Callable[[str], None] | None = None, progress: Progress | None = None,
+              cache_types: CacheTypes = DEFAULT_TYPES) -> Iterator[Result]:
     """Run each test `repeat` times and yield its result. `n_batch` is the most tokens of a step.
 
     A warm-up goes before each test; depth is filled before it, too. With `profile` a test is run once more, kernel by kernel.
@@ -132,10 +133,10 @@ def run_bench(model: Model, tests: Sequence[Test], n_threads: int | None = None,
     for test in tests:
         check(model, test)
     n_threads = n_threads or physical_cores()
-    backend = make_backend("auto", model, n_threads, report)
+    backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
     if profile and not isinstance(backend, CPUBackend):
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
-    runner, costs = Runner(backend, n_batch), Costs(model)
+    runner, costs = Runner(backend, n_batch), Costs(model, backend.cache_types)
     limits = measure_limits(n_threads, report)
     progress = progress or (lambda test, done: None)
     for test in tests:
@@ -152,7 +153,7 @@ def run_bench(model: Model, tests: Sequence[Test], n_threads: int | None = None,
         kinds = runner.profile(test, by_kind) if profile else []
         limits = limits.best(measure_limits(n_threads))
         isa = backend.isa if isinstance(backend, CPUBackend) else None
-        yield Result(test, model, isa, n_threads, n_batch, samples, cost, limits, kinds)
+        yield Result(test, model, isa, n_threads, n_batch, samples, cost, limits, kinds, backend.cache_types)
 
 
 def deviation(samples: Sequence[float]) -> float:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from .backends.limits import Limits
 from .backends.lowering import activation_kind, weight_info
 from .graph import N_OUTPUTS, Attention, Linear
+from .kv_cache import HALVES, TYPES, CacheTypes
 from .model import Model
-
-KV_BYTES = 2  # of a value in the cache
 
 
 class Cost(NamedTuple):
@@ -45,9 +44,9 @@ class Piece(NamedTuple):
 
 
 class Costs:
-    """The costs of a model's steps."""
+    """The costs of a model's steps, with keys and values kept as `types`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, types: CacheTypes = HALVES) -> None:
         self._products: Counter[tuple[str, bool, bool, int, int]] = Counter()
         self._n_attentions = sum(isinstance(node.op, Attention) for node in model.graph.nodes.values())
         for node in model.graph.nodes.values():
@@ -57,7 +56,8 @@ class Costs:
                 is_float, for_outputs = activation_kind(info) in ("float", "bf16"), node.shape[0] == N_OUTPUTS
                 self._products[kind, is_float, for_outputs, info.n_bytes, info.n_weights] += 1
         c = model.config
-        self._query_values, self._kv_values = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
+        self._query_values, self._kv_bytes = c.n_head * c.head_dim, types.n_bytes(c.n_head_kv * c.head_dim)
+        self._quantized = sum(name is not None and TYPES[name].block_size > 1 for name in types)
 
     def of_step(self, pieces: Iterable[Piece], n_outputs: int) -> dict[str, Cost]:
         """The cost of one step by kind of operation."""
@@ -71,8 +71,8 @@ class Costs:
             found[kind] = found.get(kind, Cost()).plus(cost)
         seen = sum(n * position + n * (n + 1) / 2 for n, position in pieces)  # positions, summed over queries
         length = sum(n + position for n, position in pieces)
-        found["attention"] = Cost(self._n_attentions * 2 * KV_BYTES * self._kv_values * length, 0.0,
-                                  self._n_attentions * 4.0 * self._query_values * seen)
+        each = self._n_attentions * 2.0 * self._query_values * seen  # scores, and sums of values
+        found["attention"] = Cost(self._n_attentions * self._kv_bytes * length, self._quantized * each, (2 - self._quantized) * each)
         return found
 
 

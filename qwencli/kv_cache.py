@@ -32,11 +32,13 @@ class CacheTypes(NamedTuple):
         return CacheTypes(self.k or default, self.v or default)
 
     def n_bytes(self, n_values: int) -> int:
-        """Bytes of `n_values` keys and as many values, of types that are chosen."""
+        """Bytes of keys of `n_values` numbers in all, and of as many values; of types that are chosen."""
         return sum(TYPES[name].n_bytes(n_values) for name in self if name is not None)
 
 
 DEFAULT_TYPES = CacheTypes()
+HALVES = CacheTypes("f16", "f16")
+"""What the CPU backend does by itself."""
 
 
 @dataclass(eq=False)

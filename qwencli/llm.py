@@ -13,6 +13,7 @@ from .chat.thinking import ReasoningBudget
 from .engine import Engine
 from .engine import Sequence as EngineSequence
 from .gguf_file import GGUFFile
+from .kv_cache import DEFAULT_TYPES, CacheTypes
 from .model import Model, load_model
 from .sampling import Breakers, Constraint, SamplingParams
 from .tokenizer import Tokenizer
@@ -33,12 +34,14 @@ class LLM:
     `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
     are cores; `backend` is "cpu", compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is
     told in a line that kernels are compiled, which happens once, `progress` how many of how many are done. With `chat` the process of the
-    chat template starts at once, beside all else. Raises QwenError.
+    chat template starts at once, beside all else. `cache_type_k` and `cache_type_v` say as what keys and values are kept: f16, the default,
+    bf16, f32, q8_0 or q4_0. Raises QwenError.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
                  backend: str = "auto", report: Callable[[str], None] | None = None,
-                 progress: Callable[[int, int], None] | None = None, chat: bool = False) -> None:
+                 progress: Callable[[int, int], None] | None = None, chat: bool = False, cache_type_k: str | None = None,
+                 cache_type_v: str | None = None) -> None:
         self.file = GGUFFile(path, use_mmap)
         if chat and self.chat_template:
             self.chat_template.start()
@@ -46,7 +49,8 @@ class LLM:
         self.tokenizer = Tokenizer(self.file)
         n_ctx = n_ctx or self.model.config.n_ctx
         self._breakers: dict[tuple[str, ...], Breakers] = {}
-        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress), n_ctx, n_kept=n_ctx)
+        types = CacheTypes(cache_type_k, cache_type_v)
+        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress, types), n_ctx, n_kept=n_ctx)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -98,7 +102,7 @@ class LLM:
 
 
 def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None,
-                 progress: Callable[[int, int], None] | None = None) -> Backend:
+                 progress: Callable[[int, int], None] | None = None, cache_types: CacheTypes = DEFAULT_TYPES) -> Backend:
     """The backend of that name; "auto" is "cpu" if it has kernels for all of the file's tensor types, else "numpy".
 
     Only its own modules are imported.
@@ -111,9 +115,9 @@ def make_backend(name: str, model: Model, n_threads: int | None, report: Callabl
         name = "numpy" if missing else "cpu"
     if name == "numpy":
         from .backends.numpy_ref import NumpyBackend
-        return NumpyBackend(model, n_threads)
+        return NumpyBackend(model, n_threads, cache_types=cache_types)
     from .backends.cpu import CPUBackend
-    return CPUBackend(model, n_threads, report, progress)
+    return CPUBackend(model, n_threads, report, progress, cache_types=cache_types)
 
 
 class Completion:

@@ -26,7 +26,7 @@ MAGIC, VERSION, MAX_HEADER = b"qwencli session\n", 1, 2**16
 FIELDS = {"model": str, "fingerprint": str, "kv_layout": str, "n_tokens": int, "page_bytes": int}
 """Of the header. `model` is the name of the model's file, for messages."""
 DIGEST_BYTES = 32
-SUM_ROWS = 64
+SUM_ROWS = 64  # of 8 bytes or a multiple, so that pages have a multiple of 512
 Progress = Callable[[int, int], None]
 """Told how many pages of how many are done."""
 
@@ -119,7 +119,7 @@ def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: i
         raise InputError(f"{path}: a session of another model ({about['model'][:80]!r}), not of {file.path.name!r}:"
                          " name another session file")
     if about["kv_layout"] != backend.kv_layout:
-        raise InputError(f"{path}: a session of another backend (its KV cache is {about['kv_layout'][:80]!r},"
+        raise InputError(f"{path}: a session of another backend or of other cache types (its KV cache is {about['kv_layout'][:80]!r},"
                          f" expected {backend.kv_layout!r}): name another session file")
     if len(tokens) > n_ctx:
         raise ContextFull(f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c")

@@ -19,6 +19,7 @@ from .gguf_file import GGUFFile, TensorInfo
 from .kernels.isa import available
 from .kernels.jit import KernelError
 from .kernels.layout import FORMATS
+from .kv_cache import DEFAULT_TYPES, CacheTypes
 from .model import Model, load_model
 
 MOST_TOKENS = 512
@@ -37,19 +38,21 @@ class Warmth(NamedTuple):
 
 
 def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool = False, report: Callable[[str], None] | None = None,
-            progress: Callable[[int, int], None] | None = None, tune: bool = True) -> Iterator[Warmth]:
+            progress: Callable[[int, int], None] | None = None, tune: bool = True,
+            cache_types: CacheTypes = DEFAULT_TYPES) -> Iterator[Warmth]:
     """Compile the kernels that the models need, for the named ISAs or the one that is used by default, and with `tune` find out which
     tiles are the fastest on this CPU.
 
     With `all_formats` also those for the same models in every other format, and for the usual sizes of heads. `report` and `progress`
-    are told what is compiled. Raises InputError for an ISA that this CPU lacks, QwenError where kernels can't be compiled or kept.
+    are told what is compiled, `cache_types` is what CPUBackend is given. Raises InputError for an ISA that this CPU lacks, QwenError where
+    kernels can't be compiled or kept.
     """
     known = [isa.name for isa in available()]
     for isa in isas:
         if isa not in known:
             raise InputError(f"the instruction set '{isa}' is not available on this CPU, which has {', '.join(known)}")
     for isa in isas or [CPUBackend(models[0], 1).isa]:
-        specs = sorted({spec for model in models for spec in kernels_of_model(model, isa, all_formats)})
+        specs = sorted({spec for model in models for spec in kernels_of_model(model, isa, all_formats, cache_types)})
         to_try = tuning.kernels_to_try(isa, {spec.split(":")[1].upper() for spec in specs if ":many:" in spec}) if tune else {}
         specs = sorted({*specs, *(spec for tiles in to_try.values() for spec in tiles)})
         kernels = kernels_of(isa)
@@ -68,13 +71,13 @@ def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool
         yield Warmth(isa, len(missing), len(specs) - len(missing), time.perf_counter() - start, kernels.folder)
 
 
-def kernels_of_model(model: Model, isa: str, all_formats: bool) -> set[str]:
+def kernels_of_model(model: Model, isa: str, all_formats: bool, cache_types: CacheTypes = DEFAULT_TYPES) -> set[str]:
     """The kernels for an ISA of whatever the commands do with a model. Raises ModelError for one that has none."""
     if missing := what_has_no_kernels(model):
         raise ModelError(f"{model.file.path}: there are no compiled kernels for {', '.join(missing)}")
     found = {*limits.SPECS, *stopwatch.SPECS}
     for each in [model, *(load_model(InFormat(model.file, kind)) for kind in GGML_TYPES.values() if all_formats and kind.name in FORMATS)]:
-        backend = CPUBackend(each, 1, isa=isa)
+        backend = CPUBackend(each, 1, isa=isa, cache_types=cache_types)
         for n in {1, *(1 << i for i in range(MOST_TOKENS.bit_length()))}:
             for fetch, feed, n_tokens, n_outputs, ending in ((LOGITS, (), n, 1, "choose"), (LOGITS, (), n, n, "choose"),
                                                              (HIDDEN, (), n, n, None), (LOGITS, (HIDDEN,), 0, n, "score")):

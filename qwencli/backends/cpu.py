@@ -26,6 +26,8 @@ from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 from .tuning import chosen_tiles
 
 assert PAGE == layout.PAGE
+PAGE_UNIT = 512
+"""Bytes that the memory of a page is a multiple of, as sessions sum them up."""
 
 GREEDY = Draw(temp=0.0, top_k=1, top_p=1.0, min_p=0.0, repeat_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, recent={},
               chance=0.0)
@@ -55,7 +57,7 @@ class CPUBackend:
         self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
-        self._pages = PageMemory(layer_bytes(model, self.cache_types) * c.n_layer)
+        self._pages = PageMemory(-(-layer_bytes(model, self.cache_types) * c.n_layer // PAGE_UNIT) * PAGE_UNIT)
         self.kv_layout = kv_layout(model, self.cache_types)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._bar import Bar
-from ._common import backend_option, check_context, mmap_option, say, threads_option
+from ._common import backend_option, cache_type_k_option, cache_type_v_option, check_context, mmap_option, say, threads_option
 from ._models import Wanted, choose_model, model_option
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Loader:
     n_ctx: int | None
     threads: int | None
     backend: str
+    cache_type_k: str | None
+    cache_type_v: str | None
     no_mmap: bool
     quiet: bool
 
@@ -33,7 +35,8 @@ class Loader:
         chosen = choose_model(self.model, self.quiet)
         from ..llm import LLM
         report, progress = (None, None) if self.quiet else (say, Bar(unit="kernel"))
-        llm = LLM(chosen.path, self.n_ctx, self.threads, not self.no_mmap, self.backend, report, progress, chat)
+        llm = LLM(chosen.path, self.n_ctx, self.threads, not self.no_mmap, self.backend, report, progress, chat,
+                  self.cache_type_k, self.cache_type_v)
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
         return llm
@@ -50,7 +53,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         model_option,
         click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30),
                      help="Tokens of prompt and answer together. Default: the model's context."),
-        threads_option, backend_option, mmap_option,
+        threads_option, backend_option, cache_type_k_option, cache_type_v_option, mmap_option,
         click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors.")]
     for option in reversed(options):
         wrapper = option(wrapper)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..kv_cache import TYPES, CacheTypes
 from ._common import example, printable, say, write_text
 from ._models import Wanted, choose_model, models_option
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 MOST_VALUES = 1000  # of an option: more is a slip
-COLUMNS = {"model": -30, "size": 10, "params": 10, "backend": -10, "threads": 7, "test": 15, "t/s": 20, "GB/s": 13, "GFLOP/s": 13}
+COLUMNS = {"model": -30, "size": 10, "params": 10, "backend": -10, "threads": 7, "type_k": 6, "type_v": 6, "test": 15, "t/s": 20,
+           "GB/s": 13, "GFLOP/s": 13}
 """The columns of the table and how wide they are, those that are negative with their text at the left: llama-bench's, then ours."""
 
 
@@ -47,6 +49,19 @@ def numbers(*names: str, low: int, high: int, default: str | None, text: str) ->
     return click.option(*names, metavar="N,...", multiple=True, callback=read, default=given, help=shown)
 
 
+def cache_types(letter: str) -> Option:
+    """An option that takes a list of types, as llama-bench does, and several of them."""
+    def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
+        found = [name for value in values for name in value.split(",")]
+        for name in found:
+            if name not in TYPES:
+                raise click.BadParameter(f"'{name}' is not one of {', '.join(TYPES)}.")
+        return found
+
+    return click.option(f"-ct{letter}", f"--cache-type-{letter}", f"types_{letter}", metavar="TYPE,...", multiple=True, callback=read,
+                        help=f"As what {'keys' if letter == 'k' else 'values'} are kept: {', '.join(TYPES)}. Default: f16.")
+
+
 def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
     matches = [(value, re.fullmatch(r"(\d{1,8}),(\d{1,8})", value)) for value in values]
     for value, match in matches:
@@ -65,11 +80,14 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @numbers("-npl", "--n-parallel", "n_seq", low=1, high=64, default="1", text="Sequences at once; t/s is their sum.")
 @numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens of a step.")
 @numbers("-t", "--threads", "n_threads", low=1, high=1024, default=None, text="Threads. Default: as many as there are cores.")
+@cache_types("k")
+@cache_types("v")
 @click.option("-r", "--repetitions", "repeat", type=click.IntRange(1, 10000), default=5, show_default=True, help="Times each test is run.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv", "jsonl"]), default="md", show_default=True, help="What is printed.")
 @click.option("--profile", is_flag=True, help="Show where the time goes, by kind of operation (with -o md, json and jsonl).")
 def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_pg: list[tuple[int, int]], n_depth: list[int],
-          n_seq: list[int], n_batch: list[int], n_threads: list[int], repeat: int, output: str, profile: bool) -> None:
+          n_seq: list[int], n_batch: list[int], n_threads: list[int], types_k: list[str], types_v: list[str], repeat: int, output: str,
+          profile: bool) -> None:
     """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
 
     Beside tokens a second the table has what was read of weights and KV cache and what was computed, each with its share of what
@@ -79,12 +97,17 @@ def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_
     tests = [(*pair, depth, seqs) for seqs, depth, pair in product(n_seq, n_depth, pairs) if any(pair)]
     if not tests:
         raise click.UsageError("nothing to measure: give -p, -n or -pg above 0")
-    found = run(models, tests, n_batch, n_threads or [None], repeat, profile)
-    {"md": print_table, "json": print_json, "jsonl": print_json_lines, "csv": print_csv}[output](found)
+    nothing: list[str | None] = [None]
+    types = [CacheTypes(k, v) for k, v in product(types_k or nothing, types_v or nothing)]
+    found = run(models, tests, n_batch, n_threads or [None], types, repeat, profile)
+    if output == "md":
+        print_table(found, with_types=bool(types_k or types_v))
+    else:
+        {"json": print_json, "jsonl": print_json_lines, "csv": print_csv}[output](found)
 
 
 def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int],
-        n_threads: Sequence[int | None], repeat: int, profile: bool) -> Iterator[Result]:
+        n_threads: Sequence[int | None], types: Sequence[CacheTypes], repeat: int, profile: bool) -> Iterator[Result]:
     """The results as they come, with a bar on stderr."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
@@ -95,34 +118,38 @@ def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_bat
     loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time
-    total = len(loaded) * len(n_batches) * len(n_threads) * len(tests) * repeat
+    for model, chosen in product(loaded, types):
+        chosen.chosen("f16", model.config.head_dim)
+    total = len(loaded) * len(n_batches) * len(n_threads) * len(types) * len(tests) * repeat
     with tqdm(total=total, unit="run", disable=None, leave=False) as bar:
         def progress(test: Test, done: int) -> None:
             bar.set_description(test.name, refresh=False)
             bar.update(done > 0)
 
-        for model, n_batch, threads in product(loaded, n_batches, n_threads):
-            for result in run_bench(model, wanted, threads, repeat, n_batch, profile, say, progress):
+        for model, n_batch, threads, chosen in product(loaded, n_batches, n_threads, types):
+            for result in run_bench(model, wanted, threads, repeat, n_batch, profile, say, progress, chosen):
                 bar.clear()
                 yield result
 
 
-def print_table(results: Iterable[Result]) -> None:
+def print_table(results: Iterable[Result], with_types: bool = False) -> None:
     """llama-bench's table with two more columns, then what the machine can do, then the profiles."""
+    columns = {name: width for name, width in COLUMNS.items() if with_types or name not in ("type_k", "type_v")}
     limits: dict[int, str] = {}
     profiles: list[str] = []
     for result in results:
         if not limits:
-            write_text(row(COLUMNS) + rule(COLUMNS.values()))
+            write_text(row(columns, columns.values()) + rule(columns.values()))
         f = result.as_dict()
         n_bytes, n_params = f["model_size"], f["model_n_params"]
         write_text(row([
             printable(f["model_type"]),
             f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB",
             f"{n_params / 1e6:.2f} M" if n_params < 1e9 else f"{n_params / 1e9:.2f} B",
-            f["backends"], str(f["n_threads"]), result.test.name, f"{f['avg_ts']:.2f} ± {f['stddev_ts']:.2f}",
+            f["backends"], str(f["n_threads"]), *([f["type_k"], f["type_v"]] if with_types else []), result.test.name,
+            f"{f['avg_ts']:.2f} ± {f['stddev_ts']:.2f}",
             f"{f['bandwidth'] / 1e9:.1f} ({f['bandwidth_share']:.0%})",
-            f"{f['ops'] / 1e9:.1f} ({f['ops_share']:.0%})"]))
+            f"{f['ops'] / 1e9:.1f} ({f['ops_share']:.0%})"], columns.values()))
         limits[f["n_threads"]] = (f"{f['cpu_info']}, {f['isa'] or 'no compiled kernels'}, threads: {f['n_threads']}. Limits in this run:"
                                   f" reading {f['machine_bandwidth'] / 1e9:.1f} GB/s, int8 {f['machine_products'] / 1e9:.0f}"
                                   f" and float32 {f['machine_flops'] / 1e9:.0f} GFLOP/s")
@@ -130,7 +157,7 @@ def print_table(results: Iterable[Result]) -> None:
     write_text("".join(["\n", *(printable(line) + "\n" for line in limits.values()), f"build: qwencli {f['build_commit']}\n", *profiles]))
 
 
-def row(cells: Iterable[str], widths: Iterable[int] = COLUMNS.values()) -> str:
+def row(cells: Iterable[str], widths: Iterable[int]) -> str:
     return "|" + "".join(f" {cell:<{-width}} |" if width < 0 else f" {cell:>{width}} |" for cell, width in zip(cells, widths)) + "\n"
 
 

@@ -12,31 +12,33 @@ import click
 from ..errors import ModelError
 from ..ggml_types import FILE_TYPES
 from ..gguf_file import GGUFFile
+from ..kv_cache import CacheTypes
 from ..metadata import ARRAY, LazyArray
-from ._common import example, json_option, mmap_option, printable, size, write_text
+from ._common import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option, printable, size, write_text
 from ._models import Wanted, choose_model, model_argument
 
-KV_BYTES_PER_VALUE = 2  # the CPU backend's cache holds half floats
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
 
 
 @click.command(epilog=example("qwencli info", "qwencli info model.gguf --tensors", "qwencli info model.gguf --json"))
 @model_argument
 @click.option("--tensors", is_flag=True, help="List every tensor: name, type, shape (rows first), bytes.")
+@cache_type_k_option
+@cache_type_v_option
 @json_option
 @mmap_option
-def info(model: Wanted | None, tensors: bool, as_json: bool, no_mmap: bool) -> None:
+def info(model: Wanted | None, tensors: bool, cache_type_k: str | None, cache_type_v: str | None, as_json: bool, no_mmap: bool) -> None:
     """Show what a model file holds: architecture, size, types, metadata, and the memory that a context takes."""
     chosen = choose_model(model, quiet=model is not None)
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
-    facts = describe(file)
+    facts = describe(file, CacheTypes(cache_type_k, cache_type_v))
     if tensors:
         facts["tensors"] = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
                             for t in file.tensors.values()]
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts, file))
 
 
-def describe(file: GGUFFile) -> dict[str, Any]:
+def describe(file: GGUFFile, cache_types: CacheTypes) -> dict[str, Any]:
     """The facts, as `--json` prints them; None where the file does not say."""
     from ..model import load_model
     get, arch = file.metadata, file.metadata.string("general.architecture", None)
@@ -61,7 +63,8 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "chat_template": "tokenizer.chat_template" in get, "types": dict(Counter(t.type.name for t in tensors))}
     try:
         config = load_model(file).config
-        kv_bytes = {str(n): n * config.n_kv_values * KV_BYTES_PER_VALUE for n in (4096, config.n_ctx)}
+        types = cache_types.chosen("f16", config.head_dim)
+        kv_bytes = {str(n): types.n_bytes(n * config.n_kv_values // 2) for n in (4096, config.n_ctx)}
         facts |= {"runs": True, "why_not": None, "kv_bytes": kv_bytes}
     except ModelError as error:
         facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: "), "kv_bytes": None}

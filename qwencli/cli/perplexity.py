@@ -9,6 +9,8 @@ import click
 from ._bar import Bar
 from ._common import (
     backend_option,
+    cache_type_k_option,
+    cache_type_v_option,
     check_context,
     example,
     json_option,
@@ -31,10 +33,12 @@ from ._models import Wanted, choose_model, model_option
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
 @backend_option
+@cache_type_k_option
+@cache_type_v_option
 @json_option
 @mmap_option
 def perplexity(model: Wanted | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, backend: str,
-               as_json: bool, no_mmap: bool) -> None:
+               cache_type_k: str | None, cache_type_v: str | None, as_json: bool, no_mmap: bool) -> None:
     """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
 
     The running value after each chunk goes to stdout, then the final estimate and its standard error.
@@ -47,7 +51,8 @@ def perplexity(model: Wanted | None, file: str, n_ctx: int, n_batch: int, chunks
     from ..perplexity import count_chunks
     from ..perplexity import perplexity as estimates
     start = time.perf_counter()
-    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say, progress=Bar(unit="kernel"))
+    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say, progress=Bar(unit="kernel"),
+              cache_type_k=cache_type_k, cache_type_v=cache_type_v)
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

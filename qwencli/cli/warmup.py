@@ -6,7 +6,7 @@ import json
 import click
 
 from ._bar import Bar
-from ._common import example, json_option, say, write_text
+from ._common import cache_type_k_option, cache_type_v_option, example, json_option, say, write_text
 from ._models import Wanted, choose_model, models_option
 
 
@@ -16,8 +16,11 @@ from ._models import Wanted, choose_model, models_option
               help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.")
 @click.option("--all", "all_formats", is_flag=True, help="Compile for every format that the models may come in, not only for theirs.")
 @click.option("--tune/--no-tune", default=True, show_default=True, help="Try which tiles of products are the fastest on this CPU.")
+@cache_type_k_option
+@cache_type_v_option
 @json_option
-def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool, tune: bool, as_json: bool) -> None:
+def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool, tune: bool, cache_type_k: str | None,
+           cache_type_v: str | None, as_json: bool) -> None:
     """Compile what a model needs ahead of its first run, as when a container image is built.
 
     Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are found again by a user who has the same cache folder, on a
@@ -25,10 +28,12 @@ def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool
     """
     paths = [choose_model(wanted).path for wanted in models]
     from ..gguf_file import GGUFFile
+    from ..kv_cache import CacheTypes
     from ..model import load_model
     from ..warmup import warm_up
     done = []
-    for found in warm_up([load_model(GGUFFile(path)) for path in paths], isas, all_formats, say, Bar(unit="kernel"), tune):
+    loaded, types = [load_model(GGUFFile(path)) for path in paths], CacheTypes(cache_type_k, cache_type_v)
+    for found in warm_up(loaded, isas, all_formats, say, Bar(unit="kernel"), tune, types):
         done.append(found)
         if not as_json:
             counts = f"{found.compiled} kernels compiled in {found.seconds:.1f} s, {found.present} were there"

@@ -106,8 +106,8 @@ def prepare(llm: LLM) -> None:
     if isinstance(llm.engine.backend, CPUBackend):
         from ..backends.cpu import kernels_of
         from ..warmup import kernels_of_model
-        isa = llm.engine.backend.isa
-        kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False)))
+        isa, types = llm.engine.backend.isa, llm.engine.backend.cache_types
+        kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False, types)))
 
 
 async def warm_up(service: Service, config: Config) -> None:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..costs import KV_BYTES
 from ..engine import Sequence
 from ..errors import QwenError
 from ..host import Host
@@ -49,9 +48,9 @@ class Slot(NamedTuple):
 def room_for_prefixes(llm: LLM, n_slots: int, host: Host | None = None) -> int:
     """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds, and one."""
     host = host or Host()
-    free, limit, c = host.memory()[1], host.memory_limit(), llm.model.config
+    free, limit, n_values = host.memory()[1], host.memory_limit(), llm.model.config.n_kv_values
     least = min([n for n in (free, limit and limit[0]) if n is not None], default=0)
-    positions = least // 4 // (2 * KV_BYTES * c.n_head_kv * c.head_dim * c.n_layer)
+    positions = least // 4 // llm.engine.backend.cache_types.n_bytes(n_values // 2)
     return max(llm.engine.n_ctx, min(n_slots * llm.engine.n_ctx, positions))
 
 
