@@ -128,9 +128,10 @@ class Emitter:
         return slot
 
     def memory(self, n_bytes: int) -> Any:
-        """The address of memory on the stack."""
-        kind = ir.ArrayType(F32X16, n_bytes // 64)
-        return self.b.ptrtoint(cgutils.alloca_once(self.b, kind), I64)
+        """The address of memory on the stack. Nothing is in it: to clear much of it would be a call into a library."""
+        with self.b.goto_entry_block():
+            place = self.b.alloca(ir.ArrayType(F32X16, n_bytes // 64))
+        return self.b.ptrtoint(place, I64)
 
     @contextmanager
     def loop(self, count: Any) -> Iterator[Any]:
