@@ -126,8 +126,8 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
         for k, quants in enumerate(ints):
             e.store(b.trunc(quants, I8X16), qs, 16 * k)
         offset = b.shl(i, e.int(2))
-        low, high = (e.sum_i32(i) for i in ints)
-        e.store(b.or_(b.and_(low, e.int(0xFFFF, I32)), b.shl(high, e.int(16, I32))), sums, offset)
+        first, second = (e.sum_i32(i) for i in ints)
+        e.store(b.or_(b.and_(b.add(first, second), e.int(0xFFFF, I32)), b.shl(first, e.int(16, I32))), sums, offset)
         e.store(e.f16_to_f32(e.f32_to_f16(scale)), d, offset)
 
 

@@ -10,7 +10,8 @@ Q8K_BLOCK, Q8K_SUMS_BYTES = 256, 48
 SUMS_OF_16, SUMS_OF_32 = 0, 32
 """Offsets of the 16 sums of 16 quants and of the 8 sums of 32."""
 Q8_0_BLOCK, Q8_0_SUMS_BYTES = 32, 4
-"""Q8_0 activations, in three arrays: i8 quants, an f32 scale (rounded to half precision) and two i16 sums of 16 for each block of 32."""
+"""Q8_0 activations, in three arrays: i8 quants, and for each block of 32 an f32 scale, rounded to half precision, and two i16: the sum of
+the quants and that of the first 16."""
 
 
 class Format(NamedTuple):

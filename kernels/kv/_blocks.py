@@ -19,7 +19,6 @@ from ..layout import KV_BLOCK, PAGE
 from ..simd import F32, F32X16, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
 from ._tiles import VECTORS, Ahead, side_by_side
 
-I16X2, I32X2 = ir.VectorType(I16, 2), ir.VectorType(I32, 2)
 LARGEST = 32767.0
 """What the largest weight of a page becomes."""
 NOTHING = 2.0**-100
@@ -80,8 +79,8 @@ class Blocks(NamedTuple):
             totals = [[e.var(e.float(0.0, F32X16)) for _ in range(n)] for _ in queries]
             with e.loop(e.int(n_blocks)) as i:
                 of_block = b.shl(i, e.int(2))
-                of_quants = [e.load(I16X2, q, b.add(of_block, e.int(head_dim + 4 * n_blocks))) for q in queries]
-                starts = [e.splat(b.mul(e.sum_i32(b.sext(two, I32X2)), e.int(-offset, I32))) for two in of_quants]
+                of_quants = [b.sext(e.load(I16, q, b.add(of_block, e.int(head_dim + 4 * n_blocks))), I32) for q in queries]
+                starts = [e.splat(b.mul(total, e.int(-offset, I32))) for total in of_quants]
                 sums = [[e.var(start) for _ in range(n)] for start in starts]
                 with e.loop(e.int(n_words)) as word:
                     row = e.at(keys, b.add(b.mul(b.add(b.mul(i, e.int(n_words)), word), e.int(4 * PAGE)), b.mul(part, e.int(64 * n))))

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from ..quants._blocks import SCALES, VECTOR, Group
 from ..quants._quarts import add_products
-from ..simd import F32, F32X4, F32X16, I8X16, I16X32, I32, I32X16, LANES, Emitter
+from ..simd import F32, F32X4, F32X16, I8X16, I16, I16X32, I32, I32X16, LANES, Emitter
 from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
 
 ROWS_AT_ONCE = 8
@@ -19,18 +19,25 @@ def dot4(e: Emitter, quant: Any, acc: Any, weights: Any, quants: Any) -> Any:
     return (e.dot4_wide if quant.FORM.wide else e.dot4)(acc, weights, quants)
 
 
+def weighted(e: Emitter, sums: Any, of_all: int, of_first: int) -> Any:
+    """The sums of 32 and of the first 16 activations, each times a number, i32x16: from their pairs in lanes, or from one pair for all."""
+    b = e.b
+    if isinstance(sums.type, ir.VectorType):
+        return e.dot2(e.int(0, I32X16), b.bitcast(sums, I16X32), ir.Constant(I16X32, [of_all, of_first] * LANES))
+    total = b.mul(b.sext(b.trunc(sums, I16), I32), e.int(of_all, I32))
+    return e.splat(b.add(total, b.mul(b.ashr(sums, e.int(16, I32)), e.int(of_first, I32))))
+
+
 def offset_sums(e: Emitter, quant: Any, sums: Any) -> list[Any]:
-    """For each scale what is to be added to the products of quants, i32x16, from the sums of two times 16 activations in each lane."""
-    form = quant.FORM
-    minus = -(form.offset + e.raised_by * form.wide)
-    which = [(minus, minus)] if form.n_scales == 1 else [(minus, 0), (0, minus)]
-    sums = e.b.bitcast(sums, I16X32)
-    return [e.dot2(e.int(0, I32X16), sums, ir.Constant(I16X32, [*pair] * LANES)) for pair in which]
+    """For each scale what is to be added to the products of quants."""
+    minus = -(quant.FORM.offset + e.raised_by * quant.FORM.wide)
+    factors = [(minus, 0)] if quant.FORM.n_scales == 1 else [(0, minus), (minus, -minus)]
+    return [weighted(e, sums, *pair) for pair in factors]
 
 
 def sum_of_all(e: Emitter, sums: Any) -> Any:
     """The sums of 32 activations, f32x16."""
-    return e.b.sitofp(e.dot2(e.int(0, I32X16), e.b.bitcast(sums, I16X32), e.int(1, I16X32)), F32X16)
+    return e.b.sitofp(weighted(e, sums, 1, 0), F32X16)
 
 
 def scaled(e: Emitter, integers: Sequence[Any], scales: Sequence[Any], x_scale: Any) -> Any:
@@ -65,8 +72,9 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols:
     def add_groups(i: Any, at: Any, numbers: Sequence[int]) -> None:
         """Add groups i to i + 3 of 8 rows to the totals, in this order; with one number group i alone. It is number 0 of the block `at`."""
         step = len(numbers) > 1
-        groups = [[Group(e.at(at, row_bytes * r + n // per_block * quant.BYTES), n % per_block) for n in (numbers * 4)[:4]]
-                  for r in range(ROWS_AT_ONCE)]
+        starts = [e.at(at, row_bytes * r) for r in range(ROWS_AT_ONCE)]
+        places = [(n // per_block * quant.BYTES, n % per_block) for n in (list(numbers) * 4)[:4]]
+        groups = [[Group(e.at(start, place), n, start, place, step * bytes_of_four) for place, n in places] for start in starts]
         q = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
         low_x, high_x = (e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1))
         place = b.shl(b.add(b.mul(token, e.int(n_groups)), i), e.int(2))
@@ -137,7 +145,7 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequenc
             prefetch_share(e, ahead, i, len(panels) * LANES * quant.BYTES * 32 // quant.BLOCK)
         groups = [b.add(address, b.mul(i, e.int(form.panel_bytes))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
-        sums = [e.splat(e.load(I32, a.sums, place)) for place in places]
+        sums = [e.load(I32, a.sums, place) for place in places]
         starts = [offset_sums(e, quant, of_token) for of_token in sums]
         quants = [b.add(act, b.shl(i, e.int(5))) for act in acts]
         integers = [add_products(e, partial(dot4, e, quant), [[start[k] for start in starts]] * len(panels),

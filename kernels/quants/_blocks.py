@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..simd import I8, I8X16, I8X64, I32X16, I64, Emitter, i64, intrinsic_of
+from ..simd import I8, I8X16, I8X64, I16X16, I16X32, I32X4, I32X16, I64, Emitter, has_feature, i64, intrinsic_of
+from ._kquants import gathered_halves
 from ._quarts import VECTOR
 
 SCALES = 8 * VECTOR
 
 
 class Group(NamedTuple):
-    """32 weights: the address of their block and which 32 of the block they are."""
+    """32 weights: the address of their block and which 32 of the block they are.
+
+    In place four groups of a row lie in `n_bytes` from `start` on, and their blocks `distance` behind it; else `n_bytes` is 0.
+    """
     block: Any
     number: int
+    start: Any = None
+    distance: int = 0
+    n_bytes: int = 0
 
 
 class Form(NamedTuple):
@@ -42,9 +49,37 @@ def nibbles(e: Emitter, data: Any) -> tuple[Any, Any]:
     return e.b.and_(data, mask), e.b.and_(e.b.lshr(data, e.int(4, kind)), mask)
 
 
+def are_picked(groups: Sequence[Group], offset: int) -> bool:
+    """Whether four groups' words are put into order by the instruction that takes any 32 of two vectors."""
+    whole_words = all((group.distance + offset) % 2 == 0 for group in groups)
+    return has_feature("avx512bw") and 64 <= groups[0].n_bytes <= 128 and whole_words
+
+
+def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
+    """i8x64: the 16 bytes at `offset` of four groups' blocks."""
+    if not are_picked(groups, offset):
+        return e.join([e.load(I8X16, group.block, offset) for group in groups])
+    start, second = groups[0].start, groups[0].n_bytes - 64
+    places = [group.distance + offset + 2 * i for group in groups for i in range(8)]
+    words = e.shuffle(e.load(I16X32, start), [i // 2 if i < 64 else 32 + (i - second) // 2 for i in places], e.load(I16X32, start, second))
+    return e.b.bitcast(words, I8X64)
+
+
+def halves(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
+    """f32x16: the half float at `offset` of each group's block."""
+    places = [group.distance + offset for group in groups[::4]]
+    if not (are_picked(groups, offset) and max(places) < 64):
+        return gathered_halves(e, [group.block for group in groups], offset)
+    pairs = []
+    for i in 0, 2:  # two of the four rows
+        x, y = (e.load(I16X32, groups[row].start) for row in (i, i + 1))
+        pairs.append(e.b.bitcast(e.shuffle(x, [32 * row + place // 2 for place in places for row in (0, 1)], y), I32X4))
+    return e.f16_to_f32(e.b.bitcast(e.shuffle(pairs[0], [0, 4, 1, 5, 2, 6, 3, 7], pairs[1]), I16X16))
+
+
 def four_nibbles(e: Emitter, groups: Sequence[Group], offset: int) -> tuple[Any, Any]:
     """`load_four` where 16 bytes from `offset` on have weights 0-15 in the low nibbles, 16-31 in the high ones."""
-    return nibbles(e, e.join([e.load(I8X16, group.block, offset) for group in groups]))
+    return nibbles(e, sixteens(e, groups, offset))
 
 
 def nibble_quarts(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:

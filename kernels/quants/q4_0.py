@@ -10,8 +10,7 @@ from typing import Any
 from numba import njit
 
 from ..simd import Emitter, as_f32, load_f16, load_u8
-from ._blocks import Form, Group, four_nibbles, nibble_quarts
-from ._kquants import gathered_halves
+from ._blocks import Form, Group, four_nibbles, halves, nibble_quarts
 
 BLOCK, BYTES, KIND = 32, 18, "q8_0"
 FORM = Form(offset=8)
@@ -27,7 +26,7 @@ def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
 
 
 def scales(e: Emitter, groups: Sequence[Group]) -> list[Any]:
-    return [gathered_halves(e, [group.block for group in groups], 0)]
+    return [halves(e, groups, 0)]
 
 
 def quarts(e: Emitter, rows: Sequence[Any], number: int) -> list[Any]:

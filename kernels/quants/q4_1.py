@@ -7,8 +7,7 @@ from typing import Any
 from numba import njit
 
 from ..simd import Emitter, as_f32, load_f16, load_u8
-from ._blocks import Form, Group, four_nibbles, nibble_quarts
-from ._kquants import gathered_halves
+from ._blocks import Form, Group, four_nibbles, halves, nibble_quarts
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "mins", "quarts", "scales", "value"]
@@ -26,7 +25,7 @@ def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
 
 
 def mins(e: Emitter, groups: Sequence[Group]) -> Any:
-    return gathered_halves(e, [group.block for group in groups], 2)
+    return halves(e, groups, 2)
 
 
 def quarts(e: Emitter, rows: Sequence[Any], number: int) -> list[Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from numba import njit
 
-from ..simd import I8X16, Emitter, as_f32, load_f16, load_u8
-from ._blocks import Form, Group, four_nibbles, nibble_quarts, with_bits
+from ..simd import Emitter, as_f32, load_f16, load_u8
+from ._blocks import Form, Group, four_nibbles, nibble_quarts, sixteens, with_bits
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
@@ -31,7 +31,7 @@ def value(p, i):
 
 def four_of_five_bits(e: Emitter, groups: Sequence[Group], offset: int) -> tuple[Any, Any]:
     """`load_four` for fifth bits at `offset` with nibbles behind them."""
-    heads = e.join([e.load(I8X16, group.block) for group in groups])
+    heads = sixteens(e, groups, 0)
     low, high = (with_bits(e, nibble, heads, [128 * (i // 16) + 8 * offset + 16 * half + i % 16 for i in range(64)], 16)
                  for half, nibble in enumerate(four_nibbles(e, groups, offset + 4)))
     return low, high
