@@ -80,7 +80,8 @@ def test_logits_of_the_demo_files(shared: Path, name: str) -> None:
 
 # llama-perplexity -c 256, from the README beside the files
 FIGURES = {"f16": (1.2486, 219.4162), "bf16": (1.2486, 219.3859), "q8_0": (1.2487, 219.4874), "q6_k": (1.2493, 219.6987),
-           "q5_k_m": (1.2491, 219.2400), "q4_k_m": (1.2495, 220.3997), "q4_0": (1.2515, 220.1253), "iq4_xs": (1.2504, 219.1462)}
+           "q5_k_m": (1.2491, 219.2400), "q4_k_m": (1.2495, 220.3997), "q4_0": (1.2515, 220.1253), "iq4_xs": (1.2504, 219.1462),
+           "q3_k_m": (1.2536, 219.7483), "q2_k": (1.2721, 229.7278)}
 
 
 def measured(model: Model, text: Path, limit: int | None = None) -> list[float]:

@@ -21,7 +21,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 Q8_0": ("Q8_0", {"arch": "qwen2", "n_head": 7, "n_head_kv": 1}),
     "qwen2 Q4_K_M": ("Q4_K_M", {"arch": "qwen2", "n_head_kv": 1, "tied": False}),
     "odd F16": ("F16", {"n_embd": 90, "n_ff": 75, "n_head": 3, "n_head_kv": 3, "head_dim": 80, "n_vocab": 301})}
-DEMOS = ("f16", "bf16", "q8_0", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs")
+DEMOS = ("f16", "bf16", "q8_0", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k", "iq4_xs")
 N_PROMPT = 280  # more than attention's split
 CROWDS: tuple[tuple[int, ...], ...] = ((1, 1, 2, 1), (1, 9, 1, 3))
 """Tokens that four other sequences add to each step."""
