@@ -89,6 +89,12 @@ def test_generic_code_runs_on_any_x86_64_v2(listings: dict[tuple[str, str], List
     assert listing.outside() <= {"memset", "memcpy", "memmove", "memset@PLT", "memcpy@PLT", "memmove@PLT"}
 
 
+@pytest.mark.parametrize("spec", [spec for spec in ALL if re.search(":iq[123]", spec)])
+def test_a_grid_is_in_a_kernel_once(listings: dict[tuple[str, str], Listing], spec: str) -> None:
+    """Some have 16 KB: two of them would have no place in the L1 cache."""
+    assert len([label for label in listings["generic", spec].labels if label.startswith("constant_")]) == 1
+
+
 PACKED = re.compile("(add|sub|mul|max|min)p[sd]|padd|psub|pmul|pmadd")
 SCALAR = re.compile("(add|sub|mul|max|min)s[sd]")
 

@@ -89,7 +89,7 @@ def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
 
 
 def gathered(e: Emitter, rows: Sequence[Any], offset: int, kind: Any) -> Any:
-    """The i16 or i32 at `offset` of each of 4, 8 or 16 rows, in lanes. Put together by integers: vectors have enough to shuffle."""
+    """The i16, i32 or i64 at `offset` of each of 4, 8 or 16 rows, in lanes. Put together by integers: vectors have enough to shuffle."""
     b, n = e.b, 64 // kind.width
     words = ir.Constant(ir.VectorType(I64, len(rows) // n), ir.Undefined)
     for i in range(0, len(rows), n):

@@ -14,8 +14,9 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
-from ..simd import I8, I8X32, I16, I16X16, I16X32, I64, Emitter, as_f32, f32, i64, intrinsic_of, load_u8
+from ..simd import I8, I8X32, I16, I16X16, I16X32, I64, Emitter, as_f32, f32, i64, intrinsic_of, like, load_u8
 from . import _grids as g
+from . import _kquants as k
 from .iq1_s import GRID, number
 
 BLOCK, BYTES, KIND = 256, 56, "q8k"
@@ -65,10 +66,8 @@ def deltas(e: Emitter, p: Any) -> Any:
 
 
 def d(e: Emitter, rows: Sequence[Any]) -> Any:
-    words = ir.Constant(ir.VectorType(I64, len(rows)), ir.Undefined)
-    for i, row in enumerate(rows):
-        words = e.b.insert_element(words, e.load(I64, row, 48), e.int(i))
-    return e.f16_to_f32(e.b.trunc(d_bits(e, words), ir.VectorType(I16, len(rows))))
+    bits = d_bits(e, k.gathered(e, rows, 48, I64))
+    return e.f16_to_f32(e.b.trunc(bits, like(bits, I16)))
 
 
 FORMAT = g.Format(GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, deltas=deltas, minus=9, d=d)

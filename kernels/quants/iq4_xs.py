@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
-from ..simd import F32X4, I8X64, I16, I16X32, I32X16, I64, Emitter, as_f32, load_f16, load_u8
+from ..simd import F32X4, I8X64, I16X16, I16X32, I32X16, I64, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 from .iq4_nl import entry, raised_values
 
@@ -35,10 +35,7 @@ def value(p, i):
 def scales_of(e: Emitter, rows: Sequence[Any]) -> tuple[Any, Any]:
     """The first 8 bytes of four rows as i16x16, and their 8 scales each as i16x32."""
     b, n = e.b, lambda *each: ir.Constant(I16X32, list(each) * (32 // len(each)))
-    words = ir.Constant(ir.VectorType(I64, 4), ir.Undefined)
-    for i, row in enumerate(rows):
-        words = b.insert_element(words, e.load(I64, row), e.int(i))
-    words = b.bitcast(words, ir.VectorType(I16, 16))
+    words = b.bitcast(k.gathered(e, rows, 0, I64), I16X16)
 
     def each(numbers: Sequence[int]) -> Any:
         return e.shuffle(words, k.of_each_row(numbers, 4))
