@@ -20,7 +20,7 @@ from qwencli.engine import Sequence as EngineSequence
 from qwencli.errors import ModelError
 from qwencli.gguf_file import GGUFFile
 from qwencli.graph import Weight
-from qwencli.kernels import isa
+from qwencli.kernels import isa, layout
 from qwencli.kv_cache import PAGE, KVSequence
 from qwencli.model import Model, load_model
 from qwencli.perplexity import perplexity
@@ -170,6 +170,7 @@ def test_tensors_of_a_type_without_kernels_are_named(tmp_path: Path, monkeypatch
             add_tensor(self, tensor_name, tensor)
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
+    monkeypatch.delitem(layout.FORMATS, kind.name)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 0))
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
     with pytest.raises(ModelError, match=rf"m\.gguf: tensor '{name}' has the type {kind.name}, expected"):
