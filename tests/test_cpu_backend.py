@@ -228,6 +228,7 @@ def test_ctrl_c_in_a_step(demo: Model, n_threads: int) -> None:
 
 
 def test_a_sequence_without_memory_ends_and_the_others_go_on(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "ARENA_BYTES", 0)  # each page by itself
     backend = CPUBackend(demo, 2)
     engine, tokens = Engine(backend, 1024), prompt_tokens(demo)
     alone = EngineSequence(tokens[:50], GREEDY, 30)

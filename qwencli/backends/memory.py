@@ -94,25 +94,35 @@ class Buffers:
         self._free[len(buffer)].append(buffer)
 
 
+ARENA_BYTES = 2**24
+"""Pages of the cache are taken together, up to so many bytes: from 4 MB on NumPy asks for huge pages. The system commits what is touched."""
+
+
 class PageMemory:
     """The memory of the cache's pages, taken when a page is first used and committed by the system when it is touched."""
 
     def __init__(self, page_bytes: int) -> None:
         self._page_bytes = page_bytes
-        self._pages: dict[int, Bytes] = {}
+        self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
+        self._arenas: dict[int, Bytes] = {}
         self._addresses: dict[int, int] = {}  # asked for at each step, for every page
 
     def address(self, page: int) -> int:
         """Raises QwenError if there is no memory for the page."""
         if page not in self._addresses:
-            try:
-                self._pages[page] = aligned_zeros(self._page_bytes)
-            except MemoryError:
-                raise QwenError(f"not enough memory for {layout.PAGE} more positions of the KV cache ({self._page_bytes} bytes)") from None
-            self._addresses[page] = address_of(self._pages[page])
+            arena, place = divmod(page, self._n_together)
+            if arena not in self._arenas:
+                try:
+                    self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
+                except MemoryError:
+                    more = layout.PAGE * self._n_together
+                    raise QwenError(f"not enough memory for {more} more positions of the KV cache"
+                                    f" ({self._page_bytes * self._n_together} bytes)") from None
+            self._addresses[page] = address_of(self._arenas[arena]) + place * self._page_bytes
         return self._addresses[page]
 
     def memory(self, page: int) -> Bytes:
         """Raises QwenError as `address` does."""
         self.address(page)
-        return self._pages[page]
+        arena, place = divmod(page, self._n_together)
+        return self._arenas[arena][place * self._page_bytes:][:self._page_bytes]
