@@ -3,9 +3,10 @@
 
     python scripts/make_formats.py FOLDER [TYPE...]
 
-FOLDER gets a file for each TYPE (default: all), `formats.json` with the perplexities, and a README that lists both. All matrices of the
-layers are of the type, the embedding is of the type or, where that is too coarse for it, Q8_0. llama.cpp quantizes them, with an
-importance matrix of our own activations; to NVFP4 it cannot, so its blocks come from GGML's quantizer and are written here.
+FOLDER gets a file for each TYPE (default: all) and a README that lists them, tests/oracles/formats.json the perplexities. All matrices of
+the layers are of the type, the embedding is of the type or, where that is too coarse for it, Q8_0. llama.cpp quantizes them, with an
+importance matrix of our own activations; to NVFP4 it cannot, so its blocks come from GGML's quantizer and are written here. Ternary types
+get weights that were made ternary before.
 Needs the extra `oracle`, and `../shared/models`.
 """
 from __future__ import annotations
@@ -14,8 +15,10 @@ import ctypes
 import json
 import logging
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,11 +28,9 @@ F32 = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT.parent / "shared" / "models"
 SOURCE = MODELS / "demo-f16.gguf"
+NOTES = ROOT / "tests" / "oracles" / "formats.json"
 TEXTS = "heldout.txt", "wiki-excerpt.txt"
 N_CTX = 256
-FEW = 4
-"""Chunks after which the perplexity is kept, besides that of the whole text: tests have no time for more."""
-
 MIXES = {name: name for name in (
     "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ2_XXS",
     "IQ2_XS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")} | {
@@ -37,6 +38,8 @@ MIXES = {name: name for name in (
 """Tensor type: the mix of llama.cpp (`llama_ftype`) whose pure form has all matrices in it."""
 COARSE = {"Q2_K", "Q3_K", "IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
 """Types in which an embedding that is also the output matrix would leave little of the model."""
+TERNARY = {"TQ1_0", "TQ2_0", "Q2_0"}
+"""Types for models that were trained for them: llama.cpp only copies weights of three values, and leaves nothing of any others."""
 TYPES = [*MIXES, "NVFP4"]
 INPUTS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "kqv_out": ("attn_output",), "ffn_norm": ("ffn_gate", "ffn_up"),
           "ffn_swiglu": ("ffn_down",)}
@@ -65,10 +68,14 @@ def importance_matrix() -> dict[str, F32]:
     return {weight: np.ldexp(np.round(m * 64) / 64, e).astype(np.float32) for weight, (m, e) in mantissas.items()}
 
 
+def file_of(folder: Path, kind: str) -> Path:
+    return folder / f"demo-{kind.lower()}.gguf"
+
+
 def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
     """The file of a type. Raises RuntimeError where llama.cpp cannot, or leaves a matrix in another type."""
     if kind == "NVFP4":
-        write_nvfp4(path)
+        write_copy(path, gguf.LlamaFileType.MOSTLY_NVFP4, as_nvfp4)
         return
     import llama_cpp.llama_cpp as lc
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
@@ -82,35 +89,59 @@ def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
     for entry, (name, values) in zip(entries, importance.items()):
         entry.name, entry.data, entry.size = name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size
     params.imatrix = ctypes.cast(entries, type(params.imatrix))
-    if lc.llama_model_quantize(str(SOURCE).encode(), str(path).encode(), ctypes.byref(params)):
-        raise RuntimeError(f"llama.cpp cannot quantize to {kind}")
+    with tempfile.TemporaryDirectory() as folder:
+        source = SOURCE
+        if kind in TERNARY:
+            write_copy(source := Path(folder, "ternary.gguf"), gguf.LlamaFileType.MOSTLY_F16, as_ternary)
+        if lc.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params)):
+            raise RuntimeError(f"llama.cpp cannot quantize to {kind}")
+    check_types(path, kind)
 
 
-def write_nvfp4(path: Path) -> None:
-    """The demo model with NVFP4 layers: blocks by GGML's quantizer, and a scale for each tensor with which its largest weight becomes
-    the largest that blocks hold, 6 times an E4M3 scale of 448 (https://arxiv.org/abs/2509.25149)."""
+Tensors = Iterator[tuple[str, NDArray[Any], gguf.GGMLQuantizationType]]
+
+
+def write_copy(path: Path, file_type: int, change: Callable[[str, F32], Tensors]) -> None:
+    """The demo model with other matrices in its layers; the embedding is Q8_0."""
     reader, writer = gguf.GGUFReader(SOURCE), gguf.GGUFWriter(path, "qwen3")
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
             kinds = field.types
             writer.add_key_value(field.name, field.contents(), kinds[0], sub_type=kinds[-1] if len(kinds) > 1 else None)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_NVFP4)
+    writer.add_file_type(file_type)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if values.ndim == 1:
-            writer.add_tensor(tensor.name, values)
-        elif tensor.name == "token_embd.weight":
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            kind = gguf.GGMLQuantizationType.NVFP4
-            scale = np.abs(values).max() / np.float32(6 * 448)
-            writer.add_tensor(tensor.name, ggml_blocks(values / scale, kind), raw_dtype=kind)
-            writer.add_tensor(tensor.name.replace(".weight", ".scale"), np.array([scale], np.float32))
+        found = change(tensor.name, values) if tensor.name.startswith("blk.") and values.ndim == 2 else as_it_is(tensor.name, values)
+        for name, data, kind in found:
+            writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def as_it_is(name: str, values: F32) -> Tensors:
+    kind = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else gguf.GGMLQuantizationType.Q8_0
+    yield name, gguf.quantize(values, kind), kind
+
+
+def as_ternary(name: str, values: F32) -> Tensors:
+    """Each weight as one of -d, 0 and d, of 256 in a row: what lies above 0.7 times their mean magnitude becomes d, the mean magnitude of
+    these (https://arxiv.org/abs/1605.04711)."""
+    blocks = values.reshape(-1, 256)
+    magnitudes = np.abs(blocks)
+    kept = magnitudes > 0.7 * magnitudes.mean(1, keepdims=True)
+    d = (magnitudes * kept).sum(1, keepdims=True) / kept.sum(1, keepdims=True)
+    yield name, (np.sign(blocks) * kept * d).reshape(values.shape).astype(np.float16), gguf.GGMLQuantizationType.F16
+
+
+def as_nvfp4(name: str, values: F32) -> Tensors:
+    """Blocks by GGML's quantizer, and a scale for the tensor with which its largest weight becomes the largest that blocks hold, 6 times
+    an E4M3 scale of 448 (https://arxiv.org/abs/2509.25149)."""
+    kind = gguf.GGMLQuantizationType.NVFP4
+    scale = np.abs(values).max() / np.float32(6 * 448)
+    yield name, ggml_blocks(values / scale, kind), kind
+    yield name.removesuffix("weight") + "scale", np.array([scale], np.float32), gguf.GGMLQuantizationType.F32
 
 
 def ggml_library() -> ctypes.CDLL:
@@ -139,14 +170,14 @@ def check_types(path: Path, kind: str) -> None:
         raise RuntimeError(f"{path}: the layers' matrices are of {', '.join(sorted(found))}, expected {kind}")
 
 
-def running_perplexity(model: Path, text: bytes, n_chunks: int | None = None) -> list[float]:
+def running_perplexity(model: Path, text: bytes) -> list[float]:
     """llama.cpp's perplexity after each chunk of N_CTX tokens, as `llama-perplexity -c 256` computes it (tools/perplexity), unrounded."""
     from llama_cpp import Llama
     llama = Llama(model_path=str(model), n_ctx=N_CTX, n_batch=N_CTX, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False)
     tokens = llama.tokenize(text, add_bos=True, special=False)
     nll: list[float] = []
     running = []
-    for start in range(0, len(tokens) // N_CTX * N_CTX, N_CTX)[:n_chunks]:
+    for start in range(0, len(tokens) // N_CTX * N_CTX, N_CTX):
         chunk = tokens[start:start + N_CTX]
         llama.reset()
         llama.eval(chunk)
@@ -158,13 +189,9 @@ def running_perplexity(model: Path, text: bytes, n_chunks: int | None = None) ->
     return running
 
 
-def perplexities(model: Path) -> dict[str, dict[str, float]]:
-    """For each text the perplexity of its first FEW chunks and of all."""
-    found = {}
-    for text in TEXTS:
-        running = running_perplexity(model, (MODELS / text).read_bytes())
-        found[text] = {"few": running[FEW - 1], "all": running[-1]}
-    return found
+def perplexities(model: Path) -> dict[str, float]:
+    """Of the whole of each text."""
+    return {text: running_perplexity(model, (MODELS / text).read_bytes())[-1] for text in TEXTS}
 
 
 def main(folder: str, *kinds: str) -> None:
@@ -172,21 +199,19 @@ def main(folder: str, *kinds: str) -> None:
         sys.exit(f"no type is called {', '.join(sorted(unknown))}, expected some of {', '.join(TYPES)}")
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    notes = out / "formats.json"
-    found = json.loads(notes.read_text()) if notes.exists() else {}
+    found = json.loads(NOTES.read_text()) if NOTES.exists() else {}
     importance = importance_matrix()
-    paths = {kind: out / f"demo-{kind.lower()}.gguf" for kind in kinds or TYPES}
+    paths = {kind: file_of(out, kind) for kind in kinds or TYPES}
     for kind, path in paths.items():
         quantize(kind, path, importance)
-        check_types(path, kind)
     for kind, path in paths.items():
         found[kind] = perplexities(path)
-        print(f"{kind:8}", *(f"{found[kind][text]['all']:.4f} {text}" for text in TEXTS), sep="  ", flush=True)
+        print(f"{kind:8}", *(f"{found[kind][text]:.4f} {text}" for text in TEXTS), sep="  ", flush=True)
         found = {kind: found[kind] for kind in TYPES if kind in found}
-        notes.write_text(json.dumps(found, indent=1) + "\n")
+        NOTES.write_text(json.dumps(found, indent=1) + "\n")
     lines = [f"llama.cpp's perplexity, -c {N_CTX}", " " * 20 + "".join(f"{text:>20}" for text in TEXTS)]
     for kind, figures in found.items():
-        lines.append(f"{f'demo-{kind.lower()}.gguf':20}" + "".join(f"{figures[text]['all']:20.4f}" for text in TEXTS))
+        lines.append(f"{file_of(out, kind).name:20}" + "".join(f"{figures[text]:20.4f}" for text in TEXTS))
     (out / "README").write_text("\n".join(lines) + "\n")
 
 

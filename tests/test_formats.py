@@ -1,11 +1,16 @@
 """Tensor types: their weights as floats, what belongs to them in a file, and whole files against llama.cpp."""
+import json
+import os
 from pathlib import Path
 
 import gguf
+import make_formats
+import make_formats_doc
 import numpy as np
 import pytest
 from gguf_builder import Gguf, Tensor, f32, tiny
 
+from qwencli import LLM
 from qwencli.backends import LOGITS, Batch, Piece
 from qwencli.backends.dequantize import to_float32
 from qwencli.backends.numpy_ref import NumpyBackend
@@ -13,8 +18,12 @@ from qwencli.ggml_types import GGML_TYPES
 from qwencli.gguf_file import GGUFFile
 from qwencli.kv_cache import KVSequence
 from qwencli.model import load_model
+from qwencli.perplexity import perplexity
 
 ORACLES = Path(__file__).with_name("oracles")
+FIGURES = json.loads((ORACLES / "formats.json").read_text())
+DEMOS = [f"demo-{mix}.gguf" for mix in ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "q3_k_m", "q2_k")]
+TEXT = "wiki-excerpt.txt"
 NVFP4 = 40
 
 
@@ -52,3 +61,45 @@ def test_products_with_nvfp4_weights_are_multiplied_by_their_scale(tmp_path: Pat
         plain.replace(f32(f"{name}.weight", weights * np.float32(scale)))
     np.testing.assert_allclose(logits(packed, tmp_path / "packed.gguf"), logits(plain, tmp_path / "plain.gguf"), rtol=1e-4, atol=1e-4)
     assert abs(logits(packed, tmp_path / "packed.gguf") - logits(tiny(), tmp_path / "tiny.gguf")).max() > 0.1
+
+
+# whole files
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demo model in every type: what scripts/make_formats.py wrote, if QWENCLI_FORMATS names it, else a new one."""
+    if folder := os.environ.get("QWENCLI_FORMATS"):
+        return Path(folder)
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (extra `oracle`), or QWENCLI_FORMATS with make_formats.py's files")
+    return tmp_path_factory.mktemp("formats")
+
+
+def perplexity_of(path: Path, text: Path) -> float:
+    """As `qwencli perplexity -c 256` computes it, on the backend that runs the file."""
+    llm = LLM(path, report=lambda line: None)
+    tokens = llm.tokenizer.encode(text.read_text(encoding="utf-8"), add_special=True)
+    *_, last = perplexity(llm.engine.backend, tokens, 256)
+    return last.ppl
+
+
+@pytest.mark.parametrize("model", DEMOS)
+def test_every_mix_comes_to_the_perplexity_of_llama_cpp(shared: Path, model: str) -> None:
+    published = make_formats_doc.published()[model][TEXT]
+    assert perplexity_of(shared / "models" / model, shared / "models" / TEXT) == pytest.approx(published, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_every_type_comes_to_the_perplexity_of_llama_cpp(shared: Path, formats: Path, kind: str) -> None:
+    path = make_formats.file_of(formats, kind)
+    if not path.exists():
+        make_formats.quantize(kind, path, make_formats.importance_matrix())
+    make_formats.check_types(path, kind)
+    assert perplexity_of(path, shared / "models" / TEXT) == pytest.approx(FIGURES[kind][TEXT], rel=1e-3)
+
+
+def test_there_is_a_figure_for_every_type_that_holds_weights() -> None:
+    """Q8_1 and Q8_K are for activations, integers and doubles for what is no weight."""
+    others = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
+    assert FIGURES.keys() | others == {kind.name for kind in GGML_TYPES.values()}
+    assert FIGURES.keys() == set(make_formats_doc.ORDER)
