@@ -95,7 +95,7 @@ class Buffers:
 
 
 ARENA_BYTES = 2**24
-"""Pages of the cache are taken together, up to so many bytes: from 4 MB on NumPy asks for huge pages. The system commits what is touched."""
+"""Pages of the cache are taken together, up to so many bytes: from 4 MB on NumPy asks for huge pages. What is touched is committed."""
 
 
 class PageMemory:
