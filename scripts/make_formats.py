@@ -170,10 +170,14 @@ def check_types(path: Path, kind: str) -> None:
         raise RuntimeError(f"{path}: the layers' matrices are of {', '.join(sorted(found))}, expected {kind}")
 
 
-def running_perplexity(model: Path, text: bytes) -> list[float]:
-    """llama.cpp's perplexity after each chunk of N_CTX tokens, as `llama-perplexity -c 256` computes it (tools/perplexity), unrounded."""
+def running_perplexity(model: Path, text: bytes, **options: Any) -> list[float]:
+    """llama.cpp's perplexity after each chunk of N_CTX tokens, as `llama-perplexity -c 256` computes it (tools/perplexity), unrounded.
+
+    `options` are those of llama_cpp.Llama.
+    """
     from llama_cpp import Llama
-    llama = Llama(model_path=str(model), n_ctx=N_CTX, n_batch=N_CTX, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False)
+    llama = Llama(model_path=str(model), n_ctx=N_CTX, n_batch=N_CTX, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False,
+                  **options)
     tokens = llama.tokenize(text, add_bos=True, special=False)
     nll: list[float] = []
     running = []

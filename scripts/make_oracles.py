@@ -5,6 +5,7 @@
     python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
     python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in several orders
     python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
+    python scripts/make_oracles.py cache TEXT MODEL         the same with keys and values of each type
     python scripts/make_oracles.py dequantize               random blocks of the types that the `gguf` package lacks as weights, by GGML
     python scripts/make_oracles.py completions MODEL        how the demo model goes on with some prompts, and embeddings, by llama.cpp
 
@@ -180,6 +181,15 @@ def make_perplexity(text: str, *models: str) -> None:
     path.write_text(json.dumps(running, indent=0).replace(",\n", ",") + "\n")
 
 
+def make_cache(text: str, model: str) -> None:
+    """With flash attention, which llama.cpp needs for values that are quantized."""
+    kinds = {"f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q4_0": 2}
+    running = {kind: running_perplexity(Path(model), Path(text).read_bytes(), flash_attn=True, type_k=number, type_v=number)
+               for kind, number in kinds.items()}
+    found = {"text": Path(text).name, "model": Path(model).name, "running": running}
+    (ORACLES / "cache_types.json").write_text(json.dumps(found, indent=0).replace(",\n", ",") + "\n")
+
+
 def make_dequantize(n_blocks: int = 6) -> None:
     found = {}
     for kind, (block, n_bytes) in {"q1_0": (128, 18), "q2_0": (64, 18)}.items():
@@ -224,7 +234,7 @@ def make_completions(model: str) -> None:
 
 if __name__ == "__main__":
     modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity,
-             "dequantize": make_dequantize, "completions": make_completions}
+             "cache": make_cache, "dequantize": make_dequantize, "completions": make_completions}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])
