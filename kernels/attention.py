@@ -142,6 +142,11 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
     score, small_score = score_of(TILE_QUERIES), score_of(SMALL_TILE_QUERIES)
     weigh, small_weigh = weigh_of(TILE_QUERIES), weigh_of(SMALL_TILE_QUERIES)
 
+    @intrinsic_of(void, i64)
+    def fetch_keys(e: Emitter, keys: Any) -> None:
+        with e.loop(e.int(4)) as i:
+            Ahead(keys, keys_bytes).fetch(e, i, 4)
+
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def prepare(e: Emitter, q: Any, n_head: Any, shared: Any, n: Any, memory: Any) -> None:
         if keys_as.QUANTIZED:
@@ -196,6 +201,8 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
         n_queries = n_tokens * shared
         n_tiled = (n_queries + TILE_QUERIES - SMALL_TILE_QUERIES - 1) // TILE_QUERIES * TILE_QUERIES
         q_first = q + 4 * head_dim * (first_token * n_head + kv_head * shared)
+        slab = layer_offset + (keys_bytes + values_bytes) * kv_head
+        fetch_keys(load_i64(pages + 8 * begin * PAGES_A_SPLIT) + slab)
         for i in range(n_queries):
             prepare(q_first, n_head, shared, i, scratch + per_query * i)
         for split in range(begin, end):
@@ -203,9 +210,9 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
                 clear(scratch + per_query * i)
             last_page = min((split + 1) * PAGES_A_SPLIT, (first_position + n_tokens + PAGE - 1) // PAGE)
             for page in range(split * PAGES_A_SPLIT, last_page):
-                keys = load_i64(pages + 8 * page) + layer_offset + (keys_bytes + values_bytes) * kv_head
+                keys = load_i64(pages + 8 * page) + slab
                 values, n_before = keys + keys_bytes, first_position + 1 - page * PAGE
-                following = load_i64(pages + 8 * page + 8) + keys - load_i64(pages + 8 * page) if page + 1 < last_page else 0
+                following = load_i64(pages + 8 * page + 8) + slab if page + 1 < last_page else 0
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
                 for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
