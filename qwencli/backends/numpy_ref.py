@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 
 from ..errors import ModelError, QwenError
 from ..gguf_file import GGUFFile, TensorInfo
 from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
-from ..kv_cache import PAGE, KVCache, KVSequence
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
 from . import F32, F64, I32, LOGITS, Batch, sample_with_numpy, score_with_numpy
@@ -27,18 +28,22 @@ QUERY_BLOCK = 256  # query positions whose scores are held at once
 class NumpyBackend:
     """Runs `model` in NumPy.
 
-    `n_threads` limits those of its matrix products, `weight_budget` the bytes of dequantized weights that are kept.
+    `n_threads` limits those of its matrix products, `weight_budget` the bytes of dequantized weights that are kept. Keys and values are
+    float32, rounded as `cache_types` would.
     """
 
-    def __init__(self, model: Model, n_threads: int | None = None, weight_budget: int = 4 * 2**30) -> None:
+    def __init__(self, model: Model, n_threads: int | None = None, weight_budget: int = 4 * 2**30,
+                 cache_types: CacheTypes = DEFAULT_TYPES) -> None:
         if n_threads:
             from threadpoolctl import threadpool_limits
             threadpool_limits(n_threads)
         self.model, self.cache = model, KVCache()
         self._weights = WeightReader(model.file, weight_budget)
         shape = model.config.n_layer, 2, PAGE, model.config.n_head_kv, model.config.head_dim
-        self._kv = KVPages(shape)
-        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}"
+        self.cache_types = cache_types.chosen("f32", model.config.head_dim)
+        self._kv = KVPages(shape, self.cache_types)
+        rounded = "" if self.cache_types == ("f32", "f32") else f" rounded to {self.cache_types.k} and {self.cache_types.v}"
+        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}"
         for node in model.graph.nodes.values():
             if isinstance(node.op, Weight):
                 self._weights.check(node.op.info)
@@ -138,8 +143,8 @@ class WeightReader:
 class KVPages:
     """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first asked for."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
+    def __init__(self, shape: tuple[int, ...], types: CacheTypes) -> None:
+        self._shape, self._types = shape, types
         self._pages: dict[int, F32] = {}
 
     def page(self, page: int) -> F32:
@@ -153,6 +158,7 @@ class KVPages:
 
     def write(self, seq: KVSequence, layer: int, k: F32, v: F32) -> None:
         """Store k and v, [n, n_head_kv, head_dim], behind the sequence's filled positions."""
+        k, v = (rounded(x, kind) for x, kind in zip((k, v), self._types))
         for i in range(len(k)):
             page, slot = divmod(seq.length + i, PAGE)
             memory = self.page(seq.pages[page])
@@ -162,6 +168,17 @@ class KVPages:
         """Keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
         pages = [self._pages[page][layer] for page in seq.pages[:-(-length // PAGE)]]
         return np.concatenate(pages, axis=1)[:, :length].swapaxes(1, 2)
+
+
+def rounded(x: F32, kind: str | None) -> F32:
+    """What is left of x, [..., head_dim], in a type of the cache."""
+    if kind == "f32":
+        return x
+    if kind == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    to = GGMLQuantizationType[str(kind).upper()]
+    found: F32 = dequantize(quantize(np.ascontiguousarray(x), to), to)
+    return found
 
 
 class Step:
