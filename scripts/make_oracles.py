@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import random
 import sys
 import tempfile
@@ -182,7 +183,8 @@ def make_perplexity(text: str, *models: str) -> None:
 
 
 def make_cache(text: str, model: str) -> None:
-    """With flash attention, which llama.cpp needs for values that are quantized."""
+    """With flash attention, which llama.cpp needs for values that are quantized, and without its Hadamard rotation of heads before that."""
+    os.environ["LLAMA_ATTN_ROT_DISABLE"] = "1"
     kinds = {"f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q4_0": 2}
     running = {kind: running_perplexity(Path(model), Path(text).read_bytes(), flash_attn=True, type_k=number, type_v=number)
                for kind, number in kinds.items()}
