@@ -160,7 +160,8 @@ def test_another_model(tmp_path: Path, tiny: Model) -> None:
 
 def test_another_backend(tmp_path: Path, model: Model) -> None:
     saved(tmp_path / "s", NumpyBackend(model))
-    refused(tmp_path / "s", CPUBackend(model, 1), InputError, r"a session of another backend or of other cache types \(its KV cache is '<f4 ")
+    refused(tmp_path / "s", CPUBackend(model, 1), InputError,
+            r"a session of another backend or of other cache types \(its KV cache is '<f4 ")
 
 
 def test_a_longer_session_than_the_context(tmp_path: Path, tiny: Model) -> None:
