@@ -12,7 +12,7 @@ import click
 from ..errors import ModelError
 from ..ggml_types import FILE_TYPES
 from ..gguf_file import GGUFFile
-from ..kv_cache import CacheTypes
+from ..kv_cache import DEFAULT_TYPES, CacheTypes
 from ..metadata import ARRAY, LazyArray
 from ._common import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option, printable, size, write_text
 from ._models import Wanted, choose_model, model_argument
@@ -38,7 +38,7 @@ def info(model: Wanted | None, tensors: bool, cache_type_k: str | None, cache_ty
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts, file))
 
 
-def describe(file: GGUFFile, cache_types: CacheTypes) -> dict[str, Any]:
+def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
     """The facts, as `--json` prints them; None where the file does not say."""
     from ..model import load_model
     get, arch = file.metadata, file.metadata.string("general.architecture", None)
