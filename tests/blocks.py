@@ -1,4 +1,6 @@
 """Random and extreme blocks of the formats that the engine reads."""
+import os
+
 import numpy as np
 from gguf import quants
 
@@ -12,6 +14,9 @@ BYTES = {"MXFP4": [0], "NVFP4": [0, 1, 2, 3]}
 """Where a block has scales of one byte."""
 SCALED = [*HALVES, *BYTES]
 FLOATS = {"F32": np.float32, "F16": np.float16}
+SAMPLE = list(layout.FORMATS) if os.environ.get("QWENCLI_TEST_ALL") else [
+    "F16", "BF16", "Q8_0", "Q5_1", "Q1_0", "Q2_0", "IQ4_NL", "NVFP4", "Q4_K", "Q6_K", "Q3_K", "TQ1_0", "IQ4_XS", "IQ2_XXS", "IQ1_M"]
+"""Formats that differ in how they are emitted, for tests of machine code: to compile all of them takes minutes."""
 
 
 def random_rows(name: str, n_rows: int, n_cols: int, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:

@@ -18,9 +18,10 @@ import pytest
 import test_attention
 import test_matmul
 import test_ops
+from blocks import SAMPLE
 from guarded import guarded
 
-from qwencli.kernels import compiler, isa, jit, layout
+from qwencli.kernels import compiler, isa, jit
 from qwencli.kernels.tiles import Tiles
 
 CPUS = {"neon": "cortex-a72", "neon_dotprod": "neoverse-n1", "neon_i8mm": "max"}
@@ -33,12 +34,12 @@ def products(isa_name: str, name: str) -> list[str]:
     return [Tiles(isa_name).one(name, test_matmul.columns(name)), Tiles(isa_name).many(name)]
 
 
-PRODUCTS = [spec for name in layout.FORMATS for spec in products("neon", name)]
+PRODUCTS = [spec for name in SAMPLE for spec in products("neon", name)]
 KINDS = ["f32", "q8k", "q8_0", "bf16"]
 CACHE_TYPES = [("f16", "f16"), ("q8_0", "q4_0"), ("q4_0", "q8_0")]
 OTHERS = [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *(f"heads:store:{k}:{v}" for k, v in CACHE_TYPES), "heads:rotate",
           *(f"attention:merge:64:{kind}" for kind in KINDS), "ops:add", "ops:gather",
-          *(f"ops:embed:{name.lower()}" for name in layout.FORMATS), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
+          *(f"ops:embed:{name.lower()}" for name in SAMPLE), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
           for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose", "runtime:step", "runtime:worker",
           "runtime:publish", "clock:read"]
 COMPILED = {isa_name: [spec for name in EVERYWHERE for spec in products(isa_name, name)] for isa_name in CPUS}
@@ -246,7 +247,7 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @emulated
 @pytest.mark.parametrize(("isa_name", "name"), [
-    *(("neon", name) for name in layout.FORMATS), *((isa_name, name) for isa_name in CPUS if isa_name != "neon" for name in EVERYWHERE)])
+    *(("neon", name) for name in SAMPLE), *((isa_name, name) for isa_name in CPUS if isa_name != "neon" for name in EVERYWHERE)])
 def test_products_in_the_emulator(call: Call, isa_name: str, name: str) -> None:
     test_matmul.test_products_are_right_and_have_the_same_bits(isa_name, name)
 

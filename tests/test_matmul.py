@@ -1,7 +1,7 @@
 """Products with weights of every format, in place and through panels, on every instruction set of this CPU."""
 import numpy as np
 import pytest
-from blocks import SCALED, filled_rows, random_rows
+from blocks import SAMPLE, SCALED, filled_rows, random_rows
 from gguf import GGMLQuantizationType, quants
 from kernel_calls import Quantized, call
 
@@ -57,7 +57,7 @@ def test_products_of_a_scaled_type_are_scaled_before_anything_is_added(isa_name:
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_extreme_blocks(isa_name: str, name: str) -> None:
     """Zero blocks, every bit set, the largest scale: no integer overflows or saturates."""
-    n_cols = 2 * 256
+    n_cols = columns(name)
     largest = np.full((9, n_cols), 1.0, np.float32)
     largest[1::2] *= -1
     for byte, half in (0, 0.0), (255, 1.0), (255, 65504.0), (128, 2.0**-24), (0x7F, 1.0), (0x80, 1.0):
@@ -92,8 +92,8 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
         assert np.array_equal(a.sums.view(np.int16).reshape(5, -1, 2), np.stack([q.sum(-1), q[..., :16].sum(-1)], -1))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize(("isa_name", "name"), [
+    (isa_name, name) for isa_name in ISAS for name in FORMATS if isa_name == ISAS[0] or name in SAMPLE])
 def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) -> None:
     rng = np.random.default_rng(2)
     from guarded import guarded
