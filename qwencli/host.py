@@ -3,12 +3,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 NO_LIMIT = 2**60
 """cgroup v1 writes "no limit" as the largest multiple of a page; no machine has so much memory."""
+
+
+class MemoryFiles(NamedTuple):
+    """What a cgroup's files are named, and the lines of its memory.stat that count the groups below it too begin with."""
+    limit: str
+    usage: str
+    prefix: str
+
+
+MEMORY_FILES = MemoryFiles("memory.max", "memory.current", ""), MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+"""Of cgroups v2 and v1."""
 
 
 class Node(NamedTuple):
@@ -64,13 +76,26 @@ class Host:
 
     def memory_limit(self) -> tuple[int, str] | None:
         """The bytes that a cgroup leaves to this process, and which file says so; None without a limit."""
-        found = []
+        return min(((limit, f"/{folder}/{files.limit}") for limit, folder, files in self._memory_limits()), default=None)
+
+    def free(self) -> int | None:
+        """The bytes that this process can take: as many as the system and each of its cgroups have left; None where nothing says so.
+
+        What is left includes the pages of files that are in memory, those of a mapped model too: they give way.
+        """
+        available = self.memory()[1]
+        left = [] if available is None else [available]
+        for limit, folder, files in self._memory_limits():
+            cached = re.findall(rf"^{files.prefix}(?:in)?active_file ([0-9]{{1,18}})$", self._read(folder, "memory.stat") or "", re.M)
+            left.append(limit - max(0, (self._number(folder, files.usage) or 0) - sum(map(int, cached))))
+        return max(0, min(left)) if left else None
+
+    def _memory_limits(self) -> Iterator[tuple[int, str, MemoryFiles]]:
         for folder in self._cgroups("memory"):
-            for name in "memory.max", "memory.limit_in_bytes":  # v2, v1
-                limit = self._number(folder, name)
+            for files in MEMORY_FILES:
+                limit = self._number(folder, files.limit)
                 if limit is not None and 0 <= limit < NO_LIMIT:
-                    found.append((limit, f"/{folder}/{name}"))
-        return min(found, default=None)
+                    yield limit, folder, files
 
     def _cgroups(self, controller: str) -> list[str]:
         """Folders of the groups that the process is in, and those above, whose limits hold as well (cgroups(7), /proc/self/cgroup)."""
