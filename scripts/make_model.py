@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,15 @@ import click
 import gguf
 import numpy as np
 from gguf import GGUFWriter, TokenType
-from mixes import MIXES, TYPES, type_of_embedding, type_of_layer, type_of_output
+from mixes import MIXES
 from numpy.typing import NDArray
 from random_blocks import random_blocks
+from shapes import PRESETS, Shape, TensorPlan, add_hyperparameters, plan_tensors
 from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
 from qwencli.errors import InputError, QwenError
-from qwencli.ggml_types import FILE_TYPES, GGMLType
+from qwencli.ggml_types import FILE_TYPES
 from qwencli.gguf_file import GGUFFile
 from qwencli.tokenizer import Tokenizer
 
@@ -33,90 +34,11 @@ QWEN_VOCAB = Path(__file__).resolve().parents[2] / "shared" / "data" / "ggml-voc
 """Qwen's own vocabulary, used for models of its size where the file is there."""
 
 
-# --- shapes ---
-
-@dataclass(frozen=True)
-class Shape:
-    """Hyperparameters, named as `qwencli.model.Config` names them. `tied`: the embedding is also the output matrix."""
-    arch: str
-    n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_vocab: int = 151936
-    n_ctx: int = 40960
-    tied: bool = True
-    rope_theta: float = 1e6
-    rms_eps: float = 1e-6
-
-    def check(self) -> None:
-        """Raise InputError for heads that no model can have."""
-        if self.n_head % self.n_head_kv:
-            raise InputError(f"--n-head is {self.n_head}, expected a multiple of --n-head-kv {self.n_head_kv}")
-        if self.head_dim % 2:
-            raise InputError(f"--head-dim is {self.head_dim}, expected an even number")
-
-
-PRESETS = {  # config.json of the models on huggingface.co/Qwen; 0.6B and 1.7B are tied there, but their files hold both matrices
-    "qwen3-0.6b": Shape("qwen3", n_layer=28, n_embd=1024, n_ff=3072, n_head=16, n_head_kv=8, head_dim=128, tied=False),
-    "qwen3-1.7b": Shape("qwen3", n_layer=28, n_embd=2048, n_ff=6144, n_head=16, n_head_kv=8, head_dim=128, tied=False),
-    "qwen3-4b": Shape("qwen3", n_layer=36, n_embd=2560, n_ff=9728, n_head=32, n_head_kv=8, head_dim=128),
-    "qwen2.5-0.5b": Shape("qwen2", n_layer=24, n_embd=896, n_ff=4864, n_head=14, n_head_kv=2, head_dim=64, n_ctx=32768),
-    "tiny": Shape("qwen3", n_layer=2, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, head_dim=64, n_vocab=512, n_ctx=1024),
-}
-
-
-# --- tensors and their types ---
-
-class TensorPlan(NamedTuple):
-    """A tensor to write; `shape` is rows first, as NumPy has it."""
-    name: str
-    shape: tuple[int, ...]
-    kind: GGMLType
-
-    @property
-    def n_bytes(self) -> int:
-        return self.kind.n_bytes(int(np.prod(self.shape)))
-
-
-def plan_tensors(s: Shape, mix: str, same_output: bool = False) -> list[TensorPlan]:
-    """The tensors of a model in the order that llama-quantize writes them.
-
-    With `same_output` the embedding gets the type of the output matrix also where the two are not tied.
-    """
-    n_q, n_kv = s.n_head * s.head_dim, s.n_head_kv * s.head_dim
-    layer: dict[str, tuple[int, ...]] = {
-        "attn_norm.weight": (s.n_embd,), "ffn_norm.weight": (s.n_embd,),
-        "attn_q.weight": (n_q, s.n_embd), "attn_k.weight": (n_kv, s.n_embd), "attn_v.weight": (n_kv, s.n_embd),
-        "attn_output.weight": (s.n_embd, n_q), "ffn_gate.weight": (s.n_ff, s.n_embd), "ffn_up.weight": (s.n_ff, s.n_embd),
-        "ffn_down.weight": (s.n_embd, s.n_ff)}
-    if s.arch == "qwen3":
-        layer |= {"attn_q_norm.weight": (s.head_dim,), "attn_k_norm.weight": (s.head_dim,)}
-    else:
-        layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
-    matrix, output = (s.n_vocab, s.n_embd), type_of_output(mix, s.n_embd)
-    plans = [] if s.tied else with_scale(TensorPlan("output.weight", matrix, output))
-    plans += [TensorPlan("output_norm.weight", (s.n_embd,), TYPES["F32"]),
-              TensorPlan("token_embd.weight", matrix, output if s.tied or same_output else type_of_embedding(mix, s.n_embd))]
-    for i in range(s.n_layer):
-        for name, shape in sorted(layer.items()):
-            kind = TYPES["F32"] if len(shape) == 1 else type_of_layer(
-                mix, name.removesuffix(".weight"), i, s.n_layer, s.n_head // s.n_head_kv, shape[-1])
-            plans += with_scale(TensorPlan(f"blk.{i}.{name}", shape, kind))
-    return plans
-
-
-def with_scale(t: TensorPlan) -> list[TensorPlan]:
-    """A tensor, and the scale that stands beside one of a scaled type."""
-    return [t] + ([TensorPlan(t.name.removesuffix("weight") + "scale", (1,), TYPES["F32"])] if t.kind.scaled else [])
-
-
 # --- random weights ---
 
 PIECE_BYTES = 16 << 20  # what is made at a time
 CYCLE = 64  # tokens that --repeating goes round
+INTO_RESIDUAL = tuple(f"{name}.weight" for name in ("attn_output", "ssm_out", "ffn_down", "ffn_down_exps", "ffn_down_shexp"))
 
 
 def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator[NDArray[np.uint8]]:
@@ -127,15 +49,15 @@ def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator
     """
     name = "token_embd.weight" if repeating and t.name == "output.weight" else t.name
     rng = np.random.Generator(np.random.SFC64((seed, zlib.crc32(name.encode()))))
-    if len(t.shape) == 1:
-        values = rng.uniform(-0.1, 0.1, t.shape[0]) + t.name.endswith(("norm.weight", "scale"))
-        yield values.astype("<f4").view(np.uint8)
+    if t.spread is not None:
+        values = rng.uniform(-t.spread, t.spread, t.shape) + t.mean
+        yield values.astype("<f4").reshape(-1).view(np.uint8)
         return
-    n_rows, row_blocks = t.shape[0], t.shape[1] // t.kind.block_size
+    n_rows, row_blocks = int(np.prod(t.shape[:-1])), t.shape[-1] // t.kind.block_size
     step = max(1, PIECE_BYTES // (row_blocks * t.kind.block_bytes) // CYCLE) * CYCLE
     for row in range(0, n_rows, step):
         n = min(step, n_rows - row)
-        if repeating and t.name.endswith(("attn_output.weight", "ffn_down.weight")):
+        if repeating and t.name.endswith(INTO_RESIDUAL):
             yield np.zeros(n * row_blocks * t.kind.block_bytes, np.uint8)
             continue
         rows = random_blocks(rng, t.kind, n * row_blocks).reshape(n, -1)
@@ -232,16 +154,7 @@ def add_metadata(w: GGUFWriter, name: str, s: Shape, mix: str, vocab: Vocabulary
     w.add_type("model")
     w.add_name(name)
     w.add_size_label(gguf.size_label(*w.get_total_parameter_count()))
-    w.add_block_count(s.n_layer)
-    w.add_context_length(s.n_ctx)
-    w.add_embedding_length(s.n_embd)
-    w.add_feed_forward_length(s.n_ff)
-    w.add_head_count(s.n_head)
-    w.add_head_count_kv(s.n_head_kv)
-    w.add_rope_freq_base(s.rope_theta)
-    w.add_layer_norm_rms_eps(s.rms_eps)
-    w.add_key_length(s.head_dim)
-    w.add_value_length(s.head_dim)
+    add_hyperparameters(w, s)
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre(vocab.pre)
     w.add_token_list(vocab.texts)
@@ -284,7 +197,8 @@ def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(context_settings={"max_content_width": 110},
                epilog="\b\nExample:\n  python scripts/make_model.py model.gguf --preset qwen3-0.6b --type Q4_K_M")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True, help="The shape of a real model.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True,
+              help="The shape of a real model; with -24l-16e only so many of its layers and experts.")
 @click.option("--type", "mix", type=click.Choice(list(MIXES)), default="Q4_K_M", show_default=True,
               help="The mix of tensor types, as llama-quantize chooses them.")
 @click.option("--repeating", is_flag=True, help=f"Weights with which greedy decoding goes round a cycle of {CYCLE} tokens.")

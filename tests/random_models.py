@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shapes import PRESETS, Shape
+
 from qwencli.backends.cpu import CPUBackend
 from qwencli.gguf_file import GGUFFile
 from qwencli.graph import N_OUTPUTS, N_TOKENS
@@ -25,11 +27,16 @@ def load_script() -> Any:
 
 
 def random_model(folder: Path, mix: str, seed: int = 0, **changed: Any) -> Model:
-    """The preset "tiny" of scripts/make_model.py in one of its mixes of types, with another shape where asked for."""
-    mm = load_script()
-    path, shape = folder / f"{mix}.gguf", replace(mm.PRESETS["tiny"], **changed)
-    mm.write_model(path, "random", shape, mix, mm.make_up_vocabulary(shape.n_vocab).pad(shape.n_vocab), seed)
+    """The preset "tiny" of scripts/shapes.py in one of its mixes of types, with another shape where asked for."""
+    path = folder / f"{mix}.gguf"
+    write_random_model(path, replace(PRESETS["tiny"], **changed), mix, seed)
     return load_model(GGUFFile(path))
+
+
+def write_random_model(path: Path, shape: Shape, mix: str, seed: int = 0) -> None:
+    """A file of this shape, with a made-up vocabulary."""
+    mm = load_script()
+    mm.write_model(path, "random", shape, mix, mm.make_up_vocabulary(shape.n_vocab).pad(shape.n_vocab), seed)
 
 
 def compile_together(models: Sequence[Model], fetch: Callable[[Model], Sequence[str]]) -> None:

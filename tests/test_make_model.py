@@ -14,7 +14,10 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from random_blocks import WEIGHT_STD
+from mixes import MIXES as ALL_MIXES
+from mixes import TYPES
+from random_blocks import WEIGHT_STD, random_blocks
+from shapes import PRESETS, Shape, plan_tensors
 from tokenizers.pre_tokenizers import ByteLevel
 
 from qwencli.backends.dequantize import to_float32
@@ -35,7 +38,7 @@ def load_script() -> Any:
 
 
 mm = load_script()
-MIXES = list(mm.MIXES)
+MIXES = list(ALL_MIXES)
 FILE_TYPES = {mix: f"MOSTLY_{mix}" for mix in MIXES} | {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}
 DEMOS = ["F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS"]
 OTHERS = {"F32", "F16", "BF16", "MXFP4", "NVFP4"}
@@ -69,21 +72,21 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.mark.parametrize(("preset", "n_params"), [  # model.safetensors on huggingface.co/Qwen
     ("qwen3-0.6b", 751_632_384), ("qwen3-1.7b", 2_031_739_904), ("qwen3-4b", 4_022_468_096), ("qwen2.5-0.5b", 494_032_768)])
 def test_presets_have_the_published_numbers_of_parameters(preset: str, n_params: int) -> None:
-    assert sum(int(np.prod(t.shape)) for t in mm.plan_tensors(mm.PRESETS[preset], "F16")) == n_params
+    assert sum(int(np.prod(t.shape)) for t in plan_tensors(PRESETS[preset], "F16")) == n_params
 
 
 @pytest.mark.parametrize(("mix", "megabytes"), [
     ("F16", 1509), ("Q8_0", 805), ("Q6_K", 623), ("Q5_K_M", 551), ("Q4_K_M", 484), ("Q4_0", 469)])
 def test_qwen3_06b_is_as_large_as_what_llama_quantize_writes(mix: str, megabytes: int) -> None:
-    plans = mm.plan_tensors(mm.PRESETS["qwen3-0.6b"], mix)
+    plans = plan_tensors(PRESETS["qwen3-0.6b"], mix)
     assert len(plans) == 311
     assert (sum(t.n_bytes for t in plans) + 5.93e6) / 1e6 == pytest.approx(megabytes, abs=0.6)  # 5.93 MB: the vocabulary
 
 
 @pytest.mark.parametrize("mix", DEMOS)
 def test_types_are_those_of_the_demo_models_that_llama_quantize_wrote(mix: str, shared: Path) -> None:
-    shape = mm.Shape("qwen3", n_layer=6, n_embd=256, n_ff=768, n_head=8, n_head_kv=4, head_dim=64, n_vocab=6016)
-    found = {t.name: (t.shape, t.kind.id) for t in mm.plan_tensors(shape, mix)}
+    shape = Shape("qwen3", n_layer=6, n_embd=256, n_ff=768, n_head=8, n_head_kv=4, head_dim=64, n_vocab=6016)
+    found = {t.name: (t.shape, t.kind.id) for t in plan_tensors(shape, mix)}
     expected = {t.name: (tuple(map(int, t.shape[::-1])), int(t.tensor_type))
                 for t in gguf.GGUFReader(shared / "models" / f"demo-{mix.lower()}.gguf").tensors}
     assert found == expected
@@ -98,29 +101,29 @@ def test_types_are_those_that_llama_quantize_chooses(preset: str, numbers: dict[
     lc = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (extra `oracle`)")
     if mix == "Q1_0" and numbers.get("n_embd") == 96:
         pytest.skip("llama-quantize refuses rows of no multiple of 128")
-    shape = replace(mm.PRESETS[preset], n_vocab=512, **numbers)
+    shape = replace(PRESETS[preset], n_vocab=512, **numbers)
     mm.write_model(tmp_path / "f16.gguf", "test", shape, "F16", mm.make_up_vocabulary(512))
     params = lc.llama_model_quantize_default_params()
     params.ftype, params.nthread = getattr(lc, f"LLAMA_FTYPE_{FILE_TYPES[mix]}"), 1
     entries, ones = (lc.llama_model_imatrix_data * 1000)(), np.ones(512, np.float32)
     if mix.startswith(IMPORTANCE):
-        matrices = [t for t in mm.plan_tensors(shape, "F16") if len(t.shape) == 2]
+        matrices = [t for t in plan_tensors(shape, "F16") if len(t.shape) == 2]
         for entry, t in zip(entries, matrices):
             entry.name, entry.size, entry.data = t.name.encode(), t.shape[1], ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = ctypes.cast(entries, type(params.imatrix))
     names = [str(tmp_path / name).encode() for name in ("f16.gguf", "quantized.gguf")]
     assert lc.llama_model_quantize(*names, ctypes.byref(params)) == 0
     expected = [(t.name, t.shape, t.type.name) for t in GGUFFile(tmp_path / "quantized.gguf").tensors.values()]
-    assert [(t.name, t.shape, t.kind.name) for t in mm.plan_tensors(shape, mix)] == expected
+    assert [(t.name, t.shape, t.kind.name) for t in plan_tensors(shape, mix)] == expected
 
 
 # --- weights ---
 
-@pytest.mark.parametrize("kind", sorted({mix.usual for mix in mm.MIXES.values()}))
+@pytest.mark.parametrize("kind", sorted({mix.usual for mix in ALL_MIXES.values()}))
 def test_blocks_are_sane(kind: str) -> None:
     n_weights = 1 << 20
-    blocks = mm.random_blocks(np.random.default_rng(1), mm.TYPES[kind], n_weights // mm.TYPES[kind].block_size)
-    w = to_float32(blocks.reshape(16, -1), mm.TYPES[kind])
+    blocks = random_blocks(np.random.default_rng(1), TYPES[kind], n_weights // TYPES[kind].block_size)
+    w = to_float32(blocks.reshape(16, -1), TYPES[kind])
     assert w.shape == (16, n_weights // 16)
     assert np.isfinite(w).all()
     assert abs(w.mean()) < 0.02 * WEIGHT_STD
@@ -129,7 +132,7 @@ def test_blocks_are_sane(kind: str) -> None:
 
 
 def test_q8_0_has_no_step_of_minus_128() -> None:
-    blocks = mm.random_blocks(np.random.default_rng(1), mm.TYPES["Q8_0"], 10_000)
+    blocks = random_blocks(np.random.default_rng(1), TYPES["Q8_0"], 10_000)
     steps = blocks[:, 2:].view(np.int8)
     assert (steps.min(), steps.max()) == (-127, 127)
 
@@ -138,7 +141,7 @@ def test_q8_0_has_no_step_of_minus_128() -> None:
 def test_both_readers_find_what_was_planned(mix: str, tmp_path: Path) -> None:
     path = make(tmp_path / "m.gguf", "--type", mix)
     theirs, ours = gguf.GGUFReader(path), GGUFFile(path)
-    plans = mm.plan_tensors(mm.PRESETS["tiny"], mix)
+    plans = plan_tensors(PRESETS["tiny"], mix)
     assert [t.name for t in theirs.tensors] == list(ours.tensors) == [t.name for t in plans]
     for t, plan in zip(theirs.tensors, plans):
         mine = ours.tensors[t.name]
@@ -230,7 +233,7 @@ def test_each_made_up_token_is_encoded_as_itself(n_vocab: int, tmp_path: Path) -
 
 def made_up(folder: Path, n_vocab: int) -> Path:
     """A file with the made-up vocabulary also where Qwen's own would be taken."""
-    shape = replace(mm.PRESETS["tiny"], n_layer=1, n_embd=32, n_vocab=n_vocab)
+    shape = replace(PRESETS["tiny"], n_layer=1, n_embd=32, n_vocab=n_vocab)
     mm.write_model(folder / "vocab.gguf", "vocabulary", shape, "Q8_0", mm.make_up_vocabulary(n_vocab))
     return folder / "vocab.gguf"
 
