@@ -115,10 +115,12 @@ TINY_DELTA = replace(TINY, arch="qwen35", n_layer=5, n_rot=32, rope_sections=(6,
 TINY_SPARSE_DELTA = replace(TINY_DELTA, arch="qwen35moe", tied=False, n_ff=0, n_expert=8, n_expert_used=3, n_ff_exp=256, n_ff_shexp=512)
 TINIES = [
     TINY, replace(TINY_QWEN2, arch="qwen", n_ff=1024, n_head_kv=4, tied=False), TINY_QWEN2,
-    replace(TINY_QWEN2, arch="qwen2vl", rope_sections=(8, 12, 12, 0)),
+    replace(TINY_QWEN2, arch="qwen2vl", rope_sections=(8, 12, 12, 0), rms_eps=1e-9),  # llama.cpp takes 0, whatever the file says
     replace(TINY_MOE, arch="qwen2moe", head_dim=64, n_head_kv=4, n_expert_used=3, n_ff_shexp=512),
-    replace(TINY_MOE, n_layer=3), replace(TINY, arch="qwen3vl", rope_sections=(24, 20, 20, 0)),
-    replace(TINY_MOE, arch="qwen3vlmoe", rope_sections=(24, 20, 20, 0)),
+    replace(TINY_MOE, n_layer=3),
+    # llama.cpp doesn't rotate what sections leave over, here frequencies 61 and 62: with this base not to be seen
+    replace(TINY, arch="qwen3vl", rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
+    replace(TINY_MOE, arch="qwen3vlmoe", rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
     replace(TINY_SPARSE_DELTA, arch="qwen3next", n_ff=512, rope_sections=(), n_expert_used=2, n_ff_shexp=256),
     replace(TINY_DELTA, n_nextn=1), TINY_SPARSE_DELTA]
 """One of each architecture, of a few layers. Attention looks at some tokens more than at others, so that no mistake is averaged away."""
@@ -215,10 +217,13 @@ def plan_of_layer(s: Shape, mix: str, i: int, name: str, shape: tuple[int, ...])
 
 def values_of(name: str, s: Shape) -> tuple[float, float]:
     """The mean and spread of a tensor that is always F32: gates neither open nor shut, states that last for some to some dozens of tokens,
-    experts' logits of standard deviation 1.5, so that none is chosen by rounding alone."""
-    if name.startswith("ffn_gate_inp"):
-        return 0.0, 1.5 / s.norm * (3 / s.n_embd)**0.5
-    known = {"ssm_a": (-1.025, 0.975), "ssm_dt.bias": (0.0, 1.0), "ssm_conv1d.weight": (0.0, 0.5)}
+    experts' logits of standard deviation 3, so that rounding seldom chooses an expert, and then one of little weight."""
+    if name.startswith("ffn_gate_inp."):
+        return 0.0, 3 / s.norm * (3 / s.n_embd)**0.5
+    if name.startswith("ffn_gate_inp_shexp"):
+        return 0.0, 1 / s.norm * (3 / s.n_embd)**0.5
+    known = {"attn_q_norm.weight": (s.norm**0.5, 0.1), "attn_k_norm.weight": (s.norm**0.5, 0.1),
+             "ssm_a": (-1.025, 0.975), "ssm_dt.bias": (0.0, 1.0), "ssm_conv1d.weight": (0.0, 0.5)}
     return known.get(name, (s.norm if name.endswith("norm.weight") else 0.0, 0.1))
 
 
