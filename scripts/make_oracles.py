@@ -7,6 +7,7 @@
     python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
     python scripts/make_oracles.py cache TEXT MODEL         the same with keys and values of each type
     python scripts/make_oracles.py dequantize               random blocks of the types that the `gguf` package lacks as weights, by GGML
+    python scripts/make_oracles.py architectures            logits and perplexities of a tiny model of each architecture, by llama.cpp
     python scripts/make_oracles.py completions MODEL        how the demo model goes on with some prompts, and embeddings, by llama.cpp
 
 Needs the extra `oracle`.
@@ -192,6 +193,13 @@ def make_cache(text: str, model: str) -> None:
     (ORACLES / "cache_types.json").write_text(json.dumps(found, indent=0).replace(",\n", ",") + "\n")
 
 
+def make_architectures() -> None:
+    from llama_architectures import all_answers
+    with tempfile.TemporaryDirectory() as folder:
+        found = all_answers(Path(folder))
+    (ORACLES / "architectures.json").write_text(json.dumps(found, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+
+
 def make_dequantize(n_blocks: int = 6) -> None:
     found = {}
     for kind, (block, n_bytes) in {"q1_0": (128, 18), "q2_0": (64, 18)}.items():
@@ -236,7 +244,7 @@ def make_completions(model: str) -> None:
 
 if __name__ == "__main__":
     modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity,
-             "cache": make_cache, "dequantize": make_dequantize, "completions": make_completions}
+             "cache": make_cache, "architectures": make_architectures, "dequantize": make_dequantize, "completions": make_completions}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])
