@@ -56,15 +56,23 @@ def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> Non
     each_lane(e, n, write)
 
 
+def sigmoid(e: Emitter, x: Any, numerator: Any = None) -> Any:
+    """numerator / (1 + exp(-x)), 1 if there is none."""
+    b = e.b
+    # e.exp ends at e**88, which would leave something of a gate of -1e38
+    exponential = b.select(b.fcmp_ordered("<", x, e.float(-88.0, x.type)), e.float(float("inf"), x.type), e.exp(b.fneg(x)))
+    one = e.float(1.0, x.type)
+    return b.fdiv(one if numerator is None else numerator, b.fadd(one, exponential))
+
+
+def silu(e: Emitter, x: Any) -> Any:
+    return sigmoid(e, x, x)
+
+
 def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
     """out = gate / (1 + exp(-gate)) * up"""
-    b = e.b
-
     def write(offset: Any, kind: Any) -> None:
-        g = e.load(kind, gate, offset)
-        # e.exp ends at e**88, which would leave something of a gate of -1e38
-        exponential = b.select(b.fcmp_ordered("<", g, e.float(-88.0, kind)), e.float(float("inf"), kind), e.exp(b.fneg(g)))
-        e.store(b.fmul(b.fdiv(g, b.fadd(e.float(1.0, kind), exponential)), e.load(kind, up, offset)), out, offset)
+        e.store(e.b.fmul(silu(e, e.load(kind, gate, offset)), e.load(kind, up, offset)), out, offset)
 
     each_lane(e, n, write)
 

@@ -73,6 +73,9 @@ class Word:
 
 ROW_WORDS, CLAIM_WORDS = 6, 16
 """int64 of a program row, and of a row's claim and count."""
+STATE_WORDS = 8
+"""int64 of what recurrent layers need to know of a sequence's tokens in a step: the first, how many, the address of the state before them
+(0: zeros) and of the one behind; behind how many of them the state is kept besides (0: none), and the address of that; 2 unused."""
 ITEM_WORDS, RECORD_WORDS = 8, 2
 """int64 of an item of attention, and of a token's record of its merge."""
 QUERIES_AT_ONCE = 32
@@ -105,3 +108,8 @@ DRAW_WORDS = 11
 float64), top-k, number of recent tokens, their address and that of how often each occurred (i64 each, no token twice)."""
 SAMPLING_SCRATCH = 16 * MAX_TOP_K
 """Bytes for the candidates' logits and ids."""
+
+
+def state_width(d: int) -> int:
+    """Columns of a block of a delta net's matrix [d, d]."""
+    return 2 * LANES if d % (2 * LANES) == 0 else LANES

@@ -219,7 +219,7 @@ class Runner:
         while len(self._sequences) < test.n_seq:
             self._sequences.append(KVSequence())
         for seq in self._sequences:
-            seq.length = min(seq.length, test.n_depth)
+            self._backend.cache.rewind(seq, test.n_depth)
             while missing := test.n_depth - seq.length:
                 self._run([[(seq, self._tokens(min(missing, self._n_batch)))]])
 

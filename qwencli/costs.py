@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from .backends.limits import Limits
-from .backends.lowering import activation_kind, weight_info
+from .backends.program import activation_kind, weight_info
 from .graph import N_OUTPUTS, Attention, Linear
 from .kv_cache import HALVES, TYPES, CacheTypes
 from .model import Model

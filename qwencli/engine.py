@@ -139,7 +139,7 @@ class Engine:
             if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
                 self._finish(seq, "length" if seq.max_tokens == 0 else "context")
                 continue
-            seq.kv.length = min(seq.kv.length, len(seq.tokens) - 1)  # where Ctrl-C came behind a commit the last token's step is done again
+            self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)  # where Ctrl-C came behind a commit the last token's step is done again
             todo = seq.tokens[seq.kv.length:seq.kv.length + room]
             if not todo:
                 waiting.append(seq)
@@ -213,7 +213,7 @@ class Engine:
 
     def _first_bad_layer(self, piece: Piece) -> str:
         """The first layer whose output is not finite, by running the step once more."""
-        piece.seq.length -= len(piece.tokens)
+        self.backend.cache.rewind(piece.seq, piece.seq.length - len(piece.tokens))
         names = [name for name in self.backend.model.graph.nodes if name == "inp_embd" or name.startswith("l_out-")]
         values = self.backend.run(names, Batch([piece]))
         return next((name for name in names if not np.isfinite(values[name]).all()), "the output layer")

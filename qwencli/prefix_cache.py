@@ -10,6 +10,9 @@ from .backends import I32, Backend
 from .errors import QwenError
 from .kv_cache import PAGE, KVSequence
 
+MOST_STATES = 16
+"""Of a recurrent model: each is as large as the keys and values of some hundred to thousand positions."""
+
 
 class Kept(NamedTuple):
     """`tokens`, i32 [n], are those whose keys and values `kv` holds."""
@@ -28,23 +31,23 @@ class PrefixCache:
         """Take over a finished sequence's filled pages; of `tokens` the first `kv.length` count."""
         self._backend.cache.trim(kv)
         known = np.fromiter(tokens, np.int32)[:kv.length]
-        new = Kept(known, KVSequence(kv.pages, len(known)))
-        kv.pages, kv.length = [], 0
+        new = Kept(known, KVSequence(kv.pages, len(known), kv.states, kv.borders))
+        kv.pages, kv.length, kv.states, kv.borders = [], 0, {}, []
         for old in [old for old in self.kept if common_prefix(old.tokens, known) == len(old.tokens)]:
             self._drop(old)  # the new one begins with all of it
         if len(known):
             self.kept.append(new)
-        while sum(len(kept.tokens) for kept in self.kept) > self.room:
+        while self.kept and (sum(len(kept.tokens) for kept in self.kept) > self.room or self._n_states() > MOST_STATES):
             self._drop(self.kept[0])
 
     def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> KVSequence:
         """The longest beginning of `tokens` that a kept or a running sequence has computed; not the last token, whose logits are wanted.
 
-        Whole pages are shared, the positions of the one behind them are copied.
+        Whole pages are shared, the positions of the one behind them are copied. A recurrent model goes on from where it has a state.
         """
         wanted = np.fromiter(tokens, np.int32)[:-1]
         known = [*self.kept, *(Kept(np.array(begin[:kv.length], np.int32), kv) for begin, kv in running)]
-        lengths = [common_prefix(source.tokens, wanted) for source in known]
+        lengths = [self._backend.cache.reach(source.kv, common_prefix(source.tokens, wanted)) for source in known]
         if not lengths or not max(lengths):
             return KVSequence()
         best = int(np.argmax(lengths))
@@ -61,11 +64,15 @@ class PrefixCache:
                 self._backend.copy_page(source.pages[length // PAGE], kv.pages[-1])
                 self._backend.cache.commit(kv, rest)
         except QwenError:  # no memory for a copy: these positions are computed again, or fail then
+            self._backend.cache.rewind(kv, kv.length)
             self._backend.cache.trim(kv)
         except BaseException:  # Ctrl-C
             self._backend.cache.release(kv)
             raise
         return kv
+
+    def _n_states(self) -> int:
+        return len({state for kept in self.kept for state in kept.kv.states.values()})
 
     def make_room(self) -> bool:
         """Free the pages of the sequence that was used longest ago; False where none is left."""

@@ -52,12 +52,18 @@ class RopeParams:
         return interpolated * (1 - keep) + extrapolated * keep, self.attn_factor * (1 - 0.1 * math.log(self.freq_scale))
 
 
-def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int) -> RopeParams:
-    """Raises ModelError for metadata that is missing, mistyped or out of range."""
+def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bool = False) -> RopeParams:
+    """Raises ModelError for metadata that is missing, mistyped or out of range.
+
+    With `sections` pairs of values turn by one of several positions, as the file says (M-RoPE, https://arxiv.org/abs/2409.12191). These
+    are equal in a text, so that nothing comes of it but that the sections have to be sound.
+    """
     get, key = file.metadata, f"{arch}.rope."
     n_rot = get.integer(key + "dimension_count", head_dim, 2, head_dim)
     if n_rot % 2:
         raise ModelError(f"{file.path}: {key}dimension_count is {n_rot}, expected an even number")
+    if sections:
+        check_sections(file, key + "dimension_sections", n_rot)
     freq_base = get.number(key + "freq_base", 10000.0, 2.0, 1e12)  # YaRN divides by its logarithm
     kind = get.string(key + "scaling.type", "linear")
     if kind == "none":
@@ -75,3 +81,10 @@ def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int) -> RopeParam
         beta_fast=get.number(key + "scaling.yarn_beta_fast", 32.0, 1e-6, 1e6),
         beta_slow=get.number(key + "scaling.yarn_beta_slow", 1.0, 1e-6, 1e6),
         n_ctx_orig=get.integer(key + "scaling.original_context_length", n_ctx, 1))
+
+
+def check_sections(file: GGUFFile, key: str, n_rot: int) -> None:
+    """Raises ModelError unless time, height and width share the pairs; a fourth position is none that a text has."""
+    sections = file.metadata.array(key, int)
+    if len(sections) not in (3, 4) or min(sections) < 0 or sum(sections[:3]) != n_rot // 2 or sum(sections[3:]):
+        raise ModelError(f"{file.path}: {key} is {sections[:8]}, expected three numbers whose sum is {n_rot // 2}, and 0")

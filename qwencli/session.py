@@ -1,7 +1,8 @@
 """Sessions: a sequence's tokens, keys and values in a file, to go on from there in another process.
 
 The file, all numbers little-endian: MAGIC; u32 version; u32 bytes of the header; the header, a JSON object; the tokens, i32; SHA-256 of all
-this; the pages of the KV cache, as they lie in the backend's memory; SHA-256 of the sums of each page.
+this; the pages of the KV cache, as they lie in the backend's memory; of a recurrent model its states behind the numbers of tokens that
+the header names; SHA-256 of the sums of each page and state.
 """
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ from .errors import ContextFull, FormatError, InputError, QwenError
 from .kv_cache import PAGE, KVSequence, n_pages_for
 from .whole_file import replacing
 
-MAGIC, VERSION, MAX_HEADER = b"qwencli session\n", 1, 2**16
-FIELDS = {"model": str, "fingerprint": str, "kv_layout": str, "n_tokens": int, "page_bytes": int}
+MAGIC, VERSION, MAX_HEADER = b"qwencli session\n", 2, 2**16
+FIELDS = {"model": str, "fingerprint": str, "kv_layout": str, "n_tokens": int, "page_bytes": int, "states": list, "state_bytes": int}
 """Of the header. `model` is the name of the model's file, for messages."""
+STATELESS: dict[str, Any] = {"states": [], "state_bytes": 0}
+"""What a header of version 1 says without words."""
 DIGEST_BYTES = 32
 SUM_ROWS = 64  # of 8 bytes or a multiple, so that pages have a multiple of 512
 Progress = Callable[[int, int], None]
@@ -47,20 +50,28 @@ def save(path: str | os.PathLike[str], backend: Backend, tokens: Sequence[int] |
     if len(ids) < kv.length:
         raise InputError(f"there are {len(ids)} tokens, expected one for each of {kv.length} positions")
     pages = [backend.page_bytes(page) for page in kv.pages[:n_pages_for(kv.length)]]
-    page_bytes = len(pages[0]) if pages else 0
-    header = json.dumps({"model": file.path.name, "fingerprint": file.fingerprint(), "kv_layout": backend.kv_layout,
-                         "n_tokens": kv.length, "page_bytes": page_bytes}).encode()
+    positions = sorted(kv.states.keys() & saved_states(kv.length))
+    states = [backend.state_bytes(kv.states[position]) for position in positions]
+    header = json.dumps({
+        "model": file.path.name, "fingerprint": file.fingerprint(), "kv_layout": backend.kv_layout, "n_tokens": kv.length,
+        "page_bytes": len(pages[0]) if pages else 0, "states": positions, "state_bytes": len(states[0]) if states else 0}).encode()
     head = MAGIC + struct.pack("<II", VERSION, len(header)) + header + ids.tobytes()
     digest = hashlib.sha256()
     with replacing(path) as f:
-        allocate(f, len(head) + len(pages) * page_bytes + 2 * DIGEST_BYTES)
+        parts = [*pages, *states]
+        allocate(f, len(head) + sum(map(len, parts)) + 2 * DIGEST_BYTES)
         f.write(head + hashlib.sha256(head).digest())
-        for done, page in enumerate(pages, 1):
-            f.write(page.data)
-            digest.update(sums(page))
+        for done, part in enumerate(parts, 1):
+            f.write(part.data)
+            digest.update(sums(part))
             if progress:
-                progress(done, len(pages))
+                progress(done, len(parts))
         f.write(digest.digest())
+
+
+def saved_states(length: int) -> set[int]:
+    """Behind how many tokens a session has states: all of them, and those of whole pages, for a next prompt that differs at the end."""
+    return {length, length // PAGE * PAGE} - {0}
 
 
 def load(path: str | os.PathLike[str], backend: Backend, n_ctx: int, progress: Progress | None = None) -> Session:
@@ -86,14 +97,15 @@ def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[st
     if len(begin) < len(MAGIC) + 8 or not begin.startswith(MAGIC):
         raise FormatError(f"{path}: not a session: it begins with {begin[:len(MAGIC)]!r}, expected {MAGIC!r}")
     version, n_header = struct.unpack_from("<II", begin, len(MAGIC))
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise FormatError(f"{path}: a session of version {version}, expected {VERSION}")
     if n_header > MAX_HEADER:
         raise damaged(path, f"its header has {n_header} bytes, expected at most {MAX_HEADER}")
     header = f.read(n_header)
-    about = _parse(header, path)
+    about = _parse(header, {} if version > 1 else STATELESS, path)
     n_tokens, size = about["n_tokens"], os.fstat(f.fileno()).st_size
     expected = len(begin) + n_header + 4 * n_tokens + n_pages_for(n_tokens) * about["page_bytes"] + 2 * DIGEST_BYTES
+    expected += len(about["states"]) * about["state_bytes"]
     if size != expected:
         raise damaged(path, f"it has {size} bytes, fewer or more than its header says")
     tokens = f.read(4 * n_tokens)
@@ -102,15 +114,17 @@ def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[st
     return about, np.frombuffer(tokens, "<i4").astype(np.int32)
 
 
-def _parse(header: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
+def _parse(header: bytes, defaults: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         about = json.loads(header)
     except (ValueError, RecursionError):
         about = None
-    types = {name: type(value) for name, value in about.items()} if isinstance(about, dict) else {}
-    if types != FIELDS or min(about["n_tokens"], about["page_bytes"]) < 0:
+    about = {**defaults, **about} if isinstance(about, dict) else {}
+    if {name: type(value) for name, value in about.items()} != FIELDS or min(about[name] for name in FIELDS if FIELDS[name] is int) < 0:
         raise damaged(path, f"its header is {header[:40]!r}")
-    return dict(about)
+    if not all(type(position) is int for position in about["states"]) or len(about["states"]) > 2:
+        raise damaged(path, f"its states are {about['states'][:3]}")
+    return about
 
 
 def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: int, path: str | os.PathLike[str]) -> None:
@@ -121,6 +135,9 @@ def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: i
     if about["kv_layout"] != backend.kv_layout:
         raise InputError(f"{path}: a session of another backend or of other cache types (its KV cache is {about['kv_layout'][:80]!r},"
                          f" expected {backend.kv_layout!r}): name another session file")
+    wanted = {len(tokens)} - {0} if backend.cache.recurrent else set()
+    if not wanted <= set(about["states"]) <= (saved_states(len(tokens)) if wanted else set()):
+        raise damaged(path, f"its states are behind {about['states']} of {len(tokens)} tokens")
     if len(tokens) > n_ctx:
         raise ContextFull(f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c")
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < n_vocab:
@@ -131,16 +148,18 @@ def _read_pages(f: BufferedReader, about: Mapping[str, Any], backend: Backend, p
                 progress: Progress | None) -> KVSequence:
     kv, digest, n_tokens = KVSequence(), hashlib.sha256(), about["n_tokens"]
     try:
-        while kv.length < n_tokens:
-            n = min(PAGE, n_tokens - kv.length)
-            backend.reserve(kv, n)
-            page = backend.page_bytes(kv.pages[-1])
-            if f.readinto(page.data) != about["page_bytes"]:
-                raise damaged(path, f"its pages have {about['page_bytes']} bytes, expected {len(page)}")
-            digest.update(sums(page))
-            backend.cache.commit(kv, n)
+        backend.reserve(kv, n_tokens)
+        backend.cache.commit(kv, n_tokens)
+        for position in kv.states.keys() - about["states"]:
+            backend.cache.forget(kv, position)
+        parts = [("page", backend.page_bytes(page)) for page in kv.pages]
+        parts += [("state", backend.state_bytes(kv.states[position])) for position in about["states"]]
+        for done, (what, part) in enumerate(parts, 1):
+            if f.readinto(part.data) != about[f"{what}_bytes"]:
+                raise damaged(path, f"its {what}s have {about[f'{what}_bytes']} bytes, expected {len(part)}")
+            digest.update(sums(part))
             if progress:
-                progress(len(kv.pages), n_pages_for(n_tokens))
+                progress(done, len(parts))
         if digest.digest() != f.read():
             raise damaged(path, "the checksum of its pages differs")
     except BaseException:

@@ -296,8 +296,8 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path, tiny: Model, token: int) 
 
 def test_another_version(tmp_path: Path, tiny: Model) -> None:
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
-    forged(tmp_path / "s", tokens, version=2)
-    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "a session of version 2, expected 1")
+    forged(tmp_path / "s", tokens, version=3)
+    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "a session of version 3, expected 2")
 
 
 def test_names_from_the_file_cannot_write_to_the_terminal(tmp_path: Path, tiny: Model) -> None:

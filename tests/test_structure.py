@@ -24,7 +24,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 LAYERS = [
     {"errors"},
-    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "graph", "host", "whole_file", "confined", "hub"},
+    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "config", "graph", "host", "whole_file", "confined", "hub"},
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
@@ -174,7 +174,7 @@ def othernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_new_architecture_is_one_file(othernet: Path, tmp_path: Path) -> None:
-    assert known_architectures() == ["othernet", "qwen2", "qwen3"]
+    assert "othernet" in known_architectures()
     c = tiny_models.config()
     weights = tiny_models.weights(c, 31)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, weights, architecture="othernet")
@@ -188,5 +188,5 @@ def test_a_new_architecture_is_one_file(othernet: Path, tmp_path: Path) -> None:
 def test_an_unknown_architecture_names_those_that_are_known(tmp_path: Path) -> None:
     c = tiny_models.config()
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 31), architecture="othernet")
-    with pytest.raises(ModelError, match=r"m\.gguf: the architecture 'othernet' is not supported; known are qwen2, qwen3$"):
+    with pytest.raises(ModelError, match=r"'othernet' is not supported; known are qwen, qwen2, .*, qwen3vlmoe; how to add one: CONTR"):
         load_model(GGUFFile(tmp_path / "m.gguf"))

@@ -93,6 +93,12 @@ class Emitter:
     def store(self, value: Any, address: Any, offset: Any = 0) -> None:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
+    def stream(self, value: Any, address: Any, offset: Any = 0) -> None:
+        """Store to an aligned place that isn't looked at again soon: past the caches, where the ISA can."""
+        store = self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer()))
+        store.align = value.type.count * 4
+        store.set_metadata("nontemporal", self.b.module.add_metadata([self.int(1, I32)]))
+
     def prefetch(self, address: Any, level: int = 1) -> None:
         """Ask for a cache line that will be read soon, into the cache of `level`. It may lie anywhere: nothing is read if it can't be."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
@@ -185,6 +191,20 @@ class Emitter:
         p = b.fadd(b.fadd(b.fmul(p, b.fmul(r, r)), r), f(1.0))
         power = b.bitcast(b.shl(b.add(n, self.int(127, n.type)), self.int(23, n.type)), x.type)
         return b.select(b.fcmp_ordered("<", x, f(-87.0)), f(0.0), b.fmul(p, power))
+
+    def softplus(self, x: Any) -> Any:
+        """log(1 + e**x), relative error below 4e-7 where it is not below e**-87; infinity and NaN stay so.
+
+        It is max(x, 0) + log(1 + u) with u = e**-|x| <= 1, and log(1 + u) = 2 atanh(u / (2 + u)), whose series converges fast.
+        """
+        b, f = self.b, lambda value: self.float(value, x.type)
+        u = self.exp(b.fneg(self.abs(x)))
+        s = b.fdiv(u, b.fadd(u, f(2.0)))
+        square = b.fmul(s, s)
+        p = f(1 / 15)
+        for n in 13, 11, 9, 7, 5, 3, 1:
+            p = b.fadd(b.fmul(p, square), f(1 / n))
+        return b.fadd(self.larger(f(0.0), x), b.fmul(b.fadd(s, s), p))
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         """x * y + z, rounded once where the ISA has an instruction for it."""

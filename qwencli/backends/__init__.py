@@ -52,7 +52,8 @@ class Backend(Protocol):
     cache_types: CacheTypes
     """What keys and values are kept as."""
     kv_layout: str
-    """How a page of the cache lies in memory: type, axes and their lengths. Bytes of a page are of use only to a backend with the same."""
+    """How a page of the cache, and a state, lie in memory: types, axes and their lengths. Their bytes are of use only to a backend with
+    the same."""
 
     def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
         """Run as much of the graph as the tensors named in `fetch` need, and return them as float32 arrays.
@@ -90,6 +91,10 @@ class Backend(Protocol):
 
         Every page has as many bytes. Raises QwenError if there is no memory for them.
         """
+        ...
+
+    def state_bytes(self, state: int) -> NDArray[np.uint8]:
+        """The memory of a reserved state of a recurrent model, as `page_bytes` gives a page's."""
         ...
 
 

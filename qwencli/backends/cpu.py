@@ -18,8 +18,9 @@ from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
 from ..model import Model
 from ..sampling import NOT_FINITE, Draw
 from . import F32, F64, HIDDEN, LOGITS, Batch
-from .lowering import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
-from .memory import Bytes, Inputs, PageMemory, address_of
+from .lowering import lower
+from .memory import I64, Bytes, Inputs, PageMemory, address_of
+from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
@@ -42,7 +43,7 @@ class CPUBackend:
 
     def __init__(self, model: Model, n_threads: int | None = None, report: Report | None = None, progress: Progress | None = None,
                  isa: str | None = None, cache_types: CacheTypes = DEFAULT_TYPES) -> None:
-        self.model, self.cache = model, KVCache()
+        self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)
         try:
             self._kernels = kernels_of(choose(isa).name)
@@ -57,7 +58,9 @@ class CPUBackend:
         self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
-        self._pages = PageMemory(-(-layer_bytes(model, self.cache_types) * c.n_layer // PAGE_UNIT) * PAGE_UNIT)
+        page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
+        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), layout.PAGE, "positions of the KV cache")
+        self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
         self.kv_layout = kv_layout(model, self.cache_types)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
@@ -122,6 +125,8 @@ class CPUBackend:
         self.cache.reserve(seq, n_tokens)
         for page in seq.pages:
             self._pages.address(page)
+        for state in seq.states.values():
+            self._states.address(state)
 
     def copy_page(self, source: int, target: int) -> None:
         """See Backend.copy_page."""
@@ -132,13 +137,17 @@ class CPUBackend:
         """See Backend.page_bytes."""
         return self._pages.memory(page)
 
+    def state_bytes(self, state: int) -> Bytes:
+        """See Backend.state_bytes."""
+        return self._states.memory(state)
+
     def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32], draws: Sequence[Draw] | None = None,
              targets: Sequence[int] | None = None, profiled: bool = False) -> tuple[Program, dict[str, int]]:
         counts = self._counts(batch, feed)
         ending = "choose" if draws is not None else "score" if targets is not None else None
         program = self._program(fetch, tuple(feed), counts, ending)
         program.inputs.targets[:len(targets or [])] = targets or []
-        program.inputs.counts[:] = counts[N_TOKENS], counts[N_OUTPUTS], 0
+        program.inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.pieces) if batch else 0)
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
         keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
@@ -189,7 +198,7 @@ class CPUBackend:
     def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
         inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
-        return Program(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, ending, self._tiles, self.cache_types)
+        return lower(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, ending, self._tiles, self.cache_types)
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
@@ -227,17 +236,36 @@ class CPUBackend:
         if size > len(self._partials):
             self._partials = np.zeros(size, np.float32)
         item_array = np.array(items, np.int64)
-        inputs.pointers[:] = address_of(item_array), address_of(records), address_of(self._partials)
+        state_records = self._state_records(batch) if self.cache.recurrent else np.zeros(0, np.int64)
+        inputs.pointers[:] = address_of(item_array), address_of(records), address_of(self._partials), address_of(state_records)
         inputs.counts[2] = len(items) * c.n_head_kv
-        return [*keep, item_array, records]
+        return [*keep, item_array, records, state_records]
+
+    def _state_records(self, batch: Batch) -> I64:
+        """What recurrent layers need to know of each piece: see layout.STATE_WORDS."""
+        records = np.zeros((len(batch.pieces), layout.STATE_WORDS), np.int64)
+        first = 0
+        for record, (seq, tokens, _) in zip(records, batch.pieces):
+            n, addresses = len(tokens), {p - seq.length: self._states.address(state) for p, state in seq.states.items()}
+            border, at_border = next(((done, address) for done, address in addresses.items() if 0 < done < n), (0, 0))
+            record[:6] = first, n, addresses[0] if seq.length else 0, addresses[n], border, at_border
+            first += n
+        return records
 
 
 def kv_layout(model: Model, types: CacheTypes) -> str:
-    """See Backend.kv_layout: the files in kernels/kv say more."""
-    c = model.config
+    """See Backend.kv_layout: the files in kernels/kv, and kernels/delta.py, say more."""
+    c, nets = model.config, model.config.delta_nets
+    n_layer = len(c.attention_layers)
+    states = f"; states [{len(nets.layers)}] of {nets.n_state}" if nets else ""
+    pages = f"[{n_layer}][{c.n_head_kv}] of keys"
     if types == ("f16", "f16"):
-        return f"{np.dtype(np.float16).str} [{c.n_layer}][{c.n_head_kv}] of keys [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]"
-    return f"{sys.byteorder}-endian [{c.n_layer}][{c.n_head_kv}] of keys {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}"
+        return f"{np.dtype(np.float16).str} {pages} [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]{states}"
+    return f"{sys.byteorder}-endian {pages} {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}{states}"
+
+
+def round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
 
 
 def room_for(n: int) -> int:

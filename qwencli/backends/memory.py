@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +34,28 @@ class Inputs:
 
     def __init__(self, n_tokens: int, n_rot: int) -> None:
         self.counts = np.zeros(3, np.int64)  # tokens, outputs, chunks of attention
+        self._multiples: dict[tuple[str, int], I64] = {}
         self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
         self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
         self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
         self.draws, self.chosen = np.zeros((n_tokens, layout.DRAW_WORDS), np.int64), np.zeros(n_tokens, np.int64)
         self.targets, self.scores = np.zeros(n_tokens, np.int64), np.zeros((n_tokens, 2))
-        self.pointers = np.zeros(3, np.int64)  # items, records and partial results, which grow with the context
+        self.pointers = np.zeros(4, np.int64)  # items, records and partial results, which grow with the context; records of states
 
     def count(self, which: str) -> int:
         """The address of the number of tokens or outputs, or of attention's chunks."""
         return address_of(self.counts) + 8 * (N_TOKENS, N_OUTPUTS, "attend").index(which)
+
+    def multiple(self, what: str, k: int) -> int:
+        """The address of k times the number of tokens, of outputs or of the batch's "pieces"."""
+        return address_of(self._multiples.setdefault((what, k), np.zeros(1, np.int64)))
+
+    def set_counts(self, n_tokens: int, n_outputs: int, n_pieces: int) -> None:
+        """Fill in how much there is; attention's chunks come with the batch."""
+        self.counts[:] = n_tokens, n_outputs, 0
+        numbers = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs, "pieces": n_pieces}
+        for (what, k), multiple in self._multiples.items():
+            multiple[0] = k * numbers[what]
 
     def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
         """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
@@ -60,20 +72,36 @@ class Inputs:
         return arrays
 
 
+class View(NamedTuple):
+    """Columns of groups: the first one's offset, the stride of a row, how many columns each group has, the stride of a group; in bytes
+    but for the number."""
+    offset: int
+    stride: int
+    n_columns: int
+    group_stride: int
+
+
 @dataclass
 class Value:
-    """A tensor in memory: float32 [rows, width], and its quantized forms where a product wanted them."""
+    """A tensor in memory: float32 [rows, width], `per_token` rows for each of `dim`, and its quantized forms where a product wanted them.
+
+    With `columns` its rows lie among others' columns. `others` is more memory that ends with it.
+    """
     dim: str
     width: int
     memory: Bytes
     quantized: dict[str, tuple[Bytes, ...]] = field(default_factory=dict)
+    per_token: int = 1
+    columns: View | None = None
+    others: list[Bytes] = field(default_factory=list)
 
     @property
     def address(self) -> int:
         return address_of(self.memory)
 
     def floats(self, n: int) -> NDArray[np.float32]:
-        return self.memory[:4 * n * self.width].view(np.float32).reshape(n, self.width)
+        """The rows of `n` tokens, float32 [n, per_token * width]."""
+        return self.memory[:4 * n * self.per_token * self.width].view(np.float32).reshape(n, self.per_token * self.width)
 
 
 class Buffers:
@@ -99,10 +127,13 @@ ARENA_BYTES = 2**24
 
 
 class PageMemory:
-    """The memory of the cache's pages, taken when a page is first used and committed by the system when it is touched."""
+    """The memory of the cache's pages, or of states, taken when one is first used and committed by the system when it is touched.
 
-    def __init__(self, page_bytes: int) -> None:
-        self._page_bytes = page_bytes
+    `what` says for errors what so many of them hold, as in "64 more positions of the KV cache".
+    """
+
+    def __init__(self, page_bytes: int, per_page: int, what: str) -> None:
+        self._page_bytes, self._per_page, self._what = page_bytes, per_page, what
         self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
         self._arenas: dict[int, Bytes] = {}
         self._addresses: dict[int, int] = {}  # asked for at each step, for every page
@@ -115,9 +146,8 @@ class PageMemory:
                 try:
                     self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
                 except MemoryError:
-                    more = layout.PAGE * self._n_together
-                    raise QwenError(f"not enough memory for {more} more positions of the KV cache"
-                                    f" ({self._page_bytes * self._n_together} bytes)") from None
+                    more, n_bytes = self._per_page * self._n_together, self._page_bytes * self._n_together
+                    raise QwenError(f"not enough memory for {more} more {self._what} ({n_bytes} bytes)") from None
             self._addresses[page] = address_of(self._arenas[arena]) + place * self._page_bytes
         return self._addresses[page]
 

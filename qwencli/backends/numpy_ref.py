@@ -5,24 +5,27 @@ some rows at once.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 
+from ..config import DeltaNets
 from ..errors import ModelError, QwenError
 from ..gguf_file import GGUFFile, TensorInfo
-from ..graph import Add, Attention, GetRows, Graph, Input, KVStore, Linear, Op, Reshape, RMSNorm, Rope, SwiGLU, Tensor, Weight
+from ..graph import Graph, Input, Tensor, Weight
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
 from ..model import Model
 from ..sampling import Draw
 from . import F32, F64, I32, LOGITS, Batch, sample_with_numpy, score_with_numpy
 from .dequantize import to_float32
+from .numpy_ops import COMPUTE, Step
 
+STATE_UNIT = 128
+"""Numbers that the memory of a state is a multiple of, as sessions sum them up."""
 BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
-QUERY_BLOCK = 256  # query positions whose scores are held at once
 
 
 class NumpyBackend:
@@ -37,16 +40,18 @@ class NumpyBackend:
         if n_threads:
             from threadpoolctl import threadpool_limits
             threadpool_limits(n_threads)
-        self.model, self.cache = model, KVCache()
+        self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
         self._weights = WeightReader(model.file, weight_budget)
-        shape = model.config.n_layer, 2, PAGE, model.config.n_head_kv, model.config.head_dim
-        self.cache_types = cache_types.chosen("f32", model.config.head_dim)
-        self._kv = KVPages(shape, self.cache_types)
+        c = model.config
+        shape = len(c.attention_layers), 2, PAGE, c.n_head_kv, c.head_dim
+        self.cache_types = cache_types.chosen("f32", c.head_dim)
+        self._kv, self._states = KVPages(shape, self.cache_types), States(c.delta_nets)
         rounded = "" if self.cache_types == ("f32", "f32") else f" rounded to {self.cache_types.k} and {self.cache_types.v}"
-        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}"
+        states = f", states [{c.n_state_values}]" if c.delta_nets else ""
+        self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}{states}"
         for node in model.graph.nodes.values():
             if isinstance(node.op, Weight):
-                self._weights.check(node.op.info)
+                self._weights.check(node)
             elif type(node.op) is not Input and type(node.op) not in COMPUTE:
                 raise ModelError(f"{model.file.path}: the NumPy backend has no {type(node.op).__name__}, which '{node.name}' needs")
 
@@ -59,14 +64,14 @@ class NumpyBackend:
             for piece in batch.pieces:
                 self.reserve(piece.seq, len(piece.tokens))
             values |= {"inp_tokens": batch.tokens, "inp_pos": batch.positions, "inp_out_ids": batch.outputs}
-        step = Step(self._weights, self._kv, batch)
+        step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
         with np.errstate(all="ignore"):  # what isn't finite is reported where logits are used
             for i, node in enumerate(nodes):
                 if node.name in values:
                     continue
                 if isinstance(node.op, Weight):
-                    values[node.name] = node.op.info
+                    values[node.name] = node
                 else:
                     values[node.name] = COMPUTE[type(node.op)](step, node, *(values[s.name] for s in node.src))
                 for source in node.src:
@@ -100,44 +105,80 @@ class NumpyBackend:
         """See Backend.page_bytes."""
         return self._kv.page(page).reshape(-1).view(np.uint8)
 
+    def state_bytes(self, state: int) -> NDArray[np.uint8]:
+        """See Backend.state_bytes."""
+        return self._states.memory(state).view(np.uint8)
+
 
 class WeightReader:
-    """Weights of the file as float32, dequantized in blocks of rows."""
+    """Weights of the file as float32, dequantized in blocks of rows. A weight is a node of the graph."""
 
     def __init__(self, file: GGUFFile, budget: int) -> None:
         self._file, self._left = file, budget
-        self._kept: dict[tuple[str, int], F32] = {}
+        self._kept: dict[tuple[str, int | None, int], F32] = {}
 
-    def check(self, info: TensorInfo) -> None:
+    def check(self, weight: Tensor) -> None:
         """Raises ModelError for a type that cannot be dequantized, or that holds no weights."""
+        info = info_of(weight)
         try:
-            self.rows(info, slice(0, 1))
+            to_float32(self._file.data(info)[:1] if len(info.shape) > 1 else self._file.data(info), info.type)
         except (NotImplementedError, ValueError):
             raise ModelError(f"{self._file.path}: tensor '{info.name}' has the type {info.type.name}, which cannot be run") from None
 
-    def rows(self, info: TensorInfo, which: slice | I32) -> F32:
-        """Rows of a weight, [k, n], or of a vector, [n], as float32."""
+    def rows(self, weight: Tensor, which: slice | I32, expert: int | None = None) -> F32:
+        """Rows of a matrix, float32 [k, n], or of an expert's."""
+        assert isinstance(weight.op, Weight)
+        info, first = weight.op.info, weight.op.first
         data = self._file.data(info)
-        if len(info.shape) > 1:
-            data = data[which]
-        return to_float32(data, info.type)
+        if len(info.shape) == 1:
+            return to_float32(data, info.type)[None]  # a vector as a row
+        data = data if expert is None else data[expert]
+        return to_float32(data[first:][which], info.type)
 
-    def vector(self, info: TensorInfo) -> F32:
-        return self.rows(info, slice(None))
+    def vector(self, weight: Tensor) -> F32:
+        """A vector, or some of its numbers, float32 [n]."""
+        assert isinstance(weight.op, Weight)
+        values = to_float32(self._file.data(weight.op.info), weight.op.info.type)
+        (n,) = weight.shape
+        assert isinstance(n, int)
+        return values[weight.op.first:weight.op.first + n]
 
-    def blocks(self, info: TensorInfo) -> Iterator[tuple[slice, F32]]:
-        """The whole matrix, a block of rows at a time."""
-        n_rows, n_cols = info.shape
+    def scale(self, weight: Tensor, expert: int = 0) -> np.float32:
+        """What products with a weight are multiplied by."""
+        assert isinstance(weight.op, Weight)
+        if weight.op.scale is None:
+            return np.float32(1)
+        return np.float32(to_float32(self._file.data(weight.op.scale), weight.op.scale.type)[expert])
+
+    def blocks(self, weight: Tensor, expert: int | None = None) -> Iterator[tuple[slice, F32]]:
+        """The whole matrix, or an expert's, a block of rows at a time."""
+        n_rows, n_cols = weight.shape[-2:]
+        assert isinstance(n_rows, int)
+        assert isinstance(n_cols, int)
         step = max(1, BLOCK_WEIGHTS // n_cols)
         for start in range(0, n_rows, step):
             which = slice(start, min(start + step, n_rows))
-            block = self._kept.get((info.name, start))
+            block = self._kept.get((weight.name, expert, start))
             if block is None:
-                block = self.rows(info, which)
+                block = self.rows(weight, which, expert)
                 if block.nbytes <= self._left:
                     self._left -= block.nbytes
-                    self._kept[info.name, start] = block
+                    self._kept[weight.name, expert, start] = block
             yield which, block
+
+    def product(self, weight: Tensor, x: F32, expert: int | None = None) -> F32:
+        """x @ weight.T, [k, m], times the weight's scale."""
+        n_rows = weight.shape[-2]
+        assert isinstance(n_rows, int)
+        out = np.empty((len(x), n_rows), np.float32)
+        for rows, block in self.blocks(weight, expert):
+            out[:, rows] = x @ block.T
+        return out * self.scale(weight, expert or 0)
+
+
+def info_of(weight: Tensor) -> TensorInfo:
+    assert isinstance(weight.op, Weight)
+    return weight.op.info
 
 
 class KVPages:
@@ -181,101 +222,26 @@ def rounded(x: F32, kind: str | None) -> F32:
     return found
 
 
-class Step:
-    """What an op may look at beside its sources."""
+class States:
+    """What recurrent layers keep of a sequence: float32 [n_state_values] for each state, made when it is first asked for."""
 
-    def __init__(self, weights: WeightReader, kv: KVPages, batch: Batch | None) -> None:
-        self.weights, self.kv, self.batch = weights, kv, batch
+    def __init__(self, nets: DeltaNets | None) -> None:
+        self._nets = nets
+        self._memory: dict[int, F32] = {}
 
-    def sequences(self) -> Iterator[tuple[KVSequence, slice]]:
-        """Each sequence of the batch and its rows."""
-        assert self.batch is not None
-        start = 0
-        for piece in self.batch.pieces:
-            yield piece.seq, slice(start, start + len(piece.tokens))
-            start += len(piece.tokens)
+    def memory(self, state: int) -> F32:
+        assert self._nets is not None
+        if state not in self._memory:
+            n_values = len(self._nets.layers) * sum(self._nets.n_state)
+            self._memory[state] = np.zeros(-(-n_values // STATE_UNIT) * STATE_UNIT, np.float32)
+        return self._memory[state]
 
-
-def get_rows(step: Step, node: Tensor, x: F32 | TensorInfo, ids: I32) -> F32:
-    return step.weights.rows(x, ids) if isinstance(x, TensorInfo) else x[ids]
-
-
-def linear(step: Step, node: Tensor, weight: TensorInfo, x: F32, bias: TensorInfo | None = None) -> F32:
-    out = np.empty((len(x), weight.shape[0]), np.float32)
-    for rows, block in step.weights.blocks(weight):
-        out[:, rows] = x @ block.T
-    op = node.src[0].op
-    if isinstance(op, Weight) and op.scale:
-        out *= step.weights.vector(op.scale)
-    return out if bias is None else out + step.weights.vector(bias)
-
-
-def rms_norm(step: Step, node: Tensor, x: F32, weight: TensorInfo) -> F32:
-    assert isinstance(node.op, RMSNorm)
-    mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    rms: F32 = np.sqrt(mean_square + np.float32(node.op.eps))
-    return x / rms * step.weights.vector(weight)
-
-
-def reshape(step: Step, node: Tensor, x: F32) -> F32:
-    return x.reshape(len(x), *(d for d in node.shape[1:] if isinstance(d, int)))
-
-
-def rope(step: Step, node: Tensor, x: F32, positions: I32) -> F32:
-    assert isinstance(node.op, Rope)
-    p = node.op.params
-    frequencies, magnitude = p.frequencies()
-    angles = positions[:, None, None] * frequencies  # float64: positions reach hundreds of thousands
-    cos, sin = ((f(angles) * magnitude).astype(np.float32) for f in (np.cos, np.sin))
-    half = p.n_rot // 2
-    a, b = x[..., :half], x[..., half:p.n_rot]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., p.n_rot:]], axis=-1)
-
-
-def kv_store(step: Step, node: Tensor, k: F32, v: F32) -> int:
-    assert isinstance(node.op, KVStore)
-    for seq, rows in step.sequences():
-        step.kv.write(seq, node.op.layer, k[rows], v[rows])
-    return node.op.layer
-
-
-def attention(step: Step, node: Tensor, q: F32, layer: int) -> F32:
-    assert isinstance(node.op, Attention)
-    out = np.empty((len(q), q.shape[1] * q.shape[2]), np.float32)
-    for seq, rows in step.sequences():
-        k, v = step.kv.read(seq, layer, seq.length + rows.stop - rows.start)
-        for start in range(rows.start, rows.stop, QUERY_BLOCK):
-            block = slice(start, min(start + QUERY_BLOCK, rows.stop))
-            first = seq.length + start - rows.start
-            end = first + block.stop - block.start
-            out[block] = attend(q[block], k[:, :end], v[:, :end], first, node.op.scale)
-    return out
-
-
-def attend(q: F32, k: F32, v: F32, first: int, scale: float) -> F32:
-    """q [n, n_head, d] at positions first ...; k, v [n_head_kv, n_kv, d] -> [n, n_head * d]."""
-    (n, n_head, d), (n_head_kv, n_kv, _) = q.shape, k.shape
-    shared = n_head // n_head_kv
-    q = q.reshape(n, n_head_kv, shared, d).transpose(1, 2, 0, 3).reshape(n_head_kv, shared * n, d)
-    scores = (q @ k.swapaxes(1, 2) * np.float32(scale)).reshape(n_head_kv, shared, n, n_kv)
-    masked = np.arange(n_kv) > first + np.arange(n)[:, None]
-    scores[:, :, masked] = -np.inf
-    weights: F32 = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    out = (weights.reshape(n_head_kv, shared * n, n_kv) @ v).reshape(n_head_kv, shared, n, d)
-    return out.transpose(2, 0, 1, 3).reshape(n, n_head * d)
-
-
-def add(step: Step, node: Tensor, x: F32, y: F32) -> F32:
-    return x + y
-
-
-def swiglu(step: Step, node: Tensor, gate: F32, up: F32) -> F32:
-    e: F32 = np.exp(-gate)
-    return gate / (1 + e) * up
-
-
-COMPUTE: dict[type[Op], Callable[..., Any]] = {
-    GetRows: get_rows, Linear: linear, RMSNorm: rms_norm, Reshape: reshape, Rope: rope,
-    KVStore: kv_store, Attention: attention, Add: add, SwiGLU: swiglu}
-"""What computes each op: f(step, node, *values of its sources)."""
+    def layer(self, state: int | None, layer: int) -> tuple[F32, F32]:
+        """A layer's part: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d, d]; zeros for
+        None."""
+        n = self._nets
+        assert n is not None
+        n_conv, n_heads = n.n_state
+        size = n_conv + n_heads
+        values = np.zeros(size, np.float32) if state is None else self.memory(state)[layer * size:]
+        return values[:n_conv].reshape(n.d_conv - 1, n.n_channels), values[n_conv:size].reshape(n.n_head_v, n.head_dim, n.head_dim)

@@ -1,0 +1,292 @@
+"""Gated delta nets: the convolution before them, their gates, and the recurrence itself.
+
+Every sequence of a step has a piece, whose record of layout.STATE_WORDS int64 says: first token, tokens, address of the state before (0 for
+zeros), address of the state behind, how many tokens stand before a border inside of the piece (0 if there is none), address of the state
+there. No state is written that is read. Tokens pass one by one and all sums have one order, so that the state and the results are the
+same bits however a sequence is cut into pieces.
+
+A layer's part of a state: the last d_conv - 1 rows that entered the convolution; then for each head its matrix S in blocks of WIDTH
+columns, each with its rows one after the other, so that what a chunk works on is contiguous and stays in the first cache.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from . import activations, layout
+from .ops import tokens_of
+from .simd import F32, F32X16, I32, Emitter, i64, intrinsic_of, load_f32, load_i64, store_f32, void
+
+LANES = layout.LANES
+RECORDS = 24  # where their address is among the step's pointers
+AT_ONCE = 4  # rows of S in the body of a loop
+
+
+def build(name: str, *variant: str) -> Any:
+    return {"conv": build_conv, "gates": build_gates, "scan": build_scan}[name](*variant)
+
+
+def build_conv(d_text: str, d_conv_text: str) -> Any:
+    """args: pointers of the step, heads, heads a chunk, heads of queries, x, weight, out, eps (f32 bits), offset of the layer in a state.
+
+    out = silu of the convolution; of queries and keys divided by sqrt(sum of squares of the head + eps), of queries by sqrt(d) too. A
+    chunk has some heads of a piece, of d channels each; x and out are float32 [tokens, heads, d], weight [heads * d, d_conv].
+    """
+    d, d_conv = int(d_text), int(d_conv_text)
+    n_before, head_bytes = d_conv - 1, 4 * d
+
+    @intrinsic_of(i64)
+    def memory_of_taps(e: Emitter) -> Any:
+        return e.memory(d_conv * head_bytes)
+
+    @intrinsic_of(i64)
+    def memory_of_rows(e: Emitter) -> Any:
+        return e.memory(2 * n_before * head_bytes)
+
+    @intrinsic_of(void, i64, i64)
+    def load_taps(e: Emitter, weight: Any, taps: Any) -> None:
+        """[d, d_conv] -> [d_conv, d]"""
+        for i in range(0, d, LANES):
+            parts = [e.load(F32X16, weight, 4 * d_conv * i + 64 * j) for j in range(d_conv)]
+            for tap in range(d_conv):
+                e.store(picked(e, parts, [d_conv * lane + tap for lane in range(LANES)]), taps, 4 * (d * tap + i))
+
+    @intrinsic_of(void, i64, i64, i64, i64)
+    def convolve(e: Emitter, rows: Any, stride: Any, taps: Any, out: Any) -> None:
+        """From d_conv rows of a head, the last one its token's own."""
+        b = e.b
+        places = [e.at(rows, b.mul(stride, e.int(j))) for j in range(d_conv)]
+        with e.loop(e.int(d // LANES)) as i:
+            offset = b.shl(i, e.int(6))
+            total = None
+            for j, place in enumerate(places):
+                x, tap = e.load(F32X16, place, offset), e.load(F32X16, e.at(taps, head_bytes * j), offset)
+                total = b.fmul(x, tap) if total is None else e.fma(x, tap, total)
+            e.store(activations.silu(e, total), out, offset)
+
+    @intrinsic_of(void, i64, i64, i64)
+    def normalise(e: Emitter, out: Any, eps: Any, is_query: Any) -> None:
+        b, n = e.b, e.int(d)
+
+        def square(offset: Any, kind: Any) -> Any:
+            value = e.load(kind, out, offset)
+            return b.fmul(value, value)
+
+        total = b.fadd(activations.sum_of(e, n, square), b.bitcast(b.trunc(eps, I32), F32))
+        scale = b.select(b.icmp_signed("!=", is_query, e.int(0)), e.float(d ** -0.5), e.float(1.0))
+        scale = b.fdiv(scale, e.call("llvm.sqrt.f32", F32, total))
+        activations.each_lane(e, n, lambda offset, kind: e.store(
+            b.fmul(e.load(kind, out, offset), activations.lanes(e, scale, kind)), out, offset))
+
+    @intrinsic_of(void, i64, i64)
+    def copy(e: Emitter, source: Any, to: Any) -> None:
+        for i in range(0, head_bytes, 64):
+            e.store(e.load(F32X16, source, i), to, i)
+
+    @intrinsic_of(void, i64)
+    def clear(e: Emitter, to: Any) -> None:
+        for i in range(0, head_bytes, 64):
+            e.store(e.float(0.0, F32X16), to, i)
+
+    def conv(args, chunk, scratch):
+        n_head, a_chunk, n_head_k = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
+        all_x, weight, all_out = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
+        eps, layer_offset = load_i64(args + 56), load_i64(args + 64)
+        a_piece = (n_head + a_chunk - 1) // a_chunk
+        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_piece)
+        first, n, before, behind = load_i64(record), load_i64(record + 8), load_i64(record + 16), load_i64(record + 24)
+        border, at_border = load_i64(record + 32), load_i64(record + 40)
+        row, taps, rows = head_bytes * n_head, memory_of_taps(), memory_of_rows()
+        first_head = chunk % a_piece * a_chunk
+        for head in range(first_head, min(first_head + a_chunk, n_head)):
+            column = head_bytes * head
+            x, out, n_near = all_x + row * first + column, all_out + row * first + column, min(n, n_before)
+            load_taps(weight + column * d_conv, taps)
+            for i in range(n_before):  # what the first tokens look at, one after the other
+                if before:
+                    copy(before + layer_offset + row * i + column, rows + head_bytes * i)
+                else:
+                    clear(rows + head_bytes * i)
+            for i in range(n_near):
+                copy(x + row * i, rows + head_bytes * (n_before + i))
+            for t in range(n):
+                if t < n_before:
+                    convolve(rows + head_bytes * t, head_bytes, taps, out + row * t)
+                else:
+                    convolve(x + row * (t - n_before), row, taps, out + row * t)
+                if head < 2 * n_head_k:
+                    normalise(out + row * t, eps, head < n_head_k)
+            for i in range(2 if border else 1):
+                done, state = (border, at_border) if i else (n, behind)
+                for j in range(n_before):
+                    seen = done + j
+                    source = rows + head_bytes * seen if seen < n_before + n_near else x + row * (seen - n_before)
+                    copy(source, state + layer_offset + row * j + column)
+    return conv
+
+
+def picked(e: Emitter, parts: list[Any], indices: list[int]) -> Any:
+    """The lanes at 16 ascending indices of vectors that follow each other."""
+    found = parts[indices[0] // LANES]
+    lanes = [index % LANES if index // LANES == indices[0] // LANES else -1 for index in indices]
+    found = e.shuffle(found, [max(lane, 0) for lane in lanes])
+    for number in sorted({index // LANES for index in indices} - {indices[0] // LANES}):
+        mask = [LANES + index % LANES if index // LANES == number else i for i, index in enumerate(indices)]
+        found = e.shuffle(found, mask, parts[number])
+    return found
+
+
+def build_gates() -> Any:
+    """args: count, unit, alpha, beta, bytes from token to token, heads of a group, bytes from group to group, n_head, dt, a, decay,
+    strength. decay = exp(a * softplus(alpha + dt)) and strength = sigmoid(beta), float32 [tokens, n_head].
+    """
+    @intrinsic_of(void, i64, i64, i64, i64, i64)
+    def gates_of(e: Emitter, decay: Any, strength: Any, dt: Any, a: Any, n: Any) -> None:
+        """In place, of alphas and betas."""
+        b = e.b
+
+        def write(offset: Any, kind: Any) -> None:
+            rate = e.softplus(b.fadd(e.load(kind, decay, offset), e.load(kind, dt, offset)))
+            e.store(e.exp(b.fmul(e.load(kind, a, offset), rate)), decay, offset)
+            e.store(activations.sigmoid(e, e.load(kind, strength, offset)), strength, offset)
+
+        activations.each_lane(e, n, write)
+
+    def gates(args, chunk, scratch):
+        alpha, beta, token_bytes = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
+        n_group, group_bytes, n_head = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
+        dt, a, all_decay, all_strength = load_i64(args + 64), load_i64(args + 72), load_i64(args + 80), load_i64(args + 88)
+        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        for t in range(first, last):
+            decay, strength = all_decay + 4 * n_head * t, all_strength + 4 * n_head * t
+            for head in range(n_head):
+                place = token_bytes * t + group_bytes * (head // n_group) + 4 * (head % n_group)
+                store_f32(decay + 4 * head, load_f32(alpha + place))
+                store_f32(strength + 4 * head, load_f32(beta + place))
+            gates_of(decay, strength, dt, a, n_head)
+    return gates
+
+
+def build_scan(d_text: str) -> Any:
+    """args: pointers of the step, n_head_k, n_head_v, 1 if value head h has the key head h % n_head_k (else h // (n_head_v / n_head_k)),
+    blocks a chunk, qkv as the convolution gives them, decay, strength, out, offset of the layer's matrices in a state.
+
+    A chunk has some blocks of columns of a piece's heads. out is float32 [tokens, n_head_v, d].
+    """
+    d = int(d_text)
+    width = layout.state_width(d)
+    vectors, block_bytes, head_bytes = range(width // LANES), 4 * d * width, 4 * d
+
+    @intrinsic_of(i64)
+    def memory_of_products(e: Emitter) -> Any:
+        return e.memory(4 * width)
+
+    def rows_of(e: Emitter, scalars: list[Any], body: Any) -> None:
+        """body(offset of the row, numbers of the row splat) for each row of S, some in a loop's body."""
+        with e.loop(e.int(d // AT_ONCE)) as i:
+            number, row = e.b.mul(i, e.int(4 * AT_ONCE)), e.b.mul(i, e.int(4 * AT_ONCE * width))
+            for r in range(AT_ONCE):
+                body(e.at(row, 4 * width * r), *(e.splat(e.load(F32, e.at(x, number), 4 * r)) for x in scalars))
+
+    def deltas_of(e: Emitter, value: Any, decay: Any, strength: Any, products: Any) -> list[Any]:
+        b, strength = e.b, e.splat(e.load(F32, strength))
+        return [b.fmul(strength, b.fsub(e.load(F32X16, value, 64 * j), b.fmul(decay, e.load(F32X16, products, 64 * j)))) for j in vectors]
+
+    @intrinsic_of(void, i64, i64, i64)
+    def look_up(e: Emitter, state: Any, key: Any, products: Any) -> None:
+        """products = S^T k"""
+        sums = [e.var(e.float(0.0, F32X16)) for _ in vectors]
+
+        def add(offset: Any, k: Any) -> None:
+            for j in vectors:
+                e.b.store(e.fma(k, e.load(F32X16, e.at(state, offset), 64 * j), e.b.load(sums[j])), sums[j])
+
+        rows_of(e, [key], add)
+        for j in vectors:
+            e.store(e.b.load(sums[j]), products, 64 * j)
+
+    @intrinsic_of(void, *[i64] * 10)
+    def update(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, next_key: Any, products: Any,
+               out: Any) -> None:
+        """A token: the new S, the result, and at once the products of S with the key that comes next."""
+        b = e.b
+        decay = e.splat(e.load(F32, decay))
+        deltas = deltas_of(e, value, decay, strength, products)
+        results, sums = ([e.var(e.float(0.0, F32X16)) for _ in vectors] for _ in range(2))
+
+        def step(offset: Any, k: Any, q: Any, following: Any) -> None:
+            for j in vectors:
+                s = e.fma(k, deltas[j], b.fmul(decay, e.load(F32X16, e.at(state, offset), 64 * j)))
+                e.store(s, e.at(new, offset), 64 * j)
+                b.store(e.fma(q, s, b.load(results[j])), results[j])
+                b.store(e.fma(following, s, b.load(sums[j])), sums[j])
+
+        rows_of(e, [key, query, next_key], step)
+        for j in vectors:
+            e.store(b.load(results[j]), out, 64 * j)
+            e.store(b.load(sums[j]), products, 64 * j)
+
+    @intrinsic_of(void, *[i64] * 9)
+    def update_once(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, products: Any,
+                    out: Any) -> None:
+        """The same for a token that none follows: S goes by the caches."""
+        b = e.b
+        decay = e.splat(e.load(F32, decay))
+        deltas = deltas_of(e, value, decay, strength, products)
+        results = [e.var(e.float(0.0, F32X16)) for _ in vectors]
+
+        def step(offset: Any, k: Any, q: Any) -> None:
+            for j in vectors:
+                s = e.fma(k, deltas[j], b.fmul(decay, e.load(F32X16, e.at(state, offset), 64 * j)))
+                e.store(s, e.at(new, offset), 64 * j)
+                b.store(e.fma(q, s, b.load(results[j])), results[j])
+
+        rows_of(e, [key, query], step)
+        for j in vectors:
+            e.store(b.load(results[j]), out, 64 * j)
+
+    @intrinsic_of(void, i64, i64)
+    def copy(e: Emitter, source: Any, to: Any) -> None:
+        with e.loop(e.int(block_bytes // 64)) as i:
+            offset = e.b.shl(i, e.int(6))
+            e.store(e.load(F32X16, source, offset), to, offset)
+
+    @intrinsic_of(void, i64)
+    def clear(e: Emitter, to: Any) -> None:
+        with e.loop(e.int(block_bytes // 64)) as i:
+            e.store(e.float(0.0, F32X16), to, e.b.shl(i, e.int(6)))
+
+    def scan(args, chunk, scratch):
+        n_head_k, n_head_v, tiled, a_chunk = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
+        qkv, decays, strengths = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
+        all_out, offset = load_i64(args + 64), load_i64(args + 72)
+        n_blocks = n_head_v * (d // width)
+        a_piece = (n_blocks + a_chunk - 1) // a_chunk
+        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_piece)
+        first, n, before, behind = load_i64(record), load_i64(record + 8), load_i64(record + 16), load_i64(record + 24)
+        border, at_border = load_i64(record + 32), load_i64(record + 40)
+        row, products = head_bytes * (2 * n_head_k + n_head_v), memory_of_products()
+        first_block = chunk % a_piece * a_chunk
+        for block in range(first_block, min(first_block + a_chunk, n_blocks)):
+            head, column = block // (d // width), block % (d // width) * 4 * width
+            shared = head % n_head_k if tiled else head // (n_head_v // n_head_k)
+            place = offset + block_bytes * block
+            new = behind + place
+            state = before + place if before else new
+            if before == 0:
+                clear(new)
+            q, k = qkv + row * first + head_bytes * shared, qkv + row * first + head_bytes * (n_head_k + shared)
+            v = qkv + row * first + head_bytes * (2 * n_head_k + head) + column
+            out = all_out + head_bytes * (n_head_v * first + head) + column
+            gate = 4 * (n_head_v * first + head)
+            look_up(state, k, products)
+            if n == 1:
+                update_once(state, new, q, k, v, decays + gate, strengths + gate, products, out)
+            for t in range(n if n > 1 else 0):
+                following = min(t + 1, n - 1)
+                gate_of_t = gate + 4 * n_head_v * t
+                update(state, new, q + row * t, k + row * t, v + row * t, decays + gate_of_t, strengths + gate_of_t, k + row * following,
+                       products, out + head_bytes * n_head_v * t)
+                state = new
+                if t + 1 == border:
+                    copy(new, at_border + place)
+    return scan
