@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 from make_model import make_up_vocabulary, write_model
 from numpy.typing import NDArray
@@ -15,14 +16,22 @@ N_TOKENS = 300
 ROWS = [0, 1, 5, 64, 255, 299]
 """Positions whose logits are kept, of every eighth token."""
 
+FLOATS = {"type_k": 0, "type_v": 0}
+"""Options with which keys and values stay F32."""
+
 
 class Answer(NamedTuple):
+    """Logits [n_tokens, n_vocab], and the perplexity of all tokens but the first."""
     logits: NDArray[np.float64]
     perplexity: float
 
+    @property
+    def top(self) -> NDArray[np.intp]:
+        return self.logits.argmax(-1)
+
 
 def ask(model: Path, tokens: list[int], **options: Any) -> Answer:
-    """The logits of each position, and the perplexity of all tokens but the first. `options` are those of llama_cpp.Llama."""
+    """`options` are those of llama_cpp.Llama."""
     from llama_cpp import Llama
     llama = Llama(model_path=str(model), n_ctx=512, n_batch=512, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False, **options)
     llama.eval(tokens)
@@ -30,6 +39,21 @@ def ask(model: Path, tokens: list[int], **options: Any) -> Answer:
     llama.close()
     chances = np.logaddexp.reduce(logits[:-1], -1)
     return Answer(logits, float(np.exp(np.mean(chances - logits[np.arange(len(tokens) - 1), tokens[1:]]))))
+
+
+def write_exact(model: Path, copy: Path) -> None:
+    """The same weights as F32: what llama.cpp multiplies by F16 it rounds to F16."""
+    reader = gguf.GGUFReader(model)
+    writer = gguf.GGUFWriter(copy, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def write(path: Path, s: Shape, mix: str) -> str:
@@ -42,33 +66,30 @@ def draw_tokens(seed: int, s: Shape) -> list[int]:
     return np.random.RandomState(seed).randint(0, s.n_vocab, N_TOKENS).tolist()  # type: ignore[no-any-return]
 
 
-def agrees_with_itself(model: Path, tokens: list[int], found: Answer) -> bool:
-    """Whether llama.cpp answers the same with keys and values that it doesn't round, and with another attention.
-
-    With experts it need not: where two are wanted as much as each other, rounding chooses, and what follows differs by more than rounding.
-    """
-    for options in {"type_k": 0, "type_v": 0}, {"flash_attn": True}:
-        other = ask(model, tokens, **options)
-        if (other.logits.argmax(-1) != found.logits.argmax(-1)).sum() > 1 or abs(other.perplexity / found.perplexity - 1) > 2e-4:
-            return False
-    return True
-
-
 def answers_of(s: Shape, folder: Path) -> dict[str, Any]:
-    """The first random tokens for which rounding decides nothing, and what llama.cpp makes of them."""
-    path, small = folder / "f16.gguf", folder / "q4_k_m.gguf"
+    """The first random tokens for which rounding decides nothing, and what llama.cpp makes of them.
+
+    With experts it decides now and then: where two are wanted as much as each other, and what follows differs by more than rounding.
+    """
+    path, small, exact_path = (folder / f"{name}.gguf" for name in ("f16", "q4_k_m", "f32"))
     hashes = [write(path, s, "F16"), write(small, s, "Q4_K_M")]
-    for seed in range(100):
+    write_exact(path, exact_path)
+    for seed in range(500):
         tokens = draw_tokens(seed, s)
+        exact = ask(exact_path, tokens, **FLOATS)
         found = ask(path, tokens)
-        if agrees_with_itself(path, tokens, found):
+        if all(agree(other, exact) for other in (found, ask(exact_path, tokens), ask(path, tokens, flash_attn=True))):
             break
     else:
-        raise RuntimeError(f"{s.arch}: rounding decides too much for 100 prompts")
-    print(f"{s.arch}: seed {seed}, perplexity {found.perplexity:.2f}", file=sys.stderr)
-    return {"sha256": hashes, "seed": seed, "tokens": tokens, "perplexity": float(f"{found.perplexity:.8g}"),
-            "perplexity_q4_k_m": float(f"{ask(small, tokens).perplexity:.8g}"), "top": found.logits.argmax(-1).tolist(),
-            "rows": ROWS, "logits": [[round(x, 4) for x in row[::8].tolist()] for row in found.logits[ROWS]]}
+        raise RuntimeError(f"{s.arch}: rounding decides too much for 500 prompts")
+    print(f"{s.arch}: seed {seed}, perplexity {found.perplexity:.2f}, exactly {exact.perplexity:.2f}", file=sys.stderr)
+    return {"sha256": hashes, "tokens": tokens, "perplexity": float(f"{found.perplexity:.8g}"),
+            "perplexity_q4_k_m": float(f"{ask(small, tokens).perplexity:.8g}"), "top": found.top.tolist(),
+            "rows": ROWS, "exact_logits": [[round(x, 5) for x in row[::8].tolist()] for row in exact.logits[ROWS]]}
+
+
+def agree(a: Answer, b: Answer) -> bool:
+    return bool((a.top != b.top).sum() <= 1 and abs(a.perplexity / b.perplexity - 1) < 3e-4)
 
 
 def all_answers(folder: Path) -> dict[str, Any]:
