@@ -14,6 +14,7 @@ from typing import Any
 
 from . import activations, layout
 from .ops import tokens_of
+from .runtime import fence
 from .simd import F32, F32X16, I32, Emitter, i64, intrinsic_of, load_f32, load_i64, store_f32, void
 
 LANES = layout.LANES
@@ -187,10 +188,6 @@ def build_scan(d_text: str) -> Any:
             for r in range(AT_ONCE):
                 body(e.at(row, 4 * width * r), *(e.splat(e.load(F32, e.at(x, number), 4 * r)) for x in scalars))
 
-    def deltas_of(e: Emitter, value: Any, decay: Any, strength: Any, products: Any) -> list[Any]:
-        b, strength = e.b, e.splat(e.load(F32, strength))
-        return [b.fmul(strength, b.fsub(e.load(F32X16, value, 64 * j), b.fmul(decay, e.load(F32X16, products, 64 * j)))) for j in vectors]
-
     @intrinsic_of(void, i64, i64, i64)
     def look_up(e: Emitter, state: Any, key: Any, products: Any) -> None:
         """products = S^T k"""
@@ -204,45 +201,39 @@ def build_scan(d_text: str) -> Any:
         for j in vectors:
             e.store(e.b.load(sums[j]), products, 64 * j)
 
-    @intrinsic_of(void, *[i64] * 10)
-    def update(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, next_key: Any, products: Any,
-               out: Any) -> None:
-        """A token: the new S, the result, and at once the products of S with the key that comes next."""
-        b = e.b
-        decay = e.splat(e.load(F32, decay))
-        deltas = deltas_of(e, value, decay, strength, products)
-        results, sums = ([e.var(e.float(0.0, F32X16)) for _ in vectors] for _ in range(2))
+    def update_of(alone: bool) -> Any:
+        @intrinsic_of(void, *[i64] * 10)
+        def update(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, next_key: Any,
+                   products: Any, out: Any) -> None:
+            """A token: the new S, the result, and at once the products of S with the key that comes next.
 
-        def step(offset: Any, k: Any, q: Any, following: Any) -> None:
+            If the token is `alone` none comes; S is read from memory and goes back there, and the block behind is fetched meanwhile.
+            """
+            b = e.b
+            decay, strength = (e.splat(e.load(F32, x)) for x in (decay, strength))
+            deltas = [b.fmul(strength, b.fsub(e.load(F32X16, value, 64 * j), b.fmul(decay, e.load(F32X16, products, 64 * j))))
+                      for j in vectors]
+            results, sums = ([e.var(e.float(0.0, F32X16)) for _ in vectors] for _ in range(2))
+
+            def step(offset: Any, k: Any, q: Any, following: Any = None) -> None:
+                source, to = e.at(state, offset), e.at(new, offset)
+                for j in vectors:
+                    s = e.fma(k, deltas[j], b.fmul(decay, e.load(F32X16, source, 64 * j)))
+                    b.store(e.fma(q, s, b.load(results[j])), results[j])
+                    if alone:
+                        e.stream(s, to, 64 * j)
+                        e.prefetch(e.at(source, block_bytes + 64 * j))
+                    else:
+                        e.store(s, to, 64 * j)
+                        b.store(e.fma(following, s, b.load(sums[j])), sums[j])
+
+            rows_of(e, [key, query] if alone else [key, query, next_key], step)
             for j in vectors:
-                s = e.fma(k, deltas[j], b.fmul(decay, e.load(F32X16, e.at(state, offset), 64 * j)))
-                e.store(s, e.at(new, offset), 64 * j)
-                b.store(e.fma(q, s, b.load(results[j])), results[j])
-                b.store(e.fma(following, s, b.load(sums[j])), sums[j])
+                e.store(b.load(results[j]), out, 64 * j)
+                e.store(b.load(sums[j]), products, 64 * j)
+        return update
 
-        rows_of(e, [key, query, next_key], step)
-        for j in vectors:
-            e.store(b.load(results[j]), out, 64 * j)
-            e.store(b.load(sums[j]), products, 64 * j)
-
-    @intrinsic_of(void, *[i64] * 9)
-    def update_once(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, products: Any,
-                    out: Any) -> None:
-        """The same for a token that none follows: S goes by the caches."""
-        b = e.b
-        decay = e.splat(e.load(F32, decay))
-        deltas = deltas_of(e, value, decay, strength, products)
-        results = [e.var(e.float(0.0, F32X16)) for _ in vectors]
-
-        def step(offset: Any, k: Any, q: Any) -> None:
-            for j in vectors:
-                s = e.fma(k, deltas[j], b.fmul(decay, e.load(F32X16, e.at(state, offset), 64 * j)))
-                e.store(s, e.at(new, offset), 64 * j)
-                b.store(e.fma(q, s, b.load(results[j])), results[j])
-
-        rows_of(e, [key, query], step)
-        for j in vectors:
-            e.store(b.load(results[j]), out, 64 * j)
+    update, update_alone = update_of(alone=False), update_of(alone=True)
 
     @intrinsic_of(void, i64, i64)
     def copy(e: Emitter, source: Any, to: Any) -> None:
@@ -280,7 +271,7 @@ def build_scan(d_text: str) -> Any:
             gate = 4 * (n_head_v * first + head)
             look_up(state, k, products)
             if n == 1:
-                update_once(state, new, q, k, v, decays + gate, strengths + gate, products, out)
+                update_alone(state, new, q, k, v, decays + gate, strengths + gate, k, products, out)
             for t in range(n if n > 1 else 0):
                 following = min(t + 1, n - 1)
                 gate_of_t = gate + 4 * n_head_v * t
@@ -289,4 +280,6 @@ def build_scan(d_text: str) -> Any:
                 state = new
                 if t + 1 == border:
                     copy(new, at_border + place)
+        if n == 1:
+            fence()  # what was streamed comes before what says that it is done
     return scan

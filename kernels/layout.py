@@ -36,6 +36,11 @@ PANEL_ROWS = 32
 BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 
+PRODUCT_WORDS, PRODUCT_BYTES = 15, 128
+"""int64 of a product's arguments (see matmul.py), and what a thread's scratch has before a panel for those of a product with an expert."""
+ENTRY_WORDS = 3
+"""int64 of what says which expert has which places."""
+
 PAGE = 64
 """Positions of a KV page: for each layer and key-value head its keys, then its values, as the files in kv/ say."""
 KV_BLOCK = 32
