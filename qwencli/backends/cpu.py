@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from ..errors import InputError, QwenError
-from ..graph import N_OUTPUTS, N_TOKENS, Linear
+from ..graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
 from ..kernels import layout
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Kernels, Progress, Report
@@ -68,8 +68,8 @@ class CPUBackend:
 
     def _scratch_bytes(self) -> int:
         c = self.model.config
-        weights = [weight_info(node) for node in self.model.graph.nodes.values() if isinstance(node.op, Linear)]
-        panels: list[int] = [layout.panel_bytes(activation_kind(info), info.shape[1]) for info in weights]
+        weights = [weight_info(node) for node in self.model.graph.nodes.values() if isinstance(node.op, (Linear, ExpertLinear))]
+        panels: list[int] = [layout.PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights]
         attention: int = layout.attention_scratch(self._item_tokens * self._shared, c.head_dim, *self.cache_types)
         return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
 
@@ -112,7 +112,7 @@ class CPUBackend:
         with self._lock:
             self._load([*CLOCK])
             program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
-            return list(zip(program.specs, self._watches[program].seconds().tolist()))
+            return list(zip(program.names, self._watches[program].seconds().tolist()))
 
     def kernels_for(self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int,
                     ending: str | None) -> list[str]:

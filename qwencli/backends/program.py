@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import ModelError
 from ..gguf_file import TensorInfo
-from ..graph import Linear, Tensor, Weight
+from ..graph import ExpertLinear, Linear, Tensor, Weight
 from ..kernels import layout
 from ..kernels.jit import Kernels
 from ..kernels.tiles import Tiles
@@ -47,6 +48,16 @@ def float_bits(value: float) -> int:
     return int(np.float32(value).view(np.int32))
 
 
+@dataclass
+class Row:
+    """A kernel and its arguments; the address of the number that it does, `divisor` of them a chunk; kernels that it calls."""
+    spec: str
+    args: I64
+    count: int
+    divisor: int
+    calls: Sequence[str]
+
+
 class Program:
     """The rows for one choice of results, and where these are afterwards.
 
@@ -70,7 +81,7 @@ class Program:
         """Nodes whose memory holds a later or an earlier step of the same heads."""
         self._memory = Buffers()
         self._keep: list[I64] = []
-        self._rows: list[tuple[str, int, int, int]] = []
+        self._rows: list[Row] = []
         self._ends: list[int] = []
         self._reads: set[int | str] = set()
         self._writes: set[int | str] = set()
@@ -79,8 +90,13 @@ class Program:
 
     @property
     def specs(self) -> list[str]:
-        """The kernels of the rows, in their order."""
-        return [spec for spec, *_ in self._rows]
+        """All kernels that the rows need."""
+        return [spec for row in self._rows for spec in (row.spec, *row.calls)]
+
+    @property
+    def names(self) -> list[str]:
+        """What the rows do, in their order: their kernels, with those that they call."""
+        return [":".join([row.spec, *row.calls]) for row in self._rows]
 
     def value(self, name: str) -> Value:
         """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
@@ -95,20 +111,19 @@ class Program:
     # -- rows -----------------------------------------------------------------------------------------------------------
 
     def row(self, spec: str, args: Sequence[int], reads: Sequence[int | str], writes: Sequence[int | str], divisor: int = 1,
-            count: int | None = None, count_in: int = 0) -> None:
+            count: int | None = None, count_in: int = 0, calls: Sequence[str] = ()) -> None:
         """Add a row that does the number at the address `count`, by default its first argument, `divisor` a chunk.
 
-        With `count_in` that number is the argument of this index itself.
+        With `count_in` that number is the argument of this index itself. The first arguments become the addresses of the kernels `calls`.
         """
         if set(reads) & self._writes or set(writes) & (self._writes | self._reads):
             self.end_group()
         self._reads.update(reads)
         self._writes.update(writes)
         array = np.array(args, np.int64)
-        self._keep.append(array)
         if count is None:
             count = address_of(array) + 8 * count_in if count_in else args[0]
-        self._rows.append((spec, address_of(array), count, divisor))
+        self._rows.append(Row(spec, array, count, divisor, calls))
 
     def end_group(self) -> None:
         if self._rows:  # else everything that is wanted was fed
@@ -126,8 +141,9 @@ class Program:
         for end in self._ends:
             self.rows[first:end + 1, 4], self.rows[end, 5] = first, 1
             first = end + 1
-        for row, (spec, args, count, divisor) in zip(self.rows, self._rows):
-            row[:4] = addresses[spec], args, count, divisor
+        for words, row in zip(self.rows, self._rows):
+            row.args[:len(row.calls)] = [addresses[spec] for spec in row.calls]
+            words[:4] = addresses[row.spec], address_of(row.args), row.count, row.divisor
 
     def unit(self, dim: str) -> int:
         """Tokens of a chunk."""
@@ -139,8 +155,19 @@ class Program:
 
     # -- memory ---------------------------------------------------------------------------------------------------------
 
+    def take(self, n_bytes: int) -> Bytes:
+        """Memory that ends with the value among whose `others` it is."""
+        return self._memory.take(n_bytes)
+
+    def keep(self, array: I64) -> int:
+        """The address of an array that lives as long as the program."""
+        self._keep.append(array)
+        return address_of(array)
+
     def new(self, name: str, dim: str, width: int, per_token: int = 1) -> Value:
-        """Memory for a tensor of `per_token` rows of `width` numbers for each token."""
+        """Memory for a tensor of `per_token` rows of `width` numbers for each token. If it is several, they may be in any order."""
+        if per_token > 1:
+            self.hidden.add(name)
         self.values[name] = value = Value(dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token)
         return value
 
@@ -185,7 +212,7 @@ class Program:
 
     def quantized(self, node: Tensor, out: Value) -> tuple[str, list[int]]:
         """How the first product after `node` wants its result, and memory for that."""
-        kinds = (activation_kind(weight_info(user)) for user in self.users[node.name] if isinstance(user.op, Linear))
+        kinds = (activation_kind(weight_info(user)) for user in self.users[node.name] if isinstance(user.op, (Linear, ExpertLinear)))
         kind = next((k for k in kinds if k != "float"), "f32")
         return kind, self.room_for(kind, out)
 
@@ -200,7 +227,8 @@ class Program:
         """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
         unit = self.unit(x.dim)
         second, eps, *more = args
-        all_args = [self.inputs.count(x.dim), unit, x.address, second, x.width, out.address, *addresses, eps, *more]
+        count = self.inputs.multiple(x.dim, x.per_token) if x.per_token > 1 else self.inputs.count(x.dim)
+        all_args = [count, unit, x.address, second, x.width, out.address, *addresses, eps, *more]
         writes = addresses if prologue == "copy" else [*addresses, out.address]
         self.row(f"ops:prepare:{prologue}:{kind}", all_args, reads, writes, divisor=unit)
 
