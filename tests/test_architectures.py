@@ -1,0 +1,148 @@
+"""Every architecture against llama.cpp, on tiny models with random weights: whole prompts, prefixes, sessions, several sequences in a step.
+
+What llama.cpp answers lies in oracles/architectures.json (scripts/llama_architectures.py): the perplexity and the likeliest tokens of the
+F16 file as it runs it, and some logits of the same weights in float32, where nothing is rounded.
+"""
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from random_models import load_script
+from shapes import PRESETS
+
+from qwencli.backends import LOGITS, Backend, Batch, Piece
+from qwencli.backends.cpu import CPUBackend
+from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.gguf_file import GGUFFile
+from qwencli.kv_cache import PAGE, CacheTypes, KVSequence
+from qwencli.model import Model, known_architectures, load_model
+from qwencli.prefix_cache import PrefixCache
+from qwencli.session import load, save
+
+ORACLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("oracles").joinpath("architectures.json").read_text())
+BACKENDS: dict[str, Callable[[Model], Backend]] = {"numpy": lambda model: NumpyBackend(model, 1), "cpu": lambda model: CPUBackend(model, 2)}
+Logits = np.ndarray[Any, Any]
+Way = Callable[[Callable[[], Backend], list[int], Path], Logits]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the models lie until the last test."""
+    folder = tmp_path_factory.mktemp("architectures")
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def model_of(folder: Path, arch: str, mix: str = "F16") -> Model:
+    """The model that llama.cpp was asked about."""
+    mm, path, shape = load_script(), folder / f"{arch}-{mix}.gguf", PRESETS[f"tiny-{arch}"]
+    if not path.exists():
+        mm.write_model(path, arch, shape, mix, mm.make_up_vocabulary(shape.n_vocab))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in ORACLES[arch]["sha256"], "another file: run `make_oracles.py architectures`"
+    return load_model(GGUFFile(path))
+
+
+def run(backend: Backend, kv: KVSequence, tokens: Sequence[int], steps: Sequence[int] = (1000,)) -> Logits:
+    """The logits of all tokens that the sequence doesn't hold yet, in steps of so many."""
+    found = []
+    for n in steps:
+        if piece := tokens[kv.length:kv.length + n]:
+            found.append(backend.run([LOGITS], Batch([Piece(kv, piece, len(piece))]))[LOGITS])
+    return np.concatenate(found)
+
+
+def perplexity(logits: Logits, tokens: Sequence[int]) -> float:
+    """Of all tokens but the first."""
+    logits = logits[:-1].astype(np.float64)
+    return float(np.exp(np.mean(np.logaddexp.reduce(logits, -1) - logits[np.arange(len(logits)), tokens[1:]])))
+
+
+def check(arch: str, logits: Logits) -> None:
+    oracle = ORACLES[arch]
+    assert perplexity(logits, oracle["tokens"]) == pytest.approx(oracle["perplexity"], rel=1e-3)
+    assert np.mean(logits.argmax(-1) == oracle["top"]) >= 0.99
+
+
+# --- one way to the logits each: a maker of backends, the tokens, an empty folder -> logits [n_tokens, n_vocab] ---
+
+def in_one_step(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
+    return run(make(), KVSequence(), tokens)
+
+
+def after_a_prefix(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
+    """A sequence that began alike is kept; what it has computed is not computed again."""
+    backend, kv = make(), KVSequence()
+    other = [*tokens[:200], 7, 7, 7]
+    begin = run(backend, kv, other, (150, 50, 1, 2))
+    prefixes = PrefixCache(backend, 1000)
+    prefixes.keep(other, kv)
+    kv = prefixes.take(tokens, [])
+    assert 2 * PAGE <= kv.length <= 200
+    return np.concatenate([begin[:kv.length], run(backend, kv, tokens, (1, 1, 1000))])
+
+
+def from_a_session(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
+    backend, kv = make(), KVSequence()
+    begin = run(backend, kv, tokens[:150])
+    save(folder / "session", backend, tokens, kv)
+    backend = make()
+    session = load(folder / "session", backend, 1000)
+    assert session.kv.length == 150
+    return np.concatenate([begin, run(backend, session.kv, tokens, (1, 1000))])
+
+
+def among_others(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
+    """Three sequences in each step, of which one is in its prompt, one generates and one begins later; the first is looked at."""
+    backend, prompts = make(), (tokens, tokens[100:], tokens[::-1])
+    sequences = [KVSequence() for _ in prompts]
+    found = []
+    for counts in (100, 9, 0), (1, 1, 30), (150, 1, 1), (1, 5, 1), (48, 1, 70):
+        pieces = [Piece(kv, prompt[kv.length:kv.length + n], n) for kv, prompt, n in zip(sequences, prompts, counts) if n]
+        found.append(backend.run([LOGITS], Batch(pieces[::-1]))[LOGITS][-counts[0]:])
+    return np.concatenate(found)
+
+
+WAYS: list[Way] = [in_one_step, after_a_prefix, from_a_session, among_others]
+
+
+@pytest.mark.parametrize("arch", ORACLES)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_perplexity_and_likeliest_tokens_are_llama_cpps(folder: Path, tmp_path: Path, name: str, way: Way, arch: str) -> None:
+    model = model_of(folder, arch)
+    check(arch, way(lambda: BACKENDS[name](model), ORACLES[arch]["tokens"], tmp_path))
+
+
+@pytest.mark.parametrize("arch", ORACLES)
+def test_without_rounding_logits_are_llama_cpps(folder: Path, arch: str) -> None:
+    oracle, backend = ORACLES[arch], NumpyBackend(model_of(folder, arch), 1, cache_types=CacheTypes("f32", "f32"))
+    found = run(backend, KVSequence(), oracle["tokens"])
+    np.testing.assert_allclose(found[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=5e-4)  # their standard deviation is 2.3
+
+
+@pytest.mark.parametrize("arch", ORACLES)
+def test_perplexity_of_quantized_weights(folder: Path, arch: str) -> None:
+    found = run(CPUBackend(model_of(folder, arch, "Q4_K_M"), 2), KVSequence(), ORACLES[arch]["tokens"])
+    assert perplexity(found, ORACLES[arch]["tokens"]) == pytest.approx(ORACLES[arch]["perplexity_q4_k_m"], rel=1e-2)
+
+
+@pytest.mark.parametrize("mix", ["F16", "Q4_K_M"])
+@pytest.mark.parametrize("arch", ["qwen2moe", "qwen3moe", "qwen3next", "qwen35", "qwen35moe"])
+def test_the_same_bits_whatever_threads_and_steps(folder: Path, tmp_path: Path, arch: str, mix: str) -> None:
+    model, tokens = model_of(folder, arch, mix), ORACLES[arch]["tokens"][:150]
+    expected = run(CPUBackend(model, 1), KVSequence(), tokens)
+    for n_threads, steps in (2, (64, 86)), (3, (1, 1, 7, 70, 1, 70)):
+        assert np.array_equal(run(CPUBackend(model, n_threads), KVSequence(), tokens, steps), expected)
+    tokens = ORACLES[arch]["tokens"]
+    expected = run(CPUBackend(model, 1), KVSequence(), tokens)
+    for way in WAYS[1:]:
+        assert np.array_equal(way(lambda: CPUBackend(model, 2), tokens, tmp_path), expected)
+
+
+def test_the_oracles_are_of_every_architecture() -> None:
+    assert set(ORACLES) == set(known_architectures())
