@@ -23,6 +23,7 @@ from .kernels import isa, jit
 from .machine import cpu_name, measure_limits, physical_cores
 from .model import load_model
 from .model_path import EMBEDDED, find_model
+from .units import size
 
 FEATURES = ("sse4.2", "avx", "f16c", "fma", "avx2", "avxvnni", "avxvnniint8", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni",
             "avx512bf16", "avx512fp16", "amx-tile", "amx-int8", "amx-bf16", "neon", "dotprod", "i8mm", "bf16", "sve", "sve2", "lse")
@@ -86,7 +87,7 @@ def threads(host: Host) -> dict[str, Any]:
 
 def memory(host: Host) -> dict[str, Any]:
     (total, available), limit = host.memory(), host.memory_limit()
-    return {"total": total, "available": available, "limit": limit and limit[0], "limit_file": limit and limit[1],
+    return {"total": total, "available": available, "free": host.free(), "limit": limit and limit[0], "limit_file": limit and limit[1],
             "huge_pages": host.huge_pages()}
 
 
@@ -259,10 +260,9 @@ def about_threads(found: dict[str, Any], nodes: list[dict[str, Any]]) -> list[st
 
 
 def about_memory(found: dict[str, Any], model: dict[str, Any]) -> list[str]:
-    limits = [n for n in (found["available"], found["limit"]) if n is not None]
-    if model["size"] and limits and model["size"] > min(limits):
-        return [f"the model has {model['size'] / 1e9:.1f} GB, but {min(limits) / 1e9:.1f} GB of memory are free: what doesn't fit is read "
-                "from the disk for each token; take a smaller model or quantization"]
+    if model["size"] and found["free"] is not None and model["size"] > found["free"]:
+        return [f"the model has {size(model['size'])}, but {size(found['free'])} of memory are free: what doesn't fit is read from the disk"
+                " for each token; take a smaller model or quantization"]
     if model["slow"]:
         return [f"there are no compiled kernels for {', '.join(model['slow'])}, which the model has: it runs on the slow NumPy backend"]
     return []

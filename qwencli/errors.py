@@ -17,5 +17,9 @@ class InputError(QwenError):
     """The user's text, tokens or settings cannot be used with this model."""
 
 
+class NoMemory(QwenError):
+    """What is asked for would take more memory than there is, now or on this machine."""
+
+
 class ContextFull(InputError):
     """A prompt or a conversation is longer than the context."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .errors import InputError
+from .errors import InputError, NoMemory
 from .ggml_types import GGML_TYPES
+from .units import size
 
 PAGE = 64
 """Positions a page."""
@@ -77,6 +78,10 @@ class Pool:
         self._users[number] = 1
         return number
 
+    @property
+    def n_taken(self) -> int:
+        return self.n_used - len(self._free)
+
     def share(self, numbers: Iterable[int]) -> None:
         self._users.update(numbers)
 
@@ -96,6 +101,12 @@ class KVCache:
     def __init__(self, recurrent: bool = False) -> None:
         self.recurrent = recurrent
         self._pages, self._states = Pool(), Pool()
+        self._most_bytes: int | None = None
+        self._page_bytes = self._state_bytes = 0
+
+    def bound(self, most_bytes: int, page_bytes: int, state_bytes: int) -> None:
+        """Use no more than so many bytes, of which each page and each state takes some."""
+        self._most_bytes, self._page_bytes, self._state_bytes = most_bytes, page_bytes, state_bytes
 
     @property
     def n_pages(self) -> int:
@@ -110,17 +121,25 @@ class KVCache:
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
         """Give `seq` the pages for `n_tokens` more positions, and states for behind them and the last border of a page among them.
 
-        They count as filled only after `commit`.
+        They count as filled only after `commit`. Raises NoMemory, and takes nothing, where that is more than there may be.
         """
-        end = seq.length + n_tokens
+        end, wanted = seq.length + n_tokens, set[int]()
+        if self.recurrent:
+            wanted = {end, border} if n_tokens > 1 and (border := end // PAGE * PAGE) > seq.length else {end}
+            self._drop_states(seq, lambda position: position not in (seq.length, *seq.borders, *wanted))
+        wanted -= seq.states.keys()
+        self._check_bound(max(0, n_pages_for(end) - len(seq.pages)), len(wanted))
         while len(seq.pages) * PAGE < end:
             seq.pages.append(self._pages.take())
-        if not self.recurrent:
-            return
-        wanted = {end, border} if n_tokens > 1 and (border := end // PAGE * PAGE) > seq.length else {end}
-        self._drop_states(seq, lambda position: position not in (seq.length, *seq.borders, *wanted))
-        for position in sorted(wanted - seq.states.keys()):
+        for position in sorted(wanted):
             seq.states[position] = self._states.take()
+
+    def _check_bound(self, more_pages: int, more_states: int) -> None:
+        n_pages, n_states = self._pages.n_taken + more_pages, self._states.n_taken + more_states
+        n_bytes = n_pages * self._page_bytes + n_states * self._state_bytes
+        if self._most_bytes is not None and n_bytes > self._most_bytes:
+            raise NoMemory(f"there is no memory for {more_pages * PAGE} more tokens: what was left for all sequences"
+                           f" ({size(self._most_bytes)}) is in use")
 
     def commit(self, seq: KVSequence, n_tokens: int) -> None:
         """The step that wrote `n_tokens` positions is done; one that fails before this leaves the sequence as it was.

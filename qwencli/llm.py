@@ -12,6 +12,7 @@ from .chat.template import ChatTemplate
 from .chat.thinking import ReasoningBudget
 from .engine import Engine
 from .engine import Sequence as EngineSequence
+from .fit import STATES, measure
 from .gguf_file import GGUFFile
 from .kv_cache import DEFAULT_TYPES, CacheTypes
 from .model import Model, load_model
@@ -31,26 +32,34 @@ class LLM:
         llm = LLM("model.gguf")
         print("".join(llm.stream(llm.tokenizer.encode("Once upon a time"), max_tokens=32)))
 
-    `n_ctx` is the longest a prompt and its answer may be together, by default the model's own; `n_threads` by default as many as there
-    are cores; `backend` is "cpu", compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is
-    told in a line that kernels are compiled, which happens once, `progress` how many of how many are done. With `chat` the process of the
-    chat template starts at once, beside all else. `cache_type_k` and `cache_type_v` say as what keys and values are kept: f16, the default,
-    bf16, f32, q8_0 or q4_0. Raises QwenError.
+    `n_ctx` is the longest a prompt and its answer may be together, by default the model's own, or as much of that as fits into the free
+    memory. An `n_ctx` that doesn't fit is an error, but with `fit` the longest that does is taken in its place; with `fit` False nothing is
+    checked. `n_batch` is the most tokens of a step, `n_threads` how many run it, by default as many as there are cores; `backend` is "cpu",
+    compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is told in a line that kernels are
+    compiled, which happens once, or that the context is shorter than the model's; `progress` how many of how many kernels are done. With
+    `chat` the process of the chat template starts at once, beside all else. `cache_type_k` and `cache_type_v` say as what keys and values
+    are kept: f16, the default, bf16, f32, q8_0 or q4_0. Raises QwenError.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
                  backend: str = "auto", report: Callable[[str], None] | None = None,
                  progress: Callable[[int, int], None] | None = None, chat: bool = False, cache_type_k: str | None = None,
-                 cache_type_v: str | None = None) -> None:
-        self.file = GGUFFile(path, use_mmap)
+                 cache_type_v: str | None = None, fit: bool | None = None, n_batch: int = 512) -> None:
+        self.file = GGUFFile(path)
         if chat and self.chat_template:
             self.chat_template.start()
-        self.model = load_model(self.file)
+        self.model, types = load_model(self.file), CacheTypes(cache_type_k, cache_type_v)
+        backend = choose_backend(backend, self.model, report)
+        self.fit = measure(self.model, types, backend, n_batch)
+        n_ctx = self.fit.choose(n_ctx, fit, report)
+        if not use_mmap:  # read only now that it is known to fit
+            self.file = GGUFFile(path, use_mmap)
+            self.model = load_model(self.file)
         self.tokenizer = Tokenizer(self.file)
-        n_ctx = n_ctx or self.model.config.n_ctx
         self._breakers: dict[tuple[str, ...], Breakers] = {}
-        types = CacheTypes(cache_type_k, cache_type_v)
-        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress, types), n_ctx, n_kept=n_ctx)
+        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress, types), n_ctx, n_batch, n_ctx)
+        if fit is not False and (most := self.fit.for_sequences) is not None:
+            self.engine.backend.cache.bound(most, self.fit.page, self.fit.state // STATES)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -101,19 +110,21 @@ class LLM:
         return completion.run()
 
 
+def choose_backend(name: str, model: Model, report: Callable[[str], None] | None) -> str:
+    """What "auto" stands for: "cpu" if it has kernels for all of the file's tensor types, else "numpy"."""
+    if name != "auto":
+        return name
+    from .backends.lowering import what_has_no_kernels
+    missing = what_has_no_kernels(model)
+    if missing and report:
+        report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
+    return "numpy" if missing else "cpu"
+
+
 def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None,
                  progress: Callable[[int, int], None] | None = None, cache_types: CacheTypes = DEFAULT_TYPES) -> Backend:
-    """The backend of that name; "auto" is "cpu" if it has kernels for all of the file's tensor types, else "numpy".
-
-    Only its own modules are imported.
-    """
-    if name == "auto":
-        from .backends.lowering import what_has_no_kernels
-        missing = what_has_no_kernels(model)
-        if missing and report:
-            report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
-        name = "numpy" if missing else "cpu"
-    if name == "numpy":
+    """The backend of that name, or of choose_backend's. Only its own modules are imported."""
+    if choose_backend(name, model, report) == "numpy":
         from .backends.numpy_ref import NumpyBackend
         return NumpyBackend(model, n_threads, cache_types=cache_types)
     from .backends.cpu import CPUBackend

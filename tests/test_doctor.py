@@ -143,7 +143,7 @@ SOUND: dict[str, Any] = {
     "cache": {"folder": "/c", "why_not": None, "folders": [{"name": "avx2-0", "isa": "avx2", "kernels": 3, "bytes": 99, "current": True}]},
     "threads": {"chosen": 8, "cpus": 8, "cores": 8, "allowed": 8, "allowed_cores": 8, "quota": None, "quota_file": None},
     "numa": [{"number": 0, "cpus": "0-7", "n_bytes": 10**10}],
-    "memory": {"total": 10**10, "available": 8 * 10**9, "limit": None, "limit_file": None, "huge_pages": "always"},
+    "memory": {"total": 10**10, "available": 8 * 10**9, "free": 8 * 10**9, "limit": None, "limit_file": None, "huge_pages": "always"},
     "model": {"path": "m", "reason": "-m", "size": 7 * 10**9, "slow": [], "error": None},
     "cpu": {"name": "X", "machine": "x86_64", "llvm_name": "x", "features": [], "virtual": True, "steal": 0.001}}
 ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
@@ -160,10 +160,10 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
                 ["/f leaves 2.5 CPUs' time to this process: -t is 2 by default"]),
     "a quota above": ({"threads": {"quota": 16.0, "quota_file": "/f"}}, []),
     "little memory": ({"model": {"size": 9 * 10**9}}, ["the model has 9.0 GB, but 8.0 GB of memory are free"]),
-    "a limit": ({"memory": {"limit": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory are free"]),
+    "a limit": ({"memory": {"free": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory are free"]),
     "a slow format": ({"model": {"slow": ["Q5_0"]}}, ["there are no compiled kernels for Q5_0"]),
     "neighbours": ({"cpu": {"steal": 0.05}}, ["other virtual machines took 5 % of the CPU time"]),
-    "nothing known": ({"memory": {"available": None}, "cpu": {"steal": None, "virtual": None}, "model": {"size": None}}, [])}
+    "nothing known": ({"memory": {"free": None}, "cpu": {"steal": None, "virtual": None}, "model": {"size": None}}, [])}
 
 
 @pytest.mark.parametrize("name", ADVICE)

@@ -2,7 +2,6 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from qwencli.llm import LLM, Completion
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 from qwencli.server.generation import Busy, Generation, Request
-from qwencli.server.service import Service, room_for_prefixes
+from qwencli.server.service import Service
 
 GREEDY = SamplingParams(temp=0)
 PROMPTS = ["Once upon a time", "One day a", "The little boy", "In a forest there was", "She said"]
@@ -299,12 +298,3 @@ def test_an_embedding_that_nobody_waits_for_is_not_made(llm: LLM, monkeypatch: p
 
     serve(llm, work)
     assert n_runs == 2
-
-
-@pytest.mark.parametrize(("free", "limit", "n_slots", "expected"), [
-    (10**12, None, 4, 4 * 1024), (10**12, None, 1, 1024), (4 * 6144 * 3000, None, 4, 3000), (10**12, 4 * 6144 * 2000, 4, 2000),
-    (0, None, 4, 1024), (None, None, 4, 1024)])
-def test_room_for_finished_sequences(llm: LLM, free: int | None, limit: int | None, n_slots: int, expected: int) -> None:
-    """A position of the embedded model takes 2 x 2 bytes x 4 heads x 64 x 6 layers = 6,144 bytes."""
-    host = SimpleNamespace(memory=lambda: (free, free), memory_limit=lambda: None if limit is None else (limit, "memory.max"))
-    assert room_for_prefixes(llm, n_slots, host) == expected  # type: ignore[arg-type]

@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 LAYERS = [
-    {"errors"},
+    {"errors", "units"},
     {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "config", "graph", "host", "whole_file", "confined", "hub"},
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
-    {"answer_text", "llm", "grammar", "grammar_child", "gbnf", "dialogue", "probs_page", "costs", "machine", "perplexity", "bench",
+    {"fit", "answer_text", "llm", "grammar", "grammar_child", "gbnf", "dialogue", "probs_page", "costs", "machine", "perplexity", "bench",
      "quantize", "warmup", "doctor"},
     {"cli", "server", "__main__"},
 ]

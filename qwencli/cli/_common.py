@@ -17,6 +17,8 @@ cache_type_k_option, cache_type_v_option = (
     click.option(f"-ct{letter}", f"--cache-type-{letter}", type=click.Choice(list(TYPES)),
                  help=f"As what {what} are kept in the KV cache. Default: f16. q8_0 takes half the memory, q4_0 a quarter.")
     for letter, what in (("k", "keys"), ("v", "values")))
+fit_option = click.option("--fit/--no-fit", default=None,
+                          help="Take the longest context up to -c that fits into the free memory; or don't look whether it fits.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -59,15 +61,6 @@ def write_bytes(data: bytes) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail at exit
         raise click.exceptions.Exit(0) from None  # click itself would exit with 1
-
-
-def size(n_bytes: float) -> str:
-    """A number of bytes for people, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def say(message: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._bar import Bar
-from ._common import backend_option, cache_type_k_option, cache_type_v_option, check_context, mmap_option, say, threads_option
+from ._common import backend_option, cache_type_k_option, cache_type_v_option, check_context, fit_option, mmap_option, say, threads_option
 from ._models import Wanted, choose_model, model_option
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Loader:
     """What was chosen of a model and how to run it."""
     model: Wanted | None
     n_ctx: int | None
+    fit: bool | None
     threads: int | None
     backend: str
     cache_type_k: str | None
@@ -36,7 +37,7 @@ class Loader:
         from ..llm import LLM
         report, progress = (None, None) if self.quiet else (say, Bar(unit="kernel"))
         llm = LLM(chosen.path, self.n_ctx, self.threads, not self.no_mmap, self.backend, report, progress, chat,
-                  self.cache_type_k, self.cache_type_v)
+                  self.cache_type_k, self.cache_type_v, self.fit)
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
         return llm
@@ -52,8 +53,8 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         model_option,
         click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30),
-                     help="Tokens of prompt and answer together. Default: the model's context."),
-        threads_option, backend_option, cache_type_k_option, cache_type_v_option, mmap_option,
+                     help="Tokens of prompt and answer together. Default: the model's context, as far as it fits into memory."),
+        fit_option, threads_option, backend_option, cache_type_k_option, cache_type_v_option, mmap_option,
         click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors.")]
     for option in reversed(options):
         wrapper = option(wrapper)

@@ -12,8 +12,9 @@ import click
 
 from ..errors import QwenError
 from ..model_path import VARIABLE, ModelPath, find_model
+from ..units import size
 from ._bar import Bar
-from ._common import printable, say, size
+from ._common import printable, say
 
 if TYPE_CHECKING:
     from ..hub.downloads import RemoteModel

@@ -82,12 +82,13 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @numbers("-t", "--threads", "n_threads", low=1, high=1024, default=None, text="Threads. Default: as many as there are cores.")
 @cache_types("k")
 @cache_types("v")
+@click.option("--no-fit", is_flag=True, help="Don't look whether the tests fit into the free memory.")
 @click.option("-r", "--repetitions", "repeat", type=click.IntRange(1, 10000), default=5, show_default=True, help="Times each test is run.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv", "jsonl"]), default="md", show_default=True, help="What is printed.")
 @click.option("--profile", is_flag=True, help="Show where the time goes, by kind of operation (with -o md, json and jsonl).")
 def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_pg: list[tuple[int, int]], n_depth: list[int],
-          n_seq: list[int], n_batch: list[int], n_threads: list[int], types_k: list[str], types_v: list[str], repeat: int, output: str,
-          profile: bool) -> None:
+          n_seq: list[int], n_batch: list[int], n_threads: list[int], types_k: list[str], types_v: list[str], no_fit: bool, repeat: int,
+          output: str, profile: bool) -> None:
     """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
 
     Beside tokens a second the table has what was read of weights and KV cache and what was computed, each with its share of what
@@ -99,7 +100,7 @@ def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_
         raise click.UsageError("nothing to measure: give -p, -n or -pg above 0")
     nothing: list[str | None] = [None]
     types = [CacheTypes(k, v) for k, v in product(types_k or nothing, types_v or nothing)]
-    found = run(models, tests, n_batch, n_threads or [None], types, repeat, profile)
+    found = run(models, tests, n_batch, n_threads or [None], types, repeat, profile, not no_fit)
     if output == "md":
         print_table(found, with_types=bool(types_k or types_v))
     else:
@@ -107,19 +108,23 @@ def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_
 
 
 def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int],
-        n_threads: Sequence[int | None], types: Sequence[CacheTypes], repeat: int, profile: bool) -> Iterator[Result]:
+        n_threads: Sequence[int | None], types: Sequence[CacheTypes], repeat: int, profile: bool, fit: bool) -> Iterator[Result]:
     """The results as they come, with a bar on stderr."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
 
     from ..bench import Test, check, run_bench
+    from ..fit import measure
     from ..gguf_file import GGUFFile
+    from ..llm import choose_backend
     from ..model import load_model
     loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time
-    for model, chosen in product(loaded, types):
-        chosen.chosen("f16", model.config.head_dim)
+    for model, chosen, n_batch in product(loaded, types, n_batches):
+        room = measure(model, chosen, choose_backend("auto", model, None), n_batch)
+        for test in wanted if fit else ():
+            room.check(test.name, test.n_prompt + test.n_gen + test.n_depth, test.n_seq)
     total = len(loaded) * len(n_batches) * len(n_threads) * len(types) * len(tests) * repeat
     with tqdm(total=total, unit="run", disable=None, leave=False) as bar:
         def progress(test: Test, done: int) -> None:

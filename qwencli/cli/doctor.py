@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ._common import example, json_option, printable, say, size, write_text
+from ..units import size
+from ._common import example, json_option, printable, say, write_text
 from ._models import Wanted, fetched, model_option
 
 
@@ -53,7 +54,7 @@ def as_text(facts: dict[str, Any]) -> str:
     for node in facts["numa"]:
         lines.append(row(f"NUMA node {node['number']}", f"CPUs {node['cpus']}", node["n_bytes"] and size(node["n_bytes"])))
     lines += [
-        row("memory", memory["total"] and size(memory["total"]), memory["available"] and f"{size(memory['available'])} free",
+        row("memory", memory["total"] and size(memory["total"]), memory["free"] and f"{size(memory['free'])} free",
             f"limit {size(memory['limit'])} ({memory['limit_file']})" if memory["limit"] is not None else "no limit"),
         row("huge pages", memory["huge_pages"] or "unknown")]
     if limits:

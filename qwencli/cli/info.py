@@ -14,7 +14,8 @@ from ..ggml_types import FILE_TYPES
 from ..gguf_file import GGUFFile
 from ..kv_cache import DEFAULT_TYPES, CacheTypes
 from ..metadata import ARRAY, LazyArray
-from ._common import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option, printable, size, write_text
+from ..units import size
+from ._common import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option, printable, write_text
 from ._models import Wanted, choose_model, model_argument
 
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
@@ -40,6 +41,7 @@ def info(model: Wanted | None, tensors: bool, cache_type_k: str | None, cache_ty
 
 def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
     """The facts, as `--json` prints them; None where the file does not say."""
+    from ..fit import measure
     from ..model import load_model
     get, arch = file.metadata, file.metadata.string("general.architecture", None)
 
@@ -62,12 +64,15 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
         "n_vocab": len(tokens) if isinstance(tokens, LazyArray) else embedding.shape[0] if embedding else None,
         "chat_template": "tokenizer.chat_template" in get, "types": dict(Counter(t.type.name for t in tensors))}
     try:
-        config = load_model(file).config
+        model = load_model(file)
+        config = model.config
         types = cache_types.chosen("f16", config.head_dim)
         kv_bytes = {str(n): types.n_bytes(n * config.n_kv_values // 2) for n in (4096, config.n_ctx)}
-        facts |= {"runs": True, "why_not": None, "kv_bytes": kv_bytes}
+        fit = measure(model, types)
+        facts |= {"runs": True, "why_not": None, "kv_bytes": kv_bytes, "free_bytes": fit.free, "fitting_context": fit.longest(config.n_ctx)}
     except ModelError as error:
-        facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: "), "kv_bytes": None}
+        facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: "), "kv_bytes": None, "free_bytes": None,
+                  "fitting_context": None}
     return facts | {"metadata": {key: plain(value) for key, value in get.items()}}
 
 
@@ -104,6 +109,8 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
         row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none")]
     if facts["kv_bytes"]:
         lines += [row("context memory", ", ".join(f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items()))]
+    if facts["free_bytes"] is not None:
+        lines += [row("fits", f"{facts['fitting_context']} of {facts['context_length']} tokens in {size(facts['free_bytes'])} free")]
     lines += ["", f"metadata ({facts['n_kv']})"]
     width = column(file.metadata)
     for key, value in facts["metadata"].items():

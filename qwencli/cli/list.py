@@ -14,7 +14,8 @@ import click
 
 from ..errors import QwenError
 from ..hub.installed import Installed, installed
-from ._common import example, json_option, printable, size, write_text
+from ..units import size
+from ._common import example, json_option, printable, write_text
 
 
 @click.command("list", epilog=example("qwencli list", "qwencli list --json"))

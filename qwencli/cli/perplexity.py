@@ -13,6 +13,7 @@ from ._common import (
     cache_type_v_option,
     check_context,
     example,
+    fit_option,
     json_option,
     mmap_option,
     read_text,
@@ -28,6 +29,7 @@ from ._models import Wanted, choose_model, model_option
 @model_option
 @click.option("-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin.")
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4, 2**30), default=512, show_default=True, help="Tokens a chunk.")
+@fit_option
 @click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1, 2**20), default=2048, show_default=True,
               help="Tokens a step: part of a chunk, or several chunks.")
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
@@ -37,8 +39,8 @@ from ._models import Wanted, choose_model, model_option
 @cache_type_v_option
 @json_option
 @mmap_option
-def perplexity(model: Wanted | None, file: str, n_ctx: int, n_batch: int, chunks: int | None, threads: int | None, backend: str,
-               cache_type_k: str | None, cache_type_v: str | None, as_json: bool, no_mmap: bool) -> None:
+def perplexity(model: Wanted | None, file: str, n_ctx: int, fit: bool | None, n_batch: int, chunks: int | None, threads: int | None,
+               backend: str, cache_type_k: str | None, cache_type_v: str | None, as_json: bool, no_mmap: bool) -> None:
     """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
 
     The running value after each chunk goes to stdout, then the final estimate and its standard error.
@@ -51,8 +53,10 @@ def perplexity(model: Wanted | None, file: str, n_ctx: int, n_batch: int, chunks
     from ..perplexity import count_chunks
     from ..perplexity import perplexity as estimates
     start = time.perf_counter()
-    llm = LLM(chosen.path, n_threads=threads, use_mmap=not no_mmap, backend=backend, report=say, progress=Bar(unit="kernel"),
-              cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+    in_a_step = max(1, n_batch // n_ctx) * n_ctx
+    llm = LLM(chosen.path, in_a_step, threads, not no_mmap, backend, say, Bar(unit="kernel"), cache_type_k=cache_type_k,
+              cache_type_v=cache_type_v, fit=fit, n_batch=n_batch)
+    n_ctx, n_batch = min(n_ctx, llm.engine.n_ctx), min(n_batch, llm.engine.n_ctx)
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

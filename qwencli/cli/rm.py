@@ -6,7 +6,8 @@ import sys
 import click
 
 from ..errors import QwenError
-from ._common import example, say, size
+from ..units import size
+from ._common import example, say
 
 
 @click.command(epilog=example("qwencli rm bartowski/Qwen_Qwen3-0.6B-GGUF:Q4_K_M", "qwencli rm -y models/old.gguf"))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
+from ..units import size
 from ._answers import AnswerPrinter, Thinking, answer_fields, length_option, named_template, template_option, thinking_options
 from ._bar import Bar
-from ._common import example, json_option, read_text, size, warn, write_text
+from ._common import example, json_option, read_text, warn, write_text
 from ._grammar import Grammar, grammar_options
 from ._loading import Loader, kept_session, loading_options, session_option
 from ._probabilities import Probabilities, probability_options

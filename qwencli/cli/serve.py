@@ -86,9 +86,13 @@ def serve(loader: Loader, host: str, port: int, n_slots: int, n_queue: int, max_
         api_keys=keys, cors_origins=tuple(origin.lower().rstrip("/") for origin in items(cors_origins or "")), timeout=timeout,
         host=host, ui=not no_ui, log_format="none" if loader.quiet else log_format, log_prompts=log_prompts)
 
+    positions = llm.fit.positions(n_slots)
+    limited = positions is not None and positions < n_slots * llm.engine.n_ctx
+    about = f"{n_slots} at once, context {llm.engine.n_ctx}" + f", memory for {positions} tokens in all" * limited
+
     def ready() -> None:
         if not loader.quiet:
-            say(f"listening on {run.url(sockets, host, tls is not None)} ({n_slots} at once, context {llm.engine.n_ctx}); Ctrl-C ends")
+            say(f"listening on {run.url(sockets, host, tls is not None)} ({about}); Ctrl-C ends")
 
     run.serve(Service(llm, n_slots, n_queue, pooling), config, sockets, grace, ready, tls)
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from ..errors import ContextFull, InputError, QwenError
+from ..errors import ContextFull, InputError, NoMemory, QwenError
 from .generation import Busy, Ending
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 501: "not_supported_error",
@@ -47,6 +47,8 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(str(error), 400, code="context_length_exceeded", type="exceed_context_size_error")
     if isinstance(error, InputError):
         return ApiError(str(error))
+    if isinstance(error, NoMemory):
+        return ApiError(str(error), 503, code="no_memory")
     if isinstance(error, HTTPException):
         return ApiError({404: "there is nothing at this path", 405: "this path has other methods"}.get(error.status_code, error.detail),
                         error.status_code)

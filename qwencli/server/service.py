@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..engine import Sequence
 from ..errors import QwenError
-from ..host import Host
+from ..fit import Fit
 from ..llm import LLM
 from ..sampling import SamplingParams
 from .embedding import Embedding
@@ -45,13 +45,9 @@ class Slot(NamedTuple):
     generation: Generation | None
 
 
-def room_for_prefixes(llm: LLM, n_slots: int, host: Host | None = None) -> int:
+def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
     """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds, and one."""
-    host = host or Host()
-    free, limit, n_values = host.memory()[1], host.memory_limit(), llm.model.config.n_kv_values
-    least = min([n for n in (free, limit and limit[0]) if n is not None], default=0)
-    positions = least // 4 // llm.engine.backend.cache_types.n_bytes(n_values // 2)
-    return max(llm.engine.n_ctx, min(n_slots * llm.engine.n_ctx, positions))
+    return max(n_ctx, min(n_slots * n_ctx, (fit.positions(n_slots) or 0) // 4))
 
 
 class Service:
@@ -60,7 +56,7 @@ class Service:
     def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
         self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
         self.counters = Counters()
-        llm.engine.prefixes.room = room_for_prefixes(llm, n_slots)
+        llm.engine.prefixes.room = room_for_prefixes(llm.fit, llm.engine.n_ctx, n_slots)
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
         self._embeddings: deque[Waiting] = deque()

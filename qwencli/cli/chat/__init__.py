@@ -99,9 +99,10 @@ def remote_model(loader: Loader, template: str | None, session: str | None, samp
     """A model behind a server."""
     if grammar:
         raise click.UsageError("--json-schema, --grammar and --regex are for models on this machine, not for --url")
-    local = (template, session, loader.n_ctx, loader.threads, loader.cache_type_k, loader.cache_type_v)
+    local = (template, session, loader.n_ctx, loader.fit, loader.threads, loader.cache_type_k, loader.cache_type_v)
     if any(value is not None for value in local) or loader.backend != "auto":
-        raise click.UsageError("-c, -t, --backend, -ctk, -ctv, --session and --chat-template are for models on this machine, not for --url")
+        raise click.UsageError("-c, --fit, -t, --backend, -ctk, -ctv, --session and --chat-template are for models on this machine,"
+                               " not for --url")
     from ...dialogue.remote import RemoteChat
     from ...sampling import SamplingParams
     name = loader.model.name if loader.model else None
