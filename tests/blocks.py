@@ -19,6 +19,12 @@ SAMPLE = list(layout.FORMATS) if os.environ.get("QWENCLI_TEST_ALL") else [
 """Formats that differ in how they are emitted, for tests of machine code: to compile all of them takes minutes."""
 
 
+def columns(name: str) -> int:
+    """Of a small matrix: no multiple of more than a block."""
+    block, _, kind = layout.FORMATS[name]
+    return 100 if kind in ("float", "bf16") else 3 * 256 if kind == "q8k" else 5 * block
+
+
 def random_rows(name: str, n_rows: int, n_cols: int, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
     """uint8 [n_rows, bytes a row]: any quants, scales around 1e-3 times `scale`."""
     if name == "BF16":

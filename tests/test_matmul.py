@@ -1,7 +1,7 @@
 """Products with weights of every format, in place and through panels, on every instruction set of this CPU."""
 import numpy as np
 import pytest
-from blocks import SAMPLE, SCALED, filled_rows, random_rows
+from blocks import SAMPLE, SCALED, columns, filled_rows, random_rows
 from gguf import GGMLQuantizationType, quants
 from kernel_calls import Quantized, call
 
@@ -18,11 +18,6 @@ def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """x W^T by what the NumPy backend makes of the weights, in float64, and the sum of the products' magnitudes, which bounds rounding."""
     weights = to_float32(w, TYPES[name]).astype(np.float64)
     return x @ weights.T, np.abs(x) @ np.abs(weights).T
-
-
-def columns(name: str) -> int:
-    block, _, kind = layout.FORMATS[name]
-    return 100 if kind in ("float", "bf16") else 3 * 256 if kind == "q8k" else 5 * block
 
 
 @pytest.mark.parametrize("name", FORMATS)
