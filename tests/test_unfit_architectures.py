@@ -226,7 +226,7 @@ def test_weights_that_are_no_numbers(folder: Path, tmp_path: Path, capfd: pytest
     change(file)
     path = file.write(tmp_path / "broken.gguf")
     for prompt in ("a", "the and the other one"):
-        assert run_cli(["run", "-q", "-m", str(path), "-p", prompt, "-n", "4", "--raw", "--temp", "0", "--backend", backend]) == 1
-        out, err = capfd.readouterr()
+        assert run_cli(["run", "-q", "-m", str(path), "-p", prompt, "-n", "40", "--raw", "--temp", "0", "--backend", backend]) == 1
+        err = capfd.readouterr().err
         assert "are not finite, first in l_out-" in err
-        assert (out, err.count("\n")) == ("", 1)
+        assert err.count("\n") == 1
