@@ -39,8 +39,8 @@ def sum_of(e: Emitter, n: Any, term: Callable[[Any, Any], Any]) -> Any:
     return e.b.fadd(e.sum_f32(e.b.load(accs[16])), e.sum_f32(e.b.load(accs[1])))
 
 
-def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> None:
-    """out = x / sqrt(mean(x**2) + eps) * weight; out may be x."""
+def rms_scale(e: Emitter, x: Any, n: Any, eps: Any) -> Any:
+    """1 / sqrt(mean(x**2) + eps)"""
     b = e.b
 
     def square(offset: Any, kind: Any) -> Any:
@@ -48,7 +48,12 @@ def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> Non
         return b.fmul(value, value)
 
     mean = b.fdiv(sum_of(e, n, square), b.sitofp(n, F32))
-    scale = b.fdiv(e.float(1.0), e.call("llvm.sqrt.f32", F32, b.fadd(mean, eps)))
+    return b.fdiv(e.float(1.0), e.call("llvm.sqrt.f32", F32, b.fadd(mean, eps)))
+
+
+def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> None:
+    """out = x / sqrt(mean(x**2) + eps) * weight; out may be x."""
+    b, scale = e.b, rms_scale(e, x, n, eps)
 
     def write(offset: Any, kind: Any) -> None:
         e.store(b.fmul(b.fmul(e.load(kind, x, offset), lanes(e, scale, kind)), e.load(kind, weight, offset)), out, offset)
@@ -73,6 +78,35 @@ def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
     """out = gate / (1 + exp(-gate)) * up"""
     def write(offset: Any, kind: Any) -> None:
         e.store(e.b.fmul(silu(e, e.load(kind, gate, offset)), e.load(kind, up, offset)), out, offset)
+
+    each_lane(e, n, write)
+
+
+def gate(e: Emitter, x: Any, gate: Any, out: Any, n: Any) -> None:
+    """out = x / (1 + exp(-gate))"""
+    each_lane(e, n, lambda offset, kind: e.store(sigmoid(e, e.load(kind, gate, offset), e.load(kind, x, offset)), out, offset))
+
+
+def share(e: Emitter, x: Any, gate: Any, other: Any, out: Any, n: Any) -> None:
+    """out = x / (1 + exp(-gate)), of one number, and + other unless that is 0."""
+    b, share = e.b, e.b.extract_element(sigmoid(e, e.load(F32X1, gate)), e.int(0, I32))
+    with b.if_else(b.icmp_unsigned("!=", other, e.int(0))) as branches:
+        for branch, added in zip(branches, (other, None)):
+            with branch:
+                def write(offset: Any, kind: Any, added: Any = added) -> None:
+                    value = b.fmul(e.load(kind, x, offset), lanes(e, share, kind))
+                    e.store(value if added is None else b.fadd(value, e.load(kind, added, offset)), out, offset)
+
+                each_lane(e, n, write)
+
+
+def gated_norm(e: Emitter, gate: Any, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> None:
+    """out = gate / (1 + exp(-gate)) * (x / sqrt(mean(x**2) + eps) * weight)"""
+    b, scale = e.b, rms_scale(e, x, n, eps)
+
+    def write(offset: Any, kind: Any) -> None:
+        normed = b.fmul(b.fmul(e.load(kind, x, offset), lanes(e, scale, kind)), e.load(kind, weight, offset))
+        e.store(b.fmul(silu(e, e.load(kind, gate, offset)), normed), out, offset)
 
     each_lane(e, n, write)
 

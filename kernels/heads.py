@@ -1,4 +1,4 @@
-"""Heads normalised and rotated: queries in place, keys on their way into the KV cache, where values go with them."""
+"""Heads normalised and rotated: queries, and keys on their way into the KV cache, where values go with them."""
 from __future__ import annotations
 
 from typing import Any
@@ -15,38 +15,45 @@ def build(name: str, *variant: str) -> Any:
     return {"rotate": build_rotate, "store": build_store}[name](*variant)
 
 
-def rotate_head(e: Emitter, x: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any) -> None:
-    """Normalise one head in place, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2.
+def rotate_head(e: Emitter, x: Any, out: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any) -> None:
+    """Normalise one head, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2. `out` may be x.
 
     `table` has their n_rot / 2 cosines, then as many sines.
     """
     b = e.b
-    with b.if_then(b.icmp_unsigned("!=", weight, e.int(0))):
-        rms_norm(e, x, weight, x, head_dim, b.bitcast(b.trunc(eps, I32), F32))
+    has_norm = b.icmp_unsigned("!=", weight, e.int(0))
+    with b.if_then(has_norm):
+        rms_norm(e, x, weight, out, head_dim, b.bitcast(b.trunc(eps, I32), F32))
+    with b.if_then(b.and_(b.not_(has_norm), b.icmp_unsigned("!=", x, out))):
+        each_lane(e, head_dim, lambda offset, kind: e.store(e.load(kind, x, offset), out, offset))
     half = b.lshr(n_rot, e.int(1))
     half_bytes = b.shl(half, e.int(2))
 
     def rotate(offset: Any, kind: Any) -> None:
-        first, second = e.load(kind, x, offset), e.load(kind, e.at(x, half_bytes), offset)
+        first, second = e.load(kind, out, offset), e.load(kind, e.at(out, half_bytes), offset)
         cos, sin = e.load(kind, table, offset), e.load(kind, e.at(table, half_bytes), offset)
-        e.store(b.fsub(b.fmul(first, cos), b.fmul(second, sin)), x, offset)
-        e.store(b.fadd(b.fmul(second, cos), b.fmul(first, sin)), e.at(x, half_bytes), offset)
+        e.store(b.fsub(b.fmul(first, cos), b.fmul(second, sin)), out, offset)
+        e.store(b.fadd(b.fmul(second, cos), b.fmul(first, sin)), e.at(out, half_bytes), offset)
 
     each_lane(e, half, rotate)
 
 
-rotate_in_place = intrinsic_of(void, *[i64] * 6)(rotate_head)
+rotate_one = intrinsic_of(void, *[i64] * 7)(rotate_head)
 
 
 def build_rotate() -> Any:
-    """args: count, unit, x, n_head, head_dim, weight or 0, eps (f32 bits), table, n_rot. Queries, in place."""
+    """args: count, unit, x, n_head, head_dim, weight or 0, eps (f32 bits), table, n_rot; out, bytes of x from token to token and from head
+    to head. Queries; out, where they follow each other, may be x where they do so too.
+    """
     def rotate(args, chunk, scratch):
         x, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
         eps, table, n_rot = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64)
+        out, token_bytes, head_bytes = load_i64(args + 72), load_i64(args + 80), load_i64(args + 88)
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
         for t in range(first, last):
             for head in range(n_head):
-                rotate_in_place(x + 4 * head_dim * (t * n_head + head), weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
+                to = out + 4 * head_dim * (t * n_head + head)
+                rotate_one(x + token_bytes * t + head_bytes * head, to, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
     return rotate
 
 
@@ -69,7 +76,7 @@ def build_store(k_type: str, v_type: str) -> Any:
             keys, slot = load_i64(pages + 8 * t) + layer_offset, load_i64(slots + 8 * t)
             for head in range(n_head):
                 x = 4 * head_dim * (t * n_head + head)
-                rotate_in_place(k + x, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
+                rotate_one(k + x, k + x, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
                 store_head(k + x, v + x, keys, keys + keys_bytes, slot, head_dim)
                 keys += keys_bytes + values_bytes
     return store

@@ -13,6 +13,9 @@ from numba import njit
 from . import activations
 from .simd import F32, I32, I64, Emitter, i64, intrinsic_of, load_i32, load_i64, store_f32, void
 
+MORE = {"gate": 3, "share": 1, "gated_norm": 2}
+"""How many arguments a prologue has behind those of all."""
+
 
 def build(name: str, *variant: str) -> Any:
     return {"embed": build_embed, "prepare": build_prepare, "add": build_add, "gather": build_gather}[name](*variant)
@@ -47,20 +50,37 @@ def build_embed(name: str) -> Any:
 
 
 def build_prepare(prologue: str, kind: str) -> Any:
-    """args: count, unit, x, y, n_cols, out, quants, scales, sums, eps (f32 bits); quantized also from where the result is float32.
+    """args: count, unit, x, y, n_cols, out, quants, scales, sums, eps (f32 bits), more; quantized also from where the result is float32.
 
-    "norm": y is the weight; "swiglu": x is the gate and y what it gates; "copy": out is x. `kind` names the quantization, or is "f32".
+    "norm": y is the weight; "swiglu": x is the gate and y what it gates; "copy": out is x. "gate": y gates x, columns of groups: bytes
+    from token to token, columns of a group, bytes from group to group. "share": y gates x, one number a token, and what is added or 0.
+    "gated_norm": x is the gate, y is normalised in heads: their weight and size. `kind` names the quantization, or is "f32".
     """
     @intrinsic_of(void, i64, i64)
     def prepare_token(e: Emitter, args: Any, token: Any) -> None:
         b = e.b
         x, y, n, first_out, q, d, sums, eps = (e.load(I64, args, 16 + 8 * i) for i in range(8))
-        row = b.mul(token, b.shl(n, e.int(2)))
+        more = [e.load(I64, args, 80 + 8 * i) for i in range(MORE.get(prologue, 0))]
+        row, eps = b.mul(token, b.shl(n, e.int(2))), b.bitcast(b.trunc(eps, I32), F32)
         x, out = e.at(x, row), e.at(first_out, row)
         if prologue == "norm":
-            activations.rms_norm(e, x, y, out, n, b.bitcast(b.trunc(eps, I32), F32))
+            activations.rms_norm(e, x, y, out, n, eps)
         elif prologue == "swiglu":
             activations.swiglu(e, x, e.at(y, row), out, n)
+        elif prologue == "gate":
+            token_bytes, size, group_bytes = more
+            y = e.at(y, b.mul(token, token_bytes))
+            with e.loop(b.udiv(n, size)) as i:
+                place = b.mul(i, b.shl(size, e.int(2)))
+                activations.gate(e, e.at(x, place), e.at(y, b.mul(i, group_bytes)), e.at(out, place), size)
+        elif prologue == "share":
+            other = b.select(b.icmp_unsigned("!=", more[0], e.int(0)), e.at(more[0], row), e.int(0))
+            activations.share(e, x, e.at(y, b.shl(token, e.int(2))), other, out, n)
+        elif prologue == "gated_norm":
+            weight, size = more
+            with e.loop(b.udiv(n, size)) as i:
+                place = b.mul(i, b.shl(size, e.int(2)))
+                activations.gated_norm(e, e.at(x, place), e.at(e.at(y, row), place), weight, e.at(out, place), size, eps)
         activations.quantize_row(e, kind, first_out, q, d, sums, n, token)
 
     def prepare(args, chunk, scratch):

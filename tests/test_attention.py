@@ -46,7 +46,7 @@ def table(angles: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize(("head_dim", "n_rot"), [(64, 64), (80, 80), (128, 128), (256, 256), (128, 50), (16, 2)])
-def test_heads_are_normalised_and_rotated_in_place(isa_name: str, head_dim: int, n_rot: int) -> None:
+def test_heads_are_normalised_and_rotated(isa_name: str, head_dim: int, n_rot: int) -> None:
     rng = np.random.default_rng(head_dim + n_rot)
     x = rng.standard_normal((5, 3, head_dim)).astype(np.float32)
     weight = rng.standard_normal(head_dim).astype(np.float32)
@@ -56,7 +56,13 @@ def test_heads_are_normalised_and_rotated_in_place(isa_name: str, head_dim: int,
             found = guarded(x, side)
             norm = [0 if w is None else guarded(w, side), bits(EPS)]
             turns = guarded(table(angles), side)
-            call(isa_name, "heads:rotate", [np.array([5]), 2, found, 3, head_dim, *norm, turns, n_rot], n_chunks=3)
+            call(isa_name, "heads:rotate", [np.array([5]), 2, found, 3, head_dim, *norm, turns, n_rot, found, 12 * head_dim, 4 * head_dim],
+                 n_chunks=3)
+            np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
+            wide = guarded(np.concatenate([x, 0 * x], -1), side)  # heads among others' columns, to where they follow each other
+            found = guarded(np.full_like(x, np.nan), side)
+            call(isa_name, "heads:rotate", [np.array([5]), 2, wide, 3, head_dim, *norm, turns, n_rot, found, 24 * head_dim, 8 * head_dim],
+                 n_chunks=3)
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
 
 

@@ -1,4 +1,6 @@
 """Kernels over tokens: norms and gates with the quantization of their result, sums, gathered rows; each against NumPy in float64."""
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from guarded import guarded
@@ -9,12 +11,13 @@ from qwencli.kernels import isa, layout
 
 ISAS = [i.name for i in isa.available()]
 EPS = 1e-5
+PROLOGUES = "norm", "swiglu", "copy", "gate", "share", "gated_norm"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
-    prepare = [f"ops:prepare:{prologue}:{kind}" for prologue in ("norm", "swiglu", "copy") for kind in ("f32", "q8k", "q8_0")]
+    prepare = [f"ops:prepare:{prologue}:{kind}" for prologue in PROLOGUES for kind in ("f32", "q8k", "q8_0")]
     for name in ISAS:
         kernels_of(name).load(["ops:add", "ops:gather", *(spec for spec in prepare if spec != "ops:prepare:copy:f32")])
 
@@ -30,14 +33,20 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         return gate / (1 + np.exp(-gate)) * up
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        sigmoids: np.ndarray = 1 / (1 + np.exp(-x.astype(np.float64)))
+    return sigmoids
+
+
 def prepare(isa_name: str, prologue: str, kind: str, x: np.ndarray, y: np.ndarray | None = None,
-            side: str = "after") -> tuple[np.ndarray, ...]:
+            side: str = "after", more: Sequence[object] = ()) -> tuple[np.ndarray, ...]:
     """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself."""
     n, n_cols = x.shape
     x = guarded(x, side)
     out = x if prologue == "copy" else guarded(np.full_like(x, np.nan), side)
     q, d, sums = (guarded(np.full(n * size, 0x55, np.uint8), side) for size in layout.activation_bytes(kind, n_cols))
-    args = [np.array([n]), 2, x, 0 if y is None else guarded(y, side), n_cols, out, q, d, sums, bits(EPS)]
+    args = [np.array([n]), 2, x, 0 if y is None else guarded(y, side), n_cols, out, q, d, sums, bits(EPS), *more]
     call(isa_name, f"ops:prepare:{prologue}:{kind}", args, n_chunks=-(-n // 2))
     return out, q, d, sums
 
@@ -53,6 +62,29 @@ def test_norms_and_gates(isa_name: str, n_cols: int) -> None:
         np.testing.assert_allclose(norm, rms_norm(x, weight), rtol=2e-6)
         gated, *_ = prepare(isa_name, "swiglu", "f32", x, up, side)
         np.testing.assert_allclose(gated, swiglu(x, up), rtol=2e-6)
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize(("n_group", "size"), [(1, 1), (3, 16), (2, 37)])
+def test_gates_of_columns_heads_and_tokens(isa_name: str, n_group: int, size: int) -> None:
+    """Gates among others' columns, side by side, one for each token; norms of heads behind gates."""
+    rng = np.random.default_rng(size)
+    n, n_cols = 5, n_group * size
+    x, y, z = 3 * rng.standard_normal((3, n, n_cols)).astype(np.float32)
+    weight = guarded(rng.standard_normal(size).astype(np.float32), "after")
+    wide = np.concatenate([y.reshape(n, n_group, size), np.full((n, n_group, 3), np.nan, np.float32)], -1)
+    heads = rms_norm(y.reshape(n, n_group, size), weight).reshape(n, n_cols)
+    for side in "before", "after":
+        dense, *_ = prepare(isa_name, "gate", "f32", x, y, side, [4 * n_cols, n_cols, 0])
+        np.testing.assert_allclose(dense, x * sigmoid(y), rtol=1e-6)
+        columns, *_ = prepare(isa_name, "gate", "f32", x, wide, side, [4 * wide[0].size, size, 4 * (size + 3)])
+        assert np.array_equal(columns, dense)
+        for other in z, None:
+            more = [0 if other is None else guarded(other, side)]
+            share, *_ = prepare(isa_name, "share", "f32", x, y[:, 0].copy(), side, more)
+            np.testing.assert_allclose(share, x * sigmoid(y[:, :1]) + (0 if other is None else other), rtol=2e-6, atol=1e-6)
+        normed, *_ = prepare(isa_name, "gated_norm", "f32", x, y, side, [weight, size])
+        np.testing.assert_allclose(normed, swiglu(x, heads), rtol=2e-6)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -72,15 +104,17 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     gate = np.concatenate([patterns[np.isfinite(patterns)], np.linspace(-90, 90, 20011, dtype=np.float32)])[None]
     found, *_ = prepare(isa_name, "swiglu", "f32", gate, np.ones_like(gate))
     np.testing.assert_allclose(found, swiglu(gate, np.ones_like(gate)), rtol=5e-7, atol=1e-35)
+    found, *_ = prepare(isa_name, "gate", "f32", np.ones_like(gate), gate, more=[0, gate.size, 0])
+    np.testing.assert_allclose(found, sigmoid(gate), rtol=5e-7, atol=1e-35)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize("prologue", ["norm", "swiglu"])
-def test_what_is_not_finite_stays_so(isa_name: str, prologue: str) -> None:
+@pytest.mark.parametrize(("prologue", "more"), [("norm", []), ("swiglu", []), ("gate", [4 * 33, 33, 0])])
+def test_what_is_not_finite_stays_so(isa_name: str, prologue: str, more: list[int]) -> None:
     for bad in np.nan, np.inf:
         x = np.ones((3, 33), np.float32)
         x[1, 32] = bad
-        out, *_ = prepare(isa_name, prologue, "f32", x, np.ones_like(x))
+        out, *_ = prepare(isa_name, prologue, "f32", x, np.ones_like(x), more=more)
         assert np.isfinite(out[[0, 2]]).all()
         assert not np.isfinite(out[1]).all()
 
@@ -96,7 +130,7 @@ def quantize(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize("kind", ["q8k", "q8_0"])
-@pytest.mark.parametrize("prologue", ["norm", "swiglu", "copy"])
+@pytest.mark.parametrize("prologue", PROLOGUES)
 def test_results_are_quantized_on_the_way(isa_name: str, prologue: str, kind: str) -> None:
     """Quants, scales and sums belong to the floats that were written beside them."""
     rng = np.random.default_rng(3)
@@ -104,8 +138,11 @@ def test_results_are_quantized_on_the_way(isa_name: str, prologue: str, kind: st
     x, y = rng.standard_normal((2, 3, n_cols)).astype(np.float32)
     x[1, :256] = y[1, :256] = 0
     for side in "before", "after":
-        out, q, d, sums = prepare(isa_name, prologue, kind, x, y[0] if prologue == "norm" else y, side)
-        expected = {"norm": rms_norm(x, y[0]), "swiglu": swiglu(x, y), "copy": x}[prologue]
+        more = {"gate": [4 * n_cols, n_cols, 0], "share": [0], "gated_norm": [guarded(y[0], side), n_cols]}.get(prologue, [])
+        given = {"norm": y[0], "share": y[:, 0].copy()}.get(prologue, y)
+        out, q, d, sums = prepare(isa_name, prologue, kind, x, given, side, more)
+        expected = {"norm": rms_norm(x, y[0]), "swiglu": swiglu(x, y), "copy": x, "gate": x * sigmoid(y), "share": x * sigmoid(y[:, :1]),
+                    "gated_norm": swiglu(x, rms_norm(y, y[0]))}[prologue]
         np.testing.assert_allclose(out, expected, rtol=2e-6)
         exact, scale = quantize(out, kind)
         quants = q.view(np.int8).reshape(exact.shape).astype(int)

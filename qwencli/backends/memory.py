@@ -99,6 +99,12 @@ class Value:
     def address(self) -> int:
         return address_of(self.memory)
 
+    def place(self) -> tuple[int, int, int, int]:
+        """Where its numbers lie: the address of the first one, bytes from row to row, columns of a group, bytes from group to group."""
+        if self.columns is None:
+            return self.address, 4 * self.width, self.width, 0
+        return self.address + self.columns.offset, *self.columns[1:]
+
     def floats(self, n: int) -> NDArray[np.float32]:
         """The rows of `n` tokens, float32 [n, per_token * width]."""
         return self.memory[:4 * n * self.per_token * self.width].view(np.float32).reshape(n, self.per_token * self.width)

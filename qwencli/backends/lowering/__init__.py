@@ -37,10 +37,10 @@ from ...model import Model
 from .. import LOGITS
 from ..memory import Inputs, Value, address_of
 from ..program import Program
-from . import delta, experts, heads, products
+from . import delta, experts, gates, heads, products
 
 LOWER: dict[type[Op], Callable[[Program, Tensor], None]] = {
-    GetRows: products.get_rows, Linear: products.linear, RMSNorm: products.rms_norm, SwiGLU: products.swiglu, Gate: products.gate,
+    GetRows: products.get_rows, Linear: products.linear, RMSNorm: products.rms_norm, SwiGLU: gates.swiglu, Gate: gates.sigmoid,
     Add: products.add, Reshape: heads.view, Columns: heads.columns, Rope: heads.view, KVStore: heads.kv_store, Attention: heads.attention,
     Route: experts.route, ExpertLinear: experts.linear, ExpertSum: experts.combine, Conv: delta.conv, DeltaNet: delta.delta_net}
 """What adds the rows of a node's op: f(program, node)."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ...graph import N_TOKENS, Attention, Columns, KVStore, Reshape, RMSNorm, Rope, Tensor
 from ...kernels import layout
-from ..memory import View, address_of
+from ..memory import Value, View, address_of
 from ..program import Program, float_bits, layer_bytes
 
 KV = "the KV cache"  # what stores write and attention reads, for the order of rows
@@ -43,17 +43,35 @@ def head_norm(p: Program, node: Tensor) -> tuple[int, int]:
 
 
 def rotation(p: Program, node: Tensor) -> list[int]:
-    """The arguments that rotating and storing heads share. Afterwards the memory of `node` holds them rotated, and no longer as before."""
+    """The arguments that rotating and storing heads share."""
     x = p.values[node.name]
     _, n_head, head_dim = node.shape
     assert isinstance(n_head, int)
     assert isinstance(head_dim, int)
     if not isinstance(node.op, Rope):
         raise p.error(f"the CPU backend needs '{node.name}' to be rotated")
+    angles, n_rot = address_of(p.inputs.angles), node.op.params.n_rot
+    return [p.inputs.count(N_TOKENS), p.unit(N_TOKENS), x.place()[0], n_head, head_dim, *head_norm(p, node), angles, n_rot]
+
+
+def in_place(p: Program, node: Tensor) -> None:
+    """From now on the memory of `node` holds its heads rotated, and no longer as before."""
+    x = p.values[node.name]
     p.hidden |= {name for name, value in p.values.items() if value.memory is x.memory}
     p.hidden.remove(node.name)
-    angles, n_rot = address_of(p.inputs.angles), node.op.params.n_rot
-    return [p.inputs.count(N_TOKENS), p.unit(N_TOKENS), x.address, n_head, head_dim, *head_norm(p, node), angles, n_rot]
+
+
+def rotate(p: Program, node: Tensor) -> Value:
+    """Queries, in place unless they are columns of another tensor."""
+    args, x = rotation(p, node), p.values[node.name]
+    if x.columns is None:
+        in_place(p, node)
+        out, strides = x, (4 * x.width, 4 * p.model.config.head_dim)
+    else:
+        out, strides = p.new(node.name, x.dim, x.width), (x.columns.stride, x.columns.group_stride)
+        p.hidden.remove(node.name)
+    p.row("heads:rotate", [*args, out.address, *strides], [x.address], [out.address], divisor=p.unit(N_TOKENS))
+    return out
 
 
 def kv_store(p: Program, node: Tensor) -> None:
@@ -62,6 +80,7 @@ def kv_store(p: Program, node: Tensor) -> None:
     keys, values = p.compact(k).address, p.compact(v).address
     pages, slots = address_of(p.inputs.pages), address_of(p.inputs.slots)
     args = [*rotation(p, k), values, pages, slots, node.op.layer * layer_bytes(p.model, p.types)]
+    in_place(p, k)
     p.row(f"heads:store:{p.types.k}:{p.types.v}", args, [keys, values], [keys, KV], divisor=p.unit(N_TOKENS))
 
 
@@ -72,8 +91,7 @@ def attention(p: Program, node: Tensor) -> None:
     c = p.model.config
     if c.head_dim % layout.LANES:
         raise p.error(f"heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}: use --backend numpy")
-    x = p.compact(q)
-    p.row("heads:rotate", rotation(p, q), [x.address], [x.address], divisor=p.unit(N_TOKENS))
+    x = rotate(p, q)
     out = p.new(node.name, N_TOKENS, c.n_head * c.head_dim)
     pointers, writes = address_of(p.inputs.pointers), (out.address, "partials")
     args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, float_bits(node.op.scale),

@@ -1,4 +1,4 @@
-"""Rows of products with weights, and of what stands before and behind them: norms, gates, sums, gathered rows."""
+"""Rows of products with weights, and of what stands before and behind them: norms, sums, gathered rows."""
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +8,7 @@ from ...graph import Add, RMSNorm, Tensor, Weight
 from ...kernels import layout
 from ..memory import Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, float_bits, weight_info
-from . import delta, heads
+from . import heads
 
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
@@ -40,17 +40,6 @@ def rms_norm(p: Program, node: Tensor) -> None:
         return heads.view(p, node)
     assert isinstance(node.op, RMSNorm)
     p.prepare(node, "norm", [p.weight(node.src[1]), float_bits(node.op.eps)], [])
-
-
-def swiglu(p: Program, node: Tensor) -> None:
-    if delta.is_gated_norm(node):
-        return delta.gated_norm(p, node)
-    up = p.compact(node.src[1])
-    p.prepare(node, "swiglu", [up.address, 0], [up.address])
-
-
-def gate(p: Program, node: Tensor) -> None:
-    delta.gate(p, node)
 
 
 def add(p: Program, node: Tensor) -> None:
