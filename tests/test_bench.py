@@ -5,20 +5,26 @@ import csv
 import io
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import Call
-from random_models import random_model
+from random_models import random_model, write_random_model
+from shapes import PRESETS
 
 from qwencli import bench
 from qwencli.backends import LOGITS, Batch, Piece
 from qwencli.backends.cpu import CPUBackend
+from qwencli.backends.team import RUNTIME
 from qwencli.bench import Result, Runner, describe, deviation, run_bench
 from qwencli.cli.bench import print_table
+from qwencli.config import DeltaNets, Experts
 from qwencli.costs import Cost, Costs, kind_of
 from qwencli.costs import Piece as Counted
 from qwencli.errors import InputError
@@ -116,6 +122,20 @@ def test_descriptions_are_llama_cpps(demo: Model, shape: tuple[int, int], file_t
     assert describe(replace(demo, config=replace(demo.config, n_layer=shape[0], n_embd=shape[1]))) == expected
 
 
+@pytest.mark.parametrize(("arch", "shape", "expected"), [
+    ("qwen2moe", (24, 2048), "A2.7B"), ("qwen2moe", (28, 3584), "57B.A14B"), ("qwen3moe", (48, 2048), "30B.A3B"),
+    ("qwen3moe", (94, 4096), "235B.A22B"), ("qwen3vlmoe", (48, 2048), "30B.A3B"), ("qwen3next", (48, 2048), "80B.A3B"),
+    ("qwen35moe", (40, 2048), "35B.A3B"), ("qwen35", (24, 1024), "0.8B"), ("qwen35", (24, 2048), "2B"), ("qwen35", (32, 2560), "4B"),
+    ("qwen35", (32, 4096), "9B"), ("qwen35", (64, 5120), "27B"), ("qwen3vl", (28, 2048), "1.7B"), ("qwen", (32, 4096), "7B"),
+    ("qwen3moe", (24, 2048), "7.4M")])
+def test_sizes_are_llama_cpps(demo: Model, arch: str, shape: tuple[int, int], expected: str) -> None:
+    """Those of its files src/models/qwen*.cpp; a size that these don't know is the file's label, the demo's here."""
+    shared: dict[str, Any] = {"experts": Experts(8, 2, 64, 0, True)} if "moe" in arch or "next" in arch else {}
+    shared |= {"delta_nets": DeltaNets((0,), 1, 1, 64, 4, True)} if "next" in arch or "35" in arch else {}
+    config = replace(demo.config, architecture=arch, n_layer=shape[0], n_embd=shape[1], **shared)
+    assert describe(replace(demo, config=config)) == f"{arch} {expected} Q4_K - Medium"
+
+
 def naive_counts(model: Model, pieces: Sequence[tuple[int, int]], n_outputs: int) -> tuple[float, float, float]:
     """Bytes of weights, int8 and float32 operations of a qwen3 step, by the names of the tensors and by counting query by query."""
     c, last = model.config, model.config.n_layer - 1
@@ -145,6 +165,74 @@ def test_what_a_step_costs(demo: Model, tmp_path: Path, mix: str, pieces: list[t
     model = demo if mix == "demo" else random_model(tmp_path, mix)
     found = Costs(model).of_step([Counted(*p) for p in pieces], len(pieces))
     np.testing.assert_allclose([sum(values) for values in zip(*found.values())], naive_counts(model, pieces, len(pieces)))
+
+
+# The architectures, on the tiny models of scripts/shapes.py
+
+TINY: dict[str, dict[str, int]] = {
+    "qwen": {"attention": 2}, "qwen2moe": {"attention": 2, "used": 3}, "qwen3moe": {"attention": 3, "used": 2},
+    "qwen35": {"attention": 1, "recurrent": 4}, "qwen3next": {"attention": 1, "recurrent": 4, "used": 2}}
+"""How many layers are of which kind, and how many of 8 experts a token takes."""
+CHANNELS, STATE = (4 + 4 + 8) * 64, 8 * 64 * 64
+"""Of their delta nets: four heads of queries and of keys, eight of values."""
+
+
+def experts_read(n_tokens: int, n_used: int) -> float:
+    """How many of 8 experts are read on average: over every way in which the tokens can choose."""
+    ways = list(product(combinations(range(8), n_used), repeat=n_tokens))
+    return sum(len(set().union(*way)) for way in ways) / len(ways)
+
+
+def naive_costs(model: Model, pieces: Sequence[tuple[int, int]], n_outputs: int) -> dict[str, list[float]]:
+    """Bytes and operations of a tiny model's step by kind, by the names of its tensors."""
+    known, c = TINY[model.config.architecture], model.config
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+
+    def add(kind: str, n_bytes: float, products: float, flops: float) -> None:
+        found[kind] = [x + y for x, y in zip(found[kind], (n_bytes, products, flops))]
+
+    n_tokens = sum(n for n, _ in pieces)
+    for name, info in model.file.tensors.items():
+        of_outputs = name in ("output.weight", "token_embd.weight") or name.startswith(f"blk.{c.n_layer - 1}.ffn")
+        n = n_outputs if of_outputs else n_tokens
+        operations = 2 * np.prod(info.shape, dtype=float) * n
+        if name.endswith("bias") or "norm" in name or name.startswith(f"blk.{c.n_layer}.") or "ssm_a." in f"{name}." or "ssm_dt" in name:
+            continue
+        if name == "token_embd.weight" and "output.weight" in model.file.tensors:
+            continue
+        is_float = info.type.name in ("F16", "F32")
+        if "ssm_conv1d" in name:
+            add("delta conv", info.n_bytes + len(pieces) * 2 * 4 * 3 * CHANNELS, 0, operations)
+        elif "_exps" in name:
+            share, operations = experts_read(n, known["used"]) / 8, operations * known["used"] / 8
+            add("matmul experts", info.n_bytes * share, *((0, operations) if is_float else (operations, 0)))
+        else:
+            add(f"matmul {info.type.name.lower()}", info.n_bytes, *((0, operations) if is_float else (operations, 0)))
+    for n, position in pieces:
+        for _ in range(known["attention"]):
+            add("attention", 2 * 2 * c.n_head_kv * c.head_dim * (position + n), 0, 0)
+            for i in range(n):
+                add("attention", 0, 0, c.n_head * 2 * 2 * c.head_dim * (position + i + 1))
+        for _ in range(known.get("recurrent", 0)):
+            add("delta scan", 2 * 4 * STATE, 0, n * STATE * (1 + 2 + 2 + 2))  # S *= g; v - S^T k; S += k d^T; S^T q
+    return found
+
+
+@pytest.mark.parametrize("mix", ["F16", "Q4_K_M"])
+@pytest.mark.parametrize("arch", TINY)
+def test_what_a_step_of_an_architecture_costs(tmp_path: Path, arch: str, mix: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_random_model(path, PRESETS[f"tiny-{arch}"], mix)
+    model = load_model(GGUFFile(path))
+    for pieces in [(1, 0)], [(2, 5)], [(1, 9), (1, 70)], [(2, 0), (1, 300)]:
+        found, expected = Costs(model).of_step([Counted(*p) for p in pieces], len(pieces)), naive_costs(model, pieces, len(pieces))
+        assert found.keys() == expected.keys()
+        for kind in found:
+            np.testing.assert_allclose(found[kind], expected[kind], err_msg=kind)
+    backend = CPUBackend(model, 1)
+    for n in 1, 8:
+        specs = backend.kernels_for([LOGITS], [], n, 1, "choose")
+        assert found.keys() <= {kind_of(spec) for spec in specs if spec not in RUNTIME}
 
 
 class Recorder:
