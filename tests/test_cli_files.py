@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from command_line import TEXT, Call
 from gguf_builder import N_CTX, N_EMBD, TOKENS, Gguf, f32, parts, reciter, tiny
+from random_models import write_random_model
+from shapes import PRESETS
 
 from qwencli.model_path import EMBEDDED
 
@@ -89,11 +91,26 @@ def test_info_as_text(call: Call, story: Path) -> None:
         assert re.search(line, out), line
 
 
+def test_info_on_experts_and_recurrent_layers(call: Call, tmp_path: Path) -> None:
+    """The tiny shape of scripts/shapes.py: each fourth layer has attention, four others a convolution's last three inputs, 16 heads of 64
+    beside each other, and a matrix for each of eight heads."""
+    write_random_model(tmp_path / "m.gguf", PRESETS["tiny-qwen3next"], "F16")
+    facts = json.loads(call("info", tmp_path / "m.gguf", "--json").out)
+    state = 4 * 4 * (3 * 16 * 64 + 8 * 64 * 64)
+    expected = {"n_expert": 8, "n_expert_used": 2, "n_ff_expert": 256, "n_ff_shared": 256, "n_recurrent_layer": 4, "state_bytes": state,
+                "kv_bytes": {str(n): n * 2 * 2 * 128 * 2 for n in (1024, 4096)}}  # a layer's keys and values: two heads of 128 half floats
+    assert {key: facts[key] for key in expected} == expected
+    out = call("info", tmp_path / "m.gguf").out
+    assert "  experts         8, 2 used, each of 256; one of 256 for all tokens\n" in out
+    assert f"  recurrent       4 layers, with a state of {state / 1000:.1f} kB\n" in out
+    assert json.loads(call("info", "--json").out)["state_bytes"] is None
+
+
 def test_info_on_what_cannot_run(call: Call, tmp_path: Path) -> None:
     path = Gguf({"general.architecture": ("str", "mamba")}, [f32("t", [[1, 2]])]).write(tmp_path / "mamba.gguf")
     done = call("info", path)
     assert done.code == 0
-    assert "runs            no: the architecture 'mamba' is not supported; known are qwen2, qwen3" in done.out
+    assert "runs            no: the architecture 'mamba' is not supported; known are qwen, qwen2, " in done.out
     assert json.loads(call("info", path, "--json").out)["runs"] is False
     assert call("info", Gguf().write(tmp_path / "nothing.gguf")).code == 0
 

@@ -52,7 +52,7 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
     tensors = file.tensors.values()
     n_params, n_bytes = sum(t.n_weights for t in tensors), sum(t.n_bytes for t in tensors)
     embedding, tokens = file.tensors.get("token_embd.weight"), get.get("tokenizer.ggml.tokens")
-    facts = {
+    facts: dict[str, Any] = {
         "path": str(file.path), "version": file.version, "n_kv": len(get), "n_tensors": len(tensors),
         "name": get.string("general.name", None), "architecture": arch,
         "n_params": n_params, "size_bytes": file.size, "bpw": 8 * n_bytes / n_params if n_params else None,
@@ -62,17 +62,24 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
         "n_head": number("attention.head_count"), "n_head_kv": number("attention.head_count_kv"),
         "n_head_dim": number("attention.key_length"),
         "n_vocab": len(tokens) if isinstance(tokens, LazyArray) else embedding.shape[0] if embedding else None,
-        "chat_template": "tokenizer.chat_template" in get, "types": dict(Counter(t.type.name for t in tensors))}
+        "chat_template": "tokenizer.chat_template" in get, "types": dict(Counter(t.type.name for t in tensors)),
+        "runs": True, "why_not": None,
+        **dict.fromkeys(("n_expert", "n_expert_used", "n_ff_expert", "n_ff_shared", "n_recurrent_layer", "state_bytes", "kv_bytes",
+                         "free_bytes", "fitting_context"))}
     try:
         model = load_model(file)
-        config = model.config
-        types = cache_types.chosen("f16", config.head_dim)
-        kv_bytes = {str(n): types.n_bytes(n * config.n_kv_values // 2) for n in (4096, config.n_ctx)}
-        fit = measure(model, types)
-        facts |= {"runs": True, "why_not": None, "kv_bytes": kv_bytes, "free_bytes": fit.free, "fitting_context": fit.longest(config.n_ctx)}
     except ModelError as error:
-        facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: "), "kv_bytes": None, "free_bytes": None,
-                  "fitting_context": None}
+        facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: ")}
+    else:
+        c = model.config
+        types, fit = cache_types.chosen("f16", c.head_dim), measure(model, cache_types)
+        facts |= {"n_head_kv": c.n_head_kv, "n_head_dim": c.head_dim,
+                  "kv_bytes": {str(n): types.n_bytes(n * c.n_kv_values // 2) for n in (4096, c.n_ctx)},
+                  "free_bytes": fit.free, "fitting_context": fit.longest(c.n_ctx)}
+        if e := c.experts:
+            facts |= {"n_expert": e.n_expert, "n_expert_used": e.n_used, "n_ff_expert": e.n_ff, "n_ff_shared": e.n_ff_shared or None}
+        if c.delta_nets:
+            facts |= {"n_recurrent_layer": len(c.delta_nets.layers), "state_bytes": 4 * c.n_state_values}
     return facts | {"metadata": {key: plain(value) for key, value in get.items()}}
 
 
@@ -93,6 +100,7 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
         return f"  {name:<15} {printable(str(value))}"
 
     bpw = f", {facts['bpw']:.2f} bits per weight" if facts["bpw"] else ""
+    n_ff = f", feed-forward {facts['n_ff']}" if facts["n_ff"] and not facts["n_expert"] else ""
     lines = [
         printable(facts["path"]),
         row("name", facts["name"]),
@@ -102,8 +110,14 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
         row("file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"),
         row("context", facts["context_length"]),
         row("layers", facts["n_layer"]),
-        row("embedding", f"{facts['n_embd']}, feed-forward {facts['n_ff']}"),
-        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}"),
+        row("embedding", f"{facts['n_embd']}{n_ff}"),
+        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}")]
+    if facts["n_expert"]:
+        shared = f"; one of {facts['n_ff_shared']} for all tokens" if facts["n_ff_shared"] else ""
+        lines += [row("experts", f"{facts['n_expert']}, {facts['n_expert_used']} used, each of {facts['n_ff_expert']}{shared}")]
+    if facts["n_recurrent_layer"]:
+        lines += [row("recurrent", f"{facts['n_recurrent_layer']} layers, with a state of {size(facts['state_bytes'])}")]
+    lines += [
         row("vocabulary", facts["n_vocab"]),
         row("chat template", "yes" if facts["chat_template"] else "no"),
         row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none")]
