@@ -1,7 +1,7 @@
 """Every architecture against llama.cpp, on tiny models with random weights: whole prompts, prefixes, sessions, several sequences in a step.
 
 What llama.cpp answers lies in oracles/architectures.json (scripts/llama_architectures.py): the perplexity and the likeliest tokens of the
-F16 file as it runs it, and some logits of the same weights in float32, where nothing is rounded.
+F16 file as it runs it, and some logits of the same weights in float32, where nothing is rounded. Their standard deviation is 2.3.
 """
 import hashlib
 import json
@@ -66,6 +66,7 @@ def check(arch: str, logits: Logits) -> None:
     oracle = ORACLES[arch]
     assert perplexity(logits, oracle["tokens"]) == pytest.approx(oracle["perplexity"], rel=1e-3)
     assert np.mean(logits.argmax(-1) == oracle["top"]) >= 0.99
+    np.testing.assert_allclose(logits[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=0.05)  # what rounding does to them
 
 
 # --- one way to the logits each: a maker of backends, the tokens, an empty folder -> logits [n_tokens, n_vocab] ---
@@ -122,7 +123,7 @@ def test_perplexity_and_likeliest_tokens_are_llama_cpps(folder: Path, tmp_path: 
 def test_without_rounding_logits_are_llama_cpps(folder: Path, arch: str) -> None:
     oracle, backend = ORACLES[arch], NumpyBackend(model_of(folder, arch), 1, cache_types=CacheTypes("f32", "f32"))
     found = run(backend, KVSequence(), oracle["tokens"])
-    np.testing.assert_allclose(found[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=5e-4)  # their standard deviation is 2.3
+    np.testing.assert_allclose(found[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("arch", ORACLES)
