@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .errors import ModelError
 from .gguf_file import GGUFFile
@@ -68,7 +69,7 @@ class Config:
     experts: Experts | None = None
     delta_nets: DeltaNets | None = None
 
-    @property
+    @cached_property
     def attention_layers(self) -> tuple[int, ...]:
         """The layers that keep keys and values."""
         recurrent = self.delta_nets.layers if self.delta_nets else ()
@@ -117,6 +118,8 @@ def read_config(file: GGUFFile, arch: str, sections: bool = False, experts: Expe
 def read_n_layer(file: GGUFFile, arch: str) -> int:
     """The layers that run."""
     n_blocks = file.metadata.integer(f"{arch}.block_count", low=1)
+    if n_blocks > len(file.tensors):  # before anything is made for each layer
+        raise ModelError(f"{file.path}: {arch}.block_count is {n_blocks}, but the file has only {len(file.tensors)} tensors")
     n_predicting: int = file.metadata.integer(f"{arch}.nextn_predict_layers", 0, 0, n_blocks - 1)
     return int(n_blocks - n_predicting)
 
@@ -146,8 +149,6 @@ def read_delta_nets(file: GGUFFile, arch: str, tiled: bool) -> DeltaNets:
     if (inner := get.integer(f"{arch}.ssm.inner_size")) != n_head_v * head_dim:
         raise ModelError(f"{file.path}: {arch}.ssm.inner_size is {inner}, expected {n_head_v * head_dim}: {n_head_v} heads of {head_dim}")
     d_conv = get.integer(f"{arch}.ssm.conv_kernel", low=2, high=64)
-    if n_layer > len(file.tensors):
-        raise ModelError(f"{file.path}: {arch}.block_count is {n_layer}, but the file has only {len(file.tensors)} tensors")
     recurrent = get.array(f"{arch}.attention.recurrent_layers", bool, None)
     if recurrent is None:
         interval = get.integer(f"{arch}.full_attention_interval", 4, 1)
