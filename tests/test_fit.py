@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from random import Random
 
 import pytest
 from command_line import TEXT, Call
@@ -16,7 +17,7 @@ import qwencli.llm
 from qwencli import LLM
 from qwencli.engine import Sequence
 from qwencli.errors import InputError, NoMemory, QwenError
-from qwencli.fit import COPIES, PROCESS_BYTES, Fit, measure, values_of_a_token
+from qwencli.fit import COPIES, PROCESS_BYTES, STATES, Fit, measure, values_of_a_token
 from qwencli.gguf_file import GGUFFile
 from qwencli.host import Host
 from qwencli.kv_cache import PAGE, CacheTypes, KVCache, KVSequence
@@ -166,6 +167,17 @@ def test_states_count_as_well() -> None:
     with pytest.raises(NoMemory):
         cache.reserve(seq, 1)
     assert (len(seq.pages), len(seq.states), seq.length) == (2, 2, PAGE + 1)
+
+
+def test_a_sequence_has_no_more_states_than_are_counted() -> None:
+    """However long its steps are."""
+    cache, seq, random = KVCache(recurrent=True), KVSequence(), Random(0)
+    for _ in range(200):
+        n = random.choice([1, 1, 7, 64, 200])
+        cache.reserve(seq, n)
+        assert len(seq.states) <= STATES
+        cache.commit(seq, n)
+    assert cache.n_states == STATES
 
 
 def test_kept_sequences_make_room(model: Path, free: Free) -> None:
