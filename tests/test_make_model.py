@@ -69,10 +69,25 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 # --- shapes and types ---
 
-@pytest.mark.parametrize(("preset", "n_params"), [  # model.safetensors on huggingface.co/Qwen
-    ("qwen3-0.6b", 751_632_384), ("qwen3-1.7b", 2_031_739_904), ("qwen3-4b", 4_022_468_096), ("qwen2.5-0.5b", 494_032_768)])
-def test_presets_have_the_published_numbers_of_parameters(preset: str, n_params: int) -> None:
-    assert sum(int(np.prod(t.shape)) for t in plan_tensors(PRESETS[preset], "F16")) == n_params
+@pytest.mark.parametrize(("preset", "whole", "n_params"), [  # model.safetensors on huggingface.co/Qwen; of Qwen2-VL those of its text model
+    ("qwen3-0.6b", {}, 751_632_384), ("qwen3-1.7b", {}, 2_031_739_904), ("qwen3-4b", {}, 4_022_468_096), ("qwen2.5-0.5b", {}, 494_032_768),
+    ("qwen-1.8b", {}, 1_836_828_672), ("qwen2-vl-2b", {}, 1_543_714_304), ("qwen3-vl-2b", {}, 1_720_574_976),
+    ("qwen1.5-moe-a2.7b-12l-16e", {"n_layer": 24, "n_expert": 60}, 14_315_784_192),
+    ("qwen3-30b-a3b-24l-24e", {"n_layer": 48, "n_expert": 128}, 30_532_122_624),
+    ("qwen3-next-80b-a3b-24l-32e", {"n_layer": 48, "n_expert": 512, "n_nextn": 1}, 81_324_862_720)])
+def test_presets_have_the_published_numbers_of_parameters(preset: str, whole: dict[str, int], n_params: int) -> None:
+    assert sum(int(np.prod(t.shape)) for t in plan_tensors(replace(PRESETS[preset], **whole), "F16")) == n_params
+
+
+@pytest.mark.parametrize(("preset", "n_layer", "n_expert", "billions"), [  # in all and active
+    ("qwen3.5-35b-a3b-20l-32e", 40, 256, (35, 3)), ("qwen3-vl-30b-a3b-24l-24e", 48, 128, (30, 3)),
+    ("qwen3moe-3b-a0.6b", 28, 56, (3, 0.6)), ("qwen3.5-0.8b", 24, 0, (0.8, 0.8))])
+def test_presets_are_as_large_as_their_names_say(preset: str, n_layer: int, n_expert: int, billions: tuple[float, float]) -> None:
+    s = replace(PRESETS[preset], n_layer=n_layer, n_expert=n_expert)
+    sizes = {t.name: float(np.prod(t.shape)) for t in plan_tensors(s, "F16")}
+    idle = sum(n * (1 - s.n_expert_used / s.n_expert) for name, n in sizes.items() if "_exps" in name)
+    idle += 0 if s.tied else sizes["token_embd.weight"]
+    assert (sum(sizes.values()) / 1e9, (sum(sizes.values()) - idle) / 1e9) == pytest.approx(billions, rel=0.1)
 
 
 @pytest.mark.parametrize(("mix", "megabytes"), [
@@ -98,18 +113,35 @@ def test_types_are_those_of_the_demo_models_that_llama_quantize_wrote(mix: str, 
     ("qwen2.5-0.5b", {"n_layer": 11, "n_embd": 96, "n_ff": 512, "n_head": 3, "n_head_kv": 1, "head_dim": 32}),  # rows of 96: other types
     ("tiny", {"n_layer": 17, "n_ff": 256, "tied": False}), ("tiny", {"n_layer": 1, "n_ff": 256, "n_head_kv": 1})])
 def test_types_are_those_that_llama_quantize_chooses(preset: str, numbers: dict[str, Any], mix: str, tmp_path: Path) -> None:
+    compare_with_llama_quantize(replace(PRESETS[preset], n_vocab=512, **numbers), mix, tmp_path)
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q3_K_L", "Q2_K", "IQ3_M"])
+@pytest.mark.parametrize(("arch", "numbers"), [
+    ("qwen", {}), ("qwen2vl", {}), ("qwen3moe", {"n_layer": 9}), ("qwen2moe", {"n_layer": 9, "n_expert": 4}), ("qwen3next", {}),
+    ("qwen35", {})])
+def test_types_of_each_architecture(arch: str, numbers: dict[str, Any], mix: str, tmp_path: Path) -> None:
+    compare_with_llama_quantize(replace(PRESETS[f"tiny-{arch}"], **numbers), mix, tmp_path)
+
+
+def test_types_of_few_bits_with_two_networks_a_layer(tmp_path: Path) -> None:
+    shape = replace(PRESETS["tiny-qwen2moe"], n_layer=16, n_expert=2, n_expert_used=1, n_ff_shexp=256)
+    compare_with_llama_quantize(shape, "IQ2_M", tmp_path)
+
+
+def compare_with_llama_quantize(shape: Shape, mix: str, tmp_path: Path) -> None:
     lc = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (extra `oracle`)")
-    if mix == "Q1_0" and numbers.get("n_embd") == 96:
+    if mix == "Q1_0" and shape.n_embd == 96:
         pytest.skip("llama-quantize refuses rows of no multiple of 128")
-    shape = replace(PRESETS[preset], n_vocab=512, **numbers)
     mm.write_model(tmp_path / "f16.gguf", "test", shape, "F16", mm.make_up_vocabulary(512))
     params = lc.llama_model_quantize_default_params()
     params.ftype, params.nthread = getattr(lc, f"LLAMA_FTYPE_{FILE_TYPES[mix]}"), 1
-    entries, ones = (lc.llama_model_imatrix_data * 1000)(), np.ones(512, np.float32)
+    entries, ones = (lc.llama_model_imatrix_data * 1000)(), np.ones(512 * max(1, shape.n_expert), np.float32)
     if mix.startswith(IMPORTANCE):
-        matrices = [t for t in plan_tensors(shape, "F16") if len(t.shape) == 2]
+        matrices = [t for t in plan_tensors(shape, "F16") if len(t.shape) > 1]
         for entry, t in zip(entries, matrices):
-            entry.name, entry.size, entry.data = t.name.encode(), t.shape[1], ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            n_columns = t.shape[-1] * int(np.prod(t.shape[:-2]))
+            entry.name, entry.size, entry.data = t.name.encode(), n_columns, ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = ctypes.cast(entries, type(params.imatrix))
     names = [str(tmp_path / name).encode() for name in ("f16.gguf", "quantized.gguf")]
     assert lc.llama_model_quantize(*names, ctypes.byref(params)) == 0
