@@ -20,6 +20,10 @@ What a letter, mark or digit is, the Unicode tables of `tokenizers` say. In 0.23
 those of 15.1, so that it cuts 4,400 new letters, marks and digits differently; all other characters are cut alike.
 """
 
+EARLY = ("qwen", "qwen2", "qwen2moe")
+"""Architectures whose files may be older than `tokenizer.ggml.pre`. Qwen's own tokenizers of that time have Qwen2's pattern
+(PAT_STR in Qwen/Qwen-7B, tokenization_qwen.py)."""
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """`tokenizer.ggml.token_type` (enum llama_token_type in llama.h)."""
 
@@ -53,7 +57,10 @@ class Tokenizer:
         get, path = file.metadata, file.path
         if (kind := get.string("tokenizer.ggml.model")) != "gpt2":
             raise ModelError(f"{path}: tokenizer.ggml.model is '{kind}', expected 'gpt2' (byte-level BPE)")
-        pre = get.string("tokenizer.ggml.pre")
+        is_early = get.get("general.architecture") in EARLY
+        pre = get.string("tokenizer.ggml.pre", *(("default",) if is_early else ()))
+        if pre == "default" and is_early:
+            pre = "qwen2"
         if pre not in PRE_TOKENIZERS:
             raise ModelError(f"{path}: tokenizer.ggml.pre is '{pre}', expected one of {', '.join(PRE_TOKENIZERS)}")
         self._path = path

@@ -294,6 +294,18 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path, tiny: Model, token: int) 
     refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "a token outside the vocabulary of 72")
 
 
+def test_a_session_of_version_1_has_no_states(tmp_path: Path, tiny: Model) -> None:
+    backend = NumpyBackend(tiny)
+    tokens = saved(tmp_path / "s", backend)
+    data = (tmp_path / "s").read_bytes()
+    n = struct.unpack_from("<I", data, len(MAGIC) + 4)[0]
+    about = json.loads(data[len(MAGIC) + 8:len(MAGIC) + 8 + n])
+    header = json.dumps({name: value for name, value in about.items() if not name.startswith("state")}).encode()
+    forged(tmp_path / "s", tokens, header=header)
+    session = load(tmp_path / "s", backend, N_CTX)
+    assert (session.tokens.tolist(), session.kv.states) == (tokens, {})
+
+
 def test_another_version(tmp_path: Path, tiny: Model) -> None:
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
     forged(tmp_path / "s", tokens, version=3)

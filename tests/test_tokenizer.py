@@ -221,12 +221,24 @@ def test_vocabularies_that_cannot_be_used(tmp_path: Path, key: str, value: Any, 
         Tokenizer(changed(tmp_path / "v.gguf", key, value))
 
 
-def changed(path: Path, key: str, value: Any) -> GGUFFile:
-    """The tiny vocabulary with another value."""
+@pytest.mark.parametrize("arch", ["qwen", "qwen2", "qwen2moe"])
+@pytest.mark.parametrize("pre", ["default", None])
+def test_files_older_than_patterns_have_qwens(tmp_path: Path, arch: str, pre: str | None) -> None:
+    text = "don't 1234 \n\n  x\u0301y, !!\n 'RE"
+    early, plain = Tokenizer(changed(tmp_path / "v.gguf", "pre", pre, arch)), Tokenizer(changed(tmp_path / "w.gguf", "pre", "qwen2"))
+    assert early.encode(text) == plain.encode(text)
+    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre"):
+        Tokenizer(changed(tmp_path / "x.gguf", "pre", pre, "qwen3"))
+
+
+def changed(path: Path, key: str, value: Any, arch: str = "qwen2") -> GGUFFile:
+    """The tiny vocabulary with another value, or for None without that."""
     words, merges = tiny_vocabulary.words_and_merges()
     facts: dict[str, Any] = {"model": "gpt2", "pre": "qwen2", "tokens": words, "merges": merges} | {key: value}
-    w = gguf.GGUFWriter(path, "qwen2")
+    w = gguf.GGUFWriter(path, arch)
     for name, fact in facts.items():
+        if fact is None:
+            continue
         add = w.add_string if isinstance(fact, str) else w.add_uint32 if isinstance(fact, int) else w.add_array
         add(f"tokenizer.ggml.{name}", fact)
     w.write_header_to_file()
