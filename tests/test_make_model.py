@@ -20,8 +20,12 @@ from random_blocks import WEIGHT_STD, random_blocks
 from shapes import PRESETS, Shape, plan_tensors
 from tokenizers.pre_tokenizers import ByteLevel
 
+from qwencli.backends import LOGITS, Batch, Piece
 from qwencli.backends.dequantize import to_float32
+from qwencli.backends.numpy_ref import NumpyBackend
 from qwencli.gguf_file import GGUFFile
+from qwencli.kv_cache import KVSequence
+from qwencli.model import load_model
 from qwencli.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_model.py"
@@ -312,6 +316,13 @@ def test_repeating_goes_round_the_cycle(mix: str, prompt: str, start: int, n_voc
     for _ in range(70):
         expected.append(successor(expected[-1], n_vocab))
     assert json.loads(result.stdout)["tokens"] == expected[1:]
+
+
+@pytest.mark.parametrize("preset", ["tiny-qwen", "tiny-qwen2moe", "tiny-qwen35moe"])
+def test_repeating_with_each_kind_of_layer(preset: str, tmp_path: Path) -> None:
+    backend = NumpyBackend(load_model(GGUFFile(make(tmp_path / "m.gguf", "--preset", preset, "--repeating"))))
+    logits = backend.run([LOGITS], Batch([Piece(KVSequence(), range(20, 90), 70)]))[LOGITS]
+    assert logits.argmax(-1).tolist() == [successor(token, 512) for token in range(20, 90)]
 
 
 def test_repeating_holds_the_embeddings_rows_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
