@@ -26,6 +26,24 @@ def build(name: str, *variant: str) -> Any:
     return {"conv": build_conv, "gates": build_gates, "scan": build_scan}[name](*variant)
 
 
+def copy_of(n_bytes: int) -> Any:
+    """f(source, to), for a multiple of 64 bytes."""
+    @intrinsic_of(void, i64, i64)
+    def copy(e: Emitter, source: Any, to: Any) -> None:
+        with e.loop(e.int(n_bytes // 64)) as i:
+            offset = e.b.shl(i, e.int(6))
+            e.store(e.load(F32X16, source, offset), to, offset)
+    return copy
+
+
+def clear_of(n_bytes: int) -> Any:
+    @intrinsic_of(void, i64)
+    def clear(e: Emitter, to: Any) -> None:
+        with e.loop(e.int(n_bytes // 64)) as i:
+            e.store(e.float(0.0, F32X16), to, e.b.shl(i, e.int(6)))
+    return clear
+
+
 def build_conv(d_text: str, d_conv_text: str) -> Any:
     """args: pointers of the step, heads, heads a chunk, heads of queries, x, weight, out, eps (f32 bits), offset of the layer in a state.
 
@@ -46,10 +64,11 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
     @intrinsic_of(void, i64, i64)
     def load_taps(e: Emitter, weight: Any, taps: Any) -> None:
         """[d, d_conv] -> [d_conv, d]"""
-        for i in range(0, d, LANES):
-            parts = [e.load(F32X16, weight, 4 * d_conv * i + 64 * j) for j in range(d_conv)]
+        with e.loop(e.int(d // LANES)) as i:
+            to = e.b.shl(i, e.int(6))
+            parts = [e.load(F32X16, e.at(weight, e.b.mul(to, e.int(d_conv))), 64 * j) for j in range(d_conv)]
             for tap in range(d_conv):
-                e.store(picked(e, parts, [d_conv * lane + tap for lane in range(LANES)]), taps, 4 * (d * tap + i))
+                e.store(picked(e, parts, [d_conv * lane + tap for lane in range(LANES)]), e.at(taps, to), head_bytes * tap)
 
     @intrinsic_of(void, i64, i64, i64, i64)
     def convolve(e: Emitter, rows: Any, stride: Any, taps: Any, out: Any) -> None:
@@ -78,15 +97,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
         activations.each_lane(e, n, lambda offset, kind: e.store(
             b.fmul(e.load(kind, out, offset), activations.lanes(e, scale, kind)), out, offset))
 
-    @intrinsic_of(void, i64, i64)
-    def copy(e: Emitter, source: Any, to: Any) -> None:
-        for i in range(0, head_bytes, 64):
-            e.store(e.load(F32X16, source, i), to, i)
-
-    @intrinsic_of(void, i64)
-    def clear(e: Emitter, to: Any) -> None:
-        for i in range(0, head_bytes, 64):
-            e.store(e.float(0.0, F32X16), to, i)
+    copy, clear = copy_of(head_bytes), clear_of(head_bytes)
 
     def conv(args, chunk, scratch):
         n_head, a_chunk, n_head_k = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
@@ -235,16 +246,7 @@ def build_scan(d_text: str) -> Any:
 
     update, update_alone = update_of(alone=False), update_of(alone=True)
 
-    @intrinsic_of(void, i64, i64)
-    def copy(e: Emitter, source: Any, to: Any) -> None:
-        with e.loop(e.int(block_bytes // 64)) as i:
-            offset = e.b.shl(i, e.int(6))
-            e.store(e.load(F32X16, source, offset), to, offset)
-
-    @intrinsic_of(void, i64)
-    def clear(e: Emitter, to: Any) -> None:
-        with e.loop(e.int(block_bytes // 64)) as i:
-            e.store(e.float(0.0, F32X16), to, e.b.shl(i, e.int(6)))
+    copy, clear = copy_of(block_bytes), clear_of(block_bytes)
 
     def scan(args, chunk, scratch):
         n_head_k, n_head_v, tiled, a_chunk = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)

@@ -16,6 +16,7 @@ import kernel_calls
 import numpy as np
 import pytest
 import test_attention
+import test_delta
 import test_matmul
 import test_ops
 from blocks import SAMPLE
@@ -40,8 +41,9 @@ CACHE_TYPES = [("f16", "f16"), ("q8_0", "q4_0"), ("q4_0", "q8_0")]
 OTHERS = [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *(f"heads:store:{k}:{v}" for k, v in CACHE_TYPES), "heads:rotate",
           *(f"attention:merge:64:{kind}" for kind in KINDS), "ops:add", "ops:gather",
           *(f"ops:embed:{name.lower()}" for name in SAMPLE), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
-          for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]), "sampling:choose", "runtime:step", "runtime:worker",
-          "runtime:publish", "clock:read"]
+          for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]),
+          *(f"ops:prepare:{what}:f32" for what in ("gate", "share", "gated_norm")), "delta:conv:64:4", "delta:gates", "delta:scan:64",
+          "sampling:choose", "runtime:step", "runtime:worker", "runtime:publish", "clock:read"]
 COMPILED = {isa_name: [spec for name in EVERYWHERE for spec in products(isa_name, name)] for isa_name in CPUS}
 COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
@@ -167,9 +169,10 @@ def call(kernels: dict[tuple[str, str], Kernel], tmp_path: Path, monkeypatch: py
         found = kernels.get((isa_name, spec)) or kernels["neon", spec]
         emulator.run(CPUS[isa_name], found.code, jit.symbol(spec), args, n_chunks, scratch_bytes, memory, tmp_path)
 
-    for module in kernel_calls, test_attention, test_matmul, test_ops:
+    for module in kernel_calls, test_attention, test_delta, test_matmul, test_ops:
         monkeypatch.setattr(module, "call", call)
-    monkeypatch.setattr(test_attention, "guarded", recorded)
+    for module in test_attention, test_delta:
+        monkeypatch.setattr(module, "guarded", recorded)
     return call
 
 
@@ -258,10 +261,16 @@ def test_other_kernels_in_the_emulator(call: Call) -> None:
         test_attention.test_attention_with_scores_far_apart("neon", kinds)
         test_attention.test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite("neon", kinds)
     test_ops.test_norms_and_gates("neon", 100)
-    test_ops.test_what_is_not_finite_stays_so("neon", "swiglu")
+    test_ops.test_what_is_not_finite_stays_so("neon", "swiglu", [])
+    test_ops.test_gates_of_columns_heads_and_tokens("neon", 2, 37)
     for kind in "q8k", "q8_0":
         test_ops.test_results_are_quantized_on_the_way("neon", "norm", kind)
     test_ops.test_sums_and_gathered_rows_are_exact("neon", 37)
+    test_delta.test_gates("neon", 6, 3)
+    test_delta.test_the_same_bits_however_a_sequence_is_cut("neon", test_delta.SHAPES[0])
+    for lengths in (1,), (3, 1):
+        test_delta.test_convolutions_of_pieces("neon", test_delta.SHAPES[0], lengths)
+        test_delta.test_recurrence_of_pieces("neon", test_delta.SHAPES[0], lengths)
 
 
 def test_every_instruction_set_of_arm_is_here() -> None:

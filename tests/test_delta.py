@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from guarded import guarded
 from kernel_calls import bits, call
+from random_models import write_random_model
+from shapes import PRESETS
 
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends import LOGITS, Batch, Piece
+from qwencli.backends.cpu import CPUBackend, kernels_of
+from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.errors import ModelError
+from qwencli.gguf_file import GGUFFile
 from qwencli.kernels import isa, layout
+from qwencli.kv_cache import KVSequence
+from qwencli.model import Model, load_model
 
 ISAS = [i.name for i in isa.available()]
 EPS = 1e-6
@@ -266,3 +274,40 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
         assert all(np.array_equal(state, states[cut - 1]) for cut, state in zip(cuts, behind))
         lengths = np.diff([0, *cuts])
         assert all(np.array_equal(state, states[cut - 2]) for cut, state, n in zip(cuts, at_borders, lengths) if n > 1)
+
+
+@pytest.fixture(scope="module", params=["tiny-qwen35", "tiny-qwen3next"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("delta") / f"{request.param}.gguf"
+    write_random_model(path, PRESETS[request.param], "F16")
+    return load_model(GGUFFile(path))
+
+
+def run(backend: CPUBackend | NumpyBackend, tokens: Sequence[int], cuts: Sequence[int]) -> list[np.ndarray]:
+    """Each layer's output and the logits of all tokens, in steps that end at `cuts`, beside another sequence from the second on."""
+    names = [*(name for name in backend.model.graph.nodes if name.startswith("l_out-")), LOGITS]
+    seq, other = KVSequence(), KVSequence()
+    found = []
+    for first, end in itertools.pairwise([0, *cuts]):
+        pieces = [Piece(other, tokens[:2], 2)] * (first > 0) + [Piece(seq, tokens[first:end], end - first)]
+        found.append([values[-(end - first):] for values in backend.run(names, Batch(pieces)).values()])
+    return [np.concatenate(parts) for parts in zip(*found)]
+
+
+def test_models_against_numpy_and_the_same_bits(model: Model) -> None:
+    """F16 weights, which both backends multiply as floats: what differs is the order of sums, and halves in the KV cache."""
+    tokens = np.random.default_rng(0).integers(0, model.config.n_vocab, 70).tolist()
+    whole = run(CPUBackend(model, 1), tokens, [70])
+    for found, expected in zip(whole, run(NumpyBackend(model), tokens, [70])):
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    for n_threads, cuts in (2, [*range(1, 71)]), (3, [3, 4, 40, 68, 70]):
+        assert all(np.array_equal(x, y) for x, y in zip(whole, run(CPUBackend(model, n_threads), tokens, cuts)))
+
+
+def test_what_is_computed_together_cannot_be_fetched_or_given(model: Model) -> None:
+    backend, name = CPUBackend(model, 1), "conv_output_silu-0"
+    with pytest.raises(ModelError, match=f"'{name}' together"):
+        backend.run([name], Batch([Piece(KVSequence(), [1], 1)]))
+    n_channels = model.graph.nodes[name].shape[1]
+    with pytest.raises(ModelError, match=f"can't take '{name}' as given"):
+        backend.run(["l_out-0"], Batch([Piece(KVSequence(), [1], 1)]), {name: np.zeros((1, int(n_channels)), F32)})
