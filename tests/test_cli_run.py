@@ -146,7 +146,7 @@ def test_the_lowest_temperatures_are_greedy(call: Call, story: Path, temp: str) 
     assert call("run", "-q", "-m", story, "-p", "hi", "--temp", temp) == (0, TEXT, "")
 
 
-@pytest.mark.parametrize("option", [["--no-mmap"], ["-t", "1"], ["-c", str(2**30)], ["--no-think"]])
+@pytest.mark.parametrize("option", [["--no-mmap"], ["-t", "1"], ["-c", str(2**20)], ["-c", str(2**30), "--no-fit"], ["--no-think"]])
 def test_options_that_change_nothing_here(run: Call, option: list[str]) -> None:
     assert run("-p", "hi", *option).out == TEXT
 
