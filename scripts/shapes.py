@@ -31,7 +31,8 @@ class Shape:
 
     `n_ff_shexp`: of the shared expert. `n_rot`: dimensions of a head that are rotated, if not all. `rope_sections`: of M-RoPE.
     `n_k_heads`, `n_v_heads` and `d_state` (the width of their heads): of delta nets. `n_nextn`: layers behind the last one that
-    predict further tokens. `norm`: the mean of the norms' weights; `output_norm`: of the last one's, which spreads the logits.
+    predict further tokens. `norm`: the mean of the norms' weights; `attn_norm`: of those before attention, if another;
+    `output_norm`: of the last one's, which spreads the logits.
     """
     arch: str
     n_layer: int
@@ -56,6 +57,7 @@ class Shape:
     d_state: int = 0
     n_nextn: int = 0
     norm: float = 1.0
+    attn_norm: float = 0.0
     output_norm: float = 1.0
 
     def check(self) -> None:
@@ -98,7 +100,8 @@ REAL = {
 QWEN3_A3B = Shape("qwen3moe", n_layer=24, n_embd=2048, n_ff=6144, n_head=32, n_head_kv=4, head_dim=128, tied=False,
                   n_expert=24, n_expert_used=8, n_ff_exp=768)
 SPARSE_DELTA = replace(DELTA, n_embd=2048, n_head=16, n_v_heads=32, tied=False, n_expert=32, n_ff_exp=512, n_ff_shexp=512)
-CUT = {  # so that a file takes two gigabytes: the first layers, the first experts
+CUT = {  # so that a file takes two gigabytes: fewer layers and experts. Attention adds little to these, or else tokens would become alike
+    # from layer to layer, and all of them would want the same experts
     "qwen1.5-moe-a2.7b-12l-16e": Shape(
         "qwen2moe", n_layer=12, n_embd=2048, n_ff=5632, n_head=16, n_head_kv=16, head_dim=128, n_ctx=8192, tied=False, n_expert=16,
         n_expert_used=4, n_ff_exp=1408, n_ff_shexp=5632),
@@ -106,6 +109,8 @@ CUT = {  # so that a file takes two gigabytes: the first layers, the first exper
     "qwen3-vl-30b-a3b-24l-24e": replace(QWEN3_A3B, arch="qwen3vlmoe", n_ctx=262144, rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
     "qwen3-next-80b-a3b-24l-32e": replace(SPARSE_DELTA, arch="qwen3next", n_ff=5120, n_vocab=151936, rope_sections=(), n_expert_used=10),
     "qwen3.5-35b-a3b-20l-32e": replace(SPARSE_DELTA, arch="qwen35moe", n_layer=20, n_ff=0, n_expert_used=8),
+    # each token reads as much of it as of qwen3-0.6b
+    "qwen3moe-3b-a0.6b": replace(QWEN3_06B, arch="qwen3moe", n_expert=56, n_expert_used=6, n_ff_exp=512),
 }
 TINY = Shape("qwen3", n_layer=2, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, head_dim=128, n_vocab=512, n_ctx=1024, rope_theta=1e4,
              norm=2.0, output_norm=6.0)
@@ -124,9 +129,7 @@ TINIES = [
     replace(TINY_SPARSE_DELTA, arch="qwen3next", n_ff=512, rope_sections=(), n_expert_used=2, n_ff_shexp=256),
     replace(TINY_DELTA, n_nextn=1), TINY_SPARSE_DELTA]
 """One of each architecture, of a few layers. Attention looks at some tokens more than at others, so that no mistake is averaged away."""
-PRESETS = REAL | CUT | {
-    # each token reads as much of it as of qwen3-0.6b
-    "qwen3moe-3b-a0.6b": replace(QWEN3_06B, arch="qwen3moe", n_expert=56, n_expert_used=6, n_ff_exp=512),
+PRESETS = REAL | {name: replace(s, norm=2.0, attn_norm=0.25) for name, s in CUT.items()} | {
     "tiny": Shape("qwen3", n_layer=2, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, head_dim=64, n_vocab=512, n_ctx=1024),
     **{f"tiny-{s.arch}": s for s in TINIES}}
 
@@ -223,7 +226,8 @@ def values_of(name: str, s: Shape) -> tuple[float, float]:
     if name.startswith("ffn_gate_inp_shexp"):
         return 0.0, 1 / s.norm * (3 / s.n_embd)**0.5
     known = {"attn_q_norm.weight": (s.norm**0.5, 0.1), "attn_k_norm.weight": (s.norm**0.5, 0.1),
-             "ssm_a": (-1.025, 0.975), "ssm_dt.bias": (0.0, 1.0), "ssm_conv1d.weight": (0.0, 0.5)}
+             "attn_norm.weight": (s.attn_norm or s.norm, 0.1), "ssm_a": (-1.025, 0.975), "ssm_dt.bias": (0.0, 1.0),
+             "ssm_conv1d.weight": (0.0, 0.5)}
     return known.get(name, (s.norm if name.endswith("norm.weight") else 0.0, 0.1))
 
 
