@@ -93,12 +93,18 @@ class InFormat(GGUFFile):
 
     def __init__(self, file: GGUFFile, kind: GGMLType) -> None:
         self.__dict__.update(file.__dict__)
-        self.tensors = {
-            name: replace(info, type=kind, n_bytes=kind.n_bytes(info.n_weights)) if info.shape[1:] and info.shape[1] % kind.block_size == 0
-            else info for name, info in file.tensors.items() if not name.endswith("scale")}
+        self.tensors = {name: self._stored_as(info, kind) for name, info in file.tensors.items() if not name.endswith("scale")}
         if kind.scaled:
-            scales = [name.removesuffix("weight") + "scale" for name, info in self.tensors.items() if info.type == kind]
-            self.tensors |= {name: TensorInfo(name, (1,), GGML_TYPES[0], 0, 4, 0) for name in scales if name != "token_embd.scale"}
+            scales = {name.removesuffix("weight") + "scale": info.shape[:-2] or (1,) for name, info in self.tensors.items()
+                      if info.type == kind and name != "token_embd.weight"}
+            self.tensors |= {name: TensorInfo(name, shape, GGML_TYPES[0], 0, 4 * shape[0], 0) for name, shape in scales.items()}
+
+    @staticmethod
+    def _stored_as(info: TensorInfo, kind: GGMLType) -> TensorInfo:
+        """Convolutions are always F32, as vectors are."""
+        if len(info.shape) < 2 or info.shape[-1] % kind.block_size or info.name.endswith("conv1d.weight"):
+            return info
+        return replace(info, type=kind, n_bytes=kind.n_bytes(info.n_weights))
 
     def data(self, tensor: TensorInfo) -> NDArray[np.uint8]:
         return np.broadcast_to(np.uint8(0), (*tensor.shape[:-1], tensor.type.n_bytes(tensor.shape[-1])))

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import test_attention
 import test_delta
+import test_experts
 import test_matmul
 import test_ops
-from blocks import SAMPLE
+from blocks import SAMPLE, columns
 from guarded import guarded
 
 from qwencli.kernels import compiler, isa, jit
@@ -32,7 +33,7 @@ EVERYWHERE = ["Q8_0", "Q6_K"]
 
 
 def products(isa_name: str, name: str) -> list[str]:
-    return [Tiles(isa_name).one(name, test_matmul.columns(name)), Tiles(isa_name).many(name)]
+    return [Tiles(isa_name).one(name, columns(name)), Tiles(isa_name).many(name)]
 
 
 PRODUCTS = [spec for name in SAMPLE for spec in products("neon", name)]
@@ -43,7 +44,8 @@ OTHERS = [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *(f"heads:s
           *(f"ops:embed:{name.lower()}" for name in SAMPLE), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
           for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]),
           *(f"ops:prepare:{what}:f32" for what in ("gate", "share", "gated_norm")), "delta:conv:64:4", "delta:gates", "delta:scan:64",
-          "sampling:choose", "runtime:step", "runtime:worker", "runtime:publish", "clock:read"]
+          *(f"experts:{what}" for what in ("route", "group", "spread", "one", "many", "combine")), "sampling:choose", "runtime:step",
+          "runtime:worker", "runtime:publish", "clock:read"]
 COMPILED = {isa_name: [spec for name in EVERYWHERE for spec in products(isa_name, name)] for isa_name in CPUS}
 COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
@@ -169,9 +171,9 @@ def call(kernels: dict[tuple[str, str], Kernel], tmp_path: Path, monkeypatch: py
         found = kernels.get((isa_name, spec)) or kernels["neon", spec]
         emulator.run(CPUS[isa_name], found.code, jit.symbol(spec), args, n_chunks, scratch_bytes, memory, tmp_path)
 
-    for module in kernel_calls, test_attention, test_delta, test_matmul, test_ops:
+    for module in kernel_calls, test_attention, test_delta, test_experts, test_matmul, test_ops:
         monkeypatch.setattr(module, "call", call)
-    for module in test_attention, test_delta:
+    for module in test_attention, test_delta, test_experts:
         monkeypatch.setattr(module, "guarded", recorded)
     return call
 
@@ -271,6 +273,10 @@ def test_other_kernels_in_the_emulator(call: Call) -> None:
     for lengths in (1,), (3, 1):
         test_delta.test_convolutions_of_pieces("neon", test_delta.SHAPES[0], lengths)
         test_delta.test_recurrence_of_pieces("neon", test_delta.SHAPES[0], lengths)
+    test_experts.test_the_likeliest_are_chosen("neon", 37, 5)
+    test_experts.test_what_is_not_finite_chooses_experts_that_exist_and_stays_visible("neon", 6, 2)
+    test_experts.test_tokens_are_put_together_by_expert("neon")
+    test_experts.test_rows_are_spread_and_summed("neon")
 
 
 def test_every_instruction_set_of_arm_is_here() -> None:

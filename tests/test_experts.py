@@ -93,9 +93,9 @@ def test_what_is_not_finite_chooses_experts_that_exist_and_stays_visible(isa_nam
 def group(isa_name: str, ids: np.ndarray, n_expert: int, chunks: np.ndarray, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places like `ids`, entries, and the chunks of each product."""
     n, n_used = ids.shape
-    places, ends = guarded(np.full((n, n_used), -1, np.int32), side), guarded(np.full(n_expert, -1, np.int64), side)
-    entries = guarded(np.full((n_expert, layout.ENTRY_WORDS), -1, np.int64), side)
-    totals = guarded(np.full(len(chunks), -1, np.int64), side)
+    places = guarded(np.full((n, n_used), -1, np.int32), side)
+    shapes = (n_expert,), (n_expert, layout.ENTRY_WORDS), (len(chunks),)
+    ends, entries, totals = (guarded(np.full(shape, 99, np.uint64), side) for shape in shapes)  # int64 may be addresses to the emulator
     call(isa_name, "experts:group", [np.array([n]), 1, n_used, n_expert, guarded(ids, side), places, ends, entries, len(chunks),
                                      guarded(chunks, side), totals])
     return places, entries, totals

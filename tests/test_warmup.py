@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Call, process
-from random_models import random_model
+from random_models import random_model, write_random_model
+from shapes import PRESETS
 
 from qwencli import warmup
 from qwencli.cli._bar import Bar
@@ -67,6 +68,16 @@ def test_all_formats_hold_what_each_format_needs(tmp_path: Path, mix: str) -> No
     own = random_model(tmp_path, "F32" if mix == "F16" else "F16")
     other = random_model(tmp_path, mix)
     assert not kernels_of_model(own, name, all_formats=False) >= kernels_of_model(other, name, all_formats=False)
+    assert kernels_of_model(own, name, all_formats=True) >= kernels_of_model(other, name, all_formats=False)
+
+
+@pytest.mark.parametrize("arch", ["qwen2moe", "qwen35"])
+def test_all_formats_of_experts_and_of_delta_nets(tmp_path: Path, arch: str) -> None:
+    """Matrices of experts are stored in each format, with a scale for each of them where it has some, and convolutions are not."""
+    name = isa.choose().name
+    for mix in "F16", "NVFP4":
+        write_random_model(tmp_path / mix, PRESETS[f"tiny-{arch}"], mix)
+    own, other = (load_model(GGUFFile(tmp_path / mix)) for mix in ("F16", "NVFP4"))
     assert kernels_of_model(own, name, all_formats=True) >= kernels_of_model(other, name, all_formats=False)
 
 

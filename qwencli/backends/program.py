@@ -90,13 +90,13 @@ class Program:
 
     @property
     def specs(self) -> list[str]:
-        """All kernels that the rows need."""
+        """All kernels that the rows need: their own, and those that they call."""
         return [spec for row in self._rows for spec in (row.spec, *row.calls)]
 
     @property
     def names(self) -> list[str]:
-        """What the rows do, in their order: their kernels, with those that they call."""
-        return [":".join([row.spec, *row.calls]) for row in self._rows]
+        """The kernels of the rows, in their order."""
+        return [row.spec for row in self._rows]
 
     def value(self, name: str) -> Value:
         """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
