@@ -214,11 +214,11 @@ def build_scan(d_text: str) -> Any:
 
     def update_of(alone: bool) -> Any:
         @intrinsic_of(void, *[i64] * 10)
-        def update(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, next_key: Any,
+        def update(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, following: Any,
                    products: Any, out: Any) -> None:
-            """A token: the new S, the result, and at once the products of S with the key that comes next.
+            """A token: the new S, the result, and at once the products of S with the key that comes next, `following`.
 
-            If the token is `alone` none comes; S is read from memory and goes back there, and the block behind is fetched meanwhile.
+            If the token is `alone` none comes: S is read from memory and goes back there, and meanwhile the block `following` is fetched.
             """
             b = e.b
             decay, strength = (e.splat(e.load(F32, x)) for x in (decay, strength))
@@ -226,19 +226,19 @@ def build_scan(d_text: str) -> Any:
                       for j in vectors]
             results, sums = ([e.var(e.float(0.0, F32X16)) for _ in vectors] for _ in range(2))
 
-            def step(offset: Any, k: Any, q: Any, following: Any = None) -> None:
+            def step(offset: Any, k: Any, q: Any, next_k: Any = None) -> None:
                 source, to = e.at(state, offset), e.at(new, offset)
                 for j in vectors:
                     s = e.fma(k, deltas[j], b.fmul(decay, e.load(F32X16, source, 64 * j)))
                     b.store(e.fma(q, s, b.load(results[j])), results[j])
                     if alone:
                         e.stream(s, to, 64 * j)
-                        e.prefetch(e.at(source, block_bytes + 64 * j))
+                        e.prefetch(e.at(e.at(following, offset), 64 * j))
                     else:
                         e.store(s, to, 64 * j)
-                        b.store(e.fma(following, s, b.load(sums[j])), sums[j])
+                        b.store(e.fma(next_k, s, b.load(sums[j])), sums[j])
 
-            rows_of(e, [key, query] if alone else [key, query, next_key], step)
+            rows_of(e, [key, query] if alone else [key, query, following], step)
             for j in vectors:
                 e.store(b.load(results[j]), out, 64 * j)
                 e.store(b.load(sums[j]), products, 64 * j)
@@ -259,7 +259,8 @@ def build_scan(d_text: str) -> Any:
         border, at_border = load_i64(record + 32), load_i64(record + 40)
         row, products = head_bytes * (2 * n_head_k + n_head_v), memory_of_products()
         first_block = chunk % a_piece * a_chunk
-        for block in range(first_block, min(first_block + a_chunk, n_blocks)):
+        end = min(first_block + a_chunk, n_blocks)
+        for block in range(first_block, end):
             head, column = block // (d // width), block % (d // width) * 4 * width
             shared = head % n_head_k if tiled else head // (n_head_v // n_head_k)
             place = offset + block_bytes * block
@@ -273,12 +274,12 @@ def build_scan(d_text: str) -> Any:
             gate = 4 * (n_head_v * first + head)
             look_up(state, k, products)
             if n == 1:
-                update_alone(state, new, q, k, v, decays + gate, strengths + gate, k, products, out)
+                following = state + block_bytes if block + 1 < end else state
+                update_alone(state, new, q, k, v, decays + gate, strengths + gate, following, products, out)
             for t in range(n if n > 1 else 0):
-                following = min(t + 1, n - 1)
-                gate_of_t = gate + 4 * n_head_v * t
-                update(state, new, q + row * t, k + row * t, v + row * t, decays + gate_of_t, strengths + gate_of_t, k + row * following,
-                       products, out + head_bytes * n_head_v * t)
+                gate_of_t, following = gate + 4 * n_head_v * t, k + row * min(t + 1, n - 1)
+                update(state, new, q + row * t, k + row * t, v + row * t, decays + gate_of_t, strengths + gate_of_t, following, products,
+                       out + head_bytes * n_head_v * t)
                 state = new
                 if t + 1 == border:
                     copy(new, at_border + place)
