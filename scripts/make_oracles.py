@@ -8,6 +8,7 @@
     python scripts/make_oracles.py cache TEXT MODEL         the same with keys and values of each type
     python scripts/make_oracles.py dequantize               random blocks of the types that the `gguf` package lacks as weights, by GGML
     python scripts/make_oracles.py architectures            logits and perplexities of a tiny model of each architecture, by llama.cpp
+    python scripts/make_oracles.py states                   hidden states of these models, by transformers
     python scripts/make_oracles.py completions MODEL        how the demo model goes on with some prompts, and embeddings, by llama.cpp
 
 Needs the extra `oracle`.
@@ -200,6 +201,21 @@ def make_architectures() -> None:
     (ORACLES / "architectures.json").write_text(json.dumps(found, separators=(",", ":")).replace('},"', '},\n"') + "\n")
 
 
+def make_states() -> None:
+    """At some positions every fourth value behind each layer and the last norm."""
+    from llama_architectures import N_TOKENS, TINIES, draw_tokens, write
+    from transformers_architectures import CLASSES, states
+    rows = [0, 1, 5, 64, N_TOKENS - 1]
+    found: dict[str, Any] = {"rows": rows, "tokens": draw_tokens(1000, TINIES[0])}
+    with tempfile.TemporaryDirectory() as folder:
+        for s in TINIES:
+            if s.arch in CLASSES:
+                write(Path(folder, "model.gguf"), s, "F16")
+                answers = states(Path(folder, "model.gguf"), s, found["tokens"])
+                found |= {f"{s.arch} {name}": value[rows, ::4] for name, value in answers.items()}
+    np.savez_compressed(ORACLES / "architectures.npz", **found)
+
+
 def make_dequantize(n_blocks: int = 6) -> None:
     found = {}
     for kind, (block, n_bytes) in {"q1_0": (128, 18), "q2_0": (64, 18)}.items():
@@ -244,7 +260,8 @@ def make_completions(model: str) -> None:
 
 if __name__ == "__main__":
     modes = {"models": make_models, "tokenizer": make_tokenizer, "sampling": make_sampling, "perplexity": make_perplexity,
-             "cache": make_cache, "architectures": make_architectures, "dequantize": make_dequantize, "completions": make_completions}
+             "cache": make_cache, "architectures": make_architectures, "states": make_states,
+             "dequantize": make_dequantize, "completions": make_completions}
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     modes[sys.argv[1]](*sys.argv[2:])

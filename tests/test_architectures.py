@@ -1,7 +1,9 @@
-"""Every architecture against llama.cpp, on tiny models with random weights: whole prompts, prefixes, sessions, several sequences in a step.
+"""Every architecture against llama.cpp and transformers, on tiny models with random weights: whole prompts, prefixes, sessions, several
+sequences in a step.
 
 What llama.cpp answers lies in oracles/architectures.json (scripts/llama_architectures.py): the perplexity and the likeliest tokens of the
 F16 file as it runs it, and some logits of the same weights in float32, where nothing is rounded. Their standard deviation is 2.3.
+What transformers answers lies in oracles/architectures.npz (scripts/transformers_architectures.py).
 """
 import hashlib
 import json
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from random_models import load_script
@@ -126,6 +129,19 @@ def test_without_rounding_logits_are_llama_cpps(folder: Path, arch: str) -> None
     np.testing.assert_allclose(found[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("arch", [arch for arch in ORACLES if arch != "qwen"])  # which transformers doesn't have
+def test_states_are_those_of_transformers(folder: Path, arch: str) -> None:
+    """Every layer's, so that a mistake shows where it is."""
+    backend = NumpyBackend(model_of(folder, arch), 1, cache_types=CacheTypes("f32", "f32"))
+    with np.load(Path(__file__).with_name("oracles") / "architectures.npz") as oracle:
+        tokens, rows = oracle["tokens"].tolist(), oracle["rows"]
+        expected = {key.removeprefix(f"{arch} "): oracle[key] for key in oracle if key.startswith(f"{arch} ")}
+    assert len(expected) == backend.model.config.n_layer + 1
+    found = backend.run(list(expected), Batch([Piece(KVSequence(), tokens, len(tokens))]))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name][rows, ::4], value, rtol=0, atol=2e-4 * value.std(), err_msg=name)
+
+
 @pytest.mark.parametrize("arch", ORACLES)
 def test_perplexity_of_quantized_weights(folder: Path, arch: str) -> None:
     found = run(CPUBackend(model_of(folder, arch, "Q4_K_M"), 2), KVSequence(), ORACLES[arch]["tokens"])
@@ -143,6 +159,35 @@ def test_the_same_bits_whatever_threads_and_steps(folder: Path, tmp_path: Path, 
     expected = run(CPUBackend(model, 1), KVSequence(), tokens)
     for way in WAYS[1:]:
         assert np.array_equal(way(lambda: CPUBackend(model, 2), tokens, tmp_path), expected)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_gates_and_ups_of_experts_in_one_tensor(folder: Path, tmp_path: Path, name: str) -> None:
+    """As newer files of Qwen3-Next have them, each expert's gate first (llama.cpp answers the same with either)."""
+    model, tokens = model_of(folder, "qwen3next", "Q4_K_M"), ORACLES["qwen3next"]["tokens"][:100]
+    expected = run(BACKENDS[name](model), KVSequence(), tokens, (99, 1))
+    merge_gates_and_ups(model.file.path, tmp_path / "m.gguf")
+    merged = load_model(GGUFFile(tmp_path / "m.gguf"))
+    assert np.array_equal(run(BACKENDS[name](merged), KVSequence(), tokens, (99, 1)), expected)
+
+
+def merge_gates_and_ups(source: Path, target: Path) -> None:
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+    tensors = {t.name: t for t in reader.tensors}
+    for name, tensor in tensors.items():
+        data = tensor.data
+        if "ffn_gate_exps" in name:
+            data = np.concatenate([data, tensors[name.replace("gate", "up")].data], 1)
+        if "ffn_up_exps" not in name:
+            writer.add_tensor(name.replace("gate_exps", "gate_up_exps"), data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_the_oracles_are_of_every_architecture() -> None:
