@@ -284,8 +284,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def run(backend: CPUBackend | NumpyBackend, tokens: Sequence[int], cuts: Sequence[int]) -> list[np.ndarray]:
-    """Each layer's output and the logits of all tokens, in steps that end at `cuts`, beside another sequence from the second on."""
-    names = [*(name for name in backend.model.graph.nodes if name.startswith("l_out-")), LOGITS]
+    """Layers' parts and outputs and the logits of all tokens, in steps that end at `cuts`, beside another sequence from the second on."""
+    parts = "l_out-", "attn_output-", "final_output-", "attn_gated-"
+    names = [*(name for name in backend.model.graph.nodes if name.startswith(parts)), LOGITS]
     seq, other = KVSequence(), KVSequence()
     found = []
     for first, end in itertools.pairwise([0, *cuts]):
