@@ -218,7 +218,7 @@ def test_products_with_experts(isa_name: str, name: str) -> None:
 
 # -- whole models -------------------------------------------------------------------------------------------------------------
 
-SHAPES = {"F16": "tiny-qwen3moe", "Q4_K_M": "tiny-qwen3moe"}
+SHAPES = {"F16": "tiny-qwen2moe", "Q4_K_M": "tiny-qwen3moe"}
 """Weights not normalised and a network that all tokens share; normalised ones."""
 
 

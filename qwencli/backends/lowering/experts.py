@@ -9,7 +9,7 @@ import numpy as np
 from ...graph import ExpertLinear, Route, Tensor, Weight
 from ...kernels import layout
 from ..memory import I64, Value, address_of
-from ..program import Program, activation_kind, weight_info
+from ..program import SOME_TOKENS, Program, activation_kind, weight_info
 from .products import chunk_rows, residual_of, scale_of
 
 
@@ -116,8 +116,11 @@ def routed_by(p: Program, node: Tensor) -> Routed:
 
 
 def chunks_of_expert(p: Program, n_rows: int, row_bytes: int, n_experts: int, dim: str) -> tuple[int, int]:
-    """Of a product with so many experts: how many chunks each has, all of about the same size, and how many rows these have."""
+    """Of a product with so many experts: how many chunks each has, all of about the same size, and how many rows these have.
+
+    An expert has few tokens even where there are many: chunks may be as large as for few, and then fetch less that another thread takes.
+    """
     unit = int(layout.LANES if p.rooms[dim] == 1 else layout.PANEL_ROWS)
-    n_chunks = -(-n_rows // chunk_rows(p, n_rows * n_experts, row_bytes, p.rooms[dim]))
+    n_chunks = -(-n_rows // chunk_rows(p, n_rows * n_experts, row_bytes, min(p.rooms[dim], SOME_TOKENS)))
     rows = unit * -(-n_rows // (unit * n_chunks))
     return -(-n_rows // rows), rows
