@@ -16,6 +16,7 @@ from . import layout
 from .activations import F32X1, each_lane, lanes, sum_of
 from .ops import tokens_of
 from .runtime import call_kernel
+from .sampling import exp
 from .simd import F32X16, I32, Emitter, f32, i64, intrinsic_of, load_f32, load_i32, load_i64, store_f32, store_i64, void
 
 LEAST_SUM = 2.0 ** -14
@@ -25,7 +26,6 @@ STEPS, RECORD = 32, 80
 """Offsets among the arguments of a product."""
 IN_PLACE = 2
 """An expert with so many tokens or fewer is multiplied in place: to unpack its weights would take longer."""
-
 
 store_i32 = intrinsic_of(void, i64, i64)(lambda e, address, value: e.store(e.b.trunc(value, I32), address))
 
@@ -45,11 +45,6 @@ def softmax_parts(e: Emitter, logits: Any, n: Any, out: Any) -> None:
     top = e.larger(e.tree(e.larger, b.load(largest[1])), e.tree(e.larger, b.load(largest[16])))
     e.store(top, out)
     e.store(sum_of(e, n, lambda offset, kind: e.exp(b.fsub(e.load(kind, logits, offset), lanes(e, top, kind)))), out, 4)
-
-
-@intrinsic_of(f32, f32)
-def exp(e: Emitter, x: Any) -> Any:
-    return e.tree(e.b.fadd, e.exp(e.splat(x, 1)))
 
 
 def build_route() -> Any:
@@ -149,7 +144,10 @@ def build_spread() -> Any:
 
 @njit(inline="always")
 def write_record(args, record, expert, place, count):
-    """The arguments of a product with an expert, whose rows are those from `place` on, as many as `count` is the address of."""
+    """The arguments of a product with an expert, whose rows are those from `place` on, as many as `count` is the address of.
+
+    What differs from expert to expert, by its index: 2 weights, 6 to 9 x and its quantized form, 10 y (11 is a step), 14 scale.
+    """
     for i in range(0, 8 * layout.PRODUCT_WORDS, 8):
         store_i64(record + i, load_i64(args + RECORD + i))
     store_i64(record, count)
