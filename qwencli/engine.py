@@ -9,7 +9,7 @@ import numpy as np
 
 from .backends import F32, Backend, Batch, Piece
 from .errors import ContextFull, InputError, QwenError
-from .kv_cache import KVSequence
+from .kv_cache import PAGE, KVSequence
 from .prefix_cache import PrefixCache
 from .sampling import NOT_FINITE, Breakers, Constraint, Report, Sampler, SamplingParams
 
@@ -35,6 +35,8 @@ class Sequence:
     """Prompt tokens whose keys and values are in the cache."""
     n_cached: int = 0
     """Prompt tokens that were there before, from a sequence that began alike."""
+    border: int = 0
+    """Where others began to differ. A recurrent model's step ends there, for the state: more may begin so."""
     breakers: Breakers = field(default_factory=dict)
     """What the DRY sampler's repetitions don't reach across."""
     constraint: Constraint | None = None
@@ -69,8 +71,9 @@ class Engine:
         """
         self.check(seq)
         running = ((s.tokens[:-1], s.kv) for s in self.running)  # the last token's step may have to be done again
-        seq.kv = self.prefixes.take(seq.tokens, running)
+        seq.kv, n_common = self.prefixes.take(seq.tokens, running)
         seq.n_cached = seq.n_prompt_done = seq.kv.length
+        seq.border = n_common // PAGE * PAGE
         self.running.append(seq)
 
     def check(self, seq: Sequence) -> None:
@@ -140,7 +143,10 @@ class Engine:
                 self._finish(seq, "length" if seq.max_tokens == 0 else "context")
                 continue
             self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)  # where Ctrl-C came behind a commit the last token's step is done again
-            todo = seq.tokens[seq.kv.length:seq.kv.length + room]
+            end = seq.kv.length + room
+            if self.backend.cache.recurrent and seq.kv.length < seq.border:
+                end = min(end, seq.border)
+            todo = seq.tokens[seq.kv.length:end]
             if not todo:
                 waiting.append(seq)
                 continue

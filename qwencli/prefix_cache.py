@@ -20,6 +20,12 @@ class Kept(NamedTuple):
     kv: KVSequence
 
 
+class Begin(NamedTuple):
+    """What a new sequence takes over, and how many of its tokens another one begins with: more, where a recurrent model has no state."""
+    kv: KVSequence
+    n_common: int
+
+
 class PrefixCache:
     """Keeps sequences of up to `room` positions together; the one that was used longest ago goes first."""
 
@@ -40,20 +46,21 @@ class PrefixCache:
         while self.kept and (sum(len(kept.tokens) for kept in self.kept) > self.room or self._n_states() > MOST_STATES):
             self._drop(self.kept[0])
 
-    def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> KVSequence:
+    def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> Begin:
         """The longest beginning of `tokens` that a kept or a running sequence has computed; not the last token, whose logits are wanted.
 
         Whole pages are shared, the positions of the one behind them are copied. A recurrent model goes on from where it has a state.
         """
         wanted = np.fromiter(tokens, np.int32)[:-1]
         known = [*self.kept, *(Kept(np.array(begin[:kv.length], np.int32), kv) for begin, kv in running)]
-        lengths = [self._backend.cache.reach(source.kv, common_prefix(source.tokens, wanted)) for source in known]
-        if not lengths or not max(lengths):
-            return KVSequence()
+        common = [common_prefix(source.tokens, wanted) for source in known]
+        lengths = [self._backend.cache.reach(source.kv, length) for source, length in zip(known, common)]
+        if not any(lengths):
+            return Begin(KVSequence(), max(common, default=0))
         best = int(np.argmax(lengths))
         if best < len(self.kept):
             self.kept.append(self.kept.pop(best))
-        return self._copy(known[best].kv, lengths[best])
+        return Begin(self._copy(known[best].kv, lengths[best]), max(common))
 
     def _copy(self, source: KVSequence, length: int) -> KVSequence:
         kv = self._backend.cache.share(source, length)

@@ -85,7 +85,7 @@ def after_a_prefix(make: Callable[[], Backend], tokens: list[int], folder: Path)
     begin = run(backend, kv, other, (150, 50, 1, 2))
     prefixes = PrefixCache(backend, 1000)
     prefixes.keep(other, kv)
-    kv = prefixes.take(tokens, [])
+    kv = prefixes.take(tokens, []).kv
     assert 2 * PAGE <= kv.length <= 200
     return np.concatenate([begin[:kv.length], run(backend, kv, tokens, (1, 1, 1000))])
 

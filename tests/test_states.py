@@ -160,6 +160,14 @@ def test_a_turn_that_renders_the_past_otherwise_goes_on_from_a_border(model: Mod
     assert found == run(Engine(Counting(model), 512), turn)[0]
 
 
+def test_where_others_differ_there_is_a_state_the_next_time(engine: Engine) -> None:
+    """As of a system prompt that many conversations begin with."""
+    def question(n: int) -> list[int]:
+        return [*PROMPT[:140], *range(n, n + 60)]
+
+    assert [run(engine, question(n), 1)[1] for n in (1, 2, 3)] == [200, 200, 200 - 2 * PAGE]
+
+
 def test_a_step_is_done_again_from_the_state_before_it(engine: Engine) -> None:
     """As where Ctrl-C comes behind a step whose token was not taken."""
     seq, plain = Sequence(PROMPT[:70], GREEDY, 6), run(engine, PROMPT[:70], 6)[0]
