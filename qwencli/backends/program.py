@@ -114,7 +114,8 @@ class Program:
             count: int | None = None, count_in: int = 0, calls: Sequence[str] = ()) -> None:
         """Add a row that does the number at the address `count`, by default its first argument, `divisor` a chunk.
 
-        With `count_in` that number is the argument of this index itself. The first arguments become the addresses of the kernels `calls`.
+        That number may be written by an earlier group; with `count_in` it is the argument of this index itself. The first arguments
+        become the addresses of the kernels `calls`.
         """
         if set(reads) & self._writes or set(writes) & (self._writes | self._reads):
             self.end_group()
