@@ -12,7 +12,8 @@ from test_same_bits import assert_same, states, tokens_of
 
 from qwencli.backends import Batch, Piece
 from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend, rounded
+from qwencli.backends.numpy_memory import rounded
+from qwencli.backends.numpy_ref import NumpyBackend
 from qwencli.errors import InputError
 from qwencli.gguf_file import GGUFFile
 from qwencli.kernels import isa, layout

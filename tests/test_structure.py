@@ -37,7 +37,7 @@ USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor
 USED_BY = {
     "click": {"cli"}, "tqdm": {"cli"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "huggingface_hub": {"hub.downloads"},
     "jinja2": {"chat.template_child"}, "tokenizers": {"tokenizer"},
-    "gguf": {"backends.numpy_ref", "backends.dequantize", "kernels.quants._grids", "quantize"},
+    "gguf": {"backends.numpy_memory", "backends.dequantize", "kernels.quants._grids", "quantize"},
     "numba": {"kernels"}, "llvmlite": {"kernels"}, "starlette": {"server"}, "pydantic": {"server"},
     "uvicorn": {"server.run", "server.protocol"}, "prometheus_client": {"server.metrics"},
     "llguidance": {"grammar", "grammar_child"}}

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,7 @@ from ..graph import (
 )
 from ..kv_cache import KVSequence
 from . import F32, I32, Batch
-
-if TYPE_CHECKING:
-    from .numpy_ref import KVPages, States, WeightReader
+from .numpy_memory import KVPages, States, WeightReader
 
 QUERY_BLOCK = 256  # query positions whose scores are held at once
 LEAST_SUM = 2.0 ** -14  # of experts' weights: the smallest normal half float
