@@ -106,6 +106,14 @@ def test_info_on_experts_and_recurrent_layers(call: Call, tmp_path: Path) -> Non
     assert json.loads(call("info", "--json").out)["state_bytes"] is None
 
 
+@pytest.mark.parametrize(("preset", "n_layer", "n_ff"), [("tiny-qwen", 2, 512), ("tiny-qwen35", 5, 512)])
+def test_info_on_what_runs_of_a_file(call: Call, tmp_path: Path, preset: str, n_layer: int, n_ff: int) -> None:
+    """Qwen's metadata counts gate and up together, Qwen3.5's a layer that predicts more tokens at once."""
+    write_random_model(tmp_path / "m.gguf", PRESETS[preset], "Q4_K_M")
+    facts = json.loads(call("info", tmp_path / "m.gguf", "--json").out)
+    assert (facts["n_layer"], facts["n_ff"]) == (n_layer, n_ff)
+
+
 def test_info_on_what_cannot_run(call: Call, tmp_path: Path) -> None:
     path = Gguf({"general.architecture": ("str", "mamba")}, [f32("t", [[1, 2]])]).write(tmp_path / "mamba.gguf")
     done = call("info", path)

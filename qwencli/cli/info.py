@@ -73,7 +73,7 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
     else:
         c = model.config
         types, fit = cache_types.chosen("f16", c.head_dim), measure(model, cache_types)
-        facts |= {"n_head_kv": c.n_head_kv, "n_head_dim": c.head_dim,
+        facts |= {"n_layer": c.n_layer, "n_ff": c.n_ff, "n_head_kv": c.n_head_kv, "n_head_dim": c.head_dim,
                   "kv_bytes": {str(n): types.n_bytes(n * c.n_kv_values // 2) for n in (4096, c.n_ctx)},
                   "free_bytes": fit.free, "fitting_context": fit.longest(c.n_ctx)}
         if e := c.experts:
