@@ -8,6 +8,9 @@ from .errors import ModelError
 from .gguf_file import GGUFFile
 from .rope import RopeParams, read_rope
 
+MOST_HEAD_DIM = 1024
+"""Kernels are compiled for the size of heads, and those of delta nets hold rows of a head on the stack. Published are up to 256."""
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -95,7 +98,7 @@ def read_config(file: GGUFFile, arch: str, sections: bool = False, experts: Expe
     n_head_kv = get.integer(f"{arch}.attention.head_count_kv", n_head, low=1)
     if n_head % n_head_kv:
         raise ModelError(f"{file.path}: {n_head} heads, expected a multiple of the {n_head_kv} key-value heads")
-    head_dim = get.integer(f"{arch}.attention.key_length", n_embd // n_head, low=2)
+    head_dim = get.integer(f"{arch}.attention.key_length", n_embd // n_head, low=2, high=MOST_HEAD_DIM)
     if (v_dim := get.integer(f"{arch}.attention.value_length", head_dim)) != head_dim:
         raise ModelError(f"{file.path}: {arch}.attention.value_length is {v_dim}, expected the key_length {head_dim}")
     n_ctx = get.integer(f"{arch}.context_length", low=1)
@@ -143,7 +146,7 @@ def read_delta_nets(file: GGUFFile, arch: str, tiled: bool) -> DeltaNets:
     get, n_layer = file.metadata, read_n_layer(file, arch)
     n_head_k = get.integer(f"{arch}.ssm.group_count", low=1, high=2**15)
     n_head_v = get.integer(f"{arch}.ssm.time_step_rank", low=1, high=2**15)
-    head_dim = get.integer(f"{arch}.ssm.state_size", low=1, high=2**15)
+    head_dim = get.integer(f"{arch}.ssm.state_size", low=1, high=MOST_HEAD_DIM)
     if n_head_v % n_head_k:
         raise ModelError(f"{file.path}: {arch}.ssm.time_step_rank is {n_head_v}, expected a multiple of the {n_head_k} key heads")
     if (inner := get.integer(f"{arch}.ssm.inner_size")) != n_head_v * head_dim:

@@ -109,6 +109,7 @@ SHARED: dict[str, tuple[Change, str]] = {
     "none at all": (dropping("blk.0.ffn_down_shexp.weight"), "'blk.0.ffn_down_shexp.weight' is missing, expected one of shape [32, 48]"),
 }
 STATES: dict[str, tuple[Change, str]] = {
+    "state huge": (hyper("ssm.state_size", "u32", 2**15), "'qwen35.ssm.state_size' is 32768, expected a value from 1 to 1024"),
     "state 0": (hyper("ssm.state_size", "u32", 0), "'qwen35.ssm.state_size' is 0, expected a value from 1"),
     "state wrong": (hyper("ssm.state_size", "u32", 8), "qwen35.ssm.inner_size is 64, expected 32: 4 heads of 8"),
     "state missing": (lacking("ssm.state_size"), "'qwen35.ssm.state_size' is missing"),
