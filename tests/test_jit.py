@@ -241,13 +241,13 @@ def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(monkeypatch
 
 
 def workers(folder: Path) -> list[str]:
-    """The processes that have `folder` in their command line."""
+    """The processes that have `folder` in their environment or command line: one that was just forked has its parent's line still."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended
-            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if str(folder) in command:
-                found.append(command)
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            command = (path / "cmdline").read_bytes()
+            if str(folder).encode() in command + (path / "environ").read_bytes():
+                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
 
 
