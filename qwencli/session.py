@@ -2,7 +2,8 @@
 
 The file, all numbers little-endian: MAGIC; u32 version; u32 bytes of the header; the header, a JSON object; the tokens, i32; SHA-256 of all
 this; the pages of the KV cache, as they lie in the backend's memory; of a recurrent model its states behind the numbers of tokens that
-the header names; SHA-256 of the sums of each page and state.
+the header names, all of them and, for a next prompt that differs at the end, the last border of its prompts before; SHA-256 of the sums of
+each page and state.
 """
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def save(path: str | os.PathLike[str], backend: Backend, tokens: Sequence[int] |
     if len(ids) < kv.length:
         raise InputError(f"there are {len(ids)} tokens, expected one for each of {kv.length} positions")
     pages = [backend.page_bytes(page) for page in kv.pages[:n_pages_for(kv.length)]]
-    positions = sorted(kv.states.keys() & saved_states(kv.length))
+    positions = [*[border for border in kv.borders if border < kv.length][-1:], kv.length] if kv.states else []
     states = [backend.state_bytes(kv.states[position]) for position in positions]
     header = json.dumps({
         "model": file.path.name, "fingerprint": file.fingerprint(), "kv_layout": backend.kv_layout, "n_tokens": kv.length,
@@ -67,11 +68,6 @@ def save(path: str | os.PathLike[str], backend: Backend, tokens: Sequence[int] |
             if progress:
                 progress(done, len(parts))
         f.write(digest.digest())
-
-
-def saved_states(length: int) -> set[int]:
-    """Behind how many tokens a session has states: all of them, and those of whole pages, for a next prompt that differs at the end."""
-    return {length, length // PAGE * PAGE} - {0}
 
 
 def load(path: str | os.PathLike[str], backend: Backend, n_ctx: int, progress: Progress | None = None) -> Session:
@@ -122,8 +118,9 @@ def _parse(header: bytes, defaults: Mapping[str, Any], path: str | os.PathLike[s
     about = {**defaults, **about} if isinstance(about, dict) else {}
     if {name: type(value) for name, value in about.items()} != FIELDS or min(about[name] for name in FIELDS if FIELDS[name] is int) < 0:
         raise damaged(path, f"its header is {header[:40]!r}")
-    if not all(type(position) is int for position in about["states"]) or len(about["states"]) > 2:
-        raise damaged(path, f"its states are {about['states'][:3]}")
+    states = about["states"]
+    if len(states) > 2 or not all(type(position) is int and 0 < position <= about["n_tokens"] for position in states):
+        raise damaged(path, f"its states are {states[:3]}")
     return about
 
 
@@ -135,8 +132,8 @@ def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: i
     if about["kv_layout"] != backend.kv_layout:
         raise InputError(f"{path}: a session of another backend or of other cache types (its KV cache is {about['kv_layout'][:80]!r},"
                          f" expected {backend.kv_layout!r}): name another session file")
-    wanted = {len(tokens)} - {0} if backend.cache.recurrent else set()
-    if not wanted <= set(about["states"]) <= (saved_states(len(tokens)) if wanted else set()):
+    *borders, last = about["states"] or [0]
+    if last != (len(tokens) if backend.cache.recurrent else 0) or any(border == last or border % PAGE for border in borders):
         raise damaged(path, f"its states are behind {about['states']} of {len(tokens)} tokens")
     if len(tokens) > n_ctx:
         raise ContextFull(f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c")
@@ -146,10 +143,12 @@ def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: i
 
 def _read_pages(f: BufferedReader, about: Mapping[str, Any], backend: Backend, path: str | os.PathLike[str],
                 progress: Progress | None) -> KVSequence:
-    kv, digest, n_tokens = KVSequence(), hashlib.sha256(), about["n_tokens"]
+    kv, digest = KVSequence(), hashlib.sha256()
     try:
-        backend.reserve(kv, n_tokens)
-        backend.cache.commit(kv, n_tokens)
+        for position in about["states"] or [about["n_tokens"]]:  # a state for each, as if steps had ended there
+            n_tokens = position - kv.length
+            backend.reserve(kv, n_tokens)
+            backend.cache.commit(kv, n_tokens)
         for position in kv.states.keys() - about["states"]:
             backend.cache.forget(kv, position)
         parts = [("page", backend.page_bytes(page)) for page in kv.pages]

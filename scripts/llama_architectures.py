@@ -63,7 +63,8 @@ def write(path: Path, s: Shape, mix: str) -> str:
 
 
 def draw_tokens(seed: int, s: Shape) -> list[int]:
-    return np.random.RandomState(seed).randint(0, s.n_vocab, N_TOKENS).tolist()  # type: ignore[no-any-return]
+    tokens: list[int] = np.random.RandomState(seed).randint(0, s.n_vocab, N_TOKENS).tolist()
+    return tokens
 
 
 def answers_of(s: Shape, folder: Path) -> dict[str, Any]:

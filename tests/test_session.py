@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tiny_models
 from command_line import Call
-from random_models import random_model
+from random_models import random_model, write_random_model
+from shapes import PRESETS
 
 from qwencli.backends import LOGITS, Backend, Batch, Piece
 from qwencli.backends.cpu import CPUBackend
@@ -292,6 +293,28 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path, tiny: Model, token: int) 
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
     forged(tmp_path / "s", [*tokens[:-1], token])
     refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "a token outside the vocabulary of 72")
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("recurrent") / "m.gguf"
+    write_random_model(path, PRESETS["tiny-qwen35"], "F16")
+    return load_model(GGUFFile(path))
+
+
+@pytest.mark.parametrize("states", [[64, 84], [63, 85], [85, 64], [85, 85], [0, 85], [-64, 85], ["64", 85], [True, 85], [64, 2**70], [85]])
+def test_states_behind_other_tokens_than_there_are(tmp_path: Path, recurrent: Model, states: list[Any]) -> None:
+    backend = NumpyBackend(recurrent)
+    tokens = saved(tmp_path / "s", backend, 85)
+    assert load(tmp_path / "s", backend, N_CTX).kv.states.keys() == {64, 85}
+    forged(tmp_path / "s", tokens, version=2, states=states)
+    refused(tmp_path / "s", backend, FormatError, "a damaged session")
+
+
+def test_states_of_a_model_that_has_none(tmp_path: Path, tiny: Model) -> None:
+    tokens = saved(tmp_path / "s", NumpyBackend(tiny))
+    forged(tmp_path / "s", tokens, version=2, states=[len(tokens)])
+    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "its states are behind")
 
 
 def test_a_session_of_version_1_has_no_states(tmp_path: Path, tiny: Model) -> None:

@@ -1,4 +1,6 @@
 """States of recurrent sequences: which are kept, shared and given back, and that a next turn goes on from one."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 from engine_runs import finish
@@ -13,6 +15,7 @@ from qwencli.kv_cache import MOST_BORDERS, PAGE, KVCache, KVSequence, thin
 from qwencli.model import Model, load_model
 from qwencli.prefix_cache import MOST_STATES
 from qwencli.sampling import SamplingParams
+from qwencli.session import load, save
 
 GREEDY = SamplingParams(temp=0)
 PROMPT: list[int] = np.random.RandomState(35).randint(0, 256, 3 * PAGE + 8).tolist()
@@ -160,6 +163,20 @@ def test_a_turn_that_renders_the_past_otherwise_goes_on_from_a_border(model: Mod
     assert found == run(Engine(Counting(model), 512), turn)[0]
 
 
+def test_a_session_holds_the_border_before_an_answer(model: Model, engine: Engine, tmp_path: Path) -> None:
+    answer, _ = run(engine, PROMPT, 2 * PAGE)  # past further borders, at which what is generated leaves no states
+    save(tmp_path / "s", engine.backend, [*PROMPT, *answer], engine.prefixes.kept[-1].kv)
+    fresh = Engine(Counting(model), 512, n_kept=512)
+    session = load(tmp_path / "s", fresh.backend, 512)
+    length = len(PROMPT) + len(answer) - 1
+    assert (set(session.kv.states), session.kv.borders) == ({3 * PAGE, length}, [3 * PAGE])
+    fresh.prefixes.keep(session.tokens, session.kv)
+    turn = [*PROMPT[:-3], 9, 9, *answer, 5]
+    found, n = run(fresh, turn)
+    assert n == len(turn) - 3 * PAGE + 3
+    assert found == run(Engine(Counting(model), 512), turn)[0]
+
+
 def test_where_others_differ_there_is_a_state_the_next_time(engine: Engine) -> None:
     """As of a system prompt that many conversations begin with."""
     def question(n: int) -> list[int]:
@@ -197,8 +214,8 @@ def test_only_so_many_states_are_kept(engine: Engine) -> None:
     assert engine.backend.cache.n_states <= MOST_STATES + 4
 
 
-def test_logits_that_are_no_numbers_are_found_by_the_step_once_more(model: Model) -> None:
-    """Going back by a step needs the state of before it."""
+def test_going_back_by_a_step_and_doing_it_again_gives_the_same(model: Model) -> None:
+    """As where logits are no numbers, to find the layer that they come from."""
     backend = Counting(model)
     seq, tokens = KVSequence(), PROMPT[:20]
     backend.run([LOGITS], Batch([Piece(seq, tokens[:12], 1)]))
