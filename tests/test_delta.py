@@ -252,7 +252,7 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
     def run(cuts: Sequence[int], a_chunk: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Results, the states behind each cut, and those at each piece's border, one token before its end."""
         results: list[np.ndarray] = []
-        states: list[Any] = [None]
+        states: list[np.ndarray | None] = [None]
         at_borders: list[np.ndarray] = []
         for first, end in itertools.pairwise([0, *cuts]):
             length = end - first
@@ -265,7 +265,7 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
             results.append(out[:length])
             states.append(pieces.behind[0].copy())
             at_borders.append(pieces.at_border[0].copy())
-        return np.concatenate(results), states[1:], at_borders
+        return np.concatenate(results), [state for state in states if state is not None], at_borders
 
     whole, _, _ = run([n], 100)
     single, states, _ = run(range(1, n + 1), 1)
