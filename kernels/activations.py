@@ -1,4 +1,5 @@
 """Activations: norms, gates and their quantization, as emitters for one token's row. Quantized as llama.cpp does, for the same figures."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -56,7 +57,11 @@ def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> Non
     b, scale = e.b, rms_scale(e, x, n, eps)
 
     def write(offset: Any, kind: Any) -> None:
-        e.store(b.fmul(b.fmul(e.load(kind, x, offset), lanes(e, scale, kind)), e.load(kind, weight, offset)), out, offset)
+        e.store(
+            b.fmul(b.fmul(e.load(kind, x, offset), lanes(e, scale, kind)), e.load(kind, weight, offset)),
+            out,
+            offset,
+        )
 
     each_lane(e, n, write)
 
@@ -65,7 +70,9 @@ def sigmoid(e: Emitter, x: Any, numerator: Any = None) -> Any:
     """numerator / (1 + exp(-x)), 1 if there is none."""
     b = e.b
     # e.exp ends at e**88, which would leave something of a gate of -1e38
-    exponential = b.select(b.fcmp_ordered("<", x, e.float(-88.0, x.type)), e.float(float("inf"), x.type), e.exp(b.fneg(x)))
+    exponential = b.select(
+        b.fcmp_ordered("<", x, e.float(-88.0, x.type)), e.float(float("inf"), x.type), e.exp(b.fneg(x))
+    )
     one = e.float(1.0, x.type)
     return b.fdiv(one if numerator is None else numerator, b.fadd(one, exponential))
 
@@ -76,6 +83,7 @@ def silu(e: Emitter, x: Any) -> Any:
 
 def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
     """out = gate / (1 + exp(-gate)) * up"""
+
     def write(offset: Any, kind: Any) -> None:
         e.store(e.b.fmul(silu(e, e.load(kind, gate, offset)), e.load(kind, up, offset)), out, offset)
 
@@ -84,7 +92,13 @@ def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
 
 def gate(e: Emitter, x: Any, gate: Any, out: Any, n: Any) -> None:
     """out = x / (1 + exp(-gate))"""
-    each_lane(e, n, lambda offset, kind: e.store(sigmoid(e, e.load(kind, gate, offset), e.load(kind, x, offset)), out, offset))
+    each_lane(
+        e,
+        n,
+        lambda offset, kind: e.store(
+            sigmoid(e, e.load(kind, gate, offset), e.load(kind, x, offset)), out, offset
+        ),
+    )
 
 
 def share(e: Emitter, x: Any, gate: Any, other: Any, out: Any, n: Any) -> None:
@@ -93,9 +107,12 @@ def share(e: Emitter, x: Any, gate: Any, other: Any, out: Any, n: Any) -> None:
     with b.if_else(b.icmp_unsigned("!=", other, e.int(0))) as branches:
         for branch, added in zip(branches, (other, None)):
             with branch:
+
                 def write(offset: Any, kind: Any, added: Any = added) -> None:
                     value = b.fmul(e.load(kind, x, offset), lanes(e, share, kind))
-                    e.store(value if added is None else b.fadd(value, e.load(kind, added, offset)), out, offset)
+                    e.store(
+                        value if added is None else b.fadd(value, e.load(kind, added, offset)), out, offset
+                    )
 
                 each_lane(e, n, write)
 
@@ -144,7 +161,7 @@ def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
         scale = b.select(is_zero, e.float(0.0), b.fdiv(e.float(1.0), inverse))
         fours = []
         for k in range(0, 16, 4):
-            ints = [e.nearest(b.fmul(value, e.splat(inverse))) for value in values[k:k + 4]]
+            ints = [e.nearest(b.fmul(value, e.splat(inverse))) for value in values[k : k + 4]]
             quants = [b.trunc(e.least(x, e.int(127, I32X16)), I8X16) for x in ints]
             together = e.concat(e.concat(*quants[:2]), e.concat(*quants[2:]))
             e.store(together, qs, 16 * k)
@@ -152,7 +169,11 @@ def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
         eights = [neighbours(e, *fours[:2]), neighbours(e, *fours[2:])]
         sixteens = neighbours(e, *eights)
         e.store(b.trunc(sixteens, I16X16), out_sums, layout.SUMS_OF_16)
-        e.store(b.trunc(e.half(neighbours(e, sixteens, sixteens), 0), ir.VectorType(I16, 8)), out_sums, layout.SUMS_OF_32)
+        e.store(
+            b.trunc(e.half(neighbours(e, sixteens, sixteens), 0), ir.VectorType(I16, 8)),
+            out_sums,
+            layout.SUMS_OF_32,
+        )
         e.store(scale, d, b.shl(i, e.int(2)))
 
 
@@ -163,13 +184,19 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
         xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8_0_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8_0_BLOCK)))
         values = [e.load(F32X16, xs), e.load(F32X16, xs, 64)]
         scale = b.fdiv(largest_magnitude(e, values), e.float(127.0))
-        inverse = b.select(b.fcmp_ordered("==", scale, e.float(0.0)), e.float(0.0), b.fdiv(e.float(1.0), scale))
+        inverse = b.select(
+            b.fcmp_ordered("==", scale, e.float(0.0)), e.float(0.0), b.fdiv(e.float(1.0), scale)
+        )
         ints = [e.nearest(b.fmul(v, e.splat(inverse))) for v in values]
         for k, quants in enumerate(ints):
             e.store(b.trunc(quants, I8X16), qs, 16 * k)
         offset = b.shl(i, e.int(2))
         first, second = (e.sum_i32(i) for i in ints)
-        e.store(b.or_(b.and_(b.add(first, second), e.int(0xFFFF, I32)), b.shl(first, e.int(16, I32))), sums, offset)
+        e.store(
+            b.or_(b.and_(b.add(first, second), e.int(0xFFFF, I32)), b.shl(first, e.int(16, I32))),
+            sums,
+            offset,
+        )
         e.store(e.f16_to_f32(e.f32_to_f16(scale)), d, offset)
 
 
@@ -180,11 +207,23 @@ def quantize_row(e: Emitter, kind: str, x: Any, q: Any, d: Any, sums: Any, n: An
     if kind == "bf16":
         q = e.at(q, b.shl(b.mul(token, n), e.int(1)))
         x = e.at(x, b.shl(b.mul(token, n), e.int(2)))
-        each_lane(e, n, lambda offset, kind: e.store(e.f32_to_bf16(e.load(kind, x, offset)), q, b.lshr(offset, e.int(1))))
+        each_lane(
+            e,
+            n,
+            lambda offset, kind: e.store(e.f32_to_bf16(e.load(kind, x, offset)), q, b.lshr(offset, e.int(1))),
+        )
     if kind in ("f32", "bf16"):
         return
-    quantize, block, sum_bytes = {"q8k": (quantize_q8k, layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES),
-                                  "q8_0": (quantize_q8_0, layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES)}[kind]
+    quantize, block, sum_bytes = {
+        "q8k": (quantize_q8k, layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES),
+        "q8_0": (quantize_q8_0, layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES),
+    }[kind]
     values, blocks = b.mul(token, n), b.mul(token, b.udiv(n, e.int(block)))
-    quantize(e, e.at(x, b.shl(values, e.int(2))), e.at(q, values), e.at(d, b.shl(blocks, e.int(2))),
-             e.at(sums, b.mul(blocks, e.int(sum_bytes))), n)
+    quantize(
+        e,
+        e.at(x, b.shl(values, e.int(2))),
+        e.at(q, values),
+        e.at(d, b.shl(blocks, e.int(2))),
+        e.at(sums, b.mul(blocks, e.int(sum_bytes))),
+        n,
+    )

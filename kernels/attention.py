@@ -3,6 +3,7 @@
 Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by
 page, with a running softmax; splits are merged in order. So one token at a time, a whole prompt, and a reused prefix give the same bits.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -114,20 +115,42 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
 
     def score_of(tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
-        def score(e: Emitter, q: Any, n_head: Any, shared: Any, first: Any, n_queries: Any, keys: Any, scale: Any, memory: Any) -> None:
+        def score(
+            e: Emitter,
+            q: Any,
+            n_head: Any,
+            shared: Any,
+            first: Any,
+            n_queries: Any,
+            keys: Any,
+            scale: Any,
+            memory: Any,
+        ) -> None:
             values = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), e.int(0))
             """Scores of `tile` queries from `first` on."""
             numbers = tile_numbers(e, tile, first, n_queries)
             out = places(e, numbers, memory)
-            queries = [e.at(place, query_at) if keys_as.QUANTIZED else query_address(e, q, n_head, shared, n)
-                       for n, place in zip(numbers, out)]
+            queries = [
+                e.at(place, query_at) if keys_as.QUANTIZED else query_address(e, q, n_head, shared, n)
+                for n, place in zip(numbers, out)
+            ]
             scale = e.b.bitcast(e.b.trunc(scale, I32), F32)
             keys_as.score_tile(e, queries, keys, scale, out, head_dim, Ahead(values, values_bytes))
+
         return score
 
     def weigh_of(tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64)
-        def weigh(e: Emitter, first: Any, n_queries: Any, values: Any, following: Any, n_before: Any, shared: Any, memory: Any) -> None:
+        def weigh(
+            e: Emitter,
+            first: Any,
+            n_queries: Any,
+            values: Any,
+            following: Any,
+            n_before: Any,
+            shared: Any,
+            memory: Any,
+        ) -> None:
             """`n_before` positions of the page are seen by the item's first token, one more by each that follows."""
             numbers = tile_numbers(e, tile, first, n_queries)
             queries = places(e, numbers, memory)
@@ -136,7 +159,10 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             weights = [e.at(query, weights_at) for query in queries]
             ahead = e.b.select(e.b.icmp_signed("==", first, e.int(0)), following, e.int(0))
             accs = [e.at(query, running) for query in queries]
-            values_as.weigh_tile(e, weights, values, n_valid, accs, factors, head_dim, Ahead(ahead, keys_bytes))
+            values_as.weigh_tile(
+                e, weights, values, n_valid, accs, factors, head_dim, Ahead(ahead, keys_bytes)
+            )
+
         return weigh
 
     score, small_score = score_of(TILE_QUERIES), score_of(SMALL_TILE_QUERIES)
@@ -150,7 +176,9 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def prepare(e: Emitter, q: Any, n_head: Any, shared: Any, n: Any, memory: Any) -> None:
         if keys_as.QUANTIZED:
-            keys_as.quantize_query(e, query_address(e, q, n_head, shared, n), e.at(memory, query_at), head_dim)
+            keys_as.quantize_query(
+                e, query_address(e, q, n_head, shared, n), e.at(memory, query_at), head_dim
+            )
 
     @intrinsic_of(void, i64, i64, i64)
     def soften(e: Emitter, memory: Any, n_valid: Any, values: Any) -> None:
@@ -191,12 +219,22 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
         copy_floats(e, e.at(memory, merged), out, width)
 
     def attend(args, chunk, scratch):
-        q, out, pointers, n_head = load_i64(args), load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
+        q, out, pointers, n_head = (
+            load_i64(args),
+            load_i64(args + 8),
+            load_i64(args + 16),
+            load_i64(args + 24),
+        )
         n_head_kv, scale, layer_offset = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
         items, partials = load_i64(pointers), load_i64(pointers + 16)
         item, kv_head = items + 8 * layout.ITEM_WORDS * (chunk // n_head_kv), chunk % n_head_kv
         first_token, n_tokens, first_position = load_i64(item), load_i64(item + 8), load_i64(item + 16)
-        begin, end, slot, pages = load_i64(item + 24), load_i64(item + 32), load_i64(item + 40), load_i64(item + 48)
+        begin, end, slot, pages = (
+            load_i64(item + 24),
+            load_i64(item + 32),
+            load_i64(item + 40),
+            load_i64(item + 48),
+        )
         shared = n_head // n_head_kv
         n_queries = n_tokens * shared
         n_tiled = (n_queries + TILE_QUERIES - SMALL_TILE_QUERIES - 1) // TILE_QUERIES * TILE_QUERIES
@@ -241,6 +279,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
                 write_final(memory, out + 4 * head_dim * ((first_token + i // shared) * n_head + head))
             else:
                 write_partial(memory, partials + 4 * width * (slot * n_head + head))
+
     return attend
 
 
@@ -280,4 +319,5 @@ def build_merge(head_dim_text: str, kind: str) -> Any:
                         merge_two(total, partials + 4 * width * ((slot + i) * n_head + head))
                     divide(total, out + 4 * head_dim * (token * n_head + head))
             quantize(args, token)
+
     return merge

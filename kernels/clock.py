@@ -1,4 +1,5 @@
 """A row that writes down the time, for profiles: put between a program's rows it says how long each of them takes."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,6 +18,8 @@ def call_clock(e: Emitter, function: Any, first: Any, second: Any) -> None:
 
 def build_read() -> Any:
     """args: 1, the address of the system's clock function, its two arguments, of which one is the address of the result."""
+
     def read(args, chunk, scratch):
         call_clock(load_i64(args + 8), load_i64(args + 16), load_i64(args + 24))
+
     return read

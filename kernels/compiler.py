@@ -4,6 +4,7 @@ Numba types and lowers the function; its IR is then optimized and turned into ma
 and `avx2` really are compiled for a lesser CPU, or for a CPU of another kind, and nothing that the process compiles with Numba otherwise
 is affected.
 """
+
 from __future__ import annotations
 
 import os
@@ -27,6 +28,7 @@ SIGNATURE = (types.int64,) * 3
 
 class KernelLibrary(codegen.CPUCodeLibrary):
     """A library that becomes an object file instead of being loaded into Numba's own engine."""
+
     _is_optimized = False
 
     def finalize(self) -> None:
@@ -51,7 +53,9 @@ class KernelLibrary(codegen.CPUCodeLibrary):
             if not function.is_declaration and function.name != entry:
                 function.linkage = "internal"
         options = llvm.create_pipeline_tuning_options(speed_level=3)
-        options.loop_vectorization = options.slp_vectorization = False  # what should be vectors is written as vectors
+        options.loop_vectorization = options.slp_vectorization = (
+            False  # what should be vectors is written as vectors
+        )
         options.loop_unrolling = False
         passes = llvm.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
@@ -68,6 +72,7 @@ class KernelLibrary(codegen.CPUCodeLibrary):
 
 class KernelCodegen(codegen.CPUCodegen):
     """Numba's code generator, for this machine, and a target machine for `isa`, which may be another's."""
+
     _library_class = KernelLibrary
 
     def __init__(self, isa: ISA) -> None:
@@ -104,7 +109,9 @@ def lower(isa: ISA, spec: str) -> KernelLibrary:
     flags.error_model = "numpy"
     library: KernelLibrary = context.codegen().create_library(jit.symbol(spec))
     simd.set_isa(isa.name)
-    result = compiler.compile_extra(typing, context, jit.find(spec), SIGNATURE, types.void, flags, {}, library=library)
+    result = compiler.compile_extra(
+        typing, context, jit.find(spec), SIGNATURE, types.void, flags, {}, library=library
+    )
     library.add_ir_module(_entry_point(context, result.fndesc.llvm_func_name, jit.symbol(spec)))
     library.finalize()
     return library

@@ -8,6 +8,7 @@ same bits however a sequence is cut into pieces.
 A layer's part of a state: the last d_conv - 1 rows that entered the convolution; then for each head its matrix S in blocks of WIDTH
 columns, each with its rows one after the other, so that what a chunk works on is contiguous and stays in the first cache.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -28,11 +29,13 @@ def build(name: str, *variant: str) -> Any:
 
 def copy_of(n_bytes: int) -> Any:
     """f(source, to), for a multiple of 64 bytes."""
+
     @intrinsic_of(void, i64, i64)
     def copy(e: Emitter, source: Any, to: Any) -> None:
         with e.loop(e.int(n_bytes // 64)) as i:
             offset = e.b.shl(i, e.int(6))
             e.store(e.load(F32X16, source, offset), to, offset)
+
     return copy
 
 
@@ -41,6 +44,7 @@ def clear_of(n_bytes: int) -> Any:
     def clear(e: Emitter, to: Any) -> None:
         with e.loop(e.int(n_bytes // 64)) as i:
             e.store(e.float(0.0, F32X16), to, e.b.shl(i, e.int(6)))
+
     return clear
 
 
@@ -68,7 +72,11 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
             to = e.b.shl(i, e.int(6))
             parts = [e.load(F32X16, e.at(weight, e.b.mul(to, e.int(d_conv))), 64 * j) for j in range(d_conv)]
             for tap in range(d_conv):
-                e.store(picked(e, parts, [d_conv * lane + tap for lane in range(LANES)]), e.at(taps, to), head_bytes * tap)
+                e.store(
+                    picked(e, parts, [d_conv * lane + tap for lane in range(LANES)]),
+                    e.at(taps, to),
+                    head_bytes * tap,
+                )
 
     @intrinsic_of(void, i64, i64, i64, i64)
     def convolve(e: Emitter, rows: Any, stride: Any, taps: Any, out: Any) -> None:
@@ -92,10 +100,15 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
             return b.fmul(value, value)
 
         total = b.fadd(activations.sum_of(e, n, square), b.bitcast(b.trunc(eps, I32), F32))
-        scale = b.select(b.icmp_signed("!=", is_query, e.int(0)), e.float(d ** -0.5), e.float(1.0))
+        scale = b.select(b.icmp_signed("!=", is_query, e.int(0)), e.float(d**-0.5), e.float(1.0))
         scale = b.fdiv(scale, e.call("llvm.sqrt.f32", F32, total))
-        activations.each_lane(e, n, lambda offset, kind: e.store(
-            b.fmul(e.load(kind, out, offset), activations.lanes(e, scale, kind)), out, offset))
+        activations.each_lane(
+            e,
+            n,
+            lambda offset, kind: e.store(
+                b.fmul(e.load(kind, out, offset), activations.lanes(e, scale, kind)), out, offset
+            ),
+        )
 
     copy, clear = copy_of(head_bytes), clear_of(head_bytes)
 
@@ -105,7 +118,12 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
         eps, layer_offset = load_i64(args + 56), load_i64(args + 64)
         a_piece = (n_head + a_chunk - 1) // a_chunk
         record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_piece)
-        first, n, before, behind = load_i64(record), load_i64(record + 8), load_i64(record + 16), load_i64(record + 24)
+        first, n, before, behind = (
+            load_i64(record),
+            load_i64(record + 8),
+            load_i64(record + 16),
+            load_i64(record + 24),
+        )
         border, at_border = load_i64(record + 32), load_i64(record + 40)
         row, taps, rows = head_bytes * n_head, memory_of_taps(), memory_of_rows()
         first_head = chunk % a_piece * a_chunk
@@ -131,8 +149,11 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
                 done, state = (border, at_border) if i else (n, behind)
                 for j in range(n_before):
                     seen = done + j
-                    source = rows + head_bytes * seen if seen < n_before + n_near else x + row * (seen - n_before)
+                    source = (
+                        rows + head_bytes * seen if seen < n_before + n_near else x + row * (seen - n_before)
+                    )
                     copy(source, state + layer_offset + row * j + column)
+
     return conv
 
 
@@ -151,6 +172,7 @@ def build_gates() -> Any:
     """args: count, unit, alpha, beta, bytes from token to token, heads of a group, bytes from group to group, n_head, dt, a, decay,
     strength. decay = exp(a * softplus(alpha + dt)) and strength = sigmoid(beta), float32 [tokens, n_head].
     """
+
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def gates_of(e: Emitter, decay: Any, strength: Any, dt: Any, a: Any, n: Any) -> None:
         """In place, of alphas and betas."""
@@ -166,7 +188,12 @@ def build_gates() -> Any:
     def gates(args, chunk, scratch):
         alpha, beta, token_bytes = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
         n_group, group_bytes, n_head = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
-        dt, a, all_decay, all_strength = load_i64(args + 64), load_i64(args + 72), load_i64(args + 80), load_i64(args + 88)
+        dt, a, all_decay, all_strength = (
+            load_i64(args + 64),
+            load_i64(args + 72),
+            load_i64(args + 80),
+            load_i64(args + 88),
+        )
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
         for t in range(first, last):
             decay, strength = all_decay + 4 * n_head * t, all_strength + 4 * n_head * t
@@ -175,6 +202,7 @@ def build_gates() -> Any:
                 store_f32(decay + 4 * head, load_f32(alpha + place))
                 store_f32(strength + 4 * head, load_f32(beta + place))
             gates_of(decay, strength, dt, a, n_head)
+
     return gates
 
 
@@ -197,7 +225,9 @@ def build_scan(d_text: str) -> Any:
         with e.loop(e.int(d // AT_ONCE)) as i:
             number, row = e.b.mul(i, e.int(4 * AT_ONCE)), e.b.mul(i, e.int(4 * AT_ONCE * width))
             for r in range(AT_ONCE):
-                body(e.at(row, 4 * width * r), *(e.splat(e.load(F32, e.at(x, number), 4 * r)) for x in scalars))
+                body(
+                    e.at(row, 4 * width * r), *(e.splat(e.load(F32, e.at(x, number), 4 * r)) for x in scalars)
+                )
 
     @intrinsic_of(void, i64, i64, i64)
     def look_up(e: Emitter, state: Any, key: Any, products: Any) -> None:
@@ -214,16 +244,32 @@ def build_scan(d_text: str) -> Any:
 
     def update_of(alone: bool) -> Any:
         @intrinsic_of(void, *[i64] * 10)
-        def update(e: Emitter, state: Any, new: Any, query: Any, key: Any, value: Any, decay: Any, strength: Any, following: Any,
-                   products: Any, out: Any) -> None:
+        def update(
+            e: Emitter,
+            state: Any,
+            new: Any,
+            query: Any,
+            key: Any,
+            value: Any,
+            decay: Any,
+            strength: Any,
+            following: Any,
+            products: Any,
+            out: Any,
+        ) -> None:
             """A token: the new S, the result, and at once the products of S with the key that comes next, `following`.
 
             If the token is `alone` none comes: S is read from memory and goes back there, and meanwhile the block `following` is fetched.
             """
             b = e.b
             decay, strength = (e.splat(e.load(F32, x)) for x in (decay, strength))
-            deltas = [b.fmul(strength, b.fsub(e.load(F32X16, value, 64 * j), b.fmul(decay, e.load(F32X16, products, 64 * j))))
-                      for j in vectors]
+            deltas = [
+                b.fmul(
+                    strength,
+                    b.fsub(e.load(F32X16, value, 64 * j), b.fmul(decay, e.load(F32X16, products, 64 * j))),
+                )
+                for j in vectors
+            ]
             results, sums = ([e.var(e.float(0.0, F32X16)) for _ in vectors] for _ in range(2))
 
             def step(offset: Any, k: Any, q: Any, next_k: Any = None) -> None:
@@ -242,6 +288,7 @@ def build_scan(d_text: str) -> Any:
             for j in vectors:
                 e.store(b.load(results[j]), out, 64 * j)
                 e.store(b.load(sums[j]), products, 64 * j)
+
         return update
 
     update, update_alone = update_of(alone=False), update_of(alone=True)
@@ -249,13 +296,23 @@ def build_scan(d_text: str) -> Any:
     copy, clear = copy_of(block_bytes), clear_of(block_bytes)
 
     def scan(args, chunk, scratch):
-        n_head_k, n_head_v, tiled, a_chunk = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
+        n_head_k, n_head_v, tiled, a_chunk = (
+            load_i64(args + 8),
+            load_i64(args + 16),
+            load_i64(args + 24),
+            load_i64(args + 32),
+        )
         qkv, decays, strengths = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
         all_out, offset = load_i64(args + 64), load_i64(args + 72)
         n_blocks = n_head_v * (d // width)
         a_piece = (n_blocks + a_chunk - 1) // a_chunk
         record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_piece)
-        first, n, before, behind = load_i64(record), load_i64(record + 8), load_i64(record + 16), load_i64(record + 24)
+        first, n, before, behind = (
+            load_i64(record),
+            load_i64(record + 8),
+            load_i64(record + 16),
+            load_i64(record + 24),
+        )
         border, at_border = load_i64(record + 32), load_i64(record + 40)
         row, products = head_bytes * (2 * n_head_k + n_head_v), memory_of_products()
         first_block = chunk % a_piece * a_chunk
@@ -268,7 +325,10 @@ def build_scan(d_text: str) -> Any:
             state = before + place if before else new
             if before == 0:
                 clear(new)
-            q, k = qkv + row * first + head_bytes * shared, qkv + row * first + head_bytes * (n_head_k + shared)
+            q, k = (
+                qkv + row * first + head_bytes * shared,
+                qkv + row * first + head_bytes * (n_head_k + shared),
+            )
             v = qkv + row * first + head_bytes * (2 * n_head_k + head) + column
             out = all_out + head_bytes * (n_head_v * first + head) + column
             gate = 4 * (n_head_v * first + head)
@@ -278,11 +338,22 @@ def build_scan(d_text: str) -> Any:
                 update_alone(state, new, q, k, v, decays + gate, strengths + gate, following, products, out)
             for t in range(n if n > 1 else 0):
                 gate_of_t, following = gate + 4 * n_head_v * t, k + row * min(t + 1, n - 1)
-                update(state, new, q + row * t, k + row * t, v + row * t, decays + gate_of_t, strengths + gate_of_t, following, products,
-                       out + head_bytes * n_head_v * t)
+                update(
+                    state,
+                    new,
+                    q + row * t,
+                    k + row * t,
+                    v + row * t,
+                    decays + gate_of_t,
+                    strengths + gate_of_t,
+                    following,
+                    products,
+                    out + head_bytes * n_head_v * t,
+                )
                 state = new
                 if t + 1 == border:
                     copy(new, at_border + place)
         if n == 1:
             fence()  # what was streamed comes before what says that it is done
+
     return scan

@@ -1,4 +1,5 @@
 """Heads normalised and rotated: queries, and keys on their way into the KV cache, where values go with them."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +16,9 @@ def build(name: str, *variant: str) -> Any:
     return {"rotate": build_rotate, "store": build_store}[name](*variant)
 
 
-def rotate_head(e: Emitter, x: Any, out: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any) -> None:
+def rotate_head(
+    e: Emitter, x: Any, out: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any
+) -> None:
     """Normalise one head, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2. `out` may be x.
 
     `table` has their n_rot / 2 cosines, then as many sines.
@@ -45,15 +48,30 @@ def build_rotate() -> Any:
     """args: count, unit, x, n_head, head_dim, weight or 0, eps (f32 bits), table, n_rot; out, bytes of x from token to token and from head
     to head. Queries; out, where they follow each other, may be x where they do so too.
     """
+
     def rotate(args, chunk, scratch):
-        x, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
+        x, n_head, head_dim, weight = (
+            load_i64(args + 16),
+            load_i64(args + 24),
+            load_i64(args + 32),
+            load_i64(args + 40),
+        )
         eps, table, n_rot = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64)
         out, token_bytes, head_bytes = load_i64(args + 72), load_i64(args + 80), load_i64(args + 88)
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
         for t in range(first, last):
             for head in range(n_head):
                 to = out + 4 * head_dim * (t * n_head + head)
-                rotate_one(x + token_bytes * t + head_bytes * head, to, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
+                rotate_one(
+                    x + token_bytes * t + head_bytes * head,
+                    to,
+                    weight,
+                    eps,
+                    table + 4 * n_rot * t,
+                    n_rot,
+                    head_dim,
+                )
+
     return rotate
 
 
@@ -67,11 +85,24 @@ def build_store(k_type: str, v_type: str) -> Any:
         kv.named(v_type).store_value(e, v, values, slot, head_dim)
 
     def store(args, chunk, scratch):
-        k, n_head, head_dim, weight = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
-        eps, table, n_rot, v = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64), load_i64(args + 72)
+        k, n_head, head_dim, weight = (
+            load_i64(args + 16),
+            load_i64(args + 24),
+            load_i64(args + 32),
+            load_i64(args + 40),
+        )
+        eps, table, n_rot, v = (
+            load_i64(args + 48),
+            load_i64(args + 56),
+            load_i64(args + 64),
+            load_i64(args + 72),
+        )
         pages, slots, layer_offset = load_i64(args + 80), load_i64(args + 88), load_i64(args + 96)
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
-        keys_bytes, values_bytes = PAGE * (head_dim // k_block) * k_bytes, PAGE * (head_dim // v_block) * v_bytes
+        keys_bytes, values_bytes = (
+            PAGE * (head_dim // k_block) * k_bytes,
+            PAGE * (head_dim // v_block) * v_bytes,
+        )
         for t in range(first, last):
             keys, slot = load_i64(pages + 8 * t) + layer_offset, load_i64(slots + 8 * t)
             for head in range(n_head):
@@ -79,4 +110,5 @@ def build_store(k_type: str, v_type: str) -> Any:
                 rotate_one(k + x, k + x, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
                 store_head(k + x, v + x, keys, keys + keys_bytes, slot, head_dim)
                 keys += keys_bytes + values_bytes
+
     return store

@@ -1,4 +1,5 @@
 """Which instructions kernels are compiled for. `QWENCLI_ISA` overrides the choice, and lowers what LLVM may use accordingly."""
+
 from __future__ import annotations
 
 import ctypes
@@ -18,6 +19,7 @@ X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 class ISA(NamedTuple):
     """`name` is a file's in `simd/`; `machines` are those that may have it, "" any; `needs` are LLVM's names of CPU features; `cpu` is what
     LLVM compiles for, with these features, "" the CPU we run on."""
+
     name: str
     machines: tuple[str, ...]
     needs: tuple[str, ...]
@@ -38,6 +40,7 @@ ISAS = (  # best first
 
 class Target(NamedTuple):
     """What LLVM compiles for: its triple, the CPU's name and the features beyond that CPU's."""
+
     triple: str
     cpu: str
     features: str
@@ -50,12 +53,14 @@ class ISAError(ValueError):
 def machine() -> str:
     """The processor that this process runs on, or believes to: "x86_64", "aarch64", on macOS "arm64"."""
     import llvmlite.binding as llvm
+
     return str(llvm.get_process_triple()).partition("-")[0].lower()
 
 
 @cache
 def cpu_features() -> frozenset[str]:
     import llvmlite.binding as llvm
+
     found = {name for name, present in llvm.get_host_cpu_features().items() if present}
     return frozenset(found | _arm_features() if machine() in ARM else found)
 
@@ -71,7 +76,13 @@ def _arm_features() -> set[str]:
     if sys.platform == "darwin":
         read, value, size = ctypes.CDLL(None).sysctlbyname, ctypes.c_int(0), ctypes.c_size_t(4)
         for name, key in {"lse": "FEAT_LSE", "dotprod": "FEAT_DotProd", "i8mm": "FEAT_I8MM"}.items():
-            failed = read(f"hw.optional.arm.{key}".encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+            failed = read(
+                f"hw.optional.arm.{key}".encode(),
+                ctypes.byref(value),
+                ctypes.byref(size),
+                None,
+                ctypes.c_size_t(0),
+            )
             if not failed and value.value:
                 found.add(name)
     return found
@@ -79,21 +90,30 @@ def _arm_features() -> set[str]:
 
 def available() -> list[ISA]:
     """The ISAs of this machine, best first."""
-    return [isa for isa in ISAS if (not isa.machines or machine() in isa.machines) and cpu_features().issuperset(isa.needs)]
+    return [
+        isa
+        for isa in ISAS
+        if (not isa.machines or machine() in isa.machines) and cpu_features().issuperset(isa.needs)
+    ]
 
 
 def choose(name: str | None = None) -> ISA:
     """The ISA called `name`, by default $QWENCLI_ISA, else the best. Raises ISAError, which lists those that this CPU has."""
     import llvmlite.binding as llvm
+
     if llvm.llvm_version_info[0] < OLDEST_LLVM:
         version = ".".join(map(str, llvm.llvm_version_info))
-        raise ISAError(f"llvmlite brings LLVM {version}, expected {OLDEST_LLVM} or later: pip install 'numba>=0.66'")
+        raise ISAError(
+            f"llvmlite brings LLVM {version}, expected {OLDEST_LLVM} or later: pip install 'numba>=0.66'"
+        )
     name = name or os.environ.get(VARIABLE)
     for isa in available():
         if name in (None, "", isa.name):
             return isa
     names = ", ".join(isa.name for isa in available())
-    raise ISAError(f"the instruction set '{name}' (${VARIABLE}) is not available on this CPU, which has {names}")
+    raise ISAError(
+        f"the instruction set '{name}' (${VARIABLE}) is not available on this CPU, which has {names}"
+    )
 
 
 def named(name: str) -> ISA:
@@ -104,10 +124,13 @@ def named(name: str) -> ISA:
 def target(isa: ISA) -> Target:
     """What to compile for. An ISA of another machine is compiled for Linux, so that its code can be looked at here."""
     import llvmlite.binding as llvm
+
     native = not isa.machines or machine() in isa.machines
     triple = llvm.get_process_triple() if native else f"{isa.machines[0]}-unknown-linux-gnu"
     if not isa.cpu:
         return Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     cpu = isa.cpu if isa.machines or machine() in X86 else "generic"
-    atomics = cpu_features() & {"lse"} if native else set()  # many cores that claim chunks need them; no ISA does
+    atomics = (
+        cpu_features() & {"lse"} if native else set()
+    )  # many cores that claim chunks need them; no ISA does
     return Target(triple, cpu, ",".join(f"+{name}" for name in (*isa.needs, *atomics)))

@@ -7,6 +7,7 @@ gives the function. Only compiling imports the module, and with it Numba: a warm
 Numba's own cache isn't used: it stamps only the function's own file and would have to be moved for the whole process. Ours is keyed by
 everything that decides the code: the sources of this package, the ISA, the CPU, and the versions of Numba and llvmlite.
 """
+
 from __future__ import annotations
 
 import errno
@@ -56,7 +57,9 @@ def cache_folder() -> Path:
     else:
         chosen = os.environ.get("XDG_CACHE_HOME", "")
         base = chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):  # no home, as users of a container may have none; never the current folder, which may be anybody's
+    if not os.path.isabs(
+        base
+    ):  # no home, as users of a container may have none; never the current folder, which may be anybody's
         base = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid() if hasattr(os, 'getuid') else ''}")
     return Path(base) / "qwencli"
 
@@ -85,12 +88,14 @@ def _version(package: str) -> str:
         if len(found) == 1:
             return found[0].name.removeprefix(f"{package}-").removesuffix(".dist-info")
     from importlib.metadata import version
+
     return version(package)
 
 
 def llvm() -> tuple[str, str]:
     """LLVM's version, and what it calls this CPU."""
     import llvmlite.binding as llvm
+
     return ".".join(map(str, llvm.llvm_version_info)), str(llvm.get_host_cpu_name())
 
 
@@ -113,7 +118,9 @@ class Kernels:
 
     @property
     def folder(self) -> Path:
-        key = hashlib.sha256(repr((_sources(), self.isa.name, target(self.isa), sys.version_info[:2])).encode()).hexdigest()[:20]
+        key = hashlib.sha256(
+            repr((_sources(), self.isa.name, target(self.isa), sys.version_info[:2])).encode()
+        ).hexdigest()[:20]
         return cache_folder() / f"{self.isa.name}-{key}"
 
     def load(self, specs: Iterable[str]) -> dict[str, int]:
@@ -126,7 +133,9 @@ class Kernels:
 
     def missing(self, specs: Iterable[str]) -> list[str]:
         """Those that would have to be compiled."""
-        return [spec for spec in dict.fromkeys(specs) if spec not in self._addresses and self._read(spec) is None]
+        return [
+            spec for spec in dict.fromkeys(specs) if spec not in self._addresses and self._read(spec) is None
+        ]
 
     def check_folder(self) -> None:
         """Make the folder where kernels are kept. Raises OSError if they can't be, or would not be used."""
@@ -148,7 +157,9 @@ class Kernels:
     def _compile(self, specs: list[str]) -> Iterator[tuple[str, bytes]]:
         n, start = len(specs), time.perf_counter()
         seconds = SECONDS_TO_START + SECONDS_A_KERNEL * n / max(1, n_workers_for(n))
-        self._say(f"compiling {n} kernel{'s' * (n > 1)} for this CPU ({self.isa.name}), once: about {seconds:.0f} s")
+        self._say(
+            f"compiling {n} kernel{'s' * (n > 1)} for this CPU ({self.isa.name}), once: about {seconds:.0f} s"
+        )
         progress = self.progress or (lambda done, total: None)
         progress(0, n)
         with closing(compile_apart(self.isa, specs)) as compiled:
@@ -167,13 +178,15 @@ class Kernels:
         try:
             with open(path, "rb") as f:
                 if not (trusted(os.fstat(f.fileno())) and trusted(os.stat(path.parent))):
-                    self._keep_nothing(f"compiled kernels in {path.parent} are not used, since others can write to them")
+                    self._keep_nothing(
+                        f"compiled kernels in {path.parent} are not used, since others can write to them"
+                    )
                     return None
                 data = f.read()
         except OSError:
             return None
         head = len(_MAGIC) + 32
-        if data[:len(_MAGIC)] != _MAGIC or hashlib.sha256(data[head:]).digest() != data[len(_MAGIC):head]:
+        if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(data[head:]).digest() != data[len(_MAGIC) : head]:
             return None
         return data[head:]
 
@@ -214,6 +227,7 @@ class Kernels:
 
     def _link(self, spec: str, code: bytes) -> int:
         import llvmlite.binding as llvm
+
         if self._engine is None:
             llvm.initialize_native_target()
             llvm.initialize_native_asmprinter()
@@ -231,7 +245,9 @@ class Kernels:
 
 def n_workers_for(n_kernels: int) -> int:
     """How many processes compile so many kernels; 0 where none can be started."""
-    if not sys.executable or getattr(sys, "frozen", False):  # then it isn't Python, but an application that holds one
+    if not sys.executable or getattr(
+        sys, "frozen", False
+    ):  # then it isn't Python, but an application that holds one
         return 0
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_WORKERS, n_cpus, n_kernels)
@@ -249,9 +265,22 @@ def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]
     """
     left = sorted(specs, key=_slowest_first)  # so that no worker is left with a long one at the end
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
-        command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", f"{__package__}.compiler", isa.name, folder, *left]
+        command = [
+            sys.executable,
+            *(["-I"] if sys.flags.isolated else []),
+            "-m",
+            f"{__package__}.compiler",
+            isa.name,
+            folder,
+            *left,
+        ]
         # a pipe as stdin: its end tells a worker to end, also one that we don't know of because Ctrl-C came while it was being started
-        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        options: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "cwd": folder,
+        }
         processes: list[subprocess.Popen[bytes]] = []
         try:
             with suppress(OSError):  # no interpreter to start, or no more processes
@@ -276,7 +305,9 @@ def _finished(processes: list[subprocess.Popen[bytes]], folder: str, specs: Iter
     """The kernels that appear in the folder, as long as a process works on them."""
     waiting, works = list(specs), True
     while waiting and works:
-        works = any(process.poll() is None for process in processes)  # before looking, so that the last one's last is seen
+        works = any(
+            process.poll() is None for process in processes
+        )  # before looking, so that the last one's last is seen
         done = [spec for spec in waiting if Path(folder, symbol(spec)).exists()]
         waiting = [spec for spec in waiting if spec not in done]
         yield from done
@@ -287,10 +318,13 @@ def _finished(processes: list[subprocess.Popen[bytes]], folder: str, specs: Iter
 def _compile_here(isa: ISA, spec: str) -> bytes:
     try:
         from .compiler import compile_kernel
+
         code: bytes = compile_kernel(isa, spec)
     except Exception as error:  # Numba's messages have hundreds of lines
         cause = str(error).strip().rpartition("\n")[2]
-        raise KernelError(f"the kernel '{spec}' doesn't compile for {isa.name}: {type(error).__name__}: {cause}") from error
+        raise KernelError(
+            f"the kernel '{spec}' doesn't compile for {isa.name}: {type(error).__name__}: {cause}"
+        ) from error
     return code
 
 

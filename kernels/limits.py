@@ -1,4 +1,5 @@
 """What the machine can do at most: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ def build(name: str, *variant: str) -> Any:
 
 def build_fill() -> Any:
     """args: bytes in all, bytes a chunk, address. Writes every byte, so that each page is memory of its own, near a thread that reads."""
+
     @intrinsic_of(void, i64, i64)
     def fill_lines(e: Emitter, address: Any, n_bytes: Any) -> None:
         with e.loop(e.b.udiv(n_bytes, e.int(LINE))) as i:
@@ -26,6 +28,7 @@ def build_fill() -> Any:
     def fill(args, chunk, scratch):
         n_bytes = load_i64(args + 8)
         fill_lines(load_i64(args + 16) + chunk * n_bytes, n_bytes)
+
     return fill
 
 
@@ -49,6 +52,7 @@ def build_read(n_streams: str) -> Any:
     def read(args, chunk, scratch):
         n_bytes = load_i64(args + 8)
         read_lines(load_i64(args + 16) + chunk * n_bytes, n_bytes, load_i64(args + 24), scratch)
+
     return read
 
 
@@ -63,7 +67,8 @@ def store_sum(e: Emitter, sums: list[Any], out: Any) -> None:
 
 STEPS: dict[str, tuple[Any, Any, Callable[..., Any]]] = {
     "dot4": (I8X64, I32X16, lambda e, acc, x, y: e.dot4(acc, x, y)),
-    "fma": (F32X16, F32X16, lambda e, acc, x, y: e.fma(x, y, acc))}
+    "fma": (F32X16, F32X16, lambda e, acc, x, y: e.fma(x, y, acc)),
+}
 """The type of the factors, that of the sums, and how a product is added."""
 
 
@@ -91,4 +96,5 @@ def build_multiply(step: str, n_rows: str, n_columns: str) -> Any:
 
     def multiply(args, chunk, scratch):
         multiply_turns(load_i64(args + 8), load_i64(args + 16), scratch)
+
     return multiply

@@ -8,6 +8,7 @@ Arguments, int64 each, by their index: 0 address of the number of tokens, 1 rows
 6 x (f32), 7 quants, 8 scales, 9 sums, 10 y, 11 bytes between y's tokens, 12 bias or 0, 13 residual or 0 (laid out as y; may be y), and
 for formats that are SCALED 14 a float that products are multiplied by.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -61,6 +62,7 @@ def build_one(quant: ModuleType, n_cols: str) -> Any:
         for token in range(load_i64(load_i64(args))):
             for row in range(first, last, step):
                 multiply(args, row, token)
+
     return one
 
 
@@ -81,7 +83,9 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
         """Ask for the panel from `row` on: the first of a chunk, whose rows the one before it couldn't fetch."""
         a = Args.load(e, args)
         start = following(e, a, row, e.int(-layout.PANEL_ROWS))
-        with e.loop(e.b.lshr(a.row_bytes, e.int(1))) as i:  # PANEL_ROWS rows by a line are half as many lines as a row has bytes
+        with e.loop(
+            e.b.lshr(a.row_bytes, e.int(1))
+        ) as i:  # PANEL_ROWS rows by a line are half as many lines as a row has bytes
             prefetch_share(e, start, i, 64)
 
     @intrinsic_of(void, i64, i64, i64)
@@ -97,13 +101,16 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
             a, b = Args.load(e, args, is_scaled(quant)), e.b
             ahead = following(e, a, row, first)
             ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, e.int(0))
-            panels = [panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)]
+            panels = [
+                panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)
+            ]
             values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead)
             for t in range(n_tile):
                 this = b.add(token, e.int(t))
                 with if_token(e, a, this):
                     for r in range(n_vectors):
                         finish_rows(e, a, values[r][t], b.add(b.add(row, first), e.int(r * LANES)), this)
+
         return tile
 
     tile, small_tile = tile_of(n_tile), tile_of(n_small)
@@ -123,6 +130,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
                     while token < n_tokens:
                         small_tile(args, row, part, token, scratch)
                         token += n_small
+
     return many
 
 
@@ -133,7 +141,10 @@ def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
-            floats.tile(e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows)
+            floats.tile(
+                e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows
+            )
+
         return tile
 
     tile, single = tile_of(n_tile), tile_of(1)
@@ -151,4 +162,5 @@ def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
                 while token < end:
                     single(args, row, token)
                     token += 1
+
     return many

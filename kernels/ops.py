@@ -3,6 +3,7 @@
 Arguments, int64 each: see the function that reads them. `count` is the address of the number of tokens, which changes from step to step,
 and `unit` how many of them make a chunk.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -18,7 +19,9 @@ MORE = {"gate": 3, "share": 1, "gated_norm": 2}
 
 
 def build(name: str, *variant: str) -> Any:
-    return {"embed": build_embed, "prepare": build_prepare, "add": build_add, "gather": build_gather}[name](*variant)
+    return {"embed": build_embed, "prepare": build_prepare, "add": build_add, "gather": build_gather}[name](
+        *variant
+    )
 
 
 @njit(inline="always")
@@ -46,6 +49,7 @@ def build_embed(name: str) -> Any:
                 for j in range(n_cols // block):
                     for i in range(block):
                         store_f32(to + 4 * (j * block + i), value(row + j * n_bytes, i))
+
     return embed
 
 
@@ -56,6 +60,7 @@ def build_prepare(prologue: str, kind: str) -> Any:
     from token to token, columns of a group, bytes from group to group. "share": y gates x, one number a token, and what is added or 0.
     "gated_norm": x is the gate, y is normalised in heads: their weight and size. `kind` names the quantization, or is "f32".
     """
+
     @intrinsic_of(void, i64, i64)
     def prepare_token(e: Emitter, args: Any, token: Any) -> None:
         b = e.b
@@ -80,38 +85,58 @@ def build_prepare(prologue: str, kind: str) -> Any:
             weight, size = more
             with e.loop(b.udiv(n, size)) as i:
                 place = b.mul(i, b.shl(size, e.int(2)))
-                activations.gated_norm(e, e.at(x, place), e.at(e.at(y, row), place), weight, e.at(out, place), size, eps)
+                activations.gated_norm(
+                    e, e.at(x, place), e.at(e.at(y, row), place), weight, e.at(out, place), size, eps
+                )
         activations.quantize_row(e, kind, first_out, q, d, sums, n, token)
 
     def prepare(args, chunk, scratch):
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
         for t in range(first, last):
             prepare_token(args, t)
+
     return prepare
 
 
 def build_add() -> Any:
     """args: count, unit, x, y, n_cols, out. out = x + y."""
+
     @intrinsic_of(void, i64, i64, i64, i64)
     def add_row(e: Emitter, x: Any, y: Any, out: Any, n: Any) -> None:
-        activations.each_lane(e, n, lambda offset, kind: e.store(e.b.fadd(e.load(kind, x, offset), e.load(kind, y, offset)), out, offset))
+        activations.each_lane(
+            e,
+            n,
+            lambda offset, kind: e.store(
+                e.b.fadd(e.load(kind, x, offset), e.load(kind, y, offset)), out, offset
+            ),
+        )
 
     def add(args, chunk, scratch):
         x, y, n_cols, out = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
-        add_row(x + 4 * n_cols * first, y + 4 * n_cols * first, out + 4 * n_cols * first, (last - first) * n_cols)
+        add_row(
+            x + 4 * n_cols * first, y + 4 * n_cols * first, out + 4 * n_cols * first, (last - first) * n_cols
+        )
+
     return add
 
 
 def build_gather() -> Any:
     """args: count, unit, x, ids (i32), n_cols, out. out[i] = x[ids[i]]."""
+
     @intrinsic_of(void, i64, i64, i64)
     def copy_row(e: Emitter, x: Any, out: Any, n: Any) -> None:
         activations.each_lane(e, n, lambda offset, kind: e.store(e.load(kind, x, offset), out, offset))
 
     def gather(args, chunk, scratch):
-        x, ids, n_cols, out = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32), load_i64(args + 40)
+        x, ids, n_cols, out = (
+            load_i64(args + 16),
+            load_i64(args + 24),
+            load_i64(args + 32),
+            load_i64(args + 40),
+        )
         first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
         for i in range(first, last):
             copy_row(x + 4 * n_cols * load_i32(ids + 4 * i), out + 4 * n_cols * i, n_cols)
+
     return gather

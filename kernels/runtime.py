@@ -9,6 +9,7 @@ group, 1 for the last row of a group. Rows of a group may run side by side; the 
 The team's state is an array of int64, see `layout.Word`. Each row has a claim and a count of chunks that aren't done, both as
 step << 32 | how many are left.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -58,7 +59,9 @@ def swap_if(e: Emitter, address: Any, expected: Any, value: Any) -> Any:
 
 @intrinsic_of(void, i64, i64, i64, i64)
 def call_kernel(e: Emitter, kernel: Any, args: Any, chunk: Any, scratch: Any) -> None:
-    e.b.call(e.b.inttoptr(kernel, ir.FunctionType(ir.VoidType(), [I64] * 3).as_pointer()), [args, chunk, scratch])
+    e.b.call(
+        e.b.inttoptr(kernel, ir.FunctionType(ir.VoidType(), [I64] * 3).as_pointer()), [args, chunk, scratch]
+    )
 
 
 @intrinsic_of(void, i64)
@@ -161,9 +164,11 @@ def build_publish() -> Any:
 
     What Python reads and writes next, which is not atomic, comes after it: on aarch64 the store alone would let it pass.
     """
+
     def publish(address, value, unused):
         store_release(address, value)
         fence()
+
     return publish
 
 
@@ -172,11 +177,21 @@ def build_step() -> Any:
 
     It comes back now and then, so that Python can handle signals; FINISHED says whether the step is done.
     """
+
     def step(team, budget, scratch):
         total = load_i64(team + N_ROWS)
-        row = run_rows(team, load_i64(team + ROWS), total, load_i64(team + EPOCH), load_i64(team + RESUME), scratch, budget)
+        row = run_rows(
+            team,
+            load_i64(team + ROWS),
+            total,
+            load_i64(team + EPOCH),
+            load_i64(team + RESUME),
+            scratch,
+            budget,
+        )
         store_i64(team + FINISHED, 1 if row == total else 0)
         store_i64(team + RESUME, row)
+
     return step
 
 
@@ -185,6 +200,7 @@ def build_worker() -> Any:
 
     The status is the step that the thread is in, or 0, and behind it 1 while the thread is parked.
     """
+
     def worker(team, status, scratch):
         last, turns = 0, 0
         while True:
@@ -193,8 +209,13 @@ def build_worker() -> Any:
             epoch = load_acquire(team + EPOCH)
             if epoch != last and epoch & 1 == 0:
                 store_release(status, epoch)
-                rows, total = load_acquire(team + ROWS), load_acquire(team + N_ROWS)  # in order: before the epoch is looked at again
-                if load_acquire(team + EPOCH) == epoch:  # else a step began meanwhile, and rows may be of either
+                rows, total = (
+                    load_acquire(team + ROWS),
+                    load_acquire(team + N_ROWS),
+                )  # in order: before the epoch is looked at again
+                if (
+                    load_acquire(team + EPOCH) == epoch
+                ):  # else a step began meanwhile, and rows may be of either
                     run_rows(team, rows, total, epoch, 0, scratch, -1)
                     last, turns = epoch, 0
                 store_release(status, 0)
@@ -206,4 +227,5 @@ def build_worker() -> Any:
                 if load_acquire(team + EPOCH) == epoch or swap_if(status + 8, 1, 0) == 0:
                     return
                 turns = 0
+
     return worker

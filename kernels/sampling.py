@@ -1,5 +1,6 @@
 """The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw (`choose` in qwencli/sampling is its
 twin); and what a token's likelihood is made of."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,7 +11,23 @@ from numba import njit, types
 from . import layout
 from .activations import F32X1, each_lane
 from .attention import exp_scalar
-from .simd import F32, F32X16, I32, I32X16, I64, Emitter, f32, i64, intrinsic_of, like, load_f32, load_i64, store_f32, store_i64, void
+from .simd import (
+    F32,
+    F32X16,
+    I32,
+    I32X16,
+    I64,
+    Emitter,
+    f32,
+    i64,
+    intrinsic_of,
+    like,
+    load_f32,
+    load_i64,
+    store_f32,
+    store_i64,
+    void,
+)
 
 BLOCK = 64
 IDS = 8 * layout.MAX_TOP_K  # in scratch: f32 and i64 for each candidate, the likeliest first
@@ -86,11 +103,17 @@ def build_choose() -> Any:
 
     A chunk is a row of logits; out is the token, or -1 if a logit is not finite. Penalties change the logits in place.
     """
+
     def choose(args, chunk, scratch):
         n_vocab, draw = load_i64(args + 16), load_i64(args + 24) + 8 * layout.DRAW_WORDS * chunk
         logits, out = load_i64(args + 8) + 4 * n_vocab * chunk, load_i64(args + 32) + 8 * chunk
         penalize(logits, draw)
-        temp, top_p, min_p, limit = load_f64(draw), load_f64(draw + 8), load_f64(draw + 16), load_i64(draw + 56)
+        temp, top_p, min_p, limit = (
+            load_f64(draw),
+            load_f64(draw + 8),
+            load_f64(draw + 16),
+            load_i64(draw + 56),
+        )
         n = 0
         for start in range(0, n_vocab, BLOCK):
             end = min(start + BLOCK, n_vocab)
@@ -135,6 +158,7 @@ def build_choose() -> Any:
             store_i64(out, load_i64(scratch + IDS + 8 * i))
         else:
             store_i64(out, load_i64(scratch + IDS))
+
     return choose
 
 
@@ -143,6 +167,7 @@ def build_score() -> Any:
 
     A chunk is a row. Where a logit is NaN or infinite, -infinity except, so is one of the two.
     """
+
     @intrinsic_of(void, i64, i64, i64, i64)
     def score_row(e: Emitter, logits: Any, n: Any, target: Any, out: Any) -> None:
         b, doubles = e.b, ir.DoubleType()
@@ -168,4 +193,5 @@ def build_score() -> Any:
     def score(args, chunk, scratch):
         n_vocab, target = load_i64(args + 16), load_i64(load_i64(args + 24) + 8 * chunk)
         score_row(load_i64(args + 8) + 4 * n_vocab * chunk, n_vocab, target, load_i64(args + 32) + 16 * chunk)
+
     return score

@@ -1,4 +1,5 @@
 """How much of a product is computed at once, in registers. What is best depends on the CPU; only speed depends on it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from .layout import FORMATS
 
 class Tile(NamedTuple):
     """Vectors of 16 rows of a panel, or single rows of float weights, and tokens."""
+
     n_rows: int
     n_tokens: int
 
@@ -22,10 +24,18 @@ class Tile(NamedTuple):
 
 
 # an accumulator for each row vector and token: in 32 registers of 64 bytes, or in fewer or smaller ones
-_LARGE = {"q8k": (Tile(2, 6), Tile(2, 4), Tile(2, 5)), "q8_0": (Tile(2, 6), Tile(2, 8), Tile(2, 4)), "float": (Tile(4, 4), Tile(4, 6)),
-          "bf16": (Tile(4, 4), Tile(4, 6))}
-_SMALL = {"q8k": (Tile(1, 4), Tile(1, 2), Tile(2, 2)), "q8_0": (Tile(1, 4), Tile(1, 2), Tile(2, 2)), "float": (Tile(2, 2), Tile(4, 2)),
-          "bf16": (Tile(2, 2), Tile(4, 2))}
+_LARGE = {
+    "q8k": (Tile(2, 6), Tile(2, 4), Tile(2, 5)),
+    "q8_0": (Tile(2, 6), Tile(2, 8), Tile(2, 4)),
+    "float": (Tile(4, 4), Tile(4, 6)),
+    "bf16": (Tile(4, 4), Tile(4, 6)),
+}
+_SMALL = {
+    "q8k": (Tile(1, 4), Tile(1, 2), Tile(2, 2)),
+    "q8_0": (Tile(1, 4), Tile(1, 2), Tile(2, 2)),
+    "float": (Tile(2, 2), Tile(4, 2)),
+    "bf16": (Tile(2, 2), Tile(4, 2)),
+}
 
 
 class Tiles:

@@ -3,6 +3,7 @@
 `LLM`, `GGUFFile`, `Tokenizer` and `SamplingParams` are imported when they are first asked for, so that a command pays only for what it
 uses.
 """
+
 from importlib import import_module
 from typing import Any
 

@@ -1,4 +1,5 @@
 """`python -m qwencli` and the `qwencli` command."""
+
 import os
 import sys
 from contextlib import suppress
@@ -8,6 +9,7 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         from . import cli
+
         code = cli.main()
     except KeyboardInterrupt:  # during the imports
         code = 130

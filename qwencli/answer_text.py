@@ -1,4 +1,5 @@
 """The text of an answer while its tokens come."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ class AnswerText:
     that nothing is generated in vain where each token is read before the next step.
     """
 
-    def __init__(self, llm: LLM, seq: EngineSequence, stop: Sequence[str] = (), budget: ReasoningBudget | None = None) -> None:
+    def __init__(
+        self, llm: LLM, seq: EngineSequence, stop: Sequence[str] = (), budget: ReasoningBudget | None = None
+    ) -> None:
         self._llm, self._seq, self._budget = llm, seq, budget
         self._decoder, self._text = StreamDecoder(llm.tokenizer), StopStrings(stop)
         self.n_read = seq.n_prompt
@@ -74,8 +77,16 @@ class StopStrings:
             self.found = self._held[start:end]
             return self._held[:start]
         n_held = len(self._held)
-        keep = max((n for stop in self._stops for n in range(1, min(len(stop), n_held + 1)) if self._held.endswith(stop[:n])), default=0)
-        out, self._held = self._held[:n_held - keep], self._held[n_held - keep:]
+        keep = max(
+            (
+                n
+                for stop in self._stops
+                for n in range(1, min(len(stop), n_held + 1))
+                if self._held.endswith(stop[:n])
+            ),
+            default=0,
+        )
+        out, self._held = self._held[: n_held - keep], self._held[n_held - keep :]
         return out
 
     def end(self) -> str:

@@ -1,4 +1,5 @@
 """How fast a model runs here, in llama-bench's terms, and how near that is to what the machine can do."""
+
 from __future__ import annotations
 
 import time
@@ -23,14 +24,36 @@ from .llm import make_backend
 from .machine import Limits, cpu_name, measure_limits, physical_cores
 from .model import Model
 
-SIZES = {(24, 896): "0.5B", (28, 1024): "0.6B", (28, 1536): "1.5B", (24, 2048): "1.8B", (28, 2048): "1.7B", (36, 2048): "3B",
-         (36, 2560): "4B", (28, 3584): "7B", (32, 4096): "7B", (36, 4096): "8B", (40, 5120): "14B", (48, 5120): "14B", (64, 5120): "32B",
-         (80, 8192): "72B"}
+SIZES = {
+    (24, 896): "0.5B",
+    (28, 1024): "0.6B",
+    (28, 1536): "1.5B",
+    (24, 2048): "1.8B",
+    (28, 2048): "1.7B",
+    (36, 2048): "3B",
+    (36, 2560): "4B",
+    (28, 3584): "7B",
+    (32, 4096): "7B",
+    (36, 4096): "8B",
+    (40, 5120): "14B",
+    (48, 5120): "14B",
+    (64, 5120): "32B",
+    (80, 8192): "72B",
+}
 """What models of so many layers and values a token are called: the files' own labels count parameters in one way or another."""
 DELTA_SIZES = {(24, 1024): "0.8B", (24, 2048): "2B", (32, 2560): "4B", (32, 4096): "9B", (64, 5120): "27B"}
-EXPERTS_SIZES = {("qwen2moe", 24): "A2.7B", ("qwen2moe", 28): "57B.A14B", ("qwen3moe", 48): "30B.A3B", ("qwen3moe", 94): "235B.A22B",
-                 ("qwen3vlmoe", 48): "30B.A3B", ("qwen3vlmoe", 94): "235B.A22B", ("qwen3next", 48): "80B.A3B",
-                 ("qwen35moe", 40): "35B.A3B", ("qwen35moe", 48): "122B.A10B", ("qwen35moe", 60): "397B.A17B"}
+EXPERTS_SIZES = {
+    ("qwen2moe", 24): "A2.7B",
+    ("qwen2moe", 28): "57B.A14B",
+    ("qwen3moe", 48): "30B.A3B",
+    ("qwen3moe", 94): "235B.A22B",
+    ("qwen3vlmoe", 48): "30B.A3B",
+    ("qwen3vlmoe", 94): "235B.A22B",
+    ("qwen3next", 48): "80B.A3B",
+    ("qwen35moe", 40): "35B.A3B",
+    ("qwen35moe", 48): "122B.A10B",
+    ("qwen35moe", 60): "397B.A17B",
+}
 """Those with delta nets, and those with experts."""
 Progress = Callable[["Test", int], None]
 Step = list[tuple[KVSequence, I32]]
@@ -39,6 +62,7 @@ Step = list[tuple[KVSequence, I32]]
 
 class Test(NamedTuple):
     """What is timed: `n_prompt` tokens of a prompt, then `n_gen` one by one, behind `n_depth` others; of `n_seq` sequences at once."""
+
     n_prompt: int = 0
     n_gen: int = 0
     n_depth: int = 0
@@ -48,7 +72,11 @@ class Test(NamedTuple):
     def name(self) -> str:
         """llama-bench's, with the number of sequences where there are several."""
         parts = [f"pp{self.n_prompt}"] * bool(self.n_prompt) + [f"tg{self.n_gen}"] * bool(self.n_gen)
-        return "+".join(parts) + f" b{self.n_seq}" * (self.n_seq > 1) + f" @ d{self.n_depth}" * bool(self.n_depth)
+        return (
+            "+".join(parts)
+            + f" b{self.n_seq}" * (self.n_seq > 1)
+            + f" @ d{self.n_depth}" * bool(self.n_depth)
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -58,6 +86,7 @@ class Test(NamedTuple):
 @dataclass(frozen=True)
 class Kind:
     """A line of a profile: what the kernels of one kind cost and took, for the whole test."""
+
     name: str
     calls: int
     seconds: float
@@ -70,7 +99,11 @@ class Kind:
     def as_dict(self, limits: Limits) -> dict[str, Any]:
         facts: dict[str, Any] = {"kind": self.name, "calls": self.calls, "ns": round(1e9 * self.seconds)}
         if self.cost.ops and self.seconds:
-            rates = {"bandwidth": self.cost.n_bytes / self.seconds, "ops": self.cost.ops / self.seconds, "share": self.share(limits)}
+            rates = {
+                "bandwidth": self.cost.n_bytes / self.seconds,
+                "ops": self.cost.ops / self.seconds,
+                "share": self.share(limits),
+            }
             return facts | rates
         return facts
 
@@ -81,6 +114,7 @@ class Result:
 
     `isa` is what the kernels are compiled for, None where the NumPy backend ran.
     """
+
     test: Test
     model: Model
     isa: str | None
@@ -110,27 +144,59 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """The keys of llama-bench's JSON that mean something here, and ours; times in ns, rates in bytes, operations, tokens a second."""
         test, limits, cost = self.test, self.limits, self.cost
-        bandwidth_share, ops_share = cost.read_seconds(limits) / self.seconds, cost.compute_seconds(limits) / self.seconds
+        bandwidth_share, ops_share = (
+            cost.read_seconds(limits) / self.seconds,
+            cost.compute_seconds(limits) / self.seconds,
+        )
         facts: dict[str, Any] = {
-            "build_commit": __version__, "cpu_info": cpu_name(), "backends": "CPU" if self.isa else "NumPy", "isa": self.isa,
-            "model_filename": str(self.model.file.path), "model_type": describe(self.model), "model_size": self.model_size,
+            "build_commit": __version__,
+            "cpu_info": cpu_name(),
+            "backends": "CPU" if self.isa else "NumPy",
+            "isa": self.isa,
+            "model_filename": str(self.model.file.path),
+            "model_type": describe(self.model),
+            "model_size": self.model_size,
             "model_n_params": sum(info.n_weights for info in self.model.file.tensors.values()),
-            "n_batch": self.n_batch, "n_threads": self.n_threads, "type_k": self.cache_types.k, "type_v": self.cache_types.v,
-            "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_seq": test.n_seq, "test_time": self.test_time,
-            "avg_ns": round(fmean(self.samples_ns)), "stddev_ns": round(deviation(self.samples_ns)),
-            "avg_ts": fmean(self.samples_ts), "stddev_ts": deviation(self.samples_ts),
-            "samples_ns": self.samples_ns, "samples_ts": self.samples_ts,
-            "bandwidth": cost.n_bytes / self.seconds, "bandwidth_share": bandwidth_share, "machine_bandwidth": limits.bandwidth,
-            "ops": cost.ops / self.seconds, "ops_share": ops_share, "machine_ops": cost.ops / self.seconds / ops_share,
-            "machine_products": limits.products, "machine_flops": limits.flops}
+            "n_batch": self.n_batch,
+            "n_threads": self.n_threads,
+            "type_k": self.cache_types.k,
+            "type_v": self.cache_types.v,
+            "n_prompt": test.n_prompt,
+            "n_gen": test.n_gen,
+            "n_depth": test.n_depth,
+            "n_seq": test.n_seq,
+            "test_time": self.test_time,
+            "avg_ns": round(fmean(self.samples_ns)),
+            "stddev_ns": round(deviation(self.samples_ns)),
+            "avg_ts": fmean(self.samples_ts),
+            "stddev_ts": deviation(self.samples_ts),
+            "samples_ns": self.samples_ns,
+            "samples_ts": self.samples_ts,
+            "bandwidth": cost.n_bytes / self.seconds,
+            "bandwidth_share": bandwidth_share,
+            "machine_bandwidth": limits.bandwidth,
+            "ops": cost.ops / self.seconds,
+            "ops_share": ops_share,
+            "machine_ops": cost.ops / self.seconds / ops_share,
+            "machine_products": limits.products,
+            "machine_flops": limits.flops,
+        }
         if self.profile:
             facts["profile"] = [kind.as_dict(limits) for kind in self.profile]
         return facts
 
 
-def run_bench(model: Model, tests: Sequence[Test], n_threads: int | None = None, repeat: int = 5, n_batch: int = 512, profile: bool = False,
-              report: Callable[[str], None] | None = None, progress: Progress | None = None,
-              cache_types: CacheTypes = DEFAULT_TYPES) -> Iterator[Result]:
+def run_bench(
+    model: Model,
+    tests: Sequence[Test],
+    n_threads: int | None = None,
+    repeat: int = 5,
+    n_batch: int = 512,
+    profile: bool = False,
+    report: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    cache_types: CacheTypes = DEFAULT_TYPES,
+) -> Iterator[Result]:
     """Run each test `repeat` times and yield its result. `n_batch` is the most tokens of a step.
 
     A warm-up goes before each test; depth is filled before it, too. With `profile` a test is run once more, kernel by kernel.
@@ -171,7 +237,9 @@ def check(model: Model, test: Test) -> None:
     """Raises InputError for a test that the model can't run."""
     length, n_ctx = test.n_prompt + test.n_gen + test.n_depth, model.config.n_ctx
     if not test.n_tokens or min(test) < 0:
-        raise InputError(f"nothing to measure with {test.n_prompt} tokens of a prompt, {test.n_gen} to generate, {test.n_seq} sequences")
+        raise InputError(
+            f"nothing to measure with {test.n_prompt} tokens of a prompt, {test.n_gen} to generate, {test.n_seq} sequences"
+        )
     if length > n_ctx:
         raise InputError(f"{test.name} needs a context of {length} tokens, more than the model's {n_ctx}")
 
@@ -201,7 +269,9 @@ class Runner:
         """What the test has to do, by kind of operation."""
         lengths, total = Counter({id(seq): test.n_depth for seq in self._sequences}), dict[str, Cost]()
         for step in self._steps(test.n_prompt, test.n_gen):
-            for kind, cost in costs.of_step([Counted(len(tokens), lengths[id(seq)]) for seq, tokens in step], len(step)).items():
+            for kind, cost in costs.of_step(
+                [Counted(len(tokens), lengths[id(seq)]) for seq, tokens in step], len(step)
+            ).items():
                 total[kind] = total.get(kind, Cost()).plus(cost)
             lengths.update({id(seq): len(tokens) for seq, tokens in step})
         return total
@@ -262,7 +332,7 @@ def describe(model: Model) -> str:
     sizes = DELTA_SIZES if c.delta_nets else SIZES
     known = EXPERTS_SIZES.get((c.architecture, c.n_layer)) if c.experts else sizes.get((c.n_layer, c.n_embd))
     size = known or get.string("general.size_label", None) or "?B"
-    mix = FILE_TYPES.get(get.integer("general.file_type", -1, -2**31), "unknown mix")
+    mix = FILE_TYPES.get(get.integer("general.file_type", -1, -(2**31)), "unknown mix")
     if mix == "Q2_K":
         mix = "Q2_K_M"
     elif mix == "F32":

@@ -1,4 +1,5 @@
 """What a step has to do, counted from the model's graph: bytes that must be read, operations that must be done, by kind."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -20,6 +21,7 @@ class Cost(NamedTuple):
 
     What stays in the caches between two operations is not counted, neither norms nor gates, which cost next to nothing.
     """
+
     n_bytes: float = 0.0
     products: float = 0.0
     flops: float = 0.0
@@ -45,12 +47,14 @@ class Cost(NamedTuple):
 
 class Piece(NamedTuple):
     """`n_tokens` of a sequence that continue `position` others."""
+
     n_tokens: int
     position: int
 
 
 class Product(NamedTuple):
     """A product with a matrix, or with `n_used` of `n_expert` matrices for each token. Bytes and weights are those of one."""
+
     kind: str
     is_float: bool
     of_outputs: bool
@@ -67,9 +71,19 @@ class Product(NamedTuple):
             route = node.src[2].op
             assert isinstance(route, Route)
             kind, n_expert, n_used = "matmul experts", int(weight.shape[0]), route.n_used
-        n_weights = prod(int(n) for n in weight.shape[-2:])  # of the rows that are taken, which may be some of the tensor's
+        n_weights = prod(
+            int(n) for n in weight.shape[-2:]
+        )  # of the rows that are taken, which may be some of the tensor's
         is_float = activation_kind(info) in ("float", "bf16")
-        return cls(kind, is_float, node.shape[0] == N_OUTPUTS, info.type.n_bytes(n_weights), n_weights, n_expert, n_used)
+        return cls(
+            kind,
+            is_float,
+            node.shape[0] == N_OUTPUTS,
+            info.type.n_bytes(n_weights),
+            n_weights,
+            n_expert,
+            n_used,
+        )
 
     def cost(self, n: int) -> Cost:
         """Of n tokens. They take different experts as if by lot: so many of them on average."""
@@ -83,7 +97,9 @@ class Costs:
 
     def __init__(self, model: Model, types: CacheTypes = HALVES) -> None:
         nodes = model.graph.nodes.values()
-        self._products = Counter(Product.of(node) for node in nodes if isinstance(node.op, (Linear, ExpertLinear)))
+        self._products = Counter(
+            Product.of(node) for node in nodes if isinstance(node.op, (Linear, ExpertLinear))
+        )
         self._n_attentions = sum(isinstance(node.op, Attention) for node in nodes)
         c = model.config
         self._query_values, self._kv_bytes = c.n_head * c.head_dim, types.n_bytes(c.n_head_kv * c.head_dim)
@@ -101,7 +117,9 @@ class Costs:
         seen = sum(n * position + n * (n + 1) / 2 for n, position in pieces)  # positions, summed over queries
         length = sum(n + position for n, position in pieces)
         each = self._n_attentions * 2.0 * self._query_values * seen  # scores, and sums of values
-        found["attention"] = Cost(self._n_attentions * self._kv_bytes * length, self._quantized * each, (2 - self._quantized) * each)
+        found["attention"] = Cost(
+            self._n_attentions * self._kv_bytes * length, self._quantized * each, (2 - self._quantized) * each
+        )
         return found | (delta_nets(self._nets, n_tokens, len(pieces)) if self._nets else {})
 
 
@@ -113,8 +131,10 @@ def delta_nets(nets: DeltaNets, n_tokens: int, n_seq: int) -> dict[str, Cost]:
     """
     n_conv, n_heads = nets.n_state
     n_weights = nets.d_conv * nets.n_channels
-    costs = {"delta conv": Cost(4 * (n_weights + 2 * n_seq * n_conv), 0.0, 2.0 * n_tokens * n_weights),
-             "delta scan": Cost(4 * 2 * n_seq * n_heads, 0.0, 7.0 * n_tokens * n_heads)}
+    costs = {
+        "delta conv": Cost(4 * (n_weights + 2 * n_seq * n_conv), 0.0, 2.0 * n_tokens * n_weights),
+        "delta scan": Cost(4 * 2 * n_seq * n_heads, 0.0, 7.0 * n_tokens * n_heads),
+    }
     return {kind: cost.times(len(nets.layers)) for kind, cost in costs.items()}
 
 

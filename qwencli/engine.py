@@ -1,4 +1,5 @@
 """The engine: sequences of token ids in, tokens out, step by step. It knows nothing of text."""
+
 from __future__ import annotations
 
 import time
@@ -22,6 +23,7 @@ class Sequence:
     ends the answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context,
     cancelled, or error, with the error in `error`.
     """
+
     tokens: list[int]
     sampling: SamplingParams
     max_tokens: int | None = None
@@ -50,7 +52,7 @@ class Sequence:
 
     @property
     def generated(self) -> list[int]:
-        return self.tokens[self.n_prompt:]
+        return self.tokens[self.n_prompt :]
 
 
 class Engine:
@@ -70,7 +72,9 @@ class Engine:
         Raises what `check` does.
         """
         self.check(seq)
-        running = ((s.tokens[:-1], s.kv) for s in self.running)  # the last token's step may have to be done again
+        running = (
+            (s.tokens[:-1], s.kv) for s in self.running
+        )  # the last token's step may have to be done again
         seq.kv, n_common = self.prefixes.take(seq.tokens, running)
         seq.n_cached = seq.n_prompt_done = seq.kv.length
         seq.border = n_common // PAGE * PAGE
@@ -87,7 +91,9 @@ class Engine:
         if not seq.tokens:
             raise InputError("the prompt is empty, expected at least one token")
         if len(seq.tokens) > self.n_ctx:
-            raise ContextFull(f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c")
+            raise ContextFull(
+                f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
+            )
         self._check_tokens(seq.tokens)
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
 
@@ -118,7 +124,11 @@ class Engine:
             return []
         start = time.perf_counter()
         batch = Batch([piece for _, piece in pieces])
-        draws = [seq.sampler.draw(seq.tokens, len(seq.tokens) - seq.n_prompt) for seq, piece in pieces if piece.n_outputs]
+        draws = [
+            seq.sampler.draw(seq.tokens, len(seq.tokens) - seq.n_prompt)
+            for seq, piece in pieces
+            if piece.n_outputs
+        ]
         chosen = iter(self.backend.sample(batch, draws))
         produced = []
         for seq, piece in pieces:
@@ -142,11 +152,13 @@ class Engine:
             if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
                 self._finish(seq, "length" if seq.max_tokens == 0 else "context")
                 continue
-            self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)  # where Ctrl-C came behind a commit the last token's step is done again
+            self.backend.cache.rewind(
+                seq.kv, len(seq.tokens) - 1
+            )  # where Ctrl-C came behind a commit the last token's step is done again
             end = seq.kv.length + room
             if self.backend.cache.recurrent and seq.kv.length < seq.border:
                 end = min(end, seq.border)
-            todo = seq.tokens[seq.kv.length:end]
+            todo = seq.tokens[seq.kv.length : end]
             if not todo:
                 waiting.append(seq)
                 continue
@@ -163,7 +175,11 @@ class Engine:
     def _accept(self, seq: Sequence, found: int | F32, piece: Piece) -> int | None:
         """Append a token, sampled already or now from logits, unless it ends the answer; finish the sequence where it is complete."""
         try:
-            token = found if isinstance(found, int) else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
+            token = (
+                found
+                if isinstance(found, int)
+                else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
+            )
         except QwenError as error:  # its constraint cannot go on; the others do
             self._fail(seq, error)
             return None
@@ -220,6 +236,8 @@ class Engine:
     def _first_bad_layer(self, piece: Piece) -> str:
         """The first layer whose output is not finite, by running the step once more."""
         self.backend.cache.rewind(piece.seq, piece.seq.length - len(piece.tokens))
-        names = [name for name in self.backend.model.graph.nodes if name == "inp_embd" or name.startswith("l_out-")]
+        names = [
+            name for name in self.backend.model.graph.nodes if name == "inp_embd" or name.startswith("l_out-")
+        ]
         values = self.backend.run(names, Batch([piece]))
         return next((name for name in names if not np.isfinite(values[name]).all()), "the output layer")

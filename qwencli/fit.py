@@ -1,4 +1,5 @@
 """How much memory a model takes to run, and how long a context fits into what is free."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class Fit:
 
     `free` is what there is for all of them, None where that is unknown: then everything fits. `n_ctx` is the model's own context.
     """
+
     path: str
     n_ctx: int
     weights: int
@@ -74,11 +76,15 @@ class Fit:
         longest, shortest = self.longest(wanted), min(wanted, UNIT)
         if not longest:
             shortage = self.shortage(f"even a context of {shortest}", shortest)
-            raise NoMemory(f"{self.path}: {shortage}: take a smaller model or quantization;"
-                            " --no-fit tries all the same, and reads what doesn't fit from the disk again and again")
+            raise NoMemory(
+                f"{self.path}: {shortage}: take a smaller model or quantization;"
+                " --no-fit tries all the same, and reads what doesn't fit from the disk again and again"
+            )
         shortage = self.shortage(f"a context of {wanted}", wanted)
         if asked and not fit:
-            raise InputError(f"{self.path}: {shortage}: -c {longest} would fit, --fit takes it; --no-fit tries all the same")
+            raise InputError(
+                f"{self.path}: {shortage}: -c {longest} would fit, --fit takes it; --no-fit tries all the same"
+            )
         if report:
             report(f"the context is {longest} tokens: {shortage}")
         return longest
@@ -90,13 +96,18 @@ class Fit:
 
     def shortage(self, what: str, n_ctx: int, n_seq: int = 1) -> str:
         """What is needed, and what there is."""
-        parts = {"of weights": self.weights, "for keys and values": n_seq * n_pages_for(n_ctx) * self.page,
-                 "besides": self.work + n_seq * self.state}
+        parts = {
+            "of weights": self.weights,
+            "for keys and values": n_seq * n_pages_for(n_ctx) * self.page,
+            "besides": self.work + n_seq * self.state,
+        }
         listed = ", ".join(f"{size(n)} {name}" for name, n in parts.items())
         return f"{what} needs {size(self.needed(n_ctx, n_seq))} ({listed}), {size(self.free or 0)} are free"
 
 
-def measure(model: Model, types: CacheTypes, backend: str = "cpu", n_batch: int = 512, host: Host | None = None) -> Fit:
+def measure(
+    model: Model, types: CacheTypes, backend: str = "cpu", n_batch: int = 512, host: Host | None = None
+) -> Fit:
     """What a model takes on a backend, with keys and values as `types` and steps of `n_batch` tokens, and what is free now."""
     c, tensors = model.config, model.file.tensors.values()
     work = PROCESS_BYTES + COPIES * 4 * n_batch * values_of_a_token(model)
@@ -104,8 +115,15 @@ def measure(model: Model, types: CacheTypes, backend: str = "cpu", n_batch: int 
     if backend == "numpy":
         types = CacheTypes("f32", "f32")
         work += min(4 * sum(t.n_weights for t in tensors), UNPACKED_BYTES)
-    return Fit(path=str(model.file.path), n_ctx=c.n_ctx, weights=sum(t.n_bytes for t in tensors),
-               page=types.n_bytes(PAGE * c.n_kv_values // 2), state=STATES * 4 * c.n_state_values, work=work, free=(host or Host()).free())
+    return Fit(
+        path=str(model.file.path),
+        n_ctx=c.n_ctx,
+        weights=sum(t.n_bytes for t in tensors),
+        page=types.n_bytes(PAGE * c.n_kv_values // 2),
+        state=STATES * 4 * c.n_state_values,
+        work=work,
+        free=(host or Host()).free(),
+    )
 
 
 def values_of_a_token(model: Model) -> int:

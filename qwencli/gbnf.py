@@ -1,4 +1,5 @@
 """Grammars as llama.cpp writes them (GBNF), in the language of llguidance."""
+
 from __future__ import annotations
 
 import re
@@ -13,11 +14,14 @@ MAX_DEPTH = 50
 """Of parentheses in each other."""
 MAX_NODES = 3 * MAX_DEPTH
 """Of nodes in each other: each pair of parentheses may hold alternatives of sequences, and be repeated."""
-TOKEN = re.compile(r"""
+TOKEN = re.compile(
+    r"""
     (?P<rule>[A-Za-z_][\w-]*)\s*::= | (?P<name>[A-Za-z_][\w-]*)
   | "(?P<literal>(?:[^"\\]|\\.)*)" | \[(?P<chars>(?:[^\]\\]|\\.)*)\]
   | (?P<repeat>[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\}) | (?P<mark>[().|])
-  | (?P<blank>(?:\s|\#[^\n]*)+) | (?P<other>.)""", re.X | re.A | re.S)
+  | (?P<blank>(?:\s|\#[^\n]*)+) | (?P<other>.)""",
+    re.X | re.A | re.S,
+)
 """llama.cpp ends a rule with its line. Here the next rule's name does, which takes all that llama.cpp takes."""
 CHARACTER = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))|(.)", re.S)
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", **{c: c for c in "\\\"[]-^/'"}}
@@ -28,6 +32,7 @@ class Node(NamedTuple):
 
     literal and chars hold a regular expression, name a rule's name, repeat what says how often, all of a sequence, any of alternatives.
     """
+
     kind: str
     text: str = ""
     parts: tuple[Node, ...] = ()
@@ -83,7 +88,7 @@ class Parser:
     def _error(self) -> InputError:
         start = self._piece.start() if self._piece else len(self._text)
         line = self._text.count("\n", 0, start) + 1
-        return InputError(f"the grammar is no GBNF in line {line}, at {self._text[start:start + 20]!r}")
+        return InputError(f"the grammar is no GBNF in line {line}, at {self._text[start : start + 20]!r}")
 
     def rules(self) -> dict[str, Node]:
         """All rules by name; of equal names the last counts."""
@@ -128,7 +133,9 @@ class Parser:
         else:  # an opening parenthesis
             self._depth += 1
             if self._depth > MAX_DEPTH:
-                raise InputError(f"the grammar has parentheses {self._depth} deep in each other, expected {MAX_DEPTH} at most")
+                raise InputError(
+                    f"the grammar has parentheses {self._depth} deep in each other, expected {MAX_DEPTH} at most"
+                )
             self._next()
             node = self._alternatives()
             if self._kind != "mark" or self._value() != ")":
@@ -146,7 +153,9 @@ class Parser:
             ranged = i + 2 < len(found) and found[i + 1][0] == "-"
             first, last = self._character(found[i]), self._character(found[i + 2 if ranged else i])
             if last < first:
-                raise InputError(f"the grammar has characters from {first!r} to {last!r}, expected the lower one first")
+                raise InputError(
+                    f"the grammar has characters from {first!r} to {last!r}, expected the lower one first"
+                )
             texts.append(escaped(first) + (f"-{escaped(last)}" if ranged else ""))
             i += 3 if ranged else 1
         if not texts:
@@ -171,7 +180,9 @@ def nested(kind: str, text: str, parts: list[Node]) -> Node:
     """A node around others. Raises InputError where they lie too deep in each other, as by `"a"****` with a thousand stars."""
     depth = 1 + max((part.depth for part in parts), default=0)
     if depth > MAX_NODES:
-        raise InputError(f"the grammar has repetitions and parentheses {depth} deep in each other, expected {MAX_NODES} at most")
+        raise InputError(
+            f"the grammar has repetitions and parentheses {depth} deep in each other, expected {MAX_NODES} at most"
+        )
     return Node(kind, text, tuple(parts), depth)
 
 
@@ -207,7 +218,9 @@ class Writer:
         while todo:
             name = todo.pop()
             node = self._rules[name]
-            self._lines.append(f"{self._name(name)}: {self._word(node) if name in self._words else self._rule(node)}")
+            self._lines.append(
+                f"{self._name(name)}: {self._word(node) if name in self._words else self._rule(node)}"
+            )
             new = set(node.names()) - seen
             seen |= new
             todo += new
@@ -239,8 +252,16 @@ class Writer:
                 groups[-1].append(part)
             else:
                 groups.append([part])
-        return self._joined(node.kind, "", [
-            self._new_word(Node(node.kind, "", tuple(group))) if self._is_word(group[0]) else self._rule(group[0]) for group in groups])
+        return self._joined(
+            node.kind,
+            "",
+            [
+                self._new_word(Node(node.kind, "", tuple(group)))
+                if self._is_word(group[0])
+                else self._rule(group[0])
+                for group in groups
+            ],
+        )
 
     def _new_word(self, node: Node) -> str:
         name = f"X{len(self._lines)}"

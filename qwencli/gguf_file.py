@@ -4,6 +4,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Everything is
 that 3 allows big-endian files, which are refused here. Nothing in the file is believed before it is checked against the
 file's size: Python's integers don't overflow, and no count leads to an allocation larger than the bytes it stands for.
 """
+
 from __future__ import annotations
 
 import mmap
@@ -37,6 +38,7 @@ class TensorInfo:
     `shape` is in NumPy's order, rows first: a weight of n_in inputs and n_out outputs is (n_out, n_in), which the file itself and GGML
     write the other way round. `offset` is in bytes from the start of part `part`.
     """
+
     name: str
     shape: tuple[int, ...]
     type: GGMLType
@@ -72,8 +74,13 @@ class GGUFFile:
             if not split or int(split["count"]) != n_parts:
                 number = first.integer("split.no", 0, 0, MAX_PARTS) + 1
                 name = f"-{number:05}-of-{n_parts:05}.gguf"
-                raise FormatError(f"{paths[0]}: is part {number} of {n_parts}, expected a name that ends in {name}")
-            paths = [self.path.with_name(f"{split['stem']}-{i + 1:05}-of-{n_parts:05}.gguf") for i in range(n_parts)]
+                raise FormatError(
+                    f"{paths[0]}: is part {number} of {n_parts}, expected a name that ends in {name}"
+                )
+            paths = [
+                self.path.with_name(f"{split['stem']}-{i + 1:05}-of-{n_parts:05}.gguf")
+                for i in range(n_parts)
+            ]
             parts += [_Part(part_path, i, use_mmap) for i, part_path in enumerate(paths) if i]
         self._buffers = [part.buffer for part in parts]
         self.version: int = parts[0].version
@@ -84,20 +91,27 @@ class GGUFFile:
     def _join(self, parts: list[_Part], n_parts: int) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
         for i, part in enumerate(parts):
-            number, count = (part.metadata.integer(key, 0, 0, MAX_PARTS) for key in ("split.no", "split.count"))
+            number, count = (
+                part.metadata.integer(key, 0, 0, MAX_PARTS) for key in ("split.no", "split.count")
+            )
             if n_parts > 1 and (number, count) != (i, n_parts):
-                raise FormatError(f"{part.path}: says that it is part {number + 1} of {count}, expected part {i + 1} of {n_parts}")
+                raise FormatError(
+                    f"{part.path}: says that it is part {number + 1} of {count}, expected part {i + 1} of {n_parts}"
+                )
             if twice := tensors.keys() & part.tensors.keys():
                 raise FormatError(f"{part.path}: tensor '{min(twice)}' stands in an earlier part too")
             tensors |= part.tensors
         expected = self.metadata.integer("split.tensors.count", None) if n_parts > 1 else None
         if expected not in (None, len(tensors)):
-            raise FormatError(f"{self.path}: its {n_parts} parts hold {len(tensors)} tensors, expected {expected}")
+            raise FormatError(
+                f"{self.path}: its {n_parts} parts hold {len(tensors)} tensors, expected {expected}"
+            )
         return tensors
 
     def data(self, tensor: TensorInfo) -> NDArray[np.uint8]:
         """The tensor's blocks as they lie in the file, read-only: uint8 of shape (*shape[:-1], bytes a row)."""
         import numpy as np
+
         flat = np.frombuffer(self._buffers[tensor.part], np.uint8, tensor.n_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], tensor.type.n_bytes(tensor.shape[-1]))
 
@@ -107,6 +121,7 @@ class GGUFFile:
         SHA-256, in hex, of each part's size and what it has before the tensors, and of the first and last SAMPLE bytes of every tensor.
         """
         import hashlib
+
         digest = hashlib.sha256()
         for number, buffer in enumerate(self._buffers):
             tensors = [t for t in self.tensors.values() if t.part == number]
@@ -114,7 +129,7 @@ class GGUFFile:
             digest.update(struct.pack("<QQ", len(buffer), start))
             digest.update(buffer[:start])
             for t in tensors:
-                blocks = buffer[t.offset:t.offset + t.n_bytes]
+                blocks = buffer[t.offset : t.offset + t.n_bytes]
                 digest.update(blocks[:SAMPLE])
                 digest.update(blocks[-SAMPLE:])
         return digest.hexdigest()
@@ -128,7 +143,9 @@ class _Part:
         self.buffer = _map(path, use_mmap)
         r = _Reader(path, self.buffer)
         if r.take(4) != MAGIC:
-            raise FormatError(f"{path}: not a GGUF file: it begins with {bytes(self.buffer[:4])!r}, expected {MAGIC!r}")
+            raise FormatError(
+                f"{path}: not a GGUF file: it begins with {bytes(self.buffer[:4])!r}, expected {MAGIC!r}"
+            )
         self.version = r.number("I")
         if self.version and self.version & 0xFFFF == 0:
             raise FormatError(f"{path}: a big-endian GGUF file; only little-endian ones are read")
@@ -160,24 +177,39 @@ class _Part:
             r.where = f"the table entry of tensor '{name}'"
             n_dims = r.number("I")
             if not 1 <= n_dims <= MAX_DIMS:
-                raise FormatError(f"{self.path}: tensor '{name}' has {n_dims} dimensions, expected 1 to {MAX_DIMS}")
+                raise FormatError(
+                    f"{self.path}: tensor '{name}' has {n_dims} dimensions, expected 1 to {MAX_DIMS}"
+                )
             dims = tuple(r.number("Q") for _ in range(n_dims))
             entries[name] = dims[::-1], r.number("I"), r.number("Q")
         alignment = self.metadata.integer("general.alignment", 32)
         if alignment < 1 or alignment & (alignment - 1):
             raise FormatError(f"{self.path}: general.alignment is {alignment}, expected a power of two")
         start = -(-r.pos // alignment) * alignment
-        tensors = {name: self._check(name, shape, type_id, offset, alignment, start, number)
-                   for name, (shape, type_id, offset) in entries.items()}
+        tensors = {
+            name: self._check(name, shape, type_id, offset, alignment, start, number)
+            for name, (shape, type_id, offset) in entries.items()
+        }
         end = start
         for t in sorted(tensors.values(), key=lambda t: t.offset):
             if t.offset < end:
-                raise FormatError(f"{self.path}: tensor '{t.name}' begins at byte {t.offset}, "
-                                  f"inside the tensor before it, which ends at {end}")
+                raise FormatError(
+                    f"{self.path}: tensor '{t.name}' begins at byte {t.offset}, "
+                    f"inside the tensor before it, which ends at {end}"
+                )
             end = t.offset + t.n_bytes
         return tensors
 
-    def _check(self, name: str, shape: tuple[int, ...], type_id: int, offset: int, alignment: int, start: int, number: int) -> TensorInfo:
+    def _check(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        type_id: int,
+        offset: int,
+        alignment: int,
+        start: int,
+        number: int,
+    ) -> TensorInfo:
         where = f"{self.path}: tensor '{name}'"
         if type_id not in GGML_TYPES:
             raise FormatError(f"{where} has the unknown type {type_id} ({unknown_type(type_id)})")
@@ -185,15 +217,23 @@ class _Part:
         for dim in shape:
             n_weights *= dim
         if not 0 < n_weights < 2**63:
-            raise FormatError(f"{where} has the shape {list(shape)}, expected dimensions above 0 with a product below 2**63")
+            raise FormatError(
+                f"{where} has the shape {list(shape)}, expected dimensions above 0 with a product below 2**63"
+            )
         if shape[-1] % kind.block_size:
-            raise FormatError(f"{where} has rows of {shape[-1]} weights, expected a multiple of {kind.name}'s block of {kind.block_size}")
+            raise FormatError(
+                f"{where} has rows of {shape[-1]} weights, expected a multiple of {kind.name}'s block of {kind.block_size}"
+            )
         if offset % alignment:
-            raise FormatError(f"{where} has the offset {offset}, expected a multiple of the alignment {alignment}")
+            raise FormatError(
+                f"{where} has the offset {offset}, expected a multiple of the alignment {alignment}"
+            )
         n_bytes = kind.n_bytes(n_weights)
         if start + offset + n_bytes > len(self.buffer):
-            raise FormatError(f"{where} {list(shape)} {kind.name} ends at byte {start + offset + n_bytes}, "
-                              f"but the file has {len(self.buffer)}: truncated?")
+            raise FormatError(
+                f"{where} {list(shape)} {kind.name} ends at byte {start + offset + n_bytes}, "
+                f"but the file has {len(self.buffer)}: truncated?"
+            )
         return TensorInfo(name, shape, kind, start + offset, n_bytes, number)
 
 
@@ -205,13 +245,15 @@ class _Reader:
 
     def _need(self, n_bytes: int) -> None:
         if n_bytes > len(self.buffer) - self.pos:
-            raise FormatError(f"{self.path}: {self.where} ends at byte {self.pos + n_bytes}, "
-                              f"but the file has {len(self.buffer)}: truncated?")
+            raise FormatError(
+                f"{self.path}: {self.where} ends at byte {self.pos + n_bytes}, "
+                f"but the file has {len(self.buffer)}: truncated?"
+            )
 
     def take(self, n_bytes: int) -> bytes:
         self._need(n_bytes)
         self.pos += n_bytes
-        return bytes(self.buffer[self.pos - n_bytes:self.pos])
+        return bytes(self.buffer[self.pos - n_bytes : self.pos])
 
     def number(self, code: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
@@ -220,18 +262,24 @@ class _Reader:
         """A count of things that take at least `least_bytes` bytes each, so no more than the file has room for."""
         n: int = self.number("Q")
         if n * least_bytes > len(self.buffer) - self.pos:
-            raise FormatError(f"{self.path}: {self.where} counts {n} {of}, more than a file of {len(self.buffer)} bytes can hold")
+            raise FormatError(
+                f"{self.path}: {self.where} counts {n} {of}, more than a file of {len(self.buffer)} bytes can hold"
+            )
         return n
 
     def string(self, limit: int | None = None) -> str:
         n_bytes = self.number("Q")
         if limit and n_bytes > limit:
-            raise FormatError(f"{self.path}: {self.where} has a name of {n_bytes} bytes, expected {limit} at most")
+            raise FormatError(
+                f"{self.path}: {self.where} has a name of {n_bytes} bytes, expected {limit} at most"
+            )
         raw = self.take(n_bytes)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
-            raise FormatError(f"{self.path}: {self.where} holds a string that is no UTF-8: {raw[:24]!r}") from None
+            raise FormatError(
+                f"{self.path}: {self.where} holds a string that is no UTF-8: {raw[:24]!r}"
+            ) from None
 
     def value(self, value_type: int) -> Any:
         if value_type in NUMBERS:
@@ -243,7 +291,9 @@ class _Reader:
         if value_type == ARRAY:
             elem_type, begin = self.number("I"), self.pos
             length = self.skip_array(elem_type, 1)
-            return LazyArray(f"{self.path}: {self.where}", self.buffer[begin + 8:self.pos], elem_type, length)
+            return LazyArray(
+                f"{self.path}: {self.where}", self.buffer[begin + 8 : self.pos], elem_type, length
+            )
         raise FormatError(f"{self.path}: {self.where} has the unknown value type {value_type}")
 
     def skip_array(self, elem_type: int, depth: int) -> int:
@@ -266,7 +316,12 @@ class _Reader:
         return length
 
     def _skip_strings(self, length: int) -> None:
-        unpack, buffer, pos, end = struct.Struct("<Q").unpack_from, self.buffer, self.pos, len(self.buffer) - 8
+        unpack, buffer, pos, end = (
+            struct.Struct("<Q").unpack_from,
+            self.buffer,
+            self.pos,
+            len(self.buffer) - 8,
+        )
         for _ in range(length):  # 300,000 times for a real vocabulary: no calls in here but one
             if pos > end:
                 break
@@ -274,7 +329,9 @@ class _Reader:
         else:
             end += 8  # nothing has to follow the last string
         if pos > end:
-            raise FormatError(f"{self.path}: a string of {self.where} lies outside the file of {len(buffer)} bytes: truncated?")
+            raise FormatError(
+                f"{self.path}: a string of {self.where} lies outside the file of {len(buffer)} bytes: truncated?"
+            )
         self.pos = pos
 
 

@@ -1,4 +1,5 @@
 """Answers that follow a JSON schema, a grammar or a regular expression: which tokens may come next, by llguidance."""
+
 from __future__ import annotations
 
 import json
@@ -101,7 +102,9 @@ class Vocabulary:
         try:
             import llguidance
         except ImportError:
-            raise QwenError("JSON schemas and grammars need the package llguidance: pip install 'qwencli[grammar]'") from None
+            raise QwenError(
+                "JSON schemas and grammars need the package llguidance: pip install 'qwencli[grammar]'"
+            ) from None
         self._llguidance, self._tokenizer = llguidance, tokenizer
         self.n_vocab, self.ends = tokenizer.n_vocab, sorted(tokenizer.eog_ids)
         self._met = threading.local()
@@ -122,8 +125,16 @@ class Vocabulary:
         process = confined.start(grammar_child.__name__, CPU_SECONDS, "to try a grammar")
         try:
             _ = self.tokenizer  # built meanwhile
-            control = {token: self._tokenizer.token_bytes(token).decode() for token in self._tokenizer.control_ids}
-            request = {"kind": kind, "text": text, "n_vocab": self.n_vocab, "control": control, "ends": self.ends}
+            control = {
+                token: self._tokenizer.token_bytes(token).decode() for token in self._tokenizer.control_ids
+            }
+            request = {
+                "kind": kind,
+                "text": text,
+                "n_vocab": self.n_vocab,
+                "control": control,
+                "ends": self.ends,
+            }
             return asked(process, json.dumps(request).encode())
         finally:
             process.kill()
@@ -132,7 +143,11 @@ class Vocabulary:
     @cached_property
     def tokenizer(self) -> Any:
         """An LLTokenizer. Building it takes about 0.3 s for Qwen's vocabulary."""
-        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = True, None, None  # the names that it looks for
+        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = (
+            True,
+            None,
+            None,
+        )  # the names that it looks for
         self.tokens, self.special_token_ids = self._tokenizer.all_bytes(), self._tokenizer.control_ids
         slices = self._llguidance.LLTokenizer.general_slices()[1:]  # strings; blanks are not worth their time
         found = self._llguidance.LLTokenizer(cast(Any, self), eos_token=self.ends or None, slices=slices)
@@ -143,7 +158,7 @@ class Vocabulary:
     def __call__(self, text: str) -> Sequence[int]:
         """The tokens of a text that has to come. Called amid a step in machine code, which no exception may cross."""
         try:
-            return self._tokenizer.encode(text[:grammar_child.FORCED])
+            return self._tokenizer.encode(text[: grammar_child.FORCED])
         except BaseException as error:
             self._met.error = error
             return []
@@ -158,11 +173,14 @@ class Vocabulary:
 def asked(process: Popen[bytes], request: bytes) -> str:
     """What is wrong with a grammar, "" for nothing."""
     import subprocess
+
     try:
         answer = process.communicate(request, CLOCK_SECONDS)[0]
     except subprocess.TimeoutExpired:
         return "it takes too long to compile"
-    return answer.decode() if process.returncode == 0 else "it takes too much time, memory or stack to compile"
+    return (
+        answer.decode() if process.returncode == 0 else "it takes too much time, memory or stack to compile"
+    )
 
 
 class Guided:
@@ -181,7 +199,9 @@ class Guided:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check(answer)
         self._n = n
-        return np.unpackbits(self._bits.view(np.uint8), count=self._vocabulary.n_vocab, bitorder="little").view(np.bool_)
+        return np.unpackbits(
+            self._bits.view(np.uint8), count=self._vocabulary.n_vocab, bitorder="little"
+        ).view(np.bool_)
 
     def ended(self, answer: Sequence[int]) -> bool:
         """See Constraint."""

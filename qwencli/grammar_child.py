@@ -3,6 +3,7 @@ keeps in bounds. What passes here, on a small part of what the asking process ha
 
 A request comes on stdin as JSON. The answer goes to stdout: what is wrong with the grammar, nothing if it can be used.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,13 +22,23 @@ TRIAL = 16
 """So many tokens are tried: grammars that cannot be followed, or cost too much, mostly show at once."""
 FORCED = 100
 """So many characters of a text that has to come are cut into tokens at once; a mask needs the first."""
-LIMITS: dict[str, Any] = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "step_max_items": 20_000,
-          "max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,
+}
 """What compiling and a step may cost at most (LLParserLimits)."""
 MAX_ITEMS = {"JSON schema": 2000, "grammar": 500, "regular expression": 500}
 """`max_items_in_row`: a schema has four for each optional property. The time of a byte grows with the square where a grammar is
 ambiguous, to 0.1 s with 500."""
-CONVERTERS = {"JSON schema": "grammar_from_json_schema", "grammar": "grammar_from_lark", "regular expression": "grammar_from_regex"}
+CONVERTERS = {
+    "JSON schema": "grammar_from_json_schema",
+    "grammar": "grammar_from_lark",
+    "regular expression": "grammar_from_regex",
+}
 """What a text may be, and what LLMatcher has for it."""
 
 
@@ -50,7 +61,10 @@ def serve(cpu_seconds: float) -> None:
 def trial(request: dict[str, Any]) -> str:
     """What is wrong with a grammar."""
     import llguidance
-    vocabulary: Any = Bytes(request["n_vocab"], {int(token): text for token, text in request["control"].items()})
+
+    vocabulary: Any = Bytes(
+        request["n_vocab"], {int(token): text for token, text in request["control"].items()}
+    )
     tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=request["ends"] or None, slices=[])
     return compiled(tokenizer, request["kind"], request["text"])[1]
 
@@ -58,6 +72,7 @@ def trial(request: dict[str, Any]) -> str:
 def compiled(tokenizer: Any, kind: str, text: str) -> tuple[Any, str]:
     """An LLMatcher for the text, and what is wrong with it, "" for nothing."""
     import llguidance
+
     try:
         grammar = getattr(llguidance.LLMatcher, CONVERTERS[kind])(text)
         limits = llguidance.LLParserLimits(max_items_in_row=MAX_ITEMS[kind], **LIMITS)
@@ -89,7 +104,9 @@ class Bytes:
         self.tokens = [control.get(token, "").encode() for token in range(n_vocab)]
         self.special_token_ids = list(control)
         places = (token for token in range(n_vocab) if token not in control)
-        self._places = dict(zip([*range(33, 256), *range(33)], places))  # blanks last: a trial would write nothing else
+        self._places = dict(
+            zip([*range(33, 256), *range(33)], places)
+        )  # blanks last: a trial would write nothing else
         for byte, place in self._places.items():
             self.tokens[place] = bytes((byte,))
 

@@ -5,6 +5,7 @@ NumPy's order; a dimension is a number or one of the two that each batch sets, `
 (`attn_norm-0`, `l_out-0`, `result_output`), so that a value can be compared with its by name. A graph holds no data: weights
 are TensorInfo of the file, and what changes from batch to batch enters through the three inputs.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,7 @@ class Weight(Op):
     Rows are counted in the last dimension but one, those of a vector are its numbers. `scale` is the F32 of a scaled type: products are
     multiplied by its value, of which there is one, or one an expert.
     """
+
     info: TensorInfo
     scale: TensorInfo | None = None
     first: int = 0
@@ -54,6 +56,7 @@ class Linear(Op):
 @dataclass(frozen=True)
 class RMSNorm(Op):
     """(x [..., n], weight [n]) -> x / sqrt(mean(x**2) + eps) * weight over the last dimension (https://arxiv.org/abs/1910.07467)."""
+
     eps: float
 
 
@@ -65,18 +68,21 @@ class Reshape(Op):
 @dataclass(frozen=True)
 class Columns(Op):
     """(x [k, n_group * width]) -> [k, n_group, count]: of each group of columns those from `first` on."""
+
     first: int
 
 
 @dataclass(frozen=True)
 class Rope(Op):
     """(x [k, n_head, head_dim], positions [k]) -> x with each head rotated by its token's position (https://arxiv.org/abs/2104.09864)."""
+
     params: RopeParams
 
 
 @dataclass(frozen=True)
 class KVStore(Op):
     """(k [k, n_head_kv, head_dim], v) -> a handle of `layer`'s cache that holds them, at the positions of their sequences."""
+
     layer: int
 
 
@@ -86,6 +92,7 @@ class Attention(Op):
 
     n_head / n_head_kv query heads in a row share one key-value head.
     """
+
     scale: float
 
 
@@ -110,6 +117,7 @@ class Route(Op):
 
     Weights are softmax(logits), with `normalised` divided by the sum of those chosen (at least 2**-14, as llama.cpp has it).
     """
+
     n_used: int
     normalised: bool
 
@@ -133,6 +141,7 @@ class Conv(Op):
 
     Before a sequence's begin there are zeros. The last d_conv - 1 rows of x are part of its state, as that of recurrent layer `layer`.
     """
+
     layer: int
 
 
@@ -145,6 +154,7 @@ class DeltaNet(Op):
     (https://arxiv.org/abs/2412.06464). Value head h has the key head h // (n_head_v / n_head_k), or if `tiled` h % n_head_k. S is part
     of the sequence's state, as that of recurrent layer `layer`; at its begin it is zero.
     """
+
     layer: int
     n_head_k: int
     eps: float
@@ -154,6 +164,7 @@ class DeltaNet(Op):
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A node: the result of `op` on `src`. `name` is unique in its graph."""
+
     name: str
     op: Op
     src: tuple[Tensor, ...]
@@ -180,7 +191,13 @@ class Graph:
             shapes = ", ".join(f"{t.name} {list(t.shape)}" for t in tensors)
             raise ModelError(f"graph: the shapes of {shapes} don't fit together in '{name}'")
 
-    def weight(self, info: TensorInfo, scale: TensorInfo | None = None, rows: range | None = None, as_row: bool = False) -> Tensor:
+    def weight(
+        self,
+        info: TensorInfo,
+        scale: TensorInfo | None = None,
+        rows: range | None = None,
+        as_row: bool = False,
+    ) -> Tensor:
         """A tensor of the file, or some rows of it: of a vector numbers, of a matrix rows, of experts' matrices rows of each.
 
         `as_row`: a vector as a matrix of one row.
@@ -190,7 +207,7 @@ class Graph:
         if rows is None:
             return self.nodes.get(info.name) or self._add(info.name, Weight(info, scale), (), info.shape)
         name, axis = f"{info.name}[{rows.start}:{rows.stop}]", max(len(info.shape) - 2, 0)
-        shape = (*info.shape[:axis], len(rows), *info.shape[axis + 1:])
+        shape = (*info.shape[:axis], len(rows), *info.shape[axis + 1 :])
         return self.nodes.get(name) or self._add(name, Weight(info, scale, rows.start), (), shape)
 
     def get_rows(self, x: Tensor, ids: Tensor, name: str) -> Tensor:
@@ -200,7 +217,9 @@ class Graph:
     def linear(self, weight: Tensor, x: Tensor, name: str, bias: Tensor | None = None) -> Tensor:
         self._expect(len(x.shape) == 2 and x.shape[1:] == weight.shape[1:], name, weight, x)
         self._expect(bias is None or bias.shape == weight.shape[:1], name, weight, bias or weight)
-        return self._add(name, Linear(), (weight, x, *([bias] if bias else [])), (x.shape[0], weight.shape[0]))
+        return self._add(
+            name, Linear(), (weight, x, *([bias] if bias else [])), (x.shape[0], weight.shape[0])
+        )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, name: str) -> Tensor:
         self._expect(weight.shape == x.shape[-1:], name, x, weight)
@@ -271,10 +290,26 @@ class Graph:
         self._expect(weight.shape[:1] == x.shape[1:], name, x, weight)
         return self._add(name, Conv(layer), (x, weight), x.shape)
 
-    def delta_net(self, qkv: Tensor, alpha: Tensor, beta: Tensor, dt: Tensor, a: Tensor, op: DeltaNet, head_dim: int, name: str) -> Tensor:
+    def delta_net(
+        self,
+        qkv: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        op: DeltaNet,
+        head_dim: int,
+        name: str,
+    ) -> Tensor:
         n_head_v = dt.shape[0]
         assert isinstance(n_head_v, int)
-        self._expect(qkv.shape[1:] == ((2 * op.n_head_k + n_head_v) * head_dim,) and a.shape == dt.shape, name, qkv, dt, a)
+        self._expect(
+            qkv.shape[1:] == ((2 * op.n_head_k + n_head_v) * head_dim,) and a.shape == dt.shape,
+            name,
+            qkv,
+            dt,
+            a,
+        )
         self._expect(alpha.shape == beta.shape == (qkv.shape[0], n_head_v), name, alpha, beta)
         return self._add(name, op, (qkv, alpha, beta, dt, a), (qkv.shape[0], n_head_v, head_dim))
 

@@ -1,4 +1,5 @@
 """What the system says of CPUs, memory and their limits. What it doesn't say, or says in an odd way, is None or left out."""
+
 from __future__ import annotations
 
 import os
@@ -14,17 +15,22 @@ NO_LIMIT = 2**60
 
 class MemoryFiles(NamedTuple):
     """What a cgroup's files are named, and the lines of its memory.stat that count the groups below it too begin with."""
+
     limit: str
     usage: str
     prefix: str
 
 
-MEMORY_FILES = MemoryFiles("memory.max", "memory.current", ""), MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+MEMORY_FILES = (
+    MemoryFiles("memory.max", "memory.current", ""),
+    MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
 """Of cgroups v2 and v1."""
 
 
 class Node(NamedTuple):
     """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23") and its memory in bytes, where known."""
+
     number: int
     cpus: str
     n_bytes: int | None
@@ -49,7 +55,11 @@ class Host:
     def virtual(self) -> bool | None:
         """Whether this is a virtual machine."""
         flags = re.search(r"^(?:flags|Features)\s*:(.*)", self._read("proc/cpuinfo") or "", re.M)
-        return ("hypervisor" in flags[1].split() or self._read("sys/hypervisor/type") is not None) if flags else None
+        return (
+            ("hypervisor" in flags[1].split() or self._read("sys/hypervisor/type") is not None)
+            if flags
+            else None
+        )
 
     def steal(self) -> float | None:
         """The share of CPU time that other virtual machines took since the system was started (proc(5), /proc/stat)."""
@@ -59,24 +69,37 @@ class Host:
 
     def cores(self, cpus: set[int]) -> int:
         """Physical cores of these CPUs; hardware threads of one core count once."""
+
         def core(cpu: int) -> str:
-            return self._read("sys/devices/system/cpu", f"cpu{cpu}", "topology/thread_siblings_list") or str(cpu)
+            return self._read("sys/devices/system/cpu", f"cpu{cpu}", "topology/thread_siblings_list") or str(
+                cpu
+            )
+
         return len({core(cpu) for cpu in cpus})
 
     def quota(self) -> tuple[float, str] | None:
         """How many CPUs' time a cgroup leaves to this process, and which file says so; None without a limit."""
         found = []
         for folder in self._cgroups("cpu"):
-            name, limits = "cpu.max", (self._read(folder, "cpu.max") or "").split()  # v2: "max 100000" or "150000 100000"
+            name, limits = (
+                "cpu.max",
+                (self._read(folder, "cpu.max") or "").split(),
+            )  # v2: "max 100000" or "150000 100000"
             if len(limits) != 2:
-                name, limits = "cpu.cfs_quota_us", [self._read(folder, f"cpu.cfs_{which}_us") or "" for which in ("quota", "period")]  # v1
+                name, limits = (
+                    "cpu.cfs_quota_us",
+                    [self._read(folder, f"cpu.cfs_{which}_us") or "" for which in ("quota", "period")],
+                )  # v1
             if all(re.fullmatch("[0-9]{1,15}", limit) for limit in limits) and int(limits[1]):
                 found.append((int(limits[0]) / int(limits[1]), f"/{folder}/{name}"))
         return min(found, default=None)
 
     def memory_limit(self) -> tuple[int, str] | None:
         """The bytes that a cgroup leaves to this process, and which file says so; None without a limit."""
-        return min(((limit, f"/{folder}/{files.limit}") for limit, folder, files in self._memory_limits()), default=None)
+        return min(
+            ((limit, f"/{folder}/{files.limit}") for limit, folder, files in self._memory_limits()),
+            default=None,
+        )
 
     def free(self) -> int | None:
         """The bytes that this process can take: as many as the system and each of its cgroups have left; None where nothing says so.
@@ -86,7 +109,11 @@ class Host:
         available = self.memory()[1]
         left = [] if available is None else [available]
         for limit, folder, files in self._memory_limits():
-            cached = re.findall(rf"^{files.prefix}(?:in)?active_file ([0-9]{{1,18}})$", self._read(folder, "memory.stat") or "", re.M)
+            cached = re.findall(
+                rf"^{files.prefix}(?:in)?active_file ([0-9]{{1,18}})$",
+                self._read(folder, "memory.stat") or "",
+                re.M,
+            )
             left.append(limit - max(0, (self._number(folder, files.usage) or 0) - sum(map(int, cached))))
         return max(0, min(left)) if left else None
 
@@ -105,7 +132,9 @@ class Host:
             controllers, _, path = rest.partition(":")
             if number == "0" or controller in controllers.split(","):
                 parts = [part for part in path.split("/") if part not in ("", "..")]
-                for name in {controllers, controller} if controllers else {""}:  # "cpu,cpuacct", and as a rule a link to it from "cpu"
+                for name in (
+                    {controllers, controller} if controllers else {""}
+                ):  # "cpu,cpuacct", and as a rule a link to it from "cpu"
                     base = ["sys/fs/cgroup", *([name] if name else [])]
                     folders += ["/".join([*base, *parts[:n]]) for n in range(len(parts), -1, -1)]
         return folders
@@ -113,7 +142,9 @@ class Host:
     def memory(self) -> tuple[int | None, int | None]:
         """Bytes of memory, and of those that are free or can be freed at once."""
         values = dict(re.findall(r"^(\w+):\s*([0-9]{1,18}) kB$", self._read("proc/meminfo") or "", re.M))
-        total, available = (int(values[name]) * 1024 if name in values else None for name in ("MemTotal", "MemAvailable"))
+        total, available = (
+            int(values[name]) * 1024 if name in values else None for name in ("MemTotal", "MemAvailable")
+        )
         if total is None:
             with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
                 total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -131,6 +162,9 @@ class Host:
             number = folder.name.removeprefix("node")
             cpus = self._read("sys/devices/system/node", folder.name, "cpulist")
             if cpus and number.isdecimal():
-                memory = re.search(r"MemTotal:\s*([0-9]+) kB", self._read("sys/devices/system/node", folder.name, "meminfo") or "")
+                memory = re.search(
+                    r"MemTotal:\s*([0-9]+) kB",
+                    self._read("sys/devices/system/node", folder.name, "meminfo") or "",
+                )
                 found.append(Node(int(number), cpus, int(memory[1]) * 1024 if memory else None))
         return sorted(found)

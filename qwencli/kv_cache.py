@@ -2,6 +2,7 @@
 
 What a page or a state looks like in memory is each backend's affair.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -16,12 +17,17 @@ from .units import size
 
 PAGE = 64
 """Positions a page."""
-TYPES = {kind.name.lower(): kind for kind in GGML_TYPES.values() if kind.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")}
+TYPES = {
+    kind.name.lower(): kind
+    for kind in GGML_TYPES.values()
+    if kind.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+}
 """What keys and values can be kept as, by llama.cpp's names."""
 
 
 class CacheTypes(NamedTuple):
     """As what keys and values are kept: names of TYPES, None for what the backend does by itself."""
+
     k: str | None = None
     v: str | None = None
 
@@ -29,10 +35,14 @@ class CacheTypes(NamedTuple):
         """Both types. Raises InputError for one that is unknown, or whose blocks a head of `head_dim` values can't be divided into."""
         for name in self:
             if name is not None and name not in TYPES:
-                raise InputError(f"the KV cache has no type '{name[:40]}', expected one of {', '.join(TYPES)}")
+                raise InputError(
+                    f"the KV cache has no type '{name[:40]}', expected one of {', '.join(TYPES)}"
+                )
             if name is not None and head_dim % TYPES[name].block_size:
-                raise InputError(f"heads of {head_dim} values can't be kept in the KV cache as {name}, which has blocks of"
-                                 f" {TYPES[name].block_size}: choose f16, bf16 or f32")
+                raise InputError(
+                    f"heads of {head_dim} values can't be kept in the KV cache as {name}, which has blocks of"
+                    f" {TYPES[name].block_size}: choose f16, bf16 or f32"
+                )
         return CacheTypes(self.k or default, self.v or default)
 
     def n_bytes(self, n_values: int) -> int:
@@ -56,6 +66,7 @@ class KVSequence:
     Where the model is recurrent `states` says which state the sequence has behind so many positions: it can go on from these alone.
     Those in `borders` are kept.
     """
+
     pages: list[int] = field(default_factory=list)
     length: int = 0
     states: dict[int, int] = field(default_factory=dict)
@@ -138,8 +149,10 @@ class KVCache:
         n_pages, n_states = self._pages.n_taken + more_pages, self._states.n_taken + more_states
         n_bytes = n_pages * self._page_bytes + n_states * self._state_bytes
         if self._most_bytes is not None and n_bytes > self._most_bytes:
-            raise NoMemory(f"there is no memory for {more_pages * PAGE} more tokens: what was left for all sequences"
-                           f" ({size(self._most_bytes)}) is in use")
+            raise NoMemory(
+                f"there is no memory for {more_pages * PAGE} more tokens: what was left for all sequences"
+                f" ({size(self._most_bytes)}) is in use"
+            )
 
     def commit(self, seq: KVSequence, n_tokens: int) -> None:
         """The step that wrote `n_tokens` positions is done; one that fails before this leaves the sequence as it was.
@@ -150,7 +163,11 @@ class KVCache:
         if not self.recurrent:
             return
         if n_tokens > 1:
-            seq.borders += [position for position in seq.states if before < position <= seq.length and position % PAGE == 0]
+            seq.borders += [
+                position
+                for position in seq.states
+                if before < position <= seq.length and position % PAGE == 0
+            ]
             thin(seq.borders, MOST_BORDERS)
         self._drop_states(seq, lambda position: position not in (before, seq.length, *seq.borders))
 
@@ -162,7 +179,11 @@ class KVCache:
 
     def reach(self, seq: KVSequence, length: int) -> int:
         """How many of the first `length` positions another sequence could go on from."""
-        return max((position for position in seq.states if position <= length), default=0) if self.recurrent else length
+        return (
+            max((position for position in seq.states if position <= length), default=0)
+            if self.recurrent
+            else length
+        )
 
     def forget(self, seq: KVSequence, position: int) -> None:
         """Let go of the state behind so many positions."""
@@ -175,8 +196,12 @@ class KVCache:
         It has the source's states up to `n_tokens`, which may be one for more positions than its own.
         """
         n_pages = min(n_tokens, source.length) // PAGE
-        seq = KVSequence(source.pages[:n_pages], n_pages * PAGE, {p: state for p, state in source.states.items() if p <= n_tokens},
-                         [position for position in source.borders if position <= n_tokens])
+        seq = KVSequence(
+            source.pages[:n_pages],
+            n_pages * PAGE,
+            {p: state for p, state in source.states.items() if p <= n_tokens},
+            [position for position in source.borders if position <= n_tokens],
+        )
         self._pages.share(seq.pages)
         self._states.share(seq.states.values())
         return seq
@@ -184,7 +209,9 @@ class KVCache:
     def trim(self, seq: KVSequence) -> None:
         """Let go of pages and states that were reserved and not filled."""
         while len(seq.pages) > n_pages_for(seq.length):
-            self._pages.give(seq.pages.pop())  # popped first: Ctrl-C may lose a page, but never free one twice
+            self._pages.give(
+                seq.pages.pop()
+            )  # popped first: Ctrl-C may lose a page, but never free one twice
         self._drop_states(seq, lambda position: position > seq.length)
 
     def release(self, seq: KVSequence) -> None:

@@ -1,4 +1,5 @@
 """A model file, opened and ready to answer: the entry for those who use qwencli as a library."""
+
 from __future__ import annotations
 
 import os
@@ -41,10 +42,21 @@ class LLM:
     are kept: f16, the default, bf16, f32, q8_0 or q4_0. Raises QwenError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_ctx: int | None = None, n_threads: int | None = None, use_mmap: bool = True,
-                 backend: str = "auto", report: Callable[[str], None] | None = None,
-                 progress: Callable[[int, int], None] | None = None, chat: bool = False, cache_type_k: str | None = None,
-                 cache_type_v: str | None = None, fit: bool | None = None, n_batch: int = 512) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        use_mmap: bool = True,
+        backend: str = "auto",
+        report: Callable[[str], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        chat: bool = False,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+        fit: bool | None = None,
+        n_batch: int = 512,
+    ) -> None:
         self.file = GGUFFile(path)
         if chat and self.chat_template:
             self.chat_template.start()
@@ -57,7 +69,9 @@ class LLM:
             self.model = load_model(self.file)
         self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
-        self.engine = Engine(make_backend(backend, self.model, n_threads, report, progress, types), n_ctx, n_batch, n_ctx)
+        self.engine = Engine(
+            make_backend(backend, self.model, n_threads, report, progress, types), n_ctx, n_batch, n_ctx
+        )
         if fit is not False and (most := self.fit.for_sequences) is not None:
             self.engine.backend.cache.bound(most, self.fit.page, self.fit.state // STATES)
 
@@ -71,6 +85,7 @@ class LLM:
     def vocabulary(self) -> Vocabulary:
         """The tokens as grammars need them. Raises QwenError without the package for that."""
         from .grammar import Vocabulary
+
         return Vocabulary(self.tokenizer)
 
     def sampling(self, **chosen: Any) -> SamplingParams:
@@ -85,26 +100,35 @@ class LLM:
         found = self._breakers.get(texts)
         if found is None:
             from .sampling.dry import find_breakers
+
             words = list(map(self.tokenizer.token_bytes, range(self.tokenizer.n_vocab)))
             found = self._breakers[texts] = find_breakers(texts, words, self.tokenizer.encode)
             for old in list(self._breakers)[:-MOST_BREAKERS]:  # a server's clients may name ever new ones
                 self._breakers.pop(old, None)
         return found
 
-    def load_session(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
+    def load_session(
+        self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+    ) -> None:
         """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""
         from .session import load
+
         session = load(path, self.engine.backend, self.engine.n_ctx, progress)
         self.engine.prefixes.keep(session.tokens, session.kv)
 
-    def save_session(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
+    def save_session(
+        self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+    ) -> None:
         """Write what was run last to a session, whole or not at all. Raises QwenError."""
         from .session import save
+
         if self.engine.prefixes.kept:
             last = self.engine.prefixes.kept[-1]
             save(path, self.engine.backend, last.tokens, last.kv, progress)
 
-    def stream(self, tokens: Sequence[int], max_tokens: int | None = None, sampling: SamplingParams | None = None) -> Iterator[str]:
+    def stream(
+        self, tokens: Sequence[int], max_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> Iterator[str]:
         """The text that continues `tokens`, piece by piece."""
         completion = Completion(self, tokens, sampling or self.sampling(), max_tokens)
         return completion.run()
@@ -115,19 +139,28 @@ def choose_backend(name: str, model: Model, report: Callable[[str], None] | None
     if name != "auto":
         return name
     from .backends.lowering import what_has_no_kernels
+
     missing = what_has_no_kernels(model)
     if missing and report:
         report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
     return "numpy" if missing else "cpu"
 
 
-def make_backend(name: str, model: Model, n_threads: int | None, report: Callable[[str], None] | None,
-                 progress: Callable[[int, int], None] | None = None, cache_types: CacheTypes = DEFAULT_TYPES) -> Backend:
+def make_backend(
+    name: str,
+    model: Model,
+    n_threads: int | None,
+    report: Callable[[str], None] | None,
+    progress: Callable[[int, int], None] | None = None,
+    cache_types: CacheTypes = DEFAULT_TYPES,
+) -> Backend:
     """The backend of that name, or of choose_backend's. Only its own modules are imported."""
     if choose_backend(name, model, report) == "numpy":
         from .backends.numpy_ref import NumpyBackend
+
         return NumpyBackend(model, n_threads, cache_types=cache_types)
     from .backends.cpu import CPUBackend
+
     return CPUBackend(model, n_threads, report, progress, cache_types=cache_types)
 
 
@@ -140,12 +173,30 @@ class Completion:
     how long it took.
     """
 
-    def __init__(self, llm: LLM, tokens: Sequence[int], sampling: SamplingParams, max_tokens: int | None = None, stop: Sequence[str] = (),
-                 ignore_eos: bool = False, on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
-                 budget: ReasoningBudget | None = None, constraint: Constraint | None = None) -> None:
-        self._llm, self._stop, self._on_step, self._on_token, self._budget = llm, stop, on_step, on_token, budget
+    def __init__(
+        self,
+        llm: LLM,
+        tokens: Sequence[int],
+        sampling: SamplingParams,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
+        on_token: Callable[[int], None] | None = None,
+        budget: ReasoningBudget | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
+        self._llm, self._stop, self._on_step, self._on_token, self._budget = (
+            llm,
+            stop,
+            on_step,
+            on_token,
+            budget,
+        )
         ends = frozenset[int]() if ignore_eos and not constraint else llm.tokenizer.eog_ids
-        self.sequence = EngineSequence(list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling), constraint=constraint)
+        self.sequence = EngineSequence(
+            list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling), constraint=constraint
+        )
 
     def run(self) -> Generator[str, None, None]:
         """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""
@@ -174,7 +225,12 @@ class Completion:
         """llama.cpp's names. The prompt's time includes the first token's sampling; `cached_n` of its tokens needed none."""
         seq = self.sequence
         prompt_n, predicted_n = seq.n_prompt - seq.n_cached, max(0, len(seq.generated) - 1)
-        return {"cached_n": seq.n_cached, "prompt_n": prompt_n, "prompt_ms": 1e3 * seq.prompt_seconds,
-                "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
-                "predicted_n": len(seq.generated), "predicted_ms": 1e3 * seq.generation_seconds,
-                "predicted_per_second": predicted_n / seq.generation_seconds if seq.generation_seconds else 0.0}
+        return {
+            "cached_n": seq.n_cached,
+            "prompt_n": prompt_n,
+            "prompt_ms": 1e3 * seq.prompt_seconds,
+            "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
+            "predicted_n": len(seq.generated),
+            "predicted_ms": 1e3 * seq.generation_seconds,
+            "predicted_per_second": predicted_n / seq.generation_seconds if seq.generation_seconds else 0.0,
+        }

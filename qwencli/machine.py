@@ -1,4 +1,5 @@
 """The machine that a figure was measured on: its CPU, its cores, and what it can do at most."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """Typed access to a GGUF file's key-value pairs."""
+
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -9,8 +10,21 @@ from .errors import FormatError, ModelError
 STRING, ARRAY, BOOL = 8, 9, 7
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 """struct's letter for each numeric value type (`enum gguf_type` in ggml's gguf.h)."""
-TYPE_NAMES = {0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32", BOOL: "bool", STRING: "str", ARRAY: "arr",
-              10: "u64", 11: "i64", 12: "f64"}
+TYPE_NAMES = {
+    0: "u8",
+    1: "i8",
+    2: "u16",
+    3: "i16",
+    4: "u32",
+    5: "i32",
+    6: "f32",
+    BOOL: "bool",
+    STRING: "str",
+    ARRAY: "arr",
+    10: "u64",
+    11: "i64",
+    12: "f64",
+}
 REQUIRED = object()
 _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "a boolean", list: "an array"}
 
@@ -30,7 +44,9 @@ class LazyArray:
 
     def read(self) -> list[Any]:
         """The values as Python objects. Raises FormatError for strings that are no UTF-8 and booleans that are neither 0 nor 1."""
-        values, _ = decode_array(self._where, bytes(self._elements), 0, self.elem_type, self._length)  # bytes are cut faster than views
+        values, _ = decode_array(
+            self._where, bytes(self._elements), 0, self.elem_type, self._length
+        )  # bytes are cut faster than views
         return values
 
 
@@ -73,6 +89,7 @@ def decode_bool(where: str, byte: int) -> bool:
 
 class Value(NamedTuple):
     """A value and the type it has in the file."""
+
     type: int
     value: Any
 
@@ -116,7 +133,9 @@ class Metadata(Mapping[str, Any]):
     def integer(self, key: str, default: Any = REQUIRED, low: float = 0, high: float = 2**31 - 1) -> Any:
         return self._in_range(key, self._get(key, int, default), low, high)
 
-    def number(self, key: str, default: Any = REQUIRED, low: float = -math.inf, high: float = math.inf) -> Any:
+    def number(
+        self, key: str, default: Any = REQUIRED, low: float = -math.inf, high: float = math.inf
+    ) -> Any:
         value = self._get(key, float, default)
         if isinstance(value, float) and not math.isfinite(value):
             raise ModelError(f"{self.path}: metadata key '{key}' is {value}, expected a finite number")
@@ -135,13 +154,19 @@ class Metadata(Mapping[str, Any]):
             return value
         found = {STRING: str, ARRAY: list, BOOL: bool, 6: float, 12: float}.get(value.elem_type, int)
         if found is not elem:
-            raise ModelError(f"{self.path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
-                             f"expected {_KINDS[elem]}")
+            raise ModelError(
+                f"{self.path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
+                f"expected {_KINDS[elem]}"
+            )
         if length not in (None, len(value)):
-            raise ModelError(f"{self.path}: metadata key '{key}' is an array of {len(value)}, expected {length} elements")
+            raise ModelError(
+                f"{self.path}: metadata key '{key}' is an array of {len(value)}, expected {length} elements"
+            )
         return value.read()
 
     def _in_range(self, key: str, value: Any, low: float, high: float) -> Any:
         if value is not None and not low <= value <= high:
-            raise ModelError(f"{self.path}: metadata key '{key}' is {value}, expected a value from {low} to {high}")
+            raise ModelError(
+                f"{self.path}: metadata key '{key}' is {value}, expected a value from {low} to {high}"
+            )
         return value

@@ -1,4 +1,5 @@
 """A model: what an architecture's file in `models/` makes of a GGUF file, and the tensors that it asks for."""
+
 from __future__ import annotations
 
 import importlib
@@ -16,6 +17,7 @@ from .graph import Graph, Tensor
 @dataclass(frozen=True)
 class Model:
     """What a backend needs to run a file."""
+
     file: GGUFFile
     config: Config
     graph: Graph
@@ -34,9 +36,13 @@ class Weights:
         """The tensor, or some of its rows (see Graph.weight)."""
         info = self._file.tensors.get(name)
         if info is None:
-            raise ModelError(f"{self._file.path}: tensor '{name}' is missing, expected one of shape {list(shape)}")
+            raise ModelError(
+                f"{self._file.path}: tensor '{name}' is missing, expected one of shape {list(shape)}"
+            )
         if info.shape != shape:
-            raise ModelError(f"{self._file.path}: tensor '{name}' has the shape {list(info.shape)}, expected {list(shape)}")
+            raise ModelError(
+                f"{self._file.path}: tensor '{name}' has the shape {list(info.shape)}, expected {list(shape)}"
+            )
         self._used.add(name)
         return self._graph.weight(info, self._scale(info), rows)
 
@@ -47,12 +53,19 @@ class Weights:
         name = info.name.removesuffix("weight") + "scale"
         scale = self._file.tensors.get(name)
         if scale is None:
-            raise ModelError(f"{self._file.path}: tensor '{info.name}' is {info.type.name}, which needs its scale, the tensor '{name}', "
-                             "but the file has none: convert the model again")
+            raise ModelError(
+                f"{self._file.path}: tensor '{info.name}' is {info.type.name}, which needs its scale, the tensor '{name}', "
+                "but the file has none: convert the model again"
+            )
         expected = info.shape[:-2] or (1,)  # one an expert
         if (scale.shape, scale.type.name) != (expected, "F32"):
-            raise ModelError(f"{self._file.path}: tensor '{name}' is {scale.type.name} {list(scale.shape)}, expected F32 {list(expected)}")
-        self._used |= {name, info.name.removesuffix("weight") + "input_scale"}  # the latter is for activations of 4 bits
+            raise ModelError(
+                f"{self._file.path}: tensor '{name}' is {scale.type.name} {list(scale.shape)}, expected F32 {list(expected)}"
+            )
+        self._used |= {
+            name,
+            info.name.removesuffix("weight") + "input_scale",
+        }  # the latter is for activations of 4 bits
         return scale
 
     def as_row(self, name: str, n: int) -> Tensor:
@@ -78,7 +91,9 @@ class Weights:
     def check_all_used(self) -> None:
         """A tensor that the graph leaves out would make the answers wrong without a word."""
         if unused := sorted(self._file.tensors.keys() - self._used):
-            raise ModelError(f"{self._file.path}: {len(unused)} tensors have no place in this architecture, such as '{unused[0]}'")
+            raise ModelError(
+                f"{self._file.path}: {len(unused)} tensors have no place in this architecture, such as '{unused[0]}'"
+            )
 
 
 def known_architectures() -> list[str]:
@@ -89,8 +104,9 @@ def load_model(file: GGUFFile) -> Model:
     """Build the graph of the file's architecture. Raises ModelError where the file does not describe a model that runs."""
     architecture = file.metadata.string("general.architecture")
     if architecture not in known_architectures():
-        raise ModelError(f"{file.path}: the architecture '{architecture}' is not supported; known are {', '.join(known_architectures())};"
-                         " how to add one: CONTRIBUTING.md")
+        raise ModelError(
+            f"{file.path}: the architecture '{architecture}' is not supported; known are {', '.join(known_architectures())};"
+            " how to add one: CONTRIBUTING.md"
+        )
     model: Model = importlib.import_module(f"{models.__name__}.{architecture}").build(file)
     return model
-

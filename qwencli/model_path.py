@@ -1,4 +1,5 @@
 """Which model file a command means."""
+
 from __future__ import annotations
 
 import os
@@ -15,6 +16,7 @@ MODELS = Path("models")
 
 class ModelPath(NamedTuple):
     """A file, and in words why it was chosen."""
+
     path: Path
     reason: str
 
@@ -39,6 +41,7 @@ def find_model(chosen: str | None = None) -> ModelPath:
 
 def _by_name(name: str, reason: str) -> ModelPath:
     from .hub.installed import find, near  # looks through folders: only where no path is given
+
     if model := find(name):
         return ModelPath(model.paths[0], f"{reason} {name}")
     if not os.path.isabs(name) and (names := near(name)):
@@ -69,5 +72,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _only(folder: Path, candidates: list[Path]) -> Path:
     if len(candidates) > 1:
-        raise QwenError(f"{folder}: the folder holds {len(candidates)} models, choose one with -m: {', '.join(p.name for p in candidates)}")
+        raise QwenError(
+            f"{folder}: the folder holds {len(candidates)} models, choose one with -m: {', '.join(p.name for p in candidates)}"
+        )
     return candidates[0]

@@ -1,4 +1,5 @@
 """Perplexity by llama.cpp's algorithm (tools/perplexity), so that figures compare digit by digit."""
+
 from __future__ import annotations
 
 import math
@@ -16,6 +17,7 @@ LOGITS_AT_ONCE = 2**24  # values: 64 MB of float32, whatever the context and the
 
 class Estimate(NamedTuple):
     """Perplexity over the first `n_chunks` chunks, and its standard error (None where llama.cpp prints none: too few or equal values)."""
+
     n_chunks: int
     ppl: float
     stderr: float | None
@@ -24,13 +26,21 @@ class Estimate(NamedTuple):
 def count_chunks(n_tokens: int, n_ctx: int, limit: int | None = None) -> int:
     """How many chunks a text gives; a tail shorter than one is dropped. Raises InputError for a text of less than two."""
     if n_tokens < 2 * n_ctx:
-        raise InputError(f"the text has {n_tokens} tokens, but perplexity with a context of {n_ctx} needs at least {2 * n_ctx}: "
-                         "use a longer text or a smaller -c")
+        raise InputError(
+            f"the text has {n_tokens} tokens, but perplexity with a context of {n_ctx} needs at least {2 * n_ctx}: "
+            "use a longer text or a smaller -c"
+        )
     return min(n_tokens // n_ctx, limit or n_tokens)
 
 
-def perplexity(backend: Backend, tokens: Sequence[int], n_ctx: int, n_batch: int = 2048, bos: int | None = None,
-               limit: int | None = None) -> Iterator[Estimate]:
+def perplexity(
+    backend: Backend,
+    tokens: Sequence[int],
+    n_ctx: int,
+    n_batch: int = 2048,
+    bos: int | None = None,
+    limit: int | None = None,
+) -> Iterator[Estimate]:
     """Yield the estimate after each chunk of `n_ctx` tokens (at most `limit` chunks).
 
     Positions n_ctx/2 .. n_ctx-2 of a chunk are scored on the token that follows. `bos` replaces each chunk's first token if it is not
@@ -41,12 +51,16 @@ def perplexity(backend: Backend, tokens: Sequence[int], n_ctx: int, n_batch: int
     total = total_squares = 0.0
     count = 0
     for start in range(0, n_chunks, together):
-        chunks = [list(tokens[c * n_ctx:(c + 1) * n_ctx]) for c in range(start, min(start + together, n_chunks))]
+        chunks = [
+            list(tokens[c * n_ctx : (c + 1) * n_ctx]) for c in range(start, min(start + together, n_chunks))
+        ]
         inputs = [[bos, *chunk[1:]] if bos is not None else chunk for chunk in chunks]
         for i, (chunk, hidden) in enumerate(zip(chunks, hidden_states(backend, inputs, first, n_batch))):
-            nll = negative_log_likelihoods(backend, hidden, chunk[first + 1:])
+            nll = negative_log_likelihoods(backend, hidden, chunk[first + 1 :])
             if not np.isfinite(nll).all():
-                raise QwenError(f"{backend.model.file.path}: chunk {start + i + 1}: the logits are not finite: is the model damaged?")
+                raise QwenError(
+                    f"{backend.model.file.path}: chunk {start + i + 1}: the logits are not finite: is the model damaged?"
+                )
             total += nll.sum()
             total_squares += np.square(nll).sum()
             count += len(nll)
@@ -65,7 +79,7 @@ def hidden_states(backend: Backend, chunks: Sequence[list[int]], first: int, n_b
             batch = Batch([Piece(seq, chunk[begin:end], n_outputs) for seq, chunk in zip(sequences, chunks)])
             states = backend.run([HIDDEN], batch)[HIDDEN]
             for i, part in enumerate(found):
-                part.append(states[i * n_outputs:(i + 1) * n_outputs])
+                part.append(states[i * n_outputs : (i + 1) * n_outputs])
     finally:
         for seq in sequences:
             backend.cache.release(seq)
@@ -77,7 +91,7 @@ def negative_log_likelihoods(backend: Backend, hidden: F32, targets: Sequence[in
     step = max(1, LOGITS_AT_ONCE // backend.model.config.n_vocab)
     parts = []
     for i in range(0, len(hidden), step):
-        parts.append(backend.score(hidden[i:i + step], targets[i:i + step]))
+        parts.append(backend.score(hidden[i : i + step], targets[i : i + step]))
     return np.concatenate(parts)
 
 

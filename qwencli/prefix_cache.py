@@ -1,4 +1,5 @@
 """Finished sequences that stay in the KV cache, for new ones that begin alike: a chat's next turn computes only what is new."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -16,12 +17,14 @@ MOST_STATES = 16
 
 class Kept(NamedTuple):
     """`tokens`, i32 [n], are those whose keys and values `kv` holds."""
+
     tokens: I32
     kv: KVSequence
 
 
 class Begin(NamedTuple):
     """What a new sequence takes over, and how many of its tokens another one begins with: more, where a recurrent model has no state."""
+
     kv: KVSequence
     n_common: int
 
@@ -36,14 +39,16 @@ class PrefixCache:
     def keep(self, tokens: Iterable[int], kv: KVSequence) -> None:
         """Take over a finished sequence's filled pages; of `tokens` the first `kv.length` count."""
         self._backend.cache.trim(kv)
-        known = np.fromiter(tokens, np.int32)[:kv.length]
+        known = np.fromiter(tokens, np.int32)[: kv.length]
         new = Kept(known, KVSequence(kv.pages, len(known), kv.states, kv.borders))
         kv.pages, kv.length, kv.states, kv.borders = [], 0, {}, []
         for old in [old for old in self.kept if common_prefix(old.tokens, known) == len(old.tokens)]:
             self._drop(old)  # the new one begins with all of it
         if len(known):
             self.kept.append(new)
-        while self.kept and (sum(len(kept.tokens) for kept in self.kept) > self.room or self._n_states() > MOST_STATES):
+        while self.kept and (
+            sum(len(kept.tokens) for kept in self.kept) > self.room or self._n_states() > MOST_STATES
+        ):
             self._drop(self.kept[0])
 
     def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> Begin:
@@ -52,7 +57,7 @@ class PrefixCache:
         Whole pages are shared, the positions of the one behind them are copied. A recurrent model goes on from where it has a state.
         """
         wanted = np.fromiter(tokens, np.int32)[:-1]
-        known = [*self.kept, *(Kept(np.array(begin[:kv.length], np.int32), kv) for begin, kv in running)]
+        known = [*self.kept, *(Kept(np.array(begin[: kv.length], np.int32), kv) for begin, kv in running)]
         common = [common_prefix(source.tokens, wanted) for source in known]
         lengths = [self._backend.cache.reach(source.kv, length) for source, length in zip(known, common)]
         if not any(lengths):
@@ -89,7 +94,9 @@ class PrefixCache:
         return False
 
     def _drop(self, kept: Kept) -> None:
-        self.kept = [other for other in self.kept if other is not kept]  # first: Ctrl-C must not leave it here with pages that are free
+        self.kept = [
+            other for other in self.kept if other is not kept
+        ]  # first: Ctrl-C must not leave it here with pages that are free
         self._backend.cache.release(kept.kv)
 
 

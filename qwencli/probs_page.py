@@ -1,4 +1,5 @@
 """How an answer's tokens were chosen, to look at: an HTML page of their probabilities, and a line of text for each."""
+
 from __future__ import annotations
 
 import base64
@@ -117,22 +118,36 @@ def _figures(reports: Sequence[Report]) -> list[tuple[str, str]]:
         return [("Tokens", "0")]
     mean = math.fsum(report.logprob for report in reports) / len(reports)
     perplexity = f"{math.exp(-mean):.4g}" if mean > -700 else "over 1e300"
-    return [("Tokens", str(len(reports))), ("Mean log-probability", f"{mean:.4f}"), ("Perplexity", perplexity)]
+    return [
+        ("Tokens", str(len(reports))),
+        ("Mean log-probability", f"{mean:.4f}"),
+        ("Perplexity", perplexity),
+    ]
 
 
 def _token(report: Report, bytes_of: Callable[[int], bytes], index: int) -> str:
     p = math.exp(report.logprob)
     colour = next(i for i, least in enumerate(COLOURS) if p >= least)
-    ranked = report.top if any(token == report.token for token, _ in report.top) else [*report.top, (report.token, report.logprob)]
-    rows = "".join(_row(_decoded(bytes_of, token), math.exp(logprob), token == report.token) for token, logprob in ranked)
-    return (f'<span class="t c{colour}" tabindex="0" aria-describedby="a{index}">{_text(_decoded(bytes_of, report.token), marks=True)}'
-            f'<span class="a" role="tooltip" id="a{index}">{rows}</span></span>')
+    ranked = (
+        report.top
+        if any(token == report.token for token, _ in report.top)
+        else [*report.top, (report.token, report.logprob)]
+    )
+    rows = "".join(
+        _row(_decoded(bytes_of, token), math.exp(logprob), token == report.token) for token, logprob in ranked
+    )
+    return (
+        f'<span class="t c{colour}" tabindex="0" aria-describedby="a{index}">{_text(_decoded(bytes_of, report.token), marks=True)}'
+        f'<span class="a" role="tooltip" id="a{index}">{rows}</span></span>'
+    )
 
 
 def _row(text: str, p: float, chosen: bool) -> str:
     bar = min(max(1, round(p * N_BARS)), N_BARS)
-    return (f'<span class="r{" k" if chosen else ""}"><span>{_text(text, escape_all=True)}</span>'
-            f'<span><span class="w w{bar}"></span></span><span>{_percent(p)}</span></span>')
+    return (
+        f'<span class="r{" k" if chosen else ""}"><span>{_text(text, escape_all=True)}</span>'
+        f'<span><span class="w w{bar}"></span></span><span>{_percent(p)}</span></span>'
+    )
 
 
 def _percent(p: float) -> str:
@@ -146,6 +161,7 @@ def _decoded(bytes_of: Callable[[int], bytes], token: int) -> str:
 
 def _text(text: str, marks: bool = False, escape_all: bool = False) -> str:
     """HTML of a text, with escapes for what cannot be seen. Newlines and tabs stay, newlines with `marks`, or are escaped as well."""
+
     def parts() -> Iterable[str]:
         for c in text:
             if c.isprintable():
@@ -154,6 +170,7 @@ def _text(text: str, marks: bool = False, escape_all: bool = False) -> str:
                 yield '<span class="n"></span>\n' if marks and c == "\n" else c
             else:
                 yield f'<span class="e">{_escape(c)}</span>'
+
     return "".join(parts())
 
 

@@ -1,4 +1,5 @@
 """Rotary position embedding: its settings, read from a file's metadata as llama.cpp reads them."""
+
 from __future__ import annotations
 
 import math
@@ -22,6 +23,7 @@ class RopeParams:
     fewer than `beta_slow` times are interpolated, those between are mixed. `attn_factor` multiplies cosine and sine, beside YaRN's
     own 1 + 0.1 ln(1/freq_scale).
     """
+
     n_rot: int
     freq_base: float
     freq_scale: float = 1.0
@@ -37,6 +39,7 @@ class RopeParams:
         YaRN as in its paper, section 3.2, with the borders rounded outwards as its authors' code does.
         """
         import numpy as np
+
         i = np.arange(self.n_rot // 2)
         extrapolated = self.freq_base ** (-2.0 * i / self.n_rot)
         interpolated = extrapolated * self.freq_scale
@@ -44,12 +47,18 @@ class RopeParams:
             return interpolated, self.attn_factor
 
         def dimension(n_turns: float) -> float:
-            return self.n_rot * math.log(self.n_ctx_orig / (n_turns * 2 * math.pi)) / (2 * math.log(self.freq_base))
+            return (
+                self.n_rot
+                * math.log(self.n_ctx_orig / (n_turns * 2 * math.pi))
+                / (2 * math.log(self.freq_base))
+            )
 
         low = max(0, math.floor(dimension(self.beta_fast)))
         high = min(self.n_rot - 1, math.ceil(dimension(self.beta_slow)))
         keep = (1 - np.clip((i - low) / max(0.001, high - low), 0, 1)) * self.ext_factor
-        return interpolated * (1 - keep) + extrapolated * keep, self.attn_factor * (1 - 0.1 * math.log(self.freq_scale))
+        return interpolated * (1 - keep) + extrapolated * keep, self.attn_factor * (
+            1 - 0.1 * math.log(self.freq_scale)
+        )
 
 
 def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bool = False) -> RopeParams:
@@ -70,21 +79,35 @@ def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bo
         return RopeParams(n_rot, freq_base)
     if kind not in ("linear", "yarn"):
         raise ModelError(f"{file.path}: {key}scaling.type is '{kind}', expected none, linear or yarn")
-    factor = get.number(key + "scaling.factor", None, 0.0, 1e6) or get.number(key + "scale_linear", None, 0.0, 1e6) or 1.0
+    factor = (
+        get.number(key + "scaling.factor", None, 0.0, 1e6)
+        or get.number(key + "scale_linear", None, 0.0, 1e6)
+        or 1.0
+    )
     attn_factor = get.number(key + "scaling.attn_factor", 1.0, 1e-6, 1e6)
     if kind == "linear":
         return RopeParams(n_rot, freq_base, 1 / factor, attn_factor=attn_factor)
     return RopeParams(
-        n_rot, freq_base, 1 / factor,
+        n_rot,
+        freq_base,
+        1 / factor,
         ext_factor=get.number(key + "scaling.yarn_ext_factor", 1.0, 0.0, 1.0),
         attn_factor=attn_factor,
         beta_fast=get.number(key + "scaling.yarn_beta_fast", 32.0, 1e-6, 1e6),
         beta_slow=get.number(key + "scaling.yarn_beta_slow", 1.0, 1e-6, 1e6),
-        n_ctx_orig=get.integer(key + "scaling.original_context_length", n_ctx, 1))
+        n_ctx_orig=get.integer(key + "scaling.original_context_length", n_ctx, 1),
+    )
 
 
 def check_sections(file: GGUFFile, key: str, n_rot: int) -> None:
     """Raises ModelError unless time, height and width share the pairs; a fourth position is none that a text has."""
     sections = file.metadata.array(key, int)
-    if len(sections) not in (3, 4) or min(sections) < 0 or sum(sections[:3]) != n_rot // 2 or sum(sections[3:]):
-        raise ModelError(f"{file.path}: {key} is {sections[:8]}, expected three numbers whose sum is {n_rot // 2}, and 0")
+    if (
+        len(sections) not in (3, 4)
+        or min(sections) < 0
+        or sum(sections[:3]) != n_rot // 2
+        or sum(sections[3:])
+    ):
+        raise ModelError(
+            f"{file.path}: {key} is {sections[:8]}, expected three numbers whose sum is {n_rot // 2}, and 0"
+        )

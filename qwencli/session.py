@@ -5,6 +5,7 @@ this; the pages of the KV cache, as they lie in the backend's memory; of a recur
 the header names, all of them and, for a next prompt that differs at the end, the last border of its prompts before; SHA-256 of the sums of
 each page and state.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,7 +26,15 @@ from .kv_cache import PAGE, KVSequence, n_pages_for
 from .whole_file import replacing
 
 MAGIC, VERSION, MAX_HEADER = b"qwencli session\n", 2, 2**16
-FIELDS = {"model": str, "fingerprint": str, "kv_layout": str, "n_tokens": int, "page_bytes": int, "states": list, "state_bytes": int}
+FIELDS = {
+    "model": str,
+    "fingerprint": str,
+    "kv_layout": str,
+    "n_tokens": int,
+    "page_bytes": int,
+    "states": list,
+    "state_bytes": int,
+}
 """Of the header. `model` is the name of the model's file, for messages."""
 STATELESS: dict[str, Any] = {"states": [], "state_bytes": 0}
 """What a header of version 1 says without words."""
@@ -37,25 +46,41 @@ Progress = Callable[[int, int], None]
 
 class Session(NamedTuple):
     """`tokens`, i32 [n], are those whose keys and values `kv` holds."""
+
     tokens: I32
     kv: KVSequence
 
 
-def save(path: str | os.PathLike[str], backend: Backend, tokens: Sequence[int] | I32, kv: KVSequence,
-         progress: Progress | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    backend: Backend,
+    tokens: Sequence[int] | I32,
+    kv: KVSequence,
+    progress: Progress | None = None,
+) -> None:
     """Write the first `kv.length` of `tokens` with their keys and values, whole or not at all.
 
     No step of the sequence may run meanwhile. Raises QwenError where the file cannot be written.
     """
-    file, ids = backend.model.file, np.array(tokens[:kv.length], "<i4")
+    file, ids = backend.model.file, np.array(tokens[: kv.length], "<i4")
     if len(ids) < kv.length:
         raise InputError(f"there are {len(ids)} tokens, expected one for each of {kv.length} positions")
-    pages = [backend.page_bytes(page) for page in kv.pages[:n_pages_for(kv.length)]]
-    positions = [*[border for border in kv.borders if border < kv.length][-1:], kv.length] if kv.states else []
+    pages = [backend.page_bytes(page) for page in kv.pages[: n_pages_for(kv.length)]]
+    positions = (
+        [*[border for border in kv.borders if border < kv.length][-1:], kv.length] if kv.states else []
+    )
     states = [backend.state_bytes(kv.states[position]) for position in positions]
-    header = json.dumps({
-        "model": file.path.name, "fingerprint": file.fingerprint(), "kv_layout": backend.kv_layout, "n_tokens": kv.length,
-        "page_bytes": len(pages[0]) if pages else 0, "states": positions, "state_bytes": len(states[0]) if states else 0}).encode()
+    header = json.dumps(
+        {
+            "model": file.path.name,
+            "fingerprint": file.fingerprint(),
+            "kv_layout": backend.kv_layout,
+            "n_tokens": kv.length,
+            "page_bytes": len(pages[0]) if pages else 0,
+            "states": positions,
+            "state_bytes": len(states[0]) if states else 0,
+        }
+    ).encode()
     head = MAGIC + struct.pack("<II", VERSION, len(header)) + header + ids.tobytes()
     digest = hashlib.sha256()
     with replacing(path) as f:
@@ -70,7 +95,9 @@ def save(path: str | os.PathLike[str], backend: Backend, tokens: Sequence[int] |
         f.write(digest.digest())
 
 
-def load(path: str | os.PathLike[str], backend: Backend, n_ctx: int, progress: Progress | None = None) -> Session:
+def load(
+    path: str | os.PathLike[str], backend: Backend, n_ctx: int, progress: Progress | None = None
+) -> Session:
     """What was saved, in pages of the backend's cache that are the caller's to release.
 
     Raises FormatError for a file that is damaged or no session, InputError for one of another model or backend, ContextFull for one with
@@ -91,7 +118,9 @@ def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[st
     """The header and the tokens. No length is believed before it is compared with the file's."""
     begin = f.read(len(MAGIC) + 8)
     if len(begin) < len(MAGIC) + 8 or not begin.startswith(MAGIC):
-        raise FormatError(f"{path}: not a session: it begins with {begin[:len(MAGIC)]!r}, expected {MAGIC!r}")
+        raise FormatError(
+            f"{path}: not a session: it begins with {begin[: len(MAGIC)]!r}, expected {MAGIC!r}"
+        )
     version, n_header = struct.unpack_from("<II", begin, len(MAGIC))
     if not 1 <= version <= VERSION:
         raise FormatError(f"{path}: a session of version {version}, expected {VERSION}")
@@ -100,7 +129,9 @@ def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[st
     header = f.read(n_header)
     about = _parse(header, {} if version > 1 else STATELESS, path)
     n_tokens, size = about["n_tokens"], os.fstat(f.fileno()).st_size
-    expected = len(begin) + n_header + 4 * n_tokens + n_pages_for(n_tokens) * about["page_bytes"] + 2 * DIGEST_BYTES
+    expected = (
+        len(begin) + n_header + 4 * n_tokens + n_pages_for(n_tokens) * about["page_bytes"] + 2 * DIGEST_BYTES
+    )
     expected += len(about["states"]) * about["state_bytes"]
     if size != expected:
         raise damaged(path, f"it has {size} bytes, fewer or more than its header says")
@@ -116,36 +147,57 @@ def _parse(header: bytes, defaults: Mapping[str, Any], path: str | os.PathLike[s
     except (ValueError, RecursionError):
         about = None
     about = {**defaults, **about} if isinstance(about, dict) else {}
-    if {name: type(value) for name, value in about.items()} != FIELDS or min(about[name] for name in FIELDS if FIELDS[name] is int) < 0:
+    if {name: type(value) for name, value in about.items()} != FIELDS or min(
+        about[name] for name in FIELDS if FIELDS[name] is int
+    ) < 0:
         raise damaged(path, f"its header is {header[:40]!r}")
     states = about["states"]
-    if len(states) > 2 or not all(type(position) is int and 0 < position <= about["n_tokens"] for position in states):
+    if len(states) > 2 or not all(
+        type(position) is int and 0 < position <= about["n_tokens"] for position in states
+    ):
         raise damaged(path, f"its states are {states[:3]}")
     return about
 
 
-def _check_fit(about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: int, path: str | os.PathLike[str]) -> None:
+def _check_fit(
+    about: Mapping[str, Any], tokens: I32, backend: Backend, n_ctx: int, path: str | os.PathLike[str]
+) -> None:
     file, n_vocab = backend.model.file, backend.model.config.n_vocab
     if about["fingerprint"] != file.fingerprint():
-        raise InputError(f"{path}: a session of another model ({about['model'][:80]!r}), not of {file.path.name!r}:"
-                         " name another session file")
+        raise InputError(
+            f"{path}: a session of another model ({about['model'][:80]!r}), not of {file.path.name!r}:"
+            " name another session file"
+        )
     if about["kv_layout"] != backend.kv_layout:
-        raise InputError(f"{path}: a session of another backend or of other cache types (its KV cache is {about['kv_layout'][:80]!r},"
-                         f" expected {backend.kv_layout!r}): name another session file")
+        raise InputError(
+            f"{path}: a session of another backend or of other cache types (its KV cache is {about['kv_layout'][:80]!r},"
+            f" expected {backend.kv_layout!r}): name another session file"
+        )
     *borders, last = about["states"] or [0]
-    if last != (len(tokens) if backend.cache.recurrent else 0) or any(border == last or border % PAGE for border in borders):
+    if last != (len(tokens) if backend.cache.recurrent else 0) or any(
+        border == last or border % PAGE for border in borders
+    ):
         raise damaged(path, f"its states are behind {about['states']} of {len(tokens)} tokens")
     if len(tokens) > n_ctx:
-        raise ContextFull(f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c")
+        raise ContextFull(
+            f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c"
+        )
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < n_vocab:
         raise damaged(path, f"it has a token outside the vocabulary of {n_vocab}")
 
 
-def _read_pages(f: BufferedReader, about: Mapping[str, Any], backend: Backend, path: str | os.PathLike[str],
-                progress: Progress | None) -> KVSequence:
+def _read_pages(
+    f: BufferedReader,
+    about: Mapping[str, Any],
+    backend: Backend,
+    path: str | os.PathLike[str],
+    progress: Progress | None,
+) -> KVSequence:
     kv, digest = KVSequence(), hashlib.sha256()
     try:
-        for position in about["states"] or [about["n_tokens"]]:  # a state for each, as if steps had ended there
+        for position in about["states"] or [
+            about["n_tokens"]
+        ]:  # a state for each, as if steps had ended there
             n_tokens = position - kv.length
             backend.reserve(kv, n_tokens)
             backend.cache.commit(kv, n_tokens)

@@ -1,4 +1,5 @@
 """Text to token ids and back, as llama.cpp does it for byte-level BPE vocabularies of the Qwen family."""
+
 from __future__ import annotations
 
 import codecs
@@ -12,8 +13,18 @@ from .gguf_file import GGUFFile
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN35 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PRE_TOKENIZERS = {"qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "kormo": _QWEN2, "f2llmv2": _QWEN2, "megrez": _QWEN2, "qwen35": _QWEN35}
+_QWEN35 = (
+    _CONTRACTION
+    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "kormo": _QWEN2,
+    "f2llmv2": _QWEN2,
+    "megrez": _QWEN2,
+    "qwen35": _QWEN35,
+}
 """`tokenizer.ggml.pre` and the pattern that cuts text into words before merging (llama.cpp, llama-vocab.cpp).
 
 What a letter, mark or digit is, the Unicode tables of `tokenizers` say. In 0.23 they are those of Unicode 16, in llama.cpp of 2026
@@ -29,7 +40,14 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>")
 """Control tokens that end an answer whatever the file says of them."""
-FILL_IN_MIDDLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+FILL_IN_MIDDLE = (
+    "<|fim_prefix|>",
+    "<|fim_suffix|>",
+    "<|fim_middle|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+)
 """These and the ones above are control tokens whatever type the file gives them (llama.cpp, llama-vocab.cpp)."""
 
 SHORT_TEXT, SHORT_WORD = 10_000, 100
@@ -41,7 +59,11 @@ REMEMBERED = 512
 
 def _byte_characters() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes (bytes_to_unicode in openai/gpt-2, encoder.py)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
@@ -62,7 +84,9 @@ class Tokenizer:
         if pre == "default" and is_early:
             pre = "qwen2"
         if pre not in PRE_TOKENIZERS:
-            raise ModelError(f"{path}: tokenizer.ggml.pre is '{pre}', expected one of {', '.join(PRE_TOKENIZERS)}")
+            raise ModelError(
+                f"{path}: tokenizer.ggml.pre is '{pre}', expected one of {', '.join(PRE_TOKENIZERS)}"
+            )
         self._path = path
         self._texts: list[str] = get.array("tokenizer.ggml.tokens", str)
         self.n_vocab = len(self._texts)
@@ -73,11 +97,20 @@ class Tokenizer:
             twice = next(text for i, text in enumerate(self._texts) if self._ids[text] != i)
             raise ModelError(f"{path}: token {twice!r} stands twice in tokenizer.ggml.tokens")
         self._bytes_of_character = _byte_characters()
-        if lost := [byte for character, byte in self._bytes_of_character.items() if character not in self._ids]:
-            raise ModelError(f"{path}: tokenizer.ggml.tokens lacks {len(lost)} of the 256 single bytes, such as {lost[0]:#04x}")
+        if lost := [
+            byte for character, byte in self._bytes_of_character.items() if character not in self._ids
+        ]:
+            raise ModelError(
+                f"{path}: tokenizer.ggml.tokens lacks {len(lost)} of the 256 single bytes, such as {lost[0]:#04x}"
+            )
 
         self.bos_id, self.eos_id = self._special_id(file, "bos"), self._special_id(file, "eos")
-        ends = [self.eos_id, self._special_id(file, "eot"), self._special_id(file, "eom"), *map(self._ids.get, END_OF_GENERATION)]
+        ends = [
+            self.eos_id,
+            self._special_id(file, "eot"),
+            self._special_id(file, "eom"),
+            *map(self._ids.get, END_OF_GENERATION),
+        ]
         self.eog_ids = frozenset(i for i in ends if i is not None)
         for text in END_OF_GENERATION + FILL_IN_MIDDLE:
             if text in self._ids:
@@ -86,11 +119,19 @@ class Tokenizer:
         self._add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
         for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self._add_eos, self.eos_id, "eos"):
             if wanted and token is None:
-                raise ModelError(f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing")
+                raise ModelError(
+                    f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing"
+                )
 
         # llama.cpp looks for longer tokens first, so that one that contains another wins
-        special = sorted((text for text, t in zip(self._texts, self._types) if t in (CONTROL, USER_DEFINED, UNKNOWN) and text),
-                         key=lambda text: -len(text.encode()))
+        special = sorted(
+            (
+                text
+                for text, t in zip(self._texts, self._types)
+                if t in (CONTROL, USER_DEFINED, UNKNOWN) and text
+            ),
+            key=lambda text: -len(text.encode()),
+        )
         self._special = special
         self._user_defined = [text for text in special if self._types[self._ids[text]] == USER_DEFINED]
         self.control_texts = [text for text in special if self._types[self._ids[text]] != USER_DEFINED]
@@ -100,7 +141,9 @@ class Tokenizer:
         self._encode_short = lru_cache(REMEMBERED)(self._encode_short)  # type: ignore[method-assign]
 
     def _special_id(self, file: GGUFFile, name: str) -> int | None:
-        token: int | None = file.metadata.integer(f"tokenizer.ggml.{name}_token_id", None, 0, self.n_vocab - 1)
+        token: int | None = file.metadata.integer(
+            f"tokenizer.ggml.{name}_token_id", None, 0, self.n_vocab - 1
+        )
         return token
 
     def _pairs(self) -> tuple[list[str], list[str]]:
@@ -109,17 +152,27 @@ class Tokenizer:
         halves = " ".join(merges).split(" ")
         if len(halves) == 2 * len(merges) and "" not in halves and all(" " in merge for merge in merges):
             return halves[::2], halves[1::2]
-        cuts = [merge.find(" ", 1) for merge in merges]  # as llama.cpp: the first character may itself be a space
+        cuts = [
+            merge.find(" ", 1) for merge in merges
+        ]  # as llama.cpp: the first character may itself be a space
         for i, (merge, cut) in enumerate(zip(merges, cuts)):
             if not 0 < cut < len(merge) - 1:
-                raise ModelError(f"{self._path}: merge {i} in tokenizer.ggml.merges is {merge!r}, expected two tokens with a space between")
-        return [merge[:cut] for merge, cut in zip(merges, cuts)], [merge[cut + 1:] for merge, cut in zip(merges, cuts)]
+                raise ModelError(
+                    f"{self._path}: merge {i} in tokenizer.ggml.merges is {merge!r}, expected two tokens with a space between"
+                )
+        return [merge[:cut] for merge, cut in zip(merges, cuts)], [
+            merge[cut + 1 :] for merge, cut in zip(merges, cuts)
+        ]
 
     def _check_merges(self) -> None:
         merges = self._merges
         made = [merge.replace(" ", "") for merge in merges]
         first = self._ids.get(made[0]) if made else None
-        if first is not None and self._texts[first:first + len(made)] == made and " ".join(merges).count(" ") == 2 * len(merges) - 1:
+        if (
+            first is not None
+            and self._texts[first : first + len(made)] == made
+            and " ".join(merges).count(" ") == 2 * len(merges) - 1
+        ):
             return  # the tokens stand in the order of the merges that make them, as Qwen's do: seen at once
         left, right = self._pairs()
         if lost := {*left, *right, *map(str.__add__, left, right)} - self._ids.keys():
@@ -132,8 +185,13 @@ class Tokenizer:
     def _words(self) -> Any:
         """Cuts text into words of byte characters."""
         from tokenizers import Regex, pre_tokenizers
-        return pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(self._pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(self._pattern), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
@@ -143,10 +201,13 @@ class Tokenizer:
     def _bpe(self) -> Any:
         from tokenizers import Tokenizer as BPETokenizer
         from tokenizers import models
+
         pairs = list(zip(*self._pairs()))
         try:
             bpe = BPETokenizer(models.BPE(vocab=self._ids, merges=pairs))
-        except Exception as error:  # the library raises plain Exception for a merge of tokens that the vocabulary lacks
+        except (
+            Exception
+        ) as error:  # the library raises plain Exception for a merge of tokens that the vocabulary lacks
             raise self._unfit_merges(str(error)) from None
         bpe.pre_tokenizer = self._words
         return bpe
@@ -169,13 +230,17 @@ class Tokenizer:
         """Byte-pair encoding: of all neighbours the pair that stands first in the merges is joined, the leftmost of its kind, and again."""
         tokens, ranks, none = list(word), self._ranks, len(self._ranks)
         while len(tokens) > 1:
-            rank, i = min((ranks.get(f"{tokens[i]} {tokens[i + 1]}", none), i) for i in range(len(tokens) - 1))
+            rank, i = min(
+                (ranks.get(f"{tokens[i]} {tokens[i + 1]}", none), i) for i in range(len(tokens) - 1)
+            )
             if rank == none:
                 break
-            tokens[i:i + 2] = [tokens[i] + tokens[i + 1]]
+            tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
         return tokens
 
-    def encode(self, text: str, add_special: bool = False, parse_special: bool = False, guard: str = "") -> list[int]:
+    def encode(
+        self, text: str, add_special: bool = False, parse_special: bool = False, guard: str = ""
+    ) -> list[int]:
         """Token ids of `text`.
 
         User-defined tokens such as `<think>` are always recognised in the text, control tokens such as `<|im_end|>` only with
@@ -228,12 +293,23 @@ class Tokenizer:
     def all_bytes(self) -> list[bytes]:
         """`token_bytes` of the whole vocabulary, several times as fast."""
         table = self._bytes_of_character
-        if not set("".join(text for text, kind in zip(self._texts, self._types) if kind == NORMAL)) <= table.keys():
-            return list(map(self.token_bytes, range(self.n_vocab)))  # some hold characters that stand for themselves
-        data = "".join(self._texts).translate({ord(c): byte for c, byte in table.items()}).encode("latin-1", "replace")
+        if (
+            not set("".join(text for text, kind in zip(self._texts, self._types) if kind == NORMAL))
+            <= table.keys()
+        ):
+            return list(
+                map(self.token_bytes, range(self.n_vocab))
+            )  # some hold characters that stand for themselves
+        data = (
+            "".join(self._texts)
+            .translate({ord(c): byte for c, byte in table.items()})
+            .encode("latin-1", "replace")
+        )
         ends = list(accumulate(map(len, self._texts)))
-        return [data[begin:end] if kind == NORMAL else self.token_bytes(i)
-                for i, (begin, end, kind) in enumerate(zip([0, *ends], ends, self._types))]
+        return [
+            data[begin:end] if kind == NORMAL else self.token_bytes(i)
+            for i, (begin, end, kind) in enumerate(zip([0, *ends], ends, self._types))
+        ]
 
     @cached_property
     def _longest(self) -> int:

@@ -1,4 +1,5 @@
 """Compiling ahead what a model's steps need, so that its first run compiles nothing: for images, and for those who don't want to wait."""
+
 from __future__ import annotations
 
 import time
@@ -30,6 +31,7 @@ USUAL_HEADS = 64, 128
 
 class Warmth(NamedTuple):
     """What was done for an ISA: how many kernels were compiled and how many were there already, in which folder."""
+
     isa: str
     compiled: int
     present: int
@@ -37,9 +39,15 @@ class Warmth(NamedTuple):
     folder: Path
 
 
-def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool = False, report: Callable[[str], None] | None = None,
-            progress: Callable[[int, int], None] | None = None, tune: bool = True,
-            cache_types: CacheTypes = DEFAULT_TYPES) -> Iterator[Warmth]:
+def warm_up(
+    models: Sequence[Model],
+    isas: Sequence[str] = (),
+    all_formats: bool = False,
+    report: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    tune: bool = True,
+    cache_types: CacheTypes = DEFAULT_TYPES,
+) -> Iterator[Warmth]:
     """Compile the kernels that the models need, for the named ISAs or the one that is used by default, and with `tune` find out which
     tiles are the fastest on this CPU.
 
@@ -50,10 +58,18 @@ def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool
     known = [isa.name for isa in available()]
     for isa in isas:
         if isa not in known:
-            raise InputError(f"the instruction set '{isa}' is not available on this CPU, which has {', '.join(known)}")
+            raise InputError(
+                f"the instruction set '{isa}' is not available on this CPU, which has {', '.join(known)}"
+            )
     for isa in isas or [CPUBackend(models[0], 1).isa]:
-        specs = sorted({spec for model in models for spec in kernels_of_model(model, isa, all_formats, cache_types)})
-        to_try = tuning.kernels_to_try(isa, {spec.split(":")[1].upper() for spec in specs if ":many:" in spec}) if tune else {}
+        specs = sorted(
+            {spec for model in models for spec in kernels_of_model(model, isa, all_formats, cache_types)}
+        )
+        to_try = (
+            tuning.kernels_to_try(isa, {spec.split(":")[1].upper() for spec in specs if ":many:" in spec})
+            if tune
+            else {}
+        )
         specs = sorted({*specs, *(spec for tiles in to_try.values() for spec in tiles)})
         kernels = kernels_of(isa)
         kernels.report, kernels.progress = report, progress
@@ -65,26 +81,48 @@ def warm_up(models: Sequence[Model], isas: Sequence[str] = (), all_formats: bool
             if tune:
                 tuning.tune(kernels, to_try)
         except OSError as error:
-            raise QwenError(f"{kernels.folder}: compiled kernels can't be kept there: {error.strerror or error}") from None
+            raise QwenError(
+                f"{kernels.folder}: compiled kernels can't be kept there: {error.strerror or error}"
+            ) from None
         except KernelError as error:
             raise QwenError(str(error)) from error
-        yield Warmth(isa, len(missing), len(specs) - len(missing), time.perf_counter() - start, kernels.folder)
+        yield Warmth(
+            isa, len(missing), len(specs) - len(missing), time.perf_counter() - start, kernels.folder
+        )
 
 
-def kernels_of_model(model: Model, isa: str, all_formats: bool, cache_types: CacheTypes = DEFAULT_TYPES) -> set[str]:
+def kernels_of_model(
+    model: Model, isa: str, all_formats: bool, cache_types: CacheTypes = DEFAULT_TYPES
+) -> set[str]:
     """The kernels for an ISA of whatever the commands do with a model. Raises ModelError for one that has none."""
     if missing := what_has_no_kernels(model):
         raise ModelError(f"{model.file.path}: there are no compiled kernels for {', '.join(missing)}")
     found = {*limits.SPECS, *stopwatch.SPECS}
-    for each in [model, *(load_model(InFormat(model.file, kind)) for kind in GGML_TYPES.values() if all_formats and kind.name in FORMATS)]:
+    for each in [
+        model,
+        *(
+            load_model(InFormat(model.file, kind))
+            for kind in GGML_TYPES.values()
+            if all_formats and kind.name in FORMATS
+        ),
+    ]:
         backend = CPUBackend(each, 1, isa=isa, cache_types=cache_types)
         for n in {1, *(1 << i for i in range(MOST_TOKENS.bit_length()))}:
-            for fetch, feed, n_tokens, n_outputs, ending in ((LOGITS, (), n, 1, "choose"), (LOGITS, (), n, n, "choose"),
-                                                             (HIDDEN, (), n, n, None), (LOGITS, (HIDDEN,), 0, n, "score")):
+            for fetch, feed, n_tokens, n_outputs, ending in (
+                (LOGITS, (), n, 1, "choose"),
+                (LOGITS, (), n, n, "choose"),
+                (HIDDEN, (), n, n, None),
+                (LOGITS, (HIDDEN,), 0, n, "score"),
+            ):
                 found.update(backend.kernels_for([fetch], feed, n_tokens, n_outputs, ending))
     if all_formats:
         own = f":{model.config.head_dim}"
-        found |= {spec.replace(own, f":{size}") for spec in found if spec.startswith("attention:") for size in USUAL_HEADS}
+        found |= {
+            spec.replace(own, f":{size}")
+            for spec in found
+            if spec.startswith("attention:")
+            for size in USUAL_HEADS
+        }
     return found
 
 
@@ -93,11 +131,21 @@ class InFormat(GGUFFile):
 
     def __init__(self, file: GGUFFile, kind: GGMLType) -> None:
         self.__dict__.update(file.__dict__)
-        self.tensors = {name: self._stored_as(info, kind) for name, info in file.tensors.items() if not name.endswith("scale")}
+        self.tensors = {
+            name: self._stored_as(info, kind)
+            for name, info in file.tensors.items()
+            if not name.endswith("scale")
+        }
         if kind.scaled:
-            scales = {name.removesuffix("weight") + "scale": info.shape[:-2] or (1,) for name, info in self.tensors.items()
-                      if info.type == kind and name != "token_embd.weight"}
-            self.tensors |= {name: TensorInfo(name, shape, GGML_TYPES[0], 0, 4 * shape[0], 0) for name, shape in scales.items()}
+            scales = {
+                name.removesuffix("weight") + "scale": info.shape[:-2] or (1,)
+                for name, info in self.tensors.items()
+                if info.type == kind and name != "token_embd.weight"
+            }
+            self.tensors |= {
+                name: TensorInfo(name, shape, GGML_TYPES[0], 0, 4 * shape[0], 0)
+                for name, shape in scales.items()
+            }
 
     @staticmethod
     def _stored_as(info: TensorInfo, kind: GGMLType) -> TensorInfo:

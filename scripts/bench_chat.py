@@ -5,6 +5,7 @@
 
 Each turn's own messages are short; the history before them has so many tokens. Compile the kernels first: `qwencli warmup -m model.gguf`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,20 +33,37 @@ def main() -> None:
     args = parser.parse_args()
     llm = LLM(args.model)
     text = history(llm, args.tokens)
-    show("second turn, ChatML", [second_turn(llm, text, ChatTemplate.named("chatml")) for _ in range(args.runs)])
+    show(
+        "second turn, ChatML",
+        [second_turn(llm, text, ChatTemplate.named("chatml")) for _ in range(args.runs)],
+    )
     if llm.chat_template:
-        show("second turn, the model's template", [second_turn(llm, text, llm.chat_template) for _ in range(args.runs)])
-        show("the same behind a pause, as at a terminal", [second_turn(llm, text, llm.chat_template, pause=True) for _ in range(args.runs)])
+        show(
+            "second turn, the model's template",
+            [second_turn(llm, text, llm.chat_template) for _ in range(args.runs)],
+        )
+        show(
+            "the same behind a pause, as at a terminal",
+            [second_turn(llm, text, llm.chat_template, pause=True) for _ in range(args.runs)],
+        )
     with tempfile.TemporaryDirectory() as folder:
-        show("cold process without a session, a short prompt", [cold(args.model, QUESTION) for _ in range(args.runs)])
+        show(
+            "cold process without a session, a short prompt",
+            [cold(args.model, QUESTION) for _ in range(args.runs)],
+        )
         session = ["--session", str(Path(folder) / "s")]
         show("the session's first run", [cold(args.model, text, *session)])
-        show("cold process with the session", [cold(args.model, text + " " + QUESTION, *session) for _ in range(args.runs)])
+        show(
+            "cold process with the session",
+            [cold(args.model, text + " " + QUESTION, *session) for _ in range(args.runs)],
+        )
         print(f"session: {Path(session[1]).stat().st_size / 1e6:.1f} MB")
 
 
 def show(what: str, seconds: list[float]) -> None:
-    print(f"{what}: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})", flush=True)
+    print(
+        f"{what}: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})", flush=True
+    )
 
 
 def history(llm: LLM, n_tokens: int) -> str:
@@ -58,11 +76,17 @@ def second_turn(llm: LLM, text: str, template: ChatTemplate, pause: bool = False
     """Seconds from the second question to its answer's first token; with a pause that its user needs to read and type."""
     while llm.engine.prefixes.make_room():
         pass
-    chat, settings = LocalChat(llm, template, look_ahead=pause), Settings(SamplingParams(seed=1), 24, think=False)
+    chat, settings = (
+        LocalChat(llm, template, look_ahead=pause),
+        Settings(SamplingParams(seed=1), 24, think=False),
+    )
     messages: list[dict[str, str]] = [{"role": "user", "content": text}]
     list(chat.answer(messages, settings))
     chat.wait()
-    messages += [{"role": "assistant", "content": llm.tokenizer.decode(chat.sequence.generated)}, {"role": "user", "content": QUESTION}]
+    messages += [
+        {"role": "assistant", "content": llm.tokenizer.decode(chat.sequence.generated)},
+        {"role": "user", "content": QUESTION},
+    ]
     times: list[float] = []
     chat.on_token = lambda place: times.append(time.perf_counter())
     start = time.perf_counter()
@@ -73,7 +97,21 @@ def second_turn(llm: LLM, text: str, template: ChatTemplate, pause: bool = False
 
 def cold(model: Path, prompt: str, *options: str) -> float:
     """Seconds from the start of a process to the first byte of its answer."""
-    command = [sys.executable, "-m", "qwencli", "run", "-q", "--raw", "-n", "1", "-m", str(model), "-f", "-", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "qwencli",
+        "run",
+        "-q",
+        "--raw",
+        "-n",
+        "1",
+        "-m",
+        str(model),
+        "-f",
+        "-",
+        *options,
+    ]
     start = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin

@@ -7,6 +7,7 @@ Both are measured in turn, several times, each in a fresh process; the figures a
 perplexity` and `qwencli run`; llama.cpp runs through llama-cpp-python (extra `peers`) with `llama_decode` timed directly, see
 llama_cpp_speed.py. Measure on a machine that does nothing else.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,6 +32,7 @@ N_CTX, CHUNKS, START_CTX = 512, 8, 4096
 
 class Test(NamedTuple):
     """A line of the table. `shape` is prompt, generated tokens, depth and sequences of a test of `qwencli bench`, else None."""
+
     title: str
     unit: str
     shape: tuple[int, int, int, int] | None = None
@@ -43,7 +45,8 @@ TESTS = {
     "b8": Test("tg64 b8 @ d128", "t/s", (0, 64, 128, 8)),
     "perplexity": Test(f"perplexity -c {N_CTX}", "t/s"),
     "start": Test(f"first token, context {START_CTX}", "s"),
-    "memory": Test(f"peak memory, context {START_CTX}", "MB")}
+    "memory": Test(f"peak memory, context {START_CTX}", "MB"),
+}
 CHOICES = [name for name in TESTS if name != "memory"]
 """Those that can be asked for: the memory is that of the start's processes."""
 Figures = dict[str, float]
@@ -51,6 +54,7 @@ Figures = dict[str, float]
 
 class Run(NamedTuple):
     """A process that has ended: its output, the seconds until it wrote something, and its largest resident memory in MB."""
+
     output: str
     first: float
     memory: float
@@ -71,7 +75,11 @@ def run(command: list[str]) -> Run:
         if process.returncode:
             errors.seek(0)
             message = (errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]
-            hint = ": install the extra `peers`, or name a Python that has it with --peer-python" if "'llama_cpp'" in message else ""
+            hint = (
+                ": install the extra `peers`, or name a Python that has it with --peer-python"
+                if "'llama_cpp'" in message
+                else ""
+            )
             raise click.ClickException(f"{' '.join(command)}: {message}{hint}")
     return Run(output.decode(), seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
@@ -81,9 +89,17 @@ def ours(test: str, model: str, threads: int, text: str) -> Figures:
     if shape := TESTS[test].shape:
         options = [word for flag, n in zip(("-p", "-n", "-d", "-npl"), shape) for word in (flag, str(n))]
         facts = json.loads(run([*qwencli, "bench", *common, *options, "-r", "1", "-o", "json"]).output)[0]
-        return {test: facts["avg_ts"], f"{test} bandwidth": facts["bandwidth"], f"{test} limit": facts["machine_bandwidth"]}
+        return {
+            test: facts["avg_ts"],
+            f"{test} bandwidth": facts["bandwidth"],
+            f"{test} limit": facts["machine_bandwidth"],
+        }
     if test == "perplexity":
-        facts = json.loads(run([*qwencli, test, *common, "-f", text, "-c", str(N_CTX), "--chunks", str(CHUNKS), "--json"]).output)
+        facts = json.loads(
+            run(
+                [*qwencli, test, *common, "-f", text, "-c", str(N_CTX), "--chunks", str(CHUNKS), "--json"]
+            ).output
+        )
         return {test: N_CTX * CHUNKS / facts["seconds"]}
     done = run([*qwencli, "run", *common, "-p", "Hi", "-n", "1", "--temp", "0", "-c", str(START_CTX)])
     return {"start": done.first, "memory": done.memory}
@@ -92,13 +108,21 @@ def ours(test: str, model: str, threads: int, text: str) -> Figures:
 def theirs(test: str, model: str, threads: int, python: str, n_prompt: int) -> Figures:
     """`n_prompt` is how many tokens the prompt of `ours` has at the start."""
     shape = TESTS[test].shape
-    what = ("speed", *shape) if shape else (test, N_CTX, CHUNKS) if test == "perplexity" else (test, n_prompt, START_CTX)
+    what = (
+        ("speed", *shape)
+        if shape
+        else (test, N_CTX, CHUNKS)
+        if test == "perplexity"
+        else (test, n_prompt, START_CTX)
+    )
     done = run([python, str(PEER), model, str(threads), *map(str, what)])
     facts = json.loads(done.output)
     return {"start": facts["s"], "memory": done.memory} if test == "start" else {test: facts["t/s"]}
 
 
-def compare(model: str, tests: Sequence[str], threads: int, repeat: int, python: str, tick: Callable[[], object]) -> dict[str, Any]:
+def compare(
+    model: str, tests: Sequence[str], threads: int, repeat: int, python: str, tick: Callable[[], object]
+) -> dict[str, Any]:
     """All figures of a model, as --json prints them."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
@@ -108,7 +132,11 @@ def compare(model: str, tests: Sequence[str], threads: int, repeat: int, python:
         for _ in range(repeat):
             for test in tests:
                 for engine in US, THEM:
-                    figures = ours(test, model, threads, str(text)) if engine == US else theirs(test, model, threads, python, n_prompt)
+                    figures = (
+                        ours(test, model, threads, str(text))
+                        if engine == US
+                        else theirs(test, model, threads, python, n_prompt)
+                    )
                     for name, value in figures.items():
                         found.setdefault(name, {}).setdefault(engine, []).append(value)
                     tick()
@@ -119,8 +147,25 @@ def first_run(model: str, threads: int, text: str, perplexity: bool) -> int:
     """Compile what is missing, which isn't measured. Gives the number of tokens of the prompt "Hi" in the model's chat template."""
     command = [sys.executable, "-m", "qwencli"]
     if perplexity:
-        run([*command, "perplexity", "-m", model, "-t", str(threads), "-f", text, "-c", str(N_CTX), "--chunks", "1"])
-    done = run([*command, "run", "-m", model, "-t", str(threads), "-p", "Hi", "-n", "2", "--temp", "0", "--json"])
+        run(
+            [
+                *command,
+                "perplexity",
+                "-m",
+                model,
+                "-t",
+                str(threads),
+                "-f",
+                text,
+                "-c",
+                str(N_CTX),
+                "--chunks",
+                "1",
+            ]
+        )
+    done = run(
+        [*command, "run", "-m", model, "-t", str(threads), "-p", "Hi", "-n", "2", "--temp", "0", "--json"]
+    )
     n_prompt: int = json.loads(done.output)["prompt_tokens"]
     return n_prompt
 
@@ -143,20 +188,33 @@ def shown(verdict: Mapping[str, Any], engine: str) -> str:
 
 
 def table(compared: Mapping[str, Any]) -> str:
-    lines = [f"| {compared['model']} | {US} | {THEM} | ratio | weights and KV read |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        f"| {compared['model']} | {US} | {THEM} | ratio | weights and KV read |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, verdict in compared["tests"].items():
-        read = f"{verdict['bandwidth'] / 1e9:.1f} GB/s, {verdict['bandwidth_share']:.0%}" if "bandwidth" in verdict else ""
-        lines.append(f"| {TESTS[name].title} | {shown(verdict, US)} | {shown(verdict, THEM)} | {verdict['ratio']:.2f} | {read} |")
+        read = (
+            f"{verdict['bandwidth'] / 1e9:.1f} GB/s, {verdict['bandwidth_share']:.0%}"
+            if "bandwidth" in verdict
+            else ""
+        )
+        lines.append(
+            f"| {TESTS[name].title} | {shown(verdict, US)} | {shown(verdict, THEM)} | {verdict['ratio']:.2f} | {read} |"
+        )
     return "\n".join(lines)
 
 
 def draw(report: Mapping[str, Any], path: str) -> None:
     """A panel for each model: llama.cpp's bars are 1, ours how many times as fast, with the figures in them."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
     models = report["models"]
-    figure, panels = plt.subplots(len(models), 1, figsize=(9, 0.6 + 3.2 * len(models)), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        len(models), 1, figsize=(9, 0.6 + 3.2 * len(models)), squeeze=False, layout="constrained"
+    )
     for panel, compared in zip(panels[:, 0], models):
         verdicts = {TESTS[name].title: verdict for name, verdict in compared["tests"].items()}
         places, tallest = range(len(verdicts)), max(1.0, *(verdict["ratio"] for verdict in verdicts.values()))
@@ -164,50 +222,109 @@ def draw(report: Mapping[str, Any], path: str) -> None:
             heights = [verdict["ratio"] if engine == US else 1.0 for verdict in verdicts.values()]
             panel.bar([place + shift for place in places], heights, 0.38, color=colour, label=engine)
             for place, height, verdict in zip(places, heights, verdicts.values()):
-                panel.text(place + shift, height + 0.02 * tallest, shown(verdict, engine), ha="center", fontsize=8)
+                panel.text(
+                    place + shift, height + 0.02 * tallest, shown(verdict, engine), ha="center", fontsize=8
+                )
                 if engine == US:
-                    panel.text(place + shift, height + 0.09 * tallest, f"{height:.1f} x", ha="center", fontweight="bold")
-        panel.set_xticks(list(places), [title.replace(", ", ",\n").replace(" @", "\n@") for title in verdicts], fontsize=9)
+                    panel.text(
+                        place + shift,
+                        height + 0.09 * tallest,
+                        f"{height:.1f} x",
+                        ha="center",
+                        fontweight="bold",
+                    )
+        panel.set_xticks(
+            list(places), [title.replace(", ", ",\n").replace(" @", "\n@") for title in verdicts], fontsize=9
+        )
         panel.set_ylim(0, 1.2 * tallest)
         panel.set_yticks([])
         panel.set_title(compared["model"], loc="left", fontsize=11)
         panel.spines[["top", "right", "left"]].set_visible(False)
     panels[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0)
-    figure.text(0.01, -0.02, f"{report['cpu']}, {report['n_threads']} threads, {report['date']}; higher bars are better", fontsize=8)
+    figure.text(
+        0.01,
+        -0.02,
+        f"{report['cpu']}, {report['n_threads']} threads, {report['date']}; higher bars are better",
+        fontsize=8,
+    )
     figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight")
 
 
-@click.command(epilog="Example:  python scripts/bench_peers.py q4_k_m.gguf q8_0.gguf -t 2 -r 3 --tests pp512,tg64 --json")
-@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True))
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core.")
-@click.option("-r", "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Processes of each for every test.")
-@click.option("--tests", default=",".join(CHOICES), show_default=True, metavar="NAME,...",
-              help="Which to run; the memory comes with the start.")
-@click.option("--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not.")
+@click.command(
+    epilog="Example:  python scripts/bench_peers.py q4_k_m.gguf q8_0.gguf -t 2 -r 3 --tests pp512,tg64 --json"
+)
+@click.argument(
+    "models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True)
+)
+@click.option(
+    "-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core."
+)
+@click.option(
+    "-r",
+    "--repeat",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Processes of each for every test.",
+)
+@click.option(
+    "--tests",
+    default=",".join(CHOICES),
+    show_default=True,
+    metavar="NAME,...",
+    help="Which to run; the memory comes with the start.",
+)
+@click.option(
+    "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--chart", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Draw the ratios into a PNG file.")
-def main(models: tuple[str, ...], threads: int | None, repeat: int, tests: str, peer_python: str, as_json: bool, chart: str | None) -> None:
+@click.option(
+    "--chart",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Draw the ratios into a PNG file.",
+)
+def main(
+    models: tuple[str, ...],
+    threads: int | None,
+    repeat: int,
+    tests: str,
+    peer_python: str,
+    as_json: bool,
+    chart: str | None,
+) -> None:
     """Compare with llama.cpp: medians and ratios. A ratio above 1 is better, also for seconds and memory."""
     from tqdm import tqdm
 
     from qwencli import __version__
     from qwencli.machine import cpu_name, physical_cores
+
     chosen = tests.split(",")
     if unknown := sorted(set(chosen) - set(CHOICES)):
-        raise click.BadParameter(f"no test is called '{unknown[0]}', expected some of {', '.join(CHOICES)}", param_hint="--tests")
+        raise click.BadParameter(
+            f"no test is called '{unknown[0]}', expected some of {', '.join(CHOICES)}", param_hint="--tests"
+        )
     threads = threads or physical_cores()
     peer = run([peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]).output.strip()
     with tqdm(total=len(models) * repeat * len(chosen) * 2, unit="process", disable=None, leave=False) as bar:
         compared = [compare(model, chosen, threads, repeat, peer_python, bar.update) for model in models]
-    report = {"cpu": cpu_name(), "n_threads": threads, "date": date.today().isoformat(), "repeat": repeat,
-              "versions": {US: __version__, "llama-cpp-python": peer}, "models": compared}
+    report = {
+        "cpu": cpu_name(),
+        "n_threads": threads,
+        "date": date.today().isoformat(),
+        "repeat": repeat,
+        "versions": {US: __version__, "llama-cpp-python": peer},
+        "models": compared,
+    }
     if chart:
         draw(report, chart)
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
     click.echo("\n\n".join(table(model) for model in compared))
-    click.echo(f"\n{report['cpu']}, {threads} threads, {US} {__version__}, llama-cpp-python {peer}, {report['date']}, medians of {repeat}")
+    click.echo(
+        f"\n{report['cpu']}, {threads} threads, {US} {__version__}, llama-cpp-python {peer}, {report['date']}, medians of {repeat}"
+    )
 
 
 if __name__ == "__main__":

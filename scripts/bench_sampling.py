@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Time what choosing one token takes with a vocabulary as large as Qwen's: machine code's chain, NumPy's, and that with every sampler on.
 
-    python scripts/bench_sampling.py [REPETITIONS]
+python scripts/bench_sampling.py [REPETITIONS]
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -23,8 +24,17 @@ from qwencli.sampling import Sampler, SamplingParams
 
 N_VOCAB, N_TOKENS = 151_936, 2000
 EVERYTHING: dict[str, Any] = {
-    "repeat_penalty": 1.1, "frequency_penalty": 0.1, "presence_penalty": 0.1, "dry_multiplier": 0.8, "top_n_sigma": 3.0, "typical_p": 0.95,
-    "xtc_probability": 0.5, "dynatemp_range": 0.3, "logit_bias": [[5, 1.0], [7, -2.0]], "n_probs": 10}
+    "repeat_penalty": 1.1,
+    "frequency_penalty": 0.1,
+    "presence_penalty": 0.1,
+    "dry_multiplier": 0.8,
+    "top_n_sigma": 3.0,
+    "typical_p": 0.95,
+    "xtc_probability": 0.5,
+    "dynatemp_range": 0.3,
+    "logit_bias": [[5, 1.0], [7, -2.0]],
+    "n_probs": 10,
+}
 BREAKERS = {3001: [()]}
 
 
@@ -54,6 +64,7 @@ def compiled(sampler: Sampler, logits: np.ndarray, tokens: list[int]) -> Callabl
         run(args.ctypes.data, 0, scratch.ctypes.data)
         del keep
         return int(inputs.chosen[0])
+
     return draw
 
 
@@ -63,7 +74,9 @@ def show(name: str, choose: Callable[[int], int], repetitions: int) -> None:
         start = time.perf_counter()
         choose(i)
         times.append(time.perf_counter() - start)
-    print(f"{name:30} {1e3 * statistics.median(times[3:]):8.3f} ms a token, the best {1e3 * min(times[3:]):.3f}")
+    print(
+        f"{name:30} {1e3 * statistics.median(times[3:]):8.3f} ms a token, the best {1e3 * min(times[3:]):.3f}"
+    )
 
 
 if __name__ == "__main__":

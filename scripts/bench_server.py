@@ -7,6 +7,7 @@
 client that asks for nothing but /health meanwhile shows how long the event loop is busy. Prompts are random tokens. Medians of the runs;
 measure on a machine that does nothing else.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,7 +33,9 @@ class Server:
 
     def __init__(self, model: str, threads: int) -> None:
         options = ["-m", model, "-t", str(threads), "--port", "0", "-np", str(N_CLIENTS), "-c", "4096"]
-        self._process = subprocess.Popen([sys.executable, "-m", "qwencli", "serve", *options], stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qwencli", "serve", *options], stderr=subprocess.PIPE, text=True
+        )
         assert self._process.stderr
         for line in self._process.stderr:
             if found := re.search(r"http://([\d.]+):(\d+)", line):
@@ -47,7 +50,14 @@ class Server:
     def times(self, prompt: list[int], n: int) -> list[float]:
         """When each token of an answer came, in seconds from the request on."""
         connection = http.client.HTTPConnection(*self.address)
-        body = {"prompt": prompt, "n_predict": n, "ignore_eos": True, "stream": True, "return_tokens": True, "temperature": 0.8}
+        body = {
+            "prompt": prompt,
+            "n_predict": n,
+            "ignore_eos": True,
+            "stream": True,
+            "return_tokens": True,
+            "temperature": 0.8,
+        }
         start = time.perf_counter()
         connection.request("POST", "/completion", json.dumps(body))
         times: list[float] = []
@@ -153,12 +163,18 @@ def main() -> None:
     median = statistics.median
     print(f"{N_CLIENTS} clients together: {median(sums):.1f} t/s {[round(s, 1) for s in sums]}")
     if args.peer_python:
-        print(f"llama.cpp, {N_CLIENTS} sequences: {median(peers):.1f} t/s; ratio {median(sums) / median(peers):.2f}")
+        print(
+            f"llama.cpp, {N_CLIENTS} sequences: {median(peers):.1f} t/s; ratio {median(sums) / median(peers):.2f}"
+        )
     first, later = median(alone), median(busy)
-    print(f"first token of a prompt of {N_PROMPT}: alone {first:.3f} s, with 7 others writing {later:.3f} s, ratio {later / first:.2f}")
+    print(
+        f"first token of a prompt of {N_PROMPT}: alone {first:.3f} s, with 7 others writing {later:.3f} s, ratio {later / first:.2f}"
+    )
     print(f"second turn behind 2,000 tokens: {median(turns):.3f} s")
     lags.sort()
-    print(f"/health meanwhile: median {1e3 * median(lags):.1f} ms, 99 % {1e3 * lags[int(0.99 * len(lags))]:.1f}, most {1e3 * lags[-1]:.1f}")
+    print(
+        f"/health meanwhile: median {1e3 * median(lags):.1f} ms, 99 % {1e3 * lags[int(0.99 * len(lags))]:.1f}, most {1e3 * lags[-1]:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """How long a session takes to save and to load: `python scripts/bench_session.py MODEL [TOKENS]`. The file is in the page cache."""
+
 from __future__ import annotations
 
 import statistics
@@ -25,7 +26,9 @@ def median(what: str, action: Callable[[], object]) -> None:
         start = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - start)
-    print(f"{what:12} median {1000 * statistics.median(seconds):6.1f} ms, least {1000 * min(seconds):6.1f} ms")
+    print(
+        f"{what:12} median {1000 * statistics.median(seconds):6.1f} ms, least {1000 * min(seconds):6.1f} ms"
+    )
 
 
 def main(path: str, n_tokens: int) -> None:
@@ -42,7 +45,9 @@ def main(path: str, n_tokens: int) -> None:
         file = Path(folder) / "session"
         median("save", lambda: save(file, backend, tokens, kv))
         print(f"{file.stat().st_size:,} bytes")
-        median("load", lambda: load(file, CPUBackend(model), n_tokens))  # another backend each time: memory that was not touched before
+        median(
+            "load", lambda: load(file, CPUBackend(model), n_tokens)
+        )  # another backend each time: memory that was not touched before
 
 
 if __name__ == "__main__":

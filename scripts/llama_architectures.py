@@ -1,4 +1,5 @@
 """What llama.cpp answers for a tiny model of each architecture, made by make_model.py."""
+
 from __future__ import annotations
 
 import hashlib
@@ -22,6 +23,7 @@ FLOATS = {"type_k": 0, "type_v": 0}
 
 class Answer(NamedTuple):
     """Logits [n_tokens, n_vocab], and the perplexity of all tokens but the first."""
+
     logits: NDArray[np.float64]
     perplexity: float
 
@@ -33,9 +35,19 @@ class Answer(NamedTuple):
 def ask(model: Path, tokens: list[int], **options: Any) -> Answer:
     """`options` are those of llama_cpp.Llama."""
     from llama_cpp import Llama
-    llama = Llama(model_path=str(model), n_ctx=512, n_batch=512, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False, **options)
+
+    llama = Llama(
+        model_path=str(model),
+        n_ctx=512,
+        n_batch=512,
+        logits_all=True,
+        n_threads=1,
+        n_threads_batch=1,
+        verbose=False,
+        **options,
+    )
     llama.eval(tokens)
-    logits = llama.scores[:len(tokens)].astype(np.float64)
+    logits = llama.scores[: len(tokens)].astype(np.float64)
     llama.close()
     chances = np.logaddexp.reduce(logits[:-1], -1)
     return Answer(logits, float(np.exp(np.mean(chances - logits[np.arange(len(tokens) - 1), tokens[1:]]))))
@@ -47,7 +59,12 @@ def write_exact(model: Path, copy: Path) -> None:
     writer = gguf.GGUFWriter(copy, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                field.name,
+                field.contents(),
+                field.types[0],
+                sub_type=field.types[-1] if len(field.types) > 1 else None,
+            )
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data.astype(np.float32))
     writer.write_header_to_file()
@@ -79,14 +96,26 @@ def answers_of(s: Shape, folder: Path) -> dict[str, Any]:
         tokens = draw_tokens(seed, s)
         exact = ask(exact_path, tokens, **FLOATS)
         found = ask(path, tokens)
-        if all(agree(other, exact) for other in (found, ask(exact_path, tokens), ask(path, tokens, flash_attn=True))):
+        if all(
+            agree(other, exact)
+            for other in (found, ask(exact_path, tokens), ask(path, tokens, flash_attn=True))
+        ):
             break
     else:
         raise RuntimeError(f"{s.arch}: rounding decides too much for 500 prompts")
-    print(f"{s.arch}: seed {seed}, perplexity {found.perplexity:.2f}, exactly {exact.perplexity:.2f}", file=sys.stderr)
-    return {"sha256": hashes, "tokens": tokens, "perplexity": float(f"{found.perplexity:.8g}"),
-            "perplexity_q4_k_m": float(f"{ask(small, tokens).perplexity:.8g}"), "top": found.top.tolist(),
-            "rows": ROWS, "exact_logits": [[round(x, 5) for x in row[::8].tolist()] for row in exact.logits[ROWS]]}
+    print(
+        f"{s.arch}: seed {seed}, perplexity {found.perplexity:.2f}, exactly {exact.perplexity:.2f}",
+        file=sys.stderr,
+    )
+    return {
+        "sha256": hashes,
+        "tokens": tokens,
+        "perplexity": float(f"{found.perplexity:.8g}"),
+        "perplexity_q4_k_m": float(f"{ask(small, tokens).perplexity:.8g}"),
+        "top": found.top.tolist(),
+        "rows": ROWS,
+        "exact_logits": [[round(x, 5) for x in row[::8].tolist()] for row in exact.logits[ROWS]],
+    }
 
 
 def agree(a: Answer, b: Answer) -> bool:

@@ -8,6 +8,7 @@
 Only `llama_decode` and the wait for its end are timed, with the settings of llama-bench (batches of 2048 tokens, 512 at once, flash
 attention where it chooses so). Tokens are random.
 """
+
 from __future__ import annotations
 
 import json
@@ -38,7 +39,12 @@ class Peer:
         if not model:
             sys.exit(f"llama.cpp can't load {path}")
         settings = lc.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = n_ctx * n_seq, N_BATCH, N_UBATCH, n_seq
+        settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = (
+            n_ctx * n_seq,
+            N_BATCH,
+            N_UBATCH,
+            n_seq,
+        )
         settings.n_threads = settings.n_threads_batch = n_threads
         self.context = lc.llama_init_from_model(model, settings)
         if not self.context:
@@ -53,7 +59,12 @@ class Peer:
         batch = lc.llama_batch_init(len(entries), 0, 1)
         batch.n_tokens = len(entries)
         for i, (s, position, wanted) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = self._random.randrange(self.n_vocab), position, 1, s
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = (
+                self._random.randrange(self.n_vocab),
+                position,
+                1,
+                s,
+            )
             batch.logits[i] = wanted
         start = time.perf_counter()
         failed = lc.llama_decode(self.context, batch)
@@ -82,7 +93,11 @@ def speed(path: str, n_threads: int, n_prompt: int, n_gen: int, n_depth: int, n_
 
     def test(n_gen: int) -> float:
         """Prompts one after the other, then a token of each at a time."""
-        prompts = [peer.decode([(s, min(n_prompt - done, N_BATCH))]) for s in range(n_seq) for done in range(0, n_prompt, N_BATCH)]
+        prompts = [
+            peer.decode([(s, min(n_prompt - done, N_BATCH))])
+            for s in range(n_seq)
+            for done in range(0, n_prompt, N_BATCH)
+        ]
         return sum(prompts) + sum(peer.decode([(s, 1) for s in range(n_seq)]) for _ in range(n_gen))
 
     test(min(n_gen, 1))  # a warm-up, as llama-bench's
@@ -101,7 +116,9 @@ def perplexity(path: str, n_threads: int, n_ctx: int, n_chunks: int) -> dict[str
     seconds = 0.0
     for first in range(0, n_chunks, together):
         peer.cut(0)
-        seconds += peer.decode([(s, n_ctx) for s in range(min(together, n_chunks - first))], n_ctx - n_ctx // 2)
+        seconds += peer.decode(
+            [(s, n_ctx) for s in range(min(together, n_chunks - first))], n_ctx - n_ctx // 2
+        )
     return {"t/s": n_chunks * n_ctx / seconds}
 
 
@@ -114,5 +131,7 @@ def start(path: str, n_threads: int, n_prompt: int, n_ctx: int) -> dict[str, flo
 
 if __name__ == "__main__":
     path, n_threads, what, *numbers = sys.argv[1:]
-    found = {"speed": speed, "perplexity": perplexity, "start": start}[what](path, int(n_threads), *map(int, numbers))
+    found = {"speed": speed, "perplexity": perplexity, "start": start}[what](
+        path, int(n_threads), *map(int, numbers)
+    )
     print(json.dumps({**found, "version": llama_cpp.__version__}))

@@ -1,4 +1,5 @@
 """What llama.cpp's own samplers leave of some logits, for the test of ours: random settings in several orders, and runs of Mirostat."""
+
 from __future__ import annotations
 
 import random
@@ -11,10 +12,29 @@ N_LOGITS = 70
 """So many tokens have logits: the tiny vocabulary's first ones, single characters."""
 SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 DEFAULTS: dict[str, Any] = {
-    "temp": 0.8, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "typical_p": 1.0,
-    "top_n_sigma": -1.0, "xtc_probability": 0.0, "xtc_threshold": 0.1, "repeat_penalty": 1.0, "frequency_penalty": 0.0,
-    "presence_penalty": 0.0, "penalty_last_n": 64, "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2,
-    "dry_penalty_last_n": -1, "dry_sequence_breakers": ["\n", ":", '"', "*"], "logit_bias": [], "samplers": SAMPLERS, "min_keep": 0}
+    "temp": 0.8,
+    "dynatemp_range": 0.0,
+    "dynatemp_exponent": 1.0,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "typical_p": 1.0,
+    "top_n_sigma": -1.0,
+    "xtc_probability": 0.0,
+    "xtc_threshold": 0.1,
+    "repeat_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "penalty_last_n": 64,
+    "dry_multiplier": 0.0,
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_penalty_last_n": -1,
+    "dry_sequence_breakers": ["\n", ":", '"', "*"],
+    "logit_bias": [],
+    "samplers": SAMPLERS,
+    "min_keep": 0,
+}
 """llama.cpp's (common_params_sampling in common/common.h)."""
 ALL_TOKENS = 10_000  # -1 in the settings
 
@@ -26,12 +46,25 @@ def sampling_cases(vocabulary: Path) -> dict[str, Any]:
     for i in range(120):
         params = random_params(rnd, i) if i else {}
         logits, tokens = random_logits(rnd), random_tokens(rnd)
-        chains.append({"params": params, "logits": logits, "tokens": tokens, "left": samplers.left(params, logits, tokens)})
+        chains.append(
+            {
+                "params": params,
+                "logits": logits,
+                "tokens": tokens,
+                "left": samplers.left(params, logits, tokens),
+            }
+        )
     runs = []
     for i in range(8):
-        params = {"mirostat": 1 + i % 2, "mirostat_tau": rnd.choice([2.0, 3.0, 5.0]), "mirostat_eta": rnd.choice([0.1, 1.0]),
-                  "temp": rnd.choice([0.8, 1.5])}
-        runs.append({"params": params, "steps": samplers.run_mirostat(params, [random_logits(rnd) for _ in range(4)])})
+        params = {
+            "mirostat": 1 + i % 2,
+            "mirostat_tau": rnd.choice([2.0, 3.0, 5.0]),
+            "mirostat_eta": rnd.choice([0.1, 1.0]),
+            "temp": rnd.choice([0.8, 1.5]),
+        }
+        runs.append(
+            {"params": params, "steps": samplers.run_mirostat(params, [random_logits(rnd) for _ in range(4)])}
+        )
     return {"chains": chains, "mirostat": runs}
 
 
@@ -42,25 +75,45 @@ def random_logits(rnd: random.Random) -> list[float]:
 def random_tokens(rnd: random.Random) -> list[int]:
     """With repetitions, also of passages, and now and then with texts that break them."""
     some = [rnd.randrange(N_LOGITS) for _ in range(rnd.choice([3, 12]))]
-    return [token for _ in range(rnd.choice([0, 3, 15])) for token in rnd.choice([some, some[:4], [rnd.randrange(N_LOGITS)]])]
+    return [
+        token
+        for _ in range(rnd.choice([0, 3, 15]))
+        for token in rnd.choice([some, some[:4], [rnd.randrange(N_LOGITS)]])
+    ]
 
 
 def random_params(rnd: random.Random, i: int) -> dict[str, Any]:
     params: dict[str, Any] = {
-        "temp": rnd.choice([0.3, 0.8, 1.0, 2.5]), "top_k": rnd.choice([0, 1, 5, 20, 40, 200]),
-        "top_p": rnd.choice([0.0, 0.5, 0.9, 0.95, 1.0]), "min_p": rnd.choice([0.0, 0.05, 0.3]),
-        "repeat_penalty": rnd.choice([1.0, 1.3, 0.7]), "presence_penalty": rnd.choice([0.0, 1.5, -1.0]),
-        "penalty_last_n": rnd.choice([0, 4, 64, -1])}
+        "temp": rnd.choice([0.3, 0.8, 1.0, 2.5]),
+        "top_k": rnd.choice([0, 1, 5, 20, 40, 200]),
+        "top_p": rnd.choice([0.0, 0.5, 0.9, 0.95, 1.0]),
+        "min_p": rnd.choice([0.0, 0.05, 0.3]),
+        "repeat_penalty": rnd.choice([1.0, 1.3, 0.7]),
+        "presence_penalty": rnd.choice([0.0, 1.5, -1.0]),
+        "penalty_last_n": rnd.choice([0, 4, 64, -1]),
+    }
     if i < 40:
         return params
-    params |= rnd.choice([{"top_n_sigma": rnd.choice([0.5, 1.0, 2.0])}, {"typical_p": rnd.choice([0.2, 0.7, 0.95])},
-                          {"dynatemp_range": rnd.choice([0.2, 2.0]), "dynatemp_exponent": rnd.choice([0.5, 1.0, 2.0])}, {}])
+    params |= rnd.choice(
+        [
+            {"top_n_sigma": rnd.choice([0.5, 1.0, 2.0])},
+            {"typical_p": rnd.choice([0.2, 0.7, 0.95])},
+            {"dynatemp_range": rnd.choice([0.2, 2.0]), "dynatemp_exponent": rnd.choice([0.5, 1.0, 2.0])},
+            {},
+        ]
+    )
     if rnd.random() < 0.5:
         params |= {"xtc_probability": 1.0, "xtc_threshold": rnd.choice([0.02, 0.05, 0.1])}
     if rnd.random() < 0.5:
-        params |= {"dry_multiplier": rnd.choice([0.8, 2.0]), "dry_base": rnd.choice([1.0, 1.2, 1.75]),
-                   "dry_allowed_length": rnd.choice([1, 2, 4]), "dry_penalty_last_n": rnd.choice([-1, 8, 0])}
-        params |= rnd.choice([{"dry_sequence_breakers": texts} for texts in ([], ["AB", "!"], ["ABC", "BA"])] + [{}])
+        params |= {
+            "dry_multiplier": rnd.choice([0.8, 2.0]),
+            "dry_base": rnd.choice([1.0, 1.2, 1.75]),
+            "dry_allowed_length": rnd.choice([1, 2, 4]),
+            "dry_penalty_last_n": rnd.choice([-1, 8, 0]),
+        }
+        params |= rnd.choice(
+            [{"dry_sequence_breakers": texts} for texts in ([], ["AB", "!"], ["ABC", "BA"])] + [{}]
+        )
     if rnd.random() < 0.3:
         params |= {"frequency_penalty": rnd.choice([0.4, -0.2])}
     if rnd.random() < 0.3:
@@ -77,13 +130,17 @@ class Samplers:
 
     def __init__(self, vocabulary: Path) -> None:
         import llama_cpp
+
         self.cpp = llama_cpp
         self._llama = llama_cpp.Llama(model_path=str(vocabulary), vocab_only=True, verbose=False)
 
     def left(self, chosen: dict[str, Any], logits: list[float], tokens: list[int]) -> list[tuple[int, float]]:
         """The tokens that the chain leaves to choose from, and their probabilities, the likeliest first."""
         p = DEFAULTS | chosen
-        chain = self._chain([self._logit_bias(p)] * bool(p["logit_bias"]) + [getattr(self, f"_{name}")(p) for name in p["samplers"]])
+        chain = self._chain(
+            [self._logit_bias(p)] * bool(p["logit_bias"])
+            + [getattr(self, f"_{name}")(p) for name in p["samplers"]]
+        )
         for token in tokens:
             self.cpp.llama_sampler_accept(chain, token)
         return self._apply(chain, logits)[0]
@@ -111,10 +168,12 @@ class Samplers:
     def _apply(self, chain: Any, logits: list[float]) -> tuple[list[tuple[int, float]], int]:
         """What is left and how likely it is, and the token that was chosen, if the chain chooses."""
         cpp = self.cpp
-        data = (cpp.llama_token_data * len(logits))(*(cpp.llama_token_data(i, logit, 0.0) for i, logit in enumerate(logits)))
+        data = (cpp.llama_token_data * len(logits))(
+            *(cpp.llama_token_data(i, logit, 0.0) for i, logit in enumerate(logits))
+        )
         array = cpp.llama_token_data_array(data, len(logits), -1, False)
         cpp.llama_sampler_apply(chain, array)
-        found = [(d.id, d.logit) for d in array.data[:array.size]]
+        found = [(d.id, d.logit) for d in array.data[: array.size]]
         token = found[array.selected][0] if array.selected >= 0 else -1
         left = sorted((pair for pair in found if pair[1] > float("-inf")), key=lambda pair: -pair[1])
         weights = np.exp([logit - left[0][1] for _, logit in left])
@@ -122,20 +181,30 @@ class Samplers:
 
     def _logit_bias(self, p: dict[str, Any]) -> Any:
         pairs = [self.cpp.llama_logit_bias(token, bias) for token, bias in p["logit_bias"]]
-        return self.cpp.llama_sampler_init_logit_bias(N_LOGITS, len(pairs), (self.cpp.llama_logit_bias * len(pairs))(*pairs))
+        return self.cpp.llama_sampler_init_logit_bias(
+            N_LOGITS, len(pairs), (self.cpp.llama_logit_bias * len(pairs))(*pairs)
+        )
 
     def _penalties(self, p: dict[str, Any]) -> Any:
         last_n = ALL_TOKENS if p["penalty_last_n"] < 0 else p["penalty_last_n"]
         return self.cpp.llama_sampler_init_penalties(
-            N_LOGITS, last_n, p["repeat_penalty"], p["frequency_penalty"], p["presence_penalty"])
+            N_LOGITS, last_n, p["repeat_penalty"], p["frequency_penalty"], p["presence_penalty"]
+        )
 
     def _dry(self, p: dict[str, Any]) -> Any:
         from ctypes import c_char_p
+
         texts = [text.encode() for text in p["dry_sequence_breakers"]]
         last_n = ALL_TOKENS if p["dry_penalty_last_n"] < 0 else p["dry_penalty_last_n"]
         return self.cpp.llama_sampler_init_dry(
-            self._llama._model.vocab, p["dry_multiplier"], p["dry_base"], p["dry_allowed_length"], last_n,
-            (c_char_p * len(texts))(*texts), len(texts))
+            self._llama._model.vocab,
+            p["dry_multiplier"],
+            p["dry_base"],
+            p["dry_allowed_length"],
+            last_n,
+            (c_char_p * len(texts))(*texts),
+            len(texts),
+        )
 
     def _top_n_sigma(self, p: dict[str, Any]) -> Any:
         return self.cpp.llama_sampler_init_top_n_sigma(p["top_n_sigma"])

@@ -3,6 +3,7 @@
 Every request ends as "answered" (complete), "refused" (with the right status, in the API's form), "busy" (429 and when to come again),
 "left" (by the client) or, where it is none of these, "wrong". Plain sockets: other clients hide what a server does to a connection.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -49,6 +50,7 @@ class Answer(NamedTuple):
 @dataclass
 class Tally:
     """What came of all requests. `seen` has the status of each by its id, None where the client left."""
+
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
     seen: dict[str, int | None] = field(default_factory=dict)
@@ -83,13 +85,18 @@ class Connection:
         self.writer.transport.abort()
 
     async def send(self, method: str, path: str, body: bytes, id: str) -> None:
-        self.writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\nContent-Type: application/json\r\n"
-                          f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self.writer.write(
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
         await self.writer.drain()
 
     async def head(self) -> tuple[int, dict[str, str]]:
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        return int(lines[0].split(" ")[1]), {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:] if line)}
+        return int(lines[0].split(" ")[1]), {
+            n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:] if line)
+        }
 
     async def answer(self, method: str = "POST", pause: float = 0) -> Answer:
         """The whole answer, read with a `pause` after each piece of a few bytes. Raises Gone."""
@@ -115,13 +122,22 @@ def check(true: object, what: str) -> None:
 
 
 def check_error(path: str, answer: Answer, expected: set[int]) -> str:
-    """"busy" or "refused". Raises Wrong where the answer is not an error that was expected, in the API's form."""
-    check(answer.status in expected, f"status {answer.status}, expected {sorted(expected)}: {answer.body[:200]!r}")
+    """ "busy" or "refused". Raises Wrong where the answer is not an error that was expected, in the API's form."""
+    check(
+        answer.status in expected,
+        f"status {answer.status}, expected {sorted(expected)}: {answer.body[:200]!r}",
+    )
     error = answer.json()["error"]
     check(isinstance(error["message"], str) and error["message"], "no message")
-    check("Traceback" not in error["message"] and len(error["message"]) < 1000, f"message {error['message'][:200]}")
+    check(
+        "Traceback" not in error["message"] and len(error["message"]) < 1000,
+        f"message {error['message'][:200]}",
+    )
     v1 = path.startswith("/v1/")
-    check(error.keys() >= ({"message", "type", "param", "code"} if v1 else {"code", "message", "type"}), f"fields {sorted(error)}")
+    check(
+        error.keys() >= ({"message", "type", "param", "code"} if v1 else {"code", "message", "type"}),
+        f"fields {sorted(error)}",
+    )
     check(v1 or error["code"] == answer.status, f"code {error['code']}")
     if answer.status == 429:
         check(int(answer.headers["retry-after"]) >= 1, "no Retry-After")
@@ -129,9 +145,14 @@ def check_error(path: str, answer: Answer, expected: set[int]) -> str:
 
 
 def events(answer: Answer) -> list[Any]:
-    check(answer.headers["content-type"].startswith("text/event-stream"), f"type {answer.headers['content-type']}")
+    check(
+        answer.headers["content-type"].startswith("text/event-stream"),
+        f"type {answer.headers['content-type']}",
+    )
     parts = answer.body.split(b"\n\n")
-    check(parts[-1] == b"" and all(part.startswith(b"data: ") for part in parts[:-1]), "an event that is none")
+    check(
+        parts[-1] == b"" and all(part.startswith(b"data: ") for part in parts[:-1]), "an event that is none"
+    )
     return [part[6:] if part[6:] == b"[DONE]" else json.loads(part[6:]) for part in parts[:-1]]
 
 
@@ -139,13 +160,19 @@ def check_text(body: dict[str, Any], answer: Answer) -> str:
     """The text of an answer of /completion, which has to be complete."""
     if body.get("stream"):
         found = events(answer)
-        check([e.get("stop") for e in found] == [False] * (len(found) - 1) + [True], f"not complete: {found[-1]}")
+        check(
+            [e.get("stop") for e in found] == [False] * (len(found) - 1) + [True],
+            f"not complete: {found[-1]}",
+        )
         text, last = "".join(e["content"] for e in found), found[-1]
     else:
         last = answer.json()
         text = last["content"]
     n, most = last["tokens_predicted"], body["n_predict"]
-    check(last["stop_type"] in ("eos", "limit", "word") and n <= most, f"ended as {last['stop_type']} after {n} of {most}")
+    check(
+        last["stop_type"] in ("eos", "limit", "word") and n <= most,
+        f"ended as {last['stop_type']} after {n} of {most}",
+    )
     full = last["tokens_evaluated"] + n >= N_CTX
     check(last["stop_type"] != "limit" or n == most or full, f"{n} tokens of {most}, and none forbade more")
     return str(text)
@@ -166,7 +193,10 @@ def check_choices(body: dict[str, Any], answer: Answer) -> str:
         whole = answer.json()
         ends, usage = {c["index"]: c["finish_reason"] for c in whole["choices"]}, whole["usage"]
         texts = [(c["message"]["content"] or "") if chat else c["text"] for c in whole["choices"]]
-    check(sorted(ends) == list(range(n)) and set(ends.values()) <= {"stop", "length", "tool_calls"}, f"ends {ends}")
+    check(
+        sorted(ends) == list(range(n)) and set(ends.values()) <= {"stop", "length", "tool_calls"},
+        f"ends {ends}",
+    )
     check(0 < usage["completion_tokens"] <= n * body["max_tokens"], f"{usage} for {n} x {body['max_tokens']}")
     if set(ends.values()) == {"length"} and usage["prompt_tokens"] + body["max_tokens"] <= N_CTX:
         check(usage["completion_tokens"] == n * body["max_tokens"], f"{usage} for {n} x {body['max_tokens']}")
@@ -205,7 +235,9 @@ class Client:
         if problem:
             self.tally.problems.append(f"{self.kind}: {problem}")
 
-    async def ask(self, method: str, path: str, body: bytes, connection: Connection | None = None, pause: float = 0) -> Answer:
+    async def ask(
+        self, method: str, path: str, body: bytes, connection: Connection | None = None, pause: float = 0
+    ) -> Answer:
         """One request from its first byte to the last of its answer."""
         if connection is None:
             async with Connection(self.port) as connection:
@@ -222,7 +254,9 @@ class Client:
         self.tally.statuses[answer.status] += 1
         return answer
 
-    async def post(self, path: str, body: dict[str, Any], connection: Connection | None = None, pause: float = 0) -> str | None:
+    async def post(
+        self, path: str, body: dict[str, Any], connection: Connection | None = None, pause: float = 0
+    ) -> str | None:
         """The complete text of an answer, None if the server was busy."""
         start = time.monotonic()
         answer = await self.ask("POST", path, json.dumps(body).encode(), connection, pause)
@@ -249,9 +283,16 @@ class Client:
 
 def sampling(client: Client) -> dict[str, Any]:
     r = client.random
-    return r.choice([{}, {"temperature": 0}, {"temperature": r.uniform(0, 2), "seed": r.getrandbits(63)},
-                     {"top_p": 0.5, "stop": [" the", "."]},
-                     {"top_k": 0, "min_p": 0.1, "repeat_penalty": 1.3}, {"dry_multiplier": 0.8, "xtc_probability": 0.5, "mirostat": 2}])
+    return r.choice(
+        [
+            {},
+            {"temperature": 0},
+            {"temperature": r.uniform(0, 2), "seed": r.getrandbits(63)},
+            {"top_p": 0.5, "stop": [" the", "."]},
+            {"top_k": 0, "min_p": 0.1, "repeat_penalty": 1.3},
+            {"dry_multiplier": 0.8, "xtc_probability": 0.5, "mirostat": 2},
+        ]
+    )
 
 
 async def chat(client: Client) -> None:
@@ -260,10 +301,35 @@ async def chat(client: Client) -> None:
     async with Connection(client.port) as connection:
         for _ in range(r.randint(1, 3)):
             messages.append({"role": "user", "content": client.words(60)})
-            extra = r.choice([{}, {}, {"n": 2}, {"logprobs": True, "top_logprobs": 3}, {"response_format": {
-                "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {
-                    "name": {"type": "string", "maxLength": 5}}, "required": ["name"], "additionalProperties": False}}}}])
-            body = {"messages": messages, "max_tokens": r.randint(1, 60), "stream": r.random() < 0.6, **sampling(client), **extra}
+            extra = r.choice(
+                [
+                    {},
+                    {},
+                    {"n": 2},
+                    {"logprobs": True, "top_logprobs": 3},
+                    {
+                        "response_format": {
+                            "type": "json_schema",
+                            "json_schema": {
+                                "name": "x",
+                                "schema": {
+                                    "type": "object",
+                                    "properties": {"name": {"type": "string", "maxLength": 5}},
+                                    "required": ["name"],
+                                    "additionalProperties": False,
+                                },
+                            },
+                        }
+                    },
+                ]
+            )
+            body = {
+                "messages": messages,
+                "max_tokens": r.randint(1, 60),
+                "stream": r.random() < 0.6,
+                **sampling(client),
+                **extra,
+            }
             if body["stream"]:
                 body["stream_options"] = {"include_usage": True}
             text = await client.post("/v1/chat/completions", body, connection)
@@ -274,7 +340,12 @@ async def chat(client: Client) -> None:
 
 async def completion(client: Client) -> None:
     r = client.random
-    body = {"prompt": client.words(r.choice([5, 50, 400])), "n_predict": r.randint(1, 80), "stream": r.random() < 0.5, **sampling(client)}
+    body = {
+        "prompt": client.words(r.choice([5, 50, 400])),
+        "n_predict": r.randint(1, 80),
+        "stream": r.random() < 0.5,
+        **sampling(client),
+    }
     await client.post("/completion", body | ({"n_probs": 5} if r.random() < 0.2 else {}))
 
 
@@ -287,7 +358,9 @@ async def text(client: Client) -> None:
 async def same(client: Client) -> None:
     """Greedy answers do not depend on what else runs."""
     prompt, stream = client.random.choice(SAME), client.random.random() < 0.5
-    found = await client.post("/completion", {"prompt": prompt, "n_predict": SAME_TOKENS, "temperature": 0, "stream": stream})
+    found = await client.post(
+        "/completion", {"prompt": prompt, "n_predict": SAME_TOKENS, "temperature": 0, "stream": stream}
+    )
     if found is not None:
         expected = client.tally.same.setdefault(prompt, found)
         check(found == expected, f"{found!r}, alone it was {expected!r}")
@@ -297,14 +370,21 @@ async def leave(client: Client) -> None:
     """Go away: before, in and after a prompt, in an answer; properly or by a reset."""
     r, id = client.random, client.id()
     path = r.choice(["/completion", "/v1/completions", "/v1/chat/completions"])
-    body = {"prompt": client.words(600), "messages": [{"role": "user", "content": client.words(300)}], "stream": r.random() < 0.7,
-            "n_predict": 500, "ignore_eos": True}
+    body = {
+        "prompt": client.words(600),
+        "messages": [{"role": "user", "content": client.words(300)}],
+        "stream": r.random() < 0.7,
+        "n_predict": 500,
+        "ignore_eos": True,
+    }
     data = json.dumps(body).encode()
     async with Connection(client.port) as connection:
         client.tally.seen[id] = None
         if r.random() < 0.2:
-            connection.writer.write(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-                                    + data[:r.randrange(len(data))])
+            connection.writer.write(
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+                + data[: r.randrange(len(data))]
+            )
             del client.tally.seen[id]
         else:
             await connection.send("POST", path, data, id)
@@ -321,7 +401,13 @@ async def slow_reader(client: Client) -> None:
     """A small window, and a pause after each piece."""
     r = client.random
     async with Connection(client.port, buffer=2048) as connection:
-        body = {"prompt": client.words(20), "n_predict": 60, "stream": True, "ignore_eos": True, "n_probs": 20}
+        body = {
+            "prompt": client.words(20),
+            "n_predict": 60,
+            "stream": True,
+            "ignore_eos": True,
+            "n_probs": 20,
+        }
         await client.post("/completion", body, connection, pause=r.uniform(0.01, 0.2))
 
 
@@ -330,7 +416,9 @@ async def byte_a_second(client: Client) -> None:
     async with Connection(client.port, buffer=2048) as connection:
         id = client.id()
         client.tally.seen[id] = None
-        data = json.dumps({"prompt": "x", "n_predict": 900, "stream": True, "ignore_eos": True, "n_probs": 50}).encode()
+        data = json.dumps(
+            {"prompt": "x", "n_predict": 900, "stream": True, "ignore_eos": True, "n_probs": 50}
+        ).encode()
         await connection.send("POST", "/completion", data, id)
         for _ in range(client.random.randint(5, 25)):
             if client.over or not await connection.reader.read(1):
@@ -344,7 +432,9 @@ async def slow_headers(client: Client) -> None:
     r, started = client.random, time.monotonic()
     in_body = r.random() < 0.5
     async with Connection(client.port) as connection:
-        connection.writer.write(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n" + b"\r\n" * in_body)
+        connection.writer.write(
+            b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n" + b"\r\n" * in_body
+        )
         answer = asyncio.ensure_future(connection.answer())
         while not client.over and not (await asyncio.wait({answer}, timeout=1))[0]:
             connection.writer.write(b"x")
@@ -362,11 +452,17 @@ async def slow_headers(client: Client) -> None:
 async def garbage(client: Client) -> None:
     """What is no HTTP."""
     r = client.random
-    data = r.choice([r.randbytes(200) + b"\r\n\r\n", b"\x16\x03\x01" + b"x" * 300 + b"\r\n\r\n", b"GET\r\n\r\n",
-                     b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-                     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
-                     b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-                     b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-Y: z\r\n" * 20_000 + b"\r\n"])
+    data = r.choice(
+        [
+            r.randbytes(200) + b"\r\n\r\n",
+            b"\x16\x03\x01" + b"x" * 300 + b"\r\n\r\n",
+            b"GET\r\n\r\n",
+            b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+            b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-Y: z\r\n" * 20_000 + b"\r\n",
+        ]
+    )
     async with Connection(client.port) as connection:
         connection.writer.write(data)
         try:
@@ -383,34 +479,71 @@ def deep(n: int) -> bytes:
 
 HUGE = b"9" * 5000
 BAD: list[tuple[str, bytes]] = [
-    ("/completion", b""), ("/completion", b"{"), ("/completion", b"[]"), ("/v1/chat/completions", b"null"),
+    ("/completion", b""),
+    ("/completion", b"{"),
+    ("/completion", b"[]"),
+    ("/v1/chat/completions", b"null"),
     ("/v1/completions", b"\xff\xfe{}"),
-    ("/completion", b'{"prompt": ' + deep(100_000) + b"}"), ("/v1/chat/completions", b'{"messages": ' + deep(500_000) + b"}"),
-    ("/completion", b'{"prompt": "x", "json_schema": ' + b'{"not":' * 3000 + b"{}" + b"}" * 3001), ("/tokenize", b'{"content": 5}'),
-    ("/completion", b'{"prompt": "x", "n_discard": -1}'), ("/completion", b'{"prompt": "x", "n_predict": ' + HUGE + b"}"),
+    ("/completion", b'{"prompt": ' + deep(100_000) + b"}"),
+    ("/v1/chat/completions", b'{"messages": ' + deep(500_000) + b"}"),
+    ("/completion", b'{"prompt": "x", "json_schema": ' + b'{"not":' * 3000 + b"{}" + b"}" * 3001),
+    ("/tokenize", b'{"content": 5}'),
+    ("/completion", b'{"prompt": "x", "n_discard": -1}'),
+    ("/completion", b'{"prompt": "x", "n_predict": ' + HUGE + b"}"),
     ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "x"}], "n": 100000000}'),
-    ("/v1/completions", b'{"prompt": "x", "n": ' + HUGE + b"}"), ("/completion", b'{"prompt": "x", "n_cmpl": 1000000}'),
-    ("/v1/completions", b'{"prompt": "x", "max_tokens": "many"}'), ("/v1/completions", b'{"prompt": {"a": 1}, "max_tokens": 1}'),
-    ("/v1/completions", b'{"prompt": "x", "temperature": 1e999}'), ("/v1/completions", b'{"prompt": "x", "temperature": NaN}'),
-    ("/v1/completions", b'{"prompt": "x", "top_p": -3}'), ("/v1/completions", b'{"prompt": "x", "temperature": -1e300}'),
-    ("/completion", b'{"prompt": "x", "repeat_last_n": -5}'), ("/completion", b'{"prompt": "x", "logit_bias": [[-1, 1]]}'),
-    ("/v1/chat/completions", b'{"messages": [{"role": "wizard", "content": "x"}]}'), ("/v1/chat/completions", b'{"messages": []}'),
-    ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": {"a": [1]}}]}'), ("/detokenize", b'{"tokens": [99999999999]}'),
-    ("/completion", b'{"prompt": "x", "grammar": "root ::= ((((("}'), ("/completion", b'{"prompt": [1, -5]}'),
-    ("/v1/embeddings", b'{"input": []}'), ("/embedding", b"{}"), ("/apply-template", b'{"messages": 5}')]
+    ("/v1/completions", b'{"prompt": "x", "n": ' + HUGE + b"}"),
+    ("/completion", b'{"prompt": "x", "n_cmpl": 1000000}'),
+    ("/v1/completions", b'{"prompt": "x", "max_tokens": "many"}'),
+    ("/v1/completions", b'{"prompt": {"a": 1}, "max_tokens": 1}'),
+    ("/v1/completions", b'{"prompt": "x", "temperature": 1e999}'),
+    ("/v1/completions", b'{"prompt": "x", "temperature": NaN}'),
+    ("/v1/completions", b'{"prompt": "x", "top_p": -3}'),
+    ("/v1/completions", b'{"prompt": "x", "temperature": -1e300}'),
+    ("/completion", b'{"prompt": "x", "repeat_last_n": -5}'),
+    ("/completion", b'{"prompt": "x", "logit_bias": [[-1, 1]]}'),
+    ("/v1/chat/completions", b'{"messages": [{"role": "wizard", "content": "x"}]}'),
+    ("/v1/chat/completions", b'{"messages": []}'),
+    ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": {"a": [1]}}]}'),
+    ("/detokenize", b'{"tokens": [99999999999]}'),
+    ("/completion", b'{"prompt": "x", "grammar": "root ::= ((((("}'),
+    ("/completion", b'{"prompt": [1, -5]}'),
+    ("/v1/embeddings", b'{"input": []}'),
+    ("/embedding", b"{}"),
+    ("/apply-template", b'{"messages": 5}'),
+]
 TOO_LONG: list[tuple[str, Callable[[], bytes]]] = [
     ("/completion", lambda: json.dumps({"prompt": "\n" * 1_000_000}).encode()),
     ("/v1/completions", lambda: json.dumps({"prompt": "\n" * 1_000_000, "stream": True}).encode()),
-    ("/v1/chat/completions", lambda: json.dumps({"messages": [{"role": "user", "content": "\n" * 1_000_000}]}).encode()),
+    (
+        "/v1/chat/completions",
+        lambda: json.dumps({"messages": [{"role": "user", "content": "\n" * 1_000_000}]}).encode(),
+    ),
     ("/completion", lambda: json.dumps({"prompt": "once upon a time " * 500}).encode()),
     ("/v1/completions", lambda: json.dumps({"prompt": [5] * 200_000}).encode()),
-    ("/v1/embeddings", lambda: json.dumps({"input": "a" * 1_900_000}).encode())]
+    ("/v1/embeddings", lambda: json.dumps({"input": "a" * 1_900_000}).encode()),
+]
 ABSURD: list[dict[str, Any]] = [
-    {"temperature": 1e300}, {"temperature": 1e-300}, {"top_p": 0}, {"top_k": 2**31 - 1}, {"top_k": -2**31}, {"min_p": 1},
-    {"typical_p": 1e-30}, {"top_n_sigma": 1e30}, {"repeat_penalty": 1e30}, {"frequency_penalty": 1e30, "presence_penalty": -1e30},
-    {"mirostat": 2, "mirostat_tau": 1e9}, {"mirostat": 1, "mirostat_eta": 1e9}, {"dry_multiplier": 1e30, "dry_base": 1e30}, {"seed": -1},
-    {"seed": 2**64 - 1}, {"unknown": {"a": [1]}}, {"xtc_probability": 1, "xtc_threshold": 0}, {"samplers": []},
-    {"logit_bias": {"1": -1e30}}, {"dynatemp_range": 1e30, "temperature": 5}]
+    {"temperature": 1e300},
+    {"temperature": 1e-300},
+    {"top_p": 0},
+    {"top_k": 2**31 - 1},
+    {"top_k": -(2**31)},
+    {"min_p": 1},
+    {"typical_p": 1e-30},
+    {"top_n_sigma": 1e30},
+    {"repeat_penalty": 1e30},
+    {"frequency_penalty": 1e30, "presence_penalty": -1e30},
+    {"mirostat": 2, "mirostat_tau": 1e9},
+    {"mirostat": 1, "mirostat_eta": 1e9},
+    {"dry_multiplier": 1e30, "dry_base": 1e30},
+    {"seed": -1},
+    {"seed": 2**64 - 1},
+    {"unknown": {"a": [1]}},
+    {"xtc_probability": 1, "xtc_threshold": 0},
+    {"samplers": []},
+    {"logit_bias": {"1": -1e30}},
+    {"dynatemp_range": 1e30, "temperature": 5},
+]
 
 
 async def malformed(client: Client) -> None:
@@ -447,12 +580,25 @@ async def absurd(client: Client) -> None:
         client.count(check_error(path, answer, {400, 429}))
 
 
-OTHERS = [("GET", "/health", None), ("GET", "/props", None), ("GET", "/slots", None), ("GET", "/metrics", None),
-          ("GET", "/v1/models", None), ("GET", "/openapi.json", None), ("GET", "/", None), ("HEAD", "/", None),
-          ("POST", "/tokenize", {"content": "once upon " * 1000}),
-          ("POST", "/detokenize", {"tokens": [5] * 1000}), ("POST", "/apply-template", {"messages": [{"role": "user", "content": "x"}]}),
-          ("POST", "/embedding", {"content": "a little dog"}), ("POST", "/v1/embeddings", {"input": ["a", "little dog " * 100]}),
-          ("GET", "/nowhere", 404), ("DELETE", "/completion", 405), ("POST", "/../../etc/passwd", 404), ("GET", "/v1/models/x", 404)]
+OTHERS = [
+    ("GET", "/health", None),
+    ("GET", "/props", None),
+    ("GET", "/slots", None),
+    ("GET", "/metrics", None),
+    ("GET", "/v1/models", None),
+    ("GET", "/openapi.json", None),
+    ("GET", "/", None),
+    ("HEAD", "/", None),
+    ("POST", "/tokenize", {"content": "once upon " * 1000}),
+    ("POST", "/detokenize", {"tokens": [5] * 1000}),
+    ("POST", "/apply-template", {"messages": [{"role": "user", "content": "x"}]}),
+    ("POST", "/embedding", {"content": "a little dog"}),
+    ("POST", "/v1/embeddings", {"input": ["a", "little dog " * 100]}),
+    ("GET", "/nowhere", 404),
+    ("DELETE", "/completion", 405),
+    ("POST", "/../../etc/passwd", 404),
+    ("GET", "/v1/models/x", 404),
+]
 
 
 async def others(client: Client) -> None:
@@ -468,8 +614,22 @@ async def others(client: Client) -> None:
         client.count("answered")
 
 
-KINDS: dict[Handler, float] = {chat: 20, completion: 15, text: 8, same: 10, leave: 15, slow_reader: 2, byte_a_second: 1, slow_headers: 2,
-                               garbage: 3, malformed: 10, too_long: 2, too_large: 1, absurd: 4, others: 10}
+KINDS: dict[Handler, float] = {
+    chat: 20,
+    completion: 15,
+    text: 8,
+    same: 10,
+    leave: 15,
+    slow_reader: 2,
+    byte_a_second: 1,
+    slow_headers: 2,
+    garbage: 3,
+    malformed: 10,
+    too_long: 2,
+    too_large: 1,
+    absurd: 4,
+    others: 10,
+}
 
 
 async def first_answers(port: int, tally: Tally) -> None:
@@ -477,7 +637,9 @@ async def first_answers(port: int, tally: Tally) -> None:
     client = Client(port, -1, tally, 0)
     client.kind = "same"
     for prompt in SAME:
-        found = await client.post("/completion", {"prompt": prompt, "n_predict": SAME_TOKENS, "temperature": 0})
+        found = await client.post(
+            "/completion", {"prompt": prompt, "n_predict": SAME_TOKENS, "temperature": 0}
+        )
         check(found is not None, "busy at the start")
         tally.same[prompt] = found or ""
 

@@ -6,6 +6,7 @@
 Prints a table, and ends with 1 if anything was not as it has to be: answers that are neither complete nor an error in the right form, a
 request without its line in the log, slots or requests left over, memory that grows, an end by SIGTERM with anything but 0.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,7 +43,18 @@ class Server:
     def __init__(self, folder: Path, args: list[str]) -> None:
         self.log, self.report = folder / "log", folder / "report"
         self._out = self.log.open("wb")
-        command = [sys.executable, __file__, "--watched", str(self.report), "serve", "--port", "0", "--log-format", "json", *args]
+        command = [
+            sys.executable,
+            __file__,
+            "--watched",
+            str(self.report),
+            "serve",
+            "--port",
+            "0",
+            "--log-format",
+            "json",
+            *args,
+        ]
         self.process = subprocess.Popen(command, stderr=self._out, stdout=self._out)
         self.port = self._port()
 
@@ -61,7 +73,9 @@ class Server:
             return b"".join(iter(lambda: s.recv(1 << 16), b"")).partition(b"\r\n\r\n")[2]
 
     def metrics(self) -> dict[str, float]:
-        lines = (line.split(" ") for line in self.get("/metrics").decode().splitlines() if not line.startswith("#"))
+        lines = (
+            line.split(" ") for line in self.get("/metrics").decode().splitlines() if not line.startswith("#")
+        )
         return {name.removeprefix("llamacpp:"): float(value) for name, value in lines}
 
     def rss(self) -> float:
@@ -74,16 +88,23 @@ class Server:
 
     def end(self) -> int:
         """SIGTERM while answers are being written, and the exit status."""
-        body = json.dumps({"prompt": "Once upon a time", "n_predict": 200, "ignore_eos": True, "stream": True}).encode()
+        body = json.dumps(
+            {"prompt": "Once upon a time", "n_predict": 200, "ignore_eos": True, "stream": True}
+        ).encode()
         sockets = [socket.create_connection(("127.0.0.1", self.port), timeout=60) for _ in range(3)]
         for s in sockets:
-            s.sendall(f"POST /completion HTTP/1.1\r\nHost: x.localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            s.sendall(
+                f"POST /completion HTTP/1.1\r\nHost: x.localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
             s.recv(100)
         self.process.send_signal(signal.SIGTERM)
         ends = [b"".join(iter(lambda s=s: s.recv(1 << 16), b"")) for s in sockets]  # type: ignore[misc]
         code = self.process.wait(60)
         self._out.close()
-        assert all(b'"stop":true' in end and end.endswith(b"0\r\n\r\n") for end in ends), "answers were cut off by SIGTERM"
+        assert all(b'"stop":true' in end and end.endswith(b"0\r\n\r\n") for end in ends), (
+            "answers were cut off by SIGTERM"
+        )
         return code
 
 
@@ -114,13 +135,20 @@ def watched(report: str, args: list[str]) -> None:
     def write() -> None:
         largest = sorted(calls, key=lambda call: -call[1])
         walls, cpus = sorted(call[0] for call in calls), sorted(call[1] for call in calls)
-        figures = {"n": count[0], "wall": walls, "cpu": cpus, "largest": largest[:12], "gc": max(pauses, default=0)}
+        figures = {
+            "n": count[0],
+            "wall": walls,
+            "cpu": cpus,
+            "largest": largest[:12],
+            "gc": max(pauses, default=0),
+        }
         Path(report).write_text(json.dumps(figures))
 
     asyncio.events.Handle._run = run  # type: ignore[attr-defined]
     gc.callbacks.append(collected)
     from qwencli import cli
     from qwencli.server import run as runner
+
     startup = runner.Server.startup
 
     async def start_up(*args: Any, **kwargs: Any) -> None:
@@ -144,7 +172,9 @@ def named(handle: Any) -> str:
         return str(getattr(handle._callback, "__qualname__", handle._callback))
     names, coroutine = [], owner.get_coro()
     while hasattr(coroutine, "cr_code"):
-        names.append(f"{coroutine.__qualname__}:{coroutine.cr_frame.f_lineno if coroutine.cr_frame else 'end'}")
+        names.append(
+            f"{coroutine.__qualname__}:{coroutine.cr_frame.f_lineno if coroutine.cr_frame else 'end'}"
+        )
         coroutine = coroutine.cr_await
     return " > ".join(names[-5:])
 
@@ -171,8 +201,13 @@ def poll(port: int) -> None:
 
 def shown(seconds: list[float]) -> str:
     values = sorted(seconds) or [0.0]
-    quantiles = ((f"p{100 * q:g}", values[min(len(values) - 1, int(q * len(values)))]) for q in (0.5, 0.9, 0.99, 0.999))
-    return ", ".join(f"{name} {1e3 * value:.1f}" for name, value in quantiles) + f", max {1e3 * values[-1]:.1f} ms ({len(values)})"
+    quantiles = (
+        (f"p{100 * q:g}", values[min(len(values) - 1, int(q * len(values)))]) for q in (0.5, 0.9, 0.99, 0.999)
+    )
+    return (
+        ", ".join(f"{name} {1e3 * value:.1f}" for name, value in quantiles)
+        + f", max {1e3 * values[-1]:.1f} ms ({len(values)})"
+    )
 
 
 def sample(server: Server, stop: threading.Event, samples: list[tuple[float, float]]) -> None:
@@ -190,27 +225,44 @@ def unlogged(log: str, seen: dict[str, int | None]) -> tuple[list[str], int]:
     for line in lines:
         statuses.setdefault(line["id"], []).append(line["status"])
     silent = {line["id"] for line in lines if line["path"] in POLLED}
-    bad = [f"{id}: the client saw {status}, the log has {statuses.get(id)}" for id, status in seen.items()
-           if status is not None and statuses.get(id) != [status] and not (id not in statuses and status == 200)]
-    bad += [f"{id}: {len(found)} lines" for id, found in statuses.items() if len(found) > 1 and id not in silent]
+    bad = [
+        f"{id}: the client saw {status}, the log has {statuses.get(id)}"
+        for id, status in seen.items()
+        if status is not None and statuses.get(id) != [status] and not (id not in statuses and status == 200)
+    ]
+    bad += [
+        f"{id}: {len(found)} lines" for id, found in statuses.items() if len(found) > 1 and id not in silent
+    ]
     return bad, log.count("Traceback")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-m", "--model", default="demo")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=20, help="of the server: how long clients may dawdle")
+    parser.add_argument(
+        "--timeout", type=float, default=20, help="of the server: how long clients may dawdle"
+    )
     parser.add_argument("--keep", type=Path, help="folder for the server's log and report")
     options, more = parser.parse_known_args()
     folder = options.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     server = Server(folder, ["-m", options.model, "--timeout", str(options.timeout), *more])
     import load_clients
-    tally, samples, stop, began = load_clients.Tally(), list[tuple[float, float]](), threading.Event(), time.monotonic()
-    poller = subprocess.Popen([sys.executable, __file__, "--poll", str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    tally, samples, stop, began = (
+        load_clients.Tally(),
+        list[tuple[float, float]](),
+        threading.Event(),
+        time.monotonic(),
+    )
+    poller = subprocess.Popen(
+        [sys.executable, __file__, "--poll", str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     sampler = threading.Thread(target=sample, args=(server, stop, samples))
     sampler.start()
     try:
@@ -228,24 +280,36 @@ def main() -> int:
     code = server.end()
     log = server.log.read_text(errors="replace")
     bad, tracebacks = unlogged(log, tally.seen)
-    third = samples[len(samples) // 3:]
+    third = samples[len(samples) // 3 :]
     first, last = third[0][0], max(rss for rss, _ in third[-10:])
-    problems += bad + ([f"{tracebacks} tracebacks in {server.log}"] if tracebacks else []) + ([f"exit status {code}"] if code else [])
+    problems += (
+        bad
+        + ([f"{tracebacks} tracebacks in {server.log}"] if tracebacks else [])
+        + ([f"exit status {code}"] if code else [])
+    )
     if took >= FEW and last > first * (1 + GROWTH):
         problems.append(f"memory grew from {first:.0f} to {last:.0f} MB")
     report = json.loads(server.report.read_text())
-    print(f"memory      {samples[0][0]:.0f} MB at first, {first:.0f} after a third, {last:.0f} at the end, "
-          f"{max(rss for rss, _ in samples):.0f} at most")
-    print(f"cache       {max(s[1] for s in samples):.0f} positions at most, {third[0][1]:.0f} after a third, "
-          f"{metrics['kv_cache_tokens']:.0f} of {metrics['kv_cache_sequences']:.0f} sequences kept")
-    print(f"generated   {metrics['tokens_predicted_total']:.0f} tokens, {metrics['prompt_tokens_total']:.0f} of prompts, "
-          f"{metrics['prompt_tokens_cached_total']:.0f} cached, {metrics['n_busy_slots_per_decode']:.2f} slots busy")
+    print(
+        f"memory      {samples[0][0]:.0f} MB at first, {first:.0f} after a third, {last:.0f} at the end, "
+        f"{max(rss for rss, _ in samples):.0f} at most"
+    )
+    print(
+        f"cache       {max(s[1] for s in samples):.0f} positions at most, {third[0][1]:.0f} after a third, "
+        f"{metrics['kv_cache_tokens']:.0f} of {metrics['kv_cache_sequences']:.0f} sequences kept"
+    )
+    print(
+        f"generated   {metrics['tokens_predicted_total']:.0f} tokens, {metrics['prompt_tokens_total']:.0f} of prompts, "
+        f"{metrics['prompt_tokens_cached_total']:.0f} cached, {metrics['n_busy_slots_per_decode']:.2f} slots busy"
+    )
     print(f"answers     {shown(tally.seconds)}")
     print(f"/health     {shown(health)}")
     print(f"sleeps late {shown(late)}: what the machine did to a process that only sleeps")
     for name in "wall", "cpu":
         n, longest = sum(took > BLOCKED for took in report[name]), max([0, *report[name]])
-        print(f"loop, {name:<5} {n} of {report['n']} callbacks above {1e3 * BLOCKED:.0f} ms, longest {1e3 * longest:.1f} ms")
+        print(
+            f"loop, {name:<5} {n} of {report['n']} callbacks above {1e3 * BLOCKED:.0f} ms, longest {1e3 * longest:.1f} ms"
+        )
     for wall, cpu, name in report["largest"][:6]:
         print(f"            {1e3 * wall:6.1f} ms, {1e3 * cpu:6.1f} of CPU: {name}")
     print(f"gc          longest {1e3 * report['gc']:.1f} ms of CPU")
@@ -270,7 +334,10 @@ def left_over(server: Server) -> list[str]:
 
 def print_table(tally: Any, took: float) -> None:
     columns = ["answered", "refused", "busy", "left", "wrong"]
-    print(f"{took:.0f} seconds, {len(tally.seen)} requests\n{'':16}" + "".join(f"{name:>10}" for name in columns))
+    print(
+        f"{took:.0f} seconds, {len(tally.seen)} requests\n{'':16}"
+        + "".join(f"{name:>10}" for name in columns)
+    )
     for kind in sorted({kind for kind, _ in tally.outcomes}):
         print(f"{kind:<16}" + "".join(f"{tally.outcomes[kind, name]:>10}" for name in columns))
     total = Counter[str]()

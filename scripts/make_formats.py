@@ -9,6 +9,7 @@ importance matrix of our own activations; to NVFP4 it cannot, so its blocks come
 get weights that were made ternary before.
 Needs the extra `oracle`, and `../shared/models`.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -31,18 +32,65 @@ SOURCE = MODELS / "demo-f16.gguf"
 NOTES = ROOT / "tests" / "oracles" / "formats.json"
 TEXTS = "heldout.txt", "wiki-excerpt.txt"
 N_CTX = 256
-MIXES = {name: name for name in (
-    "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ2_XXS",
-    "IQ2_XS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")} | {
-    "F32": "F32", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S", "IQ2_S": "IQ2_M", "MXFP4": "MXFP4_MOE"}
+MIXES = {
+    name: name
+    for name in (
+        "F16",
+        "BF16",
+        "Q8_0",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q2_K",
+        "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+        "IQ3_XXS",
+        "IQ3_S",
+        "IQ2_XXS",
+        "IQ2_XS",
+        "IQ1_S",
+        "IQ1_M",
+        "TQ1_0",
+        "TQ2_0",
+        "Q1_0",
+        "Q2_0",
+    )
+} | {
+    "F32": "F32",
+    "Q3_K": "Q3_K_S",
+    "Q4_K": "Q4_K_S",
+    "Q5_K": "Q5_K_S",
+    "IQ2_S": "IQ2_M",
+    "MXFP4": "MXFP4_MOE",
+}
 """Tensor type: the mix of llama.cpp (`llama_ftype`) whose pure form has all matrices in it."""
-COARSE = {"Q2_K", "Q3_K", "IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
+COARSE = {
+    "Q2_K",
+    "Q3_K",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ1_S",
+    "IQ1_M",
+    "TQ1_0",
+    "TQ2_0",
+    "Q1_0",
+    "Q2_0",
+}
 """Types in which an embedding that is also the output matrix would leave little of the model."""
 TERNARY = {"TQ1_0", "TQ2_0", "Q2_0"}
 """Types for models that were trained for them: llama.cpp only copies weights of three values, and leaves nothing of any others."""
 TYPES = [*MIXES, "NVFP4"]
-INPUTS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "kqv_out": ("attn_output",), "ffn_norm": ("ffn_gate", "ffn_up"),
-          "ffn_swiglu": ("ffn_down",)}
+INPUTS = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v"),
+    "kqv_out": ("attn_output",),
+    "ffn_norm": ("ffn_gate", "ffn_up"),
+    "ffn_swiglu": ("ffn_down",),
+}
 """Names of activations, and of the weights that they are multiplied with."""
 
 
@@ -57,15 +105,27 @@ def importance_matrix() -> dict[str, F32]:
     from qwencli.kv_cache import KVSequence
     from qwencli.model import load_model
     from qwencli.tokenizer import Tokenizer
+
     file = GGUFFile(SOURCE)
     model = load_model(file)
-    tokens = Tokenizer(file).encode((ROOT / "docs" / "stories.txt").read_text(encoding="utf-8"))[:model.config.n_ctx]
-    names = {f"{name}-{i}": [f"blk.{i}.{weight}.weight" for weight in weights]
-             for name, weights in INPUTS.items() for i in range(model.config.n_layer)}
+    tokens = Tokenizer(file).encode((ROOT / "docs" / "stories.txt").read_text(encoding="utf-8"))[
+        : model.config.n_ctx
+    ]
+    names = {
+        f"{name}-{i}": [f"blk.{i}.{weight}.weight" for weight in weights]
+        for name, weights in INPUTS.items()
+        for i in range(model.config.n_layer)
+    }
     found = NumpyBackend(model).run(list(names), Batch([Piece(KVSequence(), tokens, len(tokens))]))
-    squares = {weight: np.square(found[name], dtype=np.float64).mean(0) for name, weights in names.items() for weight in weights}
+    squares = {
+        weight: np.square(found[name], dtype=np.float64).mean(0)
+        for name, weights in names.items()
+        for weight in weights
+    }
     mantissas = {weight: np.frexp(mean) for weight, mean in squares.items()}
-    return {weight: np.ldexp(np.round(m * 64) / 64, e).astype(np.float32) for weight, (m, e) in mantissas.items()}
+    return {
+        weight: np.ldexp(np.round(m * 64) / 64, e).astype(np.float32) for weight, (m, e) in mantissas.items()
+    }
 
 
 def file_of(folder: Path, kind: str) -> Path:
@@ -78,6 +138,7 @@ def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
         write_copy(path, gguf.LlamaFileType.MOSTLY_NVFP4, as_nvfp4)
         return
     import llama_cpp.llama_cpp as lc
+
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     params = lc.llama_model_quantize_default_params()
     mix = MIXES[kind]
@@ -87,7 +148,11 @@ def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
         params.token_embedding_type = gguf.GGMLQuantizationType.Q8_0
     entries = (lc.llama_model_imatrix_data * (len(importance) + 1))()
     for entry, (name, values) in zip(entries, importance.items()):
-        entry.name, entry.data, entry.size = name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size
+        entry.name, entry.data, entry.size = (
+            name.encode(),
+            values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            values.size,
+        )
     params.imatrix = ctypes.cast(entries, type(params.imatrix))
     with tempfile.TemporaryDirectory() as folder:
         source = SOURCE
@@ -105,13 +170,22 @@ def write_copy(path: Path, file_type: int, change: Callable[[str, F32], Tensors]
     """The demo model with other matrices in its layers; the embedding is Q8_0."""
     reader, writer = gguf.GGUFReader(SOURCE), gguf.GGUFWriter(path, "qwen3")
     for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+        if not field.name.startswith("GGUF.") and field.name not in (
+            "general.architecture",
+            "general.file_type",
+        ):
             kinds = field.types
-            writer.add_key_value(field.name, field.contents(), kinds[0], sub_type=kinds[-1] if len(kinds) > 1 else None)
+            writer.add_key_value(
+                field.name, field.contents(), kinds[0], sub_type=kinds[-1] if len(kinds) > 1 else None
+            )
     writer.add_file_type(file_type)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        found = change(tensor.name, values) if tensor.name.startswith("blk.") and values.ndim == 2 else as_it_is(tensor.name, values)
+        found = (
+            change(tensor.name, values)
+            if tensor.name.startswith("blk.") and values.ndim == 2
+            else as_it_is(tensor.name, values)
+        )
         for name, data, kind in found:
             writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -132,7 +206,11 @@ def as_ternary(name: str, values: F32) -> Tensors:
     magnitudes = np.abs(blocks)
     kept = magnitudes > 0.7 * magnitudes.mean(1, keepdims=True)
     d = (magnitudes * kept).sum(1, keepdims=True) / kept.sum(1, keepdims=True)
-    yield name, (np.sign(blocks) * kept * d).reshape(values.shape).astype(np.float16), gguf.GGMLQuantizationType.F16
+    yield (
+        name,
+        (np.sign(blocks) * kept * d).reshape(values.shape).astype(np.float16),
+        gguf.GGMLQuantizationType.F16,
+    )
 
 
 def as_nvfp4(name: str, values: F32) -> Tensors:
@@ -147,6 +225,7 @@ def as_nvfp4(name: str, values: F32) -> Tensors:
 def ggml_library() -> ctypes.CDLL:
     """GGML without its backends, as llama-cpp-python brings it."""
     import llama_cpp
+
     return ctypes.CDLL(str(next(Path(llama_cpp.__file__).with_name("lib").glob("*ggml-base.*"))))
 
 
@@ -165,7 +244,10 @@ def ggml_blocks(values: F32, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint
 def check_types(path: Path, kind: str) -> None:
     """Raises RuntimeError if a matrix of a layer is of another type."""
     from qwencli.gguf_file import GGUFFile
-    found = {t.type.name for t in GGUFFile(path).tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")}
+
+    found = {
+        t.type.name for t in GGUFFile(path).tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")
+    }
     if found != {kind}:
         raise RuntimeError(f"{path}: the layers' matrices are of {', '.join(sorted(found))}, expected {kind}")
 
@@ -176,19 +258,28 @@ def running_perplexity(model: Path, text: bytes, **options: Any) -> list[float]:
     `options` are those of llama_cpp.Llama.
     """
     from llama_cpp import Llama
-    llama = Llama(model_path=str(model), n_ctx=N_CTX, n_batch=N_CTX, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False,
-                  **options)
+
+    llama = Llama(
+        model_path=str(model),
+        n_ctx=N_CTX,
+        n_batch=N_CTX,
+        logits_all=True,
+        n_threads=1,
+        n_threads_batch=1,
+        verbose=False,
+        **options,
+    )
     tokens = llama.tokenize(text, add_bos=True, special=False)
     nll: list[float] = []
     running = []
     for start in range(0, len(tokens) // N_CTX * N_CTX, N_CTX):
-        chunk = tokens[start:start + N_CTX]
+        chunk = tokens[start : start + N_CTX]
         llama.reset()
         llama.eval(chunk)
-        logits = llama.scores[N_CTX // 2:N_CTX - 1].astype(np.float64)
+        logits = llama.scores[N_CTX // 2 : N_CTX - 1].astype(np.float64)
         largest = logits.max(-1)
         chances = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
-        nll += (chances - logits[np.arange(len(logits)), chunk[N_CTX // 2 + 1:]]).tolist()
+        nll += (chances - logits[np.arange(len(logits)), chunk[N_CTX // 2 + 1 :]]).tolist()
         running.append(float(f"{np.exp(np.mean(nll)):.8g}"))
     return running
 

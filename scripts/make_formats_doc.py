@@ -9,6 +9,7 @@
 Measurements are kept in docs/formats.json. Speeds are those of scripts/bench_peers.py: both engines in turn, each in a fresh process,
 medians, on a file of the shapes of Qwen3-0.6B that is written for it and removed afterwards.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,8 +38,36 @@ FIGURES = json.loads(NOTES.read_text())
 TESTS = "pp512", "tg64"
 MIX_OF = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2_S": "IQ2_M"}
 """The mix of llama-quantize that most people have of a type, where it isn't named as the type."""
-ORDER = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "Q2_0", "Q1_0", "IQ4_NL",
-         "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4", "NVFP4")
+ORDER = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K",
+    "Q5_1",
+    "Q5_0",
+    "Q4_K",
+    "Q4_1",
+    "Q4_0",
+    "Q3_K",
+    "Q2_K",
+    "Q2_0",
+    "Q1_0",
+    "IQ4_NL",
+    "IQ4_XS",
+    "IQ3_S",
+    "IQ3_XXS",
+    "IQ2_S",
+    "IQ2_XS",
+    "IQ2_XXS",
+    "IQ1_M",
+    "IQ1_S",
+    "TQ2_0",
+    "TQ1_0",
+    "MXFP4",
+    "NVFP4",
+)
 INTRO = f"""\
 # Formats
 
@@ -59,13 +88,13 @@ Of the demo model with all matrices of its layers in the type, `-c {N_CTX}`; our
 not trained for one or two bits, and some of these types leave little of it: what counts here is that both engines come to the same.
 Blocks are llama.cpp's with an importance matrix; it cannot quantize to NVFP4, whose blocks are of GGML's quantizer.
 
-| type | weights a block | bytes | bits a weight | weights by | activations | {' | | '.join(TEXTS)} | |
+| type | weights a block | bytes | bits a weight | weights by | activations | {" | | ".join(TEXTS)} | |
 |---|---:|---:|---:|---|---|---:|---:|---:|---:|
 """
 MIXES_INTRO = f"""
 The files that people download mix types. The same model as llama-quantize mixes them:
 
-| file | {' | | '.join(TEXTS)} | |
+| file | {" | | ".join(TEXTS)} | |
 |---|---:|---:|---:|---:|
 """
 SPEED_INTRO = """
@@ -88,7 +117,9 @@ def published() -> dict[str, dict[str, float]]:
 
 def our_perplexity(model: Path, text: str, threads: int) -> float:
     options = ["-m", str(model), "-f", str(MODELS / text), "-c", str(N_CTX), "-t", str(threads), "--json"]
-    done = subprocess.run([sys.executable, "-m", "qwencli", "perplexity", *options], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "qwencli", "perplexity", *options], capture_output=True, check=True
+    )
     ppl: float = json.loads(done.stdout)["ppl"]
     return ppl
 
@@ -97,9 +128,15 @@ def our_speed(mix: str, threads: int, repeat: int, python: str, tick: Callable[[
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, f"{mix}.gguf")
         script = ROOT / "scripts" / "make_model.py"
-        subprocess.run([sys.executable, script, model, "--preset", "qwen3-0.6b", "--type", mix], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, script, model, "--preset", "qwen3-0.6b", "--type", mix],
+            check=True,
+            capture_output=True,
+        )
         found = bench_peers.compare(str(model), TESTS, threads, repeat, python, tick)
-        return {"megabytes": model.stat().st_size / 1e6, "repeat": repeat} | {name: found["tests"][name] for name in TESTS}
+        return {"megabytes": model.stat().st_size / 1e6, "repeat": repeat} | {
+            name: found["tests"][name] for name in TESTS
+        }
 
 
 def document(measured: dict[str, Any]) -> str:
@@ -118,9 +155,21 @@ def document(measured: dict[str, Any]) -> str:
 
 def type_row(kind: str, ours: dict[str, float]) -> str:
     _, _, block, n_bytes, _ = TYPES[kind]
-    activations = {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].kind, "") if kind in FORMATS else ""
+    activations = (
+        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].kind, "")
+        if kind in FORMATS
+        else ""
+    )
     oracle = "GGML" if kind in DEQUANTIZE else "`gguf`"
-    cells = [kind, str(block), str(n_bytes), f"{8 * n_bytes / block:.4g}", oracle, activations, *pairs(ours, FIGURES.get(kind, {}))]
+    cells = [
+        kind,
+        str(block),
+        str(n_bytes),
+        f"{8 * n_bytes / block:.4g}",
+        oracle,
+        activations,
+        *pairs(ours, FIGURES.get(kind, {})),
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -142,32 +191,70 @@ def speed_row(mix: str, speed: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("kinds", nargs=-1, type=click.Choice(ORDER), metavar="[TYPE]...")
-@click.option("--files", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="The folder that make_formats.py wrote: measure perplexities.")
+@click.option(
+    "--files",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder that make_formats.py wrote: measure perplexities.",
+)
 @click.option("--speed", is_flag=True, help="Measure speeds, of types that have compiled kernels.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core.")
-@click.option("-r", "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Processes of each engine for every test.")
-@click.option("--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not.")
-def main(kinds: tuple[str, ...], files: Path | None, speed: bool, threads: int | None, repeat: int, peer_python: str) -> None:
+@click.option(
+    "-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core."
+)
+@click.option(
+    "-r",
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Processes of each engine for every test.",
+)
+@click.option(
+    "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not."
+)
+def main(
+    kinds: tuple[str, ...],
+    files: Path | None,
+    speed: bool,
+    threads: int | None,
+    repeat: int,
+    peer_python: str,
+) -> None:
     """Measure what is asked for, of all types or of some, and write docs/formats.md."""
     from tqdm import tqdm
+
     chosen, threads = kinds or ORDER, threads or physical_cores()
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"about": {}, "perplexity": {}, "speed": {}}
+    measured = (
+        json.loads(MEASURED.read_text())
+        if MEASURED.exists()
+        else {"about": {}, "perplexity": {}, "speed": {}}
+    )
 
     def keep() -> None:
         MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
         DOCUMENT.write_text(document(measured), encoding="utf-8")
 
     if files:
-        models = {kind: file_of(files, kind) for kind in chosen} | ({} if kinds else {name: MODELS / name for name in published()})
+        models = {kind: file_of(files, kind) for kind in chosen} | (
+            {} if kinds else {name: MODELS / name for name in published()}
+        )
         for kind, model in tqdm(models.items(), disable=None, leave=False):
             measured["perplexity"][kind] = {text: our_perplexity(model, text, threads) for text in TEXTS}
             keep()
     if speed:
-        peer = bench_peers.run([peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]).output.strip()
-        measured["about"] = {"cpu": cpu_name(), "threads": threads, "version": __version__, "peer": peer, "date": date.today().isoformat()}
+        peer = bench_peers.run(
+            [peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]
+        ).output.strip()
+        measured["about"] = {
+            "cpu": cpu_name(),
+            "threads": threads,
+            "version": __version__,
+            "peer": peer,
+            "date": date.today().isoformat(),
+        }
         compiled = [kind for kind in chosen if kind in FORMATS]
-        with tqdm(total=len(compiled) * len(TESTS) * repeat * 2, unit="process", disable=None, leave=False) as bar:
+        with tqdm(
+            total=len(compiled) * len(TESTS) * repeat * 2, unit="process", disable=None, leave=False
+        ) as bar:
             for kind in compiled:
                 mix = MIX_OF.get(kind, kind)
                 measured["speed"][mix] = our_speed(mix, threads, repeat, peer_python, bar.update)

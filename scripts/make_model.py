@@ -3,6 +3,7 @@
 Speed depends on shapes and types, not on values, so such a file serves for measurements; and in a shape of a few layers, for tests.
 Nothing is quantized: blocks are random bits with sane scales (random_blocks.py). Types are mixed as llama-quantize mixes them (mixes.py).
 """
+
 from __future__ import annotations
 
 import os
@@ -38,7 +39,9 @@ QWEN_VOCAB = Path(__file__).resolve().parents[2] / "shared" / "data" / "ggml-voc
 
 PIECE_BYTES = 16 << 20  # what is made at a time
 CYCLE = 64  # tokens that --repeating goes round
-INTO_RESIDUAL = tuple(f"{name}.weight" for name in ("attn_output", "ssm_out", "ffn_down", "ffn_down_exps", "ffn_down_shexp"))
+INTO_RESIDUAL = tuple(
+    f"{name}.weight" for name in ("attn_output", "ssm_out", "ffn_down", "ffn_down_exps", "ffn_down_shexp")
+)
 
 
 def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator[NDArray[np.uint8]]:
@@ -61,16 +64,43 @@ def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator
             yield np.zeros(n * row_blocks * t.kind.block_bytes, np.uint8)
             continue
         rows = random_blocks(rng, t.kind, n * row_blocks).reshape(n, -1)
-        yield rows if name == t.name else np.concatenate([np.roll(rows[i:i + CYCLE], 1, axis=0) for i in range(0, n, CYCLE)])
+        yield (
+            rows
+            if name == t.name
+            else np.concatenate([np.roll(rows[i : i + CYCLE], 1, axis=0) for i in range(0, n, CYCLE)])
+        )
 
 
 # --- vocabulary ---
 
 SPECIAL_TOKENS = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
-    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
-    "<tool_response>", "</tool_response>", "<think>", "</think>"]
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+]
 """Qwen3's, in the order of their ids from 151643 on (tokenizer_config.json). With bars: control tokens; the others: user-defined."""
 N_QWEN_BASE = 151643
 CHAT_TEMPLATE = """\
@@ -81,6 +111,7 @@ CHAT_TEMPLATE = """\
 
 class Vocabulary(NamedTuple):
     """Tokens with their types, merges in order of rank, and the name of the pre-tokenizer."""
+
     texts: list[str]
     types: list[int]  # gguf.TokenType
     merges: list[str]
@@ -89,7 +120,9 @@ class Vocabulary(NamedTuple):
     def pad(self, n_vocab: int) -> Vocabulary:
         """The vocabulary with `n_vocab` tokens; the new ones are unused, as llama.cpp's converter names them."""
         more = range(len(self.texts), n_vocab)
-        return self._replace(texts=self.texts + [f"[PAD{i}]" for i in more], types=self.types + [TokenType.UNUSED] * len(more))
+        return self._replace(
+            texts=self.texts + [f"[PAD{i}]" for i in more], types=self.types + [TokenType.UNUSED] * len(more)
+        )
 
 
 def make_up_vocabulary(n_vocab: int) -> Vocabulary:
@@ -102,13 +135,19 @@ def make_up_vocabulary(n_vocab: int) -> Vocabulary:
     n_base = min(N_QWEN_BASE, n_vocab - len(SPECIAL_TOKENS))
     if n_base <= len(alphabet):
         least = len(alphabet) + 1 + len(SPECIAL_TOKENS)
-        raise InputError(f"--n-vocab is {n_vocab}, expected {least} or more: bytes, one merge and special tokens")
+        raise InputError(
+            f"--n-vocab is {n_vocab}, expected {least} or more: bytes, one merge and special tokens"
+        )
     vowels = "aeiouAEIOU"
     syllables = [(c, v) for c in alphabet if c.isascii() and c.isalpha() and c not in vowels for v in vowels]
-    pairs = (syllables + [(a + b, c + d) for a, b in syllables for c, d in syllables])[:n_base - len(alphabet)]
+    pairs = (syllables + [(a + b, c + d) for a, b in syllables for c, d in syllables])[
+        : n_base - len(alphabet)
+    ]
     texts = alphabet + [left + right for left, right in pairs]
     types: list[int] = [TokenType.NORMAL] * len(texts)
-    types += [TokenType.CONTROL if text.startswith("<|") else TokenType.USER_DEFINED for text in SPECIAL_TOKENS]
+    types += [
+        TokenType.CONTROL if text.startswith("<|") else TokenType.USER_DEFINED for text in SPECIAL_TOKENS
+    ]
     return Vocabulary(texts + SPECIAL_TOKENS, types, [f"{a} {b}" for a, b in pairs]).pad(n_vocab)
 
 
@@ -122,19 +161,37 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
         if text not in texts:
             raise InputError(f"{path}: its vocabulary has no token {text}, expected one of Qwen's")
     # old converters made padding user-defined tokens, which a tokenizer would look for in every text
-    types = [TokenType.UNUSED if text == f"[PAD{i}]" else kind for i, (text, kind) in enumerate(zip(texts, types))]
-    return Vocabulary(texts, types, file.metadata.array("tokenizer.ggml.merges", str), file.metadata.string("tokenizer.ggml.pre"))
+    types = [
+        TokenType.UNUSED if text == f"[PAD{i}]" else kind for i, (text, kind) in enumerate(zip(texts, types))
+    ]
+    return Vocabulary(
+        texts,
+        types,
+        file.metadata.array("tokenizer.ggml.merges", str),
+        file.metadata.string("tokenizer.ggml.pre"),
+    )
 
 
 # --- the file ---
 
-def write_model(path: Path, name: str, s: Shape, mix: str, vocab: Vocabulary, seed: int = 0, repeating: bool = False,
-                on_bytes: Callable[[int], object] = lambda n: None) -> None:
+
+def write_model(
+    path: Path,
+    name: str,
+    s: Shape,
+    mix: str,
+    vocab: Vocabulary,
+    seed: int = 0,
+    repeating: bool = False,
+    on_bytes: Callable[[int], object] = lambda n: None,
+) -> None:
     """Write the file, whole or not at all. `on_bytes` is called with the number of bytes whenever a piece of a tensor is written."""
     plans = plan_tensors(s, mix, same_output=repeating)
     with whole_file(path) as temporary, closing(GGUFWriter(temporary, s.arch)) as writer:
         for t in plans:
-            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.n_bytes, t.kind.id)  # a number: it may not know the type
+            writer.add_tensor_info(
+                t.name, t.shape, np.dtype(np.float32), t.n_bytes, t.kind.id
+            )  # a number: it may not know the type
         add_metadata(writer, name, s, mix, vocab)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -185,34 +242,80 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 # --- the command line ---
 
+
 def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """A flag for each number of a Shape, None where it is not given."""
     for field in reversed(fields(Shape)):
         if field.type in ("int", "float"):
             kind = click.IntRange(1, 2**24) if field.type == "int" else click.FloatRange(0, min_open=True)
-            command = click.option("--" + field.name.replace("_", "-"), type=kind, help=f"Instead of the preset's {field.name}.")(command)
+            command = click.option(
+                "--" + field.name.replace("_", "-"), type=kind, help=f"Instead of the preset's {field.name}."
+            )(command)
     return command
 
 
-@click.command(context_settings={"max_content_width": 110},
-               epilog="\b\nExample:\n  python scripts/make_model.py model.gguf --preset qwen3-0.6b --type Q4_K_M")
+@click.command(
+    context_settings={"max_content_width": 110},
+    epilog="\b\nExample:\n  python scripts/make_model.py model.gguf --preset qwen3-0.6b --type Q4_K_M",
+)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True,
-              help="The shape of a real model; with -24l-16e only so many of its layers and experts.")
-@click.option("--type", "mix", type=click.Choice(list(MIXES)), default="Q4_K_M", show_default=True,
-              help="The mix of tensor types, as llama-quantize chooses them.")
-@click.option("--repeating", is_flag=True, help=f"Weights with which greedy decoding goes round a cycle of {CYCLE} tokens.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="The same seed writes the same file.")
-@click.option("--vocab", type=click.Path(path_type=Path), metavar="FILE",
-              help="Take the vocabulary of this GGUF file. Default: Qwen's in ../shared where it is there and fits, else a made-up one.")
-@click.option("--tied/--untied", default=None,
-              help="Whether the embedding is also the output matrix. Default: the preset's; untied with --repeating.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="tiny",
+    show_default=True,
+    help="The shape of a real model; with -24l-16e only so many of its layers and experts.",
+)
+@click.option(
+    "--type",
+    "mix",
+    type=click.Choice(list(MIXES)),
+    default="Q4_K_M",
+    show_default=True,
+    help="The mix of tensor types, as llama-quantize chooses them.",
+)
+@click.option(
+    "--repeating",
+    is_flag=True,
+    help=f"Weights with which greedy decoding goes round a cycle of {CYCLE} tokens.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="The same seed writes the same file.",
+)
+@click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take the vocabulary of this GGUF file. Default: Qwen's in ../shared where it is there and fits, else a made-up one.",
+)
+@click.option(
+    "--tied/--untied",
+    default=None,
+    help="Whether the embedding is also the output matrix. Default: the preset's; untied with --repeating.",
+)
 @shape_options
-def make_model(out: Path, preset: str, mix: str, repeating: bool, seed: int, vocab: Path | None, tied: bool | None, **numbers: Any) -> None:
+def make_model(
+    out: Path,
+    preset: str,
+    mix: str,
+    repeating: bool,
+    seed: int,
+    vocab: Path | None,
+    tied: bool | None,
+    **numbers: Any,
+) -> None:
     """Write a GGUF model with random weights to OUT."""
     if repeating and tied:
         raise click.UsageError("--repeating needs an output matrix of its own, so it can't be --tied")
-    given = {key: value for key, value in (numbers | {"tied": False if repeating else tied}).items() if value is not None}
+    given = {
+        key: value
+        for key, value in (numbers | {"tied": False if repeating else tied}).items()
+        if value is not None
+    }
     shape = replace(PRESETS[preset], **given)
     name = f"Random {preset}" + (" (repeating)" if repeating else "")
     try:
@@ -222,12 +325,17 @@ def make_model(out: Path, preset: str, mix: str, repeating: bool, seed: int, voc
         words = read_vocabulary(vocab) if vocab else make_up_vocabulary(shape.n_vocab)
         if len(words.texts) > shape.n_vocab:
             if "n_vocab" in given:
-                raise InputError(f"{vocab}: has {len(words.texts)} tokens, more than --n-vocab {shape.n_vocab}")
+                raise InputError(
+                    f"{vocab}: has {len(words.texts)} tokens, more than --n-vocab {shape.n_vocab}"
+                )
             shape = replace(shape, n_vocab=len(words.texts))
         n_bytes = sum(t.n_bytes for t in plan_tensors(shape, mix, same_output=repeating))
         with tqdm(total=n_bytes, unit="B", unit_scale=True, desc=out.name, disable=None) as bar:
             write_model(out, name, shape, mix, words.pad(shape.n_vocab), seed, repeating, bar.update)
-        click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, vocabulary {f'of {vocab}' if vocab else 'made up'}", err=True)
+        click.echo(
+            f"{out}: {out.stat().st_size / 1e6:.1f} MB, vocabulary {f'of {vocab}' if vocab else 'made up'}",
+            err=True,
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     except QwenError as error:

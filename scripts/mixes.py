@@ -3,6 +3,7 @@
 Source: llama_tensor_get_type_impl, tensor_type_fallback and tensor_requires_imatrix in llama.cpp's llama-quant.cpp. Mixes of types that
 need an importance matrix are as with one, the others as without.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 class Place(NamedTuple):
     """Where a matrix is: layer i of `n_layer`; `n_gqa`: query heads for each key-value head; `nth` of its kind, as a layer can have two."""
+
     i: int
     n_layer: int
     n_gqa: int
@@ -34,6 +36,7 @@ Rule = Callable[[Place], "str | None"]
 
 class Mix(NamedTuple):
     """The type of most matrices, those of the output matrix and of an embedding that is not also that, and exceptions by name."""
+
     usual: str
     output: str = "Q6_K"
     embedding: str | None = None
@@ -59,8 +62,10 @@ def if_shared(kind: str, otherwise: str | None = None) -> Rule:
 
 def fewest_bits(kind: str, more: str, output: str | None = None) -> Mix:
     """The mixes of IQ2 and IQ1 types; `more` is what the embedding and the important layers get."""
-    rules: dict[str, Rule] = {"attn_v": lambda p: "Q4_K" if p.n_gqa >= 4 or p.n_expert >= 4 else more,
-                              "ffn_down": lambda p: more if p.nth < p.n_layer // 8 else None}
+    rules: dict[str, Rule] = {
+        "attn_v": lambda p: "Q4_K" if p.n_gqa >= 4 or p.n_expert >= 4 else more,
+        "ffn_down": lambda p: more if p.nth < p.n_layer // 8 else None,
+    }
     return Mix(kind, "Q5_K", more, rules | ({"attn_output": always(output)} if output else {}))
 
 
@@ -74,37 +79,112 @@ def middle(p: Place) -> str | None:
 
 
 MIXES = {
-    "F32": Mix("F32", "F32"), "F16": Mix("F16", "F16"), "BF16": Mix("BF16", "BF16"), "Q8_0": Mix("Q8_0", "Q8_0"), "Q4_0": Mix("Q4_0"),
-    "Q4_1": Mix("Q4_1"), "Q5_0": Mix("Q5_0"), "Q5_1": Mix("Q5_1"), "Q6_K": Mix("Q6_K"), "Q5_K_S": Mix("Q5_K"),
-    "Q5_K_M": Mix("Q5_K", rules=MORE), "Q4_K_M": Mix("Q4_K", rules=MORE),
-    "Q4_K_S": Mix("Q4_K", rules={"attn_v": lambda p: "Q5_K" if p.i < 4 else None, "ffn_down": first_eighth("Q5_K")}),
-    "Q3_K_S": Mix("Q3_K"), "Q3_K_L": Mix("Q3_K", rules=ALL_Q5),
-    "Q3_K_M": Mix("Q3_K", rules={"attn_v": lambda p: "Q5_K" if p.i < 2 else "Q4_K", "attn_output": always("Q4_K"),
-                                 "ffn_down": lambda p: "Q5_K" if p.i < p.n_layer // 16 else "Q4_K"}),
-    "Q2_K": Mix("Q2_K", rules={"attn_v": if_shared("Q4_K", "Q3_K"), "ffn_down": always("Q3_K"), "attn_output": always("Q3_K")}),
+    "F32": Mix("F32", "F32"),
+    "F16": Mix("F16", "F16"),
+    "BF16": Mix("BF16", "BF16"),
+    "Q8_0": Mix("Q8_0", "Q8_0"),
+    "Q4_0": Mix("Q4_0"),
+    "Q4_1": Mix("Q4_1"),
+    "Q5_0": Mix("Q5_0"),
+    "Q5_1": Mix("Q5_1"),
+    "Q6_K": Mix("Q6_K"),
+    "Q5_K_S": Mix("Q5_K"),
+    "Q5_K_M": Mix("Q5_K", rules=MORE),
+    "Q4_K_M": Mix("Q4_K", rules=MORE),
+    "Q4_K_S": Mix(
+        "Q4_K", rules={"attn_v": lambda p: "Q5_K" if p.i < 4 else None, "ffn_down": first_eighth("Q5_K")}
+    ),
+    "Q3_K_S": Mix("Q3_K"),
+    "Q3_K_L": Mix("Q3_K", rules=ALL_Q5),
+    "Q3_K_M": Mix(
+        "Q3_K",
+        rules={
+            "attn_v": lambda p: "Q5_K" if p.i < 2 else "Q4_K",
+            "attn_output": always("Q4_K"),
+            "ffn_down": lambda p: "Q5_K" if p.i < p.n_layer // 16 else "Q4_K",
+        },
+    ),
+    "Q2_K": Mix(
+        "Q2_K",
+        rules={
+            "attn_v": if_shared("Q4_K", "Q3_K"),
+            "ffn_down": always("Q3_K"),
+            "attn_output": always("Q3_K"),
+        },
+    ),
     "Q2_K_S": Mix("Q2_K", rules={"attn_v": if_shared("Q4_K"), "ffn_down": first_eighth("Q4_K")}),
-    "IQ4_NL": Mix("IQ4_NL", rules=IQ4), "IQ4_XS": Mix("IQ4_XS", rules=IQ4),
+    "IQ4_NL": Mix("IQ4_NL", rules=IQ4),
+    "IQ4_XS": Mix("IQ4_XS", rules=IQ4),
     "IQ3_S": Mix("IQ3_S", rules={"attn_v": if_shared("Q4_K")}),
-    "IQ3_M": Mix("IQ3_S", rules={"attn_v": always("Q4_K"), "attn_output": always("Q4_K"), "ffn_down":
-                                lambda p: "Q4_K" if p.i < p.n_layer // 8 or (p.n_expert == 8 and p.has_more_bits) else None}),
-    "IQ3_XS": Mix("IQ3_S", rules={"attn_v": if_shared("Q4_K"), "attn_q": always("IQ3_XXS"), "attn_k": always("IQ3_XXS"),
-                                  "ffn_gate": middle, "ffn_up": middle}),
-    "IQ3_XXS": Mix("IQ3_XXS", "Q5_K", "IQ3_S", {"attn_v": if_shared("Q4_K"), "attn_q": always("IQ2_S"), "attn_k": always("IQ2_S"),
-                                                "attn_output": always("IQ3_S")}),
-    "IQ2_M": fewest_bits("IQ2_S", "IQ3_S", "IQ3_S"), "IQ2_S": fewest_bits("IQ2_XS", "IQ3_S", "IQ3_S"),
-    "IQ2_XS": fewest_bits("IQ2_XS", "Q2_K"), "IQ2_XXS": fewest_bits("IQ2_XXS", "Q2_K"),
-    "IQ1_M": fewest_bits("IQ1_M", "Q2_K", "IQ2_XXS"), "IQ1_S": fewest_bits("IQ1_S", "Q2_K", "IQ2_XXS"),
-    "TQ1_0": Mix("TQ1_0", embedding="Q4_K"), "TQ2_0": Mix("TQ2_0", embedding="Q4_K"), "Q2_0": Mix("Q2_0", embedding="Q4_K"),
-    "Q1_0": Mix("Q1_0"), "MXFP4": Mix("MXFP4"), "NVFP4": Mix("NVFP4", embedding="Q6_K")}
+    "IQ3_M": Mix(
+        "IQ3_S",
+        rules={
+            "attn_v": always("Q4_K"),
+            "attn_output": always("Q4_K"),
+            "ffn_down": lambda p: (
+                "Q4_K" if p.i < p.n_layer // 8 or (p.n_expert == 8 and p.has_more_bits) else None
+            ),
+        },
+    ),
+    "IQ3_XS": Mix(
+        "IQ3_S",
+        rules={
+            "attn_v": if_shared("Q4_K"),
+            "attn_q": always("IQ3_XXS"),
+            "attn_k": always("IQ3_XXS"),
+            "ffn_gate": middle,
+            "ffn_up": middle,
+        },
+    ),
+    "IQ3_XXS": Mix(
+        "IQ3_XXS",
+        "Q5_K",
+        "IQ3_S",
+        {
+            "attn_v": if_shared("Q4_K"),
+            "attn_q": always("IQ2_S"),
+            "attn_k": always("IQ2_S"),
+            "attn_output": always("IQ3_S"),
+        },
+    ),
+    "IQ2_M": fewest_bits("IQ2_S", "IQ3_S", "IQ3_S"),
+    "IQ2_S": fewest_bits("IQ2_XS", "IQ3_S", "IQ3_S"),
+    "IQ2_XS": fewest_bits("IQ2_XS", "Q2_K"),
+    "IQ2_XXS": fewest_bits("IQ2_XXS", "Q2_K"),
+    "IQ1_M": fewest_bits("IQ1_M", "Q2_K", "IQ2_XXS"),
+    "IQ1_S": fewest_bits("IQ1_S", "Q2_K", "IQ2_XXS"),
+    "TQ1_0": Mix("TQ1_0", embedding="Q4_K"),
+    "TQ2_0": Mix("TQ2_0", embedding="Q4_K"),
+    "Q2_0": Mix("Q2_0", embedding="Q4_K"),
+    "Q1_0": Mix("Q1_0"),
+    "MXFP4": Mix("MXFP4"),
+    "NVFP4": Mix("NVFP4", embedding="Q6_K"),
+}
 """llama-quantize's names; the last two are none of its mixes, but all matrices of the layers in that type."""
 UNMIXED = {"F32", "F16", "BF16", "MXFP4", "NVFP4"}
 FALLBACKS = {
-    "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
-    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL")}
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+}
 """What llama-quantize takes for rows that are no multiple of the block."""
 
 
-EIGHT_Q5 = {"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"}
+EIGHT_Q5 = {
+    "Q2_K",
+    "IQ3_XS",
+    "IQ3_XXS",
+    "Q3_K_S",
+    "Q3_K_M",
+    "IQ4_NL",
+    "Q4_K_S",
+    "Q4_K_M",
+    "IQ3_S",
+    "IQ3_M",
+    "IQ4_XS",
+}
 FEWEST = {"IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
 
 

@@ -1,4 +1,5 @@
 """Random blocks of every tensor type: any bits, with scales that give weights of mean 0 and standard deviation WEIGHT_STD."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,29 +20,34 @@ class RandomBlock(NamedTuple):
     `halves` maps offsets of the block's float16 fields to their mean in units of the first, d; `std` is that of the weights for d = 1
     (of n equally likely steps it is sqrt((n*n - 1) / 12)). `signed`: d takes both signs, since the steps lean to one side.
     """
+
     halves: dict[int, float]
     std: float
     signed: bool = False
 
 
 RANDOM_BLOCKS = {  # layouts: ggml-common.h
-    "Q1_0": RandomBlock({0: 1}, 1),                         # d or -d
-    "Q2_0": RandomBlock({0: 1}, 1.23, signed=True),         # d * (q - 1)
-    "Q4_0": RandomBlock({0: 1}, 4.61, signed=True),         # d * (q - 8)
-    "Q4_1": RandomBlock({0: 1, 2: -7.5}, 4.8),              # d * q + m, more than 4.61 because d and m vary apart
-    "Q5_0": RandomBlock({0: 1}, 9.23, signed=True),         # d * (q - 16)
-    "Q5_1": RandomBlock({0: 1, 2: -15.5}, 9.63),            # d * q + m
-    "Q8_0": RandomBlock({0: 1}, 73.9),                      # d * q
-    "Q2_K": RandomBlock({80: 1, 82: 1.5}, 14.1),            # d * scale * q - dmin * min; scale and min are 0 .. 15, q is 0 .. 3
+    "Q1_0": RandomBlock({0: 1}, 1),  # d or -d
+    "Q2_0": RandomBlock({0: 1}, 1.23, signed=True),  # d * (q - 1)
+    "Q4_0": RandomBlock({0: 1}, 4.61, signed=True),  # d * (q - 8)
+    "Q4_1": RandomBlock({0: 1, 2: -7.5}, 4.8),  # d * q + m, more than 4.61 because d and m vary apart
+    "Q5_0": RandomBlock({0: 1}, 9.23, signed=True),  # d * (q - 16)
+    "Q5_1": RandomBlock({0: 1, 2: -15.5}, 9.63),  # d * q + m
+    "Q8_0": RandomBlock({0: 1}, 73.9),  # d * q
+    "Q2_K": RandomBlock(
+        {80: 1, 82: 1.5}, 14.1
+    ),  # d * scale * q - dmin * min; scale and min are 0 .. 15, q is 0 .. 3
     "Q3_K": RandomBlock({108: 1}, 18.5 * 2.35, signed=True),  # d * (scale - 32) * (q - 4), scale is 0 .. 63
-    "Q4_K": RandomBlock({0: 1, 2: 7.5}, 258),               # as Q2_K; scale and min are 0 .. 63, q is 0 .. 15
-    "Q5_K": RandomBlock({0: 1, 2: 15.5}, 527),              # the same with q 0 .. 31
+    "Q4_K": RandomBlock({0: 1, 2: 7.5}, 258),  # as Q2_K; scale and min are 0 .. 63, q is 0 .. 15
+    "Q5_K": RandomBlock({0: 1, 2: 15.5}, 527),  # the same with q 0 .. 31
     "Q6_K": RandomBlock({208: 1}, 73.9 * 18.5, signed=True),  # d * scale * (q - 32), scale is -128 .. 127
-    "TQ1_0": RandomBlock({52: 1}, 0.82, signed=True),       # d * (trit - 1)
-    "TQ2_0": RandomBlock({64: 1}, 1.23, signed=True),       # d * (q - 1), also with q = 3, which no quantizer writes
-    "IQ4_NL": RandomBlock({0: 1}, 67.7, signed=True),       # d * value of a table of 16
+    "TQ1_0": RandomBlock({52: 1}, 0.82, signed=True),  # d * (trit - 1)
+    "TQ2_0": RandomBlock(
+        {64: 1}, 1.23, signed=True
+    ),  # d * (q - 1), also with q = 3, which no quantizer writes
+    "IQ4_NL": RandomBlock({0: 1}, 67.7, signed=True),  # d * value of a table of 16
     "IQ4_XS": RandomBlock({0: 1}, 67.7 * 18.5, signed=True),  # d * (scale - 32) * value
-    "IQ3_XXS": RandomBlock({0: 1}, 143),                    # from here on d * scale * entry of a grid, with signs
+    "IQ3_XXS": RandomBlock({0: 1}, 143),  # from here on d * scale * entry of a grid, with signs
     "IQ3_S": RandomBlock({0: 1}, 141),
     "IQ2_XXS": RandomBlock({0: 1}, 53.7),
     "IQ2_XS": RandomBlock({0: 1}, 56.2),
@@ -70,7 +76,11 @@ def scale_nvfp4(rng: np.random.Generator, blocks: Blocks) -> None:
     blocks[:, :4] = rng.choice((3, 4, 5), (len(blocks), 4), p=(0.25, 0.35, 0.4))
 
 
-SCALES: dict[str, Callable[[np.random.Generator, Blocks], None]] = {"IQ1_M": scale_iq1_m, "MXFP4": scale_mxfp4, "NVFP4": scale_nvfp4}
+SCALES: dict[str, Callable[[np.random.Generator, Blocks], None]] = {
+    "IQ1_M": scale_iq1_m,
+    "MXFP4": scale_mxfp4,
+    "NVFP4": scale_nvfp4,
+}
 """Types whose scales are no halves of their own."""
 
 
@@ -95,5 +105,5 @@ def random_blocks(rng: np.random.Generator, kind: GGMLType, n_blocks: int) -> Bl
         half = mean * WEIGHT_STD / layout.std * rng.uniform(0.8, 1.2, n_blocks)
         if layout.signed:
             half *= rng.choice((-1, 1), n_blocks)
-        blocks[:, offset:offset + 2] = half.astype("<f2").view(np.uint8).reshape(n_blocks, 2)
+        blocks[:, offset : offset + 2] = half.astype("<f2").view(np.uint8).reshape(n_blocks, 2)
     return blocks

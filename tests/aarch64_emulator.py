@@ -3,6 +3,7 @@
 No compiler, linker or Python for aarch64 is needed. The program calls what a table at the beginning of the image lists, kernel, arguments,
 chunk and scratch, up to a kernel 0, and writes the image to its output.
 """
+
 import shutil
 import struct
 import subprocess
@@ -14,7 +15,9 @@ import numpy as np
 
 QEMU = shutil.which("qemu-aarch64")
 CODE, IMAGE = 0x400000, 0x10000000
-SECTION = struct.Struct("<IIQQQQIIQQ")  # sh_name, type, flags, addr, offset, size, link, info, addralign, entsize
+SECTION = struct.Struct(
+    "<IIQQQQIIQQ"
+)  # sh_name, type, flags, addr, offset, size, link, info, addralign, entsize
 SYMBOL, RELOCATION, PROGRAM = struct.Struct("<IBBHQQ"), struct.Struct("<QQq"), struct.Struct("<IIQQQQQQ")
 SYMBOLS, RELOCATIONS, NO_BITS, ALLOCATED = 2, 4, 8, 2
 START = [  # x19: the table
@@ -50,9 +53,11 @@ def link(code: bytes) -> tuple[bytes, dict[str, int]]:
         if flags & ALLOCATED:
             memory += bytes(-len(memory) % max(align, 1))
             places[i] = CODE + len(memory)
-            memory += bytes(size) if kind == NO_BITS else code[at:at + size]
+            memory += bytes(size) if kind == NO_BITS else code[at : at + size]
     symbols = list(symbols_of(code))
-    addresses = {i: places[section] + value for i, (_, section, value) in enumerate(symbols) if section in places}
+    addresses = {
+        i: places[section] + value for i, (_, section, value) in enumerate(symbols) if section in places
+    }
     for _, kind, _, _, at, size, _, target, _, _ in sections:
         if kind == RELOCATIONS and target in places:
             for start in range(at, at + size, RELOCATION.size):
@@ -62,8 +67,8 @@ def link(code: bytes) -> tuple[bytes, dict[str, int]]:
 
 
 def sections_of(code: bytes) -> list[tuple[int, ...]]:
-    offset, = struct.unpack_from("<Q", code, 0x28)
-    n_sections, = struct.unpack_from("<H", code, 0x3C)
+    (offset,) = struct.unpack_from("<Q", code, 0x28)
+    (n_sections,) = struct.unpack_from("<H", code, 0x3C)
     return [SECTION.unpack_from(code, offset + SECTION.size * i) for i in range(n_sections)]
 
 
@@ -74,12 +79,12 @@ def symbols_of(code: bytes) -> Iterator[tuple[str, int, int]]:
     names = sections[table[6]][4]
     for i in range(table[5] // SYMBOL.size):
         name, _, _, section, value, _ = SYMBOL.unpack_from(code, table[4] + SYMBOL.size * i)
-        yield code[names + name:code.index(b"\0", names + name)].decode(), section, value
+        yield code[names + name : code.index(b"\0", names + name)].decode(), section, value
 
 
 def relocate(memory: bytearray, place: int, kind: int, target: int) -> None:
     at = place - CODE
-    word, = struct.unpack_from("<I", memory, at)
+    (word,) = struct.unpack_from("<I", memory, at)
     if kind in (282, 283):  # JUMP26, CALL26
         word |= (target - place) >> 2 & 0x3FFFFFF
     elif kind == 275:  # ADR_PREL_PG_HI21
@@ -95,7 +100,12 @@ def relocate(memory: bytearray, place: int, kind: int, target: int) -> None:
 def program(code: bytes, image: bytes) -> bytes:
     """An executable ELF file with the code, and behind it the image, on pages of their own."""
     parts = [(5, CODE, code), (6, IMAGE, image)]
-    header, body = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, CODE, 64, 0, 0, 64, 56, 2, 64, 0, 0), b""
+    header, body = (
+        b"\x7fELF\x02\x01\x01"
+        + bytes(9)
+        + struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, CODE, 64, 0, 0, 64, 56, 2, 64, 0, 0),
+        b"",
+    )
     for flags, address, content in parts:
         body += bytes(-(len(body)) % 4096)
         header += PROGRAM.pack(1, flags, 4096 + len(body), address, address, len(content), len(content), 4096)
@@ -136,19 +146,35 @@ class Image:
                 array[...] = np.frombuffer(content, array.dtype, array.size, start).reshape(array.shape)
 
 
-def run(cpu: str, code: bytes, entry: str, args: Sequence[Any], n_chunks: int, scratch_bytes: int, known: Sequence[np.ndarray],
-        folder: Path) -> None:
+def run(
+    cpu: str,
+    code: bytes,
+    entry: str,
+    args: Sequence[Any],
+    n_chunks: int,
+    scratch_bytes: int,
+    known: Sequence[np.ndarray],
+    folder: Path,
+) -> None:
     """Call a kernel of an object file on a CPU that qemu knows. Addresses that it finds in memory are in arrays of `known`."""
     linked, entries = link(code)
     image = Image(32 * (n_chunks + 1), [*(a for a in args if isinstance(a, np.ndarray)), *known])
-    words = image.put(np.array([a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in args], np.int64))
+    words = image.put(
+        np.array([a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in args], np.int64)
+    )
     scratch = image.put(np.zeros(scratch_bytes + 64, np.uint8))
-    table = [(entries[entry], words, chunk, scratch) for chunk in range(n_chunks)] + [(0, len(image.content), 0, 0)]
-    image.content[:32 * len(table)] = np.array(table, np.int64).tobytes()
+    table = [(entries[entry], words, chunk, scratch) for chunk in range(n_chunks)] + [
+        (0, len(image.content), 0, 0)
+    ]
+    image.content[: 32 * len(table)] = np.array(table, np.int64).tobytes()
     path = folder / "program"
     path.write_bytes(program(linked, bytes(image.content)))
     path.chmod(0o755)
     with open(folder / "out", "wb") as out:
-        result = subprocess.run([str(QEMU), "-cpu", cpu, str(path)], stdout=out, stderr=subprocess.PIPE, timeout=60, check=False)
-    assert result.returncode == 0, f"{entry} on {cpu}: exit code {result.returncode} {result.stderr.decode()[-300:]}"
+        result = subprocess.run(
+            [str(QEMU), "-cpu", cpu, str(path)], stdout=out, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert result.returncode == 0, (
+        f"{entry} on {cpu}: exit code {result.returncode} {result.stderr.decode()[-300:]}"
+    )
     image.copy_back((folder / "out").read_bytes())

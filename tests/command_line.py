@@ -1,4 +1,5 @@
 """What the tests of the commands share: the story that their model tells, and ways to call `qwencli`."""
+
 import os
 import select
 import shutil
@@ -12,8 +13,25 @@ from typing import Any, NamedTuple
 
 from gguf_builder import STORY, TOKENS
 
-QWENCLI = shutil.which("qwencli", path=str(Path(sys.executable).parent)) or "qwencli is not installed beside this Python"
-COMMANDS = ["bench", "chat", "detokenize", "doctor", "info", "list", "perplexity", "pull", "rm", "run", "serve", "tokenize", "warmup"]
+QWENCLI = (
+    shutil.which("qwencli", path=str(Path(sys.executable).parent))
+    or "qwencli is not installed beside this Python"
+)
+COMMANDS = [
+    "bench",
+    "chat",
+    "detokenize",
+    "doctor",
+    "info",
+    "list",
+    "perplexity",
+    "pull",
+    "rm",
+    "run",
+    "serve",
+    "tokenize",
+    "warmup",
+]
 TEXT = "abcdefghijklmnopqrstuvwxyzé the"
 IDS = [TOKENS.index(t) for t in STORY]
 """What gguf_builder.reciter answers, as text and as ids."""
@@ -31,8 +49,14 @@ Call = Callable[..., Result]
 
 def process(*args: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Run the installed command. The time that it may take includes what a first run compiles, on a busy machine of one core."""
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    done: subprocess.CompletedProcess[bytes] = subprocess.run([QWENCLI, *map(str, args)], timeout=300, **(streams | options))
+    streams: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
+        [QWENCLI, *map(str, args)], timeout=300, **(streams | options)
+    )
     return done
 
 

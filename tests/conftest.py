@@ -1,4 +1,5 @@
 """Where the tests find what is not part of the repository, and how they call commands."""
+
 import io
 import sys
 from pathlib import Path
@@ -26,7 +27,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose answer is known: command_line.TEXT. It has run once: what a first run compiles it would announce on stderr."""
     path = reciter().write(tmp_path_factory.mktemp("models") / "story.gguf")
     process("run", "-m", path, "-p", "hi", "--temp", "0")
-    process("perplexity", "-m", path, "-f", "-", "-c", "16", "--chunks", "3", stdin=None, input=b"the and in a " * 30)
+    process(
+        "perplexity",
+        "-m",
+        path,
+        "-f",
+        "-",
+        "-c",
+        "16",
+        "--chunks",
+        "3",
+        stdin=None,
+        input=b"the and in a " * 30,
+    )
     return path
 
 
@@ -42,4 +55,5 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.Ca
         code = main([str(a) for a in args])
         out, err = capfdbinary.readouterr()
         return Result(code, out.decode("utf-8"), err.decode("utf-8"))
+
     return call

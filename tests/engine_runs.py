@@ -1,4 +1,5 @@
 """Running an engine to the end, or not yet."""
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,6 +3,7 @@
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A key-value pair is `key: (type, value)` with a type of TYPES, or with
 one in brackets for an array: `"a.b": ("u32", 3)`, `"c": ("[str]", ["x", "y"])`, `"d": ("[[u8]]", [[1], [2, 3]])`.
 """
+
 from __future__ import annotations
 
 import struct
@@ -13,9 +14,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TYPES = {"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8, "u64": 10, "i64": 11, "f64": 12}
+TYPES = {
+    "u8": 0,
+    "i8": 1,
+    "u16": 2,
+    "i16": 3,
+    "u32": 4,
+    "i32": 5,
+    "f32": 6,
+    "bool": 7,
+    "str": 8,
+    "u64": 10,
+    "i64": 11,
+    "f64": 12,
+}
 ARRAY = 9
-CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "B", "u64": "Q", "i64": "q", "f64": "d"}
+CODES = {
+    "u8": "B",
+    "i8": "b",
+    "u16": "H",
+    "i16": "h",
+    "u32": "I",
+    "i32": "i",
+    "f32": "f",
+    "bool": "B",
+    "u64": "Q",
+    "i64": "q",
+    "f64": "d",
+}
 F32 = 0  # ggml's number of the tensor type
 
 
@@ -36,7 +62,9 @@ def type_id(kind: str) -> int:
 def value(kind: str, content: Any) -> bytes:
     if kind.startswith("["):
         elem = kind[1:-1]
-        return number("I", type_id(elem)) + number("Q", len(content)) + b"".join(value(elem, c) for c in content)
+        return (
+            number("I", type_id(elem)) + number("Q", len(content)) + b"".join(value(elem, c) for c in content)
+        )
     return string(content) if kind == "str" else number(CODES[kind], content)
 
 
@@ -46,6 +74,7 @@ def pair(key: str | bytes, kind: str, content: Any) -> bytes:
 
 class Tensor(NamedTuple):
     """`dims` is in the file's order, fastest first. With `offset` None it follows the tensor before it."""
+
     name: str | bytes
     dims: tuple[int, ...]
     type: int
@@ -61,6 +90,7 @@ def f32(name: str, array: Any) -> Tensor:
 @dataclass
 class Gguf:
     """What the file holds; `n_tensors` and `n_kv`, if given, are the lies that its header tells."""
+
     metadata: dict[str, tuple[str, Any]] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     version: int = 3
@@ -75,7 +105,9 @@ class Gguf:
             data += bytes(-len(data) % padding)
             offset = len(data) if t.offset is None else t.offset
             dims = b"".join(number("Q", d) for d in t.dims)
-            table += string(t.name) + number("I", len(t.dims)) + dims + number("I", t.type) + number("Q", offset)
+            table += (
+                string(t.name) + number("I", len(t.dims)) + dims + number("I", t.type) + number("Q", offset)
+            )
             data += t.data
         n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
         n_kv = len(self.metadata) if self.n_kv is None else self.n_kv
@@ -100,8 +132,10 @@ BYTES = [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRI
 MERGES = ["Ġ t", "h e", "Ġt he", "a n", "an d", "Ġ a", "i n", "in g"]
 SPECIAL = {"<|endoftext|>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<think>": USER_DEFINED}
 TOKENS = BYTES + [merge.replace(" ", "") for merge in MERGES] + list(SPECIAL)
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 N_LAYER, N_EMBD, N_FF, N_HEAD, N_HEAD_KV, HEAD_DIM, N_CTX = 2, 32, 64, 4, 2, 16, 128
 """HEAD_DIM is qwen3's; qwen2 files don't name theirs, which is N_EMBD / N_HEAD."""
@@ -110,19 +144,35 @@ N_LAYER, N_EMBD, N_FF, N_HEAD, N_HEAD_KV, HEAD_DIM, N_CTX = 2, 32, 64, 4, 2, 16,
 def tiny(arch: str = "qwen3", seed: int = 0) -> Gguf:
     """A model that runs, with random F32 weights: qwen3 with tied embeddings, or qwen2 with biases and an output matrix of its own."""
     head_dim = HEAD_DIM if arch == "qwen3" else N_EMBD // N_HEAD
-    file = Gguf({
-        "general.architecture": ("str", arch), "general.name": ("str", "tiny"), "general.file_type": ("u32", 0),
-        f"{arch}.block_count": ("u32", N_LAYER), f"{arch}.context_length": ("u32", N_CTX), f"{arch}.embedding_length": ("u32", N_EMBD),
-        f"{arch}.feed_forward_length": ("u32", N_FF), f"{arch}.attention.head_count": ("u32", N_HEAD),
-        f"{arch}.attention.head_count_kv": ("u32", N_HEAD_KV), f"{arch}.attention.layer_norm_rms_epsilon": ("f32", 1e-6),
-        f"{arch}.rope.freq_base": ("f32", 1e6), "tokenizer.ggml.model": ("str", "gpt2"), "tokenizer.ggml.pre": ("str", "qwen2"),
-        "tokenizer.ggml.tokens": ("[str]", TOKENS),
-        "tokenizer.ggml.token_type": ("[i32]", [SPECIAL.get(token, NORMAL) for token in TOKENS]),
-        "tokenizer.ggml.merges": ("[str]", MERGES), "tokenizer.ggml.eos_token_id": ("u32", TOKENS.index("<|im_end|>")),
-        "tokenizer.ggml.bos_token_id": ("u32", TOKENS.index("<|endoftext|>")), "tokenizer.ggml.add_bos_token": ("bool", False),
-        "tokenizer.chat_template": ("str", TEMPLATE)})
+    file = Gguf(
+        {
+            "general.architecture": ("str", arch),
+            "general.name": ("str", "tiny"),
+            "general.file_type": ("u32", 0),
+            f"{arch}.block_count": ("u32", N_LAYER),
+            f"{arch}.context_length": ("u32", N_CTX),
+            f"{arch}.embedding_length": ("u32", N_EMBD),
+            f"{arch}.feed_forward_length": ("u32", N_FF),
+            f"{arch}.attention.head_count": ("u32", N_HEAD),
+            f"{arch}.attention.head_count_kv": ("u32", N_HEAD_KV),
+            f"{arch}.attention.layer_norm_rms_epsilon": ("f32", 1e-6),
+            f"{arch}.rope.freq_base": ("f32", 1e6),
+            "tokenizer.ggml.model": ("str", "gpt2"),
+            "tokenizer.ggml.pre": ("str", "qwen2"),
+            "tokenizer.ggml.tokens": ("[str]", TOKENS),
+            "tokenizer.ggml.token_type": ("[i32]", [SPECIAL.get(token, NORMAL) for token in TOKENS]),
+            "tokenizer.ggml.merges": ("[str]", MERGES),
+            "tokenizer.ggml.eos_token_id": ("u32", TOKENS.index("<|im_end|>")),
+            "tokenizer.ggml.bos_token_id": ("u32", TOKENS.index("<|endoftext|>")),
+            "tokenizer.ggml.add_bos_token": ("bool", False),
+            "tokenizer.chat_template": ("str", TEMPLATE),
+        }
+    )
     if arch == "qwen3":
-        file.metadata |= {"qwen3.attention.key_length": ("u32", head_dim), "qwen3.attention.value_length": ("u32", head_dim)}
+        file.metadata |= {
+            "qwen3.attention.key_length": ("u32", head_dim),
+            "qwen3.attention.value_length": ("u32", head_dim),
+        }
     random = np.random.default_rng(seed)
 
     def add(name: str, *shape: int) -> None:
@@ -181,6 +231,16 @@ def parts(file: Gguf, n_parts: int) -> list[Gguf]:
     per_part = -(-len(file.tensors) // n_parts)
     split = []
     for i in range(n_parts):
-        about = {"split.no": ("u16", i), "split.count": ("u16", n_parts), "split.tensors.count": ("i32", len(file.tensors))}
-        split.append(Gguf((file.metadata if i == 0 else {}) | about, file.tensors[i * per_part:(i + 1) * per_part], file.version))
+        about = {
+            "split.no": ("u16", i),
+            "split.count": ("u16", n_parts),
+            "split.tensors.count": ("i32", len(file.tensors)),
+        }
+        split.append(
+            Gguf(
+                (file.metadata if i == 0 else {}) | about,
+                file.tensors[i * per_part : (i + 1) * per_part],
+                file.version,
+            )
+        )
     return split

@@ -1,4 +1,5 @@
 """Arrays that lie against pages which may be neither read nor written: a kernel that leaves its tensor by one byte ends the process."""
+
 import ctypes
 import mmap
 import sys
@@ -17,7 +18,7 @@ def guarded(array: np.ndarray, side: str) -> np.ndarray:
     region = mmap.mmap(-1, (n_pages + 2) * PAGE)
     base = np.frombuffer(region, np.uint8)
     start = PAGE if side == "before" else (n_pages + 1) * PAGE - array.nbytes
-    memory = base[start:start + array.nbytes].view(array.dtype).reshape(array.shape)
+    memory = base[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     memory[...] = array
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

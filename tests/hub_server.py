@@ -2,6 +2,7 @@
 
 The API: https://huggingface.co/docs/hub/api; the headers of files: huggingface_hub's constants.
 """
+
 import hashlib
 import json
 import threading
@@ -21,6 +22,7 @@ class Hub:
     a file ends after `broken_after[file]` bytes (or `hangs` there), and a download of the rest has `status_after_break`. With `redirects`
     files lie on another host. A download begins when `n_askers` have asked for the file's facts. `requests` are what was asked: method,
     path, Range, whether with the token."""
+
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     status: int | None = None
     status_after_break: int | None = None
@@ -41,7 +43,11 @@ class Hub:
 
     def ranges(self, file: str) -> list[str | None]:
         """The Range of each download of a file."""
-        return [range_ for method, path, range_, _ in self.requests if method == "GET" and path.endswith(f"/resolve/main/{file}")]
+        return [
+            range_
+            for method, path, range_, _ in self.requests
+            if method == "GET" and path.endswith(f"/resolve/main/{file}")
+        ]
 
     def sha256(self, file: str, content: bytes) -> str:
         return hashlib.sha256(content + (b"lie" if file in self.lies else b"")).hexdigest()
@@ -61,7 +67,9 @@ class Handler(BaseHTTPRequestHandler):
         if url.path == "/api/agent-harnesses":  # a newer library's own curiosity
             return self.refuse(404)
         token = self.headers.get("Authorization")
-        hub.requests.append((self.command, unquote(url.path), self.headers.get("Range"), token == f"Bearer {hub.token}"))
+        hub.requests.append(
+            (self.command, unquote(url.path), self.headers.get("Range"), token == f"Bearer {hub.token}")
+        )
         parts = unquote(url.path).strip("/").split("/")
         if hub.status:
             return self.refuse(hub.status)
@@ -71,7 +79,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_file("/".join(parts[3:]), hub.files["/".join(parts[1:3])])
         if parts == ["api", "models"]:
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
-            found = [repo for repo in hub.files if query["search"].lower() in repo.lower() and repo.startswith(query.get("author", ""))]
+            found = [
+                repo
+                for repo in hub.files
+                if query["search"].lower() in repo.lower() and repo.startswith(query.get("author", ""))
+            ]
             return self.answer([{"id": repo, "private": False, "tags": [], "downloads": 0} for repo in found])
         repo = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
         allowed = token == f"Bearer {hub.token}"
@@ -80,17 +92,39 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in hub.files or (repo in hub.private and not allowed):
             return self.refuse(404 if allowed else 401, "RepoNotFound" if allowed else None)
         if parts[:2] == ["api", "models"]:
-            return self.answer({
-                "id": repo, "modelId": repo, "sha": COMMIT, "private": False, "gated": repo in hub.gated, "tags": [], "downloads": 0,
-                "siblings": [{"rfilename": name, "size": len(content), "blobId": "0" * 40,
-                              "lfs": {"sha256": hub.sha256(name, content), "size": len(content), "pointerSize": 130}}
-                             for name, content in hub.files[repo].items()]})
+            return self.answer(
+                {
+                    "id": repo,
+                    "modelId": repo,
+                    "sha": COMMIT,
+                    "private": False,
+                    "gated": repo in hub.gated,
+                    "tags": [],
+                    "downloads": 0,
+                    "siblings": [
+                        {
+                            "rfilename": name,
+                            "size": len(content),
+                            "blobId": "0" * 40,
+                            "lfs": {
+                                "sha256": hub.sha256(name, content),
+                                "size": len(content),
+                                "pointerSize": 130,
+                            },
+                        }
+                        for name, content in hub.files[repo].items()
+                    ],
+                }
+            )
         if repo in hub.gated and not allowed:
             return self.refuse(403 if token else 401, "GatedRepo")
         assert parts[2:4] == ["resolve", "main"], self.path
         if hub.redirects and self.command == "GET":
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere/{repo}/{'/'.join(parts[4:])}")
+            self.send_header(
+                "Location",
+                f"http://localhost:{self.server.server_address[1]}/elsewhere/{repo}/{'/'.join(parts[4:])}",
+            )
             self.send_header("Content-Length", "0")
             return self.end_headers()
         self.send_file("/".join(parts[4:]), hub.files[repo])
@@ -134,7 +168,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        while sum(method == "HEAD" for method, *_ in hub.requests) < hub.n_askers and not hub.ended.wait(0.01):
+        while sum(method == "HEAD" for method, *_ in hub.requests) < hub.n_askers and not hub.ended.wait(
+            0.01
+        ):
             pass
         end = hub.broken_after.pop(name, len(content))
         self.wfile.write(content[start:end])

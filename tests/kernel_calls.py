@@ -1,4 +1,5 @@
 """Kernels called one by one, outside a program: the arguments as numbers, the memory against protected pages."""
+
 import ctypes
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +39,11 @@ class Quantized:
         self.d = guarded(np.zeros((n, max(d // 4, 1)), np.float32), side)
         self.sums = guarded(np.zeros((n, max(sums // 2, 2)), np.int16), side)
         if kind != "float":
-            call(isa, f"ops:prepare:copy:{kind}", [np.array([n]), n, self.x, 0, n_cols, self.x, self.q, self.d, self.sums, 0])
+            call(
+                isa,
+                f"ops:prepare:copy:{kind}",
+                [np.array([n]), n, self.x, 0, n_cols, self.x, self.q, self.d, self.sums, 0],
+            )
 
     def dequantized(self) -> np.ndarray:
         """What the kernels multiply with, as float64."""
@@ -49,14 +54,39 @@ class Quantized:
         n, n_blocks = self.d.shape
         return (self.q.reshape(n, n_blocks, -1) * self.d[..., None].astype(np.float64)).reshape(n, -1)
 
-    def multiply(self, isa: str, name: str, form: str, w: np.ndarray, bias: np.ndarray | None = None, residual: np.ndarray | None = None,
-                 scale: float = 1.0, chunk_rows: int = 32, tile: str | None = None) -> np.ndarray:
+    def multiply(
+        self,
+        isa: str,
+        name: str,
+        form: str,
+        w: np.ndarray,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        scale: float = 1.0,
+        chunk_rows: int = 32,
+        tile: str | None = None,
+    ) -> np.ndarray:
         """y = scale * x W^T + bias + residual by the kernel for format `name`, w uint8 [rows, bytes a row]; `scale` for a scaled one."""
         n, n_cols = self.x.shape
         y = guarded(np.full((n, len(w)), np.nan, np.float32), self.side)
         weights = guarded(w, self.side)
         spec = Tiles(isa).one(name, n_cols) if form == "one" else Tiles(isa).many(name, tile)
-        args = [np.array([n]), chunk_rows, weights, w.shape[1], len(w), n_cols, self.x, self.q, self.d, self.sums, y, 4 * len(w),
-                0 if bias is None else bias, 0 if residual is None else residual, guarded(np.float32([scale]), self.side)]
+        args = [
+            np.array([n]),
+            chunk_rows,
+            weights,
+            w.shape[1],
+            len(w),
+            n_cols,
+            self.x,
+            self.q,
+            self.d,
+            self.sums,
+            y,
+            4 * len(w),
+            0 if bias is None else bias,
+            0 if residual is None else residual,
+            guarded(np.float32([scale]), self.side),
+        ]
         call(isa, spec, args, -(-len(w) // chunk_rows), layout.panel_bytes(self.kind, n_cols))
         return y

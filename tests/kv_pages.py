@@ -1,4 +1,5 @@
 """A head's keys and values of whole pages, as the files in kernels/kv say that they lie, quantized by the `gguf` package."""
+
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize, quantize
 

@@ -1,4 +1,5 @@
 """What the tests of llama.cpp's API ask a server with."""
+
 import json
 from typing import Any
 

@@ -2,6 +2,7 @@
 
 A test holds it against transformers; others take their expected logits from it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,16 @@ def forward(c: Config, tensors: Mapping[str, F32], tokens: Sequence[int]) -> dic
 
     def rope(x: F64) -> F64:
         angle = np.arange(n)[:, None] * c["rope_theta"] ** (-np.arange(0, d, 2) / d)
-        turn = np.exp(1j * angle)[:, None] * (x[..., :d // 2] + 1j * x[..., d // 2:])
+        turn = np.exp(1j * angle)[:, None] * (x[..., : d // 2] + 1j * x[..., d // 2 :])
         return np.concatenate([turn.real, turn.imag], -1)
 
     x = w["token_embd.weight"][list(tokens)]
     for i in range(c["num_hidden_layers"]):
+
         def project(h: F64, which: str, n_heads: int, i: int = i) -> F64:
-            y = (h @ w[f"blk.{i}.attn_{which}.weight"].T + w.get(f"blk.{i}.attn_{which}.bias", 0)).reshape(n, n_heads, d)
+            y = (h @ w[f"blk.{i}.attn_{which}.weight"].T + w.get(f"blk.{i}.attn_{which}.bias", 0)).reshape(
+                n, n_heads, d
+            )
             norm = w.get(f"blk.{i}.attn_{which}_norm.weight")
             return y if norm is None else rms_norm(y, norm)
 
@@ -58,4 +62,4 @@ def greedy(c: Config, tensors: Mapping[str, F32], prompt: Sequence[int], n: int)
     tokens = list(prompt)
     for _ in range(n):
         tokens.append(int(forward(c, tensors, tokens)["result_output"][-1].argmax()))
-    return tokens[len(prompt):]
+    return tokens[len(prompt) :]

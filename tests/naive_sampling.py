@@ -1,4 +1,5 @@
 """Samplers as their papers define them, on lists of (token, logit) in no order: twins for the tests, without a thought for speed."""
+
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +37,11 @@ def shortest(tokens: list[int], p: dict[int, float], enough: float, min_keep: in
 
 
 def top_p(pairs: Pairs, p: float, min_keep: int = 0) -> Pairs:
-    return pairs if p >= 1 else keep(pairs, shortest([i for i, _ in sort(pairs)], softmax(pairs), p, min_keep, more=False))
+    return (
+        pairs
+        if p >= 1
+        else keep(pairs, shortest([i for i, _ in sort(pairs)], softmax(pairs), p, min_keep, more=False))
+    )
 
 
 def min_p(pairs: Pairs, p: float, min_keep: int = 0) -> Pairs:
@@ -82,7 +87,12 @@ def dynamic_temperature(pairs: Pairs, temp: float, spread: float, exponent: floa
 
 def penalties(pairs: Pairs, recent: Sequence[int], repeat: float, frequency: float, presence: float) -> Pairs:
     counts = Counter(recent)
-    return [(i, (x * repeat if x <= 0 else x / repeat) - counts[i] * frequency - presence) if i in counts else (i, x) for i, x in pairs]
+    return [
+        (i, (x * repeat if x <= 0 else x / repeat) - counts[i] * frequency - presence)
+        if i in counts
+        else (i, x)
+        for i, x in pairs
+    ]
 
 
 def logit_bias(pairs: Pairs, bias: Sequence[tuple[int, float]]) -> Pairs:
@@ -90,11 +100,15 @@ def logit_bias(pairs: Pairs, bias: Sequence[tuple[int, float]]) -> Pairs:
     return [pair for pair in changed if pair[1] > -math.inf]
 
 
-def repetitions(tokens: Sequence[int], allowed_length: int, breakers: dict[int, list[tuple[int, ...]]]) -> dict[int, int]:
+def repetitions(
+    tokens: Sequence[int], allowed_length: int, breakers: dict[int, list[tuple[int, ...]]]
+) -> dict[int, int]:
     """Of each token that followed an earlier occurrence of the text's end, the length of the longest one behind the last breaker."""
     start = 0
     for i, head in enumerate(tokens):
-        complete = [len(tail) for tail in breakers.get(head, []) if tuple(tokens[i + 1:i + 1 + len(tail)]) == tail]
+        complete = [
+            len(tail) for tail in breakers.get(head, []) if tuple(tokens[i + 1 : i + 1 + len(tail)]) == tail
+        ]
         start = i + 1 + max(complete) if complete else start
     found: dict[int, int] = {}
     for place in range(1, len(tokens)):

@@ -1,4 +1,5 @@
 """A server on this machine that says what a test tells it to, in OpenAI's protocol or not."""
+
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ class Request(NamedTuple):
 
 class Reply(NamedTuple):
     """What to answer. Each of `pieces` is a chunk of its own on the wire, so that the client reads it alone. `broken`: without the end."""
+
     pieces: Iterable[bytes]
     status: int = 200
     headers: Mapping[str, str] = {"Content-Type": "text/event-stream"}
@@ -29,7 +31,10 @@ def event(value: Any) -> bytes:
 
 
 def delta(finish: str | None = None, **fields: Any) -> dict[str, Any]:
-    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": fields, "finish_reason": finish}]}
+    return {
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": fields, "finish_reason": finish}],
+    }
 
 
 def stream(*chunks: Any, done: bool = True) -> bytes:

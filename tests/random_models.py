@@ -1,4 +1,5 @@
 """Models with random weights of every type that there are kernels for, by scripts/make_model.py."""
+
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,9 @@ def load_script() -> Any:
         spec = importlib.util.spec_from_file_location("make_model", SCRIPT)
         assert spec is not None
         assert spec.loader is not None
-        sys.modules["make_model"] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        sys.modules["make_model"] = module = importlib.util.module_from_spec(
+            spec
+        )  # dataclasses look their module up
         spec.loader.exec_module(module)
     return sys.modules["make_model"]
 
@@ -45,5 +48,7 @@ def compile_together(models: Sequence[Model], fetch: Callable[[Model], Sequence[
     for model in models:
         backend = CPUBackend(model, 1)
         for room in 1, 8:
-            specs.update(backend._lower(tuple(fetch(model)), (), {N_TOKENS: room, N_OUTPUTS: room}, "choose").specs)
+            specs.update(
+                backend._lower(tuple(fetch(model)), (), {N_TOKENS: room, N_OUTPUTS: room}, "choose").specs
+            )
     backend._kernels.load(sorted(specs))

@@ -1,25 +1,56 @@
 """Random JSON schemas of the kinds that people use, of which every answer is short."""
+
 from __future__ import annotations
 
 import random
 from typing import Any
 
 Schema = dict[str, Any]
-NAMES = ["name", "age", "tags", "status", "id", "price", "address", "items", "is_active", "größe", "created-at", "x"]
+NAMES = [
+    "name",
+    "age",
+    "tags",
+    "status",
+    "id",
+    "price",
+    "address",
+    "items",
+    "is_active",
+    "größe",
+    "created-at",
+    "x",
+]
 WORDS = ["red", "green", "dark blue", "n/a", "Zürich", "日本", 'a "b"', "back\\slash", ""]
-PATTERNS = ["^[a-z]{2,5}$", r"^\d{3}-\d{4}$", "^(yes|no|maybe)$", "^[A-Z][a-z]{1,6}( [A-Z][a-z]{1,6})?$", "^#[0-9a-f]{6}$"]
+PATTERNS = [
+    "^[a-z]{2,5}$",
+    r"^\d{3}-\d{4}$",
+    "^(yes|no|maybe)$",
+    "^[A-Z][a-z]{1,6}( [A-Z][a-z]{1,6})?$",
+    "^#[0-9a-f]{6}$",
+]
 
 
 def random_schema(seed: int) -> Schema:
     """One of objects mostly, with definitions where it refers to some."""
     rng = random.Random(seed)
     kind = rng.choice([obj] * 6 + [array, any_of, linked, mapping])
-    integers = {"x": {"type": "integer", "minimum": 0, "maximum": 99}, "y": {"type": "integer", "minimum": -9, "maximum": 9}}
+    integers = {
+        "x": {"type": "integer", "minimum": 0, "maximum": 99},
+        "y": {"type": "integer", "minimum": -9, "maximum": 9},
+    }
     point = {"type": "object", "properties": integers, "required": ["x", "y"], "additionalProperties": False}
     next_node = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}
-    node = {"type": "object", "properties": {"value": any_schema(rng, 2), "next": next_node}, "required": ["value", "next"],
-            "additionalProperties": False}
-    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A thing", "description": "What it is"}
+    node = {
+        "type": "object",
+        "properties": {"value": any_schema(rng, 2), "next": next_node},
+        "required": ["value", "next"],
+        "additionalProperties": False,
+    }
+    about = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A thing",
+        "description": "What it is",
+    }
     return (about if rng.random() < 0.3 else {}) | kind(rng, 0) | {"$defs": {"point": point, "node": node}}
 
 
@@ -33,7 +64,11 @@ def any_schema(rng: random.Random, depth: int) -> Schema:
 def obj(rng: random.Random, depth: int) -> Schema:
     names = rng.sample(NAMES, rng.randint(0, 5 - depth))
     required = [name for name in names if rng.random() < 0.6]
-    schema: Schema = {"type": "object", "properties": {name: any_schema(rng, depth) for name in names}, "additionalProperties": False}
+    schema: Schema = {
+        "type": "object",
+        "properties": {name: any_schema(rng, depth) for name in names},
+        "additionalProperties": False,
+    }
     return schema | ({"required": required} if required else {})
 
 
@@ -44,11 +79,21 @@ def mapping(rng: random.Random, depth: int) -> Schema:
 
 def array(rng: random.Random, depth: int) -> Schema:
     low = rng.randint(0, 2)
-    return {"type": "array", "items": any_schema(rng, depth + 1), "minItems": low, "maxItems": low + rng.randint(0, 2)}
+    return {
+        "type": "array",
+        "items": any_schema(rng, depth + 1),
+        "minItems": low,
+        "maxItems": low + rng.randint(0, 2),
+    }
 
 
 def pair(rng: random.Random, depth: int) -> Schema:
-    return {"type": "array", "prefixItems": [any_schema(rng, depth), any_schema(rng, depth)], "items": False, "minItems": 2}
+    return {
+        "type": "array",
+        "prefixItems": [any_schema(rng, depth), any_schema(rng, depth)],
+        "items": False,
+        "minItems": 2,
+    }
 
 
 def any_of(rng: random.Random, depth: int) -> Schema:
@@ -57,8 +102,14 @@ def any_of(rng: random.Random, depth: int) -> Schema:
 
 def all_of(rng: random.Random, depth: int) -> Schema:
     a, b = rng.sample(NAMES, 2)
-    return {"allOf": [{"type": "object", "properties": {name: any_schema(rng, depth + 1)}, "required": [name]} for name in (a, b)],
-            "properties": {a: True, b: True}, "additionalProperties": False}
+    return {
+        "allOf": [
+            {"type": "object", "properties": {name: any_schema(rng, depth + 1)}, "required": [name]}
+            for name in (a, b)
+        ],
+        "properties": {a: True, b: True},
+        "additionalProperties": False,
+    }
 
 
 def linked(rng: random.Random, depth: int) -> Schema:
@@ -87,13 +138,22 @@ def const(rng: random.Random, depth: int) -> Schema:
 
 def integer(rng: random.Random, depth: int) -> Schema:
     low = rng.randint(-500, 500)
-    schema = {"type": "integer", rng.choice(["minimum", "exclusiveMinimum"]): low, rng.choice(["maximum", "exclusiveMaximum"]): low + 200}
+    schema = {
+        "type": "integer",
+        rng.choice(["minimum", "exclusiveMinimum"]): low,
+        rng.choice(["maximum", "exclusiveMaximum"]): low + 200,
+    }
     return schema | ({"multipleOf": rng.choice([2, 5, 10])} if rng.random() < 0.2 else {})
 
 
 def number(rng: random.Random, depth: int) -> Schema:
     low = rng.randint(-50, 50) / 4
-    return {"type": "number", rng.choice(["minimum", "exclusiveMinimum"]): low, "maximum": low + 7.25, "multipleOf": 0.25}
+    return {
+        "type": "number",
+        rng.choice(["minimum", "exclusiveMinimum"]): low,
+        "maximum": low + 7.25,
+        "multipleOf": 0.25,
+    }
 
 
 def boolean(rng: random.Random, depth: int) -> Schema:

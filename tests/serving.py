@@ -1,4 +1,5 @@
 """A real server for tests: `qwencli serve` as the command starts it, but in a thread of this process, on a port that is free."""
+
 import asyncio
 import threading
 import time
@@ -36,13 +37,28 @@ class Serving:
 
 
 @contextmanager
-def serving(llm: LLM | None = None, n_slots: int = 4, n_queue: int = 64, pooling: str = "last", apis: Sequence[API] | None = None,
-            **settings: Any) -> Iterator[Serving]:
+def serving(
+    llm: LLM | None = None,
+    n_slots: int = 4,
+    n_queue: int = 64,
+    pooling: str = "last",
+    apis: Sequence[API] | None = None,
+    **settings: Any,
+) -> Iterator[Serving]:
     """Serve `llm`, by default a demo model of its own, with the Config that `settings` make."""
     llm = llm or LLM(EMBEDDED, n_threads=2)
-    given = {"name": llm.file.path.name, "sampling": llm.sampling(), "template": llm.chat_template, "log_format": "none"}
+    given = {
+        "name": llm.file.path.name,
+        "sampling": llm.sampling(),
+        "template": llm.chat_template,
+        "log_format": "none",
+    }
     config = Config(**(given | settings))
-    service, sockets, started = Service(llm, n_slots, n_queue, pooling), run.listen("127.0.0.1", 0), threading.Event()
+    service, sockets, started = (
+        Service(llm, n_slots, n_queue, pooling),
+        run.listen("127.0.0.1", 0),
+        threading.Event(),
+    )
     server: run.Server | None = None
     loop = asyncio.new_event_loop()
     failures: list[BaseException] = []

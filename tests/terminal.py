@@ -1,4 +1,5 @@
 """A command at a terminal, driven as its user would."""
+
 from __future__ import annotations
 
 import os
@@ -20,12 +21,33 @@ class Terminal:
     """A process of `qwencli`."""
 
     def __init__(self, home: Path, *args: object, env: Mapping[str, str] = {}) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "OPENAI_API_KEY", "QWENCLI_MODEL")}
-        env = inherited | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | env
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("NO_COLOR", "OPENAI_API_KEY", "QWENCLI_MODEL")
+        }
+        env = (
+            inherited
+            | {
+                "HOME": str(home),
+                "XDG_STATE_HOME": str(home / "state"),
+                "TERM": "xterm",
+                "PROMPT_TOOLKIT_NO_CPR": "1",
+            }
+            | env
+        )
         if not env.get("QWENCLI_CACHE"):  # HOME decides where compiled kernels are looked for, too
             env["HOME"] = os.path.expanduser("~")
-        self.child = pexpect.spawn(QWENCLI, [str(a) for a in args], env=env, encoding="utf-8", timeout=60, dimensions=(24, 80), cwd=home,
-                                   preexec_fn=allow_ctrl_c)
+        self.child = pexpect.spawn(
+            QWENCLI,
+            [str(a) for a in args],
+            env=env,
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(24, 80),
+            cwd=home,
+            preexec_fn=allow_ctrl_c,
+        )
         self.child.delaybeforesend = None
         self.child.ptyproc.delayafterclose = 0
 

@@ -1,5 +1,6 @@
 """Kernels for aarch64, compiled on any machine for Linux: that they use the instructions of their set, and, in an emulator, that they are
 right."""
+
 import importlib
 import os
 import re
@@ -39,13 +40,27 @@ def products(isa_name: str, name: str) -> list[str]:
 PRODUCTS = [spec for name in SAMPLE for spec in products("neon", name)]
 KINDS = ["f32", "q8k", "q8_0", "bf16"]
 CACHE_TYPES = [("f16", "f16"), ("q8_0", "q4_0"), ("q4_0", "q8_0")]
-OTHERS = [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *(f"heads:store:{k}:{v}" for k, v in CACHE_TYPES), "heads:rotate",
-          *(f"attention:merge:64:{kind}" for kind in KINDS), "ops:add", "ops:gather",
-          *(f"ops:embed:{name.lower()}" for name in SAMPLE), *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu")
-          for kind in KINDS), *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]),
-          *(f"ops:prepare:{what}:f32" for what in ("gate", "share", "gated_norm")), "delta:conv:64:4", "delta:gates", "delta:scan:64",
-          *(f"experts:{what}" for what in ("route", "group", "spread", "one", "many", "combine")), "sampling:choose", "runtime:step",
-          "runtime:worker", "runtime:publish", "clock:read"]
+OTHERS = [
+    *(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES),
+    *(f"heads:store:{k}:{v}" for k, v in CACHE_TYPES),
+    "heads:rotate",
+    *(f"attention:merge:64:{kind}" for kind in KINDS),
+    "ops:add",
+    "ops:gather",
+    *(f"ops:embed:{name.lower()}" for name in SAMPLE),
+    *(f"ops:prepare:{what}:{kind}" for what in ("norm", "swiglu") for kind in KINDS),
+    *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]),
+    *(f"ops:prepare:{what}:f32" for what in ("gate", "share", "gated_norm")),
+    "delta:conv:64:4",
+    "delta:gates",
+    "delta:scan:64",
+    *(f"experts:{what}" for what in ("route", "group", "spread", "one", "many", "combine")),
+    "sampling:choose",
+    "runtime:step",
+    "runtime:worker",
+    "runtime:publish",
+    "clock:read",
+]
 COMPILED = {isa_name: [spec for name in EVERYWHERE for spec in products(isa_name, name)] for isa_name in CPUS}
 COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
@@ -76,8 +91,10 @@ class Kernel:
             jump = re.match(r"(?:b|b\.\w+|cbn?z|tbn?z)\s.*?(\.L\S+)$", line)
             if jump and labels[jump[1]] <= i:
                 loops.append((labels[jump[1]], i))
-        inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
-        self.loops = [self.instructions[a:b + 1] for a, b in inner]
+        inner = [
+            (a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)
+        ]
+        self.loops = [self.instructions[a : b + 1] for a, b in inner]
         self.names = Counter(line.split()[0] for line in self.instructions)
 
 
@@ -86,15 +103,19 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], K
     folder, processes, found = tmp_path_factory.mktemp("aarch64"), [], {}
     jobs = [(name, specs[i::2]) for name, specs in COMPILED.items() for i in range(2)]
     for first in range(0, len(jobs), 2):
-        for name, specs in jobs[first:first + 2]:
+        for name, specs in jobs[first : first + 2]:
             (folder / name).mkdir(exist_ok=True)
             command = [sys.executable, "-c", CHILD, name, str(folder / name), *specs]
-            processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}))
+            processes.append(
+                subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+            )
         assert [process.wait(300) for process in processes[-2:]] == [0, 0]
     for name, specs in COMPILED.items():
         for spec in specs:
             path = folder / name / spec.replace(":", "-")
-            found[name, spec] = Kernel(path.with_suffix(".o").read_bytes(), path.with_suffix(".s").read_text())
+            found[name, spec] = Kernel(
+                path.with_suffix(".o").read_bytes(), path.with_suffix(".s").read_text()
+            )
     return found
 
 
@@ -102,16 +123,22 @@ EVERY = [(name, spec) for name, specs in COMPILED.items() for spec in specs]
 
 
 @pytest.mark.parametrize(("isa_name", "spec"), EVERY)
-def test_kernels_call_nothing_outside(kernels: dict[tuple[str, str], Kernel], isa_name: str, spec: str) -> None:
+def test_kernels_call_nothing_outside(
+    kernels: dict[tuple[str, str], Kernel], isa_name: str, spec: str
+) -> None:
     """No library function for a conversion, an FMA, an atomic operation or a copy. And no SVE, which no set names."""
     symbols = list(emulator.symbols_of(kernels[isa_name, spec].code))
     assert [name for name, section, _ in symbols if section == 0 and name] == []
     assert jit.symbol(spec) in [name for name, _, _ in symbols]
-    assert not [line for line in kernels[isa_name, spec].instructions if re.search(r"\b[zp]\d+\.[bhsd]", line)]
+    assert not [
+        line for line in kernels[isa_name, spec].instructions if re.search(r"\b[zp]\d+\.[bhsd]", line)
+    ]
 
 
 @pytest.mark.parametrize(("name", "form"), [("Q8_0", 0), ("Q8_0", 1), ("Q6_K", 1)])
-def test_bytes_are_multiplied_by_the_instructions_for_it(kernels: dict[tuple[str, str], Kernel], name: str, form: int) -> None:
+def test_bytes_are_multiplied_by_the_instructions_for_it(
+    kernels: dict[tuple[str, str], Kernel], name: str, form: int
+) -> None:
     """In those kernels that are made of products of four bytes."""
     base, dotprod, i8mm = (kernels[isa_name, products(isa_name, name)[form]].names for isa_name in CPUS)
     dots = {"sdot", "udot", "usdot", "sudot", "smmla", "ummla", "usmmla"}
@@ -148,7 +175,10 @@ SCALAR = re.compile(r"f(mul|madd|msub|nmul|nmadd|nmsub) s|(mul|madd|msub) w")
 @pytest.mark.parametrize("spec", [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *PRODUCTS])
 def test_no_scalar_loops_where_time_is_spent(kernels: dict[tuple[str, str], Kernel], spec: str) -> None:
     """In the loops that do the work, with at least a quarter of the largest one's products of vectors, nine tenths of them are such."""
-    counts = [[sum(bool(pattern.match(line)) for line in loop) for pattern in (VECTOR, SCALAR)] for loop in kernels["neon", spec].loops]
+    counts = [
+        [sum(bool(pattern.match(line)) for line in loop) for pattern in (VECTOR, SCALAR)]
+        for loop in kernels["neon", spec].loops
+    ]
     most = max(vector for vector, _ in counts)
     assert most >= 4
     assert [(vector, scalar) for vector, scalar in counts if vector >= most / 4 and vector < 9 * scalar] == []
@@ -167,9 +197,13 @@ def call(kernels: dict[tuple[str, str], Kernel], tmp_path: Path, monkeypatch: py
         memory.append(guarded(array, side))
         return memory[-1]
 
-    def call(isa_name: str, spec: str, args: Sequence[Any], n_chunks: int = 1, scratch_bytes: int = 0) -> None:
+    def call(
+        isa_name: str, spec: str, args: Sequence[Any], n_chunks: int = 1, scratch_bytes: int = 0
+    ) -> None:
         found = kernels.get((isa_name, spec)) or kernels["neon", spec]
-        emulator.run(CPUS[isa_name], found.code, jit.symbol(spec), args, n_chunks, scratch_bytes, memory, tmp_path)
+        emulator.run(
+            CPUS[isa_name], found.code, jit.symbol(spec), args, n_chunks, scratch_bytes, memory, tmp_path
+        )
 
     for module in kernel_calls, test_attention, test_delta, test_experts, test_matmul, test_ops:
         monkeypatch.setattr(module, "call", call)
@@ -203,6 +237,7 @@ def build_primitives(variant: str) -> Any:
 
     def primitives(args, chunk, scratch):  # type: ignore[no-untyped-def]
         apply(args, chunk)
+
     return primitives
 
 
@@ -217,10 +252,13 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     n = 4096
     rng = np.random.default_rng(0)
     w, s = rng.integers(-128, 128, (n, 64), np.int8), rng.integers(-127, 128, (n, 64), np.int8)
-    w[:n // 2], s[:n // 2] = rng.choice([-128, -127, -1, 0, 127], (n // 2, 64)), rng.choice([-127, 0, 127], (n // 2, 64))
+    w[: n // 2], s[: n // 2] = (
+        rng.choice([-128, -127, -1, 0, 127], (n // 2, 64)),
+        rng.choice([-127, 0, 127], (n // 2, 64)),
+    )
     w[0], s[0], w[1], s[1], w[2], s[2] = -128, -127, -128, 127, 127, 127
     x, y = (rng.uniform(1, 2, (2, n, 16)) * rng.choice([-1, 1], (2, n, 16))).astype(np.float32)
-    z = rng.integers(-2**24, 2**24, (n, 16)).astype(np.float32) * np.float32(2**-22)
+    z = rng.integers(-(2**24), 2**24, (n, 16)).astype(np.float32) * np.float32(2**-22)
     halves = np.arange(2**16, dtype=np.uint16).reshape(n, 16)
     wide = halves.view(np.float16).astype(np.float32)
     with np.errstate(invalid="ignore"):
@@ -240,7 +278,9 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert np.array_equal(out[:, 1], (acc + sums(low, s, 4)).astype(np.int32))
     assert np.array_equal(out[:, 2].view(np.int16), sums(low, s, 2))
     assert np.array_equal(out[:, 3], (acc + sums(w.view(np.int16), s.view(np.int16), 2)).astype(np.int32))
-    exact = x.astype(np.float64) * y + z  # products have 46 bits behind the point, z has 22, and none more than 3 before it
+    exact = (
+        x.astype(np.float64) * y + z
+    )  # products have 46 bits behind the point, z has 22, and none more than 3 before it
     assert not np.array_equal(exact.astype(np.float32), x * y + z)
     for i in 4, 5:
         assert np.array_equal(out[:, i].view(np.float32), exact.astype(np.float32))
@@ -251,8 +291,13 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @emulated
-@pytest.mark.parametrize(("isa_name", "name"), [
-    *(("neon", name) for name in SAMPLE), *((isa_name, name) for isa_name in CPUS if isa_name != "neon" for name in EVERYWHERE)])
+@pytest.mark.parametrize(
+    ("isa_name", "name"),
+    [
+        *(("neon", name) for name in SAMPLE),
+        *((isa_name, name) for isa_name in CPUS if isa_name != "neon" for name in EVERYWHERE),
+    ],
+)
 def test_products_in_the_emulator(call: Call, isa_name: str, name: str) -> None:
     test_matmul.test_products_are_right_and_have_the_same_bits(isa_name, name)
 

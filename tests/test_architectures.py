@@ -5,6 +5,7 @@ What llama.cpp answers lies in oracles/architectures.json (scripts/llama_archite
 F16 file as it runs it, and some logits of the same weights in float32, where nothing is rounded. Their standard deviation is 2.3.
 What transformers answers lies in oracles/architectures.npz (scripts/transformers_architectures.py).
 """
+
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,13 @@ from qwencli.model import Model, known_architectures, load_model
 from qwencli.prefix_cache import PrefixCache
 from qwencli.session import load, save
 
-ORACLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("oracles").joinpath("architectures.json").read_text())
-BACKENDS: dict[str, Callable[[Model], Backend]] = {"numpy": lambda model: NumpyBackend(model, 1), "cpu": lambda model: CPUBackend(model, 2)}
+ORACLES: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("oracles").joinpath("architectures.json").read_text()
+)
+BACKENDS: dict[str, Callable[[Model], Backend]] = {
+    "numpy": lambda model: NumpyBackend(model, 1),
+    "cpu": lambda model: CPUBackend(model, 2),
+}
 Logits = np.ndarray[Any, Any]
 Way = Callable[[Callable[[], Backend], list[int], Path], Logits]
 
@@ -46,7 +52,9 @@ def model_of(folder: Path, arch: str, mix: str = "F16") -> Model:
     mm, path, shape = load_script(), folder / f"{arch}-{mix}.gguf", PRESETS[f"tiny-{arch}"]
     if not path.exists():
         mm.write_model(path, arch, shape, mix, mm.make_up_vocabulary(shape.n_vocab))
-        assert hashlib.sha256(path.read_bytes()).hexdigest() in ORACLES[arch]["sha256"], "another file: run `make_oracles.py architectures`"
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in ORACLES[arch]["sha256"], (
+            "another file: run `make_oracles.py architectures`"
+        )
     return load_model(GGUFFile(path))
 
 
@@ -54,7 +62,7 @@ def run(backend: Backend, kv: KVSequence, tokens: Sequence[int], steps: Sequence
     """The logits of all tokens that the sequence doesn't hold yet, in steps of so many."""
     found = []
     for n in steps:
-        if piece := tokens[kv.length:kv.length + n]:
+        if piece := tokens[kv.length : kv.length + n]:
             found.append(backend.run([LOGITS], Batch([Piece(kv, piece, len(piece))]))[LOGITS])
     return np.concatenate(found)
 
@@ -62,17 +70,22 @@ def run(backend: Backend, kv: KVSequence, tokens: Sequence[int], steps: Sequence
 def perplexity(logits: Logits, tokens: Sequence[int]) -> float:
     """Of all tokens but the first."""
     logits = logits[:-1].astype(np.float64)
-    return float(np.exp(np.mean(np.logaddexp.reduce(logits, -1) - logits[np.arange(len(logits)), tokens[1:]])))
+    return float(
+        np.exp(np.mean(np.logaddexp.reduce(logits, -1) - logits[np.arange(len(logits)), tokens[1:]]))
+    )
 
 
 def check(arch: str, logits: Logits) -> None:
     oracle = ORACLES[arch]
     assert perplexity(logits, oracle["tokens"]) == pytest.approx(oracle["perplexity"], rel=1e-3)
     assert np.mean(logits.argmax(-1) == oracle["top"]) >= 0.99
-    np.testing.assert_allclose(logits[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=0.05)  # what rounding does to them
+    np.testing.assert_allclose(
+        logits[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=0.05
+    )  # what rounding does to them
 
 
 # --- one way to the logits each: a maker of backends, the tokens, an empty folder -> logits [n_tokens, n_vocab] ---
+
 
 def in_one_step(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
     return run(make(), KVSequence(), tokens)
@@ -87,7 +100,7 @@ def after_a_prefix(make: Callable[[], Backend], tokens: list[int], folder: Path)
     prefixes.keep(other, kv)
     kv = prefixes.take(tokens, []).kv
     assert 2 * PAGE <= kv.length <= 200
-    return np.concatenate([begin[:kv.length], run(backend, kv, tokens, (1, 1, 1000))])
+    return np.concatenate([begin[: kv.length], run(backend, kv, tokens, (1, 1, 1000))])
 
 
 def from_a_session(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
@@ -106,8 +119,12 @@ def among_others(make: Callable[[], Backend], tokens: list[int], folder: Path) -
     sequences = [KVSequence() for _ in prompts]
     found = []
     for counts in (100, 9, 0), (1, 1, 30), (150, 1, 1), (1, 5, 1), (48, 1, 70):
-        pieces = [Piece(kv, prompt[kv.length:kv.length + n], n) for kv, prompt, n in zip(sequences, prompts, counts) if n]
-        found.append(backend.run([LOGITS], Batch(pieces[::-1]))[LOGITS][-counts[0]:])
+        pieces = [
+            Piece(kv, prompt[kv.length : kv.length + n], n)
+            for kv, prompt, n in zip(sequences, prompts, counts)
+            if n
+        ]
+        found.append(backend.run([LOGITS], Batch(pieces[::-1]))[LOGITS][-counts[0] :])
     return np.concatenate(found)
 
 
@@ -117,19 +134,26 @@ WAYS: list[Way] = [in_one_step, after_a_prefix, from_a_session, among_others]
 @pytest.mark.parametrize("arch", ORACLES)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("name", BACKENDS)
-def test_perplexity_and_likeliest_tokens_are_llama_cpps(folder: Path, tmp_path: Path, name: str, way: Way, arch: str) -> None:
+def test_perplexity_and_likeliest_tokens_are_llama_cpps(
+    folder: Path, tmp_path: Path, name: str, way: Way, arch: str
+) -> None:
     model = model_of(folder, arch)
     check(arch, way(lambda: BACKENDS[name](model), ORACLES[arch]["tokens"], tmp_path))
 
 
 @pytest.mark.parametrize("arch", ORACLES)
 def test_without_rounding_logits_are_llama_cpps(folder: Path, arch: str) -> None:
-    oracle, backend = ORACLES[arch], NumpyBackend(model_of(folder, arch), 1, cache_types=CacheTypes("f32", "f32"))
+    oracle, backend = (
+        ORACLES[arch],
+        NumpyBackend(model_of(folder, arch), 1, cache_types=CacheTypes("f32", "f32")),
+    )
     found = run(backend, KVSequence(), oracle["tokens"])
     np.testing.assert_allclose(found[oracle["rows"]][:, ::8], oracle["exact_logits"], rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ORACLES if arch != "qwen"])  # which transformers doesn't have
+@pytest.mark.parametrize(
+    "arch", [arch for arch in ORACLES if arch != "qwen"]
+)  # which transformers doesn't have
 def test_states_are_those_of_transformers(folder: Path, arch: str) -> None:
     """Every layer's, so that a mistake shows where it is."""
     backend = NumpyBackend(model_of(folder, arch), 1, cache_types=CacheTypes("f32", "f32"))
@@ -139,13 +163,17 @@ def test_states_are_those_of_transformers(folder: Path, arch: str) -> None:
     assert len(expected) == backend.model.config.n_layer + 1
     found = backend.run(list(expected), Batch([Piece(KVSequence(), tokens, len(tokens))]))
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name][rows, ::4], value, rtol=0, atol=2e-4 * value.std(), err_msg=name)
+        np.testing.assert_allclose(
+            found[name][rows, ::4], value, rtol=0, atol=2e-4 * value.std(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("arch", ORACLES)
 def test_perplexity_of_quantized_weights(folder: Path, arch: str) -> None:
     found = run(CPUBackend(model_of(folder, arch, "Q4_K_M"), 2), KVSequence(), ORACLES[arch]["tokens"])
-    assert perplexity(found, ORACLES[arch]["tokens"]) == pytest.approx(ORACLES[arch]["perplexity_q4_k_m"], rel=1e-2)
+    assert perplexity(found, ORACLES[arch]["tokens"]) == pytest.approx(
+        ORACLES[arch]["perplexity_q4_k_m"], rel=1e-2
+    )
 
 
 @pytest.mark.parametrize("mix", ["F16", "Q4_K_M"])
@@ -176,7 +204,12 @@ def merge_gates_and_ups(source: Path, target: Path) -> None:
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                field.name,
+                field.contents(),
+                field.types[0],
+                sub_type=field.types[-1] if len(field.types) > 1 else None,
+            )
     tensors = {t.name: t for t in reader.tensors}
     for name, tensor in tensors.items():
         data = tensor.data

@@ -1,4 +1,5 @@
 """The machine code itself: that each instruction set uses what it has, and nothing that it hasn't."""
+
 import os
 import platform
 import re
@@ -13,10 +14,16 @@ from blocks import SAMPLE
 from qwencli.kernels import isa, layout
 from qwencli.kernels.tiles import Tiles
 
-pytestmark = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="looks for x86 instructions")
-FROZEN = {name: f":{16 * block}" if kind == "q8_0" else "" for name, (block, _, kind) in layout.FORMATS.items()}
-ALL = ["attention:attend:64:f16:f16",
-       *(f"matmul:{name.lower()}:{form}" for name in SAMPLE for form in (f"one{FROZEN[name]}", "many"))]
+pytestmark = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="looks for x86 instructions"
+)
+FROZEN = {
+    name: f":{16 * block}" if kind == "q8_0" else "" for name, (block, _, kind) in layout.FORMATS.items()
+}
+ALL = [
+    "attention:attend:64:f16:f16",
+    *(f"matmul:{name.lower()}:{form}" for name in SAMPLE for form in (f"one{FROZEN[name]}", "many")),
+]
 INTEGER = [spec for spec in ALL if re.search(":q4_k:|:q8_0:", spec)]
 LISTED = {"generic": ALL, "avx2": INTEGER, "avx512vnni": INTEGER}
 
@@ -50,8 +57,10 @@ class Listing:
             jump = re.fullmatch(r"j\w+\s+(\S+)", line)
             if jump and self.labels.get(jump[1], len(self.instructions)) <= i:
                 loops.append((self.labels[jump[1]], i))
-        inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
-        self.loops = [Counter(line.split()[0] for line in self.instructions[a:b + 1]) for a, b in inner]
+        inner = [
+            (a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)
+        ]
+        self.loops = [Counter(line.split()[0] for line in self.instructions[a : b + 1]) for a, b in inner]
 
     def outside(self) -> set[str]:
         """What is called, or jumped to, in other places than here."""
@@ -69,11 +78,15 @@ def listings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         for i in range(n):
             specs = [with_tile(one.name, spec) for spec in LISTED[one.name][i::n]]
             command = [sys.executable, "-c", CHILD, one.name, str(folder / one.name), *specs]
-            processes.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}))
+            processes.append(
+                subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+            )
     assert [process.wait(300) for process in processes] == [0] * len(processes)
     for one in isa.available():
         for spec in LISTED[one.name]:
-            found[one.name, spec] = Listing(Path(folder, one.name, with_tile(one.name, spec).replace(":", "-")).read_text())
+            found[one.name, spec] = Listing(
+                Path(folder, one.name, with_tile(one.name, spec).replace(":", "-")).read_text()
+            )
     return found
 
 
@@ -101,17 +114,22 @@ SCALAR = re.compile("(add|sub|mul|max|min)s[sd]")
 
 
 @pytest.mark.parametrize("spec", ALL)
-def test_generic_code_has_no_scalar_loops_where_time_is_spent(listings: dict[tuple[str, str], Listing], spec: str) -> None:
+def test_generic_code_has_no_scalar_loops_where_time_is_spent(
+    listings: dict[tuple[str, str], Listing], spec: str
+) -> None:
     """In the loops that do the work, with at least a quarter of the largest one's packed arithmetic, nine tenths of it is packed.
 
     What is left are scales of single blocks; loops without packed arithmetic are those of remainders.
     """
+
     def count(loop: Counter[str], pattern: re.Pattern[str]) -> int:
         return sum(n for name, n in loop.items() if pattern.match(name))
 
     loops = listings["generic", spec].loops
     most = max(count(loop, PACKED) for loop in loops)
-    assert most >= (8 if re.search(":b?f(16|32):one", spec) else 30)  # a float row's step is 16 lanes, multiplied and added four at once
+    assert most >= (
+        8 if re.search(":b?f(16|32):one", spec) else 30
+    )  # a float row's step is 16 lanes, multiplied and added four at once
     for loop in loops:
         packed, scalar = count(loop, PACKED), count(loop, SCALAR)
         if packed >= most / 4:
@@ -120,7 +138,9 @@ def test_generic_code_has_no_scalar_loops_where_time_is_spent(listings: dict[tup
 
 @pytest.mark.parametrize("spec", INTEGER)
 @pytest.mark.parametrize("isa_name", ["avx2", "avx512vnni"])
-def test_bytes_are_multiplied_by_the_instructions_for_it(listings: dict[tuple[str, str], Listing], isa_name: str, spec: str) -> None:
+def test_bytes_are_multiplied_by_the_instructions_for_it(
+    listings: dict[tuple[str, str], Listing], isa_name: str, spec: str
+) -> None:
     if (isa_name, spec) not in listings:
         pytest.skip(f"this CPU has no {isa_name}")
     text = "\n".join(listings[isa_name, spec].instructions)

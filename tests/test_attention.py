@@ -1,4 +1,5 @@
 """Heads rotated and stored, queries against the pages of the KV cache, partial results merged; each against NumPy in float64."""
+
 import numpy as np
 import pytest
 from guarded import guarded
@@ -14,8 +15,14 @@ EPS = 1e-6
 HEADS = [(64, 4, 4), (64, 4, 2), (80, 3, 1), (64, 7, 1), (128, 16, 2), (256, 2, 1)]
 """head_dim, n_head, n_head_kv: 1, 2, 3, 7 and 8 queries a key-value head."""
 F16 = ("f16", "f16")
-TYPED = [(64, 4, 2, "bf16", "q4_0"), (64, 4, 2, "f32", "q8_0"), (64, 4, 2, "q8_0", "f32"), (64, 4, 2, "q4_0", "bf16"),
-         (128, 16, 2, "q8_0", "q8_0"), (96, 7, 1, "q4_0", "q4_0")]
+TYPED = [
+    (64, 4, 2, "bf16", "q4_0"),
+    (64, 4, 2, "f32", "q8_0"),
+    (64, 4, 2, "q8_0", "f32"),
+    (64, 4, 2, "q4_0", "bf16"),
+    (128, 16, 2, "q8_0", "q8_0"),
+    (96, 7, 1, "q4_0", "q4_0"),
+]
 """The same with other types of keys and values, each at least once in full and in small tiles, and with an odd number of blocks."""
 CASES = [*((*heads, *F16) for heads in HEADS), *TYPED]
 
@@ -25,7 +32,11 @@ def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
     specs = ["heads:rotate"]
     for head_dim, _, _, k_type, v_type in CASES:
-        specs += [f"heads:store:{k_type}:{v_type}", f"attention:attend:{head_dim}:{k_type}:{v_type}", f"attention:merge:{head_dim}:f32"]
+        specs += [
+            f"heads:store:{k_type}:{v_type}",
+            f"attention:attend:{head_dim}:{k_type}:{v_type}",
+            f"attention:merge:{head_dim}:f32",
+        ]
     for name in ISAS:
         kernels_of(name).load(specs)
 
@@ -36,8 +47,8 @@ def rotated(x: np.ndarray, weight: np.ndarray | None, angles: np.ndarray) -> np.
     if weight is not None:
         x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + np.float32(EPS)) * weight
     half = angles.shape[1]
-    turned = (x[..., :half] + 1j * x[..., half:2 * half]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([turned.real, turned.imag, x[..., 2 * half:]], -1)
+    turned = (x[..., :half] + 1j * x[..., half : 2 * half]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], -1)
 
 
 def table(angles: np.ndarray) -> np.ndarray:
@@ -45,7 +56,9 @@ def table(angles: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize(("head_dim", "n_rot"), [(64, 64), (80, 80), (128, 128), (256, 256), (128, 50), (16, 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "n_rot"), [(64, 64), (80, 80), (128, 128), (256, 256), (128, 50), (16, 2)]
+)
 def test_heads_are_normalised_and_rotated(isa_name: str, head_dim: int, n_rot: int) -> None:
     rng = np.random.default_rng(head_dim + n_rot)
     x = rng.standard_normal((5, 3, head_dim)).astype(np.float32)
@@ -56,26 +69,65 @@ def test_heads_are_normalised_and_rotated(isa_name: str, head_dim: int, n_rot: i
             found = guarded(x, side)
             norm = [0 if w is None else guarded(w, side), bits(EPS)]
             turns = guarded(table(angles), side)
-            call(isa_name, "heads:rotate", [np.array([5]), 2, found, 3, head_dim, *norm, turns, n_rot, found, 12 * head_dim, 4 * head_dim],
-                 n_chunks=3)
+            call(
+                isa_name,
+                "heads:rotate",
+                [
+                    np.array([5]),
+                    2,
+                    found,
+                    3,
+                    head_dim,
+                    *norm,
+                    turns,
+                    n_rot,
+                    found,
+                    12 * head_dim,
+                    4 * head_dim,
+                ],
+                n_chunks=3,
+            )
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
-            wide = guarded(np.concatenate([x, 0 * x], -1), side)  # heads among others' columns, to where they follow each other
+            wide = guarded(
+                np.concatenate([x, 0 * x], -1), side
+            )  # heads among others' columns, to where they follow each other
             found = guarded(np.full_like(x, np.nan), side)
-            call(isa_name, "heads:rotate", [np.array([5]), 2, wide, 3, head_dim, *norm, turns, n_rot, found, 24 * head_dim, 8 * head_dim],
-                 n_chunks=3)
+            call(
+                isa_name,
+                "heads:rotate",
+                [
+                    np.array([5]),
+                    2,
+                    wide,
+                    3,
+                    head_dim,
+                    *norm,
+                    turns,
+                    n_rot,
+                    found,
+                    24 * head_dim,
+                    8 * head_dim,
+                ],
+                n_chunks=3,
+            )
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize(("head_dim", "k_type", "v_type"), sorted({(c[0], *c[3:]) for c in CASES}))
-def test_keys_and_values_are_stored_as_their_types_say(isa_name: str, head_dim: int, k_type: str, v_type: str) -> None:
+def test_keys_and_values_are_stored_as_their_types_say(
+    isa_name: str, head_dim: int, k_type: str, v_type: str
+) -> None:
     """In the page and slot of their token, behind the layers before, with GGML's reference quantization; nothing else is touched."""
     rng = np.random.default_rng(head_dim)
     n, n_head, layer = 4, 2, 1
     k, v = rng.standard_normal((2, n, n_head, head_dim)).astype(np.float32)
     v[0, 0, :4] = 65504, 1e-7, -6e-8, 70000  # the largest half, subnormals, too large for a half
     v[0, 1], v[1, 0], v[1, 1, :32], v[2, 0, :32] = 0, 1e-30, np.arange(-16, 16), np.arange(-127, 129, 8)
-    v[1, 1, 3], v[2, 1, :32] = 16, np.arange(32) - 15.5  # two of one magnitude: the sign of the first one counts; ties of rounding
+    v[1, 1, 3], v[2, 1, :32] = (
+        16,
+        np.arange(32) - 15.5,
+    )  # two of one magnitude: the sign of the first one counts; ties of rounding
     v[3, 0, :32], v[3, 1, 5] = np.arange(32) * 0.5, 1e30
     angles = rng.uniform(-3, 3, (n, head_dim // 2))
     places = [(0, 62), (0, 63), (1, 0), (1, 7)]
@@ -84,21 +136,36 @@ def test_keys_and_values_are_stored_as_their_types_say(isa_name: str, head_dim: 
     for side in "before", "after":
         pages = [guarded(np.full((layer + 1) * layer_bytes, 0x55, np.uint8), side) for _ in range(2)]
         keys = guarded(k, side)
-        args = [np.array([n]), 2, keys, n_head, head_dim, 0, 0, guarded(table(angles), side), head_dim, guarded(v, side),
-                guarded(np.array([pages[p].ctypes.data for p, _ in places]), side), guarded(np.array([s for _, s in places]), side),
-                layer * layer_bytes]
+        args = [
+            np.array([n]),
+            2,
+            keys,
+            n_head,
+            head_dim,
+            0,
+            0,
+            guarded(table(angles), side),
+            head_dim,
+            guarded(v, side),
+            guarded(np.array([pages[p].ctypes.data for p, _ in places]), side),
+            guarded(np.array([s for _, s in places]), side),
+            layer * layer_bytes,
+        ]
         call(isa_name, f"heads:store:{k_type}:{v_type}", args, n_chunks=2)
         np.testing.assert_allclose(keys, rotated(k, None, angles), atol=3e-6)
         for p, page in enumerate(pages):
-            assert (page[:layer * layer_bytes] == 0x55).all()
-            slabs = page[layer * layer_bytes:].reshape(n_head, -1)
+            assert (page[: layer * layer_bytes] == 0x55).all()
+            slabs = page[layer * layer_bytes :].reshape(n_head, -1)
             for head in range(n_head):
-                for x, kind, slab, size in (keys, k_type, key_slab, sizes[0]), (v, v_type, value_slab, sizes[1]):
+                for x, kind, slab, size in (
+                    (keys, k_type, key_slab, sizes[0]),
+                    (v, v_type, value_slab, sizes[1]),
+                ):
                     data = np.full((PAGE, size // PAGE), 0x55, np.uint8)
                     for t, (of_token, slot) in enumerate(places):
                         if of_token == p:
                             data[slot] = in_type(x[t, head], kind)[0]
-                    found = slabs[head, :size] if slab is key_slab else slabs[head, sizes[0]:]
+                    found = slabs[head, :size] if slab is key_slab else slabs[head, sizes[0] :]
                     assert np.array_equal(found, slab(data, kind)), (head, kind)
 
 
@@ -108,8 +175,15 @@ class Cache:
     In free slots every float is NaN.
     """
 
-    def __init__(self, rng: np.random.Generator, length: int, n_head_kv: int, head_dim: int, side: str,
-                 types: tuple[str, str] = F16) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        length: int,
+        n_head_kv: int,
+        head_dim: int,
+        side: str,
+        types: tuple[str, str] = F16,
+    ) -> None:
         self.types, n_pages = types, -(-length // PAGE)
         data, values = [], []
         for kind in types:
@@ -121,8 +195,11 @@ class Cache:
         self.k, self.v = values
         self.pages = []
         for i in range(n_pages):
-            slabs = [slab(of_kind[i * PAGE:][:PAGE, head], kind) for head in range(n_head_kv)
-                     for of_kind, slab, kind in zip(data, (key_slab, value_slab), types)]
+            slabs = [
+                slab(of_kind[i * PAGE :][:PAGE, head], kind)
+                for head in range(n_head_kv)
+                for of_kind, slab, kind in zip(data, (key_slab, value_slab), types)
+            ]
             self.pages.append(guarded(np.concatenate(slabs), side))
         self.table = guarded(np.array([page.ctypes.data for page in self.pages]), side)
 
@@ -141,14 +218,16 @@ def expected_attention(q: np.ndarray, first: int, cache: Cache, scale: float) ->
     out, q = np.empty(q.shape), cache.seen(q)
     shared = q.shape[1] // len(cache.k)
     for t, head in np.ndindex(q.shape[:2]):
-        k, v = cache.k[head // shared][:first + t + 1], cache.v[head // shared][:first + t + 1]
+        k, v = cache.k[head // shared][: first + t + 1], cache.v[head // shared][: first + t + 1]
         scores = k @ q[t, head] * scale
         weights = np.exp(scores - scores.max())
         out[t, head] = weights / weights.sum() @ v
     return out
 
 
-def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float, form: str, side: str) -> np.ndarray:
+def attend(
+    isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float, form: str, side: str
+) -> np.ndarray:
     """What the kernels make of it: one token by splits and their merge, several in items of about 32 queries."""
     n, n_head, head_dim = q.shape
     n_head_kv = len(cache.k)
@@ -161,27 +240,50 @@ def attend(isa_name: str, q: np.ndarray, first: int, cache: Cache, scale: float,
         size = max(1, layout.QUERIES_AT_ONCE // shared)
         for start in range(0, n, size):
             count = min(size, n - start)
-            items.append((start, count, first + start, 0, -(-(first + start + count) // SPLIT), -1, cache.table.ctypes.data, 0))
+            items.append(
+                (
+                    start,
+                    count,
+                    first + start,
+                    0,
+                    -(-(first + start + count) // SPLIT),
+                    -1,
+                    cache.table.ctypes.data,
+                    0,
+                )
+            )
     out = guarded(np.full((n, n_head * head_dim), np.nan, np.float32), side)
     partials = guarded(np.full(n_splits * n_head * (head_dim + layout.LANES), np.nan, np.float32), side)
     tables = [guarded(np.array(x, np.int64), side) for x in (items, records)]
     pointers = guarded(np.array([tables[0].ctypes.data, tables[1].ctypes.data, partials.ctypes.data]), side)
     n_queries = max(item[1] for item in items) * shared
-    call(isa_name, f"attention:attend:{head_dim}:{cache.types[0]}:{cache.types[1]}",
-         [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0], len(items) * n_head_kv,
-         layout.attention_scratch(n_queries, head_dim, *cache.types))
+    call(
+        isa_name,
+        f"attention:attend:{head_dim}:{cache.types[0]}:{cache.types[1]}",
+        [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
+        len(items) * n_head_kv,
+        layout.attention_scratch(n_queries, head_dim, *cache.types),
+    )
     call(isa_name, f"attention:merge:{head_dim}:f32", [np.array([n]), n, out, pointers, n_head, 0, 0, 0])
     return out.reshape(n, n_head, head_dim)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize(("head_dim", "n_head", "n_head_kv", "k_type", "v_type"), CASES)
-def test_prompts_and_single_tokens_attend_alike(isa_name: str, head_dim: int, n_head: int, n_head_kv: int, k_type: str,
-                                                v_type: str) -> None:
+def test_prompts_and_single_tokens_attend_alike(
+    isa_name: str, head_dim: int, n_head: int, n_head_kv: int, k_type: str, v_type: str
+) -> None:
     """Around the borders of pages and splits: right, and the same bits for a token alone as inside a chunk of a prompt of any size."""
     rng = np.random.default_rng(head_dim)
-    n, scale = 21, head_dim ** -0.5
-    for length, side in (1, "after"), (64, "before"), (65, "after"), (257, "after"), (276, "before"), (700, "after"):
+    n, scale = 21, head_dim**-0.5
+    for length, side in (
+        (1, "after"),
+        (64, "before"),
+        (65, "after"),
+        (257, "after"),
+        (276, "before"),
+        (700, "after"),
+    ):
         cache = Cache(rng, length, n_head_kv, head_dim, side, (k_type, v_type))
         first = max(0, length - n)
         q = 3 * rng.standard_normal((length - first, n_head, head_dim)).astype(np.float32)
@@ -189,8 +291,12 @@ def test_prompts_and_single_tokens_attend_alike(isa_name: str, head_dim: int, n_
         many = attend(isa_name, q, first, cache, scale, "many", side)
         np.testing.assert_allclose(many, expected, atol=cache.tolerance)
         for i in range(len(q)):
-            assert np.array_equal(attend(isa_name, q[i:i + 1], first + i, cache, scale, "one", side)[0], many[i])
-        assert np.array_equal(attend(isa_name, q[-5:], length - len(q[-5:]), cache, scale, "one", side), many[-5:])
+            assert np.array_equal(
+                attend(isa_name, q[i : i + 1], first + i, cache, scale, "one", side)[0], many[i]
+            )
+        assert np.array_equal(
+            attend(isa_name, q[-5:], length - len(q[-5:]), cache, scale, "one", side), many[-5:]
+        )
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -203,12 +309,16 @@ def test_attention_with_scores_far_apart(isa_name: str, types: tuple[str, str]) 
         q = (factor * rng.standard_normal((2, 4, 64))).astype(np.float32)
         for form in "one", "many":
             found = attend(isa_name, q, 298, cache, 0.125, form, "after")
-            np.testing.assert_allclose(found, expected_attention(q, 298, cache, 0.125), atol=5e-4 if types[1] in BLOCKS else 1e-4)
+            np.testing.assert_allclose(
+                found, expected_attention(q, 298, cache, 0.125), atol=5e-4 if types[1] in BLOCKS else 1e-4
+            )
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize("types", [F16, ("f32", "q8_0"), ("bf16", "q4_0")])
-def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(isa_name: str, types: tuple[str, str]) -> None:
+def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(
+    isa_name: str, types: tuple[str, str]
+) -> None:
     """Values, or their scales, that overflow half precision at the last of four tokens: the three before it are as finite as alone."""
     rng = np.random.default_rng(0)
     cache = Cache(rng, 70, 2, 64, "after", types)
@@ -217,10 +327,10 @@ def test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite(isa_name: 
     if types == F16:
         values.reshape(2, 64, 64)[:, 5] = np.inf
     else:
-        values[:, -2 * PAGE:].reshape(2, 2, PAGE)[..., 5] = np.inf
+        values[:, -2 * PAGE :].reshape(2, 2, PAGE)[..., 5] = np.inf
     q = rng.standard_normal((4, 4, 64)).astype(np.float32)
     together = attend(isa_name, q, 66, cache, 0.125, "many", "after")
-    alone = [attend(isa_name, q[i:i + 1], 66 + i, cache, 0.125, "one", "after")[0] for i in range(4)]
+    alone = [attend(isa_name, q[i : i + 1], 66 + i, cache, 0.125, "one", "after")[0] for i in range(4)]
     assert np.array_equal(together[:3], alone[:3])
     assert np.isfinite(together[:3]).all()
     assert not np.isfinite(together[3]).any()

@@ -1,4 +1,5 @@
 """Which backend runs a file when none is asked for."""
+
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from qwencli.kernels import layout
 
 def test_the_compiled_kernels_run_what_they_can() -> None:
     from qwencli.model_path import EMBEDDED
+
     said: list[str] = []
     assert isinstance(LLM(EMBEDDED, report=said.append).engine.backend, CPUBackend)
     assert not said

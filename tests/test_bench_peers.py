@@ -1,4 +1,5 @@
 """scripts/bench_peers.py: what is asked of both programs, medians and ratios, table and chart. llama.cpp is played by a script."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -48,7 +49,9 @@ def peer(tmp_path: Path) -> Path:
 
 
 def test_ratios_are_of_medians_and_above_1_where_ours_is_better(script: Any) -> None:
-    faster = script.judge("pp512", {"pp512": {"qwencli": [300.0, 100.0, 200.0], "llama.cpp": [50.0, 1000.0, 80.0]}})
+    faster = script.judge(
+        "pp512", {"pp512": {"qwencli": [300.0, 100.0, 200.0], "llama.cpp": [50.0, 1000.0, 80.0]}}
+    )
     assert (faster["qwencli"], faster["llama.cpp"], faster["ratio"]) == (200, 80, 2.5)
     assert "bandwidth" not in faster
     for name in "start", "memory":
@@ -57,14 +60,22 @@ def test_ratios_are_of_medians_and_above_1_where_ours_is_better(script: Any) -> 
 
 def test_the_machine_is_never_slower_than_a_rival(script: Any) -> None:
     found = {"tg64 bandwidth": {"qwencli": [20e9]}, "tg64 limit": {"qwencli": [25e9]}}
-    assert script.judge("tg64", found | {"tg64": {"qwencli": [50.0], "llama.cpp": [40.0]}})["bandwidth_share"] == 0.8
-    assert script.judge("tg64", found | {"tg64": {"qwencli": [50.0], "llama.cpp": [100.0]}})["bandwidth_share"] == 0.5
+    assert (
+        script.judge("tg64", found | {"tg64": {"qwencli": [50.0], "llama.cpp": [40.0]}})["bandwidth_share"]
+        == 0.8
+    )
+    assert (
+        script.judge("tg64", found | {"tg64": {"qwencli": [50.0], "llama.cpp": [100.0]}})["bandwidth_share"]
+        == 0.5
+    )
 
 
 def test_a_process_is_measured(script: Any) -> None:
     """From a process of its own: a child's peak counts what its parent had when it was forked, and this one may have much."""
-    measured = f"import sys; sys.path[0:0] = [{str(SCRIPTS)!r}]; import json, bench_peers; " \
-               f"print(json.dumps(bench_peers.run([sys.executable, '-c', {CHILD!r}])))"
+    measured = (
+        f"import sys; sys.path[0:0] = [{str(SCRIPTS)!r}]; import json, bench_peers; "
+        f"print(json.dumps(bench_peers.run([sys.executable, '-c', {CHILD!r}])))"
+    )
     done = subprocess.run([sys.executable, "-c", measured], capture_output=True, text=True, check=True)
     output, first, memory = json.loads(done.stdout)
     assert output == "done\n"
@@ -75,12 +86,22 @@ def test_a_process_is_measured(script: Any) -> None:
 
 
 def test_both_are_asked_for_the_same(script: Any, peer: Path) -> None:
-    options = ["-t", "1", "-r", "1", "--peer-python", str(peer), "--json", "--tests", "pp512,b8,perplexity,start"]
+    options = [
+        "-t",
+        "1",
+        "-r",
+        "1",
+        "--peer-python",
+        str(peer),
+        "--json",
+        "--tests",
+        "pp512,b8,perplexity,start",
+    ]
     done = CliRunner().invoke(script.main, [str(EMBEDDED), *options])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["versions"]["llama-cpp-python"] == "9.9.9"
-    model, = report["models"]
+    (model,) = report["models"]
     assert model["model"] == EMBEDDED.name
     assert list(model["tests"]) == ["pp512", "b8", "perplexity", "start", "memory"]
     for name, verdict in model["tests"].items():
@@ -96,15 +117,24 @@ def test_both_are_asked_for_the_same(script: Any, peer: Path) -> None:
 
 
 def test_table_and_chart(script: Any, tmp_path: Path) -> None:
-    found = {"tg64 bandwidth": {"qwencli": [20e9]}, "tg64 limit": {"qwencli": [25e9]}, "tg64": {"qwencli": [50.0], "llama.cpp": [40.0]},
-             "start": {"qwencli": [0.512], "llama.cpp": [1.024]}, "memory": {"qwencli": [600.4], "llama.cpp": [1200.8]}}
-    compared = {"model": "m.gguf", "tests": {name: script.judge(name, found) for name in script.TESTS if name in found}}
+    found = {
+        "tg64 bandwidth": {"qwencli": [20e9]},
+        "tg64 limit": {"qwencli": [25e9]},
+        "tg64": {"qwencli": [50.0], "llama.cpp": [40.0]},
+        "start": {"qwencli": [0.512], "llama.cpp": [1.024]},
+        "memory": {"qwencli": [600.4], "llama.cpp": [1200.8]},
+    }
+    compared = {
+        "model": "m.gguf",
+        "tests": {name: script.judge(name, found) for name in script.TESTS if name in found},
+    }
     assert script.table(compared).splitlines() == [
         "| m.gguf | qwencli | llama.cpp | ratio | weights and KV read |",
         "|---|---:|---:|---:|---:|",
         "| tg64 | 50.0 t/s | 40.0 t/s | 1.25 | 20.0 GB/s, 80% |",
         "| first token, context 4096 | 0.51 s | 1.02 s | 2.00 |  |",
-        "| peak memory, context 4096 | 600 MB | 1201 MB | 2.00 |  |"]
+        "| peak memory, context 4096 | 600 MB | 1201 MB | 2.00 |  |",
+    ]
     pytest.importorskip("matplotlib", reason="needs the extra `peers`")
     report = {"cpu": "a CPU", "n_threads": 2, "date": "2026-01-01", "models": [compared, compared]}
     script.draw(report, str(tmp_path / "chart.png"))
@@ -113,9 +143,15 @@ def test_table_and_chart(script: Any, tmp_path: Path) -> None:
     assert 1000 < int.from_bytes(data[16:20], "big") < 2000  # pixels wide
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--tests", "pp512,pp1"], "no test is called 'pp1', expected some of pp512,"), (["--tests", "memory"], "no test is called 'memory'"),
-    (["-r", "0"], "-r"), (["-t", "0"], "-t")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tests", "pp512,pp1"], "no test is called 'pp1', expected some of pp512,"),
+        (["--tests", "memory"], "no test is called 'memory'"),
+        (["-r", "0"], "-r"),
+        (["-t", "0"], "-t"),
+    ],
+)
 def test_wrong_usage(script: Any, options: list[str], message: str) -> None:
     done = CliRunner().invoke(script.main, [str(EMBEDDED), *options])
     assert done.exit_code == 2

@@ -1,4 +1,5 @@
 """`qwencli chat` at a terminal."""
+
 from __future__ import annotations
 
 import os
@@ -35,6 +36,7 @@ def terminal(tmp_path: Path) -> Iterator[Open]:
     def start(*args: object, env: dict[str, str] = {}) -> Terminal:  # noqa: B006
         opened.append(Terminal(tmp_path, "chat", *args, env=env))
         return opened[-1]
+
     yield start
     for each in opened:
         each.kill()
@@ -42,7 +44,9 @@ def terminal(tmp_path: Path) -> Iterator[Open]:
 
 def says(*pieces: str, **fields: Any) -> Reply:
     """An answer in pieces, each read by itself."""
-    return Reply([*(stream(delta(content=piece), done=False) for piece in pieces), stream(delta("stop", **fields))])
+    return Reply(
+        [*(stream(delta(content=piece), done=False) for piece in pieces), stream(delta("stop", **fields))]
+    )
 
 
 def asked(server: OpenAIServer) -> list[list[dict[str, str]]]:
@@ -65,7 +69,9 @@ def test_a_chat(terminal: Open, story: Path) -> None:
     assert chat.say("") == ""
     known = re.search(r"; (\d+) more were known from before", chat.say("hi") + chat.say("/stats"))
     assert known
-    assert known[1] in ("49", "51"), "all that was said, and the end of the answer where that was looked ahead"
+    assert known[1] in ("49", "51"), (
+        "all that was said, and the end of the answer where that was looked ahead"
+    )
     chat.send(CTRL_D)
     assert chat.end() == 0
 
@@ -81,7 +87,7 @@ def test_unicode_is_whole_both_ways(terminal: Open) -> None:
     """However the pieces come; characters that are made of several, and wide spaces, too."""
     text = f"你好，世界　{FAMILY} naïve 🎉 שלום\n"
     raw = stream(delta(content=text), delta("stop"))
-    with OpenAIServer(Reply([raw[i:i + 1] for i in range(len(raw))]), says(*text)) as server:
+    with OpenAIServer(Reply([raw[i : i + 1] for i in range(len(raw))]), says(*text)) as server:
         chat = terminal("--url", server.url)
         chat.ready()
         for _ in range(2):
@@ -91,7 +97,9 @@ def test_unicode_is_whole_both_ways(terminal: Open) -> None:
 
 
 def test_a_model_cannot_steer_the_terminal(terminal: Open) -> None:
-    with OpenAIServer(says("\x1b[2J\x1b]0;title\x07\ta\r\x9b2J\x7f\n"), says("ok", reasoning_content="\x1b[8m")) as server:
+    with OpenAIServer(
+        says("\x1b[2J\x1b]0;title\x07\ta\r\x9b2J\x7f\n"), says("ok", reasoning_content="\x1b[8m")
+    ) as server:
         chat = terminal("--url", server.url)
         chat.ready()
         chat.enter("?")
@@ -103,10 +111,17 @@ def test_a_model_cannot_steer_the_terminal(terminal: Open) -> None:
 THOUGHT = Reply([stream(delta(reasoning_content="hm"), delta(content="yes"), delta("stop"))])
 
 
-@pytest.mark.parametrize(("options", "env", "shown"), [
-    ([], {}, "\x1b[2mhm\x1b[0m\r\n\r\nyes\r\n\r\n"), (["--hide-thinking"], {}, "yes\r\n\r\n"),
-    ([], {"NO_COLOR": "1"}, "<think>\r\nhm\r\n</think>\r\n\r\nyes\r\n\r\n")])
-def test_thinking_is_dimmed_or_hidden(terminal: Open, options: list[str], env: dict[str, str], shown: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "env", "shown"),
+    [
+        ([], {}, "\x1b[2mhm\x1b[0m\r\n\r\nyes\r\n\r\n"),
+        (["--hide-thinking"], {}, "yes\r\n\r\n"),
+        ([], {"NO_COLOR": "1"}, "<think>\r\nhm\r\n</think>\r\n\r\nyes\r\n\r\n"),
+    ],
+)
+def test_thinking_is_dimmed_or_hidden(
+    terminal: Open, options: list[str], env: dict[str, str], shown: str
+) -> None:
     with OpenAIServer(THOUGHT) as server:
         chat = terminal("--url", server.url, *options, env=env)
         chat.ready()
@@ -146,7 +161,9 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_is_there(terminal: Open) -> None:
     assert asked(server)[1] == [user("count"), assistant("one, two"), user("go on")]
 
 
-@pytest.mark.parametrize("first", [b"", stream(delta(reasoning_content="hm"), done=False)], ids=["nothing", "thinking"])
+@pytest.mark.parametrize(
+    "first", [b"", stream(delta(reasoning_content="hm"), done=False)], ids=["nothing", "thinking"]
+)
 def test_ctrl_c_before_an_answer_takes_the_question_back(terminal: Open, first: bytes) -> None:
     with OpenAIServer(Reply([*[first] * bool(first), WAIT]), says("yes")) as server:
         chat = terminal("--url", server.url)
@@ -244,9 +261,15 @@ def test_typing_ahead(terminal: Open) -> None:
 
 
 TYPED = [
-    ("one \\\rtwo\\\rthree", "one \ntwo\nthree"), (f"one{ALT_ENTER}two", "one\ntwo"), ('"""one\r\rtwo \\\r"""', "one\n\ntwo \\"),
-    (paste("one\r\ntwo\\\r/bye\rthree"), "one\ntwo\\\n/bye\nthree"), (paste("\ttab"), "\ttab"), ("//bye", "/bye"),
-    ("ab\x1b[D\x1b[DX", "Xab"), (paste(FAMILY) + "\x7f", FAMILY[:-1])]
+    ("one \\\rtwo\\\rthree", "one \ntwo\nthree"),
+    (f"one{ALT_ENTER}two", "one\ntwo"),
+    ('"""one\r\rtwo \\\r"""', "one\n\ntwo \\"),
+    (paste("one\r\ntwo\\\r/bye\rthree"), "one\ntwo\\\n/bye\nthree"),
+    (paste("\ttab"), "\ttab"),
+    ("//bye", "/bye"),
+    ("ab\x1b[D\x1b[DX", "Xab"),
+    (paste(FAMILY) + "\x7f", FAMILY[:-1]),
+]
 """Keys and the message that they make."""
 
 
@@ -289,15 +312,20 @@ def test_tab_completes(terminal: Open, tmp_path: Path) -> None:
     (tmp_path / "my file.txt").write_text("text", encoding="utf-8")
     chat = terminal("--url", "http://127.0.0.1:9")
     chat.ready()
-    for keys, shown in [("/hel", "this list"), ("/set max_t", "max_tokens             none"), ("/think of", ""),
-                        ("/set thin", "think                  off"), ("/read my", "my file.txt: 4 characters"),
-                        ("/xyz", "error: unknown command /xyz: "), ("/clear x", "error: /clear takes no argument")]:
+    for keys, shown in [
+        ("/hel", "this list"),
+        ("/set max_t", "max_tokens             none"),
+        ("/think of", ""),
+        ("/set thin", "think                  off"),
+        ("/read my", "my file.txt: 4 characters"),
+        ("/xyz", "error: unknown command /xyz: "),
+        ("/clear x", "error: /clear takes no argument"),
+    ]:
         assert shown in chat.say(keys + TAB)
     chat.send("/set top_" + TAB)  # three begin so
     chat.until("top_n_sigma")
     chat.ready()
     assert chat.say("k" + TAB) == "top_k                  40\n"
-
 
 
 # Commands
@@ -318,9 +346,17 @@ def test_every_command(terminal: Open, tmp_path: Path) -> None:
         chat.send("?")
         assert chat.line().endswith("> one?\n")  # the question is back in the line
         assert plain(chat.ready()) == "answer 4\n\n"
-        told |= {"read": chat.say("/read notes.txt"), "set": chat.say("/set temp"), "think": chat.say("/think off")}
+        told |= {
+            "read": chat.say("/read notes.txt"),
+            "set": chat.say("/set temp"),
+            "think": chat.say("/think off"),
+        }
         assert chat.say("three") == "answer 5\n\n"
-        told |= {"save": chat.say("/save chat.json"), "save!": chat.say("/save! notes.txt"), "clear": chat.say("/clear")}
+        told |= {
+            "save": chat.say("/save chat.json"),
+            "save!": chat.say("/save! notes.txt"),
+            "clear": chat.say("/clear"),
+        }
         assert chat.say("four") == "answer 6\n\n"
         told |= {"load": chat.say("/load chat.json"), "stats": chat.say("/stats"), "edit": ""}
         assert chat.say("five") == "answer 7\n\n"
@@ -331,14 +367,30 @@ def test_every_command(terminal: Open, tmp_path: Path) -> None:
     assert told.pop("help").count("\n") > len(COMMANDS)
     assert told.pop("stats").endswith("stopped by: eos\n")
     assert told == {
-        "system": "", "regen": "answer 2\n\n", "undo": "took back: two\n", "edit": "", "think": "", "clear": "", "bye": "",
-        "read": "notes.txt: 9 characters, they go before your next message\n", "set": "temp                   0.8\n",
-        "save": "saved 5 messages to chat.json\n", "save!": "saved 5 messages to notes.txt\n", "load": "loaded 5 messages from chat.json\n"}
+        "system": "",
+        "regen": "answer 2\n\n",
+        "undo": "took back: two\n",
+        "edit": "",
+        "think": "",
+        "clear": "",
+        "bye": "",
+        "read": "notes.txt: 9 characters, they go before your next message\n",
+        "set": "temp                   0.8\n",
+        "save": "saved 5 messages to chat.json\n",
+        "save!": "saved 5 messages to notes.txt\n",
+        "load": "loaded 5 messages from chat.json\n",
+    }
     kind, file = {"role": "system", "content": "be kind"}, "--- File: notes.txt ---\nmy notes\n\n"
     one = [kind, user("one?"), assistant("answer 4"), user(file + "three")]
     assert asked(server) == [
-        [kind, user("one")], [kind, user("one")], [kind, user("one"), assistant("answer 2"), user("two")], one[:2], one,
-        [kind, user("four")], [*one, assistant("answer 5"), user("five")]]
+        [kind, user("one")],
+        [kind, user("one")],
+        [kind, user("one"), assistant("answer 2"), user("two")],
+        one[:2],
+        one,
+        [kind, user("four")],
+        [*one, assistant("answer 5"), user("five")],
+    ]
 
 
 def test_what_goes_wrong_is_one_line(terminal: Open, tmp_path: Path) -> None:
@@ -346,7 +398,15 @@ def test_what_goes_wrong_is_one_line(terminal: Open, tmp_path: Path) -> None:
     with OpenAIServer(says("yes")) as server:
         chat = terminal("--url", server.url)
         chat.ready()
-        for line in "/foo", "/hlep", "/set tmp 1", "/set temp 1000", "/read missing", "/load notes", "/save notes":
+        for line in (
+            "/foo",
+            "/hlep",
+            "/set tmp 1",
+            "/set temp 1000",
+            "/read missing",
+            "/load notes",
+            "/save notes",
+        ):
             told = chat.say(line)
             assert told.startswith("error: ")
             assert told.count("\n") == 1
@@ -428,12 +488,16 @@ def test_a_history_that_cannot_be_kept_is_told_once(terminal: Open, tmp_path: Pa
     assert os.listdir(tmp_path) == ["state"]
 
 
-@pytest.mark.parametrize(("env", "path"), [
-    ({"XDG_STATE_HOME": "/state", "QWENCLI_CACHE": "/cache"}, "/state/qwencli/chat_history"),
-    ({"QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
-    ({"XDG_STATE_HOME": "here", "QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
-    ({"HOME": "/home/me"}, "/home/me/{}/qwencli/chat_history"),
-    ({"HOME": "nowhere"}, None)])
+@pytest.mark.parametrize(
+    ("env", "path"),
+    [
+        ({"XDG_STATE_HOME": "/state", "QWENCLI_CACHE": "/cache"}, "/state/qwencli/chat_history"),
+        ({"QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
+        ({"XDG_STATE_HOME": "here", "QWENCLI_CACHE": "/cache"}, "/cache/chat_history"),
+        ({"HOME": "/home/me"}, "/home/me/{}/qwencli/chat_history"),
+        ({"HOME": "nowhere"}, None),
+    ],
+)
 def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], path: str | None) -> None:
     for name in "XDG_STATE_HOME", "QWENCLI_CACHE", "HOME":
         monkeypatch.delenv(name, raising=False)

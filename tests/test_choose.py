@@ -1,4 +1,5 @@
 """Tokens drawn in machine code against their twin in NumPy, which tests/test_sampling.py holds against the definitions."""
+
 import numpy as np
 import pytest
 from guarded import guarded
@@ -12,8 +13,17 @@ from qwencli.sampling.filters import min_p, temperature, top_k, top_p
 from qwencli.sampling.penalties import penalties
 
 ISAS = [i.name for i in isa.available()]
-PLAIN = Draw(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, recent={},
-             chance=0.0)
+PLAIN = Draw(
+    temp=0.8,
+    top_k=40,
+    top_p=0.95,
+    min_p=0.05,
+    repeat_penalty=1.0,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+    recent={},
+    chance=0.0,
+)
 GREEDY = PLAIN._replace(temp=0.0)
 
 
@@ -27,12 +37,22 @@ def drawn(isa_name: str, logits: np.ndarray, draws: list[Draw], side: str = "aft
     """Rows of logits through the kernel, as Inputs.set_draws lays the draws out."""
     words, keep = np.zeros((len(draws), layout.DRAW_WORDS), np.int64), []
     for row, d in zip(words, draws):
-        recent, counts = (guarded(np.array(values or [0], np.int64), side) for values in ([*d.recent], [*d.recent.values()]))
+        recent, counts = (
+            guarded(np.array(values or [0], np.int64), side) for values in ([*d.recent], [*d.recent.values()])
+        )
         keep += [recent, counts]
-        row[:7] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.frequency_penalty, d.presence_penalty, d.chance]).view(np.int64)
+        row[:7] = np.array(
+            [d.temp, d.top_p, d.min_p, d.repeat_penalty, d.frequency_penalty, d.presence_penalty, d.chance]
+        ).view(np.int64)
         row[7:] = d.top_k if d.temp > 0 else 1, len(d.recent), recent.ctypes.data, counts.ctypes.data
     chosen = guarded(np.full(len(draws), -2), side)
-    args = [np.array([len(draws)]), guarded(logits.astype(np.float32), side), logits.shape[1], guarded(words, side), chosen]
+    args = [
+        np.array([len(draws)]),
+        guarded(logits.astype(np.float32), side),
+        logits.shape[1],
+        guarded(words, side),
+        chosen,
+    ]
     call(isa_name, "sampling:choose", args, len(draws), layout.SAMPLING_SCRATCH)
     return list(chosen)
 
@@ -50,12 +70,25 @@ def chances_inside(logits: np.ndarray, d: Draw) -> list[float]:
 @pytest.mark.parametrize("n_vocab", [1, 63, 64, 65, 1000, 4096])
 def test_every_token_that_can_be_drawn(isa_name: str, n_vocab: int) -> None:
     rng = np.random.default_rng(n_vocab)
-    for change in ({}, {"top_p": 1.0, "min_p": 0.0}, {"top_p": 0.0}, {"min_p": 1.0}, {"top_k": 1},
-                   {"top_k": 256, "top_p": 1.0, "min_p": 0.0}, {"temp": 3.0, "top_k": 256}, {"temp": 0.1},
-                   {"repeat_penalty": 1.5, "presence_penalty": 0.7, "recent": {0: 1, n_vocab - 1: 9}},
-                   {"repeat_penalty": 0.5, "recent": {n_vocab // 2: 2}},
-                   {"presence_penalty": -3.0, "recent": {n_vocab // 3: 1}, "temp": 0.5},
-                   {"frequency_penalty": 0.3, "presence_penalty": 0.1, "repeat_penalty": 1.1, "recent": {n_vocab // 3: 2, n_vocab - 1: 5}}):
+    for change in (
+        {},
+        {"top_p": 1.0, "min_p": 0.0},
+        {"top_p": 0.0},
+        {"min_p": 1.0},
+        {"top_k": 1},
+        {"top_k": 256, "top_p": 1.0, "min_p": 0.0},
+        {"temp": 3.0, "top_k": 256},
+        {"temp": 0.1},
+        {"repeat_penalty": 1.5, "presence_penalty": 0.7, "recent": {0: 1, n_vocab - 1: 9}},
+        {"repeat_penalty": 0.5, "recent": {n_vocab // 2: 2}},
+        {"presence_penalty": -3.0, "recent": {n_vocab // 3: 1}, "temp": 0.5},
+        {
+            "frequency_penalty": 0.3,
+            "presence_penalty": 0.1,
+            "repeat_penalty": 1.1,
+            "recent": {n_vocab // 3: 2, n_vocab - 1: 5},
+        },
+    ):
         d = PLAIN._replace(**change)
         logits = (3 * rng.standard_normal(n_vocab)).astype(np.float32)
         draws = [d._replace(chance=chance) for chance in chances_inside(logits, d)]
@@ -73,7 +106,11 @@ def test_among_equals_the_first_comes_first(isa_name: str) -> None:
         d = PLAIN._replace(top_k=k, top_p=1.0, min_p=0.0)
         draws = [d._replace(chance=(i + 0.5) / k) for i in range(k)]
         flat = np.full((k, 200), -2.5, np.float32)
-        assert drawn(isa_name, flat, draws) == list(range(k)) == [choose(row, each) for row, each in zip(flat, draws)]
+        assert (
+            drawn(isa_name, flat, draws)
+            == list(range(k))
+            == [choose(row, each) for row, each in zip(flat, draws)]
+        )
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -82,7 +119,12 @@ def test_each_row_has_its_own_draw(isa_name: str) -> None:
     logits = (2 * rng.standard_normal((12, 300))).astype(np.float32)
     draws = []
     for i, row in enumerate(logits):
-        d = PLAIN._replace(temp=(0, 0.5, 2)[i % 3], top_k=10 + i, recent=dict.fromkeys(range(i), 1), repeat_penalty=1 + i / 10)
+        d = PLAIN._replace(
+            temp=(0, 0.5, 2)[i % 3],
+            top_k=10 + i,
+            recent=dict.fromkeys(range(i), 1),
+            repeat_penalty=1 + i / 10,
+        )
         draws.append(d._replace(chance=chances_inside(row, d)[-1]) if d.temp else d)
     assert drawn(isa_name, logits, draws) == [choose(row, d) for row, d in zip(logits, draws)]
 
@@ -101,13 +143,20 @@ def test_extreme_temperatures(isa_name: str, temp: float) -> None:
 def test_logits_of_any_size(isa_name: str, scale: float) -> None:
     rng = np.random.default_rng(4)
     logits = (scale * rng.uniform(-1, 1, (5, 130))).astype(np.float32)
-    for d in GREEDY, PLAIN._replace(chance=0.5 / 40, top_p=1.0), PLAIN._replace(top_k=3, chance=0.9, top_p=1.0):
+    for d in (
+        GREEDY,
+        PLAIN._replace(chance=0.5 / 40, top_p=1.0),
+        PLAIN._replace(top_k=3, chance=0.9, top_p=1.0),
+    ):
         assert drawn(isa_name, logits, [d] * 5) == [choose(row, d) for row in logits]
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize("d", [GREEDY, PLAIN, PLAIN._replace(top_k=256, recent={5: 1}, repeat_penalty=1.2)],
-                         ids=["greedy", "plain", "more"])
+@pytest.mark.parametrize(
+    "d",
+    [GREEDY, PLAIN, PLAIN._replace(top_k=256, recent={5: 1}, repeat_penalty=1.2)],
+    ids=["greedy", "plain", "more"],
+)
 def test_what_is_not_finite_is_told_wherever_it_is(isa_name: str, d: Draw) -> None:
     rng = np.random.default_rng(5)
     logits = np.tile(rng.standard_normal(197).astype(np.float32), (197, 1))

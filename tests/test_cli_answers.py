@@ -1,4 +1,5 @@
 """What `qwencli run` shows of an answer: thinking, probabilities, sessions. On the embedded model, whose answers are short."""
+
 import html.parser
 import json
 from pathlib import Path
@@ -62,8 +63,16 @@ def test_json_keeps_thinking_apart(run: Call) -> None:
     assert len(budget["reasoning_content"]) < len(whole["reasoning_content"])
 
 
-@pytest.mark.parametrize("option", [
-    ["--think"], ["--no-think"], ["--reasoning-budget", "3"], ["--system", "x"], ["--chat-template", "chatml"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--think"],
+        ["--no-think"],
+        ["--reasoning-budget", "3"],
+        ["--system", "x"],
+        ["--chat-template", "chatml"],
+    ],
+)
 def test_what_needs_a_template_is_refused_with_raw(run: Call, option: list[str]) -> None:
     done = run("--raw", "-p", "x", *option)
     assert (done.code, done.out) == (2, "")
@@ -81,12 +90,21 @@ def test_another_template(run: Call, tmp_path: Path) -> None:
     assert SAID in run("-p", QUESTION, "--chat-template", "chatml").out
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "expected chatml"), (b"{% if %}", "is no valid Jinja"), (b"\xff", "is no UTF-8 text"),
-    (b"{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "took too long"),
-    (b"{{ 'x' * 10**10 }}", "memory"), (b"{{ raise_exception('not today') }}", "not today"),
-    (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe")])
-def test_templates_that_cannot_be_used(run: Call, tmp_path: Path, content: bytes | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected chatml"),
+        (b"{% if %}", "is no valid Jinja"),
+        (b"\xff", "is no UTF-8 text"),
+        (b"{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "took too long"),
+        (b"{{ 'x' * 10**10 }}", "memory"),
+        (b"{{ raise_exception('not today') }}", "not today"),
+        (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+    ],
+)
+def test_templates_that_cannot_be_used(
+    run: Call, tmp_path: Path, content: bytes | None, message: str
+) -> None:
     path = tmp_path / "t.jinja"
     if content is not None:
         path.write_bytes(content)
@@ -101,18 +119,28 @@ def test_templates_that_cannot_be_used(run: Call, tmp_path: Path, content: bytes
 
 def test_logprobs_are_the_models(run: Call) -> None:
     """Against the NumPy backend's logits."""
-    done = answer(run("--raw", "-p", "Once upon a time", "-n", "6", "--json", "--logprobs", "3", "--backend", "numpy"))
+    done = answer(
+        run("--raw", "-p", "Once upon a time", "-n", "6", "--json", "--logprobs", "3", "--backend", "numpy")
+    )
     model = load_model(GGUFFile(EMBEDDED))
     prompt = [1925, 346, 5193, 264, 882]
     tokens = prompt + done["tokens"]
-    logits = NumpyBackend(model).run([LOGITS], Batch([Piece(KVSequence(), tokens, len(tokens))]))[LOGITS].astype(np.float64)
+    logits = (
+        NumpyBackend(model)
+        .run([LOGITS], Batch([Piece(KVSequence(), tokens, len(tokens))]))[LOGITS]
+        .astype(np.float64)
+    )
     logs = logits - logits.max(axis=1, keepdims=True)
     logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
     assert [entry["id"] for entry in done["logprobs"]] == done["tokens"]
-    for entry, row in zip(done["logprobs"], logs[len(prompt) - 1:]):
+    for entry, row in zip(done["logprobs"], logs[len(prompt) - 1 :]):
         assert entry["logprob"] == pytest.approx(row[entry["id"]], abs=1e-4)
-        assert [other["id"] for other in entry["top_logprobs"]] == np.argsort(-row, kind="stable")[:3].tolist()
-        assert [other["logprob"] for other in entry["top_logprobs"]] == pytest.approx(np.sort(row)[::-1][:3].tolist(), abs=1e-4)
+        assert [other["id"] for other in entry["top_logprobs"]] == np.argsort(-row, kind="stable")[
+            :3
+        ].tolist()
+        assert [other["logprob"] for other in entry["top_logprobs"]] == pytest.approx(
+            np.sort(row)[::-1][:3].tolist(), abs=1e-4
+        )
     assert "".join(entry["token"] for entry in done["logprobs"]) == done["text"]
 
 
@@ -181,8 +209,13 @@ def test_sessions_that_are_refused_are_left_alone(run: Call, call: Call, tmp_pat
         refused = call("run", "-q", "-m", model, "--raw", "-p", "x", "-n", "1", "--session", path)
     else:
         middle = len(whole) // 2
-        path.write_bytes({"cut": whole[:middle], "none of ours": b"a file of somebody's",
-                          "flipped": whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1:]}[damage])
+        path.write_bytes(
+            {
+                "cut": whole[:middle],
+                "none of ours": b"a file of somebody's",
+                "flipped": whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :],
+            }[damage]
+        )
         whole = path.read_bytes()
         refused = run("--raw", "-p", "Once upon a time", "-n", "4", "--session", path)
     assert (refused.code, refused.out) == (1, "")
@@ -193,15 +226,32 @@ def test_sessions_that_are_refused_are_left_alone(run: Call, call: Call, tmp_pat
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_ctrl_c_while_a_piece_is_written_ends_the_answer_too(raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_a_piece_is_written_ends_the_answer_too(
+    raw: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever reads it may be slow, so that it comes then and not in a step of the model."""
+
     def interrupt(printer: AnswerPrinter, event: Event) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(AnswerPrinter, "add", interrupt)
     llm = LLM(EMBEDDED)
     chat, settings = LocalChat(llm), Settings(SamplingParams(temp=0))
-    events = chat.go_on("Once upon a time", settings) if raw else chat.answer([{"role": "user", "content": QUESTION}], settings)
-    assert generate(chat, events, Bar(False), Thinking(None, None, False), Probabilities(None, False, None), as_json=False) == 130
+    events = (
+        chat.go_on("Once upon a time", settings)
+        if raw
+        else chat.answer([{"role": "user", "content": QUESTION}], settings)
+    )
+    assert (
+        generate(
+            chat,
+            events,
+            Bar(False),
+            Thinking(None, None, False),
+            Probabilities(None, False, None),
+            as_json=False,
+        )
+        == 130
+    )
     assert (chat.stop_reason, llm.engine.running) == ("cancelled", [])
     assert len(llm.engine.prefixes.kept) == 1

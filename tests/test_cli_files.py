@@ -1,4 +1,5 @@
 """The commands that look at a model and at texts: info, tokenize, detokenize, perplexity; and which model a command takes."""
+
 import json
 import re
 import shutil
@@ -17,7 +18,10 @@ from qwencli.model_path import EMBEDDED
 @pytest.mark.usefixtures("story")
 def test_embedded_by_default(call: Call) -> None:
     done = call("run", "-p", "x", "-n", "0")
-    assert (done.code, done.err) == (0, f"model: {EMBEDDED} (embedded: a tiny demo model, choose another with -m)\n")
+    assert (done.code, done.err) == (
+        0,
+        f"model: {EMBEDDED} (embedded: a tiny demo model, choose another with -m)\n",
+    )
     assert call("info").err == done.err
 
 
@@ -46,8 +50,18 @@ def test_several_models_are_listed(call: Call, story: Path) -> None:
     Path("models").mkdir()
     for name in "b.gguf", "a.gguf":
         shutil.copy(story, Path("models", name))
-    for command in ["run", "-p", "x"], ["info"], ["tokenize", "x"], ["run", "-p", "x", "-m", "models"], ["info", "models"]:
-        assert call(*command) == (1, "", "qwencli: error: models: the folder holds 2 models, choose one with -m: a.gguf, b.gguf\n")
+    for command in (
+        ["run", "-p", "x"],
+        ["info"],
+        ["tokenize", "x"],
+        ["run", "-p", "x", "-m", "models"],
+        ["info", "models"],
+    ):
+        assert call(*command) == (
+            1,
+            "",
+            "qwencli: error: models: the folder holds 2 models, choose one with -m: a.gguf, b.gguf\n",
+        )
 
 
 def test_a_split_model_is_one(call: Call) -> None:
@@ -55,39 +69,81 @@ def test_a_split_model_is_one(call: Call) -> None:
     for i, file in enumerate(parts(reciter(), 2)):
         file.write(Path("models", f"m-{i + 1:05}-of-00002.gguf"))
     done = call("run", "-p", "x", "--temp", "0")
-    assert (done.out, done.err) == (TEXT, f"model: {Path('models/m-00001-of-00002.gguf')} (the one in ./models)\n")
+    assert (done.out, done.err) == (
+        TEXT,
+        f"model: {Path('models/m-00001-of-00002.gguf')} (the one in ./models)\n",
+    )
 
 
 def test_models_that_are_not_there(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("models").touch()  # a file of that name is none of our business
     assert call("info").code == 0
-    assert call("info", "") == (1, "", "qwencli: error: the model's path is empty, expected a GGUF file or a folder with one\n")
+    assert call("info", "") == (
+        1,
+        "",
+        "qwencli: error: the model's path is empty, expected a GGUF file or a folder with one\n",
+    )
     assert call("run", "-m", "", "-p", "x").code == 1
     monkeypatch.setenv("QWENCLI_MODEL", "nowhere.gguf")
-    assert call("run", "-q", "-p", "x") == (1, "", "qwencli: error: nowhere.gguf: cannot be read: No such file or directory\n")
+    assert call("run", "-q", "-p", "x") == (
+        1,
+        "",
+        "qwencli: error: nowhere.gguf: cannot be read: No such file or directory\n",
+    )
 
 
 def test_info_as_json(call: Call, story: Path) -> None:
     facts = json.loads(call("info", story, "--json", "--tensors").out)
     n_weights = sum(len(t.data) // 4 for t in reciter().tensors)
     expected = {
-        "path": str(story), "version": 3, "n_kv": len(reciter().metadata), "n_tensors": 25, "name": "tiny", "architecture": "qwen3",
-        "n_params": n_weights, "size_bytes": story.stat().st_size, "bpw": 32.0, "file_type": "F32", "context_length": N_CTX, "n_layer": 2,
-        "n_embd": N_EMBD, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "n_head_dim": 16, "n_vocab": len(TOKENS), "chat_template": True,
-        "types": {"F32": 25}, "runs": True, "why_not": None}
+        "path": str(story),
+        "version": 3,
+        "n_kv": len(reciter().metadata),
+        "n_tensors": 25,
+        "name": "tiny",
+        "architecture": "qwen3",
+        "n_params": n_weights,
+        "size_bytes": story.stat().st_size,
+        "bpw": 32.0,
+        "file_type": "F32",
+        "context_length": N_CTX,
+        "n_layer": 2,
+        "n_embd": N_EMBD,
+        "n_ff": 64,
+        "n_head": 4,
+        "n_head_kv": 2,
+        "n_head_dim": 16,
+        "n_vocab": len(TOKENS),
+        "chat_template": True,
+        "types": {"F32": 25},
+        "runs": True,
+        "why_not": None,
+    }
     assert {key: facts[key] for key in expected} == expected
     assert facts["kv_bytes"].keys() == {"4096", str(N_CTX)}
     assert facts["metadata"]["tokenizer.ggml.tokens"] == f"array of {len(TOKENS)}"
     assert facts["metadata"]["tokenizer.ggml.merges"] == reciter().metadata["tokenizer.ggml.merges"][1]
-    assert facts["tensors"][0] == {"name": "token_embd.weight", "type": "F32", "shape": [268, 32], "n_bytes": 268 * 32 * 4}
+    assert facts["tensors"][0] == {
+        "name": "token_embd.weight",
+        "type": "F32",
+        "shape": [268, 32],
+        "n_bytes": 268 * 32 * 4,
+    }
 
 
 def test_info_as_text(call: Call, story: Path) -> None:
     code, out, err = call("info", story, "--tensors")
     assert (code, err) == (0, "")
-    for line in (rf"{re.escape(str(story))}\n", r"  architecture +qwen3\n", r"  runs +yes\n", r"  context +128\n", r"  tensors +25 F32\n",
-                 r"  context memory +\S+ .B for 4096 tokens, \S+ .B for 128 tokens\n", r"  tokenizer\.ggml\.add_bos_token +bool +False\n",
-                 r"  blk\.0\.ffn_up\.weight +F32 +64 x 32 +8,192\n"):
+    for line in (
+        rf"{re.escape(str(story))}\n",
+        r"  architecture +qwen3\n",
+        r"  runs +yes\n",
+        r"  context +128\n",
+        r"  tensors +25 F32\n",
+        r"  context memory +\S+ .B for 4096 tokens, \S+ .B for 128 tokens\n",
+        r"  tokenizer\.ggml\.add_bos_token +bool +False\n",
+        r"  blk\.0\.ffn_up\.weight +F32 +64 x 32 +8,192\n",
+    ):
         assert re.search(line, out), line
 
 
@@ -97,8 +153,15 @@ def test_info_on_experts_and_recurrent_layers(call: Call, tmp_path: Path) -> Non
     write_random_model(tmp_path / "m.gguf", PRESETS["tiny-qwen3next"], "F16")
     facts = json.loads(call("info", tmp_path / "m.gguf", "--json").out)
     state = 4 * 4 * (3 * 16 * 64 + 8 * 64 * 64)
-    expected = {"n_expert": 8, "n_expert_used": 2, "n_ff_expert": 256, "n_ff_shared": 256, "n_recurrent_layer": 4, "state_bytes": state,
-                "kv_bytes": {str(n): n * 2 * 2 * 128 * 2 for n in (1024, 4096)}}  # a layer's keys and values: two heads of 128 half floats
+    expected = {
+        "n_expert": 8,
+        "n_expert_used": 2,
+        "n_ff_expert": 256,
+        "n_ff_shared": 256,
+        "n_recurrent_layer": 4,
+        "state_bytes": state,
+        "kv_bytes": {str(n): n * 2 * 2 * 128 * 2 for n in (1024, 4096)},
+    }  # a layer's keys and values: two heads of 128 half floats
     assert {key: facts[key] for key in expected} == expected
     out = call("info", tmp_path / "m.gguf").out
     assert "  experts         8, 2 used, each of 256; one of 256 for all tokens\n" in out
@@ -107,7 +170,9 @@ def test_info_on_experts_and_recurrent_layers(call: Call, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("preset", "n_layer", "n_ff"), [("tiny-qwen", 2, 512), ("tiny-qwen35", 5, 512)])
-def test_info_on_what_runs_of_a_file(call: Call, tmp_path: Path, preset: str, n_layer: int, n_ff: int) -> None:
+def test_info_on_what_runs_of_a_file(
+    call: Call, tmp_path: Path, preset: str, n_layer: int, n_ff: int
+) -> None:
     """Qwen's metadata counts gate and up together, Qwen3.5's a layer that predicts more tokens at once."""
     write_random_model(tmp_path / "m.gguf", PRESETS[preset], "Q4_K_M")
     facts = json.loads(call("info", tmp_path / "m.gguf", "--json").out)
@@ -115,10 +180,14 @@ def test_info_on_what_runs_of_a_file(call: Call, tmp_path: Path, preset: str, n_
 
 
 def test_info_on_what_cannot_run(call: Call, tmp_path: Path) -> None:
-    path = Gguf({"general.architecture": ("str", "mamba")}, [f32("t", [[1, 2]])]).write(tmp_path / "mamba.gguf")
+    path = Gguf({"general.architecture": ("str", "mamba")}, [f32("t", [[1, 2]])]).write(
+        tmp_path / "mamba.gguf"
+    )
     done = call("info", path)
     assert done.code == 0
-    assert "runs            no: the architecture 'mamba' is not supported; known are qwen, qwen2, " in done.out
+    assert (
+        "runs            no: the architecture 'mamba' is not supported; known are qwen, qwen2, " in done.out
+    )
     assert json.loads(call("info", path, "--json").out)["runs"] is False
     assert call("info", Gguf().write(tmp_path / "nothing.gguf")).code == 0
 
@@ -150,7 +219,11 @@ def test_tokenize(call: Call, story: Path) -> None:
     """The ids of "the and" are llama.cpp's for this file."""
     ids, pieces = [83, 257, 220, 260], ["t", "he", " ", "and"]
     command = ("tokenize", "-m", story)
-    assert call(*command, "the and") == (0, "    83 -> 't'\n   257 -> 'he'\n   220 -> ' '\n   260 -> 'and'\n", "")
+    assert call(*command, "the and") == (
+        0,
+        "    83 -> 't'\n   257 -> 'he'\n   220 -> ' '\n   260 -> 'and'\n",
+        "",
+    )
     assert call(*command, "the and", "--ids").out == "[83, 257, 220, 260]\n"
     assert json.loads(call(*command, "the and", "--json").out) == {"ids": ids, "pieces": pieces}
     assert json.loads(call(*command, "--json", stdin=b"the and").out)["ids"] == ids
@@ -168,9 +241,14 @@ def test_detokenize(call: Call, story: Path) -> None:
     for form in b"83 257", b"[83, 257]", b"\n83,257,\n":
         assert call(*command, stdin=form).out == "the"
     assert call(*command) == (0, "", "")
-    for ids, expected in (("x",), "'x' is no token id"), (("1.5",), "'1.5' is no token id"), (("1", "--", "-1"), "'-1' is no token id"), \
-            ((268,), "token id 268 is outside the vocabulary, expected 0 to 267"), ((2**64,), "'18446744073709551616' is no token id"), \
-            (("٣",), "'٣' is no token id"):
+    for ids, expected in (
+        (("x",), "'x' is no token id"),
+        (("1.5",), "'1.5' is no token id"),
+        (("1", "--", "-1"), "'-1' is no token id"),
+        ((268,), "token id 268 is outside the vocabulary, expected 0 to 267"),
+        ((2**64,), "'18446744073709551616' is no token id"),
+        (("٣",), "'٣' is no token id"),
+    ):
         done = call(*command, *ids)
         assert (done.code, done.out) == (1, "")
         assert expected in done.err
@@ -187,10 +265,18 @@ def test_perplexity_output(call: Call, story: Path) -> None:
     text = b"the and in a " * 30
     code, out, err = call(*command, "--chunks", "3", stdin=text)
     assert (code, err) == (0, f"model: {story} (-m)\n")
-    assert re.fullmatch(r"\[1\]\d+\.\d{4},\[2\]\d+\.\d{4},\[3\]\d+\.\d{4},\nFinal estimate: PPL = \d+\.\d{4} \+/- \d+\.\d{5}\n", out)
+    assert re.fullmatch(
+        r"\[1\]\d+\.\d{4},\[2\]\d+\.\d{4},\[3\]\d+\.\d{4},\nFinal estimate: PPL = \d+\.\d{4} \+/- \d+\.\d{5}\n",
+        out,
+    )
     done = json.loads(call(*command, "--chunks", "3", "--json", stdin=text).out)
     assert done.keys() == {"ppl", "stderr", "n_chunks", "n_ctx", "n_tokens", "chunks", "seconds"}
-    assert (done["n_chunks"], done["n_ctx"], len(done["chunks"]), done["chunks"][-1]) == (3, 16, 3, done["ppl"])
+    assert (done["n_chunks"], done["n_ctx"], len(done["chunks"]), done["chunks"][-1]) == (
+        3,
+        16,
+        3,
+        done["ppl"],
+    )
     assert [f"{p:.4f}" for p in done["chunks"]] == re.findall(r"\](\d+\.\d{4}),", out)
     assert f"PPL = {done['ppl']:.4f} +/- {done['stderr']:.5f}\n" in out
     assert "warning: a context of 144 is more than the 128" in call(*command[:-1], "144", stdin=text).err

@@ -1,4 +1,5 @@
 """`qwencli run`: what it writes, on a model whose answer is known."""
+
 import json
 import re
 from pathlib import Path
@@ -25,17 +26,29 @@ def test_stdout_is_the_text_alone(run: Call, story: Path) -> None:
 def test_verbose_adds_one_closing_line(run: Call, story: Path) -> None:
     code, out, err = run("-p", "hi", "-v")
     assert (code, out) == (0, TEXT)
-    assert re.search(r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ MB\n$", err)
+    assert re.search(
+        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ MB\n$",
+        err,
+    )
 
 
-@pytest.mark.parametrize(("n", "text", "reason"), [
-    (0, "", "length"), (3, "abc", "length"), (26, TEXT[:26], "length"), (28, TEXT[:27], "length"), (29, TEXT, "length"), (30, TEXT, "eos"),
-    (-1, TEXT, "eos")])
+@pytest.mark.parametrize(
+    ("n", "text", "reason"),
+    [
+        (0, "", "length"),
+        (3, "abc", "length"),
+        (26, TEXT[:26], "length"),
+        (28, TEXT[:27], "length"),
+        (29, TEXT, "length"),
+        (30, TEXT, "eos"),
+        (-1, TEXT, "eos"),
+    ],
+)
 def test_number_of_tokens(run: Call, n: int, text: str, reason: str) -> None:
     assert run("-p", "hi", "-n", n).out == text
     done = json.loads(run("-p", "hi", "-n", n, "--json").out)
     assert (done["text"], done["stop_reason"]) == (text, reason)
-    assert done["tokens"] == IDS[:29 if n < 0 else min(n, 29)]
+    assert done["tokens"] == IDS[: 29 if n < 0 else min(n, 29)]
 
 
 def test_half_a_character_is_never_written(run: Call) -> None:
@@ -47,12 +60,28 @@ def test_json_is_one_object(run: Call) -> None:
     assert out.count("\n") == 1
     done = json.loads(out)
     assert done.keys() == {"text", "tokens", "prompt_tokens", "stop_reason", "timings"}
-    assert done["prompt_tokens"] == 20  # <|im_start|> u s e r \n h i <|im_end|> \n <|im_start|> a s s i s t an t \n
+    assert (
+        done["prompt_tokens"] == 20
+    )  # <|im_start|> u s e r \n h i <|im_end|> \n <|im_start|> a s s i s t an t \n
 
 
-@pytest.mark.parametrize(("stops", "text"), [
-    (["f"], "abcde"), (["hij"], "abcdefg"), (["hix"], TEXT), (["xyz", "cd", "mno"], "ab"), (["é"], TEXT[:26]), (["z\u00e9 t"], TEXT[:25]),
-    (["the"], TEXT[:28]), (["the end"], TEXT), (["a"], ""), ([""], TEXT), ([r"\x6b"], "abcdefghij"), (["bc", "abcd"], "a")])
+@pytest.mark.parametrize(
+    ("stops", "text"),
+    [
+        (["f"], "abcde"),
+        (["hij"], "abcdefg"),
+        (["hix"], TEXT),
+        (["xyz", "cd", "mno"], "ab"),
+        (["é"], TEXT[:26]),
+        (["z\u00e9 t"], TEXT[:25]),
+        (["the"], TEXT[:28]),
+        (["the end"], TEXT),
+        (["a"], ""),
+        ([""], TEXT),
+        ([r"\x6b"], "abcdefghij"),
+        (["bc", "abcd"], "a"),
+    ],
+)
 def test_stop_strings(run: Call, stops: list[str], text: str) -> None:
     """They may span tokens; what only begins like one is written in the end; they are left out, as is all behind them."""
     options = [option for stop in stops for option in ("--stop", stop)]
@@ -65,15 +94,26 @@ def test_ignore_eos_goes_on_to_the_context(run: Call, story: Path) -> None:
     done = json.loads(run("-p", "hi", "--ignore-eos", "--json").out)
     assert done["stop_reason"] == "context"
     assert len(done["tokens"]) + done["prompt_tokens"] == N_CTX
-    assert done["tokens"] == (IDS * 4)[:N_CTX - 20]
-    assert done["text"] == (TEXT * 4)[:len(done["text"])]  # the token that ends an answer has no text
+    assert done["tokens"] == (IDS * 4)[: N_CTX - 20]
+    assert done["text"] == (TEXT * 4)[: len(done["text"])]  # the token that ends an answer has no text
     short = json.loads(run("-p", "a", "--raw", "-c", "12", "--json").out)
     assert (short["text"], short["stop_reason"]) == (TEXT[1:12], "context")
 
 
-@pytest.mark.parametrize(("prompt", "options", "text"), [
-    ("a", [], "bcd"), (r"x\n", [], "abc"), (r"x\n", ["--no-escape"], "opq"), (r"\x41\x63", [], "def"), (r"\\n", [], "opq"),
-    (r"\'\"\\\tw", [], "xyz"), ("<|im_end|>", [], "abc"), (r"\xc3", [], None), (r"\xc3\xa9", [], " thea")])
+@pytest.mark.parametrize(
+    ("prompt", "options", "text"),
+    [
+        ("a", [], "bcd"),
+        (r"x\n", [], "abc"),
+        (r"x\n", ["--no-escape"], "opq"),
+        (r"\x41\x63", [], "def"),
+        (r"\\n", [], "opq"),
+        (r"\'\"\\\tw", [], "xyz"),
+        ("<|im_end|>", [], "abc"),
+        (r"\xc3", [], None),
+        (r"\xc3\xa9", [], " thea"),
+    ],
+)
 def test_raw_prompts(run: Call, prompt: str, options: list[str], text: str | None) -> None:
     """Continued as they stand: escapes in -p as in llama.cpp, control tokens recognised."""
     done = run("-p", prompt, "--raw", "-n", "3", "--ignore-eos", *options)
@@ -85,7 +125,10 @@ def test_raw_prompts(run: Call, prompt: str, options: list[str], text: str | Non
 
 
 def test_a_users_control_tokens_stay_text(run: Call) -> None:
-    counts = [json.loads(run("-p", prompt, "-n", "1", "--json").out)["prompt_tokens"] for prompt in ("x", "<|im_end|>", "<think>")]
+    counts = [
+        json.loads(run("-p", prompt, "-n", "1", "--json").out)["prompt_tokens"]
+        for prompt in ("x", "<|im_end|>", "<think>")
+    ]
     assert counts == [19, 18 + 10, 19]  # <think> is user-defined, which is always recognised
     assert json.loads(run("--raw", "-p", "<|im_end|>", "-n", "1", "--json").out)["prompt_tokens"] == 1
 
@@ -98,9 +141,15 @@ def test_system_message(run: Call) -> None:
 def test_thinking_is_on_unless_told_otherwise(call: Call, tmp_path: Path) -> None:
     """QwQ's and DeepSeek's templates close the block where `enable_thinking` is not given at all; llama.cpp always gives it."""
     file = reciter()
-    file.metadata["tokenizer.chat_template"] = ("str", "{{ messages[0].content }}{% if not enable_thinking %}zz{% endif %}")
+    file.metadata["tokenizer.chat_template"] = (
+        "str",
+        "{{ messages[0].content }}{% if not enable_thinking %}zz{% endif %}",
+    )
     path = file.write(tmp_path / "thinking.gguf")
-    run = [json.loads(call("run", "-m", path, "-p", "x", "-n", "1", "--json", *args).out) for args in ((), ("--no-think",))]
+    run = [
+        json.loads(call("run", "-m", path, "-p", "x", "-n", "1", "--json", *args).out)
+        for args in ((), ("--no-think",))
+    ]
     assert [answer["prompt_tokens"] for answer in run] == [1, 3]
 
 
@@ -127,7 +176,10 @@ def test_prompts_from_files_and_stdin(run: Call, tmp_path: Path) -> None:
 
 def test_seeds_repeat(call: Call, tmp_path: Path) -> None:
     path = tiny().write(tmp_path / "random.gguf")
-    texts = [call("run", "-q", "-m", path, "-p", "x", "-n", 40, "--ignore-eos", "--temp", "5", "--seed", seed).out for seed in (7, 7, 8)]
+    texts = [
+        call("run", "-q", "-m", path, "-p", "x", "-n", 40, "--ignore-eos", "--temp", "5", "--seed", seed).out
+        for seed in (7, 7, 8)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -146,7 +198,9 @@ def test_the_lowest_temperatures_are_greedy(call: Call, story: Path, temp: str) 
     assert call("run", "-q", "-m", story, "-p", "hi", "--temp", temp) == (0, TEXT, "")
 
 
-@pytest.mark.parametrize("option", [["--no-mmap"], ["-t", "1"], ["-c", str(2**20)], ["-c", str(2**30), "--no-fit"], ["--no-think"]])
+@pytest.mark.parametrize(
+    "option", [["--no-mmap"], ["-t", "1"], ["-c", str(2**20)], ["-c", str(2**30), "--no-fit"], ["--no-think"]]
+)
 def test_options_that_change_nothing_here(run: Call, option: list[str]) -> None:
     assert run("-p", "hi", *option).out == TEXT
 
@@ -163,7 +217,9 @@ def test_prompt_longer_than_the_context(run: Call) -> None:
 def test_a_context_beyond_the_models_is_a_warning(run: Call) -> None:
     done = run("-p", "hi", "-c", "4096")
     assert (done.code, done.out) == (0, TEXT)
-    assert "qwencli: warning: a context of 4096 is more than the 128 that the model was trained for" in done.err
+    assert (
+        "qwencli: warning: a context of 4096 is more than the 128 that the model was trained for" in done.err
+    )
     assert run("-p", "hi", "-c", "4096", "-q").err == ""
 
 
@@ -174,7 +230,9 @@ def test_empty_prompt(run: Call, args: list[str], stdin: bytes) -> None:
     assert done.err.endswith("error: the prompt is empty, expected text in -p, -f or on stdin\n")
 
 
-def test_the_progress_of_a_long_prompt_is_shown(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_of_a_long_prompt_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """From its second second on, not after the last token, and not where nothing is to be shown."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
@@ -187,6 +245,8 @@ def test_the_progress_of_a_long_prompt_is_shown(monkeypatch: pytest.MonkeyPatch,
         bar.close()
         return capfd.readouterr().err
 
-    assert re.match(r"\rprompt: +26%.* 1024/4000 ", shown_for((0.5, 512), (1.5, 1024), (2.5, 2048), (3.5, 4000)))
+    assert re.match(
+        r"\rprompt: +26%.* 1024/4000 ", shown_for((0.5, 512), (1.5, 1024), (2.5, 2048), (3.5, 4000))
+    )
     assert shown_for((1.5, 1024), (3.5, 4000), shown=False) == ""
     assert shown_for((0.5, 1024), (1.5, 4000)) == ""

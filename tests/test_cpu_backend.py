@@ -1,4 +1,5 @@
 """The CPU backend: close to the NumPy backend and to llama.cpp's figures, and sound after whatever goes wrong."""
+
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,9 @@ def demo() -> Model:
 
 def logits(backend: Any, tokens: Sequence[int]) -> np.ndarray:
     """At all positions, float64."""
-    return backend.run([LOGITS], Batch([Piece(KVSequence(), list(tokens), len(tokens))]))[LOGITS].astype(np.float64)
+    return backend.run([LOGITS], Batch([Piece(KVSequence(), list(tokens), len(tokens))]))[LOGITS].astype(
+        np.float64
+    )
 
 
 def prompt_tokens(model: Model, text: str = PROMPT) -> list[int]:
@@ -61,9 +64,15 @@ def divergence(found: np.ndarray, expected: np.ndarray) -> float:
 
 def check_logits(model: Model, tokens: list[int]) -> None:
     expected, found = logits(NumpyBackend(model), tokens), logits(CPUBackend(model), tokens)
-    kinds = {node.op.info.type.name for node in model.graph.nodes.values() if isinstance(node.op, Weight) and len(node.shape) > 1}
+    kinds = {
+        node.op.info.type.name
+        for node in model.graph.nodes.values()
+        if isinstance(node.op, Weight) and len(node.shape) > 1
+    }
     if kinds <= {"F32", "F16", "BF16"}:
-        rounding = 2**-9 if "BF16" in kinds else 1e-3  # activations are rounded to BF16 where weights are, by up to half of 2**-8
+        rounding = (
+            2**-9 if "BF16" in kinds else 1e-3
+        )  # activations are rounded to BF16 where weights are, by up to half of 2**-8
         assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < rounding
     assert divergence(found, expected) < 2e-3
 
@@ -75,13 +84,25 @@ def test_logits_of_the_embedded_model(demo: Model) -> None:
 @pytest.mark.parametrize("name", ["f16", "bf16", "q8_0", "q4_0", "q6_k", "q5_k_m"])
 def test_logits_of_the_demo_files(shared: Path, name: str) -> None:
     model = load_model(GGUFFile(shared / "models" / f"demo-{name}.gguf"))
-    check_logits(model, prompt_tokens(model, (shared / "models" / "wiki-excerpt.txt").read_text(encoding="utf-8")[:4000]))
+    check_logits(
+        model,
+        prompt_tokens(model, (shared / "models" / "wiki-excerpt.txt").read_text(encoding="utf-8")[:4000]),
+    )
 
 
 # llama-perplexity -c 256, from the README beside the files
-FIGURES = {"f16": (1.2486, 219.4162), "bf16": (1.2486, 219.3859), "q8_0": (1.2487, 219.4874), "q6_k": (1.2493, 219.6987),
-           "q5_k_m": (1.2491, 219.2400), "q4_k_m": (1.2495, 220.3997), "q4_0": (1.2515, 220.1253), "iq4_xs": (1.2504, 219.1462),
-           "q3_k_m": (1.2536, 219.7483), "q2_k": (1.2721, 229.7278)}
+FIGURES = {
+    "f16": (1.2486, 219.4162),
+    "bf16": (1.2486, 219.3859),
+    "q8_0": (1.2487, 219.4874),
+    "q6_k": (1.2493, 219.6987),
+    "q5_k_m": (1.2491, 219.2400),
+    "q4_k_m": (1.2495, 220.3997),
+    "q4_0": (1.2515, 220.1253),
+    "iq4_xs": (1.2504, 219.1462),
+    "q3_k_m": (1.2536, 219.7483),
+    "q2_k": (1.2721, 229.7278),
+}
 
 
 def measured(model: Model, text: Path, limit: int | None = None) -> list[float]:
@@ -97,11 +118,15 @@ def test_perplexity_is_llama_cpps(shared: Path, monkeypatch: pytest.MonkeyPatch,
     found = measured(model, shared / "models" / "wiki-excerpt.txt")
     assert found[-1] == pytest.approx(FIGURES[name][1], rel=1e-3)
     if name == "q4_k_m":
-        assert measured(model, shared / "models" / "heldout.txt")[-1] == pytest.approx(FIGURES[name][0], rel=1e-3)
+        assert measured(model, shared / "models" / "heldout.txt")[-1] == pytest.approx(
+            FIGURES[name][0], rel=1e-3
+        )
     if name in ("f16", "q4_k_m"):
         for other in isa.available()[1:]:
             monkeypatch.setenv(isa.VARIABLE, other.name)
-            assert measured(model, shared / "models" / "wiki-excerpt.txt", 4) == pytest.approx(found[:4], rel=5e-4)
+            assert measured(model, shared / "models" / "wiki-excerpt.txt", 4) == pytest.approx(
+                found[:4], rel=5e-4
+            )
 
 
 # Tensors fetched and fed
@@ -113,7 +138,11 @@ def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, 
     c = tiny_models.config(arch, hidden_size=64)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 3))
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
-    reference, backend, tokens = NumpyBackend(model), CPUBackend(model, 2), [5, 70, 0, 33, 2, 2, 9, 41, 71, 8, 16]
+    reference, backend, tokens = (
+        NumpyBackend(model),
+        CPUBackend(model, 2),
+        [5, 70, 0, 33, 2, 2, 9, 41, 71, 8, 16],
+    )
     refused = set()
     for node in [node for node in model.graph.nodes.values() if node.src]:
         for fetch in [node.name], [node.name, LOGITS]:
@@ -125,9 +154,21 @@ def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, 
                 refused.add(node.name.split("-")[0])
             else:
                 expected = reference.run([node.name], Batch([Piece(KVSequence(), tokens, 3)]))[node.name]
-                np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=2e-3, err_msg=node.name)
+                np.testing.assert_allclose(
+                    found.reshape(expected.shape), expected, atol=2e-3, err_msg=node.name
+                )
             backend.cache.release(seq)
-    heads = {"Qcur_flat", "Qcur_heads", "Qcur_normed", "Kcur_flat", "Kcur_heads", "Kcur_normed", "Qcur", "Kcur", "kv"}
+    heads = {
+        "Qcur_flat",
+        "Qcur_heads",
+        "Qcur_normed",
+        "Kcur_flat",
+        "Kcur_heads",
+        "Kcur_normed",
+        "Qcur",
+        "Kcur",
+        "kv",
+    }
     assert "kv" in refused
     assert refused <= heads
 
@@ -141,7 +182,9 @@ def test_tensors_can_be_fed(demo: Model) -> None:
 
     values = backend.run(["l_out-2", "result_norm", LOGITS], batch())
     for n in 1, 8, 9, 20:
-        assert np.array_equal(backend.run([LOGITS], feed={"result_norm": values["result_norm"][:n]})[LOGITS], values[LOGITS][:n])
+        assert np.array_equal(
+            backend.run([LOGITS], feed={"result_norm": values["result_norm"][:n]})[LOGITS], values[LOGITS][:n]
+        )
     again = backend.run([LOGITS], batch(), feed={"l_out-2": values["l_out-2"]})
     assert np.array_equal(again[LOGITS], values[LOGITS])
 
@@ -156,10 +199,17 @@ def test_heads_that_the_kernels_cannot_take(tmp_path: Path) -> None:
         logits(CPUBackend(load_model(GGUFFile(tmp_path / "m.gguf")), 1), [1])
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("blk.0.attn_q.weight", gguf.GGMLQuantizationType.Q5_0), ("token_embd.weight", gguf.GGMLQuantizationType.Q4_1),
-    ("output_norm.weight", gguf.GGMLQuantizationType.F16)])
-def test_tensors_of_a_type_without_kernels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("blk.0.attn_q.weight", gguf.GGMLQuantizationType.Q5_0),
+        ("token_embd.weight", gguf.GGMLQuantizationType.Q4_1),
+        ("output_norm.weight", gguf.GGMLQuantizationType.F16),
+    ],
+)
+def test_tensors_of_a_type_without_kernels_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any
+) -> None:
     c = tiny_models.config()
     add_tensor = gguf.GGUFWriter.add_tensor
 
@@ -227,7 +277,9 @@ def test_ctrl_c_in_a_step(demo: Model, n_threads: int) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_sequence_without_memory_ends_and_the_others_go_on(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_without_memory_ends_and_the_others_go_on(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "ARENA_BYTES", 0)  # each page by itself
     backend = CPUBackend(demo, 2)
     engine, tokens = Engine(backend, 1024), prompt_tokens(demo)
@@ -253,19 +305,32 @@ def test_a_sequence_without_memory_ends_and_the_others_go_on(demo: Model, monkey
     assert again.generated == alone.generated
 
 
-
-@pytest.mark.parametrize(("name", "layer"), [("token_embd.weight", "inp_embd"), ("blk.1.ffn_up.weight", "l_out-1"),
-                                             ("blk.0.attn_norm.weight", "l_out-0"), ("output.weight", "the output layer")])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("token_embd.weight", "inp_embd"),
+        ("blk.1.ffn_up.weight", "l_out-1"),
+        ("blk.0.attn_norm.weight", "l_out-0"),
+        ("output.weight", "the output layer"),
+    ],
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_the_first_layer_that_is_not_finite_is_named(tmp_path: Path, name: str, layer: str, bad: float) -> None:
+def test_the_first_layer_that_is_not_finite_is_named(
+    tmp_path: Path, name: str, layer: str, bad: float
+) -> None:
     c = tiny_models.config()
     weights = tiny_models.weights(c, 1)
     weights[name].reshape(-1)[3::7] = bad
     tiny_models.write_gguf(tmp_path / "m.gguf", c, weights)
-    engine, seq = Engine(CPUBackend(load_model(GGUFFile(tmp_path / "m.gguf")), 2), 64), EngineSequence([3, 4, 5], GREEDY, 5)
+    engine, seq = (
+        Engine(CPUBackend(load_model(GGUFFile(tmp_path / "m.gguf")), 2), 64),
+        EngineSequence([3, 4, 5], GREEDY, 5),
+    )
     finish(engine, seq)
     assert seq.stop_reason == "error"
-    assert str(seq.error) == f"the logits of position 3 are not finite, first in {layer}: is the model damaged?"
+    assert (
+        str(seq.error) == f"the logits of position 3 are not finite, first in {layer}: is the model damaged?"
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

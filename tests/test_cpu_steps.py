@@ -1,4 +1,5 @@
 """What a step of the CPU backend takes and gives back: any pair of results, tensors that are fed, callers in several threads."""
+
 from __future__ import annotations
 
 import itertools
@@ -47,10 +48,16 @@ def batch(n: int = 5, n_outputs: int = 3) -> Batch:
 
 @pytest.mark.parametrize("n", [5, 11])
 def test_any_two_results(model: Model, cpu: CPUBackend, reference: NumpyBackend, n: int) -> None:
-    names = [name for name, node in model.graph.nodes.items() if not isinstance(node.op, (Weight, Input)) and not name.startswith("kv-")]
+    names = [
+        name
+        for name, node in model.graph.nodes.items()
+        if not isinstance(node.op, (Weight, Input)) and not name.startswith("kv-")
+    ]
     expected = reference.run(names, batch(n))
     for pair in itertools.combinations(names, 2):
-        if any(name.startswith(("Qcur", "Kcur")) for name in pair):  # some steps of heads are done in place, and refused
+        if any(
+            name.startswith(("Qcur", "Kcur")) for name in pair
+        ):  # some steps of heads are done in place, and refused
             with suppress(ModelError):
                 compare(cpu, pair, n, expected)
         else:
@@ -61,12 +68,18 @@ def compare(cpu: CPUBackend, names: Sequence[str], n: int, expected: dict[str, F
     values = cpu.run(names, batch(n))
     for name in names:
         assert values[name].shape == expected[name].shape
-        np.testing.assert_allclose(values[name], expected[name], rtol=0, atol=0.02, err_msg=f"{name} of {names}")
+        np.testing.assert_allclose(
+            values[name], expected[name], rtol=0, atol=0.02, err_msg=f"{name} of {names}"
+        )
 
 
-@pytest.mark.parametrize(("given", "wanted"), [("ffn_inp-0", "ffn_norm-0"), ("l_out-0", "Vcur_flat-1"), ("ffn_inp-1", LOGITS)])
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("ffn_inp-0", "ffn_norm-0"), ("l_out-0", "Vcur_flat-1"), ("ffn_inp-1", LOGITS)]
+)
 @pytest.mark.parametrize("n", [0, 1, 5, 40])
-def test_as_many_rows_as_are_fed(cpu: CPUBackend, reference: NumpyBackend, given: str, wanted: str, n: int) -> None:
+def test_as_many_rows_as_are_fed(
+    cpu: CPUBackend, reference: NumpyBackend, given: str, wanted: str, n: int
+) -> None:
     rows = np.random.RandomState(2).standard_normal((n, 32)).astype(np.float32)
     values, expected = (backend.run([wanted], feed={given: rows})[wanted] for backend in (cpu, reference))
     assert values.shape == expected.shape
@@ -117,6 +130,7 @@ def test_threads_that_call_at_once_take_turns(cpu: CPUBackend) -> None:
 
         def call() -> None:
             wrong.extend(token for _ in range(300) if not np.array_equal(logits(), expected))
+
         return call
 
     threads = [threading.Thread(target=caller(token)) for token in (5, 9, 30)]
@@ -130,6 +144,8 @@ def test_threads_that_call_at_once_take_turns(cpu: CPUBackend) -> None:
 def test_a_prompt_takes_no_memory_for_the_logits_that_nobody_wants(model: Model) -> None:
     backend, seq = CPUBackend(model, 1), KVSequence()
     for n_outputs in 0, 1:
-        backend.sample(Batch([Piece(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, 0, {}, 0)] * n_outputs)
-    program, = backend._programs.values()
+        backend.sample(
+            Batch([Piece(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, 0, {}, 0)] * n_outputs
+        )
+    (program,) = backend._programs.values()
     assert max(len(buffer) for buffer in program._memory._all) < 128 * 4 * model.config.n_vocab

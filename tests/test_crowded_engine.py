@@ -1,5 +1,6 @@
 """Sequences come, go, share beginnings and are interrupted, in models that keep states, that choose experts, or both: an answer is what it
 would have been alone, to the bit, and nothing stays in memory."""
+
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_answers_in_a_crowd(model: Model, seed: int) -> None:
         finish(engine, seq)
         assert seq.error is None
         if seq.generated:
-            assert seq.tokens == alone(model, seq.tokens[:seq.n_prompt], len(seq.generated))
+            assert seq.tokens == alone(model, seq.tokens[: seq.n_prompt], len(seq.generated))
     assert sum(seq.n_cached for seq in sequences) > PAGE
     while engine.prefixes.make_room():
         pass
@@ -106,9 +107,11 @@ def test_a_next_turn_computes_only_what_is_new(model: Model) -> None:
     engine.submit(turn)
     assert turn.n_cached == len(first.tokens) - 1, "all but the last token, which nothing was computed for"
     finish(engine, turn)
-    assert turn.tokens == alone(model, turn.tokens[:turn.n_prompt], 5)
+    assert turn.tokens == alone(model, turn.tokens[: turn.n_prompt], 5)
     other = Sequence([*prompt[:290], 1, 2, 3], GREEDY, 5)
     engine.submit(other)
-    assert 290 // PAGE * PAGE <= other.n_cached <= 290, "from the last border of a page on at least, where the state is kept"
+    assert 290 // PAGE * PAGE <= other.n_cached <= 290, (
+        "from the last border of a page on at least, where the state is kept"
+    )
     finish(engine, other)
-    assert other.tokens == alone(model, other.tokens[:other.n_prompt], 5)
+    assert other.tokens == alone(model, other.tokens[: other.n_prompt], 5)

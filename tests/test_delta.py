@@ -1,4 +1,5 @@
 """Gated delta nets: convolution, gates and recurrence, each against NumPy in float64, piece by piece and against protected pages."""
+
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,6 +27,7 @@ F32, F64 = np.float32, np.float64
 
 class Shape(NamedTuple):
     """Heads of keys and of values, their size, taps of the convolution, and how value heads find their key heads."""
+
     n_head_k: int
     n_head_v: int
     d: int
@@ -44,8 +46,13 @@ class Shape(NamedTuple):
         return h % self.n_head_k if self.tiled else h // (self.n_head_v // self.n_head_k)
 
 
-SHAPES = [Shape(2, 4, 64, 4, True), Shape(2, 4, 64, 4, False), Shape(1, 3, 48, 2, True), Shape(2, 2, 16, 7, False),
-          Shape(1, 1, 128, 4, True)]
+SHAPES = [
+    Shape(2, 4, 64, 4, True),
+    Shape(2, 4, 64, 4, False),
+    Shape(1, 3, 48, 2, True),
+    Shape(2, 2, 16, 7, False),
+    Shape(1, 1, 128, 4, True),
+]
 PIECES = [(1,), (2,), (3, 1), (9,), (4, 1, 6)]
 
 
@@ -60,8 +67,14 @@ def compiled() -> None:
 class Pieces:
     """A step's pieces of so many tokens each, with states of `n_bytes` before and behind, in random order in memory."""
 
-    def __init__(self, lengths: Sequence[int], before: Sequence[np.ndarray | None], n_bytes: int, side: str,
-                 borders: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        before: Sequence[np.ndarray | None],
+        n_bytes: int,
+        side: str,
+        borders: Sequence[int] = (),
+    ) -> None:
         self.behind = [guarded(np.full(n_bytes, 0x55, np.uint8), side) for _ in lengths]
         self.at_border = [guarded(np.full(n_bytes, 0x55, np.uint8), side) for _ in lengths]
         self.before = [None if state is None else guarded(state, side) for state in before]
@@ -69,17 +82,41 @@ class Pieces:
         for i, n in enumerate(lengths):
             state = self.before[i]
             border = borders[i] if borders else 0
-            self.records[i, :6] = (sum(lengths[:i]), n, 0 if state is None else state.ctypes.data, self.behind[i].ctypes.data, border,
-                                   self.at_border[i].ctypes.data if border else 0)
+            self.records[i, :6] = (
+                sum(lengths[:i]),
+                n,
+                0 if state is None else state.ctypes.data,
+                self.behind[i].ctypes.data,
+                border,
+                self.at_border[i].ctypes.data if border else 0,
+            )
         self.records = guarded(self.records, side)
         self.pointers = guarded(np.array([1, 1, 1, self.records.ctypes.data]), side)
 
 
-def conv(isa_name: str, s: Shape, x: np.ndarray, weight: np.ndarray, pieces: Pieces, offset: int, side: str,
-         a_chunk: int = 3) -> np.ndarray:
+def conv(
+    isa_name: str,
+    s: Shape,
+    x: np.ndarray,
+    weight: np.ndarray,
+    pieces: Pieces,
+    offset: int,
+    side: str,
+    a_chunk: int = 3,
+) -> np.ndarray:
     out = guarded(np.full(x.shape, np.nan, F32), side)
     n_chunks = len(pieces.records) * -(-s.n_head // a_chunk)
-    args = [pieces.pointers, s.n_head, a_chunk, s.n_head_k, guarded(x, side), guarded(weight, side), out, bits(EPS), offset]
+    args = [
+        pieces.pointers,
+        s.n_head,
+        a_chunk,
+        s.n_head_k,
+        guarded(x, side),
+        guarded(weight, side),
+        out,
+        bits(EPS),
+        offset,
+    ]
     call(isa_name, f"delta:conv:{s.d}:{s.d_conv}", args, n_chunks)
     return out
 
@@ -87,11 +124,11 @@ def conv(isa_name: str, s: Shape, x: np.ndarray, weight: np.ndarray, pieces: Pie
 def naive_conv(s: Shape, x: np.ndarray, weight: np.ndarray, before: np.ndarray) -> np.ndarray:
     """x [n, channels], before [d_conv - 1, channels] -> [n, heads, d], in float64."""
     values = np.concatenate([before, x]).astype(F64)
-    y = sum(values[i:i + len(x)] * weight[:, i].astype(F64) for i in range(s.d_conv))
+    y = sum(values[i : i + len(x)] * weight[:, i].astype(F64) for i in range(s.d_conv))
     y = (y / (1 + np.exp(-y))).reshape(len(x), s.n_head, s.d)
     norm = np.sqrt(np.square(y).sum(-1, keepdims=True) + EPS)
-    y[:, :2 * s.n_head_k] /= norm[:, :2 * s.n_head_k]
-    y[:, :s.n_head_k] *= s.d ** -0.5
+    y[:, : 2 * s.n_head_k] /= norm[:, : 2 * s.n_head_k]
+    y[:, : s.n_head_k] *= s.d**-0.5
     return y
 
 
@@ -105,19 +142,26 @@ def test_convolutions_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int])
     weight = rng.standard_normal((n_channels, s.d_conv)).astype(F32)
     for side, with_state in itertools.product(("before", "after"), (False, True)):
         rows = rng.standard_normal((len(lengths), s.d_conv - 1, n_channels)).astype(F32) * with_state
-        states = [np.concatenate([np.zeros(16, F32), r.ravel()]).view(np.uint8) if with_state else None for r in rows]
+        states = [
+            np.concatenate([np.zeros(16, F32), r.ravel()]).view(np.uint8) if with_state else None
+            for r in rows
+        ]
         borders = [n // 2 for n in lengths]
         pieces = Pieces(lengths, states, offset + rows[0].nbytes, side, borders)
         out = conv(isa_name, s, x, weight, pieces, offset, side)
         first = 0
         for i, n in enumerate(lengths):
-            mine = x[first:first + n]
+            mine = x[first : first + n]
             expected = naive_conv(s, mine, weight, rows[i])
-            np.testing.assert_allclose(out[first:first + n].reshape(expected.shape), expected, rtol=1e-5, atol=2e-6)
+            np.testing.assert_allclose(
+                out[first : first + n].reshape(expected.shape), expected, rtol=1e-5, atol=2e-6
+            )
             history = np.concatenate([rows[i], mine])
             kept = [(pieces.behind[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
             for state, done in kept:
-                assert np.array_equal(state[offset:].view(F32).reshape(rows[i].shape), history[done:done + s.d_conv - 1])
+                assert np.array_equal(
+                    state[offset:].view(F32).reshape(rows[i].shape), history[done : done + s.d_conv - 1]
+                )
                 assert (state[:offset] == 0x55).all()
             first += n
 
@@ -141,9 +185,21 @@ def test_gates(isa_name: str, n_head: int, n_group: int) -> None:
             address = both.ctypes.data + 4 * n_group
         decay, strength = (guarded(np.full((n, n_head), np.nan, F32), side) for _ in range(2))
         weights = guarded(dt, side), guarded(a, side)
-        args = [np.array([n]), 2, address, both if groups > 1 else beta, *strides, n_head, *weights, decay, strength]
+        args = [
+            np.array([n]),
+            2,
+            address,
+            both if groups > 1 else beta,
+            *strides,
+            n_head,
+            *weights,
+            decay,
+            strength,
+        ]
         call(isa_name, "delta:gates", args, n_chunks=3)
-        np.testing.assert_allclose(decay, np.exp(a.astype(F64) * np.logaddexp(0, alpha.astype(F64) + dt)), rtol=2e-5, atol=1e-37)
+        np.testing.assert_allclose(
+            decay, np.exp(a.astype(F64) * np.logaddexp(0, alpha.astype(F64) + dt)), rtol=2e-5, atol=1e-37
+        )
         np.testing.assert_allclose(strength, 1 / (1 + np.exp(-beta.astype(F64))), rtol=5e-7)
 
 
@@ -154,9 +210,13 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     x = np.concatenate([patterns[np.isfinite(patterns)], np.linspace(-90, 90, 20011, dtype=F32)])
     n = len(x)
     for exponent in range(0, 105, 15):
-        a = np.full(n, -2.0**exponent, F32)  # makes small softplus visible: exp(a * softplus(x))
+        a = np.full(n, -(2.0**exponent), F32)  # makes small softplus visible: exp(a * softplus(x))
         decay, strength = np.empty(n, F32), np.empty(n, F32)
-        call(isa_name, "delta:gates", [np.array([1]), 1, x, x, 4 * n, n, 0, n, np.zeros(n, F32), a, decay, strength])
+        call(
+            isa_name,
+            "delta:gates",
+            [np.array([1]), 1, x, x, 4 * n, n, 0, n, np.zeros(n, F32), a, decay, strength],
+        )
         softplus = np.logaddexp(0, x.astype(F64))
         with np.errstate(over="ignore", under="ignore"):
             expected, argument = np.exp(a * softplus), a * softplus
@@ -168,7 +228,11 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     for bad in np.nan, np.inf, -np.inf:
         decay, strength = np.empty(1, F32), np.empty(1, F32)
         x = np.array([bad], F32)
-        call(isa_name, "delta:gates", [np.array([1]), 1, x, x, 4, 1, 0, 1, np.zeros(1, F32), np.array([-1], F32), decay, strength])
+        call(
+            isa_name,
+            "delta:gates",
+            [np.array([1]), 1, x, x, 4, 1, 0, 1, np.zeros(1, F32), np.array([-1], F32), decay, strength],
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             assert np.array_equal(decay, np.exp(-np.logaddexp(0, x)), equal_nan=True)
             assert np.array_equal(strength, 1 / (1 + np.exp(-x)), equal_nan=True)
@@ -177,22 +241,41 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
 def in_blocks(matrices: np.ndarray) -> np.ndarray:
     """[heads, d, d] -> as kernels keep them: for each head blocks of columns, in each the rows."""
     n_head, d, _ = matrices.shape
-    return np.ascontiguousarray(matrices.reshape(n_head, d, -1, layout.state_width(d)).swapaxes(1, 2)).astype(F32)
+    return np.ascontiguousarray(matrices.reshape(n_head, d, -1, layout.state_width(d)).swapaxes(1, 2)).astype(
+        F32
+    )
 
 
 def from_blocks(state: np.ndarray, s: Shape) -> np.ndarray:
     width = layout.state_width(s.d)
-    return state.view(F32).reshape(s.n_head_v, s.d // width, s.d, width).swapaxes(1, 2).reshape(s.n_head_v, s.d, s.d)
+    return (
+        state.view(F32)
+        .reshape(s.n_head_v, s.d // width, s.d, width)
+        .swapaxes(1, 2)
+        .reshape(s.n_head_v, s.d, s.d)
+    )
 
 
 def random_step(s: Shape, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries, keys (of length 1) and values [n, heads, d], decay and strength [n, n_head_v]."""
     qkv = rng.standard_normal((n, s.n_head, s.d)).astype(F32)
-    qkv[:, :2 * s.n_head_k] /= np.linalg.norm(qkv[:, :2 * s.n_head_k], axis=-1, keepdims=True)
-    return qkv, rng.uniform(0.3, 1, (n, s.n_head_v)).astype(F32), rng.uniform(0, 1, (n, s.n_head_v)).astype(F32)
+    qkv[:, : 2 * s.n_head_k] /= np.linalg.norm(qkv[:, : 2 * s.n_head_k], axis=-1, keepdims=True)
+    return (
+        qkv,
+        rng.uniform(0.3, 1, (n, s.n_head_v)).astype(F32),
+        rng.uniform(0, 1, (n, s.n_head_v)).astype(F32),
+    )
 
 
-def scan(isa_name: str, s: Shape, step: Sequence[np.ndarray], pieces: Pieces, offset: int, side: str, a_chunk: int = 3) -> np.ndarray:
+def scan(
+    isa_name: str,
+    s: Shape,
+    step: Sequence[np.ndarray],
+    pieces: Pieces,
+    offset: int,
+    side: str,
+    a_chunk: int = 3,
+) -> np.ndarray:
     qkv, decay, strength = (guarded(x, side) for x in step)
     out = guarded(np.full((len(qkv), s.n_head_v, s.d), np.nan, F32), side)
     args = [pieces.pointers, s.n_head_k, s.n_head_v, s.tiled, a_chunk, qkv, decay, strength, out, offset]
@@ -200,7 +283,9 @@ def scan(isa_name: str, s: Shape, step: Sequence[np.ndarray], pieces: Pieces, of
     return out
 
 
-def naive_scan(s: Shape, qkv: np.ndarray, decay: np.ndarray, strength: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def naive_scan(
+    s: Shape, qkv: np.ndarray, decay: np.ndarray, strength: np.ndarray, state: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Results [n, n_head_v, d] and the states behind each token [n, n_head_v, d, d], in float64."""
     out, states = np.empty((len(qkv), s.n_head_v, s.d)), np.empty((len(qkv), s.n_head_v, s.d, s.d))
     for h in range(s.n_head_v):
@@ -222,15 +307,19 @@ def test_recurrence_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int]) -
     n_bytes = offset + 4 * s.n_head_v * s.d**2
     for side, with_state in itertools.product(("before", "after"), (False, True)):
         matrices = rng.standard_normal((len(lengths), s.n_head_v, s.d, s.d)) * with_state
-        states = [np.concatenate([np.zeros(offset, np.uint8), in_blocks(m).view(np.uint8).ravel()]) if with_state else None
-                  for m in matrices]
+        states = [
+            np.concatenate([np.zeros(offset, np.uint8), in_blocks(m).view(np.uint8).ravel()])
+            if with_state
+            else None
+            for m in matrices
+        ]
         borders = [n // 2 for n in lengths]
         pieces = Pieces(lengths, states, n_bytes, side, borders)
         out = scan(isa_name, s, step, pieces, offset, side)
         first = 0
         for i, n in enumerate(lengths):
-            expected, behind = naive_scan(s, *(x[first:first + n] for x in step), matrices[i].astype(F32))
-            np.testing.assert_allclose(out[first:first + n], expected, atol=2e-5)
+            expected, behind = naive_scan(s, *(x[first : first + n] for x in step), matrices[i].astype(F32))
+            np.testing.assert_allclose(out[first : first + n], expected, atol=2e-5)
             kept = [(pieces.behind[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
             for state, done in kept:
                 np.testing.assert_allclose(from_blocks(state[offset:], s), behind[done - 1], atol=2e-5)
@@ -244,7 +333,10 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
     """In one piece, token by token and in pieces, beside others or alone; a border's state is what a step that ends there leaves."""
     rng = np.random.default_rng(5)
     n, n_channels = 13, s.n_head * s.d
-    x, weight = rng.standard_normal((n, n_channels)).astype(F32), rng.standard_normal((n_channels, s.d_conv)).astype(F32)
+    x, weight = (
+        rng.standard_normal((n, n_channels)).astype(F32),
+        rng.standard_normal((n_channels, s.d_conv)).astype(F32),
+    )
     _, decay, strength = random_step(s, n, rng)
     matrices_at = 4 * (s.d_conv - 1) * n_channels
     n_bytes = matrices_at + 4 * s.n_head_v * s.d**2
@@ -261,7 +353,9 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
             gates = [np.concatenate([g[first:end], g[:2]]) for g in (decay, strength)]
             pieces = Pieces([length, 2], [states[-1], None], n_bytes, "after", [length - 1, 0])
             qkv = conv(isa_name, s, step, weight, pieces, 0, "after", a_chunk)
-            out = scan(isa_name, s, [qkv.reshape(-1, s.n_head, s.d), *gates], pieces, matrices_at, "after", a_chunk)
+            out = scan(
+                isa_name, s, [qkv.reshape(-1, s.n_head, s.d), *gates], pieces, matrices_at, "after", a_chunk
+            )
             results.append(out[:length])
             states.append(pieces.behind[0].copy())
             at_borders.append(pieces.at_border[0].copy())
@@ -275,7 +369,11 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
         assert np.array_equal(whole, some)
         assert all(np.array_equal(state, states[cut - 1]) for cut, state in zip(cuts, behind))
         lengths = np.diff([0, *cuts])
-        assert all(np.array_equal(state, states[cut - 2]) for cut, state, n in zip(cuts, at_borders, lengths) if n > 1)
+        assert all(
+            np.array_equal(state, states[cut - 2])
+            for cut, state, n in zip(cuts, at_borders, lengths)
+            if n > 1
+        )
 
 
 @pytest.fixture(scope="module", params=["tiny-qwen35", "tiny-qwen3next"])
@@ -293,7 +391,7 @@ def run(backend: CPUBackend | NumpyBackend, tokens: Sequence[int], cuts: Sequenc
     found = []
     for first, end in itertools.pairwise([0, *cuts]):
         pieces = [Piece(other, tokens[:2], 2)] * (first > 0) + [Piece(seq, tokens[first:end], end - first)]
-        found.append([values[-(end - first):] for values in backend.run(names, Batch(pieces)).values()])
+        found.append([values[-(end - first) :] for values in backend.run(names, Batch(pieces)).values()])
     return [np.concatenate(parts) for parts in zip(*found)]
 
 
@@ -304,7 +402,9 @@ def test_models_against_numpy_and_the_same_bits(model: Model) -> None:
     for found, expected in zip(whole, run(NumpyBackend(model), tokens, [70])):
         assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
     for n_threads, cuts in (2, [*range(1, 71)]), (3, [3, 4, 40, 68, 70]):
-        assert all(np.array_equal(x, y) for x, y in zip(whole, run(CPUBackend(model, n_threads), tokens, cuts)))
+        assert all(
+            np.array_equal(x, y) for x, y in zip(whole, run(CPUBackend(model, n_threads), tokens, cuts))
+        )
 
 
 def test_what_is_computed_together_cannot_be_fetched_or_given(model: Model) -> None:
@@ -313,4 +413,6 @@ def test_what_is_computed_together_cannot_be_fetched_or_given(model: Model) -> N
         backend.run([name], Batch([Piece(KVSequence(), [1], 1)]))
     n_channels = model.graph.nodes[name].shape[1]
     with pytest.raises(ModelError, match=f"can't take '{name}' as given"):
-        backend.run(["l_out-0"], Batch([Piece(KVSequence(), [1], 1)]), {name: np.zeros((1, int(n_channels)), F32)})
+        backend.run(
+            ["l_out-0"], Batch([Piece(KVSequence(), [1], 1)]), {name: np.zeros((1, int(n_channels)), F32)}
+        )

@@ -1,4 +1,5 @@
 """Conversations with a model that says what it is told to."""
+
 from __future__ import annotations
 
 import json
@@ -153,9 +154,15 @@ def test_undo_and_edit() -> None:
     assert (d.messages, d.draft) == ([SYSTEM], "1?")
 
 
-@pytest.mark.parametrize("action", [Dialogue.undo, Dialogue.edit, lambda d: list(d.regenerate())], ids=["undo", "edit", "regenerate"])
+@pytest.mark.parametrize(
+    "action",
+    [Dialogue.undo, Dialogue.edit, lambda d: list(d.regenerate())],
+    ids=["undo", "edit", "regenerate"],
+)
 @pytest.mark.parametrize("messages", [[], [SYSTEM], [SYSTEM, assistant("hello")]])
-def test_without_a_question_there_is_nothing_to_take_back(action: Callable[[Dialogue], object], messages: list[Any]) -> None:
+def test_without_a_question_there_is_nothing_to_take_back(
+    action: Callable[[Dialogue], object], messages: list[Any]
+) -> None:
     d = dialogue(messages=messages)
     with pytest.raises(InputError, match="nothing was asked"):
         action(d)
@@ -189,7 +196,15 @@ def test_attached_text_goes_before_the_next_question_once() -> None:
 
 # Full contexts
 
-LONG = [SYSTEM, user("a" * 10), assistant("A" * 10), user("b" * 20), assistant("B" * 20), user("c" * 30), assistant("C" * 30)]
+LONG = [
+    SYSTEM,
+    user("a" * 10),
+    assistant("A" * 10),
+    user("b" * 20),
+    assistant("B" * 20),
+    user("c" * 30),
+    assistant("C" * 30),
+]
 """Turns of 20, 40 and 60 characters behind a system message of 7."""
 
 
@@ -235,9 +250,13 @@ def test_what_was_dropped_is_back_where_no_answer_came() -> None:
 
 @pytest.mark.parametrize("again", [lambda d: d.ask("1234"), Dialogue.regenerate], ids=["ask", "regenerate"])
 @pytest.mark.parametrize("may_drop", [True, False])
-def test_after_an_answer_that_filled_the_context_turns_go(again: Callable[[Dialogue], Iterator[Event]], may_drop: bool) -> None:
+def test_after_an_answer_that_filled_the_context_turns_go(
+    again: Callable[[Dialogue], Iterator[Event]], may_drop: bool
+) -> None:
     asked = []
-    d = dialogue(says("on"), says("one"), says("two"), messages=LONG[:5], may_drop=lambda: asked.append(0) or may_drop)
+    d = dialogue(
+        says("on"), says("one"), says("two"), messages=LONG[:5], may_drop=lambda: asked.append(0) or may_drop
+    )
     model = d.model
     assert isinstance(model, Scripted)
     model.last_reason = "context"
@@ -252,7 +271,13 @@ def test_after_an_answer_that_filled_the_context_turns_go(again: Callable[[Dialo
 
 def test_turns_go_once_also_where_the_next_answer_is_stopped() -> None:
     asked: list[int] = []
-    d = dialogue(says("on"), [Content("ma"), KeyboardInterrupt()], says("two"), messages=LONG, may_drop=lambda: not asked.append(0))
+    d = dialogue(
+        says("on"),
+        [Content("ma"), KeyboardInterrupt()],
+        says("two"),
+        messages=LONG,
+        may_drop=lambda: not asked.append(0),
+    )
     assert isinstance(d.model, Scripted)
     d.model.last_reason = "context"
     list(d.ask("?"))
@@ -262,7 +287,7 @@ def test_turns_go_once_also_where_the_next_answer_is_stopped() -> None:
     messages = d.messages
     list(d.ask("?"))
     assert asked == [0]
-    assert d.messages[:len(messages)] == messages
+    assert d.messages[: len(messages)] == messages
 
 
 def test_what_was_taken_back_makes_room() -> None:
@@ -278,25 +303,49 @@ def test_what_was_taken_back_makes_room() -> None:
 def test_any_commands_in_any_order_leave_a_conversation() -> None:
     """Questions and answers take turns behind at most one system message, whatever is done."""
     rng = random.Random(5)
-    scripts: list[Script] = [says("yes"), [Reasoning("hm"), Content("no")], [KeyboardInterrupt()], [Content("ma"), KeyboardInterrupt()],
-                             [QwenError("broken")], [Reasoning("hm"), QwenError("broken")]]
-    d = Dialogue(Scripted(*(rng.choice(scripts) for _ in range(2000)), n_ctx=60), settings(), may_drop=lambda: rng.random() < 0.7)
+    scripts: list[Script] = [
+        says("yes"),
+        [Reasoning("hm"), Content("no")],
+        [KeyboardInterrupt()],
+        [Content("ma"), KeyboardInterrupt()],
+        [QwenError("broken")],
+        [Reasoning("hm"), QwenError("broken")],
+    ]
+    d = Dialogue(
+        Scripted(*(rng.choice(scripts) for _ in range(2000)), n_ctx=60),
+        settings(),
+        may_drop=lambda: rng.random() < 0.7,
+    )
     actions: list[Callable[[], object]] = [
-        lambda: list(d.ask("what" * rng.randrange(1, 4))), lambda: list(d.regenerate()), d.undo, d.edit, d.clear,
-        lambda: setattr(d, "system", rng.choice(["", "be kind"]))]
+        lambda: list(d.ask("what" * rng.randrange(1, 4))),
+        lambda: list(d.regenerate()),
+        d.undo,
+        d.edit,
+        d.clear,
+        lambda: setattr(d, "system", rng.choice(["", "be kind"])),
+    ]
     longest = 0
     for action in rng.choices(actions, weights=[60, 10, 5, 5, 1, 5], k=1000):
         with suppress(KeyboardInterrupt, QwenError):
             action()
         roles = [m["role"] for m in d.messages]
-        assert roles[int(roles[:1] == ["system"]):] == ["user", "assistant"] * (len(roles) // 2)
+        assert roles[int(roles[:1] == ["system"]) :] == ["user", "assistant"] * (len(roles) // 2)
         assert sum(len(m["content"]) for m in d.messages) <= 60 + len("yes") + len("be kind")
         longest = max(longest, len(roles))
     assert longest > 8
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": -1}, {"max_tokens": 2**31}, {"max_tokens": 1.5}, {"max_tokens": True},
-                                   {"reasoning_budget": "0"}, {"think": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": 2**31},
+        {"max_tokens": 1.5},
+        {"max_tokens": True},
+        {"reasoning_budget": "0"},
+        {"think": 1},
+    ],
+)
 def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(wrong))} is "):
         Settings(SamplingParams(), **wrong)

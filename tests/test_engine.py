@@ -3,6 +3,7 @@
 The tokens to expect are the naive twin's. Weights and prompts are such that the likeliest token leads by 0.05 at least, so that a backend
 may round in its own way.
 """
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from qwencli.sampling import SamplingParams
 CONFIG = tiny_models.config(num_hidden_layers=2)
 WEIGHTS = tiny_models.weights(CONFIG, 20)
 N_NEW = 12
-PROMPTS = [np.random.RandomState(seed).randint(0, CONFIG["vocab_size"], n).tolist()
-           for seed, n in ((205, 5), (190, 90), (301, 1), (764, 64))]
+PROMPTS = [
+    np.random.RandomState(seed).randint(0, CONFIG["vocab_size"], n).tolist()
+    for seed, n in ((205, 5), (190, 90), (301, 1), (764, 64))
+]
 GREEDY = SamplingParams(temp=0)
 
 
@@ -37,6 +40,7 @@ def engine(tmp_path: Path) -> Callable[..., Engine]:
     def make(n_ctx: int = 128, n_batch: int = 512) -> Engine:
         tiny_models.write_gguf(tmp_path / "m.gguf", CONFIG, WEIGHTS)
         return Engine(NumpyBackend(load_model(GGUFFile(tmp_path / "m.gguf"))), n_ctx, n_batch)
+
     return make
 
 
@@ -45,7 +49,9 @@ def greedy(prompt: list[int], max_tokens: int | None = N_NEW, end_ids: tuple[int
 
 
 @pytest.mark.parametrize("n_batch", [1, 7, 64, 512])
-def test_prompts_in_chunks_of_any_size(engine: Callable[..., Engine], expected: list[list[int]], n_batch: int) -> None:
+def test_prompts_in_chunks_of_any_size(
+    engine: Callable[..., Engine], expected: list[list[int]], n_batch: int
+) -> None:
     e = engine(n_batch=n_batch)
     for prompt, tokens in zip(PROMPTS, expected):
         seq = greedy(prompt)
@@ -56,13 +62,17 @@ def test_prompts_in_chunks_of_any_size(engine: Callable[..., Engine], expected: 
 
 
 @pytest.mark.parametrize("n_batch", [3, 40, 512])
-def test_sequences_at_once_give_the_tokens_of_each_alone(engine: Callable[..., Engine], expected: list[list[int]], n_batch: int) -> None:
+def test_sequences_at_once_give_the_tokens_of_each_alone(
+    engine: Callable[..., Engine], expected: list[list[int]], n_batch: int
+) -> None:
     e, sequences = engine(n_batch=n_batch), [greedy(prompt) for prompt in PROMPTS]
     finish(e, *sequences)
     assert [seq.generated for seq in sequences] == expected
 
 
-def test_a_sequence_may_join_while_others_run(engine: Callable[..., Engine], expected: list[list[int]]) -> None:
+def test_a_sequence_may_join_while_others_run(
+    engine: Callable[..., Engine], expected: list[list[int]]
+) -> None:
     e, sequences = engine(n_batch=32), [greedy(prompt) for prompt in PROMPTS]
     for seq in sequences:
         e.submit(seq)
@@ -73,7 +83,9 @@ def test_a_sequence_may_join_while_others_run(engine: Callable[..., Engine], exp
     assert [seq.generated for seq in sequences] == expected
 
 
-def test_a_step_returns_the_tokens_that_it_produced(engine: Callable[..., Engine], expected: list[list[int]]) -> None:
+def test_a_step_returns_the_tokens_that_it_produced(
+    engine: Callable[..., Engine], expected: list[list[int]]
+) -> None:
     e, (a, b) = engine(n_batch=16), (greedy(PROMPTS[0]), greedy(PROMPTS[1]))
     e.submit(a)
     e.submit(b)
@@ -112,7 +124,9 @@ def test_progress_of_a_prompt(engine: Callable[..., Engine]) -> None:
 # Why it stops
 
 
-def test_an_end_token_ends_the_answer_and_is_no_part_of_it(engine: Callable[..., Engine], expected: list[list[int]]) -> None:
+def test_an_end_token_ends_the_answer_and_is_no_part_of_it(
+    engine: Callable[..., Engine], expected: list[list[int]]
+) -> None:
     tokens = expected[0]
     assert len(set(tokens)) == N_NEW
     never = next(token for token in range(CONFIG["vocab_size"]) if token not in tokens)
@@ -123,14 +137,18 @@ def test_an_end_token_ends_the_answer_and_is_no_part_of_it(engine: Callable[...,
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
-def test_as_many_tokens_as_asked_for(engine: Callable[..., Engine], expected: list[list[int]], max_tokens: int) -> None:
+def test_as_many_tokens_as_asked_for(
+    engine: Callable[..., Engine], expected: list[list[int]], max_tokens: int
+) -> None:
     e, seq = engine(), greedy(PROMPTS[0], max_tokens)
     finish(e, seq)
     assert (seq.generated, seq.stop_reason) == (expected[0][:max_tokens], "length")
     assert e.running == []
 
 
-def test_the_context_bounds_prompt_and_answer(engine: Callable[..., Engine], expected: list[list[int]]) -> None:
+def test_the_context_bounds_prompt_and_answer(
+    engine: Callable[..., Engine], expected: list[list[int]]
+) -> None:
     seq = greedy(PROMPTS[0], max_tokens=None)
     finish(engine(n_ctx=13), seq)
     assert (seq.generated, seq.stop_reason) == (expected[0][:8], "context")
@@ -144,7 +162,9 @@ def test_where_both_bounds_are_met_at_once_it_is_the_length(engine: Callable[...
 
 
 @pytest.mark.parametrize("n_steps", [0, 2, 8])
-def test_cancel_before_and_in_prompt_and_answer(engine: Callable[..., Engine], expected: list[list[int]], n_steps: int) -> None:
+def test_cancel_before_and_in_prompt_and_answer(
+    engine: Callable[..., Engine], expected: list[list[int]], n_steps: int
+) -> None:
     e, seq, other = engine(n_batch=32), greedy(PROMPTS[1]), greedy(PROMPTS[0])
     e.submit(seq)
     e.submit(other)
@@ -214,9 +234,15 @@ def test_a_seeded_sequence_is_the_same_alone_and_among_others(engine: Callable[.
 # What cannot be run
 
 
-@pytest.mark.parametrize(("tokens", "message"), [
-    ([], "the prompt is empty"), ([1] * 20, "the prompt has 20 tokens, more than the context of 16"),
-    ([1, 72], "outside the vocabulary of 72"), ([-1], "outside the vocabulary of 72")])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "the prompt is empty"),
+        ([1] * 20, "the prompt has 20 tokens, more than the context of 16"),
+        ([1, 72], "outside the vocabulary of 72"),
+        ([-1], "outside the vocabulary of 72"),
+    ],
+)
 def test_prompts_that_are_refused(engine: Callable[..., Engine], tokens: list[int], message: str) -> None:
     e, seq = engine(n_ctx=16), greedy(tokens)
     with pytest.raises(InputError, match=message):

@@ -2,6 +2,7 @@
 
 The backend is a stand-in that computes nothing but checks where a step would write.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -40,7 +41,7 @@ class Backend:
     def sample(self, batch: Batch, draws: list[Draw]) -> list[int]:
         for piece in batch.pieces:
             first, last = piece.seq.length // PAGE, (piece.seq.length + len(piece.tokens) - 1) // PAGE
-            for page in piece.seq.pages[first:last + 1]:
+            for page in piece.seq.pages[first : last + 1]:
                 assert self.owners()[page] <= 1, "a step writes to a page that belongs to several sequences"
         self.before()
         batch.commit(self.cache)
@@ -65,7 +66,9 @@ class Backend:
 def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
     rs = np.random.RandomState(seed)
     backend = Backend(max_pages=rs.choice([12, 10**6]))
-    engine = Engine(backend, n_ctx=400, n_batch=int(rs.choice([1, 5, 64, 512])), n_kept=int(rs.choice([0, 300, 2000])))
+    engine = Engine(
+        backend, n_ctx=400, n_batch=int(rs.choice([1, 5, 64, 512])), n_kept=int(rs.choice([0, 300, 2000]))
+    )
 
     def fail() -> None:
         if rs.randint(20) == 0:
@@ -75,9 +78,17 @@ def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
     for _ in range(150):
         action = rs.randint(10)
         if action < 2:
-            parent = backend.sequences[rs.randint(len(backend.sequences))] if backend.sequences and rs.randint(2) else None
-            begin = parent.tokens[:rs.randint(len(parent.tokens) + 1)] if parent else []
-            seq = Sequence(begin + rs.randint(0, N_VOCAB, rs.randint(1, 200)).tolist(), GREEDY, rs.choice([None, 0, 3, 70]))
+            parent = (
+                backend.sequences[rs.randint(len(backend.sequences))]
+                if backend.sequences and rs.randint(2)
+                else None
+            )
+            begin = parent.tokens[: rs.randint(len(parent.tokens) + 1)] if parent else []
+            seq = Sequence(
+                begin + rs.randint(0, N_VOCAB, rs.randint(1, 200)).tolist(),
+                GREEDY,
+                rs.choice([None, 0, 3, 70]),
+            )
             if len(seq.tokens) <= engine.n_ctx:
                 backend.sequences.append(seq)
                 engine.submit(seq)
@@ -89,7 +100,7 @@ def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
         for seq in backend.sequences:
             assert seq.kv.length <= len(seq.kv.pages) * PAGE
             assert len(seq.tokens) <= engine.n_ctx
-            assert all((a + 1) % N_VOCAB == b for a, b in zip(seq.tokens[seq.n_prompt - 1:], seq.generated))
+            assert all((a + 1) % N_VOCAB == b for a, b in zip(seq.tokens[seq.n_prompt - 1 :], seq.generated))
             assert bool(seq.kv.pages) <= (seq in engine.running)
     backend.before = backend.after = lambda: None
     for _ in range(20000):
@@ -127,12 +138,19 @@ def test_what_is_kept_makes_room_where_there_is_no_memory() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, QwenError])
-def test_a_page_that_cannot_be_copied_is_not_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+def test_a_page_that_cannot_be_copied_is_not_lost(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
     """Ctrl-C ends the request, without memory the page is computed again."""
+
     def fail(source: int, target: int) -> None:
         raise error
 
-    engine, first, second = Engine(backend, n_ctx=400, n_kept=400), Sequence([1] * 100, GREEDY, 1), Sequence([1] * 100, GREEDY, 1)
+    engine, first, second = (
+        Engine(backend, n_ctx=400, n_kept=400),
+        Sequence([1] * 100, GREEDY, 1),
+        Sequence([1] * 100, GREEDY, 1),
+    )
     engine.submit(first)
     engine.step()
     monkeypatch.setattr(backend, "copy_page", fail)
@@ -160,7 +178,9 @@ def test_what_was_not_computed_is_not_kept(backend: Backend, n_kept: int) -> Non
         engine.step()
     engine.cancel(half)
     engine.cancel(waits)
-    assert [(len(kept.tokens), len(kept.kv.pages)) for kept in engine.prefixes.kept] == ([(200, 4)] if n_kept else [])
+    assert [(len(kept.tokens), len(kept.kv.pages)) for kept in engine.prefixes.kept] == (
+        [(200, 4)] if n_kept else []
+    )
 
 
 def test_a_position_that_is_computed_again_is_shared_with_nobody(backend: Backend) -> None:
@@ -214,7 +234,9 @@ def test_short_prompts_that_keep_coming_do_not_stop_a_long_one(backend: Backend)
 
 @pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, QwenError])
-def test_an_interrupted_step_can_be_done_again(backend: Backend, where: str, error: type[BaseException]) -> None:
+def test_an_interrupted_step_can_be_done_again(
+    backend: Backend, where: str, error: type[BaseException]
+) -> None:
     engine, seq = Engine(backend, n_ctx=64), Sequence([1, 2, 3], SamplingParams(temp=1, seed=5), 9)
     engine.submit(seq)
 
@@ -230,7 +252,9 @@ def test_an_interrupted_step_can_be_done_again(backend: Backend, where: str, err
         engine.step()
     assert seq.generated == [4, 5, 6, 7, 8, 9, 0, 1, 2]
     chances = [draw.chance for draw in backend.draws]
-    assert chances == [seq.sampler.draw([], i).chance for i in range(9)], "a random number belongs to its place in the answer"
+    assert chances == [seq.sampler.draw([], i).chance for i in range(9)], (
+        "a random number belongs to its place in the answer"
+    )
     assert len(set(chances)) == 9
 
 

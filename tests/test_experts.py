@@ -1,4 +1,5 @@
 """Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits whatever is beside."""
+
 import numpy as np
 import pytest
 from blocks import columns, random_rows
@@ -34,14 +35,23 @@ def compiled() -> None:
     for name in ISAS:
         tiles = Tiles(name)
         products = [spec for kind in FORMATS for spec in (tiles.one(kind, columns(kind)), tiles.many(kind))]
-        kernels_of(name).load(specs + products + [f"ops:prepare:copy:{kind}" for kind in ("q8k", "q8_0", "bf16")])
+        kernels_of(name).load(
+            specs + products + [f"ops:prepare:copy:{kind}" for kind in ("q8k", "q8_0", "bf16")]
+        )
 
 
-def route(isa_name: str, logits: np.ndarray, n_used: int, normalised: bool, side: str = "after") -> tuple[np.ndarray, np.ndarray]:
+def route(
+    isa_name: str, logits: np.ndarray, n_used: int, normalised: bool, side: str = "after"
+) -> tuple[np.ndarray, np.ndarray]:
     n, n_expert = logits.shape
     ids = guarded(np.full((n, n_used), -1, np.int32), side)
     weights = guarded(np.full((n, n_used), np.nan, np.float32), side)
-    call(isa_name, "experts:route", [np.array([n]), 2, guarded(logits, side), n_expert, n_used, int(normalised), ids, weights], -(-n // 2))
+    call(
+        isa_name,
+        "experts:route",
+        [np.array([n]), 2, guarded(logits, side), n_expert, n_used, int(normalised), ids, weights],
+        -(-n // 2),
+    )
     return ids, weights
 
 
@@ -53,7 +63,7 @@ def test_the_likeliest_are_chosen(isa_name: str, n_expert: int, n_used: int) -> 
     logits = (4 * rng.standard_normal((7, n_expert))).astype(np.float32)
     logits[1:3] = np.round(logits[1:3] / 4)  # many equals
     logits[3] = 0
-    logits[4, n_expert // 2 + 1:] = -np.inf
+    logits[4, n_expert // 2 + 1 :] = -np.inf
     logits[5] *= 1e30
     chosen = np.argsort(-logits, axis=-1, kind="stable")[:, :n_used]
     exact = np.exp(logits - logits.max(-1, keepdims=True).astype(np.float64))
@@ -77,7 +87,9 @@ def test_a_tiny_sum_of_weights_does_not_make_them_huge(isa_name: str) -> None:
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize(("n_expert", "n_used"), ROUTES)
-def test_what_is_not_finite_chooses_experts_that_exist_and_stays_visible(isa_name: str, n_expert: int, n_used: int) -> None:
+def test_what_is_not_finite_chooses_experts_that_exist_and_stays_visible(
+    isa_name: str, n_expert: int, n_used: int
+) -> None:
     rng = np.random.default_rng(0)
     for bad in np.nan, -np.nan, np.inf:
         logits = rng.standard_normal((n_expert + 2, n_expert)).astype(np.float32)
@@ -86,18 +98,37 @@ def test_what_is_not_finite_chooses_experts_that_exist_and_stays_visible(isa_nam
         ids, weights = route(isa_name, logits, n_used, True)
         assert ((ids >= 0) & (ids < n_expert)).all()
         assert all(len(set(row)) == n_used for row in ids.tolist())
-        assert np.isnan(weights[:n_expert + 1]).any(-1).all()
+        assert np.isnan(weights[: n_expert + 1]).any(-1).all()
         assert np.isfinite(weights[n_expert + 1]).all()
 
 
-def group(isa_name: str, ids: np.ndarray, n_expert: int, chunks: np.ndarray, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def group(
+    isa_name: str, ids: np.ndarray, n_expert: int, chunks: np.ndarray, side: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places like `ids`, entries, and the chunks of each product."""
     n, n_used = ids.shape
     places = guarded(np.full((n, n_used), -1, np.int32), side)
     shapes = (n_expert,), (n_expert, layout.ENTRY_WORDS), (len(chunks),)
-    ends, entries, totals = (guarded(np.full(shape, 99, np.uint64), side) for shape in shapes)  # int64 may be addresses to the emulator
-    call(isa_name, "experts:group", [np.array([n]), 1, n_used, n_expert, guarded(ids, side), places, ends, entries, len(chunks),
-                                     guarded(chunks, side), totals])
+    ends, entries, totals = (
+        guarded(np.full(shape, 99, np.uint64), side) for shape in shapes
+    )  # int64 may be addresses to the emulator
+    call(
+        isa_name,
+        "experts:group",
+        [
+            np.array([n]),
+            1,
+            n_used,
+            n_expert,
+            guarded(ids, side),
+            places,
+            ends,
+            entries,
+            len(chunks),
+            guarded(chunks, side),
+            totals,
+        ],
+    )
     return places, entries, totals
 
 
@@ -106,7 +137,9 @@ def grouped(ids: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
     places = np.empty(ids.size, np.int64)
     places[np.argsort(ids.ravel(), kind="stable")] = np.arange(ids.size)
     experts, counts = np.unique(ids, return_counts=True)
-    return places.reshape(ids.shape), list(zip(experts.tolist(), (np.cumsum(counts) - counts).tolist(), counts.tolist()))
+    return places.reshape(ids.shape), list(
+        zip(experts.tolist(), (np.cumsum(counts) - counts).tolist(), counts.tolist())
+    )
 
 
 def some_ids(rng: np.random.Generator, n: int, n_expert: int, n_used: int) -> np.ndarray:
@@ -117,13 +150,18 @@ def some_ids(rng: np.random.Generator, n: int, n_expert: int, n_used: int) -> np
 def test_tokens_are_put_together_by_expert(isa_name: str) -> None:
     rng = np.random.default_rng(1)
     chunks = np.array([3, 1, 7], np.int64)
-    for ids, n_expert in ((some_ids(rng, 9, 20, 3), 20), (some_ids(rng, 50, 6, 6), 6), (np.full((11, 1), 4, np.int32), 5),
-                          (np.zeros((0, 2), np.int32), 4), (np.zeros((3, 1), np.int32), 1)):
+    for ids, n_expert in (
+        (some_ids(rng, 9, 20, 3), 20),
+        (some_ids(rng, 50, 6, 6), 6),
+        (np.full((11, 1), 4, np.int32), 5),
+        (np.zeros((0, 2), np.int32), 4),
+        (np.zeros((3, 1), np.int32), 1),
+    ):
         expected, active = grouped(ids)
         for side in "before", "after":
             places, entries, totals = group(isa_name, ids, n_expert, chunks, side)
             assert np.array_equal(places, expected)
-            assert entries[:len(active)].tolist() == [list(entry) for entry in active]
+            assert entries[: len(active)].tolist() == [list(entry) for entry in active]
             assert totals.tolist() == (len(active) * chunks).tolist()
 
 
@@ -142,18 +180,39 @@ def test_rows_are_spread_and_summed(isa_name: str) -> None:
         call(isa_name, "experts:spread", [np.array([9]), 2, 4, at, *arrays], 5)
         for source, target in zip(x, out):
             assert np.array_equal(target[places], np.repeat(source[:, None], 4, 1))
-        y, residual = rng.standard_normal((36, width)).astype(np.float32), rng.standard_normal((9, width)).astype(np.float32)
+        y, residual = (
+            rng.standard_normal((36, width)).astype(np.float32),
+            rng.standard_normal((9, width)).astype(np.float32),
+        )
         total = np.zeros((9, width), np.float32)
         for slot in range(4):
             total += y[places[:, slot]] * weights[:, slot, None]
         for added in None, residual:
             found = guarded(np.full((9, width), np.nan, np.float32), side)
-            call(isa_name, "experts:combine", [np.array([9]), 2, guarded(y, side), at, guarded(weights, side), 4, width, found,
-                                               0 if added is None else guarded(added, side)], 5)
+            call(
+                isa_name,
+                "experts:combine",
+                [
+                    np.array([9]),
+                    2,
+                    guarded(y, side),
+                    at,
+                    guarded(weights, side),
+                    4,
+                    width,
+                    found,
+                    0 if added is None else guarded(added, side),
+                ],
+                5,
+            )
             assert np.array_equal(found, total if added is None else total + added)
     one = guarded(np.zeros((1, 37), np.float32), "after")  # for one token places are slots
     rows = rng.standard_normal((4, 37)).astype(np.float32)
-    call(isa_name, "experts:combine", [np.array([1]), 1, guarded(rows, "after"), 0, guarded(weights[:1], "after"), 4, 37, one, 0])
+    call(
+        isa_name,
+        "experts:combine",
+        [np.array([1]), 1, guarded(rows, "after"), 0, guarded(weights[:1], "after"), 4, 37, one, 0],
+    )
     np.testing.assert_allclose(one[0], weights[0].astype(np.float64) @ rows, rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +223,9 @@ class Products:
         rng = np.random.default_rng(3)
         self.isa, self.name, self.side, self.n_expert, self.n_rows = isa_name, name, side, n_expert, n_rows
         self.kind, self.n_cols = layout.FORMATS[name].kind, columns(name)
-        self.w = guarded(random_rows(name, n_expert * n_rows, self.n_cols, rng).reshape(n_expert, n_rows, -1), side)
+        self.w = guarded(
+            random_rows(name, n_expert * n_rows, self.n_cols, rng).reshape(n_expert, n_rows, -1), side
+        )
         self.scales = guarded(rng.uniform(0.5, 2, n_expert).astype(np.float32), side)
         tiles = Tiles(isa_name)
         specs = tiles.one(name, self.n_cols), tiles.many(name)
@@ -176,19 +237,47 @@ class Products:
         weights = to_float32(self.w, TYPES[self.name]).astype(np.float64)[experts]
         if self.name == "NVFP4":
             weights *= self.scales[experts][:, None, None]
-        return np.einsum("pc,prc->pr", dequantized, weights), np.einsum("pc,prc->pr", np.abs(dequantized), np.abs(weights))
+        return np.einsum("pc,prc->pr", dequantized, weights), np.einsum(
+            "pc,prc->pr", np.abs(dequantized), np.abs(weights)
+        )
 
-    def run(self, form: str, x: Quantized, which: np.ndarray, n_entries: int, n_places: int, chunk_rows: int,
-            spread: bool = True) -> np.ndarray:
+    def run(
+        self,
+        form: str,
+        x: Quantized,
+        which: np.ndarray,
+        n_entries: int,
+        n_places: int,
+        chunk_rows: int,
+        spread: bool = True,
+    ) -> np.ndarray:
         """The rows of the places, float32 [n_places, n_rows]; `which` are ids or entries, `spread` says that x has a row for each."""
         n_chunks = -(-self.n_rows // chunk_rows)
         arrays = [x.x, x.q, x.d, x.sums]
         steps = [array.shape[1] * array.itemsize if spread else 0 for array in arrays]
         y = guarded(np.full((n_places, self.n_rows), np.nan, np.float32), self.side)
-        record = [np.array([1]), chunk_rows, self.w, self.w.shape[2], self.n_rows, self.n_cols, *arrays, y, 4 * self.n_rows, 0, 0,
-                  self.scales]
+        record = [
+            np.array([1]),
+            chunk_rows,
+            self.w,
+            self.w.shape[2],
+            self.n_rows,
+            self.n_cols,
+            *arrays,
+            y,
+            4 * self.n_rows,
+            0,
+            0,
+            self.scales,
+        ]
         args = [*self._kernels, n_chunks, which, self.w[0].nbytes, 4, *steps, *record]
-        call(self.isa, f"experts:{form}", args, n_entries * n_chunks, layout.PRODUCT_BYTES + layout.panel_bytes(self.kind, self.n_cols))
+        call(
+            self.isa,
+            f"experts:{form}",
+            args,
+            n_entries * n_chunks,
+            layout.PRODUCT_BYTES + layout.panel_bytes(self.kind, self.n_cols),
+        )
         return y
 
 
@@ -202,13 +291,19 @@ def test_products_with_experts(isa_name: str, name: str) -> None:
         ids = np.array([[4, 0], [4, 2], [4, 0], [4, 2], [2, 4], [4, 2], [2, 4], [4, 2], [2, 4]], np.int32)
         places, active = grouped(ids)
         entries = guarded(np.array(active, np.int64), side)
-        x = Quantized(isa_name, rng.standard_normal((ids.size, products.n_cols)).astype(np.float32), products.kind, side)
+        x = Quantized(
+            isa_name, rng.standard_normal((ids.size, products.n_cols)).astype(np.float32), products.kind, side
+        )
         many = products.run("many", x, entries, len(active), ids.size, 32)
         expected, magnitude = products.exact(x, places.ravel().tolist(), ids.ravel().tolist())
         assert (np.abs(many[places.ravel()] - expected) <= 1e-6 * (magnitude + 1)).all()
         for t in 0, 4:
-            alone = Quantized(isa_name, x.x[places[t]], products.kind, side)  # each slot its own, and then all slots that of the first
-            assert np.array_equal(products.run("one", alone, guarded(ids[t], side), 2, 2, 16), many[places[t]])
+            alone = Quantized(
+                isa_name, x.x[places[t]], products.kind, side
+            )  # each slot its own, and then all slots that of the first
+            assert np.array_equal(
+                products.run("one", alone, guarded(ids[t], side), 2, 2, 16), many[places[t]]
+            )
             first = Quantized(isa_name, x.x[places[t, :1]], products.kind, side)
             shared = products.run("one", first, guarded(ids[t], side), 2, 2, 48, spread=False)
             assert np.array_equal(shared[0], many[places[t, 0]])
@@ -259,4 +354,6 @@ def test_what_lies_sorted_by_expert_can_be_neither_fetched_nor_fed(models: dict[
             backend.run([name], Batch([Piece(KVSequence(), [1, 2, 3], 3)]))
     for name, shape in ("ffn_moe_topk-0", (3, 2)), ("ffn_moe_down-0", (3, 2, 8)):
         with pytest.raises(ModelError, match="as given"):
-            backend.run(["l_out-0"], Batch([Piece(KVSequence(), [1, 2, 3], 3)]), {name: np.zeros(shape, np.float32)})
+            backend.run(
+                ["l_out-0"], Batch([Piece(KVSequence(), [1, 2, 3], 3)]), {name: np.zeros(shape, np.float32)}
+            )

@@ -1,4 +1,5 @@
 """Whether a model and its context fit into memory: what the system says is free, what is needed by hand, and what commands make of it."""
+
 from __future__ import annotations
 
 import json
@@ -34,25 +35,79 @@ MB = 10**6
 V2, V1 = "0::/a/b\n", "4:memory:/docker/c0ffee\n0::/\n"
 MEMORY = "MemTotal:  16000000 kB\nMemFree:  100 kB\nMemAvailable:   8000000 kB\n"
 STAT = "anon 5\nfile 3000000\ninactive_file 1000000\nactive_file 500000\nshmem 7\n"
-STAT_V1 = "inactive_file 5\nactive_file 5\ntotal_cache 9\ntotal_inactive_file 1000000\ntotal_active_file 500000\n"
+STAT_V1 = (
+    "inactive_file 5\nactive_file 5\ntotal_cache 9\ntotal_inactive_file 1000000\ntotal_active_file 500000\n"
+)
 FREE = {
     "no cgroup": ("", MEMORY, {}, 8_192_000_000),
-    "v2": (V2, MEMORY, {"a/b/memory.max": "4000000", "a/b/memory.current": "3500000", "a/b/memory.stat": STAT}, 2_000_000),
-    "v2, of a group above": (V2, MEMORY, {"a/b/memory.max": "4000000", "a/b/memory.current": "0", "a/memory.max": "9000000",
-                                          "a/memory.current": "8000000"}, 1_000_000),
-    "v2, without limit": (V2, MEMORY, {"a/b/memory.max": "max", "a/b/memory.current": "3500000"}, 8_192_000_000),
-    "v2, more than the machine has": (V2, MEMORY, {"a/b/memory.max": "90000000000", "a/b/memory.current": "1"}, 8_192_000_000),
-    "v2, full": (V2, MEMORY, {"a/b/memory.max": "4000000", "a/b/memory.current": "5000000", "a/b/memory.stat": "anon 1\n"}, 0),
+    "v2": (
+        V2,
+        MEMORY,
+        {"a/b/memory.max": "4000000", "a/b/memory.current": "3500000", "a/b/memory.stat": STAT},
+        2_000_000,
+    ),
+    "v2, of a group above": (
+        V2,
+        MEMORY,
+        {
+            "a/b/memory.max": "4000000",
+            "a/b/memory.current": "0",
+            "a/memory.max": "9000000",
+            "a/memory.current": "8000000",
+        },
+        1_000_000,
+    ),
+    "v2, without limit": (
+        V2,
+        MEMORY,
+        {"a/b/memory.max": "max", "a/b/memory.current": "3500000"},
+        8_192_000_000,
+    ),
+    "v2, more than the machine has": (
+        V2,
+        MEMORY,
+        {"a/b/memory.max": "90000000000", "a/b/memory.current": "1"},
+        8_192_000_000,
+    ),
+    "v2, full": (
+        V2,
+        MEMORY,
+        {"a/b/memory.max": "4000000", "a/b/memory.current": "5000000", "a/b/memory.stat": "anon 1\n"},
+        0,
+    ),
     "v2, only the limit": (V2, MEMORY, {"a/b/memory.max": "4000000"}, 4_000_000),
-    "v2, odd files": (V2, MEMORY, {"a/b/memory.max": "4000000", "a/b/memory.current": "x", "a/b/memory.stat": "active_file -1\nfile"},
-                      4_000_000),
-    "v1 in a container": (V1, MEMORY, {"memory/memory.limit_in_bytes": "4000000", "memory/memory.usage_in_bytes": "3500000",
-                                       "memory/memory.stat": STAT_V1}, 2_000_000),
-    "v1 on the host": (V1, MEMORY, {"memory/docker/c0ffee/memory.limit_in_bytes": "4000000",
-                                    "memory/docker/c0ffee/memory.usage_in_bytes": "3500000",
-                                    "memory/docker/c0ffee/memory.stat": STAT_V1}, 2_000_000),
-    "v1, without limit": (V1, MEMORY, {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "9"},
-                          8_192_000_000),
+    "v2, odd files": (
+        V2,
+        MEMORY,
+        {"a/b/memory.max": "4000000", "a/b/memory.current": "x", "a/b/memory.stat": "active_file -1\nfile"},
+        4_000_000,
+    ),
+    "v1 in a container": (
+        V1,
+        MEMORY,
+        {
+            "memory/memory.limit_in_bytes": "4000000",
+            "memory/memory.usage_in_bytes": "3500000",
+            "memory/memory.stat": STAT_V1,
+        },
+        2_000_000,
+    ),
+    "v1 on the host": (
+        V1,
+        MEMORY,
+        {
+            "memory/docker/c0ffee/memory.limit_in_bytes": "4000000",
+            "memory/docker/c0ffee/memory.usage_in_bytes": "3500000",
+            "memory/docker/c0ffee/memory.stat": STAT_V1,
+        },
+        2_000_000,
+    ),
+    "v1, without limit": (
+        V1,
+        MEMORY,
+        {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "9"},
+        8_192_000_000,
+    ),
     "no meminfo": (V2, None, {"a/b/memory.max": "4000000", "a/b/memory.current": "1000000"}, 3_000_000),
     "neither, as on macOS and Windows": (None, None, {}, None),
 }
@@ -71,14 +126,21 @@ def test_what_is_free(tmp_path: Path, name: str) -> None:
 
 # What is needed
 
+
 def written(file: Gguf, folder: Path, n_ctx: int = 4096) -> Path:
     file.metadata["qwen3.context_length"] = "u32", n_ctx
     return file.write(folder / "model.gguf")
 
 
-@pytest.mark.parametrize(("types", "backend", "position"), [
-    (CacheTypes(), "cpu", 2 * 2), (CacheTypes("q8_0", "q8_0"), "cpu", 2 * 34 / 32), (CacheTypes("f32", "q8_0"), "cpu", 4 + 34 / 32),
-    (CacheTypes("q8_0", "q8_0"), "numpy", 2 * 4)])
+@pytest.mark.parametrize(
+    ("types", "backend", "position"),
+    [
+        (CacheTypes(), "cpu", 2 * 2),
+        (CacheTypes("q8_0", "q8_0"), "cpu", 2 * 34 / 32),
+        (CacheTypes("f32", "q8_0"), "cpu", 4 + 34 / 32),
+        (CacheTypes("q8_0", "q8_0"), "numpy", 2 * 4),
+    ],
+)
 def test_what_a_model_needs(tmp_path: Path, types: CacheTypes, backend: str, position: float) -> None:
     """`position`: bytes of a key and a value. 34 bytes of q8_0 are 32 values; the NumPy backend keeps float32, and weights as such."""
     file = tiny()
@@ -90,7 +152,9 @@ def test_what_a_model_needs(tmp_path: Path, types: CacheTypes, backend: str, pos
     weights = sum(len(t.data) for t in file.tensors)
     assert (fit.weights, fit.free, fit.n_ctx, fit.state) == (weights, 1_024_000, 4096, 0)
     assert fit.page == position * PAGE * N_LAYER * N_HEAD_KV * 32
-    assert fit.work == PROCESS_BYTES + COPIES * 4 * 100 * values_of_a_token(model) + (weights if backend == "numpy" else 0)
+    assert fit.work == PROCESS_BYTES + COPIES * 4 * 100 * values_of_a_token(model) + (
+        weights if backend == "numpy" else 0
+    )
 
 
 def test_what_a_step_holds(tmp_path: Path) -> None:
@@ -99,7 +163,15 @@ def test_what_a_step_holds(tmp_path: Path) -> None:
     assert values_of_a_token(load_model(GGUFFile(written(tiny(), tmp_path)))) == max(gates, heads)
 
 
-FIT = Fit("m.gguf", n_ctx=4096, weights=5 * MB, page=PAGE * 1000, state=30_000, work=MB, free=6_030_000 + 1000 * PAGE * 10)
+FIT = Fit(
+    "m.gguf",
+    n_ctx=4096,
+    weights=5 * MB,
+    page=PAGE * 1000,
+    state=30_000,
+    work=MB,
+    free=6_030_000 + 1000 * PAGE * 10,
+)
 """Of ten pages."""
 
 
@@ -112,7 +184,12 @@ def test_what_fits() -> None:
     assert [FIT.longest(n) for n in (100, 640, 641, 4096)] == [100, 640, 512, 512]
     assert FIT.for_sequences == 670_000
     unknown = Fit("m.gguf", 4096, 1, 1, 1, 1, None)
-    assert (unknown.fits(2**60), unknown.positions(), unknown.longest(2**40), unknown.for_sequences) == (True, None, 2**40, None)
+    assert (unknown.fits(2**60), unknown.positions(), unknown.longest(2**40), unknown.for_sequences) == (
+        True,
+        None,
+        2**40,
+        None,
+    )
     assert unknown.choose(2**40, None, None) == 2**40
 
 
@@ -121,15 +198,23 @@ NEEDS = "a context of 1000 needs 7.1 MB (5.0 MB of weights, 1.0 MB for keys and 
 
 def test_a_context_is_chosen() -> None:
     said: list[str] = []
-    assert [FIT.choose(asked, fit, said.append) for asked in (100, 640) for fit in (None, True, False)] == 3 * [100] + 3 * [640]
+    assert [
+        FIT.choose(asked, fit, said.append) for asked in (100, 640) for fit in (None, True, False)
+    ] == 3 * [100] + 3 * [640]
     assert FIT.choose(1000, fit=False, report=said.append) == 1000
     assert said == []
-    assert [FIT.choose(1000, True, said.append), FIT.choose(None, None, said.append), FIT.choose(None, None, None)] == 3 * [512]
+    assert [
+        FIT.choose(1000, True, said.append),
+        FIT.choose(None, None, said.append),
+        FIT.choose(None, None, None),
+    ] == 3 * [512]
     assert said[0] == f"the context is 512 tokens: {NEEDS}"
     assert said[1].startswith("the context is 512 tokens: a context of 4096 needs 10.1 MB")
     with pytest.raises(InputError) as error:
         FIT.choose(1000, None, None)
-    assert str(error.value) == f"m.gguf: {NEEDS}: -c 512 would fit, --fit takes it; --no-fit tries all the same"
+    assert (
+        str(error.value) == f"m.gguf: {NEEDS}: -c 512 would fit, --fit takes it; --no-fit tries all the same"
+    )
     with pytest.raises(InputError, match=r"^m.gguf: tg 9 needs 7.3 MB .*; --no-fit tries all the same"):
         FIT.check("tg 9", 600, n_seq=2)
     FIT.check("tg 9", 600)
@@ -139,12 +224,16 @@ def test_a_context_is_chosen() -> None:
 def test_not_even_the_weights_fit(asked: int | None) -> None:
     small = replace(FIT, free=FIT.weights)
     for fit in None, True:
-        with pytest.raises(QwenError, match=r"m.gguf: even a context of 2(00|56) needs 6.3 MB .* 5.0 MB are free: take .*--no-fit"):
+        with pytest.raises(
+            QwenError,
+            match=r"m.gguf: even a context of 2(00|56) needs 6.3 MB .* 5.0 MB are free: take .*--no-fit",
+        ):
             small.choose(asked, fit, None)
     assert small.choose(asked, False, None) == (asked or 4096)
 
 
 # Sequences take no more than there is for them
+
 
 def test_the_cache_takes_no_more_than_its_share() -> None:
     cache, sequences = KVCache(), [KVSequence() for _ in range(3)]
@@ -198,7 +287,7 @@ def test_kept_sequences_make_room(model: Path, free: Free) -> None:
     assert [len(kept.tokens) for kept in llm.engine.prefixes.kept] == [401]
     both = run(3, 4)
     assert sorted(str(seq.stop_reason) for seq in both) == ["error", "length"]
-    error, = (seq.error for seq in both if seq.error)
+    (error,) = (seq.error for seq in both if seq.error)
     assert isinstance(error, NoMemory)
     assert api_error(error).status == 503
 
@@ -225,11 +314,13 @@ def model(tmp_path_factory: pytest.TempPathFactory, story: Path) -> Path:
 @pytest.fixture
 def free(model: Path, monkeypatch: pytest.MonkeyPatch) -> Free:
     """free(n_ctx, n_batch) leaves as much memory as that needs; `free(0, share=0.5)` half of what the weights do."""
+
     def leave(n_ctx: int, n_batch: int = 512, share: float = 1.0) -> int:
         fit = measure(load_model(GGUFFile(model)), CacheTypes(), n_batch=n_batch)
         n_bytes = int((fit.needed(n_ctx) if n_ctx else fit.weights) * share)
         monkeypatch.setattr(Host, "free", lambda host: n_bytes)
         return n_bytes
+
     return leave
 
 
@@ -238,12 +329,19 @@ RUN = ["run", "-p", "hi", "--temp", "0"]
 
 def test_a_context_that_was_asked_for_is_refused(call: Call, model: Path, free: Free) -> None:
     free(1100)
-    for command in RUN, ["chat"], ["serve", "--port", "0"], ["perplexity", "-f", model.parent / "text", "-b", "512"]:
+    for command in (
+        RUN,
+        ["chat"],
+        ["serve", "--port", "0"],
+        ["perplexity", "-f", model.parent / "text", "-b", "512"],
+    ):
         (model.parent / "text").write_text("the and in a " * 2000)
         code, out, err = call(*command, "-m", model, "-c", 2000)
         assert (code, out) == (1, ""), command
         assert err.splitlines()[-1].startswith(f"qwencli: error: {model}: a context of 2000 needs "), command
-        assert err.endswith(" are free: -c 1024 would fit, --fit takes it; --no-fit tries all the same\n"), command
+        assert err.endswith(" are free: -c 1024 would fit, --fit takes it; --no-fit tries all the same\n"), (
+            command
+        )
 
 
 def test_the_longest_that_fits(call: Call, model: Path, free: Free) -> None:
@@ -256,20 +354,38 @@ def test_the_longest_that_fits(call: Call, model: Path, free: Free) -> None:
     assert "the context is" not in call(*RUN, "-m", model, "-c", 1024).err
     facts = json.loads(call("info", model, "--json").out)
     assert facts["fitting_context"] == 1024
-    assert f"fits            1024 of 4096 tokens in {size(facts['free_bytes'])} free\n" in call("info", model).out
+    assert (
+        f"fits            1024 of 4096 tokens in {size(facts['free_bytes'])} free\n"
+        in call("info", model).out
+    )
 
 
 def test_perplexity_of_chunks_that_fit(call: Call, model: Path, free: Free) -> None:
     free(300, n_batch=512)
     (model.parent / "text").write_text("the and in a " * 2000)
-    options = "perplexity", "-m", model, "-f", model.parent / "text", "--backend", "cpu", "-b", 512, "--chunks", 1, "--json"
+    options = (
+        "perplexity",
+        "-m",
+        model,
+        "-f",
+        model.parent / "text",
+        "--backend",
+        "cpu",
+        "-b",
+        512,
+        "--chunks",
+        1,
+        "--json",
+    )
     code, out, err = call(*options, "-c", 2000, "--fit")
     assert code == 0
     assert "the context is 256 tokens" in err
     assert json.loads(out)["n_ctx"] == 256
 
 
-def test_a_model_larger_than_the_memory(call: Call, model: Path, free: Free, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_larger_than_the_memory(
+    call: Call, model: Path, free: Free, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free(0, share=0.5)
     opened: list[bool] = []
 
@@ -282,14 +398,19 @@ def test_a_model_larger_than_the_memory(call: Call, model: Path, free: Free, mon
     for options in [], ["-c", "100"], ["--fit"], ["--no-mmap"]:
         code, out, err = call(*RUN, "-m", model, *options)
         assert (code, out) == (1, "")
-        assert re.search(r"error: .*: even a context of (256|100) needs .* are free: take a smaller model .*; --no-fit tries all", err)
+        assert re.search(
+            r"error: .*: even a context of (256|100) needs .* are free: take a smaller model .*; --no-fit tries all",
+            err,
+        )
     assert all(opened)  # it isn't read before it is known to fit
     assert call(*RUN, "-m", model, "--no-fit", "--no-mmap").out == TEXT
     assert opened[-2:] == [True, False]
     assert json.loads(call("info", model, "--json").out)["fitting_context"] == 0
 
 
-def test_what_is_not_asked_for_or_not_known_is_not_checked(call: Call, model: Path, free: Free, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_asked_for_or_not_known_is_not_checked(
+    call: Call, model: Path, free: Free, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free(300)
     assert call(*RUN, "-m", model, "-c", 4000, "--no-fit").out == TEXT
     monkeypatch.setattr(Host, "free", lambda host: None)
@@ -299,14 +420,21 @@ def test_what_is_not_asked_for_or_not_known_is_not_checked(call: Call, model: Pa
     assert "fits" not in call("info", model).out
 
 
-def test_bench_looks_before_it_measures(call: Call, model: Path, free: Free, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_looks_before_it_measures(
+    call: Call, model: Path, free: Free, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free(1100)
     code, out, err = call("bench", "-m", model, "-p", 0, "-n", 8, "-d", 0, "-d", 500, "-npl", 3)
     assert (code, out) == (1, "")
     assert f"error: {model}: tg8 b3 @ d500 needs " in err
     assert err.endswith(" are free; --no-fit tries all the same\n")
     monkeypatch.setattr("qwencli.bench.run_bench", lambda *args: iter([]))
-    assert "needs" not in call("bench", "-m", model, "-p", 0, "-n", 8, "-d", 500, "-npl", 3, "--no-fit", "-o", "jsonl").err
+    assert (
+        "needs"
+        not in call(
+            "bench", "-m", model, "-p", 0, "-n", 8, "-d", 500, "-npl", 3, "--no-fit", "-o", "jsonl"
+        ).err
+    )
 
 
 def test_with_a_server_it_means_nothing(call: Call) -> None:

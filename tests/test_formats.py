@@ -1,4 +1,5 @@
 """Tensor types: their weights as floats, what belongs to them in a file, and whole files against llama.cpp."""
+
 import json
 import os
 from pathlib import Path
@@ -31,7 +32,11 @@ def test_types_that_the_gguf_package_lacks_are_ggmls_bit_for_bit(name: str, kind
     oracle = np.load(ORACLES / "dequantize.npz")
     blocks, expected = oracle[f"{name}_blocks"], oracle[f"{name}_weights"]
     n_blocks, block = expected.shape
-    for shape in (n_blocks,), (2, n_blocks // 2), (1, n_blocks, 1):  # a vector, rows of several blocks, rows of one
+    for shape in (
+        (n_blocks,),
+        (2, n_blocks // 2),
+        (1, n_blocks, 1),
+    ):  # a vector, rows of several blocks, rows of one
         found = to_float32(blocks.reshape(*shape[:-1], -1), GGML_TYPES[kind])
         assert found.shape == (*shape[:-1], shape[-1] * block)
         assert found.tobytes() == expected.tobytes()
@@ -46,7 +51,9 @@ def nvfp4(name: str, n_rows: int, n_cols: int, seed: int) -> Tensor:
 
 def logits(file: Gguf, path: Path) -> np.ndarray:
     tokens = [5, 77, 140, 3]
-    return NumpyBackend(load_model(GGUFFile(file.write(path)))).run([LOGITS], Batch([Piece(KVSequence(), tokens, len(tokens))]))[LOGITS]
+    return NumpyBackend(load_model(GGUFFile(file.write(path)))).run(
+        [LOGITS], Batch([Piece(KVSequence(), tokens, len(tokens))])
+    )[LOGITS]
 
 
 def test_products_with_nvfp4_weights_are_multiplied_by_their_scale(tmp_path: Path) -> None:
@@ -56,9 +63,13 @@ def test_products_with_nvfp4_weights_are_multiplied_by_their_scale(tmp_path: Pat
         tensor = nvfp4(f"{name}.weight", 32, 64, i)
         packed.replace(tensor)
         packed.tensors += [f32(f"{name}.scale", [scale]), f32(f"{name}.input_scale", [7.0])]
-        weights = gguf.dequantize(np.frombuffer(tensor.data, np.uint8).reshape(32, -1), gguf.GGMLQuantizationType.NVFP4)
+        weights = gguf.dequantize(
+            np.frombuffer(tensor.data, np.uint8).reshape(32, -1), gguf.GGMLQuantizationType.NVFP4
+        )
         plain.replace(f32(f"{name}.weight", weights * np.float32(scale)))
-    np.testing.assert_allclose(logits(packed, tmp_path / "packed.gguf"), logits(plain, tmp_path / "plain.gguf"), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(packed, tmp_path / "packed.gguf"), logits(plain, tmp_path / "plain.gguf"), rtol=1e-4, atol=1e-4
+    )
     assert abs(logits(packed, tmp_path / "packed.gguf") - logits(tiny(), tmp_path / "tiny.gguf")).max() > 0.1
 
 
@@ -70,7 +81,10 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the demo model in every type: what scripts/make_formats.py wrote, if QWENCLI_FORMATS names it, else a new one."""
     if folder := os.environ.get("QWENCLI_FORMATS"):
         return Path(folder)
-    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (extra `oracle`), or QWENCLI_FORMATS with make_formats.py's files")
+    pytest.importorskip(
+        "llama_cpp",
+        reason="needs llama-cpp-python (extra `oracle`), or QWENCLI_FORMATS with make_formats.py's files",
+    )
     return tmp_path_factory.mktemp("formats")
 
 

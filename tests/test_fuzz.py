@@ -3,6 +3,7 @@
 Each test starts this file as a script, in a process of its own whose address space is limited, and lets it damage one model in some
 hundred or thousand ways, which a seed repeats. The damaged file stays behind where one of them fails.
 """
+
 import gc
 import json
 import random
@@ -30,8 +31,27 @@ from qwencli.tokenizer import Tokenizer
 
 MEMORY = 100 * 2**20
 SECONDS = 10  # for one file; a sound one takes some 30 ms
-TEXT = "<|im_start|>user\nOnce upon a time, there was the naïve 1234 \U0001f600 and it's<|im_end|>\n\0 <think>"
-EXTREMES = [0, 1, 2**7, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**60, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
+TEXT = (
+    "<|im_start|>user\nOnce upon a time, there was the naïve 1234 \U0001f600 and it's<|im_end|>\n\0 <think>"
+)
+EXTREMES = [
+    0,
+    1,
+    2**7,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**60,
+    2**61,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 32,
+    2**64 - 1,
+]
 
 Patch = tuple[int, bytes]
 
@@ -75,7 +95,9 @@ def boundaries(path: Path) -> tuple[list[int], list[tuple[int, int]]]:
     """Where things begin and the last ends, by the gguf package; and things as (begin, end), repeated so that about as many are of the
     header and its pairs as of the tokenizer's arrays and of the tensor table."""
     reader = gguf.GGUFReader(path)
-    starts = sorted({0, *(f.offset for f in reader.fields.values()), *(t.field.offset for t in reader.tensors)})
+    starts = sorted(
+        {0, *(f.offset for f in reader.fields.values()), *(t.field.offset for t in reader.tensors)}
+    )
     arrays = {reader.fields[f"tokenizer.ggml.{name}"].offset for name in ("tokens", "token_type", "merges")}
     table = min(t.field.offset for t in reader.tensors)
     end = max(t.field.offset + sum(part.nbytes for part in t.field.parts) for t in reader.tensors)
@@ -100,10 +122,10 @@ def patches(path: Path, n: int, rng: random.Random) -> Iterator[Patch]:
         elif kind == 1:
             new = rng.randbytes(rng.choice([1, 1, 2, 4, 8]))
         elif kind == 2:
-            new = rng.choice(EXTREMES).to_bytes(8, "little")[:rng.choice([1, 2, 4, 8])]
+            new = rng.choice(EXTREMES).to_bytes(8, "little")[: rng.choice([1, 2, 4, 8])]
         else:
             source = rng.randrange(len(data) - 16)
-            new = data[source:source + rng.randrange(2, 16)]
+            new = data[source : source + rng.randrange(2, 16)]
         yield at, new
 
 
@@ -155,7 +177,9 @@ def limit() -> None:
 
 def main(path: Path, damage: str, n: int) -> None:
     """Damage the file in `n` ways and use it; print how often it could be used."""
-    ways = {"patched": patched, "truncated": truncated, "holes": holes}[damage](path, n, random.Random(f"{damage} {n}"))
+    ways = {"patched": patched, "truncated": truncated, "holes": holes}[damage](
+        path, n, random.Random(f"{damage} {n}")
+    )
     for _ in range(2):
         assert use(path)  # all imports, caches and threads that a sound file makes
     gc.collect()
@@ -177,15 +201,24 @@ def main(path: Path, damage: str, n: int) -> None:
 
 def fuzz(path: Path, damage: str, n: int) -> int:
     """The number of damaged files that could be used all the same."""
-    done = subprocess.run([sys.executable, __file__, str(path), damage, str(n)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, __file__, str(path), damage, str(n)], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, f"exit code {done.returncode}, the file is {path}\n{done.stderr}"
     return int(done.stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc and RLIMIT_AS")
-@pytest.mark.parametrize(("model", "damage", "n"), [
-    ("tiny", "patched", 4000), ("demo", "patched", 400), ("tiny", "truncated", 300), ("demo", "truncated", 100),
-    ("tiny", "holes", len(HOLES))])
+@pytest.mark.parametrize(
+    ("model", "damage", "n"),
+    [
+        ("tiny", "patched", 4000),
+        ("demo", "patched", 400),
+        ("tiny", "truncated", 300),
+        ("demo", "truncated", 100),
+        ("tiny", "holes", len(HOLES)),
+    ],
+)
 def test_damaged_files_never_do_worse_than_an_error(tmp_path: Path, model: str, damage: str, n: int) -> None:
     path = tmp_path / "model.gguf"
     if model == "demo":

@@ -1,4 +1,5 @@
 """Schemas, grammars and regular expressions: which texts they let through, and what is refused before anything is generated."""
+
 from __future__ import annotations
 
 import json
@@ -30,6 +31,7 @@ def llm() -> LLM:
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grammars are not tried in a process first: where there are many."""
+
     class Child:
         returncode = 0
 
@@ -38,6 +40,7 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def kill(self) -> None:
             pass
+
     monkeypatch.setattr(confined, "start", lambda *args: Child())
 
 
@@ -66,23 +69,60 @@ def passes(llm: LLM, start: Start, text: str) -> bool:
     return ends.pop()
 
 
-SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}, "n": {"type": "integer", "minimum": 0, "maximum": 150}},
-          "required": ["name"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "n": {"type": "integer", "minimum": 0, "maximum": 150}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
 JSON_TEXTS = [
-    (SCHEMA,
-     ['{"name":"x"}', '{"name": "Zoë 東京 😀", "n": 150}', '{\n  "name" : "a\\n\\"b\\"" ,\n  "n" : 0\n}', '{"name": "<|im_end|>"}'],
-     ["{}", '{"n":1,"name":"x"}', '{"name":"x","n":151}', '{"name":"x","n":-1}', '{"name":"x"', '{"name":"x"}}', '{"name":"x"} ',
-      '{"name":"a\nb"}', '{"name":1}', '{"name":"x","y":1}', "{'name':'x'}", '{"name":"x",}',
-      '{"name":"x","name":"y"}', '{' + "\n" * 9 + '"name":"x"}']),
-    ({"enum": ["a", 1, None, ["b"]]}, ['"a"', "1", "null", '["b"]'], ['"b"', "2", "true", '[ ]', '"a" ']),
-    ({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
-     ["[true]", "[true, false]"], ["[]", "[true,true,true]", "[1]"]),
-    ({"$ref": "#/$defs/t", "$defs": {"t": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/t"}}]}}},
-     ["null", "[]", "[[null],[]]"], ["[[]", "1"]),
+    (
+        SCHEMA,
+        [
+            '{"name":"x"}',
+            '{"name": "Zoë 東京 😀", "n": 150}',
+            '{\n  "name" : "a\\n\\"b\\"" ,\n  "n" : 0\n}',
+            '{"name": "<|im_end|>"}',
+        ],
+        [
+            "{}",
+            '{"n":1,"name":"x"}',
+            '{"name":"x","n":151}',
+            '{"name":"x","n":-1}',
+            '{"name":"x"',
+            '{"name":"x"}}',
+            '{"name":"x"} ',
+            '{"name":"a\nb"}',
+            '{"name":1}',
+            '{"name":"x","y":1}',
+            "{'name':'x'}",
+            '{"name":"x",}',
+            '{"name":"x","name":"y"}',
+            "{" + "\n" * 9 + '"name":"x"}',
+        ],
+    ),
+    ({"enum": ["a", 1, None, ["b"]]}, ['"a"', "1", "null", '["b"]'], ['"b"', "2", "true", "[ ]", '"a" ']),
+    (
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+        ["[true]", "[true, false]"],
+        ["[]", "[true,true,true]", "[1]"],
+    ),
+    (
+        {
+            "$ref": "#/$defs/t",
+            "$defs": {"t": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/t"}}]}},
+        },
+        ["null", "[]", "[[null],[]]"],
+        ["[[]", "1"],
+    ),
     ({"type": "string", "pattern": "^[a-z]+[0-9]$"}, ['"ab1"'], ['"ab"', '"1"', '"ab1 "']),
     ({"type": "string", "pattern": "b"}, ['"abc"', '"b"'], ['"ac"']),
     ({"type": "string", "maxLength": 2}, ['""', '"日本"', '"\\n\\n"'], ['"abc"', '"日本語"']),
-    ({"type": "number", "exclusiveMinimum": 1.5, "maximum": 2}, ["2", "1.75", "2.0"], ["1.5", "2.01", "1", "02"]),
+    (
+        {"type": "number", "exclusiveMinimum": 1.5, "maximum": 2},
+        ["2", "1.75", "2.0"],
+        ["1.5", "2.01", "1", "02"],
+    ),
     (True, ["1", "[{}]", '"x"', '{"a":[1,2.5e3]}'], ["", "tru", "1,"]),
 ]
 
@@ -97,18 +137,45 @@ def test_json_of_a_schema(llm: LLM, schema: Any, right: list[str], wrong: list[s
 
 def test_any_object(llm: LLM) -> None:
     start = json_object(llm)
-    assert [passes(llm, start, text) for text in ("{}", '{"a": [1, {"b": null}]}', "[]", "1", '{"a"}')] == [True, True, False, False, False]
+    assert [passes(llm, start, text) for text in ("{}", '{"a": [1, {"b": null}]}', "[]", "1", '{"a"}')] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
-PATTERNS = [r"[a-z]+@[a-z]+\.(com|org)", r"(\+\d{2} )?\d{3}-\d{4}", r"[あ-ん]{2,4}!?", r"(?:a|ab)(?:c|bcd)*", "", r"[^\n]*\n", r"\w+ \w+",
-            r".{0,3}"]
+PATTERNS = [
+    r"[a-z]+@[a-z]+\.(com|org)",
+    r"(\+\d{2} )?\d{3}-\d{4}",
+    r"[あ-ん]{2,4}!?",
+    r"(?:a|ab)(?:c|bcd)*",
+    "",
+    r"[^\n]*\n",
+    r"\w+ \w+",
+    r".{0,3}",
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_regular_expressions_match_as_a_whole(llm: LLM, pattern: str) -> None:
     """The oracle is `re`."""
     start, rng = regex(llm, pattern), random.Random(1)
-    samples = ["me@here.org", "me@here.org ", "+49 555-1234", "555-1234", "あいう", "あいう!!", "abbcdc", "ac", "", "ß z", "line\n", "a b"]
+    samples = [
+        "me@here.org",
+        "me@here.org ",
+        "+49 555-1234",
+        "555-1234",
+        "あいう",
+        "あいう!!",
+        "abbcdc",
+        "ac",
+        "",
+        "ß z",
+        "line\n",
+        "a b",
+    ]
     samples += ["".join(rng.choices("ab cd@.é\n", k=rng.randint(0, 4))) for _ in range(40)]
     matching = [text for text in samples if re.fullmatch(pattern, text)]
     assert matching
@@ -121,16 +188,27 @@ def test_regular_expressions_match_as_a_whole(llm: LLM, pattern: str) -> None:
 GBNF_TEXTS = [
     ('root ::= "yes" | "no"', ["yes", "no"], ["ye", "yesno", ""]),
     ('root ::= word "ing"\nword ::= [a-z]+', ["testing", "ingsing"], ["ing", "test"]),
-    ('# a list\nroot ::= item ("," ws item)* # of numbers\nws ::= " "?\nitem ::= [0-9]+ | "[" root "]"\n',
-     ["1", "1, 22,3", "[1,[2]]"], ["1,", "[1", "a"]),
+    (
+        '# a list\nroot ::= item ("," ws item)* # of numbers\nws ::= " "?\nitem ::= [0-9]+ | "[" root "]"\n',
+        ["1", "1, 22,3", "[1,[2]]"],
+        ["1,", "[1", "a"],
+    ),
     ('root ::= "\\u00e9\\x41\\U0001F600\\n\\t\\"\\\\"', ['éA😀\n\t"\\'], ["éA😀"]),
-    ("root ::= [^\"\\\\\\x00-\\x1f]{2,3} [\\]\\-a^]+", ["é[]-a^", "ab]"], ['""]', "abcd]", "abb"]),
+    ('root ::= [^"\\\\\\x00-\\x1f]{2,3} [\\]\\-a^]+', ["é[]-a^", "ab]"], ['""]', "abcd]", "abb"]),
     ('root ::= (\n  "a" |\n  "b"\n)+\n  c\nc ::= . | ""\n', ["ab", "b", "aé", "a\n"], ["c", "acc"]),
     ('root ::= a-b aB\na-b ::= "x"\naB ::= "y" | a-b', ["xy", "xx"], ["yx"]),
     ('root ::= "(" root ")" | ""', ["", "()", "((()))"], ["(", "())"]),
-    ('root ::= [a-c]{3} "-" [0-9]{2,} ("/" [0-9]{0,1})*', ["abc-12", "abc-123//4"], ["ab-12", "abc-1", "abc-12/34"]),
+    (
+        'root ::= [a-c]{3} "-" [0-9]{2,} ("/" [0-9]{0,1})*',
+        ["abc-12", "abc-123//4"],
+        ["ab-12", "abc-1", "abc-12/34"],
+    ),
     ('root ::= "a" | start\nstart ::= "b"', ["a", "b"], ["ab"]),
-    ('root ::= expr\nexpr ::= term ([-+*/] term)*\nterm ::= [a-z] | [0-9]+ | "(" expr ")"', ["a+12*(b-3)", "((x))"], ["a+", "(a", "1a"]),
+    (
+        'root ::= expr\nexpr ::= term ([-+*/] term)*\nterm ::= [a-z] | [0-9]+ | "(" expr ")"',
+        ["a+12*(b-3)", "((x))"],
+        ["a+", "(a", "1a"],
+    ),
 ]
 
 
@@ -143,7 +221,9 @@ def test_gbnf(llm: LLM, text: str, right: list[str], wrong: list[str]) -> None:
 
 def random_regular(rng: random.Random, depth: int, rules: list[str]) -> tuple[str, str]:
     """A random expression as GBNF, with rules of its own, and as a regular expression."""
-    kind = rng.choice(["char", "class"] if depth > 3 else ["char", "class", "all", "any", "repeat", "rule", "rule"])
+    kind = rng.choice(
+        ["char", "class"] if depth > 3 else ["char", "class", "all", "any", "repeat", "rule", "rule"]
+    )
     if kind == "char":
         text = "".join(rng.choices("abé", k=rng.randint(1, 2)))
         return f'"{text}"', text
@@ -170,7 +250,9 @@ def test_gbnf_without_recursion_is_a_regular_expression(llm: LLM, seed: int) -> 
     root, expression = random_regular(rng, 0, rules)
     start = gbnf(llm, "\n".join([f"root ::= {root}", *rules]))
     samples = ["".join(rng.choices("abé", k=rng.randint(0, 5))) for _ in range(40)]
-    assert [text for text in samples if passes(llm, start, text)] == [text for text in samples if re.fullmatch(expression, text)]
+    assert [text for text in samples if passes(llm, start, text)] == [
+        text for text in samples if re.fullmatch(expression, text)
+    ]
 
 
 def test_lark(llm: LLM) -> None:
@@ -210,7 +292,7 @@ def test_a_character_may_be_split_over_tokens(llm: LLM) -> None:
         assert mask is not None
         texts = {llm.tokenizer.token_bytes(int(i)) for i in mask.nonzero()[0]}
         assert texts <= {c.encode()[n:m] for c in "😀😁" for m in range(n + 1, 5)}
-        assert "😀".encode()[n:n + 1] in texts
+        assert "😀".encode()[n : n + 1] in texts
     assert constraint.ended(tokens)
 
 
@@ -224,21 +306,31 @@ def test_vocabularies_with_tokens_of_all_kinds(tmp_path: Path, marks: tuple[str 
 
     class Model:
         vocabulary = grammar.Vocabulary(tokenizer)
+
     mask = regex(Model(), "(.|\n)+")().mask([])  # type: ignore[arg-type]
     assert mask is not None
     assert len(mask) == tokenizer.n_vocab
     assert not mask[words.index(b"")]
-    for text, allowed in {"<think>": True, "= =": True, "<|im_start|>": False, "<|endoftext|>": False, "<unk>": False}.items():
+    for text, allowed in {
+        "<think>": True,
+        "= =": True,
+        "<|im_start|>": False,
+        "<|endoftext|>": False,
+        "<unk>": False,
+    }.items():
         assert mask[tokenizer.encode(text, parse_special=True)[0]] == allowed, text
 
 
 def test_the_vocabulary_of_qwen(shared: Path) -> None:
     tokenizer = Tokenizer(GGUFFile(shared / "data" / "ggml-vocab-qwen2.gguf"))
     words = tokenizer.all_bytes()
-    assert [words[i] for i in range(0, tokenizer.n_vocab, 7)] == [tokenizer.token_bytes(i) for i in range(0, tokenizer.n_vocab, 7)]
+    assert [words[i] for i in range(0, tokenizer.n_vocab, 7)] == [
+        tokenizer.token_bytes(i) for i in range(0, tokenizer.n_vocab, 7)
+    ]
 
     class Model:
         vocabulary = grammar.Vocabulary(tokenizer)
+
     constraint = json_schema(Model(), {"type": "object"})()  # type: ignore[arg-type]
     text = tokenizer.encode('{"a": [true, null, "Zoë 東京"]}')
     for n in range(len(text)):
@@ -295,7 +387,9 @@ REFUSED: list[tuple[Callable[..., Start], Any, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "text", "error"), REFUSED)
-def test_what_cannot_be_used_is_refused_in_a_line(llm: LLM, kind: Callable[..., Start], text: Any, error: str) -> None:
+def test_what_cannot_be_used_is_refused_in_a_line(
+    llm: LLM, kind: Callable[..., Start], text: Any, error: str
+) -> None:
     with pytest.raises(InputError, match=error) as info:
         kind(llm, text)
     assert "\n" not in str(info.value)
@@ -312,12 +406,36 @@ def nested(n: int) -> dict[str, Any]:
 CHAIN = "\n".join(f"A{i}: A{i + 1}" for i in range(5000))
 HOSTILE: list[tuple[Callable[..., Start], Any]] = [
     (lark, f'start: A0\n{CHAIN}\nA5000: "x"'),  # the stack
-    (json_schema, {"$ref": "#/$defs/0", "$defs": {f"{i}": {"$ref": f"#/$defs/{i + 1}"} for i in range(5000)} | {"5000": {}}}),
-    (json_schema, nested(200)), (json_schema, nested(100_000)), (json_schema, "[" * 100_000),
-    (gbnf, "root ::= a0\n" + "\n".join(f"a{i} ::= a{i + 1} a{i + 1}" for i in range(3000)) + '\na3000 ::= "x"'),
-    (gbnf, 'root ::= "a"' + "(" * 60_000), (gbnf, "root ::= " + "a" * 100_000), (gbnf, 'root ::= "' + "\\" * 50_000),
-    (lark, 'start: "a"{1000000}'), (regex, "(a{1000}){1000}"), (regex, "(" * 8000), (lark, "start: " + "(" * 50_000),
-    (json_schema, {"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {"pattern": f"x{i}"}}} for i in range(30)]} for j in range(5)]}),
+    (
+        json_schema,
+        {
+            "$ref": "#/$defs/0",
+            "$defs": {f"{i}": {"$ref": f"#/$defs/{i + 1}"} for i in range(5000)} | {"5000": {}},
+        },
+    ),
+    (json_schema, nested(200)),
+    (json_schema, nested(100_000)),
+    (json_schema, "[" * 100_000),
+    (
+        gbnf,
+        "root ::= a0\n" + "\n".join(f"a{i} ::= a{i + 1} a{i + 1}" for i in range(3000)) + '\na3000 ::= "x"',
+    ),
+    (gbnf, 'root ::= "a"' + "(" * 60_000),
+    (gbnf, "root ::= " + "a" * 100_000),
+    (gbnf, 'root ::= "' + "\\" * 50_000),
+    (lark, 'start: "a"{1000000}'),
+    (regex, "(a{1000}){1000}"),
+    (regex, "(" * 8000),
+    (lark, "start: " + "(" * 50_000),
+    (
+        json_schema,
+        {
+            "allOf": [
+                {"anyOf": [{"properties": {f"{i}{j}": {"pattern": f"x{i}"}}} for i in range(30)]}
+                for j in range(5)
+            ]
+        },
+    ),
     (json_schema, {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}),
 ]
 
@@ -338,9 +456,14 @@ def test_a_grammar_that_takes_forever_to_compile(llm: LLM, monkeypatch: pytest.M
 @pytest.mark.usefixtures("no_child")
 def test_requests_share_no_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one found out of a grammar, up to a limit, takes nothing from the next."""
-    monkeypatch.setitem(grammar_child.LIMITS, "max_lexer_states", 500)  # twelve texts together have more, four have not
+    monkeypatch.setitem(
+        grammar_child.LIMITS, "max_lexer_states", 500
+    )  # twelve texts together have more, four have not
     for i in range(12):
-        constraint, tokens = regex(llm, "[ab]*a[ab]{10}!")(), bytes_of(llm, "".join(random.Random(i).choices("ab", k=40)))
+        constraint, tokens = (
+            regex(llm, "[ab]*a[ab]{10}!")(),
+            bytes_of(llm, "".join(random.Random(i).choices("ab", k=40))),
+        )
         for n in range(len(tokens)):
             assert constraint.mask(tokens[:n]) is not None
 

@@ -1,4 +1,5 @@
 """Answers that are held to something, by the embedded model: always what they have to be, and the same as often as one asks."""
+
 from __future__ import annotations
 
 import json
@@ -29,9 +30,15 @@ from qwencli.sampling import NOT_FINITE, Constraint, Sampler, SamplingParams
 
 __all__ = ["no_child"]
 PERSON = {
-    "type": "object", "required": ["name", "age", "tags"], "additionalProperties": False, "properties": {
-        "name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 1, "maximum": 99},
-        "tags": {"type": "array", "items": {"enum": ["a", "b", "ü"]}, "maxItems": 3}}}
+    "type": "object",
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 1, "maximum": 99},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "ü"]}, "maxItems": 3},
+    },
+}
 PROMPT = "<|im_start|>user\nTell me of someone.<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -40,7 +47,9 @@ def llm() -> LLM:
     return LLM(EMBEDDED)
 
 
-def held(llm: LLM, constraint: Constraint | None, seed: int = 0, max_tokens: int = 100, **chosen: Any) -> EngineSequence:
+def held(
+    llm: LLM, constraint: Constraint | None, seed: int = 0, max_tokens: int = 100, **chosen: Any
+) -> EngineSequence:
     """A sequence that has to follow a constraint."""
     prompt = llm.tokenizer.encode(PROMPT, parse_special=True)
     sampling = llm.sampling(**{"temp": 1.0, "seed": seed, **chosen})
@@ -63,7 +72,7 @@ def test_random_schemas(llm: LLM) -> None:
     schemas = [random_schema(seed) for seed in range(200)]
     seqs = [held(llm, json_schema(llm, schema)(), seed) for seed, schema in enumerate(schemas)]
     for start in range(0, 200, 50):
-        finish(llm.engine, *seqs[start:start + 50])
+        finish(llm.engine, *seqs[start : start + 50])
     assert {seq.stop_reason for seq in seqs} <= {"eos", "length"}
     ended = [(text(llm, seq), schema) for seq, schema in zip(seqs, schemas) if seq.stop_reason == "eos"]
     assert len(ended) > 150
@@ -71,8 +80,16 @@ def test_random_schemas(llm: LLM) -> None:
         Draft202012Validator(schema).validate(json.loads(answer))
 
 
-@pytest.mark.parametrize("pattern", [
-    r"[A-Z][a-z]{2,9}( [A-Z][a-z]{2,9})?\.", r"(\+\d{2} )?\d{3}-\d{4}", "[😀-😎日本]{1,3}", "yes|no", r"a.{0,9}\n?z"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[A-Z][a-z]{2,9}( [A-Z][a-z]{2,9})?\.",
+        r"(\+\d{2} )?\d{3}-\d{4}",
+        "[😀-😎日本]{1,3}",
+        "yes|no",
+        r"a.{0,9}\n?z",
+    ],
+)
 def test_regular_expressions(llm: LLM, pattern: str) -> None:
     start = regex(llm, pattern)
     seqs = [held(llm, start(), seed) for seed in range(8)]
@@ -96,7 +113,13 @@ def test_the_same_alone_and_amid_others(llm: LLM) -> None:
     start, any_json = json_schema(llm, PERSON), json_object(llm)
 
     def several() -> list[EngineSequence]:
-        return [held(llm, start(), 1), held(llm, start(), 0, temp=0), held(llm, None, 3), held(llm, any_json(), 4, 30)]
+        return [
+            held(llm, start(), 1),
+            held(llm, start(), 0, temp=0),
+            held(llm, None, 3),
+            held(llm, any_json(), 4, 30),
+        ]
+
     alone = several()
     for seq in alone:
         finish(llm.engine, seq)
@@ -107,10 +130,20 @@ def test_the_same_alone_and_amid_others(llm: LLM) -> None:
 
 
 SAMPLERS: list[dict[str, Any]] = [
-    {"temp": 0.0}, {"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {"mirostat": 1}, {"mirostat": 2},
-    {"xtc_probability": 1.0, "xtc_threshold": 0.01}, {"typical_p": 0.5}, {"dynatemp_range": 0.5}, {"top_n_sigma": 1.0},
+    {"temp": 0.0},
+    {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
+    {"mirostat": 1},
+    {"mirostat": 2},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.01},
+    {"typical_p": 0.5},
+    {"dynatemp_range": 0.5},
+    {"top_n_sigma": 1.0},
     {"repeat_penalty": 1.5, "presence_penalty": 2.0},
-    {"dry_multiplier": 1.0}, {"logit_bias": ((6, -np.inf), (3, 50.0))}, {"samplers": ()}, {"temp": 100.0, "n_probs": 5}]
+    {"dry_multiplier": 1.0},
+    {"logit_bias": ((6, -np.inf), (3, 50.0))},
+    {"samplers": ()},
+    {"temp": 100.0, "n_probs": 5},
+]
 
 
 class Only:
@@ -130,7 +163,9 @@ class Only:
 def test_every_sampler_sees_allowed_tokens_alone(chosen: dict[str, Any]) -> None:
     rng = np.random.default_rng(1)
     for allowed in [6], [3, 6, 500], list(range(0, 1000, 7)):
-        sampler = Sampler(SamplingParams(**({"temp": 1.0, "seed": 5} | chosen)), constraint=Only(allowed, 1000))
+        sampler = Sampler(
+            SamplingParams(**({"temp": 1.0, "seed": 5} | chosen)), constraint=Only(allowed, 1000)
+        )
         assert sampler.draw([], 0) is None
         tokens = [6, 500]
         for index in range(20):
@@ -171,7 +206,11 @@ def test_an_answer_with_no_way_on_fails_alone(llm: LLM, where: str) -> None:
     assert (seqs[0].stop_reason, str(seqs[0].error), len(seqs[0].generated)) == ("error", "no way on", 3)
     assert seqs[1].stop_reason in ("eos", "length")
     with pytest.raises(QwenError, match="no way on"):
-        list(Completion(llm, seqs[1].tokens[:5], SamplingParams(temp=0), 20, constraint=Failing(2, where)).run())
+        list(
+            Completion(
+                llm, seqs[1].tokens[:5], SamplingParams(temp=0), 20, constraint=Failing(2, where)
+            ).run()
+        )
     assert llm.engine.running == []
 
 
@@ -198,6 +237,7 @@ def answer_with_interrupts(llm: LLM, start: Start, at: int, monkeypatch: pytest.
         calls += 1
         if calls == at:
             raise KeyboardInterrupt
+
     seq = held(llm, start(), 2)
     with monkeypatch.context() as m:
         m.setattr(Guided, "_check", interrupted)
@@ -224,8 +264,10 @@ def test_ctrl_c_while_forced_text_becomes_tokens(llm: LLM, monkeypatch: pytest.M
     start = regex(llm, "The answer is [a-z]{3}")
     constraint = start()
     with monkeypatch.context() as m:
+
         def interrupt(*args: object) -> None:
             raise KeyboardInterrupt
+
         m.setattr(llm.vocabulary._tokenizer, "encode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             constraint.mask([])
@@ -249,9 +291,12 @@ def test_thinking_is_free_but_for_its_end(llm: LLM) -> None:
         assert mask is not None
         assert held_to.ended(answer) == (set(np.flatnonzero(mask)) == tokenizer.eog_ids)
         return mask
+
     assert np.flatnonzero(allowed([]) != only_json).tolist() == [opening]
     empty = [i for i, word in enumerate(tokenizer.all_bytes()) if not word]
-    assert np.flatnonzero(~allowed([opening])).tolist() == sorted({*tokenizer.control_ids, *tokenizer.eog_ids, *empty})
+    assert np.flatnonzero(~allowed([opening])).tolist() == sorted(
+        {*tokenizer.control_ids, *tokenizer.eog_ids, *empty}
+    )
     for end in [closing], bytes_of(llm, "</think>"):
         thought = [opening, *tokenizer.encode("Hm. "), *end]
         assert (allowed(thought) & ~only_json)[blank]
@@ -259,7 +304,11 @@ def test_thinking_is_free_but_for_its_end(llm: LLM) -> None:
         for answer in [*thought, blank, *tokenizer.encode("{}")], [*thought, *tokenizer.encode("{}")]:
             assert set(np.flatnonzero(allowed(answer))) == tokenizer.eog_ids
     assert set(np.flatnonzero(allowed(tokenizer.encode("{}")))) == tokenizer.eog_ids  # without thinking
-    closes = [word for word, able in zip(tokenizer.all_bytes(), allowed(bytes_of(llm, "x</think"), True)) if able and word.startswith(b">")]
+    closes = [
+        word
+        for word, able in zip(tokenizer.all_bytes(), allowed(bytes_of(llm, "x</think"), True))
+        if able and word.startswith(b">")
+    ]
     assert b">" in closes
     assert {word[1:].strip() for word in closes} == {b""}
 
@@ -278,7 +327,9 @@ def test_a_model_that_thinks_is_held_to_it_behind_its_thinking(llm: LLM, setting
 
 def test_a_text_that_goes_on_is_held_to_it_at_once(llm: LLM) -> None:
     chat = LocalChat(llm, constraint=regex(llm, "[0-9]{3}"), ignore_eos=True)
-    said = "".join(e.text for e in chat.go_on("1 + 1 = ", Settings(SamplingParams(temp=1.0))) if isinstance(e, Content))
+    said = "".join(
+        e.text for e in chat.go_on("1 + 1 = ", Settings(SamplingParams(temp=1.0))) if isinstance(e, Content)
+    )
     assert re.fullmatch("[0-9]{3}", said)
     assert chat.stop_reason == "eos"
 
@@ -288,29 +339,50 @@ def test_a_text_that_goes_on_is_held_to_it_at_once(llm: LLM) -> None:
 
 def test_commands(call: Call, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(PERSON), encoding="utf-8")
-    (tmp_path / "list.gbnf").write_text('root ::= "- " word "\\n" root | "."\nword ::= [a-z]{1,4}', encoding="utf-8")
+    (tmp_path / "list.gbnf").write_text(
+        'root ::= "- " word "\\n" root | "."\nword ::= [a-z]{1,4}', encoding="utf-8"
+    )
     ways: list[tuple[list[object], str]] = [
-        (["--regex", "[0-9]{2}-[a-z]"], "[0-9]{2}-[a-z]"), (["--grammar", 'root ::= "yes" | "no"'], "yes|no"),
-        (["--grammar", 'start: "yes" | "no"'], "yes|no"), (["--grammar", tmp_path / "list.gbnf"], r"(- [a-z]{1,4}\n){0,9}\.?"),
-        (["--json-schema", '{"enum": [1, "x"]}'], '1|"x"')]
+        (["--regex", "[0-9]{2}-[a-z]"], "[0-9]{2}-[a-z]"),
+        (["--grammar", 'root ::= "yes" | "no"'], "yes|no"),
+        (["--grammar", 'start: "yes" | "no"'], "yes|no"),
+        (["--grammar", tmp_path / "list.gbnf"], r"(- [a-z]{1,4}\n){0,9}\.?"),
+        (["--json-schema", '{"enum": [1, "x"]}'], '1|"x"'),
+    ]
     for options, pattern in ways:
         done = call("run", "-q", "--raw", "-p", "Once", "-n", 30, *options)
         assert (done.code, done.err) == (0, "")
         assert re.fullmatch(pattern, done.out) or len(done.out) > 60, done.out
-    done = call("run", "-q", "-p", "Who?", "--no-think", "--json-schema", tmp_path / "schema.json", "--json", "-s", 1)
+    done = call(
+        "run", "-q", "-p", "Who?", "--no-think", "--json-schema", tmp_path / "schema.json", "--json", "-s", 1
+    )
     Draft202012Validator(PERSON).validate(json.loads(json.loads(done.out)["text"]))
     done = call("chat", "-q", "--no-think", "--regex", "[a-z]{3}", stdin=b"Hello\nAnd now?\n")
     assert (done.code, bool(re.fullmatch("[a-z]{3}\n[a-z]{3}\n", done.out))) == (0, True)
 
 
-@pytest.mark.parametrize(("args", "code", "error"), [
-    (["run", "--regex", "("], 1, "the regular expression cannot be used: "),
-    (["run", "--json-schema", "none.json"], 1, "none.json: cannot be read"),
-    (["run", "--json-schema", '{"type": 1}'], 1, "the JSON schema cannot be used"),
-    (["chat", "--grammar", "root ::= x"], 1, "refers to 'x'"),
-    (["run", "--regex", "a", "--grammar", "root ::= x"], 2, "give one of --json-schema, --grammar and --regex"),
-    (["chat", "--url", "http://localhost:1", "--regex", "a"], 2, "are for models on this machine, not for --url")])
-def test_commands_say_what_is_wrong_before_they_answer(call: Call, args: list[str], code: int, error: str) -> None:
+@pytest.mark.parametrize(
+    ("args", "code", "error"),
+    [
+        (["run", "--regex", "("], 1, "the regular expression cannot be used: "),
+        (["run", "--json-schema", "none.json"], 1, "none.json: cannot be read"),
+        (["run", "--json-schema", '{"type": 1}'], 1, "the JSON schema cannot be used"),
+        (["chat", "--grammar", "root ::= x"], 1, "refers to 'x'"),
+        (
+            ["run", "--regex", "a", "--grammar", "root ::= x"],
+            2,
+            "give one of --json-schema, --grammar and --regex",
+        ),
+        (
+            ["chat", "--url", "http://localhost:1", "--regex", "a"],
+            2,
+            "are for models on this machine, not for --url",
+        ),
+    ],
+)
+def test_commands_say_what_is_wrong_before_they_answer(
+    call: Call, args: list[str], code: int, error: str
+) -> None:
     done = call(args[0], "-q", *(["-p", "x"] if args[0] == "run" else []), *args[1:])
     assert (done.code, done.out) == (code, "")
     assert error in done.err

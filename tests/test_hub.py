@@ -1,4 +1,5 @@
 """qwencli pull: against a local server that speaks the hub's API, and fails as it is told."""
+
 import errno
 import hashlib
 import json
@@ -30,29 +31,57 @@ MODEL = reciter().build()
 SPLIT = [file.build() for file in parts(reciter(), 3)]
 CHUNK = 10_000
 FILES = {
-    REPO: {FILE: MODEL, "Story-Q8_0.gguf": MODEL + b"longer", "mmproj-Q4_K_M.gguf": b"no model", "README.md": b"text"},
+    REPO: {
+        FILE: MODEL,
+        "Story-Q8_0.gguf": MODEL + b"longer",
+        "mmproj-Q4_K_M.gguf": b"no model",
+        "README.md": b"text",
+    },
     "maker/Split-GGUF": {f"Q4_K_M/Split-{i + 1:05}-of-00003.gguf": part for i, part in enumerate(SPLIT)},
-    "maker/Only-GGUF": {"only.gguf": MODEL}, "maker/Empty": {"README.md": b"text"},
-    "maker/Big-GGUF": {"Big-UD-Q4_K_XL.gguf": MODEL, "Big-Q8_0.gguf": MODEL + b"8"}}
+    "maker/Only-GGUF": {"only.gguf": MODEL},
+    "maker/Empty": {"README.md": b"text"},
+    "maker/Big-GGUF": {"Big-UD-Q4_K_XL.gguf": MODEL, "Big-Q8_0.gguf": MODEL + b"8"},
+}
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub, and an empty cache; what huggingface_hub has read of the environment at its import is set to the same."""
     with hub_server.serve({repo: dict(files) for repo, files in FILES.items()}) as hub:
-        for name in "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE":
+        for name in (
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
+            "HF_HUB_OFFLINE",
+        ):
             monkeypatch.delenv(name, raising=False)
-        for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "OLLAMA_MODELS": str(tmp_path / "ollama"),
-                            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "60",
-                            "no_proxy": "*"}.items():
+        for name, value in {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "OLLAMA_MODELS": str(tmp_path / "ollama"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+            "no_proxy": "*",
+        }.items():
             monkeypatch.setenv(name, value)
         known: dict[str, Any] = {
-            "HF_TOKEN_PATH": str(tmp_path / "hf" / "token"), "DOWNLOAD_CHUNK_SIZE": CHUNK,
-            "HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False, "HF_HUB_DOWNLOAD_TIMEOUT": 60}
+            "HF_TOKEN_PATH": str(tmp_path / "hf" / "token"),
+            "DOWNLOAD_CHUNK_SIZE": CHUNK,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DOWNLOAD_TIMEOUT": 60,
+        }
         for name, constant in known.items():
             monkeypatch.setattr(constants, name, constant, raising=False)
-        monkeypatch.setattr(logging, "raiseExceptions", False)  # its handler writes to the stderr that it has found at its import
-        hasty = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # it waits a second before it tries again
+        monkeypatch.setattr(
+            logging, "raiseExceptions", False
+        )  # its handler writes to the stderr that it has found at its import
+        hasty = SimpleNamespace(
+            **vars(time) | {"sleep": lambda seconds: None}
+        )  # it waits a second before it tries again
         monkeypatch.setattr(file_download, "time", hasty, raising=False)
         yield hub
 
@@ -65,7 +94,11 @@ def one_line(err: str) -> str:
     """The error, which is the last line and the only one that is no talk."""
     assert "Traceback" not in err
     *talk, last = err.splitlines()
-    assert not [line for line in talk if not line.startswith(("fetching ", "Error while downloading", "Trying to resume"))]
+    assert not [
+        line
+        for line in talk
+        if not line.startswith(("fetching ", "Error while downloading", "Trying to resume"))
+    ]
     return last.removeprefix("qwencli: error: ")
 
 
@@ -90,27 +123,51 @@ def test_the_library_finds_what_was_pulled(hub: Hub, call: Call, tmp_path: Path)
     assert len(hub.requests) == n_requests
 
 
-@pytest.mark.parametrize(("name", "files"), [
-    (f"{REPO}:Q8_0", ["Story-Q8_0.gguf"]), (f"{REPO}:q8_0", ["Story-Q8_0.gguf"]), (f"{REPO}/{FILE}", [FILE]),
-    ("maker/Only-GGUF", ["only.gguf"]), ("maker/Big-GGUF:q4_k_xl", ["Big-UD-Q4_K_XL.gguf"]),
-    ("maker/Split-GGUF", [f"Q4_K_M/Split-0000{i}-of-00003.gguf" for i in (1, 2, 3)])])
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        (f"{REPO}:Q8_0", ["Story-Q8_0.gguf"]),
+        (f"{REPO}:q8_0", ["Story-Q8_0.gguf"]),
+        (f"{REPO}/{FILE}", [FILE]),
+        ("maker/Only-GGUF", ["only.gguf"]),
+        ("maker/Big-GGUF:q4_k_xl", ["Big-UD-Q4_K_XL.gguf"]),
+        ("maker/Split-GGUF", [f"Q4_K_M/Split-0000{i}-of-00003.gguf" for i in (1, 2, 3)]),
+    ],
+)
 def test_which_files_are_fetched(hub: Hub, call: Call, name: str, files: list[str]) -> None:
     done = call("pull", name)
     assert done.code == 0
-    assert [path.partition("/resolve/main/")[2] for method, path, *_ in hub.requests if method == "GET" and "/resolve/" in path] == files
+    assert [
+        path.partition("/resolve/main/")[2]
+        for method, path, *_ in hub.requests
+        if method == "GET" and "/resolve/" in path
+    ] == files
     assert done.out.endswith(f"/{files[0]}\n")
     assert all((Path(done.out.strip()).parent / Path(file).name).is_file() for file in files)
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    (f"{REPO}:IQ4_XS", f"{REPO} holds no IQ4_XS, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)"),
-    (f"{REPO}:Q4", f"{REPO} holds no Q4, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)"),
-    ("maker/Big-GGUF", "maker/Big-GGUF holds no Q4_K_M, choose one with maker/Big-GGUF:TAG: Q8_0 (0 MB), UD-Q4_K_XL (0 MB)"),
-    (f"{REPO}/none.gguf", f"{REPO} holds no none.gguf, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)"),
-    ("maker/Empty", "maker/Empty holds no GGUF models"),
-    ("qwen3", "qwen3: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
-    ("../x", "../x: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
-    ("a/../b.gguf", "a/../b.gguf: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf")])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (f"{REPO}:IQ4_XS", f"{REPO} holds no IQ4_XS, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)"),
+        (f"{REPO}:Q4", f"{REPO} holds no Q4, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)"),
+        (
+            "maker/Big-GGUF",
+            "maker/Big-GGUF holds no Q4_K_M, choose one with maker/Big-GGUF:TAG: Q8_0 (0 MB), UD-Q4_K_XL (0 MB)",
+        ),
+        (
+            f"{REPO}/none.gguf",
+            f"{REPO} holds no none.gguf, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)",
+        ),
+        ("maker/Empty", "maker/Empty holds no GGUF models"),
+        ("qwen3", "qwen3: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
+        ("../x", "../x: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
+        (
+            "a/../b.gguf",
+            "a/../b.gguf: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf",
+        ),
+    ],
+)
 def test_names_that_mean_no_model(hub: Hub, call: Call, name: str, expected: str) -> None:
     assert call("pull", name) == (1, "", f"qwencli: error: {expected}\n")
     assert not [path for _, path, *_ in hub.requests if "/resolve/" in path]
@@ -138,10 +195,13 @@ def test_a_later_call_goes_on_where_one_gave_up(hub: Hub, call: Call, tmp_path: 
     hub.status_after_break = 503
     code, out, err = call("pull", REPO)
     assert (code, out) == (1, "")
-    assert re.match(f"{REPO}: {hub.url} (answered with 503: try again later|cannot be reached or broke off: )", one_line(err))
-    part, = (cache(tmp_path) / "blobs").iterdir()
+    assert re.match(
+        f"{REPO}: {hub.url} (answered with 503: try again later|cannot be reached or broke off: )",
+        one_line(err),
+    )
+    (part,) = (cache(tmp_path) / "blobs").iterdir()
     assert part.name == f"{hashlib.sha256(MODEL).hexdigest()}.incomplete"
-    assert part.read_bytes() == MODEL[:part.stat().st_size]
+    assert part.read_bytes() == MODEL[: part.stat().st_size]
     assert call("list", "--json").out.count(REPO) == 0
     n_bytes, hub.status_after_break, n_before = part.stat().st_size, None, len(hub.ranges(FILE))
     assert n_bytes >= 2 * CHUNK
@@ -151,7 +211,9 @@ def test_a_later_call_goes_on_where_one_gave_up(hub: Hub, call: Call, tmp_path: 
 
 
 @pytest.mark.parametrize("wrong", [b"x" * 20_000, MODEL + b"too long", MODEL[:-1] + b"x"])
-def test_a_part_that_is_wrong_is_never_taken_for_the_file(hub: Hub, call: Call, tmp_path: Path, wrong: bytes) -> None:
+def test_a_part_that_is_wrong_is_never_taken_for_the_file(
+    hub: Hub, call: Call, tmp_path: Path, wrong: bytes
+) -> None:
     blobs = cache(tmp_path) / "blobs"
     blobs.mkdir(parents=True)
     part = blobs / f"{hashlib.sha256(MODEL).hexdigest()}.incomplete"
@@ -179,12 +241,20 @@ def test_a_wrong_hash(hub: Hub, call: Call, tmp_path: Path) -> None:
 def test_an_etag_that_is_no_name(hub: Hub, call: Call, tmp_path: Path) -> None:
     hub.etag = "../../../outside"
     code, _, err = call("pull", REPO)
-    assert (code, one_line(err)) == (1, f"{REPO}: {hub.url} names no usable ETag for {FILE}, expected one of letters and digits")
+    assert (code, one_line(err)) == (
+        1,
+        f"{REPO}: {hub.url} names no usable ETag for {FILE}, expected one of letters and digits",
+    )
     assert not list(tmp_path.rglob("outside*"))
 
 
 def test_files_outside_the_repository(hub: Hub, call: Call) -> None:
-    hub.files["maker/Evil"] = {"../../evil-Q4_K_M.gguf": MODEL, "/evil.gguf": MODEL, "c:\\evil.gguf": MODEL, "\x1b]evil.gguf": MODEL}
+    hub.files["maker/Evil"] = {
+        "../../evil-Q4_K_M.gguf": MODEL,
+        "/evil.gguf": MODEL,
+        "c:\\evil.gguf": MODEL,
+        "\x1b]evil.gguf": MODEL,
+    }
     assert call("pull", "maker/Evil")[::2] == (1, "qwencli: error: maker/Evil holds no GGUF models\n")
 
 
@@ -201,20 +271,29 @@ def test_a_full_disk(hub: Hub, call: Call, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(os.name == "nt", reason="needs limits of a POSIX process")
 def test_a_disk_that_fills_up_meanwhile(hub: Hub, tmp_path: Path) -> None:
     """What can't be written is an error like a full disk's, here by a limit on the size of files; later the rest is fetched."""
-    code = ("import resource, sys; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10000\n"
-            "limit = int(sys.argv.pop(1)); limit and resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
-            "from qwencli.cli import main; sys.exit(main(sys.argv[1:]))")
+    code = (
+        "import resource, sys; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10000\n"
+        "limit = int(sys.argv.pop(1)); limit and resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "from qwencli.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     for limit, expected in (5 * CHUNK + 5, 1), (0, 0):
-        done = subprocess.run([sys.executable, "-c", code, str(limit), "pull", REPO], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(limit), "pull", REPO], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == expected, done.stderr
         if limit:
             hub_folder = tmp_path / "hf" / "hub"
-            assert one_line(done.stderr) == f"{hub_folder}: the disk is full; what was fetched of {REPO} stays there and is gone on with"
+            assert (
+                one_line(done.stderr)
+                == f"{hub_folder}: the disk is full; what was fetched of {REPO} stays there and is gone on with"
+            )
     assert hub.ranges(FILE) == [None, f"bytes={5 * CHUNK + 5}-"]
     assert Path(done.stdout.strip()).read_bytes() == MODEL
 
 
-@pytest.mark.skipif(os.getuid() == 0 if hasattr(os, "getuid") else True, reason="this user may write everywhere")
+@pytest.mark.skipif(
+    os.getuid() == 0 if hasattr(os, "getuid") else True, reason="this user may write everywhere"
+)
 def test_a_cache_that_can_not_be_written(hub: Hub, call: Call, tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir(mode=0o500)
     code, _, err = call("pull", REPO)
@@ -231,24 +310,33 @@ def test_a_gated_repository(hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatc
     hub.gated.add(REPO)
     code, _, err = call("pull", REPO)
     assert code == 1
-    assert one_line(err) == (f"{REPO}: its owner wants to know who fetches it: ask for access on {hub.url}/{REPO}, "
-                             "then set HF_TOKEN to your token or call `hf auth login`")
+    assert one_line(err) == (
+        f"{REPO}: its owner wants to know who fetches it: ask for access on {hub.url}/{REPO}, "
+        "then set HF_TOKEN to your token or call `hf auth login`"
+    )
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert call("pull", REPO).code == 0
     assert all(with_token for _, path, _, with_token in hub.requests[-4:])
 
 
-def test_a_private_repository_and_a_wrong_token(hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_repository_and_a_wrong_token(
+    hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.private.add(REPO)
     assert "no such repository" in one_line(call("pull", REPO).err)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert one_line(call("pull", REPO).err) == f"{REPO}: {hub.url} answered with 401: the token in HF_TOKEN is not accepted"
+    assert (
+        one_line(call("pull", REPO).err)
+        == f"{REPO}: {hub.url} answered with 401: the token in HF_TOKEN is not accepted"
+    )
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert call("pull", REPO).code == 0
 
 
 @pytest.mark.parametrize("token", ["", "hf_right"])
-def test_a_repository_that_does_not_exist(hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_a_repository_that_does_not_exist(
+    hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
     """Strangers are answered with 401, those who are known with 404: both are told of what the hub has like it."""
     monkeypatch.setenv("HF_TOKEN", token)
     expected = f"no such repository on {hub.url}, or a private one that needs HF_TOKEN"
@@ -257,8 +345,14 @@ def test_a_repository_that_does_not_exist(hub: Hub, call: Call, monkeypatch: pyt
     assert one_line(call("pull", "nobody/xyz").err) == f"nobody/xyz: {expected}"
 
 
-@pytest.mark.parametrize(("status", "expected"), [
-    (500, "500: try again later"), (403, "403: the token in HF_TOKEN does not allow it"), (400, "400: refused")])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (500, "500: try again later"),
+        (403, "403: the token in HF_TOKEN does not allow it"),
+        (400, "400: refused"),
+    ],
+)
 def test_other_answers(hub: Hub, call: Call, status: int, expected: str) -> None:
     hub.status = status
     assert call("pull", REPO) == (1, "", f"qwencli: error: {REPO}: {hub.url} answered with {expected}\n")
@@ -272,7 +366,10 @@ def test_what_is_no_hub(hub: Hub, call: Call) -> None:
 
 
 def test_no_network(call: Call, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    for url, reason in ("http://127.0.0.1:1", os.strerror(errno.ECONNREFUSED)), ("http://nowhere.invalid", ""):
+    for url, reason in (
+        ("http://127.0.0.1:1", os.strerror(errno.ECONNREFUSED)),
+        ("http://nowhere.invalid", ""),
+    ):
         monkeypatch.setenv("HF_ENDPOINT", url)
         code, out, err = call("pull", REPO)
         assert (code, out) == (1, "")
@@ -280,17 +377,30 @@ def test_no_network(call: Call, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_offline_by_choice(hub: Hub) -> None:
-    done = subprocess.run([QWENCLI, "pull", REPO], capture_output=True, text=True, timeout=60, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert (done.returncode, done.stderr) == (1, f"qwencli: error: {REPO}: not fetched: HF_HUB_OFFLINE is set\n")
+    done = subprocess.run(
+        [QWENCLI, "pull", REPO],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"qwencli: error: {REPO}: not fetched: HF_HUB_OFFLINE is set\n",
+    )
     assert hub.requests == []
 
 
-def test_a_token_is_not_sent_on_to_where_files_lie(hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_not_sent_on_to_where_files_lie(
+    hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub redirects downloads to another host: Range goes there, the token does not."""
     monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.redirects, hub.broken_after[FILE] = True, 2 * CHUNK
     assert Path(pull_twice(call)).read_bytes() == MODEL
-    elsewhere = [(range_, with_token) for _, path, range_, with_token in hub.requests if path.startswith("/elsewhere/")]
+    elsewhere = [
+        (range_, with_token) for _, path, range_, with_token in hub.requests if path.startswith("/elsewhere/")
+    ]
     assert [with_token for _, with_token in elsewhere] == [False, False]
     assert re.fullmatch(r"bytes=[12]0000-", elsewhere[1][0] or "")
 
@@ -298,11 +408,18 @@ def test_a_token_is_not_sent_on_to_where_files_lie(hub: Hub, call: Call, monkeyp
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_leaves_what_can_be_gone_on_with(hub: Hub, tmp_path: Path) -> None:
     hub.hangs, hub.broken_after[FILE] = True, 5 * CHUNK
-    code = ("import sys; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10000\n"
-            "from qwencli.cli import main; sys.exit(main(sys.argv[1:]))")
+    code = (
+        "import sys; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10000\n"
+        "from qwencli.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "pull", REPO]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as child:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:
         assert hub.reached.wait(60)
         part = cache(tmp_path) / "blobs" / f"{hashlib.sha256(MODEL).hexdigest()}.incomplete"
         while not (part.exists() and part.stat().st_size):
@@ -321,7 +438,9 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(hub: Hub, tmp_path: Path) -> Non
 
 def test_two_at_once_fetch_once(hub: Hub) -> None:
     hub.n_askers = 2
-    children = [subprocess.Popen([QWENCLI, "pull", REPO], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    children = [
+        subprocess.Popen([QWENCLI, "pull", REPO], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     paths = [child.communicate(timeout=60)[0].strip() for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert [Path(path).read_bytes() for path in paths] == [MODEL, MODEL]
@@ -332,7 +451,11 @@ def test_the_examples_of_pull_and_rm(hub: Hub, call: Call) -> None:
     """Those that --help shows, which tests of all examples leave out."""
     for repo in "bartowski/Qwen_Qwen3-0.6B-GGUF", "user/repo":
         hub.files[repo] = {"x-Q4_K_M.gguf": MODEL, "x-Q8_0.gguf": MODEL + b"8"}
-    shown = [line.split() for command in ("pull", "rm") for line in re.findall(r"^ +qwencli (.*)", call(command, "--help").out, re.M)]
+    shown = [
+        line.split()
+        for command in ("pull", "rm")
+        for line in re.findall(r"^ +qwencli (.*)", call(command, "--help").out, re.M)
+    ]
     lines = [words for words in shown if words[0] in ("pull", "rm") and "models/old.gguf" not in words]
     assert [words[0] for words in lines] == ["pull", "pull", "rm"]
     assert [call(*words, *["-y"] * (words[0] == "rm")).code for words in lines] == [0, 0, 0]

@@ -1,4 +1,5 @@
 """Which instruction set is chosen, also on machines that this one isn't, and what it is compiled for."""
+
 import re
 
 import kernel_calls
@@ -18,30 +19,46 @@ def pretend(monkeypatch: pytest.MonkeyPatch, machine: str, features: set[str]) -
     monkeypatch.delenv(isa.VARIABLE, raising=False)
 
 
-@pytest.mark.parametrize(("machine", "features", "names"), [
-    ("x86_64", V4 | {"avx512vnni", "avxvnni"}, ["avx512vnni", "avxvnni", "avx2", "generic"]),  # Zen 5
-    ("x86_64", V4 | {"avx512vnni"}, ["avx512vnni", "avx2", "generic"]),  # Zen 4, Ice Lake
-    ("x86_64", V3 | {"avxvnni"}, ["avxvnni", "avx2", "generic"]),  # Alder Lake
-    ("x86_64", V4, ["avx2", "generic"]),  # Skylake-X
-    ("x86_64", {"avx", "f16c"}, ["generic"]),  # Ivy Bridge
-    ("aarch64", {"neon", "crc"}, ["neon", "generic"]),  # Cortex-A72
-    ("aarch64", {"neon", "dotprod", "lse"}, ["neon_dotprod", "neon", "generic"]),  # Neoverse N1
-    ("arm64", {"neon", "dotprod", "i8mm", "lse"}, ["neon_i8mm", "neon_dotprod", "neon", "generic"]),  # Apple M2
-    ("riscv64", {"v"}, ["generic"]),
-])
-def test_the_best_comes_first(monkeypatch: pytest.MonkeyPatch, machine: str, features: set[str], names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("machine", "features", "names"),
+    [
+        ("x86_64", V4 | {"avx512vnni", "avxvnni"}, ["avx512vnni", "avxvnni", "avx2", "generic"]),  # Zen 5
+        ("x86_64", V4 | {"avx512vnni"}, ["avx512vnni", "avx2", "generic"]),  # Zen 4, Ice Lake
+        ("x86_64", V3 | {"avxvnni"}, ["avxvnni", "avx2", "generic"]),  # Alder Lake
+        ("x86_64", V4, ["avx2", "generic"]),  # Skylake-X
+        ("x86_64", {"avx", "f16c"}, ["generic"]),  # Ivy Bridge
+        ("aarch64", {"neon", "crc"}, ["neon", "generic"]),  # Cortex-A72
+        ("aarch64", {"neon", "dotprod", "lse"}, ["neon_dotprod", "neon", "generic"]),  # Neoverse N1
+        (
+            "arm64",
+            {"neon", "dotprod", "i8mm", "lse"},
+            ["neon_i8mm", "neon_dotprod", "neon", "generic"],
+        ),  # Apple M2
+        ("riscv64", {"v"}, ["generic"]),
+    ],
+)
+def test_the_best_comes_first(
+    monkeypatch: pytest.MonkeyPatch, machine: str, features: set[str], names: list[str]
+) -> None:
     pretend(monkeypatch, machine, features)
     assert [one.name for one in isa.available()] == names
     assert isa.choose().name == names[0]
     assert isa.choose(names[-1]).name == names[-1]
 
 
-@pytest.mark.parametrize(("hwcap", "hwcap2", "features"), [
-    (0x8FB, 0, {"neon"}),
-    (0x119FFB, 0, {"neon", "lse", "dotprod"}),
-    (0xECFFFFFB, 0x7F877FFF, {"neon", "lse", "dotprod", "i8mm"})])
-def test_arm_features_on_linux(monkeypatch: pytest.MonkeyPatch, hwcap: int, hwcap2: int, features: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("hwcap", "hwcap2", "features"),
+    [
+        (0x8FB, 0, {"neon"}),
+        (0x119FFB, 0, {"neon", "lse", "dotprod"}),
+        (0xECFFFFFB, 0x7F877FFF, {"neon", "lse", "dotprod", "i8mm"}),
+    ],
+)
+def test_arm_features_on_linux(
+    monkeypatch: pytest.MonkeyPatch, hwcap: int, hwcap2: int, features: set[str]
+) -> None:
     """What qemu 7.2 passes to a program on a cortex-a72, neoverse-n1 and max."""
+
     def getauxval(kind: int) -> int:
         return {16: hwcap, 26: hwcap2}[kind]
 
@@ -72,11 +89,17 @@ def test_avxvnni_uses_registers_of_32_bytes_and_no_avx512() -> None:
     assert not re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)", listing)
 
 
-@pytest.mark.skipif("avx512vnni" not in [one.name for one in isa.available()], reason="this CPU has no AVX-512 with VNNI")
+@pytest.mark.skipif(
+    "avx512vnni" not in [one.name for one in isa.available()], reason="this CPU has no AVX-512 with VNNI"
+)
 def test_avxvnni_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled for this CPU, which has its instructions in the encoding of AVX-512 if not in that of AVX."""
     kernels = jit.Kernels(ISA(*named("avxvnni")[:3], cpu=""))
-    monkeypatch.setattr(jit, "compile_apart", lambda one, specs: ((spec, compiler.compile_kernel(one, spec)) for spec in specs))
+    monkeypatch.setattr(
+        jit,
+        "compile_apart",
+        lambda one, specs: ((spec, compiler.compile_kernel(one, spec)) for spec in specs),
+    )
     monkeypatch.setattr(kernel_calls, "kernels_of", lambda name: kernels)
     for name in "Q8_0", "Q6_K":
         test_matmul.test_products_are_right_and_have_the_same_bits("avxvnni", name)

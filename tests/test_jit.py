@@ -1,4 +1,5 @@
 """The cache of compiled kernels: warm without Numba, sound whatever happens to it; and the choice of the instruction set."""
+
 import ctypes
 import errno
 import importlib
@@ -40,9 +41,19 @@ print(json.dumps({"numba": "numba" in sys.modules, "reports": reports, "out": li
 
 
 def start(folder: Path, *specs: str, **environment: str) -> subprocess.Popen[str]:
-    env = os.environ | {"QWENCLI_CACHE": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
-    return subprocess.Popen([sys.executable, "-c", CHILD, SPEC, *specs], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=allow_ctrl_c if os.name == "posix" else None)
+    env = (
+        os.environ
+        | {"QWENCLI_CACHE": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        | environment
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, SPEC, *specs],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=allow_ctrl_c if os.name == "posix" else None,
+    )
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -102,7 +113,9 @@ def test_what_was_compiled_is_kept(cache: Cache) -> None:
     assert works(cache.kernels())
     assert cache.compiled == [SPEC]
     assert [re.sub(r"[\d.]+ s$", "N s", report) for report in cache.reports] == [
-        f"compiling 1 kernel for this CPU ({isa.choose().name}), once: about N s", "compiled in N s"]
+        f"compiling 1 kernel for this CPU ({isa.choose().name}), once: about N s",
+        "compiled in N s",
+    ]
     assert [path.name for path in cache.file.parent.iterdir()] == ["ops-add.o"]
 
 
@@ -110,10 +123,21 @@ def flip(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place:][1:]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: data[:10], lambda data: data[:60], lambda data: data[:-1], lambda data: data + b"\0",
-    lambda data: flip(data, 0), lambda data: flip(data, 20), lambda data: flip(data, 60), lambda data: flip(data, len(data) - 1),
-    lambda data: bytes(len(data))])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:10],
+        lambda data: data[:60],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: flip(data, 0),
+        lambda data: flip(data, 20),
+        lambda data: flip(data, 60),
+        lambda data: flip(data, len(data) - 1),
+        lambda data: bytes(len(data)),
+    ],
+)
 def test_a_damaged_object_is_compiled_again(cache: Cache, damage: Callable[[bytes], bytes]) -> None:
     assert works(cache.kernels())
     whole = cache.file.read_bytes()
@@ -187,7 +211,9 @@ def test_the_key_names_all_that_decides_the_code(monkeypatch: pytest.MonkeyPatch
 def test_versions_are_what_the_packages_say(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.import_module(package).__version__
     assert jit._version(package) == version
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: [])  # an installer that writes no such folder, or two
+    monkeypatch.setattr(
+        Path, "glob", lambda self, pattern: []
+    )  # an installer that writes no such folder, or two
     assert jit._version(package) == version
 
 
@@ -203,12 +229,16 @@ def test_a_warm_start_does_not_import_numba(tmp_path: Path) -> None:
 
 
 def test_a_warm_answer_does_not_import_numba() -> None:
-    script = ("import sys; from qwencli.llm import LLM; from qwencli.model_path import find_model\n"
-              "print(len(list(LLM(find_model(None).path).stream([1, 2, 3], max_tokens=3))), 'numba' in sys.modules)")
+    script = (
+        "import sys; from qwencli.llm import LLM; from qwencli.model_path import find_model\n"
+        "print(len(list(LLM(find_model(None).path).stream([1, 2, 3], max_tokens=3))), 'numba' in sys.modules)"
+    )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     env.pop("QWENCLI_MODEL", None)
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120, check=True
+        )
     assert done.stdout.split()[1] == "False"
 
 
@@ -221,7 +251,9 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     assert result(start(tmp_path, *OTHERS))["reports"] == []
 
 
-def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The long ones are begun first, and each kernel is kept and counted once."""
     monkeypatch.setenv("QWENCLI_CACHE", str(tmp_path))
     kernels, done = jit.Kernels(isa.choose()), []
@@ -232,7 +264,11 @@ def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(monkeypatch
     specs = [SPEC, *OTHERS, "sampling:choose"]
     commands = []
     popen = subprocess.Popen
-    monkeypatch.setattr(jit.subprocess, "Popen", lambda command, **options: (commands.append(command), popen(command, **options))[1])
+    monkeypatch.setattr(
+        jit.subprocess,
+        "Popen",
+        lambda command, **options: (commands.append(command), popen(command, **options))[1],
+    )
     kernels.load(specs)
     assert done == [(n, len(specs)) for n in range(len(specs) + 1)]
     assert sorted(written) == sorted(specs)
@@ -260,7 +296,12 @@ def check_nothing_is_left(folder: Path) -> None:
     kept = [path.name for path in (folder / "cache").rglob("*") if path.is_file()]
     assert set(kept) < {spec.replace(":", "-") + ".o" for spec in LONG}
     assert len(result(start(folder / "cache"))["reports"]) == 2
-    assert result(start(folder / "cache", *(name.removesuffix(".o").replace("-", ":") for name in kept)))["reports"] == []
+    assert (
+        result(start(folder / "cache", *(name.removesuffix(".o").replace("-", ":") for name in kept)))[
+            "reports"
+        ]
+        == []
+    )
 
 
 LONG = ["sampling:choose", *(f"attention:attend:{16 * n}:f16:f16" for n in range(1, 33))]
@@ -299,13 +340,17 @@ def test_ctrl_c_while_compiling(compiling: subprocess.Popen[str], tmp_path: Path
     assert compiling.returncode == -signal.SIGINT
     check_nothing_is_left(tmp_path)
     left = list((tmp_path / "tmp").rglob("*"))
-    early = when != "amid it"  # it may come while `tempfile` tries TMPDIR by a file, or makes the folder, which then stays, empty
+    early = (
+        when != "amid it"
+    )  # it may come while `tempfile` tries TMPDIR by a file, or makes the folder, which then stays, empty
     assert len(left) <= early, left
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("when", ["at once", "amid it"])
-def test_a_process_that_is_killed_while_compiling(compiling: subprocess.Popen[str], tmp_path: Path, when: str) -> None:
+def test_a_process_that_is_killed_while_compiling(
+    compiling: subprocess.Popen[str], tmp_path: Path, when: str
+) -> None:
     if when == "amid it":
         wait_for_workers(tmp_path / "tmp")
     compiling.kill()
@@ -327,7 +372,9 @@ def test_a_worker_that_the_system_kills(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize("command", [("run", "-p", "hi", "-n", "1"), ("perplexity", "-f", "-", "-c", "16")])
-def test_an_unknown_instruction_set(call: Call, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+def test_an_unknown_instruction_set(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
     monkeypatch.setenv(isa.VARIABLE, "nonsense")
     done = call(*command, stdin=b"the and in a " * 30)
     assert done.code == 1
@@ -343,7 +390,9 @@ def test_an_instruction_set_that_this_cpu_lacks(call: Call, monkeypatch: pytest.
     monkeypatch.setenv(isa.VARIABLE, "avx2")
     done = call("run", "-p", "hi", "-n", "1")
     assert done.code == 1
-    assert done.err.splitlines()[-1].endswith("the instruction set 'avx2' ($QWENCLI_ISA) is not available on this CPU, which has generic")
+    assert done.err.splitlines()[-1].endswith(
+        "the instruction set 'avx2' ($QWENCLI_ISA) is not available on this CPU, which has generic"
+    )
 
 
 def test_the_best_instruction_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

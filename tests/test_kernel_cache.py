@@ -1,4 +1,5 @@
 """The cache of compiled kernels: what is in it is run, so whose it is matters; and where it lies."""
+
 from __future__ import annotations
 
 import os
@@ -65,15 +66,21 @@ def test_the_cache_is_never_in_the_current_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("QWENCLI_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     usual = cache_folder()
-    monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # relative ones are to be ignored, says the XDG base directory specification
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", "cache"
+    )  # relative ones are to be ignored, says the XDG base directory specification
     assert cache_folder() == usual
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is for a user without $HOME and an entry in passwd
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # as it is for a user without $HOME and an entry in passwd
     assert cache_folder().is_absolute()
     assert Path.cwd() not in cache_folder().parents
 
 
 @pytest.mark.parametrize("executable", [None, ""])
-def test_without_an_interpreter_kernels_are_compiled_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None) -> None:
+def test_without_an_interpreter_kernels_are_compiled_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
     monkeypatch.setenv("QWENCLI_CACHE", str(tmp_path))
     monkeypatch.setattr(sys, "executable", executable)
     kernels = Kernels(choose())
@@ -83,6 +90,8 @@ def test_without_an_interpreter_kernels_are_compiled_here(tmp_path: Path, monkey
 
 def test_a_frozen_application_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(jit.subprocess, "Popen", lambda *args, **options: pytest.fail("a process was started"))
+    monkeypatch.setattr(
+        jit.subprocess, "Popen", lambda *args, **options: pytest.fail("a process was started")
+    )
     monkeypatch.setattr(jit, "_compile_here", lambda isa, spec: b"code")
     assert list(jit.compile_apart(choose(), [SPEC])) == [(SPEC, b"code")]

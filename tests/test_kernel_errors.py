@@ -1,4 +1,5 @@
 """When kernels can't be compiled: one line for the user, and never the end of the process."""
+
 import sys
 from pathlib import Path
 
@@ -22,20 +23,27 @@ def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cpu, "kernels_of", lambda name: jit.Kernels(isa.choose(name)))
 
 
-def test_a_kernel_that_does_not_compile_is_an_error_of_one_line(cold: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_compile_is_an_error_of_one_line(
+    cold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(isa: ISA, spec: str) -> bytes:
         raise TypeError("Failed in nopython mode pipeline\n\nhundreds of lines\nno match for add(i8, str)\n")
 
     monkeypatch.setattr(compiler, "compile_kernel", fail)
     monkeypatch.setattr(sys, "executable", "/no/interpreter")  # so that it is compiled in this process
     llm = LLM(find_model(None).path, backend="cpu")
-    with pytest.raises(QwenError, match=r"'.+' doesn't compile for \w+: TypeError: no match for add\(i8, str\).*please report") as caught:
+    with pytest.raises(
+        QwenError,
+        match=r"'.+' doesn't compile for \w+: TypeError: no match for add\(i8, str\).*please report",
+    ) as caught:
         list(llm.stream([1, 2, 3], max_tokens=1))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as the interpreter")
-def test_a_crash_of_the_compiler_is_an_error(cold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_crash_of_the_compiler_is_an_error(
+    cold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nkill -ABRT $$\n")
     script.chmod(0o755)
@@ -45,7 +53,9 @@ def test_a_crash_of_the_compiler_is_an_error(cold: None, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as the interpreter")
-def test_a_crash_is_blamed_on_the_kernel_that_was_begun(cold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_crash_is_blamed_on_the_kernel_that_was_begun(
+    cold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The worker's arguments are -m, the module, the instruction set, the folder and the kernels."""
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\n: > "$4/{jit.symbol("ops:gather")}{jit.CLAIMED}"\nkill -ILL $$\n')

@@ -1,4 +1,5 @@
 """llama.cpp's API over real HTTP, with its own request shapes. What answers have to be is llama.cpp's word, in oracles/completions.json."""
+
 import json
 import shutil
 import socket
@@ -42,10 +43,11 @@ def client(server: Serving) -> Iterator[httpx.Client]:
 def expected(case: dict[str, Any]) -> tuple[list[int], bool]:
     """The tokens that llama.cpp answers, and whether an end comes behind them."""
     tokens = [step[0][0] for step in case["top"]]
-    return (tokens[:tokens.index(EOS)], True) if EOS in tokens else (tokens, False)
+    return (tokens[: tokens.index(EOS)], True) if EOS in tokens else (tokens, False)
 
 
 # What llama.cpp answers
+
 
 @pytest.mark.parametrize("case", ASKED, ids=lambda case: case["prompt"][:30])
 def test_greedy_answers_are_those_of_llama_cpp(client: httpx.Client, case: dict[str, Any]) -> None:
@@ -54,15 +56,25 @@ def test_greedy_answers_are_those_of_llama_cpp(client: httpx.Client, case: dict[
     assert answer["tokens"] == tokens
     assert answer["content"] == post(client, "/detokenize", tokens=tokens)["content"]
     assert case["content"].startswith(answer["content"])
-    assert (answer["stop_type"], answer["stop"], answer["truncated"]) == ("eos" if ends else "limit", True, False)
+    assert (answer["stop_type"], answer["stop"], answer["truncated"]) == (
+        "eos" if ends else "limit",
+        True,
+        False,
+    )
     assert (answer["tokens_evaluated"], answer["tokens_predicted"]) == (len(case["tokens"]), len(tokens))
     assert answer["prompt"] == case["prompt"]
     for found, step in zip(answer["completion_probabilities"], case["top"], strict=not ends):
         assert found["id"] == step[0][0] == found["top_logprobs"][0]["id"]
         assert found["logprob"] == found["top_logprobs"][0]["logprob"] == pytest.approx(step[0][1], abs=NEAR)
-        for other, (_, logprob) in zip(found["top_logprobs"][:2], step):  # the third is often too unlikely to be exact
+        for other, (_, logprob) in zip(
+            found["top_logprobs"][:2], step
+        ):  # the third is often too unlikely to be exact
             assert np.exp(other["logprob"]) == pytest.approx(np.exp(logprob), abs=NEAR)
-        assert bytes(found["bytes"]).decode() == found["token"] == post(client, "/detokenize", tokens=[found["id"]])["content"]
+        assert (
+            bytes(found["bytes"]).decode()
+            == found["token"]
+            == post(client, "/detokenize", tokens=[found["id"]])["content"]
+        )
 
 
 @pytest.mark.parametrize("case", ASKED, ids=lambda case: case["prompt"][:30])
@@ -102,8 +114,10 @@ def test_embeddings_are_those_of_llama_cpp(client: httpx.Client) -> None:
 
 def test_embeddings_are_scaled_as_asked(client: httpx.Client) -> None:
     """common_embd_normalize in llama.cpp's common.cpp."""
+
     def embedding(norm: int) -> Any:
         return np.array(post(client, "/embedding", content="a text", embd_normalize=norm)[0]["embedding"][0])
+
     raw = embedding(-1)
     for norm in 1, 2, 3, 300:
         assert np.allclose(embedding(norm), raw / np.linalg.norm(raw, norm), rtol=1e-6)
@@ -113,11 +127,14 @@ def test_embeddings_are_scaled_as_asked(client: httpx.Client) -> None:
 def test_a_template_makes_the_prompt(client: httpx.Client) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     assert post(client, "/apply-template", messages=messages) == {"prompt": CAPITAL["prompt"]}
-    silent = post(client, "/apply-template", messages=messages, chat_template_kwargs={"enable_thinking": False})
+    silent = post(
+        client, "/apply-template", messages=messages, chat_template_kwargs={"enable_thinking": False}
+    )
     assert silent == {"prompt": CAPITAL["prompt"] + "<think>\n\n</think>\n\n"}
 
 
 # Its clients
+
 
 def curl(*arguments: str) -> str:
     return subprocess.run(["curl", *arguments], capture_output=True, timeout=60, check=True, text=True).stdout
@@ -125,8 +142,18 @@ def curl(*arguments: str) -> str:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_readme_s_curl_command(server: Serving) -> None:
-    answer = json.loads(curl("--request", "POST", "--url", f"{server.url}/completion", "--header", "Content-Type: application/json",
-                             "--data", '{"prompt": "Building a website can be done in 10 simple steps:","n_predict": 128}'))
+    answer = json.loads(
+        curl(
+            "--request",
+            "POST",
+            "--url",
+            f"{server.url}/completion",
+            "--header",
+            "Content-Type: application/json",
+            "--data",
+            '{"prompt": "Building a website can be done in 10 simple steps:","n_predict": 128}',
+        )
+    )
     assert answer["content"]
     assert answer["tokens_predicted"] <= 128
 
@@ -134,18 +161,43 @@ def test_the_readme_s_curl_command(server: Serving) -> None:
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_a_chat_as_its_chat_sh_has_it(server: Serving) -> None:
     """The tokens of the instruction are counted for n_keep; each turn is streamed; what was said before is not computed again."""
+
     def ask(path: str, data: dict[str, Any], *options: str) -> str:
-        return curl("--silent", *options, "--request", "POST", "--url", server.url + path, "--header", "Content-Type: application/json",
-                    "--data-raw", json.dumps(data))
+        return curl(
+            "--silent",
+            *options,
+            "--request",
+            "POST",
+            "--url",
+            server.url + path,
+            "--header",
+            "Content-Type: application/json",
+            "--data-raw",
+            json.dumps(data),
+        )
 
     instruction = "A chat between a curious human and an artificial intelligence assistant."
     n_keep = len(json.loads(ask("/tokenize", {"content": instruction}))["tokens"])
     chat, cached = instruction, []
     for question in "Hello, Assistant.", "What is the capital of France?":
         chat += f"\n### Human: {question}\n### Assistant:"
-        data = {"prompt": chat, "temperature": 0.2, "top_k": 40, "top_p": 0.9, "n_keep": n_keep, "n_predict": 32, "cache_prompt": True,
-                "stop": ["\n### Human:"], "stream": True, "seed": 1}
-        lines = [json.loads(line[5:]) for line in ask("/completion", data, "--no-buffer").splitlines() if line.startswith("data:")]
+        data = {
+            "prompt": chat,
+            "temperature": 0.2,
+            "top_k": 40,
+            "top_p": 0.9,
+            "n_keep": n_keep,
+            "n_predict": 32,
+            "cache_prompt": True,
+            "stop": ["\n### Human:"],
+            "stream": True,
+            "seed": 1,
+        }
+        lines = [
+            json.loads(line[5:])
+            for line in ask("/completion", data, "--no-buffer").splitlines()
+            if line.startswith("data:")
+        ]
         answer = "".join(line["content"] for line in lines)
         assert [line["stop"] for line in lines] == [False] * (len(lines) - 1) + [True]
         assert answer
@@ -159,7 +211,9 @@ def test_a_chat_as_its_chat_sh_has_it(server: Serving) -> None:
 def test_four_clients_at_once(server: Serving, client: httpx.Client) -> None:
     def ask(prompt: str) -> str:
         data = json.dumps({"prompt": prompt, "n_predict": 32, "temperature": 0}).encode()
-        request = urllib.request.Request(f"{server.url}/completion", data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{server.url}/completion", data, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as response:
             return str(json.load(response)["content"])
 
@@ -177,6 +231,7 @@ def test_no_answer_waits_for_the_client_to_acknowledge_its_head() -> None:
 
 
 # Prompts
+
 
 def test_each_form_of_a_prompt(client: httpx.Client) -> None:
     tokens, text = CAPITAL["tokens"], CAPITAL["prompt"]
@@ -212,14 +267,24 @@ def test_an_empty_prompt_has_an_empty_answer(client: httpx.Client) -> None:
     empty: list[str | list[int]] = ["", []]
     for prompt in empty:
         answer = greedy(client, [prompt])
-        assert (answer["content"], answer["stop_type"], answer["tokens_evaluated"], answer["tokens_predicted"]) == ("", "none", 0, 0)
+        assert (
+            answer["content"],
+            answer["stop_type"],
+            answer["tokens_evaluated"],
+            answer["tokens_predicted"],
+        ) == ("", "none", 0, 0)
     assert [event["stop"] for event in events(client, prompt="")] == [True]
 
 
 def test_no_tokens_of_an_answer_still_read_the_prompt(client: httpx.Client) -> None:
     prompt = "42 prompts that nobody else has are grey parrots"
     answer = greedy(client, prompt, 0, return_tokens=True)
-    assert (answer["content"], answer["tokens"], answer["tokens_predicted"], answer["stop_type"]) == ("", [], 0, "limit")
+    assert (answer["content"], answer["tokens"], answer["tokens_predicted"], answer["stop_type"]) == (
+        "",
+        [],
+        0,
+        "limit",
+    )
     assert answer["timings"]["prompt_n"] == answer["tokens_evaluated"] > 4
     assert [event["stop"] for event in events(client, prompt=prompt, n_predict=0)] == [True]
     assert greedy(client, prompt)["timings"]["cache_n"] == answer["tokens_evaluated"] - 1
@@ -228,4 +293,8 @@ def test_no_tokens_of_an_answer_still_read_the_prompt(client: httpx.Client) -> N
 def test_an_answer_ends_where_the_context_is_full(client: httpx.Client) -> None:
     tokens = post(client, "/tokenize", content="word " * 1015)["tokens"][:1015]
     answer = greedy(client, tokens, -1, ignore_eos=True)
-    assert (answer["stop_type"], answer["truncated"], answer["tokens_predicted"]) == ("limit", True, 1024 - 1015)
+    assert (answer["stop_type"], answer["truncated"], answer["tokens_predicted"]) == (
+        "limit",
+        True,
+        1024 - 1015,
+    )

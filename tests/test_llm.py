@@ -1,4 +1,5 @@
 """The library's entry: text out of the engine, where stop strings cut it, and how a completion ends."""
+
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def naive_cut(text: str, stops: list[str]) -> str:
     """Read on until some stop string is complete, and cut where it began; of two that end together the longer counts."""
     for end in range(len(text) + 1):
         if found := [stop for stop in stops if stop and text[:end].endswith(stop)]:
-            return text[:end - max(map(len, found))]
+            return text[: end - max(map(len, found))]
     return text
 
 
@@ -41,7 +42,9 @@ def test_stop_strings_cut_the_same_however_the_text_comes_in_pieces(seed: int) -
     for parts in pieces, list(text), [text]:
         strings = StopStrings(stops)
         assert "".join([*map(strings.add, parts), strings.end()]) == naive_cut(text, stops)
-        assert bool(strings.found) == (naive_cut(text, stops) != text or any(stop and text.endswith(stop) for stop in stops))
+        assert bool(strings.found) == (
+            naive_cut(text, stops) != text or any(stop and text.endswith(stop) for stop in stops)
+        )
 
 
 def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
@@ -95,24 +98,30 @@ def test_an_answer_ends_by_itself(llm: LLM) -> None:
     assert text
     assert completion.sequence.stop_reason == "eos"
     assert not set(completion.sequence.generated) & llm.tokenizer.eog_ids
-    longer = Completion(llm, chat(llm, "hello"), GREEDY, len(completion.sequence.generated) + 5, ignore_eos=True)
+    longer = Completion(
+        llm, chat(llm, "hello"), GREEDY, len(completion.sequence.generated) + 5, ignore_eos=True
+    )
     assert "".join(longer.run()).startswith(text)
     assert longer.sequence.stop_reason == "length"
     assert set(longer.sequence.generated) & llm.tokenizer.eog_ids
 
 
-def test_a_stop_string_ends_the_answer_and_is_left_out(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
+def test_a_stop_string_ends_the_answer_and_is_left_out(
+    llm: LLM, continued: tuple[list[int], list[int], str]
+) -> None:
     prompt, tokens, text = continued
-    stop = text[len(text) // 2:][:7]
+    stop = text[len(text) // 2 :][:7]
     completion = Completion(llm, prompt, GREEDY, 40, stop=["never this", stop])
-    assert "".join(completion.run()) == text[:text.index(stop)]
+    assert "".join(completion.run()) == text[: text.index(stop)]
     assert completion.sequence.stop_reason == "stop"
-    assert tokens[:len(completion.sequence.generated)] == completion.sequence.generated
+    assert tokens[: len(completion.sequence.generated)] == completion.sequence.generated
     assert len(completion.sequence.generated) < 40
     assert llm.engine.running == []
 
 
-def test_a_stop_string_that_the_last_token_completes(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
+def test_a_stop_string_that_the_last_token_completes(
+    llm: LLM, continued: tuple[list[int], list[int], str]
+) -> None:
     prompt, tokens, _ = continued
     first = llm.tokenizer.decode(tokens[:1])
     completion = Completion(llm, prompt, GREEDY, 1, stop=[first])
@@ -120,7 +129,9 @@ def test_a_stop_string_that_the_last_token_completes(llm: LLM, continued: tuple[
     assert completion.sequence.stop_reason == "stop"
 
 
-def test_what_only_might_have_been_a_stop_string_comes_out_at_the_end(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
+def test_what_only_might_have_been_a_stop_string_comes_out_at_the_end(
+    llm: LLM, continued: tuple[list[int], list[int], str]
+) -> None:
     prompt, _, text = continued
     completion = Completion(llm, prompt, GREEDY, 40, stop=[text[-5:] + "\0"], ignore_eos=True)
     assert "".join(completion.run()) == text
@@ -161,7 +172,9 @@ def test_who_stops_reading_stops_the_work(llm: LLM, continued: tuple[list[int], 
     assert llm.engine.running == []
 
 
-def test_two_completions_in_turn_keep_their_own_text(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
+def test_two_completions_in_turn_keep_their_own_text(
+    llm: LLM, continued: tuple[list[int], list[int], str]
+) -> None:
     prompts = [continued[0], chat(llm, "hello")]
     alone = ["".join(llm.stream(prompt, 30, GREEDY)) for prompt in prompts]
     streams, texts = [llm.stream(prompt, 30, GREEDY) for prompt in prompts], ["", ""]
@@ -184,21 +197,31 @@ def test_an_empty_prompt(llm: LLM) -> None:
 
 
 def test_seeds_repeat(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
-    a, b, c = ("".join(llm.stream(continued[0], 20, qwencli.SamplingParams(temp=2.0, seed=seed))) for seed in (1, 1, 2))
+    a, b, c = (
+        "".join(llm.stream(continued[0], 20, qwencli.SamplingParams(temp=2.0, seed=seed)))
+        for seed in (1, 1, 2)
+    )
     assert a == b != c
 
 
 def test_sampling_starts_from_what_the_file_recommends(llm: LLM) -> None:
-    recommended = {key.removeprefix("general.sampling."): field.contents() for key, field in gguf.GGUFReader(EMBEDDED).fields.items()
-                   if key.startswith("general.sampling.")}
+    recommended = {
+        key.removeprefix("general.sampling."): field.contents()
+        for key, field in gguf.GGUFReader(EMBEDDED).fields.items()
+        if key.startswith("general.sampling.")
+    }
     defaults = {"temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
     for name, default in defaults.items():
         assert getattr(llm.sampling(), name) == pytest.approx(recommended.get(name, default))
-    assert llm.sampling(temp=0.25, top_k=None, seed=3) == SamplingParams(**{**vars(llm.sampling()), "temp": 0.25, "seed": 3})
+    assert llm.sampling(temp=0.25, top_k=None, seed=3) == SamplingParams(
+        **{**vars(llm.sampling()), "temp": 0.25, "seed": 3}
+    )
 
 
 def test_of_ever_new_breakers_few_are_kept(llm: LLM) -> None:
-    params = [SamplingParams(dry_multiplier=1, dry_sequence_breakers=(f"{i}",)) for i in range(2 * MOST_BREAKERS)]
+    params = [
+        SamplingParams(dry_multiplier=1, dry_sequence_breakers=(f"{i}",)) for i in range(2 * MOST_BREAKERS)
+    ]
     found = [llm.breakers(each) for each in params]
     assert len(llm._breakers) == MOST_BREAKERS
     assert llm.breakers(params[0]) == found[0] != found[1]
@@ -213,5 +236,8 @@ def test_a_file_without_a_chat_template(tmp_path: Path) -> None:
     """Nor with a vocabulary: the error names what is missing."""
     c = tiny_models.config()
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 1))
-    with pytest.raises(qwencli.QwenError, match=re.escape(f"{tmp_path / 'm.gguf'}: metadata key 'tokenizer.ggml.model' is missing")):
+    with pytest.raises(
+        qwencli.QwenError,
+        match=re.escape(f"{tmp_path / 'm.gguf'}: metadata key 'tokenizer.ggml.model' is missing"),
+    ):
         LLM(tmp_path / "m.gguf")

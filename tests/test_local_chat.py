@@ -1,4 +1,5 @@
 """Conversations with the embedded model: what is thought and what is said, and that a next turn costs only what is new."""
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,7 +64,9 @@ def test_without_thinking_where_the_template_knows_no_switch(llm: LLM, settings:
 @pytest.mark.parametrize("settings", [{"think": False}, {"reasoning_budget": 0}])
 def test_without_thinking(chat: LocalChat, settings: dict[str, Any]) -> None:
     assert ask(chat, QUESTION, **settings) == ("", "The capital of France is Paris.")
-    assert chat.llm.tokenizer.decode(chat.sequence.tokens[:chat.sequence.n_prompt]).endswith("<think>\n\n</think>\n\n")
+    assert chat.llm.tokenizer.decode(chat.sequence.tokens[: chat.sequence.n_prompt]).endswith(
+        "<think>\n\n</think>\n\n"
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -76,11 +79,11 @@ def test_at_its_budget_thinking_is_closed_and_the_answer_follows(chat: LocalChat
     assert said
     end = tokenizer.encode("</think>")[0]
     tokens = chat.sequence.generated
-    begin, rest = tokens[:tokens.index(end)], tokens[tokens.index(end):]
+    begin, rest = tokens[: tokens.index(end)], tokens[tokens.index(end) :]
     assert begin[0] == tokenizer.encode("<think>")[0]
     assert len(begin) - 1 <= n + 1, "a newline may come before the tag"
-    closed = tokens[:len(begin)] + tokenizer.encode("</think>\n\n")
-    prompt = chat.sequence.tokens[:chat.sequence.n_prompt]
+    closed = tokens[: len(begin)] + tokenizer.encode("</think>\n\n")
+    prompt = chat.sequence.tokens[: chat.sequence.n_prompt]
     assert rest == [*tokenizer.encode("</think>\n\n"), *completed(chat.llm, prompt + closed)]
 
 
@@ -89,8 +92,10 @@ def test_a_budget_that_is_not_reached_changes_nothing(chat: LocalChat) -> None:
 
 
 def test_a_template_that_begins_the_thinking(llm: LLM) -> None:
-    always = ChatTemplate("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-                          "<|im_start|>assistant\n<think>\n")
+    always = ChatTemplate(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n"
+    )
     chat = LocalChat(llm, always)
     thought, said = ask(chat, QUESTION)
     assert thought
@@ -113,12 +118,16 @@ def test_a_next_turn_computes_only_what_is_new(chat: LocalChat) -> None:
     assert chat.stats()["prompt_n"] == chat.sequence.n_prompt - first
     fresh = LLM(EMBEDDED)
     assert ask(LocalChat(fresh, plain), *turns) == again
-    assert completed(fresh, chat.sequence.tokens[:chat.sequence.n_prompt]) == chat.sequence.generated
+    assert completed(fresh, chat.sequence.tokens[: chat.sequence.n_prompt]) == chat.sequence.generated
 
 
 def test_another_branch_uses_what_it_has_in_common(chat: LocalChat) -> None:
     ask(chat, {"role": "system", "content": "Answer in short sentences."}, QUESTION)
-    ask(chat, {"role": "system", "content": "Answer in short sentences."}, {"role": "user", "content": "Hello"})
+    ask(
+        chat,
+        {"role": "system", "content": "Answer in short sentences."},
+        {"role": "user", "content": "Hello"},
+    )
     assert chat.stats()["cached_n"] >= len(chat.llm.tokenizer.encode("Answer in short sentences."))
 
 
@@ -135,14 +144,19 @@ def test_an_answer_stands_in_the_conversation_with_the_tokens_it_was_written_in(
     assert written[-4:] == letters
     said = {"role": "assistant", "content": llm.tokenizer.decode(chat.sequence.generated)}
     list(chat.answer([QUESTION, said, QUESTION], Settings(GREEDY, 1)))
-    assert chat.sequence.tokens[:len(written)] == written
+    assert chat.sequence.tokens[: len(written)] == written
 
 
-def test_a_text_that_no_tokens_could_make_fit_is_not_cut_into_them(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_no_tokens_could_make_fit_is_not_cut_into_them(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hostile template writes up to 32 MB, which would take half a minute."""
     chat = LocalChat(llm, ChatTemplate("{{ 'a' * 3000000 }}"))
     monkeypatch.setattr(Tokenizer, "encode", None)
-    with pytest.raises(ContextFull, match=r"the conversation has 3000000 characters, more than the context of 1024 tokens can hold"):
+    with pytest.raises(
+        ContextFull,
+        match=r"the conversation has 3000000 characters, more than the context of 1024 tokens can hold",
+    ):
         ask(chat, QUESTION)
     with pytest.raises(ContextFull):
         list(chat.go_on("a" * 3000000, Settings(GREEDY)))
@@ -150,7 +164,10 @@ def test_a_text_that_no_tokens_could_make_fit_is_not_cut_into_them(llm: LLM, mon
 
 def test_a_conversation_that_leaves_no_room_for_an_answer() -> None:
     llm = LLM(EMBEDDED, n_ctx=40)
-    with pytest.raises(ContextFull, match=r"the conversation has \d+ tokens, which leaves no room for an answer in the context of 40"):
+    with pytest.raises(
+        ContextFull,
+        match=r"the conversation has \d+ tokens, which leaves no room for an answer in the context of 40",
+    ):
         ask(LocalChat(llm), {"role": "user", "content": "word " * 60})
 
 
@@ -162,8 +179,11 @@ def test_an_answer_that_is_closed_early(chat: LocalChat) -> None:
     assert ask(chat, QUESTION)[1] == "The capital of France is Paris."
 
 
-def test_an_answer_that_cannot_begin_leaves_the_last_one_as_it_is(chat: LocalChat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_cannot_begin_leaves_the_last_one_as_it_is(
+    chat: LocalChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C may come while the vocabulary is searched for what DRY looks at."""
+
     def interrupt(sampling: SamplingParams) -> None:
         raise KeyboardInterrupt
 
@@ -190,11 +210,21 @@ def test_stats_name_the_context(chat: LocalChat) -> None:
 
 def test_templates_get_the_arguments_of_tool_calls_as_objects(llm: LLM) -> None:
     """OpenAI's API, and a saved chat, have them as the text of JSON; Qwen's templates walk through them."""
-    template = ChatTemplate("{% for m in messages if m.tool_calls %}{% for name, value in m.tool_calls[0].function.arguments.items() %}"
-                            "{{ name }}={{ value }};{% endfor %}{% endfor %}")
-    call = {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 3}'}}
+    template = ChatTemplate(
+        "{% for m in messages if m.tool_calls %}{% for name, value in m.tool_calls[0].function.arguments.items() %}"
+        "{{ name }}={{ value }};{% endfor %}{% endfor %}"
+    )
+    call = {
+        "id": "call_0",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 3}'},
+    }
     chat = LocalChat(llm, template)
     for arguments in call["function"]["arguments"], {"city": "Köln", "days": 3}:  # type: ignore[index]
-        message = {"role": "assistant", "content": "", "tool_calls": [call | {"function": {"name": "weather", "arguments": arguments}}]}
+        message = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call | {"function": {"name": "weather", "arguments": arguments}}],
+        }
         list(chat.answer([QUESTION, message], Settings(GREEDY, 0)))
         assert llm.tokenizer.decode(chat.sequence.tokens) == "city=Köln;days=3;"

@@ -1,4 +1,5 @@
 """What a next turn begins with is read while nobody waits: less is left to do then, and answers are as they would be without."""
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ from qwencli.llm import LLM
 from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 
-QUESTION, NEXT = ({"role": "user", "content": text} for text in ("What is the capital of France?", "And of Italy?"))
+QUESTION, NEXT = (
+    {"role": "user", "content": text} for text in ("What is the capital of France?", "And of Italy?")
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,10 @@ def test_only_the_question_is_left_to_read(chat: LocalChat, settings: dict[str, 
     answer = ask(chat, QUESTION, **settings)
     chat.wait()
     again = ask(chat, QUESTION, answer, NEXT, **settings)
-    new = chat.sequence.tokens[chat.sequence.n_cached:chat.sequence.n_prompt]
-    assert chat.llm.tokenizer.decode(new).startswith("<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n")
+    new = chat.sequence.tokens[chat.sequence.n_cached : chat.sequence.n_prompt]
+    assert chat.llm.tokenizer.decode(new).startswith(
+        "<|im_start|>user\nAnd of Italy?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
     plain = LocalChat(LLM(EMBEDDED))
     assert ask(plain, QUESTION, **settings) == answer
@@ -56,7 +61,9 @@ def test_only_the_question_is_left_to_read(chat: LocalChat, settings: dict[str, 
     assert plain.sequence.n_cached < chat.sequence.n_cached
 
 
-def test_a_question_that_comes_at_once_waits_for_a_step_at_most(chat: LocalChat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_that_comes_at_once_waits_for_a_step_at_most(
+    chat: LocalChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever asks stops it: what is read by then counts."""
     sizes: list[int] = []
     sample = CPUBackend.sample
@@ -83,7 +90,9 @@ def test_a_question_that_comes_at_once_waits_for_a_step_at_most(chat: LocalChat,
 
 
 @pytest.mark.parametrize("error", [QwenError("no memory"), MemoryError()])
-def test_what_fails_there_is_the_next_turns_to_tell(chat: LocalChat, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_what_fails_there_is_the_next_turns_to_tell(
+    chat: LocalChat, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     answer = ask(chat, QUESTION)
     chat.wait()
 
@@ -107,7 +116,10 @@ def test_an_answer_that_was_stopped_is_not_looked_behind(chat: LocalChat) -> Non
 
 
 @pytest.mark.filterwarnings("error")  # of an error in the thread
-@pytest.mark.parametrize("source", ["{{ messages | map(attribute='content') | join | upper }}", "{{ messages[0].content }}", "{{ 'x' }}"])
+@pytest.mark.parametrize(
+    "source",
+    ["{{ messages | map(attribute='content') | join | upper }}", "{{ messages[0].content }}", "{{ 'x' }}"],
+)
 def test_a_template_that_writes_questions_otherwise_or_not_at_all(llm: LLM, source: str) -> None:
     chat = LocalChat(llm, ChatTemplate(source), look_ahead=True)
     answer = ask(chat, QUESTION, max_tokens=4)

@@ -1,4 +1,5 @@
 """What the machine can do at most: the loops do the work that their figures are of."""
+
 import numpy as np
 import pytest
 
@@ -25,11 +26,13 @@ def call(address: int, args: list[int], chunk: int) -> np.ndarray:
 
 @pytest.mark.parametrize("spec", [spec for spec in limits.SPECS if "read" in spec])
 def test_every_byte_of_a_chunk_is_read(addresses: dict[str, int], spec: str) -> None:
-    data = np.random.default_rng(1).integers(-2**31, 2**31, 3 * 4096, np.int32)
+    data = np.random.default_rng(1).integers(-(2**31), 2**31, 3 * 4096, np.int32)
     for chunk in 0, 2:
         found = call(addresses[spec], [data.nbytes, 4 * 4096, address_of(data), 0], chunk).view(np.int32)
-        part = data[4096 * chunk:4096 * (chunk + 1)].reshape(-1, 16)
-        np.testing.assert_array_equal(found, part.sum(axis=0, dtype=np.int64).astype(np.int32))  # sums that wrap around
+        part = data[4096 * chunk : 4096 * (chunk + 1)].reshape(-1, 16)
+        np.testing.assert_array_equal(
+            found, part.sum(axis=0, dtype=np.int64).astype(np.int32)
+        )  # sums that wrap around
 
 
 def test_a_chunk_is_filled_and_nothing_beside_it(addresses: dict[str, int]) -> None:
@@ -42,13 +45,15 @@ def test_a_chunk_is_filled_and_nothing_beside_it(addresses: dict[str, int]) -> N
 def columns_of(data: np.ndarray, turns: int, n_columns: int) -> np.ndarray:
     """The registers that are loaded in each turn: [turns, n_columns, values]."""
     lines = data.reshape(limits.FACTOR_BYTES // 64, -1)
-    return np.array([lines[turn % 32:turn % 32 + n_columns] for turn in range(turns)])
+    return np.array([lines[turn % 32 : turn % 32 + n_columns] for turn in range(turns)])
 
 
 @pytest.mark.parametrize(("rows", "columns"), limits.TILES)
 def test_int8_products_are_all_done(addresses: dict[str, int], rows: int, columns: int) -> None:
     data, turns = np.random.default_rng(2).integers(0, 128, limits.FACTOR_BYTES).astype(np.uint8), 70
-    found = call(addresses[f"limits:multiply:dot4:{rows}:{columns}"], [turns, turns, address_of(data)], 0).view(np.int32)
+    found = call(
+        addresses[f"limits:multiply:dot4:{rows}:{columns}"], [turns, turns, address_of(data)], 0
+    ).view(np.int32)
     xs, ys = data.reshape(-1, 64)[:rows].astype(np.int64), columns_of(data, turns, columns).astype(np.int64)
     expected = np.einsum("rv,tcv->v", xs, ys).reshape(16, 4).sum(axis=1)
     np.testing.assert_array_equal(found, expected)
@@ -56,20 +61,31 @@ def test_int8_products_are_all_done(addresses: dict[str, int], rows: int, column
 
 @pytest.mark.parametrize(("rows", "columns"), limits.TILES)
 def test_float_products_are_all_done(addresses: dict[str, int], rows: int, columns: int) -> None:
-    data, turns = np.random.default_rng(3).integers(-8, 9, limits.FACTOR_BYTES // 4).astype(np.float32), 70  # sums are exact
-    found = call(addresses[f"limits:multiply:fma:{rows}:{columns}"], [turns, turns, address_of(data)], 0).view(np.float32)
-    np.testing.assert_array_equal(found, np.einsum("rv,tcv->v", data.reshape(-1, 16)[:rows], columns_of(data, turns, columns)))
+    data, turns = (
+        np.random.default_rng(3).integers(-8, 9, limits.FACTOR_BYTES // 4).astype(np.float32),
+        70,
+    )  # sums are exact
+    found = call(
+        addresses[f"limits:multiply:fma:{rows}:{columns}"], [turns, turns, address_of(data)], 0
+    ).view(np.float32)
+    np.testing.assert_array_equal(
+        found, np.einsum("rv,tcv->v", data.reshape(-1, 16)[:rows], columns_of(data, turns, columns))
+    )
 
 
 def test_each_form_is_timed_over_the_whole_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[str, int]] = []
     monkeypatch.setattr(limits, "buffer_bytes", lambda: 2**24)
-    monkeypatch.setattr(limits.Loops, "seconds", lambda self, spec, amount, *rest: done.append((spec, amount)) or 0.5)
+    monkeypatch.setattr(
+        limits.Loops, "seconds", lambda self, spec, amount, *rest: done.append((spec, amount)) or 0.5
+    )
     loops = limits.Loops(Team(kernels_of(available()[0].name), 1, 64), {})
     assert loops.bandwidth() == 2**24 / 0.5
     assert {amount for _, amount in done} == {2**24}
     assert {spec for spec, _ in done} == {spec for spec in limits.SPECS if "multiply" not in spec}
-    assert loops.arithmetic("dot4") == limits.TURNS / 0.5 * 16 * 128  # 4 x 4 registers of 64 products, two operations each
+    assert (
+        loops.arithmetic("dot4") == limits.TURNS / 0.5 * 16 * 128
+    )  # 4 x 4 registers of 64 products, two operations each
     assert loops.arithmetic("fma") == limits.TURNS / 0.5 * 16 * 32
 
 
@@ -81,7 +97,9 @@ def test_a_measurement_of_this_machine() -> None:
     assert found.best(limits.Limits(1e18, 0, 0)) == limits.Limits(1e18, found.products, found.flops)
 
 
-def test_the_buffer_is_larger_than_any_cache_and_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_buffer_is_larger_than_any_cache_and_a_part_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     size = limits.buffer_bytes()
     assert size >= 2**28
     assert size % max(chunk for *_, chunk in limits.READS) == 0

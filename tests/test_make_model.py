@@ -1,4 +1,5 @@
 """scripts/make_model.py: what it writes is what llama-quantize would have written, apart from the values."""
+
 from __future__ import annotations
 
 import ctypes
@@ -63,7 +64,11 @@ def call(*args: str) -> Result:
 
 def arrays(path: Path) -> dict[str, Any]:
     """The metadata as the gguf package reads it."""
-    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items() if not key.startswith("GGUF.")}
+    return {
+        key: field.contents()
+        for key, field in gguf.GGUFReader(path).fields.items()
+        if not key.startswith("GGUF.")
+    }
 
 
 def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -73,20 +78,42 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 # --- shapes and types ---
 
-@pytest.mark.parametrize(("preset", "whole", "n_params"), [  # model.safetensors on huggingface.co/Qwen; of Qwen2-VL those of its text model
-    ("qwen3-0.6b", {}, 751_632_384), ("qwen3-1.7b", {}, 2_031_739_904), ("qwen3-4b", {}, 4_022_468_096), ("qwen2.5-0.5b", {}, 494_032_768),
-    ("qwen-1.8b", {}, 1_836_828_672), ("qwen2-vl-2b", {}, 1_543_714_304), ("qwen3-vl-2b", {}, 1_720_574_976),
-    ("qwen1.5-moe-a2.7b-12l-16e", {"n_layer": 24, "n_expert": 60}, 14_315_784_192),
-    ("qwen3-30b-a3b-24l-24e", {"n_layer": 48, "n_expert": 128}, 30_532_122_624),
-    ("qwen3-next-80b-a3b-24l-32e", {"n_layer": 48, "n_expert": 512, "n_nextn": 1}, 81_324_862_720)])
-def test_presets_have_the_published_numbers_of_parameters(preset: str, whole: dict[str, int], n_params: int) -> None:
-    assert sum(int(np.prod(t.shape)) for t in plan_tensors(replace(PRESETS[preset], **whole), "F16")) == n_params
+
+@pytest.mark.parametrize(
+    ("preset", "whole", "n_params"),
+    [  # model.safetensors on huggingface.co/Qwen; of Qwen2-VL those of its text model
+        ("qwen3-0.6b", {}, 751_632_384),
+        ("qwen3-1.7b", {}, 2_031_739_904),
+        ("qwen3-4b", {}, 4_022_468_096),
+        ("qwen2.5-0.5b", {}, 494_032_768),
+        ("qwen-1.8b", {}, 1_836_828_672),
+        ("qwen2-vl-2b", {}, 1_543_714_304),
+        ("qwen3-vl-2b", {}, 1_720_574_976),
+        ("qwen1.5-moe-a2.7b-12l-16e", {"n_layer": 24, "n_expert": 60}, 14_315_784_192),
+        ("qwen3-30b-a3b-24l-24e", {"n_layer": 48, "n_expert": 128}, 30_532_122_624),
+        ("qwen3-next-80b-a3b-24l-32e", {"n_layer": 48, "n_expert": 512, "n_nextn": 1}, 81_324_862_720),
+    ],
+)
+def test_presets_have_the_published_numbers_of_parameters(
+    preset: str, whole: dict[str, int], n_params: int
+) -> None:
+    assert (
+        sum(int(np.prod(t.shape)) for t in plan_tensors(replace(PRESETS[preset], **whole), "F16")) == n_params
+    )
 
 
-@pytest.mark.parametrize(("preset", "n_layer", "n_expert", "billions"), [  # in all and active
-    ("qwen3.5-35b-a3b-20l-32e", 40, 256, (35, 3)), ("qwen3-vl-30b-a3b-24l-24e", 48, 128, (30, 3)),
-    ("qwen3moe-3b-a0.6b", 28, 56, (3, 0.6)), ("qwen3.5-0.8b", 24, 0, (0.8, 0.8))])
-def test_presets_are_as_large_as_their_names_say(preset: str, n_layer: int, n_expert: int, billions: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("preset", "n_layer", "n_expert", "billions"),
+    [  # in all and active
+        ("qwen3.5-35b-a3b-20l-32e", 40, 256, (35, 3)),
+        ("qwen3-vl-30b-a3b-24l-24e", 48, 128, (30, 3)),
+        ("qwen3moe-3b-a0.6b", 28, 56, (3, 0.6)),
+        ("qwen3.5-0.8b", 24, 0, (0.8, 0.8)),
+    ],
+)
+def test_presets_are_as_large_as_their_names_say(
+    preset: str, n_layer: int, n_expert: int, billions: tuple[float, float]
+) -> None:
     s = replace(PRESETS[preset], n_layer=n_layer, n_expert=n_expert)
     sizes = {t.name: float(np.prod(t.shape)) for t in plan_tensors(s, "F16")}
     idle = sum(n * (1 - s.n_expert_used / s.n_expert) for name, n in sizes.items() if "_exps" in name)
@@ -94,36 +121,62 @@ def test_presets_are_as_large_as_their_names_say(preset: str, n_layer: int, n_ex
     assert (sum(sizes.values()) / 1e9, (sum(sizes.values()) - idle) / 1e9) == pytest.approx(billions, rel=0.1)
 
 
-@pytest.mark.parametrize(("mix", "megabytes"), [
-    ("F16", 1509), ("Q8_0", 805), ("Q6_K", 623), ("Q5_K_M", 551), ("Q4_K_M", 484), ("Q4_0", 469)])
+@pytest.mark.parametrize(
+    ("mix", "megabytes"),
+    [("F16", 1509), ("Q8_0", 805), ("Q6_K", 623), ("Q5_K_M", 551), ("Q4_K_M", 484), ("Q4_0", 469)],
+)
 def test_qwen3_06b_is_as_large_as_what_llama_quantize_writes(mix: str, megabytes: int) -> None:
     plans = plan_tensors(PRESETS["qwen3-0.6b"], mix)
     assert len(plans) == 311
-    assert (sum(t.n_bytes for t in plans) + 5.93e6) / 1e6 == pytest.approx(megabytes, abs=0.6)  # 5.93 MB: the vocabulary
+    assert (sum(t.n_bytes for t in plans) + 5.93e6) / 1e6 == pytest.approx(
+        megabytes, abs=0.6
+    )  # 5.93 MB: the vocabulary
 
 
 @pytest.mark.parametrize("mix", DEMOS)
 def test_types_are_those_of_the_demo_models_that_llama_quantize_wrote(mix: str, shared: Path) -> None:
     shape = Shape("qwen3", n_layer=6, n_embd=256, n_ff=768, n_head=8, n_head_kv=4, head_dim=64, n_vocab=6016)
     found = {t.name: (t.shape, t.kind.id) for t in plan_tensors(shape, mix)}
-    expected = {t.name: (tuple(map(int, t.shape[::-1])), int(t.tensor_type))
-                for t in gguf.GGUFReader(shared / "models" / f"demo-{mix.lower()}.gguf").tensors}
+    expected = {
+        t.name: (tuple(map(int, t.shape[::-1])), int(t.tensor_type))
+        for t in gguf.GGUFReader(shared / "models" / f"demo-{mix.lower()}.gguf").tensors
+    }
     assert found == expected
-    assert mix == "F16" or list(found) == list(expected)  # the F16 file is the converter's, which has an order of its own
+    assert mix == "F16" or list(found) == list(
+        expected
+    )  # the F16 file is the converter's, which has an order of its own
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in OTHERS])
-@pytest.mark.parametrize(("preset", "numbers"), [
-    ("qwen2.5-0.5b", {"n_layer": 11, "n_embd": 96, "n_ff": 512, "n_head": 3, "n_head_kv": 1, "head_dim": 32}),  # rows of 96: other types
-    ("tiny", {"n_layer": 17, "n_ff": 256, "tied": False}), ("tiny", {"n_layer": 1, "n_ff": 256, "n_head_kv": 1})])
-def test_types_are_those_that_llama_quantize_chooses(preset: str, numbers: dict[str, Any], mix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "numbers"),
+    [
+        (
+            "qwen2.5-0.5b",
+            {"n_layer": 11, "n_embd": 96, "n_ff": 512, "n_head": 3, "n_head_kv": 1, "head_dim": 32},
+        ),  # rows of 96: other types
+        ("tiny", {"n_layer": 17, "n_ff": 256, "tied": False}),
+        ("tiny", {"n_layer": 1, "n_ff": 256, "n_head_kv": 1}),
+    ],
+)
+def test_types_are_those_that_llama_quantize_chooses(
+    preset: str, numbers: dict[str, Any], mix: str, tmp_path: Path
+) -> None:
     compare_with_llama_quantize(replace(PRESETS[preset], n_vocab=512, **numbers), mix, tmp_path)
 
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q3_K_L", "Q2_K", "IQ3_M"])
-@pytest.mark.parametrize(("arch", "numbers"), [
-    ("qwen", {}), ("qwen2vl", {}), ("qwen3moe", {"n_layer": 9}), ("qwen2moe", {"n_layer": 9, "n_expert": 4}), ("qwen3next", {}),
-    ("qwen35", {})])
+@pytest.mark.parametrize(
+    ("arch", "numbers"),
+    [
+        ("qwen", {}),
+        ("qwen2vl", {}),
+        ("qwen3moe", {"n_layer": 9}),
+        ("qwen2moe", {"n_layer": 9, "n_expert": 4}),
+        ("qwen3next", {}),
+        ("qwen35", {}),
+    ],
+)
 def test_types_of_each_architecture(arch: str, numbers: dict[str, Any], mix: str, tmp_path: Path) -> None:
     compare_with_llama_quantize(replace(PRESETS[f"tiny-{arch}"], **numbers), mix, tmp_path)
 
@@ -145,15 +198,22 @@ def compare_with_llama_quantize(shape: Shape, mix: str, tmp_path: Path) -> None:
         matrices = [t for t in plan_tensors(shape, "F16") if len(t.shape) > 1]
         for entry, t in zip(entries, matrices):
             n_columns = t.shape[-1] * int(np.prod(t.shape[:-2]))
-            entry.name, entry.size, entry.data = t.name.encode(), n_columns, ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.name, entry.size, entry.data = (
+                t.name.encode(),
+                n_columns,
+                ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            )
         params.imatrix = ctypes.cast(entries, type(params.imatrix))
     names = [str(tmp_path / name).encode() for name in ("f16.gguf", "quantized.gguf")]
     assert lc.llama_model_quantize(*names, ctypes.byref(params)) == 0
-    expected = [(t.name, t.shape, t.type.name) for t in GGUFFile(tmp_path / "quantized.gguf").tensors.values()]
+    expected = [
+        (t.name, t.shape, t.type.name) for t in GGUFFile(tmp_path / "quantized.gguf").tensors.values()
+    ]
     assert [(t.name, t.shape, t.kind.name) for t in plan_tensors(shape, mix)] == expected
 
 
 # --- weights ---
+
 
 @pytest.mark.parametrize("kind", sorted({mix.usual for mix in ALL_MIXES.values()}))
 def test_blocks_are_sane(kind: str) -> None:
@@ -164,7 +224,9 @@ def test_blocks_are_sane(kind: str) -> None:
     assert np.isfinite(w).all()
     assert abs(w.mean()) < 0.02 * WEIGHT_STD
     assert w.std() == pytest.approx(WEIGHT_STD, rel=0.03)
-    assert np.unique(blocks).size > 120  # the bits are random; exponents of floats are not, nor are the last bits of Q8_0
+    assert (
+        np.unique(blocks).size > 120
+    )  # the bits are random; exponents of floats are not, nor are the last bits of Q8_0
 
 
 def test_q8_0_has_no_step_of_minus_128() -> None:
@@ -173,7 +235,9 @@ def test_q8_0_has_no_step_of_minus_128() -> None:
     assert (steps.min(), steps.max()) == (-127, 127)
 
 
-@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("Q1_0", "Q2_0")])  # blocks that the gguf package can't read
+@pytest.mark.parametrize(
+    "mix", [mix for mix in MIXES if mix not in ("Q1_0", "Q2_0")]
+)  # blocks that the gguf package can't read
 def test_both_readers_find_what_was_planned(mix: str, tmp_path: Path) -> None:
     path = make(tmp_path / "m.gguf", "--type", mix)
     theirs, ours = gguf.GGUFReader(path), GGUFFile(path)
@@ -183,7 +247,11 @@ def test_both_readers_find_what_was_planned(mix: str, tmp_path: Path) -> None:
         mine = ours.tensors[t.name]
         assert tuple(t.shape[::-1]) == mine.shape == plan.shape
         assert t.tensor_type == mine.type.id == plan.kind.id
-        assert t.data.tobytes() == ours.data(mine).tobytes() == b"".join(p.tobytes() for p in mm.random_tensor(plan, 0))
+        assert (
+            t.data.tobytes()
+            == ours.data(mine).tobytes()
+            == b"".join(p.tobytes() for p in mm.random_tensor(plan, 0))
+        )
     for name, w in weights(path).items():
         assert np.isfinite(w).all()
         assert abs(w.mean() - name.endswith(("norm.weight", "scale"))) < (0.05 if w.size > 1 else 0.1)
@@ -200,28 +268,63 @@ def test_metadata_is_that_of_a_real_file(tmp_path: Path, shared: Path) -> None:
 
 
 def test_shape_flags_replace_the_presets_numbers(tmp_path: Path) -> None:
-    numbers = {"n-layer": 3, "n-embd": 64, "n-ff": 96, "n-head": 6, "n-head-kv": 3, "head-dim": 16, "n-vocab": 300, "n-ctx": 77}
-    path = make(tmp_path / "m.gguf", *(f"--{key}={value}" for key, value in numbers.items()), "--rope-theta", "5e5", "--untied")
+    numbers = {
+        "n-layer": 3,
+        "n-embd": 64,
+        "n-ff": 96,
+        "n-head": 6,
+        "n-head-kv": 3,
+        "head-dim": 16,
+        "n-vocab": 300,
+        "n-ctx": 77,
+    }
+    path = make(
+        tmp_path / "m.gguf",
+        *(f"--{key}={value}" for key, value in numbers.items()),
+        "--rope-theta",
+        "5e5",
+        "--untied",
+    )
     found = arrays(path)
-    assert [found[f"qwen3.{key}"] for key in (
-        "block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "attention.key_length",
-        "attention.value_length", "context_length", "rope.freq_base")] == [3, 64, 96, 6, 3, 16, 16, 77, 5e5]
+    assert [
+        found[f"qwen3.{key}"]
+        for key in (
+            "block_count",
+            "embedding_length",
+            "feed_forward_length",
+            "attention.head_count",
+            "attention.head_count_kv",
+            "attention.key_length",
+            "attention.value_length",
+            "context_length",
+            "rope.freq_base",
+        )
+    ] == [3, 64, 96, 6, 3, 16, 16, 77, 5e5]
     assert GGUFFile(path).tensors["output.weight"].shape == (300, 64)
     assert len(found["tokenizer.ggml.tokens"]) == 300
 
 
 def test_the_same_seed_writes_the_same_file(tmp_path: Path) -> None:
-    first, same, other = (make(tmp_path / f"{i}.gguf", "--seed", seed).read_bytes() for i, seed in enumerate("556"))
+    first, same, other = (
+        make(tmp_path / f"{i}.gguf", "--seed", seed).read_bytes() for i, seed in enumerate("556")
+    )
     assert first == same
     assert first != other
     assert len(first) == len(other)
 
 
-@pytest.mark.parametrize("args", [["--preset", "tiny"],
-                                  ["--preset", "qwen2.5-0.5b", "--n-layer", "2", "--n-ff", "256", "--n-vocab", "400"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--preset", "tiny"],
+        ["--preset", "qwen2.5-0.5b", "--n-layer", "2", "--n-ff", "256", "--n-vocab", "400"],
+    ],
+)
 def test_llama_cpp_decodes_with_finite_logits(args: list[str], tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (extra `oracle`)")
-    llm = llama_cpp.Llama(str(make(tmp_path / "m.gguf", *args)), n_ctx=64, n_threads=2, logits_all=True, verbose=False)
+    llm = llama_cpp.Llama(
+        str(make(tmp_path / "m.gguf", *args)), n_ctx=64, n_threads=2, logits_all=True, verbose=False
+    )
     llm.eval(range(10, 50))
     assert np.isfinite(llm.scores[:40]).all()
     assert llm.scores[:40].std() > 0.1
@@ -229,13 +332,26 @@ def test_llama_cpp_decodes_with_finite_logits(args: list[str], tmp_path: Path) -
 
 # --- vocabularies ---
 
+
 def test_made_up_vocabulary_of_qwens_size_has_qwen3s_special_tokens() -> None:
     vocab = mm.make_up_vocabulary(151936)
     assert (len(vocab.texts), len(vocab.types), len(vocab.merges)) == (151936, 151936, 151387)
-    published = {151643: ("<|endoftext|>", 3), 151644: ("<|im_start|>", 3), 151645: ("<|im_end|>", 3), 151653: ("<|vision_end|>", 3),
-                 151657: ("<tool_call>", 4), 151658: ("</tool_call>", 4), 151659: ("<|fim_prefix|>", 3), 151664: ("<|file_sep|>", 3),
-                 151665: ("<tool_response>", 4), 151666: ("</tool_response>", 4), 151667: ("<think>", 4), 151668: ("</think>", 4),
-                 151669: ("[PAD151669]", 5), 151935: ("[PAD151935]", 5)}
+    published = {
+        151643: ("<|endoftext|>", 3),
+        151644: ("<|im_start|>", 3),
+        151645: ("<|im_end|>", 3),
+        151653: ("<|vision_end|>", 3),
+        151657: ("<tool_call>", 4),
+        151658: ("</tool_call>", 4),
+        151659: ("<|fim_prefix|>", 3),
+        151664: ("<|file_sep|>", 3),
+        151665: ("<tool_response>", 4),
+        151666: ("</tool_response>", 4),
+        151667: ("<think>", 4),
+        151668: ("</think>", 4),
+        151669: ("[PAD151669]", 5),
+        151935: ("[PAD151935]", 5),
+    }
     assert {i: (vocab.texts[i], vocab.types[i]) for i in published} == published
     seen = set(vocab.texts[:256])
     for merge, text in zip(vocab.merges, vocab.texts[256:]):  # each joins two earlier tokens to a new one
@@ -253,8 +369,17 @@ def test_bytes_come_first_and_in_qwens_order(shared: Path) -> None:
 
 @pytest.mark.parametrize("n_vocab", [283, 512, 5000, 152064])
 def test_each_made_up_token_is_encoded_as_itself(n_vocab: int, tmp_path: Path) -> None:
-    path = make(tmp_path / "m.gguf", "--n-vocab", str(n_vocab), "--n-embd", "32", "--n-layer", "1", "--vocab",
-                str(made_up(tmp_path, n_vocab)))
+    path = make(
+        tmp_path / "m.gguf",
+        "--n-vocab",
+        str(n_vocab),
+        "--n-embd",
+        "32",
+        "--n-layer",
+        "1",
+        "--vocab",
+        str(made_up(tmp_path, n_vocab)),
+    )
     tokenizer, vocab = Tokenizer(GGUFFile(path)), mm.make_up_vocabulary(n_vocab)
     assert tokenizer.n_vocab == len(vocab.texts) == n_vocab
     for i in [*range(256, n_vocab, max(1, n_vocab // 2000)), n_vocab - 1]:
@@ -279,7 +404,10 @@ def test_a_files_vocabulary_is_copied_and_padded(tmp_path: Path, shared: Path) -
     exact = make(tmp_path / "exact.gguf", "--vocab", str(source))
     padded = make(tmp_path / "padded.gguf", "--vocab", str(source), "--n-vocab", "6100")
     found, more, expected = (arrays(path) for path in (exact, padded, source))
-    for key in (f"tokenizer.ggml.{name}" for name in ("model", "pre", "merges", "eos_token_id", "bos_token_id", "padding_token_id")):
+    for key in (
+        f"tokenizer.ggml.{name}"
+        for name in ("model", "pre", "merges", "eos_token_id", "bos_token_id", "padding_token_id")
+    ):
         assert found[key] == more[key] == expected[key]
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
         assert found[key] == more[key][:6016] == expected[key]
@@ -289,16 +417,30 @@ def test_a_files_vocabulary_is_copied_and_padded(tmp_path: Path, shared: Path) -
 
 
 def test_qwens_own_vocabulary_is_the_default_of_its_size(tmp_path: Path, shared: Path) -> None:
-    path = make(tmp_path / "m.gguf", "--preset", "qwen3-0.6b", "--n-layer", "1", "--n-embd", "32", "--n-ff", "32", "--tied")
+    path = make(
+        tmp_path / "m.gguf",
+        "--preset",
+        "qwen3-0.6b",
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "32",
+        "--n-ff",
+        "32",
+        "--tied",
+    )
     file = GGUFFile(path)
     found, expected = Tokenizer(file), Tokenizer(GGUFFile(shared / "data" / "ggml-vocab-qwen2.gguf"))
     text = (shared / "models" / "wiki-excerpt.txt").read_text(encoding="utf-8")[:5000]
     assert found.encode(text) == expected.encode(text)
     assert found.n_vocab == 151936
-    assert file.metadata["tokenizer.ggml.token_type"].read()[151643:] == [3, 3, 3] + [5] * 290  # its padding says 4
+    assert (
+        file.metadata["tokenizer.ggml.token_type"].read()[151643:] == [3, 3, 3] + [5] * 290
+    )  # its padding says 4
 
 
 # --- repeating ---
+
 
 def successor(token: int, n_vocab: int) -> int:
     """The next of the group of 64, its first after its last; the last group may be smaller."""
@@ -308,10 +450,32 @@ def successor(token: int, n_vocab: int) -> int:
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "F16"])
 @pytest.mark.parametrize(("prompt", "start", "n_vocab"), [("A", 32, 512), ("</think>", 611, 612)])
-def test_repeating_goes_round_the_cycle(mix: str, prompt: str, start: int, n_vocab: int, tmp_path: Path) -> None:
+def test_repeating_goes_round_the_cycle(
+    mix: str, prompt: str, start: int, n_vocab: int, tmp_path: Path
+) -> None:
     path = make(tmp_path / "m.gguf", "--repeating", "--type", mix, "--n-vocab", str(n_vocab))
-    result = subprocess.run([sys.executable, "-m", "qwencli", "run", "-m", path, "--raw", "--temp", "0", "--ignore-eos", "--json", "-q",
-                             "-p", prompt, "-n", "70"], capture_output=True, check=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "qwencli",
+            "run",
+            "-m",
+            path,
+            "--raw",
+            "--temp",
+            "0",
+            "--ignore-eos",
+            "--json",
+            "-q",
+            "-p",
+            prompt,
+            "-n",
+            "70",
+        ],
+        capture_output=True,
+        check=True,
+    )
     expected = [start]
     for _ in range(70):
         expected.append(successor(expected[-1], n_vocab))
@@ -325,7 +489,9 @@ def test_repeating_with_each_kind_of_layer(preset: str, tmp_path: Path) -> None:
     assert logits.argmax(-1).tolist() == [successor(token, 512) for token in range(20, 90)]
 
 
-def test_repeating_holds_the_embeddings_rows_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeating_holds_the_embeddings_rows_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mm, "PIECE_BYTES", 30_000)  # several pieces a matrix
     path = make(tmp_path / "m.gguf", "--repeating", "--n-vocab", "700")
     file = GGUFFile(path)
@@ -339,24 +505,42 @@ def test_repeating_holds_the_embeddings_rows_bit_for_bit(tmp_path: Path, monkeyp
 
 # --- the command ---
 
+
 def test_the_script_runs_by_itself(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, SCRIPT, "model.gguf"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "model.gguf"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert result.stdout == ""
-    assert result.stderr == f"model.gguf: {(tmp_path / 'model.gguf').stat().st_size / 1e6:.1f} MB, vocabulary made up\n"
+    assert (
+        result.stderr
+        == f"model.gguf: {(tmp_path / 'model.gguf').stat().st_size / 1e6:.1f} MB, vocabulary made up\n"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (["m.gguf", "--n-head", "4", "--n-head-kv", "3"], "--n-head is 4, expected a multiple of --n-head-kv 3"),
-    (["m.gguf", "--head-dim", "33"], "--head-dim is 33, expected an even number"),
-    (["m.gguf", "--n-vocab", "282"], "--n-vocab is 282, expected 283 or more"),
-    (["m.gguf", "--vocab", "missing.gguf"], "missing.gguf: cannot be read"),
-    (["m.gguf", "--vocab", "text.gguf"], "text.gguf: not a GGUF file"),
-    (["m.gguf", "--vocab", "small.gguf", "--n-vocab", "511"], "small.gguf: has 512 tokens, more than --n-vocab 511"),
-    (["m.gguf", "--vocab", "other.gguf"], "other.gguf: its vocabulary has no token <|im_end|>"),
-    (["missing/m.gguf"], "missing/m.gguf: cannot be written: No such file or directory"),
-    (["folder"], "folder: cannot be written: Is a directory")])
-def test_errors_are_one_line_and_write_nothing(args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["m.gguf", "--n-head", "4", "--n-head-kv", "3"],
+            "--n-head is 4, expected a multiple of --n-head-kv 3",
+        ),
+        (["m.gguf", "--head-dim", "33"], "--head-dim is 33, expected an even number"),
+        (["m.gguf", "--n-vocab", "282"], "--n-vocab is 282, expected 283 or more"),
+        (["m.gguf", "--vocab", "missing.gguf"], "missing.gguf: cannot be read"),
+        (["m.gguf", "--vocab", "text.gguf"], "text.gguf: not a GGUF file"),
+        (
+            ["m.gguf", "--vocab", "small.gguf", "--n-vocab", "511"],
+            "small.gguf: has 512 tokens, more than --n-vocab 511",
+        ),
+        (["m.gguf", "--vocab", "other.gguf"], "other.gguf: its vocabulary has no token <|im_end|>"),
+        (["missing/m.gguf"], "missing/m.gguf: cannot be written: No such file or directory"),
+        (["folder"], "folder: cannot be written: Is a directory"),
+    ],
+)
+def test_errors_are_one_line_and_write_nothing(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     make(Path("small.gguf"))
     write_other_vocabulary(Path("other.gguf"))
@@ -384,17 +568,28 @@ def write_other_vocabulary(path: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("args", [["m.gguf", "--preset", "qwen9"], ["m.gguf", "--type", "Q9"], ["m.gguf", "--n-layer", "0"],
-                                  ["m.gguf", "--repeating", "--tied"], []])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["m.gguf", "--preset", "qwen9"],
+        ["m.gguf", "--type", "Q9"],
+        ["m.gguf", "--n-layer", "0"],
+        ["m.gguf", "--repeating", "--tied"],
+        [],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(*args).exit_code == 2
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("error", "exit_code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)])
-def test_what_is_not_written_whole_is_not_there(error: BaseException, exit_code: int, tmp_path: Path,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "exit_code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)]
+)
+def test_what_is_not_written_whole_is_not_there(
+    error: BaseException, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(t: Any, *args: Any) -> Any:
         if t.name.startswith("blk.1"):
             assert len(list(tmp_path.iterdir())) == 2  # half of it is written

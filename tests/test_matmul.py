@@ -1,4 +1,5 @@
 """Products with weights of every format, in place and through panels, on every instruction set of this CPU."""
+
 import numpy as np
 import pytest
 from blocks import SAMPLE, SCALED, columns, filled_rows, random_rows
@@ -35,17 +36,26 @@ def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> 
         many = activations.multiply(isa_name, name, "many", w, bias, residual)
         assert np.array_equal(one, many)
         expected, magnitude = exact(name, w, activations.dequantized())
-        assert (np.abs(one - (expected + bias + residual)) <= 1e-6 * (magnitude + np.abs(bias) + np.abs(residual) + 1)).all()
+        assert (
+            np.abs(one - (expected + bias + residual))
+            <= 1e-6 * (magnitude + np.abs(bias) + np.abs(residual) + 1)
+        ).all()
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_products_of_a_scaled_type_are_scaled_before_anything_is_added(isa_name: str) -> None:
     rng = np.random.default_rng(4)
-    w, bias, scale = random_rows("NVFP4", 51, 320, rng), rng.standard_normal(51).astype(np.float32), np.float32(0.3)
+    w, bias, scale = (
+        random_rows("NVFP4", 51, 320, rng),
+        rng.standard_normal(51).astype(np.float32),
+        np.float32(0.3),
+    )
     activations = Quantized(isa_name, rng.standard_normal((3, 320)).astype(np.float32), "q8_0", "after")
     plain = activations.multiply(isa_name, "NVFP4", "one", w)
     for form in "one", "many":
-        assert np.array_equal(activations.multiply(isa_name, "NVFP4", form, w, bias, scale=float(scale)), plain * scale + bias)
+        assert np.array_equal(
+            activations.multiply(isa_name, "NVFP4", form, w, bias, scale=float(scale)), plain * scale + bias
+        )
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -74,7 +84,9 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
     a = Quantized(isa_name, x, kind, "before")
     block = 256 if kind == "q8k" else 32
     largest = np.abs(x.reshape(5, -1, block)).max(-1, keepdims=True)
-    half_step = largest / 127 * (0.5 if kind == "q8k" else 0.57)  # a half float's scale is off by up to 1 / 2048
+    half_step = (
+        largest / 127 * (0.5 if kind == "q8k" else 0.57)
+    )  # a half float's scale is off by up to 1 / 2048
     keep = slice(None) if kind == "q8k" else [0, 1, 3]  # half floats end at 6e-8
     assert (np.abs(a.dequantized() - x).reshape(5, -1, block) <= half_step * 1.001)[keep].all()
     q = a.q.reshape(5, -1, block).astype(int)
@@ -84,20 +96,30 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
         assert np.array_equal(sums[..., :16], q.reshape(5, -1, 16, 16).sum(-1))
         assert np.array_equal(sums[..., 16:], q.reshape(5, -1, 8, 32).sum(-1))
     else:
-        assert np.array_equal(a.sums.view(np.int16).reshape(5, -1, 2), np.stack([q.sum(-1), q[..., :16].sum(-1)], -1))
+        assert np.array_equal(
+            a.sums.view(np.int16).reshape(5, -1, 2), np.stack([q.sum(-1), q[..., :16].sum(-1)], -1)
+        )
 
 
-@pytest.mark.parametrize(("isa_name", "name"), [
-    (isa_name, name) for isa_name in ISAS for name in FORMATS if isa_name == ISAS[0] or name in SAMPLE])
+@pytest.mark.parametrize(
+    ("isa_name", "name"),
+    [(isa_name, name) for isa_name in ISAS for name in FORMATS if isa_name == ISAS[0] or name in SAMPLE],
+)
 def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) -> None:
     rng = np.random.default_rng(2)
     from guarded import guarded
+
     n_cols = columns(name)
     for side in "before", "after":
         w = guarded(random_rows(name, 7, n_cols, rng, scale=30), side)
         ids = guarded(np.array([6, 0, 3], np.int32), side)
         out = guarded(np.zeros((3, n_cols), np.float32), side)
-        call(isa_name, f"ops:embed:{name.lower()}", [np.array([3]), 2, w, w.shape[1], n_cols, ids, out], n_chunks=2)
+        call(
+            isa_name,
+            f"ops:embed:{name.lower()}",
+            [np.array([3]), 2, w, w.shape[1], n_cols, ids, out],
+            n_chunks=2,
+        )
         assert np.array_equal(out, to_float32(w, TYPES[name])[ids])
 
 
@@ -119,6 +141,10 @@ def test_bf16_products_are_the_same_with_and_without_an_instruction_for_them() -
     rng = np.random.default_rng(3)
     w = random_rows("BF16", 37, 100, rng)
     x = rng.standard_normal((5, 100)).astype(np.float32)
-    found = [Quantized(name, x, "bf16", "after").multiply(name, "BF16", "many", w) for name in ISAS if name != "generic"]
+    found = [
+        Quantized(name, x, "bf16", "after").multiply(name, "BF16", "many", w)
+        for name in ISAS
+        if name != "generic"
+    ]
     for other in found[1:]:
         assert np.array_equal(found[0], other)

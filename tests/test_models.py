@@ -1,4 +1,5 @@
 """The NumPy backend, layer by layer, against transformers' Qwen2 and Qwen3."""
+
 import importlib.util
 import json
 import subprocess
@@ -46,7 +47,9 @@ def test_states_and_logits_are_those_of_transformers(oracle: Path, tmp_path: Pat
 
 def test_states_and_logits_are_those_of_the_transformers_installed_here(tmp_path: Path) -> None:
     if not all(map(importlib.util.find_spec, ("transformers", "torch"))):
-        pytest.skip("transformers and torch are not installed (extra `oracle`); their stored answers are compared all the same")
+        pytest.skip(
+            "transformers and torch are not installed (extra `oracle`); their stored answers are compared all the same"
+        )
     subprocess.run([sys.executable, MAKE_ORACLES, "models", tmp_path, "500"], check=True, cwd=tmp_path)
     fresh = sorted(tmp_path.glob("*.npz"))
     assert [p.name for p in fresh] == [p.name for p in ORACLES]
@@ -60,7 +63,13 @@ def compare(oracle: Path, path: Path) -> None:
         c = json.loads(str(expected["config"]))
         found = run_whole(backend(path, c, int(expected["seed"])), names(c), expected["tokens"].tolist())
         for name in names(c):
-            np.testing.assert_allclose(found[name][expected["rows"]], expected[name], rtol=0, atol=1e-4, err_msg=f"{oracle.stem} {name}")
+            np.testing.assert_allclose(
+                found[name][expected["rows"]],
+                expected[name],
+                rtol=0,
+                atol=1e-4,
+                err_msg=f"{oracle.stem} {name}",
+            )
 
 
 @pytest.mark.parametrize("oracle", ["qwen3-gqa-tied", "qwen3-output", "qwen2-biases"])
@@ -73,7 +82,9 @@ def test_the_naive_twin_of_other_tests_agrees_with_transformers(oracle: str) -> 
 
 
 @pytest.fixture(scope="module", params=["qwen3", "qwen2"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[NumpyBackend, list[str]]:
+def tiny(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[NumpyBackend, list[str]]:
     c = tiny_models.config(request.param)
     return backend(tmp_path_factory.mktemp("tiny") / "m.gguf", c, 5), names(c)
 
@@ -83,16 +94,20 @@ def prompt(seed: int, n: int) -> list[int]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_a_prompt_in_chunks_gives_the_states_of_the_whole(tiny: tuple[NumpyBackend, list[str]], chunk: int) -> None:
+def test_a_prompt_in_chunks_gives_the_states_of_the_whole(
+    tiny: tuple[NumpyBackend, list[str]], chunk: int
+) -> None:
     b, fetch = tiny
     tokens, seq = prompt(1, 150), KVSequence()
     parts = []
     for start in range(0, len(tokens), chunk):
-        piece = tokens[start:start + chunk]
+        piece = tokens[start : start + chunk]
         parts.append(b.run(fetch, Batch([Piece(seq, piece, len(piece))])))
     whole = run_whole(b, fetch, tokens)
     for name in fetch:
-        np.testing.assert_allclose(np.concatenate([part[name] for part in parts]), whole[name], rtol=0, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(
+            np.concatenate([part[name] for part in parts]), whole[name], rtol=0, atol=2e-5, err_msg=name
+        )
 
 
 def test_several_sequences_in_a_batch_do_not_see_each_other(tiny: tuple[NumpyBackend, list[str]]) -> None:
@@ -113,7 +128,9 @@ def test_several_sequences_in_a_batch_do_not_see_each_other(tiny: tuple[NumpyBac
 def test_only_the_outputs_asked_for_come_back(tiny: tuple[NumpyBackend, list[str]]) -> None:
     b, _ = tiny
     tokens = prompt(6, 30), prompt(7, 20), prompt(8, 10)
-    found = b.run(["result_output"], Batch([Piece(KVSequence(), t, n) for t, n in zip(tokens, (1, 0, 4))]))["result_output"]
+    found = b.run(["result_output"], Batch([Piece(KVSequence(), t, n) for t, n in zip(tokens, (1, 0, 4))]))[
+        "result_output"
+    ]
     whole = [run_whole(b, ["result_output"], t)["result_output"] for t in tokens]
     np.testing.assert_allclose(found, np.concatenate([whole[0][-1:], whole[2][-4:]]), rtol=0, atol=2e-5)
 

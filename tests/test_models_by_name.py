@@ -1,4 +1,5 @@
 """Which model a name means: the names of files, what `list` finds on a machine, what `rm` removes, and -m and -hf of all commands."""
+
 import hashlib
 import json
 import os
@@ -25,20 +26,44 @@ OTHER = "0f" * 20
 # -- Names of files -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("file", "tag"), [  # files of repositories on the hub, and what their pages call them
-    ("Qwen_Qwen3-0.6B-Q4_K_M.gguf", "Q4_K_M"), ("qwen2.5-7b-instruct-q4_k_m-00001-of-00002.gguf", "Q4_K_M"),
-    ("Qwen3-0.6B-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"), ("Qwen3-0.6B-IQ4_XS.gguf", "IQ4_XS"), ("Qwen3-0.6B-UD-IQ2_XXS.gguf", "UD-IQ2_XXS"),
-    ("BF16/Qwen3-235B-A22B-BF16-00001-of-00010.gguf", "BF16"), ("Q4_K_M/model-00001-of-00002.gguf", "Q4_K_M"),
-    ("tinyllama-1.1b-chat-v1.0.Q8_0.gguf", "Q8_0"), ("gpt-oss-20b-mxfp4.gguf", "MXFP4"), ("Qwen3-8B-MXFP4_MOE.gguf", "MXFP4_MOE"),
-    ("qwen2-0_5b-instruct-fp16.gguf", "FP16"), ("Qwen_Qwen3-0.6B-Q6_K_L.gguf", "Q6_K_L"), ("Qwen2-0.5B-Q4_0_4_4.gguf", "Q4_0_4_4"),
-    ("model.gguf", None), ("Qwen3-0.6B.gguf", None), ("bitnet-TQ2_0.gguf", "TQ2_0")])
+@pytest.mark.parametrize(
+    ("file", "tag"),
+    [  # files of repositories on the hub, and what their pages call them
+        ("Qwen_Qwen3-0.6B-Q4_K_M.gguf", "Q4_K_M"),
+        ("qwen2.5-7b-instruct-q4_k_m-00001-of-00002.gguf", "Q4_K_M"),
+        ("Qwen3-0.6B-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"),
+        ("Qwen3-0.6B-IQ4_XS.gguf", "IQ4_XS"),
+        ("Qwen3-0.6B-UD-IQ2_XXS.gguf", "UD-IQ2_XXS"),
+        ("BF16/Qwen3-235B-A22B-BF16-00001-of-00010.gguf", "BF16"),
+        ("Q4_K_M/model-00001-of-00002.gguf", "Q4_K_M"),
+        ("tinyllama-1.1b-chat-v1.0.Q8_0.gguf", "Q8_0"),
+        ("gpt-oss-20b-mxfp4.gguf", "MXFP4"),
+        ("Qwen3-8B-MXFP4_MOE.gguf", "MXFP4_MOE"),
+        ("qwen2-0_5b-instruct-fp16.gguf", "FP16"),
+        ("Qwen_Qwen3-0.6B-Q6_K_L.gguf", "Q6_K_L"),
+        ("Qwen2-0.5B-Q4_0_4_4.gguf", "Q4_0_4_4"),
+        ("model.gguf", None),
+        ("Qwen3-0.6B.gguf", None),
+        ("bitnet-TQ2_0.gguf", "TQ2_0"),
+    ],
+)
 def test_the_tag_of_a_file(file: str, tag: str | None) -> None:
     assert tag_of(file) == tag
 
 
 def test_models_among_files() -> None:
-    files = ["a-Q8_0.gguf", "mmproj-a-F16.gguf", "a-imatrix.gguf", "README.md", "b/b-00001-of-00002.gguf", "b/b-00002-of-00002.gguf",
-             "c-00001-of-00002.gguf", "d-00002-of-00002.gguf", "imatrix.dat", "mtp-a-Q8_0.gguf"]
+    files = [
+        "a-Q8_0.gguf",
+        "mmproj-a-F16.gguf",
+        "a-imatrix.gguf",
+        "README.md",
+        "b/b-00001-of-00002.gguf",
+        "b/b-00002-of-00002.gguf",
+        "c-00001-of-00002.gguf",
+        "d-00002-of-00002.gguf",
+        "imatrix.dat",
+        "mtp-a-Q8_0.gguf",
+    ]
     assert models_among(files) == {"a-Q8_0.gguf": ["a-Q8_0.gguf"], "b/b-00001-of-00002.gguf": files[4:6]}
 
 
@@ -46,23 +71,61 @@ def test_names_are_unique() -> None:
     found = names_of("u/r", ["a-Q8_0.gguf", "b-Q8_0.gguf", "a-Q4_0.gguf", "c.gguf"])
     assert list(found.values()) == ["u/r/a-Q8_0.gguf", "u/r/b-Q8_0.gguf", "u/r:Q4_0", "u/r/c.gguf"]
     assert [HubName.parse(name) for name in found.values()] == [
-        ("u/r", None, "a-Q8_0.gguf"), ("u/r", None, "b-Q8_0.gguf"), ("u/r", "Q4_0", None), ("u/r", None, "c.gguf")]
+        ("u/r", None, "a-Q8_0.gguf"),
+        ("u/r", None, "b-Q8_0.gguf"),
+        ("u/r", "Q4_0", None),
+        ("u/r", None, "c.gguf"),
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "a", "a:b", "a/b:", "a/b:c/d", "/a/b", "a//b", "a/b/c", "a b/c", "../a", "a/..", "a/b:c:d", "é/b",
-                                  "a\\b/c", "~/a", "./a", "a/b\n", "-a/b", "http://a/b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "a:b",
+        "a/b:",
+        "a/b:c/d",
+        "/a/b",
+        "a//b",
+        "a/b/c",
+        "a b/c",
+        "../a",
+        "a/..",
+        "a/b:c:d",
+        "é/b",
+        "a\\b/c",
+        "~/a",
+        "./a",
+        "a/b\n",
+        "-a/b",
+        "http://a/b",
+    ],
+)
 def test_what_is_no_name(text: str) -> None:
     assert HubName.parse(text) is None
 
 
-@pytest.mark.parametrize(("name", "files", "strict", "like_llama"), [  # the second: llama.cpp's find_best_model in common/download.cpp
-    ("u/r", ["a-Q4_K_M.gguf", "a-Q8_0.gguf"], 0, 0), ("u/r", ["a-Q2_K.gguf", "a-Q8_0.gguf"], None, 1),
-    ("u/r", ["a-Q2_K.gguf", "a-Q6_K.gguf"], None, 0), ("u/r", ["a-Q2_K.gguf"], 0, 0), ("u/r:q8_0", ["a-Q4_K_M.gguf", "a-Q8_0.gguf"], 1, 1),
-    ("u/r:Q5_0", ["a-Q4_K_M.gguf", "a-Q8_0.gguf"], None, None), ("u/r:Q4_K_M", ["a-UD-Q4_K_M.gguf", "a-Q4_K_M.gguf"], 1, 1),
-    ("u/r:Q4_K_XL", ["a-UD-Q4_K_XL.gguf", "a-Q4_K_M.gguf"], 0, 0), ("u/r:v2", ["a-v1-Q8_0.gguf", "a-v2-Q8_0.gguf"], 1, 1),
-    ("u/r:Q8_0", ["a-Q8_0.gguf", "b-Q8_0.gguf"], None, 0), ("u/r/B-q8_0.gguf", ["a-Q8_0.gguf", "b-Q8_0.gguf"], 1, 1),
-    ("u/r", [], None, None)])
-def test_which_model_is_chosen(name: str, files: list[str], strict: int | None, like_llama: int | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "files", "strict", "like_llama"),
+    [  # the second: llama.cpp's find_best_model in common/download.cpp
+        ("u/r", ["a-Q4_K_M.gguf", "a-Q8_0.gguf"], 0, 0),
+        ("u/r", ["a-Q2_K.gguf", "a-Q8_0.gguf"], None, 1),
+        ("u/r", ["a-Q2_K.gguf", "a-Q6_K.gguf"], None, 0),
+        ("u/r", ["a-Q2_K.gguf"], 0, 0),
+        ("u/r:q8_0", ["a-Q4_K_M.gguf", "a-Q8_0.gguf"], 1, 1),
+        ("u/r:Q5_0", ["a-Q4_K_M.gguf", "a-Q8_0.gguf"], None, None),
+        ("u/r:Q4_K_M", ["a-UD-Q4_K_M.gguf", "a-Q4_K_M.gguf"], 1, 1),
+        ("u/r:Q4_K_XL", ["a-UD-Q4_K_XL.gguf", "a-Q4_K_M.gguf"], 0, 0),
+        ("u/r:v2", ["a-v1-Q8_0.gguf", "a-v2-Q8_0.gguf"], 1, 1),
+        ("u/r:Q8_0", ["a-Q8_0.gguf", "b-Q8_0.gguf"], None, 0),
+        ("u/r/B-q8_0.gguf", ["a-Q8_0.gguf", "b-Q8_0.gguf"], 1, 1),
+        ("u/r", [], None, None),
+    ],
+)
+def test_which_model_is_chosen(
+    name: str, files: list[str], strict: int | None, like_llama: int | None
+) -> None:
     wanted = HubName.parse(name)
     assert wanted is not None
     for first, expected in (False, strict), (True, like_llama):
@@ -76,11 +139,16 @@ def test_which_model_is_chosen(name: str, files: list[str], strict: int | None, 
 # -- What is on a machine -----------------------------------------------------------------------------------------------
 
 
-def in_cache(tmp_path: Path, repo: str, files: dict[str, bytes], commit: str = OTHER, main: bool = True) -> None:
+def in_cache(
+    tmp_path: Path, repo: str, files: dict[str, bytes], commit: str = OTHER, main: bool = True
+) -> None:
     """Put files into the cache as huggingface_hub does: blobs by hash, links to them in a snapshot."""
     folder = cache(tmp_path, repo)
     for name, content in files.items():
-        blob, link = folder / "blobs" / hashlib.sha256(content).hexdigest(), folder / "snapshots" / commit / name
+        blob, link = (
+            folder / "blobs" / hashlib.sha256(content).hexdigest(),
+            folder / "snapshots" / commit / name,
+        )
         for path in blob, link, folder / "refs" / "main":
             path.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
@@ -89,14 +157,21 @@ def in_cache(tmp_path: Path, repo: str, files: dict[str, bytes], commit: str = O
         (folder / "refs" / "main").write_text(commit)
 
 
-def in_ollama(tmp_path: Path, place: str, content: bytes, media_type: str = "application/vnd.ollama.image.model") -> Path:
+def in_ollama(
+    tmp_path: Path, place: str, content: bytes, media_type: str = "application/vnd.ollama.image.model"
+) -> Path:
     digest = hashlib.sha256(content).hexdigest()
-    blob, manifest = tmp_path / "ollama" / "blobs" / f"sha256-{digest}", tmp_path / "ollama" / "manifests" / place
+    blob, manifest = (
+        tmp_path / "ollama" / "blobs" / f"sha256-{digest}",
+        tmp_path / "ollama" / "manifests" / place,
+    )
     for path in blob, manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
     blob.write_bytes(content)
-    layers = [{"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:00", "size": 2},
-              {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}]
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:00", "size": 2},
+        {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)},
+    ]
     manifest.write_text(json.dumps({"schemaVersion": 2, "config": {}, "layers": layers}))
     return blob
 
@@ -120,7 +195,9 @@ def machine(hub: Hub, call: Call, tmp_path: Path) -> Path:
     in_ollama(tmp_path, "registry.ollama.ai/library/story/0.6b", MODEL + b"o")
     in_ollama(tmp_path, "registry.ollama.ai/library/story/latest", MODEL + b"l")
     in_ollama(tmp_path, "hf.co/maker/Story-GGUF/Q4_K_M", MODEL + b"h")
-    in_ollama(tmp_path, "registry.ollama.ai/library/picture/1b", b"x", "application/vnd.ollama.image.projector")
+    in_ollama(
+        tmp_path, "registry.ollama.ai/library/picture/1b", b"x", "application/vnd.ollama.image.projector"
+    )
     return tmp_path
 
 
@@ -130,22 +207,45 @@ def listed(call: Call) -> dict[str, dict[str, object]]:
     return {model["name"]: model for model in json.loads(out)["models"]}
 
 
-NAMES = ["models/damaged.gguf", "models/one.gguf", "models/other.gguf", "maker/Big:BF16", f"{REPO}:Q4_K_M", f"{REPO}:Q8_0",
-         "hf.co/maker/Story-GGUF:Q4_K_M", "story:0.6b", "story:latest", "demo"]
+NAMES = [
+    "models/damaged.gguf",
+    "models/one.gguf",
+    "models/other.gguf",
+    "maker/Big:BF16",
+    f"{REPO}:Q4_K_M",
+    f"{REPO}:Q8_0",
+    "hf.co/maker/Story-GGUF:Q4_K_M",
+    "story:0.6b",
+    "story:latest",
+    "demo",
+]
 
 
 def test_list_finds_what_is_there(machine: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     found = listed(call)
     assert list(found) == [str(Path(name)) if name.startswith("models") else name for name in NAMES]
     one = found[f"{REPO}:Q4_K_M"]
-    assert one == {"name": f"{REPO}:Q4_K_M", "architecture": "qwen3", "quant": "F32", "size_bytes": len(MODEL), "n_files": 1,
-                   "owner": "hub", "path": str(cache(machine) / "snapshots" / OTHER / FILE), "runs": True, "why_not": None}
+    assert one == {
+        "name": f"{REPO}:Q4_K_M",
+        "architecture": "qwen3",
+        "quant": "F32",
+        "size_bytes": len(MODEL),
+        "n_files": 1,
+        "owner": "hub",
+        "path": str(cache(machine) / "snapshots" / OTHER / FILE),
+        "runs": True,
+        "why_not": None,
+    }
     assert (found["maker/Big:BF16"]["n_files"], found["maker/Big:BF16"]["runs"]) == (2, True)
     assert found["demo"]["path"] == str(EMBEDDED)
     other, damaged = found[str(Path("models/other.gguf"))], found[str(Path("models/damaged.gguf"))]
     assert (other["architecture"], other["runs"]) == ("mamba", False)
     assert str(other["why_not"]).startswith("the architecture 'mamba' is not supported")
-    assert (damaged["architecture"], damaged["runs"], "truncated?" in str(damaged["why_not"])) == (None, False, True)
+    assert (damaged["architecture"], damaged["runs"], "truncated?" in str(damaged["why_not"])) == (
+        None,
+        False,
+        True,
+    )
     shutil.copy("models/one.gguf", machine / "elsewhere.gguf")
     monkeypatch.setenv("QWENCLI_MODEL", str(machine / "elsewhere.gguf"))
     assert next(iter(listed(call))) == str(machine / "elsewhere.gguf")
@@ -156,7 +256,9 @@ def test_list_as_a_table(machine: Path, call: Call) -> None:
     head, *rows = out.splitlines()
     assert (code, err, head.split()) == (0, "", ["name", "arch", "quant", "size", "path"])
     assert [row.split()[0] for row in rows] == list(listed(call))
-    assert re.fullmatch(rf"{REPO}:Q4_K_M +qwen3 +F32 +174\.1 kB  {re.escape(str(cache(machine)))}.*{FILE}", rows[4])
+    assert re.fullmatch(
+        rf"{REPO}:Q4_K_M +qwen3 +F32 +174\.1 kB  {re.escape(str(cache(machine)))}.*{FILE}", rows[4]
+    )
     assert re.search(r"mamba .* can't run: the architecture 'mamba' is not supported", rows[2])
 
 
@@ -164,7 +266,9 @@ def test_list_as_a_table(machine: Path, call: Call) -> None:
 def test_the_table_fits_a_terminal(machine: Path) -> None:
     pexpect = pytest.importorskip("pexpect")
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    child = pexpect.spawn(QWENCLI, ["list"], timeout=60, encoding="utf-8", dimensions=(24, 90), env=environment)
+    child = pexpect.spawn(
+        QWENCLI, ["list"], timeout=60, encoding="utf-8", dimensions=(24, 90), env=environment
+    )
     rows = child.read().splitlines()
     child.wait()
     child.close()
@@ -221,30 +325,55 @@ def test_the_variable_takes_names_too(machine: Path, call: Call, monkeypatch: py
     assert (done.code, done.err.splitlines()[0]) == (0, f"model: {path} ($QWENCLI_MODEL {REPO}:Q8_0)")
 
 
-def test_the_variable_is_fetched_with_leave_too(hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_is_fetched_with_leave_too(
+    hub: Hub, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QWENCLI_MODEL", REPO)
-    assert call("tokenize", "the").err == f"qwencli: error: {REPO}: not on this machine; fetch it with `qwencli pull {REPO}`, or add -y\n"
+    assert (
+        call("tokenize", "the").err
+        == f"qwencli: error: {REPO}: not on this machine; fetch it with `qwencli pull {REPO}`, or add -y\n"
+    )
     code, out, err = call("tokenize", "the", "--ids", "-y")
     assert (code, out, err.splitlines()[0]) == (0, "[83, 257]\n", f"fetching {FILE}, 174.1 kB")
 
 
 def test_names_that_mean_nothing_suggest_others(machine: Path, call: Call, hub: Hub) -> None:
-    for name, near in {"storry": "story:latest", "Story-Q8_0": f"{REPO}:Q8_0", "models/on.gguf": str(Path("models/one.gguf"))}.items():
+    for name, near in {
+        "storry": "story:latest",
+        "Story-Q8_0": f"{REPO}:Q8_0",
+        "models/on.gguf": str(Path("models/one.gguf")),
+    }.items():
         code, out, err = call("info", name)
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert err.startswith(f"qwencli: error: {name}: no such file and no model of that name; near names: ")
         assert near in err
     err, name = call("info", "marker/Story-GGUF:Q8_0").err, "marker/Story-GGUF:Q8_0"
-    assert err.startswith(f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y; near names")
+    assert err.startswith(
+        f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y; near names"
+    )
     assert f"; near names that are here: {REPO}:Q8_0" in err
-    assert call("info", "zzz") == (1, "", "qwencli: error: zzz: no such file and no model of that name; see `qwencli list`\n")
+    assert call("info", "zzz") == (
+        1,
+        "",
+        "qwencli: error: zzz: no such file and no model of that name; see `qwencli list`\n",
+    )
     assert hub.requests == []
 
 
 def test_what_is_not_here_is_fetched_only_with_leave(hub: Hub, call: Call) -> None:
     name = f"{REPO}:Q8_0"
-    expected = f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y\n"
-    for command in ["run", "-p", "x"], ["tokenize", "x"], ["bench"], ["perplexity", "-f", "-"], ["warmup"], ["doctor"], ["detokenize", "1"]:
+    expected = (
+        f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y\n"
+    )
+    for command in (
+        ["run", "-p", "x"],
+        ["tokenize", "x"],
+        ["bench"],
+        ["perplexity", "-f", "-"],
+        ["warmup"],
+        ["doctor"],
+        ["detokenize", "1"],
+    ):
         assert call(*command, "-m", name) == (1, "", expected)
     assert call("info", name) == (1, "", expected)
     assert hub.requests == []
@@ -261,16 +390,25 @@ def test_hf_fetches_as_llama_does(hub: Hub, call: Call, tmp_path: Path) -> None:
     for option in "-hf", "--hf-repo":
         assert chosen(call, option, "maker/Big-GGUF") == str(folder / "Big-Q8_0.gguf")
     assert len([path for method, path, *_ in hub.requests if method == "GET"]) == 2
-    assert chosen(call, "-hf", "maker/Big-GGUF", "-hff", "Big-UD-Q4_K_XL.gguf") == str(folder / "Big-UD-Q4_K_XL.gguf")
+    assert chosen(call, "-hf", "maker/Big-GGUF", "-hff", "Big-UD-Q4_K_XL.gguf") == str(
+        folder / "Big-UD-Q4_K_XL.gguf"
+    )
     assert chosen(call, "-hf", REPO) == str(cache(tmp_path) / "snapshots" / hub_commit() / FILE)
     hub.status = 500
     assert chosen(call, "-hf", f"{REPO}:Q4_K_M") == str(cache(tmp_path) / "snapshots" / hub_commit() / FILE)
-    assert one_line(call("info", "-hf", f"{REPO}:Q8_0").err) == f"{REPO}: {hub.url} answered with 500: try again later"
-    assert call("info", "-hf", "qwen3").err == "qwencli: error: qwen3: no repository of the hub, expected user/repo or user/repo:QUANT\n"
+    assert (
+        one_line(call("info", "-hf", f"{REPO}:Q8_0").err)
+        == f"{REPO}: {hub.url} answered with 500: try again later"
+    )
+    assert (
+        call("info", "-hf", "qwen3").err
+        == "qwencli: error: qwen3: no repository of the hub, expected user/repo or user/repo:QUANT\n"
+    )
 
 
 def hub_commit() -> str:
     from hub_server import COMMIT
+
     return COMMIT
 
 
@@ -290,11 +428,19 @@ def test_options_that_contradict(call: Call, args: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 0), ("n\n", 1), ("\x03", 130), ("\x04", 130)])
+@pytest.mark.parametrize(
+    ("answer", "code"), [("y\n", 0), ("\n", 0), ("n\n", 1), ("\x03", 130), ("\x04", 130)]
+)
 def test_at_a_terminal_one_is_asked(hub: Hub, tmp_path: Path, answer: str, code: int) -> None:
     pexpect = pytest.importorskip("pexpect")
-    child = pexpect.spawn(QWENCLI, ["tokenize", "-m", REPO, "the"], timeout=60, preexec_fn=allow_ctrl_c, encoding="utf-8",
-                          dimensions=(24, 200))
+    child = pexpect.spawn(
+        QWENCLI,
+        ["tokenize", "-m", REPO, "the"],
+        timeout=60,
+        preexec_fn=allow_ctrl_c,
+        encoding="utf-8",
+        dimensions=(24, 200),
+    )
     child.expect_exact(f"{REPO}:Q4_K_M is not on this machine. Fetch 174.1 kB? [Y/n]: ")
     child.send(answer)
     child.expect(pexpect.EOF)
@@ -305,11 +451,15 @@ def test_at_a_terminal_one_is_asked(hub: Hub, tmp_path: Path, answer: str, code:
     assert bool(list(cache(tmp_path).glob("snapshots/*/*"))) == (code == 0)
 
 
-@pytest.mark.parametrize("args", [["info", "FILE"], ["info", f"{REPO}:Q4_K_M"], ["list"], ["tokenize", "-hf", REPO, "x"], ["info"]])
+@pytest.mark.parametrize(
+    "args", [["info", "FILE"], ["info", f"{REPO}:Q4_K_M"], ["list"], ["tokenize", "-hf", REPO, "x"], ["info"]]
+)
 def test_what_is_here_needs_no_hub_library(machine: Path, args: list[str]) -> None:
     path = str(cache(machine) / "snapshots" / OTHER / FILE)
-    code = ("import sys; from qwencli.cli import main; code = main(sys.argv[1:])\n"
-            "print(sorted({'huggingface_hub', 'httpx2', 'httpx', 'requests'} & sys.modules.keys()), code, file=sys.stderr)")
+    code = (
+        "import sys; from qwencli.cli import main; code = main(sys.argv[1:])\n"
+        "print(sorted({'huggingface_hub', 'httpx2', 'httpx', 'requests'} & sys.modules.keys()), code, file=sys.stderr)"
+    )
     command = [sys.executable, "-c", code, *(path if arg == "FILE" else arg for arg in args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=machine)
     assert done.stderr.splitlines()[-1] == "[] 0"
@@ -319,22 +469,35 @@ def test_what_is_here_needs_no_hub_library(machine: Path, args: list[str]) -> No
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() or path.is_symlink()
+    }
 
 
 def test_rm_removes_one_quant_and_keeps_the_others(machine: Path, call: Call) -> None:
     before = files(machine)
     assert call("rm", "-y", f"{REPO}:Q4_K_M") == (0, "", f"removed {REPO}:Q4_K_M, 174.1 kB freed\n")
     folder = cache(machine).relative_to(machine)
-    assert before - files(machine) == {f"{folder}/snapshots/{OTHER}/{FILE}", f"{folder}/blobs/{hashlib.sha256(MODEL).hexdigest()}"}
+    assert before - files(machine) == {
+        f"{folder}/snapshots/{OTHER}/{FILE}",
+        f"{folder}/blobs/{hashlib.sha256(MODEL).hexdigest()}",
+    }
     assert list(listed(call)) == [name for name in map(str, map(Path, NAMES)) if name != f"{REPO}:Q4_K_M"]
 
 
 def test_rm_takes_all_revisions_and_keeps_blobs_that_are_in_use(hub: Hub, call: Call, tmp_path: Path) -> None:
     in_cache(tmp_path, REPO, {FILE: MODEL, "Copy-Q8_0.gguf": MODEL}, "aa" * 20)
     in_cache(tmp_path, REPO, {FILE: MODEL + b"newer"}, "bb" * 20, main=False)
-    assert call("rm", "-y", f"{REPO}:Q4_K_M").err == f"removed {REPO}:Q4_K_M, 174.1 kB freed\n"  # the newer one's
-    assert {Path(name).name for name in files(cache(tmp_path))} == {"main", "Copy-Q8_0.gguf", hashlib.sha256(MODEL).hexdigest()}
+    assert (
+        call("rm", "-y", f"{REPO}:Q4_K_M").err == f"removed {REPO}:Q4_K_M, 174.1 kB freed\n"
+    )  # the newer one's
+    assert {Path(name).name for name in files(cache(tmp_path))} == {
+        "main",
+        "Copy-Q8_0.gguf",
+        hashlib.sha256(MODEL).hexdigest(),
+    }
     assert Path(str(listed(call)[f"{REPO}:Q8_0"]["path"])).read_bytes() == MODEL
 
 
@@ -355,17 +518,33 @@ def test_rm_of_files_in_models(machine: Path, call: Call) -> None:
         part.write(Path("models", f"s-{i + 1:05}-of-00002.gguf"))
     assert call("rm", "-y", "models/link.gguf", "./models/s-00001-of-00002.gguf").code == 0
     assert files(machine) == before | {"target.gguf"}
-    assert call("rm", "-y", "models/damaged.gguf").err == f"removed {Path('models/damaged.gguf')}, 173.1 kB freed\n"
+    assert (
+        call("rm", "-y", "models/damaged.gguf").err
+        == f"removed {Path('models/damaged.gguf')}, 173.1 kB freed\n"
+    )
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("story:0.6b", "story:0.6b: Ollama's, remove it with `ollama rm story:0.6b`"), ("demo", "demo: comes with qwencli and goes with it"),
-    (REPO, f"{REPO}: no model of that name, see `qwencli list`; near names: {REPO}:Q4_K_M, {REPO}:Q8_0"),
-    ("models/on.gguf", "models/on.gguf: no model of that name, see `qwencli list`; near names: models/one.gguf"),
-    ("models/notes.txt", "models/notes.txt: no model of that name, see `qwencli list`"),
-    ("models/../models/one.gguf", "models/../models/one.gguf: no model of that name, see `qwencli list`; near names: models/one.gguf"),
-    ("OUTSIDE", "OUTSIDE: lies neither in the hub's cache nor in ./models, remove the file itself")])
-def test_what_rm_leaves_alone(machine: Path, call: Call, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("story:0.6b", "story:0.6b: Ollama's, remove it with `ollama rm story:0.6b`"),
+        ("demo", "demo: comes with qwencli and goes with it"),
+        (REPO, f"{REPO}: no model of that name, see `qwencli list`; near names: {REPO}:Q4_K_M, {REPO}:Q8_0"),
+        (
+            "models/on.gguf",
+            "models/on.gguf: no model of that name, see `qwencli list`; near names: models/one.gguf",
+        ),
+        ("models/notes.txt", "models/notes.txt: no model of that name, see `qwencli list`"),
+        (
+            "models/../models/one.gguf",
+            "models/../models/one.gguf: no model of that name, see `qwencli list`; near names: models/one.gguf",
+        ),
+        ("OUTSIDE", "OUTSIDE: lies neither in the hub's cache nor in ./models, remove the file itself"),
+    ],
+)
+def test_what_rm_leaves_alone(
+    machine: Path, call: Call, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
+) -> None:
     outside = machine / "outside.gguf"
     outside.write_bytes(MODEL)
     monkeypatch.setenv("QWENCLI_MODEL", str(outside))
@@ -378,7 +557,11 @@ def test_what_rm_leaves_alone(machine: Path, call: Call, monkeypatch: pytest.Mon
 
 def test_rm_asks(machine: Path, call: Call) -> None:
     before = files(machine)
-    assert call("rm", "maker/Big:BF16") == (1, "", "qwencli: error: nobody can be asked here, add -y to remove without asking\n")
+    assert call("rm", "maker/Big:BF16") == (
+        1,
+        "",
+        "qwencli: error: nobody can be asked here, add -y to remove without asking\n",
+    )
     assert files(machine) == before
     assert call("rm").code == 2
 
@@ -387,8 +570,14 @@ def test_rm_asks(machine: Path, call: Call) -> None:
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("\x03", 130)])
 def test_rm_asks_at_a_terminal(machine: Path, answer: str, code: int) -> None:
     pexpect = pytest.importorskip("pexpect")
-    child = pexpect.spawn(QWENCLI, ["rm", "maker/Big:BF16"], timeout=60, preexec_fn=allow_ctrl_c, encoding="utf-8",
-                          dimensions=(24, 200))
+    child = pexpect.spawn(
+        QWENCLI,
+        ["rm", "maker/Big:BF16"],
+        timeout=60,
+        preexec_fn=allow_ctrl_c,
+        encoding="utf-8",
+        dimensions=(24, 200),
+    )
     n_bytes = sum(len(part.build()) for part in parts(reciter(), 2))
     child.expect_exact(f"Remove maker/Big:BF16 ({n_bytes / 1000:.1f} kB)? [y/N]: ")
     child.send(answer)

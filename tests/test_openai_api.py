@@ -1,4 +1,5 @@
 """OpenAI's API by the real client over real HTTP: chats, texts, embeddings, and what is told of their tokens."""
+
 import base64
 import threading
 import time
@@ -53,8 +54,26 @@ def chat(server: Serving, messages: Any = QUESTION, **fields: Any) -> Any:
     return client(server).chat.completions.create(model="any", messages=messages, extra_body=fields, **known)
 
 
-KNOWN = {"temperature", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options", "logprobs", "top_logprobs",
-         "logit_bias", "tools", "tool_choice", "parallel_tool_calls", "response_format", "top_p", "prompt", "presence_penalty"}
+KNOWN = {
+    "temperature",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "seed",
+    "n",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "top_p",
+    "prompt",
+    "presence_penalty",
+}
 
 
 def text(server: Serving, prompt: Any = STORY, **fields: Any) -> Any:
@@ -63,10 +82,13 @@ def text(server: Serving, prompt: Any = STORY, **fields: Any) -> Any:
 
 
 def joined(stream: Any, field: str = "content", index: int = 0) -> str:
-    return "".join(getattr(c.delta, field, None) or "" for chunk in stream for c in chunk.choices if c.index == index)
+    return "".join(
+        getattr(c.delta, field, None) or "" for chunk in stream for c in chunk.choices if c.index == index
+    )
 
 
 # Models
+
 
 def test_models(demo: Serving) -> None:
     models = client(demo).models.list().data
@@ -81,12 +103,22 @@ def test_models(demo: Serving) -> None:
 
 # Chats
 
+
 def test_a_chat(demo: Serving) -> None:
     before = int(time.time())
     answer = chat(demo, temperature=0)
     [choice] = answer.choices
-    assert (choice.message.content, choice.message.reasoning_content, choice.message.tool_calls) == (SAID, THOUGHT, None)
-    assert (choice.index, choice.finish_reason, choice.message.role, choice.logprobs) == (0, "stop", "assistant", None)
+    assert (choice.message.content, choice.message.reasoning_content, choice.message.tool_calls) == (
+        SAID,
+        THOUGHT,
+        None,
+    )
+    assert (choice.index, choice.finish_reason, choice.message.role, choice.logprobs) == (
+        0,
+        "stop",
+        "assistant",
+        None,
+    )
     assert (answer.object, answer.model) == ("chat.completion", EMBEDDED.name)
     assert before <= answer.created <= time.time()
     assert answer.id.startswith("chatcmpl-")
@@ -100,7 +132,8 @@ def test_a_stream_brings_the_same(demo: Serving) -> None:
     assert joined(chunks, "reasoning_content") == THOUGHT
     assert [c.choices[0].finish_reason for c in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert {(c.id, c.object, c.model, c.created) for c in chunks} == {
-        (chunks[0].id, "chat.completion.chunk", EMBEDDED.name, chunks[0].created)}
+        (chunks[0].id, "chat.completion.chunk", EMBEDDED.name, chunks[0].created)
+    }
     assert all(chunk.usage is None for chunk in chunks)
     assert len(chunks) > 10, "it comes in pieces"
 
@@ -123,7 +156,9 @@ def test_usage_and_timings(demo: Serving) -> None:
     assert n == len(demo.service.llm.tokenizer.encode(f"<think>\n{THOUGHT}\n</think>\n\n{SAID}"))
     assert answer.usage.prompt_tokens == len(prompt)
     assert answer.usage.total_tokens == len(prompt) + n
-    assert answer.usage.prompt_tokens_details.cached_tokens == len(prompt) - 1, "all but the token whose logits are wanted"
+    assert answer.usage.prompt_tokens_details.cached_tokens == len(prompt) - 1, (
+        "all but the token whose logits are wanted"
+    )
     timings = answer.timings
     assert (timings["cache_n"], timings["prompt_n"], timings["predicted_n"]) == (len(prompt) - 1, 1, n)
     assert timings["predicted_per_second"] == pytest.approx(1e3 * (n - 1) / timings["predicted_ms"])
@@ -132,7 +167,9 @@ def test_usage_and_timings(demo: Serving) -> None:
     assert (chunks[-1].choices, chunks[-1].usage) == ([], answer.usage)
     assert "timings" in chunks[-1].model_extra
     timed = list(chat(demo, temperature=0, stream=True, timings_per_token=True, max_tokens=8))
-    assert [c.timings["predicted_n"] for c in timed[1:-1]] == sorted(c.timings["predicted_n"] for c in timed[1:-1])
+    assert [c.timings["predicted_n"] for c in timed[1:-1]] == sorted(
+        c.timings["predicted_n"] for c in timed[1:-1]
+    )
 
 
 def test_without_thinking(demo: Serving) -> None:
@@ -147,21 +184,35 @@ def test_without_thinking(demo: Serving) -> None:
 
 def test_messages_of_several_parts_and_roles(demo: Serving) -> None:
     parts = [{"type": "text", "text": part} for part in ("One.", "Two.")]
-    first = chat(demo, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One.\nTwo."}], max_tokens=1)
-    apart = chat(demo, [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}], max_tokens=1)
-    assert apart.usage.prompt_tokens == first.usage.prompt_tokens == apart.usage.prompt_tokens_details.cached_tokens + 1
+    first = chat(
+        demo,
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One.\nTwo."}],
+        max_tokens=1,
+    )
+    apart = chat(
+        demo,
+        [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}],
+        max_tokens=1,
+    )
+    assert (
+        apart.usage.prompt_tokens
+        == first.usage.prompt_tokens
+        == apart.usage.prompt_tokens_details.cached_tokens + 1
+    )
 
 
 @pytest.mark.parametrize("stop", ["xy", ["zz", "xy", "wxyz"]])
 def test_stop_strings(story_server: Serving, stop: Any) -> None:
-    before = TEXT[:TEXT.index("xy")]
+    before = TEXT[: TEXT.index("xy")]
     choice = chat(story_server, temperature=0, stop=stop).choices[0]
     assert (choice.message.content, choice.finish_reason) == (before, "stop")
     chunks = list(chat(story_server, temperature=0, stop=stop, stream=True))
     assert (joined(chunks), chunks[-1].choices[0].finish_reason) == (before, "stop")
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens": 5}, {"max_completion_tokens": 5, "max_tokens": 9}, {"n_predict": 5}])
+@pytest.mark.parametrize(
+    "fields", [{"max_tokens": 5}, {"max_completion_tokens": 5, "max_tokens": 9}, {"n_predict": 5}]
+)
 def test_limits(story_server: Serving, fields: Any) -> None:
     answer = chat(story_server, temperature=0, **fields)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (TEXT[:5], "length")
@@ -208,9 +259,13 @@ def test_answers_are_the_same_with_others_beside_them(demo: Serving) -> None:
 def test_a_biased_token(story_server: Serving) -> None:
     a, q = TOKENS.index("a"), TOKENS.index("q")
     for bias in {str(q): 100}, [[q, 100]], [["q", 100]], {"q": 100}:
-        assert chat(story_server, temperature=0, max_tokens=1, logit_bias=bias).choices[0].message.content == "q"
+        assert (
+            chat(story_server, temperature=0, max_tokens=1, logit_bias=bias).choices[0].message.content == "q"
+        )
     for bias in [[a, False]], {"a": -1e4}:
-        assert chat(story_server, temperature=0, max_tokens=1, logit_bias=bias).choices[0].message.content != "a"
+        assert (
+            chat(story_server, temperature=0, max_tokens=1, logit_bias=bias).choices[0].message.content != "a"
+        )
 
 
 def test_samplers_by_name_and_by_letter(demo: Serving) -> None:
@@ -218,15 +273,23 @@ def test_samplers_by_name_and_by_letter(demo: Serving) -> None:
     greedy = text(demo, temperature=0, max_tokens=8).choices[0].text
     for samplers in ["top_k", "temperature"], "kt":
         assert text(demo, temperature=5, top_k=1, samplers=samplers, max_tokens=8).choices[0].text == greedy
-    assert text(demo, temperature=5, top_k=1, samplers=["temperature"], max_tokens=8, seed=1).choices[0].text != greedy
+    assert (
+        text(demo, temperature=5, top_k=1, samplers=["temperature"], max_tokens=8, seed=1).choices[0].text
+        != greedy
+    )
 
 
 # Texts
 
+
 def test_prompts_of_all_kinds(story_server: Serving) -> None:
     ids = {c: TOKENS.index(c) for c in "abc"}
-    for prompt, expected in (("ab", ["cd"]), ([ids["a"], ids["b"]], ["cd"]), (["a", "ab"], ["bc", "cd"]),
-                             ([[ids["a"]], [ids["b"]]], ["bc", "cd"])):
+    for prompt, expected in (
+        ("ab", ["cd"]),
+        ([ids["a"], ids["b"]], ["cd"]),
+        (["a", "ab"], ["bc", "cd"]),
+        ([[ids["a"]], [ids["b"]]], ["bc", "cd"]),
+    ):
         answer = text(story_server, prompt, temperature=0, max_tokens=2)
         assert [c.text for c in answer.choices] == expected
         assert answer.object == "text_completion"
@@ -241,6 +304,7 @@ def test_prompts_of_all_kinds(story_server: Serving) -> None:
 
 # Logprobs
 
+
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, gguf_builder.Gguf]]:
     file = gguf_builder.tiny(seed=5)
@@ -250,8 +314,15 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ser
 
 def log_softmax(file: gguf_builder.Gguf, tokens: list[int]) -> np.ndarray[Any, Any]:
     """By the formulas, float64 [n_tokens, n_vocab]."""
-    config = {"num_hidden_layers": N_LAYER, "num_attention_heads": N_HEAD, "num_key_value_heads": N_HEAD_KV, "head_dim": HEAD_DIM,
-              "hidden_size": N_EMBD, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+    config = {
+        "num_hidden_layers": N_LAYER,
+        "num_attention_heads": N_HEAD,
+        "num_key_value_heads": N_HEAD_KV,
+        "head_dim": HEAD_DIM,
+        "hidden_size": N_EMBD,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    }
     weights = {str(t.name): np.frombuffer(t.data, np.float32).reshape(t.dims[::-1]) for t in file.tensors}
     logits = naive.forward(config, weights, tokens)["result_output"]
     shifted = logits - logits.max(-1, keepdims=True)
@@ -260,21 +331,38 @@ def log_softmax(file: gguf_builder.Gguf, tokens: list[int]) -> np.ndarray[Any, A
 
 def letters_only() -> dict[str, float]:
     """A bias by which token texts are those of TOKENS."""
-    return {str(i): 100.0 for i, token in enumerate(TOKENS) if len(token) == 1 and token.isascii() and token.isalpha()}
+    return {
+        str(i): 100.0
+        for i, token in enumerate(TOKENS)
+        if len(token) == 1 and token.isascii() and token.isalpha()
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_of_a_chat(random_model: tuple[Serving, gguf_builder.Gguf], stream: bool) -> None:
     server, file = random_model
     llm = server.service.llm
-    prompt = llm.tokenizer.encode("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
-    answer = chat(server, [{"role": "user", "content": "hi"}], seed=3, temperature=2, max_tokens=6, logprobs=True, top_logprobs=3,
-                  logit_bias=letters_only(), stream=stream)
+    prompt = llm.tokenizer.encode(
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", parse_special=True
+    )
+    answer = chat(
+        server,
+        [{"role": "user", "content": "hi"}],
+        seed=3,
+        temperature=2,
+        max_tokens=6,
+        logprobs=True,
+        top_logprobs=3,
+        logit_bias=letters_only(),
+        stream=stream,
+    )
     choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
     reports = [report for choice in choices if choice.logprobs for report in choice.logprobs.content]
     tokens = [TOKENS.index(report.token) for report in reports]
-    assert "".join(r.token for r in reports) == "".join((c.delta if stream else c.message).content or "" for c in choices)
-    expected = log_softmax(file, prompt + tokens)[len(prompt) - 1:-1]
+    assert "".join(r.token for r in reports) == "".join(
+        (c.delta if stream else c.message).content or "" for c in choices
+    )
+    expected = log_softmax(file, prompt + tokens)[len(prompt) - 1 : -1]
     for report, row in zip(reports, expected, strict=True):
         assert report.logprob == pytest.approx(row[TOKENS.index(report.token)], abs=2e-5)
         assert bytes(report.bytes).decode() == report.token
@@ -286,20 +374,30 @@ def test_logprobs_of_a_chat(random_model: tuple[Serving, gguf_builder.Gguf], str
 def test_logprobs_of_a_text(random_model: tuple[Serving, gguf_builder.Gguf]) -> None:
     server, file = random_model
     prompt = [TOKENS.index(c) for c in "abc"]
-    fields: dict[str, Any] = {"seed": 3, "temperature": 2, "max_tokens": 6, "logit_bias": letters_only(), "logprobs": 2}
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "temperature": 2,
+        "max_tokens": 6,
+        "logit_bias": letters_only(),
+        "logprobs": 2,
+    }
     choice = text(server, prompt, **fields).choices[0]
     lists = choice.logprobs
     tokens = [TOKENS.index(token) for token in lists.tokens]
-    expected = log_softmax(file, prompt + tokens)[len(prompt) - 1:-1]
+    expected = log_softmax(file, prompt + tokens)[len(prompt) - 1 : -1]
     assert lists.token_logprobs == pytest.approx(expected[np.arange(6), tokens], abs=2e-5)
     assert [max(top.values()) for top in lists.top_logprobs] == pytest.approx(expected.max(-1), abs=2e-5)
     assert [len(top) for top in lists.top_logprobs] == [2] * 6
     assert "".join(lists.tokens) == choice.text
     assert lists.text_offset == list(range(6))
-    chunks = [c.choices[0].logprobs for c in text(server, prompt, stream=True, **fields) if c.choices[0].logprobs]
+    chunks = [
+        c.choices[0].logprobs for c in text(server, prompt, stream=True, **fields) if c.choices[0].logprobs
+    ]
     for name in "tokens", "text_offset":
         assert [item for part in chunks for item in getattr(part, name)] == getattr(lists, name)
-    assert [item for part in chunks for item in part.token_logprobs] == pytest.approx(lists.token_logprobs, abs=2e-5)
+    assert [item for part in chunks for item in part.token_logprobs] == pytest.approx(
+        lists.token_logprobs, abs=2e-5
+    )
     assert [set(item) for part in chunks for item in part.top_logprobs] == list(map(set, lists.top_logprobs))
     assert text(server, prompt, **fields | {"logprobs": 0}).choices[0].logprobs.top_logprobs == [{}] * 6
 
@@ -313,6 +411,7 @@ def test_tokens_that_are_parts_of_characters(story_server: Serving) -> None:
 
 
 # Embeddings
+
 
 def embedding_of(llm: LLM, tokens: list[int]) -> Any:
     """By a fresh run: the last token's row behind the final norm, brought to length 1."""
@@ -343,7 +442,6 @@ def test_embeddings(demo: Serving) -> None:
     short = create(model="any", input=texts[0], dimensions=16).data[0].embedding
     np.testing.assert_allclose(short, expected[0][:16] / np.linalg.norm(expected[0][:16]), atol=1e-6)
 
-
     whole = [1] * llm.engine.n_ctx
     assert create(model="any", input=whole).usage.prompt_tokens == len(whole)
     with pytest.raises(openai.BadRequestError):
@@ -351,6 +449,7 @@ def test_embeddings(demo: Serving) -> None:
 
 
 # What goes wrong on the way
+
 
 def test_a_model_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = gguf_builder.tiny()
@@ -367,6 +466,7 @@ def test_a_model_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 # A client that leaves
+
 
 def free(server: Serving) -> bool:
     return all(slot.generation is None for slot in server.service.slots()) and server.service.n_waiting == 0
@@ -388,7 +488,9 @@ def generations(patient: Serving, monkeypatch: pytest.MonkeyPatch) -> list[Gener
     """All that it generates."""
     found: list[Generation] = []
     generate = patient.service.generate
-    monkeypatch.setattr(patient.service, "generate", lambda request: (found.append(generate(request)), found[-1])[1])
+    monkeypatch.setattr(
+        patient.service, "generate", lambda request: (found.append(generate(request)), found[-1])[1]
+    )
     return found
 
 
@@ -414,6 +516,7 @@ def test_a_client_that_does_not_wait(patient: Serving, generations: list[Generat
 
 def test_requests_that_wait_get_their_answers(demo: Serving) -> None:
     """More than there are slots, some of them left."""
+
     def ask(i: int) -> str:
         stream = text(demo, f"{STORY} {i % 3}", temperature=0, max_tokens=20, stream=True)
         if i % 4 == 3:
@@ -443,7 +546,9 @@ def test_a_full_queue() -> None:
         assert len(text(server, n=2, max_tokens=3).choices) == 2
 
 
-def test_the_event_loop_goes_on_while_a_long_prompt_is_read(demo: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_event_loop_goes_on_while_a_long_prompt_is_read(
+    demo: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text of a whole request body is cut into tokens beside it."""
     n_beats, n_meanwhile = 0, 0
     encode, done = Tokenizer.encode, threading.Event()

@@ -1,4 +1,5 @@
 """OpenAI's API: tools, answers of a given form, and what conversations become on the way to the model."""
+
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +20,32 @@ from qwencli.server.errors import ApiError
 from qwencli.server.openai import call_schema
 from qwencli.tokenizer import Tokenizer
 
-CITY = {"type": "object", "properties": {"city": {"$ref": "#/$defs/City"}, "days": {"type": "integer"}}, "required": ["city"],
-        "additionalProperties": False, "$defs": {"City": {"enum": ["Köln", "Ulm"]}}}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"$ref": "#/$defs/City"}, "days": {"type": "integer"}},
+    "required": ["city"],
+    "additionalProperties": False,
+    "$defs": {"City": {"enum": ["Köln", "Ulm"]}},
+}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells it", "parameters": CITY}}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 CALLS = [("weather", {"city": "Köln"}), ("weather", {"city": "Ulm", "days": 3})]
-SPOKEN = ["<think>", "\nTwo", " cities", "\n</think>", "\n\nI", " look.\n",
-          "<tool_call>\n", '{"name": "weather", "arg', 'uments": {"city": "Köln"}}', "\n</tool_call>",
-          "\n<tool_call>", '\n{"name": "weather", "arguments": ', '{"city": "Ulm", "days": 3}}\n', "</tool_call>\n"]
+SPOKEN = [
+    "<think>",
+    "\nTwo",
+    " cities",
+    "\n</think>",
+    "\n\nI",
+    " look.\n",
+    "<tool_call>\n",
+    '{"name": "weather", "arg',
+    'uments": {"city": "Köln"}}',
+    "\n</tool_call>",
+    "\n<tool_call>",
+    '\n{"name": "weather", "arguments": ',
+    '{"city": "Ulm", "days": 3}}\n',
+    "</tool_call>\n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +65,14 @@ def demo() -> Iterator[Serving]:
 def test_tool_calls(caller: Serving) -> None:
     choice = chat(caller, temperature=0, tools=[WEATHER]).choices[0]
     message = choice.message
-    assert (message.reasoning_content, message.content, choice.finish_reason) == ("Two cities", "I look.", "tool_calls")
+    assert (message.reasoning_content, message.content, choice.finish_reason) == (
+        "Two cities",
+        "I look.",
+        "tool_calls",
+    )
     assert [(c.type, c.function.name, json.loads(c.function.arguments)) for c in message.tool_calls] == [
-        ("function", name, arguments) for name, arguments in CALLS]
+        ("function", name, arguments) for name, arguments in CALLS
+    ]
     again = chat(caller, temperature=0, tools=[WEATHER]).choices[0].message
     assert len({call.id for m in (message, again) for call in m.tool_calls}) == 4
 
@@ -61,7 +85,10 @@ def test_tool_calls_in_a_stream(caller: Serving) -> None:
     for chunk in chunks:
         for call in chunk.choices[0].delta.tool_calls or ():
             calls.setdefault(call.index, []).append(call)
-    assert [(parts[0].function.name, json.loads("".join(part.function.arguments for part in parts))) for parts in calls.values()] == CALLS
+    assert [
+        (parts[0].function.name, json.loads("".join(part.function.arguments for part in parts)))
+        for parts in calls.values()
+    ] == CALLS
     assert list(calls) == [0, 1]
     first = next(i for i, chunk in enumerate(chunks) if chunk.choices[0].delta.tool_calls)
     assert len(chunks) - first >= 3, "a call is passed on before the next one is complete"
@@ -96,7 +123,10 @@ def test_a_call_that_has_to_be(demo: Serving, choice: Any, stream: bool) -> None
     answer = chat(demo, tools=tools, tool_choice=choice, temperature=1, seed=1, max_tokens=300, stream=stream)
     if stream:
         chunks = list(answer)
-        finish, calls = chunks[-1].choices[0].finish_reason, [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+        finish, calls = (
+            chunks[-1].choices[0].finish_reason,
+            [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()],
+        )
         assert joined(chunks) == ""
     else:
         finish, calls = answer.choices[0].finish_reason, answer.choices[0].message.tool_calls
@@ -109,21 +139,40 @@ def test_references_within_a_tools_schema_lead_where_they_did() -> None:
     schema = call_schema([CLOCK["function"], WEATHER["function"]])  # type: ignore[list-item]
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    for name, arguments, valid in [("weather", {"city": "Ulm"}, True), ("weather", {"city": "Rom"}, False), ("weather", {}, False),
-                                   ("clock", {"a": 1}, True), ("other", {}, False)]:
+    for name, arguments, valid in [
+        ("weather", {"city": "Ulm"}, True),
+        ("weather", {"city": "Rom"}, False),
+        ("weather", {}, False),
+        ("clock", {"a": 1}, True),
+        ("other", {}, False),
+    ]:
         assert validator.is_valid({"name": name, "arguments": arguments}) == valid
 
 
 # Answers of a form
 
 AGE = {"type": "integer", "minimum": 0, "maximum": 150}
-PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}, "age": AGE}, "required": ["name", "age"],
-          "additionalProperties": False}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": AGE},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
 
 
-@pytest.mark.parametrize("fields", [
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}},
-    {"response_format": {"type": "json_object", "schema": PERSON}}, {"json_schema": PERSON}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "person", "schema": PERSON, "strict": True},
+            }
+        },
+        {"response_format": {"type": "json_object", "schema": PERSON}},
+        {"json_schema": PERSON},
+    ],
+)
 @pytest.mark.parametrize("more", [NO_THINKING, {}, {"reasoning_budget": 4}])
 def test_answers_follow_a_schema_and_may_think_before(demo: Serving, fields: Any, more: Any) -> None:
     choice = chat(demo, temperature=1, seed=2, max_tokens=300, **fields, **more).choices[0]
@@ -140,17 +189,30 @@ def test_any_json_object(demo: Serving) -> None:
 
 def test_a_grammar(demo: Serving) -> None:
     grammar = 'root ::= "yes" | "no"'
-    assert chat(demo, temperature=1, grammar=grammar, **NO_THINKING).choices[0].message.content in ("yes", "no")
+    assert chat(demo, temperature=1, grammar=grammar, **NO_THINKING).choices[0].message.content in (
+        "yes",
+        "no",
+    )
     assert text(demo, temperature=1, grammar=grammar).choices[0].text in ("yes", "no")
     assert json.loads(text(demo, temperature=1, json_schema={"enum": [12, "x"]}).choices[0].text) in (12, "x")
 
 
-@pytest.mark.parametrize("fields", [
-    {"json_schema": {"type": "nonsense"}}, {"grammar": "root ::= ((("}, {"grammar": 'root ::= "a"', "json_schema": PERSON},
-    {"json_schema": PERSON, "response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema"}},
-    {"response_format": {"type": "json_object"}, "tools": [WEATHER]}, {"tool_choice": "required"},
-    {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}}, {"top_logprobs": 2},
-    {"chat_template_kwargs": {"messages": []}}, {"chat_template_kwargs": {"enable_thinking": 1}}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"json_schema": {"type": "nonsense"}},
+        {"grammar": "root ::= ((("},
+        {"grammar": 'root ::= "a"', "json_schema": PERSON},
+        {"json_schema": PERSON, "response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_object"}, "tools": [WEATHER]},
+        {"tool_choice": "required"},
+        {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+        {"top_logprobs": 2},
+        {"chat_template_kwargs": {"messages": []}},
+        {"chat_template_kwargs": {"enable_thinking": 1}},
+    ],
+)
 def test_what_cannot_be_done_is_said_before_anything_is_generated(demo: Serving, fields: Any) -> None:
     before = demo.service.counters.n_generated
     with pytest.raises(openai.BadRequestError):
@@ -160,9 +222,11 @@ def test_what_cannot_be_done_is_said_before_anything_is_generated(demo: Serving,
 
 # What the template gets
 
-SHOWN = ChatTemplate("{% for m in messages %}[{{ m.role }}|{{ m.content }}|{{ m.reasoning_content }}|{{ m.tool_call_id }}|{{ m.name }}|"
-                     "{% for c in m.tool_calls or [] %}{{ c.id }} {{ c.function.name }} {% for k, v in c.function.arguments.items() %}"
-                     "{{ k }}={{ v }};{% endfor %}{% endfor %}]{% endfor %}{{ tools | tojson if tools }}{{ enable_thinking }}{{ colour }}")
+SHOWN = ChatTemplate(
+    "{% for m in messages %}[{{ m.role }}|{{ m.content }}|{{ m.reasoning_content }}|{{ m.tool_call_id }}|{{ m.name }}|"
+    "{% for c in m.tool_calls or [] %}{{ c.id }} {{ c.function.name }} {% for k, v in c.function.arguments.items() %}"
+    "{{ k }}={{ v }};{% endfor %}{% endfor %}]{% endfor %}{{ tools | tojson if tools }}{{ enable_thinking }}{{ colour }}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -177,19 +241,44 @@ def shown(llm: LLM, template: ChatTemplate = SHOWN, think: bool = True, **fields
 
 
 def test_messages_reach_the_template(llm: LLM) -> None:
-    called = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [
-        {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 3}'}}]}
+    called = {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "hm",
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 3}'},
+            }
+        ],
+    }
     asked = {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "Ann"}
-    messages = [{"role": "developer", "content": "brief"}, asked, called, {"role": "tool", "content": "rain", "tool_call_id": "call_1"}]
+    messages = [
+        {"role": "developer", "content": "brief"},
+        asked,
+        called,
+        {"role": "tool", "content": "rain", "tool_call_id": "call_1"},
+    ]
     assert shown(llm, messages=messages) == (
-        "[system|brief||||][user|a|||Ann|][assistant||hm|||call_1 weather city=Köln;days=3;][tool|rain||call_1||]True")
-    assert shown(llm, messages=QUESTION[:1], chat_template_kwargs={"colour": "blue"}, think=False).endswith("Falseblue")
+        "[system|brief||||][user|a|||Ann|][assistant||hm|||call_1 weather city=Köln;days=3;][tool|rain||call_1||]True"
+    )
+    assert shown(llm, messages=QUESTION[:1], chat_template_kwargs={"colour": "blue"}, think=False).endswith(
+        "Falseblue"
+    )
 
 
 def test_tools_reach_the_template_as_they_are(llm: LLM) -> None:
-    tool = {"type": "function", "function": {"strict": True, "parameters": {"b": 1, "a": 2}, "name": "f", "description": "<é>"}}
-    assert json.loads(shown(llm, messages=QUESTION, tools=[tool]).partition("]")[2].removesuffix("True")) == [tool]
-    assert '"strict": true, "parameters": {"b": 1, "a": 2}, "name"' in shown(llm, messages=QUESTION, tools=[tool])
+    tool = {
+        "type": "function",
+        "function": {"strict": True, "parameters": {"b": 1, "a": 2}, "name": "f", "description": "<é>"},
+    }
+    assert json.loads(shown(llm, messages=QUESTION, tools=[tool]).partition("]")[2].removesuffix("True")) == [
+        tool
+    ]
+    assert '"strict": true, "parameters": {"b": 1, "a": 2}, "name"' in shown(
+        llm, messages=QUESTION, tools=[tool]
+    )
     assert shown(llm, messages=QUESTION, tools=[tool], tool_choice="none").endswith("]True")
 
 
@@ -206,12 +295,23 @@ def test_a_template_that_always_thinks(llm: LLM) -> None:
     assert shown(llm, always, messages=QUESTION).endswith("<think>\n")
 
 
-@pytest.mark.parametrize(("server", "kwargs", "budget", "expected"), [
-    ({}, {}, {}, (True, None)), ({"think": False}, {}, {}, (False, None)), ({"think": False}, {"enable_thinking": True}, {}, (True, None)),
-    ({"think": False}, {"enable_thinking": None}, {}, (False, None)), ({}, {"enable_thinking": False}, {}, (False, None)),
-    ({"reasoning_budget": 9}, {}, {}, (True, 9)), ({"reasoning_budget": 9}, {}, {"reasoning_budget_tokens": 5}, (True, 5)),
-    ({"reasoning_budget": 9}, {}, {"thinking_budget_tokens": -1}, (True, None)), ({}, {}, {"reasoning_budget": 0}, (False, 0))])
-def test_who_decides_about_thinking(server: dict[str, Any], kwargs: dict[str, Any], budget: dict[str, Any], expected: Any) -> None:
+@pytest.mark.parametrize(
+    ("server", "kwargs", "budget", "expected"),
+    [
+        ({}, {}, {}, (True, None)),
+        ({"think": False}, {}, {}, (False, None)),
+        ({"think": False}, {"enable_thinking": True}, {}, (True, None)),
+        ({"think": False}, {"enable_thinking": None}, {}, (False, None)),
+        ({}, {"enable_thinking": False}, {}, (False, None)),
+        ({"reasoning_budget": 9}, {}, {}, (True, 9)),
+        ({"reasoning_budget": 9}, {}, {"reasoning_budget_tokens": 5}, (True, 5)),
+        ({"reasoning_budget": 9}, {}, {"thinking_budget_tokens": -1}, (True, None)),
+        ({}, {}, {"reasoning_budget": 0}, (False, 0)),
+    ],
+)
+def test_who_decides_about_thinking(
+    server: dict[str, Any], kwargs: dict[str, Any], budget: dict[str, Any], expected: Any
+) -> None:
     body = ConversationFields.model_validate({"messages": QUESTION, "chat_template_kwargs": kwargs} | budget)
     assert body.thinking(Config("", **server)) == expected
 

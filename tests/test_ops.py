@@ -1,4 +1,5 @@
 """Kernels over tokens: norms and gates with the quantization of their result, sums, gathered rows; each against NumPy in float64."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,9 @@ def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
     prepare = [f"ops:prepare:{prologue}:{kind}" for prologue in PROLOGUES for kind in ("f32", "q8k", "q8_0")]
     for name in ISAS:
-        kernels_of(name).load(["ops:add", "ops:gather", *(spec for spec in prepare if spec != "ops:prepare:copy:f32")])
+        kernels_of(name).load(
+            ["ops:add", "ops:gather", *(spec for spec in prepare if spec != "ops:prepare:copy:f32")]
+        )
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -39,14 +42,35 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return sigmoids
 
 
-def prepare(isa_name: str, prologue: str, kind: str, x: np.ndarray, y: np.ndarray | None = None,
-            side: str = "after", more: Sequence[object] = ()) -> tuple[np.ndarray, ...]:
+def prepare(
+    isa_name: str,
+    prologue: str,
+    kind: str,
+    x: np.ndarray,
+    y: np.ndarray | None = None,
+    side: str = "after",
+    more: Sequence[object] = (),
+) -> tuple[np.ndarray, ...]:
     """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself."""
     n, n_cols = x.shape
     x = guarded(x, side)
     out = x if prologue == "copy" else guarded(np.full_like(x, np.nan), side)
-    q, d, sums = (guarded(np.full(n * size, 0x55, np.uint8), side) for size in layout.activation_bytes(kind, n_cols))
-    args = [np.array([n]), 2, x, 0 if y is None else guarded(y, side), n_cols, out, q, d, sums, bits(EPS), *more]
+    q, d, sums = (
+        guarded(np.full(n * size, 0x55, np.uint8), side) for size in layout.activation_bytes(kind, n_cols)
+    )
+    args = [
+        np.array([n]),
+        2,
+        x,
+        0 if y is None else guarded(y, side),
+        n_cols,
+        out,
+        q,
+        d,
+        sums,
+        bits(EPS),
+        *more,
+    ]
     call(isa_name, f"ops:prepare:{prologue}:{kind}", args, n_chunks=-(-n // 2))
     return out, q, d, sums
 
@@ -77,12 +101,16 @@ def test_gates_of_columns_heads_and_tokens(isa_name: str, n_group: int, size: in
     for side in "before", "after":
         dense, *_ = prepare(isa_name, "gate", "f32", x, y, side, [4 * n_cols, n_cols, 0])
         np.testing.assert_allclose(dense, x * sigmoid(y), rtol=1e-6)
-        columns, *_ = prepare(isa_name, "gate", "f32", x, wide, side, [4 * wide[0].size, size, 4 * (size + 3)])
+        columns, *_ = prepare(
+            isa_name, "gate", "f32", x, wide, side, [4 * wide[0].size, size, 4 * (size + 3)]
+        )
         assert np.array_equal(columns, dense)
         for other in z, None:
             more = [0 if other is None else guarded(other, side)]
             share, *_ = prepare(isa_name, "share", "f32", x, y[:, 0].copy(), side, more)
-            np.testing.assert_allclose(share, x * sigmoid(y[:, :1]) + (0 if other is None else other), rtol=2e-6, atol=1e-6)
+            np.testing.assert_allclose(
+                share, x * sigmoid(y[:, :1]) + (0 if other is None else other), rtol=2e-6, atol=1e-6
+            )
         normed, *_ = prepare(isa_name, "gated_norm", "f32", x, y, side, [weight, size])
         np.testing.assert_allclose(normed, swiglu(x, heads), rtol=2e-6)
 
@@ -101,7 +129,9 @@ def test_norms_of_tiny_and_huge_rows(isa_name: str, scale: float) -> None:
 def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     """Every sign and exponent with several mantissas, and finely where exp bends. What a gate below -87 lets through is below 1e-35."""
     patterns = np.arange(0, 2**32, 65521, dtype=np.uint64).astype(np.uint32).view(np.float32)
-    gate = np.concatenate([patterns[np.isfinite(patterns)], np.linspace(-90, 90, 20011, dtype=np.float32)])[None]
+    gate = np.concatenate([patterns[np.isfinite(patterns)], np.linspace(-90, 90, 20011, dtype=np.float32)])[
+        None
+    ]
     found, *_ = prepare(isa_name, "swiglu", "f32", gate, np.ones_like(gate))
     np.testing.assert_allclose(found, swiglu(gate, np.ones_like(gate)), rtol=5e-7, atol=1e-35)
     found, *_ = prepare(isa_name, "gate", "f32", np.ones_like(gate), gate, more=[0, gate.size, 0])
@@ -121,7 +151,9 @@ def test_what_is_not_finite_stays_so(isa_name: str, prologue: str, more: list[in
 
 def quantize(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Quants before rounding [..., block] and scales [..., 1] in float64: quantize_row_q8_K_ref and quantize_row_q8_0_ref of ggml."""
-    blocks = x.astype(np.float64).reshape(len(x), -1, layout.Q8K_BLOCK if kind == "q8k" else layout.Q8_0_BLOCK)
+    blocks = x.astype(np.float64).reshape(
+        len(x), -1, layout.Q8K_BLOCK if kind == "q8k" else layout.Q8_0_BLOCK
+    )
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
     scale = largest / -127 if kind == "q8k" else np.abs(largest) / 127
     stored = scale if kind == "q8k" else scale.astype(np.float16).astype(np.float64)
@@ -138,11 +170,21 @@ def test_results_are_quantized_on_the_way(isa_name: str, prologue: str, kind: st
     x, y = rng.standard_normal((2, 3, n_cols)).astype(np.float32)
     x[1, :256] = y[1, :256] = 0
     for side in "before", "after":
-        more = {"gate": [4 * n_cols, n_cols, 0], "share": [0], "gated_norm": [guarded(y[0], side), n_cols]}.get(prologue, [])
+        more = {
+            "gate": [4 * n_cols, n_cols, 0],
+            "share": [0],
+            "gated_norm": [guarded(y[0], side), n_cols],
+        }.get(prologue, [])
         given = {"norm": y[0], "share": y[:, 0].copy()}.get(prologue, y)
         out, q, d, sums = prepare(isa_name, prologue, kind, x, given, side, more)
-        expected = {"norm": rms_norm(x, y[0]), "swiglu": swiglu(x, y), "copy": x, "gate": x * sigmoid(y), "share": x * sigmoid(y[:, :1]),
-                    "gated_norm": swiglu(x, rms_norm(y, y[0]))}[prologue]
+        expected = {
+            "norm": rms_norm(x, y[0]),
+            "swiglu": swiglu(x, y),
+            "copy": x,
+            "gate": x * sigmoid(y),
+            "share": x * sigmoid(y[:, :1]),
+            "gated_norm": swiglu(x, rms_norm(y, y[0])),
+        }[prologue]
         np.testing.assert_allclose(out, expected, rtol=2e-6)
         exact, scale = quantize(out, kind)
         quants = q.view(np.int8).reshape(exact.shape).astype(int)
@@ -164,7 +206,12 @@ def test_sums_and_gathered_rows_are_exact(isa_name: str, n_cols: int) -> None:
     x, y = rng.standard_normal((2, 7, n_cols)).astype(np.float32)
     for side in "before", "after":
         out = guarded(np.full_like(x, np.nan), side)
-        call(isa_name, "ops:add", [np.array([7]), 3, guarded(x, side), guarded(y, side), n_cols, out], n_chunks=3)
+        call(
+            isa_name,
+            "ops:add",
+            [np.array([7]), 3, guarded(x, side), guarded(y, side), n_cols, out],
+            n_chunks=3,
+        )
         assert np.array_equal(out, x + y)
         ids = guarded(np.array([6, 0, 6, 3, 5], np.int32), side)
         rows = guarded(np.full((5, n_cols), np.nan, np.float32), side)

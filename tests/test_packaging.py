@@ -1,4 +1,5 @@
 """What an installation holds: every folder of code, as part of the package qwencli alone."""
+
 from __future__ import annotations
 
 import subprocess
@@ -18,7 +19,11 @@ def test_every_package_is_installed() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert settings["package-dir"] == {"qwencli.kernels": "kernels"}
-    folders = [file.parent.relative_to(ROOT).parts for top in ("qwencli", "kernels") for file in (ROOT / top).rglob("__init__.py")]
+    folders = [
+        file.parent.relative_to(ROOT).parts
+        for top in ("qwencli", "kernels")
+        for file in (ROOT / top).rglob("__init__.py")
+    ]
     expected = {".".join(parts if parts[0] == "qwencli" else ("qwencli", *parts)) for parts in folders}
     assert set(settings["packages"]) == expected
 

@@ -1,4 +1,5 @@
 """Pages of the KV cache as memory: copied, read and written, with an answer that goes on as if it had never stopped."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from qwencli.kv_cache import PAGE, KVSequence
 from qwencli.model import Model
 
 N = 2 * PAGE + 21
-MAKE: dict[str, Callable[[Model], Backend]] = {"cpu": lambda model: CPUBackend(model, 2), "numpy": NumpyBackend}
+MAKE: dict[str, Callable[[Model], Backend]] = {
+    "cpu": lambda model: CPUBackend(model, 2),
+    "numpy": NumpyBackend,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[Model], Backend]:
 
 def logits(backend: Backend, seq: KVSequence, tokens: list[int]) -> np.ndarray:
     """Of the last of `tokens`, those that the sequence doesn't hold yet being run."""
-    rows: np.ndarray = backend.run([LOGITS], Batch([Piece(seq, tokens[seq.length:], 1)]))[LOGITS]
+    rows: np.ndarray = backend.run([LOGITS], Batch([Piece(seq, tokens[seq.length :], 1)]))[LOGITS]
     return rows
 
 
@@ -58,7 +62,9 @@ def test_a_copied_page_is_the_page_and_its_own(model: Model, make: Callable[[Mod
     assert np.array_equal(found, uninterrupted(make(model), other))
 
 
-def test_bytes_of_pages_carry_a_sequence_to_another_cache(model: Model, make: Callable[[Model], Backend]) -> None:
+def test_bytes_of_pages_carry_a_sequence_to_another_cache(
+    model: Model, make: Callable[[Model], Backend]
+) -> None:
     tokens = tokens_of(model)
     backend, first = make(model), KVSequence()
     logits(backend, first, tokens[:N])

@@ -1,4 +1,5 @@
 """Perplexity against a naive twin of llama.cpp's algorithm, and against llama.cpp's own figures for the demo models."""
+
 import json
 import math
 import re
@@ -25,19 +26,23 @@ TEXT = np.random.RandomState(12).randint(0, CONFIG["vocab_size"], 150).tolist()
 BOS = 7
 
 
-def naive_perplexity(tokens: Sequence[int], n_ctx: int, bos: int | None = None, limit: int | None = None) -> list[Estimate]:
+def naive_perplexity(
+    tokens: Sequence[int], n_ctx: int, bos: int | None = None, limit: int | None = None
+) -> list[Estimate]:
     """llama.cpp's tools/perplexity: positions n_ctx/2 .. n_ctx-2 of each whole chunk, the error from the variance of all values so far."""
     nll: list[float] = []
     estimates = []
     for start in range(0, len(tokens) - n_ctx + 1, n_ctx)[:limit]:
-        chunk = list(tokens[start:start + n_ctx])
+        chunk = list(tokens[start : start + n_ctx])
         logits = naive.forward(CONFIG, WEIGHTS, chunk if bos is None else [bos, *chunk[1:]])["result_output"]
         for position in range(n_ctx // 2, n_ctx - 1):
             row = logits[position]
             nll.append(math.log(sum(math.exp(x) for x in row)) - row[chunk[position + 1]])
         mean = sum(nll) / len(nll)
         variance = sum(x * x for x in nll) / len(nll) - mean**2
-        error = math.exp(mean) * math.sqrt(variance / (len(nll) - 1)) if variance > 0 and len(nll) > 1 else None
+        error = (
+            math.exp(mean) * math.sqrt(variance / (len(nll) - 1)) if variance > 0 and len(nll) > 1 else None
+        )
         estimates.append(Estimate(len(estimates) + 1, math.exp(mean), error))
     return estimates
 
@@ -47,6 +52,7 @@ def tiny(tmp_path: Path) -> Callable[..., NumpyBackend]:
     def backend(**changed: np.ndarray) -> NumpyBackend:
         tiny_models.write_gguf(tmp_path / "m.gguf", CONFIG, WEIGHTS | changed)
         return NumpyBackend(load_model(GGUFFile(tmp_path / "m.gguf")))
+
     return backend
 
 
@@ -77,7 +83,9 @@ def test_a_limit_of_chunks(tiny: Callable[..., NumpyBackend], limit: int) -> Non
     assert_same(found, naive_perplexity(TEXT, 16, limit=limit))
 
 
-def test_logits_are_computed_in_pieces(tiny: Callable[..., NumpyBackend], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_in_pieces(
+    tiny: Callable[..., NumpyBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend, shapes = tiny(), []
     run = backend.run
 
@@ -93,7 +101,9 @@ def test_logits_are_computed_in_pieces(tiny: Callable[..., NumpyBackend], monkey
 
 
 def test_a_text_of_less_than_two_chunks(tiny: Callable[..., NumpyBackend]) -> None:
-    with pytest.raises(InputError, match=r"the text has 150 tokens, but perplexity with a context of 76 needs at least 152"):
+    with pytest.raises(
+        InputError, match=r"the text has 150 tokens, but perplexity with a context of 76 needs at least 152"
+    ):
         list(perplexity(tiny(), TEXT, 76))
     assert len(list(perplexity(tiny(), TEXT, 75))) == 2
 
@@ -118,9 +128,17 @@ def test_logits_that_are_not_finite(tiny: Callable[..., NumpyBackend], bad: floa
 # llama.cpp's figures
 
 
-@pytest.mark.parametrize(("model", "text", "tolerance"), [
-    ("demo-f16.gguf", "wiki-excerpt.txt", 3e-4), ("demo-q8_0.gguf", "heldout.txt", 1.5e-3), ("demo-q4_k_m.gguf", "heldout.txt", 1.5e-3)])
-def test_the_demo_models_come_to_the_figures_of_llama_cpp(shared: Path, model: str, text: str, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("model", "text", "tolerance"),
+    [
+        ("demo-f16.gguf", "wiki-excerpt.txt", 3e-4),
+        ("demo-q8_0.gguf", "heldout.txt", 1.5e-3),
+        ("demo-q4_k_m.gguf", "heldout.txt", 1.5e-3),
+    ],
+)
+def test_the_demo_models_come_to_the_figures_of_llama_cpp(
+    shared: Path, model: str, text: str, tolerance: float
+) -> None:
     """It quantizes activations too where weights are quantized, which the NumPy backend does not: hence the wider tolerance there."""
     file = GGUFFile(shared / "models" / model)
     tokens = Tokenizer(file).encode((shared / "models" / text).read_text(encoding="utf-8"), add_special=True)
@@ -131,8 +149,10 @@ def test_the_demo_models_come_to_the_figures_of_llama_cpp(shared: Path, model: s
 def test_the_stored_figures_end_at_the_published_ones(shared: Path) -> None:
     table = (shared / "models" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"`(demo-\w+\.gguf)` \| \w+ \| [\d.]+ \| ([\d.]+) ± [\d.]+ \| ([\d.]+)", table)
-    published = {"heldout.txt": {name: float(figure) for name, figure, _ in rows},
-                 "wiki-excerpt.txt": {name: float(figure) for name, _, figure in rows}}
+    published = {
+        "heldout.txt": {name: float(figure) for name, figure, _ in rows},
+        "wiki-excerpt.txt": {name: float(figure) for name, _, figure in rows},
+    }
     for text, models in RUNNING.items():
         for model, running in models.items():
             assert running[-1] == pytest.approx(published[text][model], rel=1e-3), (text, model)

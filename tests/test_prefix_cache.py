@@ -1,5 +1,6 @@
 """What a sequence takes over from others that began alike, and tokens that an answer is made to go on with. Tokens to expect are the naive
 twin's, as in test_engine.py."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,11 +31,13 @@ def engine(tmp_path: Path) -> MAKE:
     def make(n_kept: int, n_batch: int = 512) -> Engine:
         tiny_models.write_gguf(tmp_path / "m.gguf", CONFIG, WEIGHTS)
         return Engine(Counting(load_model(GGUFFile(tmp_path / "m.gguf"))), 256, n_batch, n_kept)
+
     return make
 
 
 class Counting(NumpyBackend):
     """Counts the tokens that are computed."""
+
     n_computed = 0
 
     def sample(self, batch: Batch, draws: list) -> list:
@@ -93,7 +96,11 @@ def test_the_one_used_longest_ago_goes_first(engine: MAKE) -> None:
 
 
 def test_running_sequences_share_what_they_have_computed(engine: MAKE) -> None:
-    e, first, second = engine(n_kept=0, n_batch=40), Sequence(list(PROMPT), GREEDY, 8), Sequence(list(PROMPT), GREEDY, 8)
+    e, first, second = (
+        engine(n_kept=0, n_batch=40),
+        Sequence(list(PROMPT), GREEDY, 8),
+        Sequence(list(PROMPT), GREEDY, 8),
+    )
     e.submit(first)
     e.step()
     e.submit(second)

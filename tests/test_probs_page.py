@@ -1,4 +1,5 @@
 """The page of probabilities, read by html.parser: what it shows, and that no text of a model can make it do anything."""
+
 import base64
 import hashlib
 import math
@@ -12,9 +13,23 @@ import pytest
 from qwencli.probs_page import explanation, page
 from qwencli.sampling import Report
 
-HOSTILE = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "</style><script>", "</span></main></body>", "&lt;b&gt;",
-           "javascript:x", "<!-- ", "]]>", "https://example.org/", "url(//x)", "' onmouseover='x", "\x00\x1b[2J\x7f", "\u202e\u2066\ufeff",
-           "<svg/onload=x>", "\ud800"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "</style><script>",
+    "</span></main></body>",
+    "&lt;b&gt;",
+    "javascript:x",
+    "<!-- ",
+    "]]>",
+    "https://example.org/",
+    "url(//x)",
+    "' onmouseover='x",
+    "\x00\x1b[2J\x7f",
+    "\u202e\u2066\ufeff",
+    "<svg/onload=x>",
+    "\ud800",
+]
 VOID = {"meta", "link", "img", "br", "input", "base"}
 
 
@@ -30,8 +45,14 @@ class Node:
         return own + [found for n in nodes for found in n.find(tag, css)]
 
     def text(self, without: str = "") -> str:
-        return "".join(c if isinstance(c, str) else "" if without and c.attributes.get("class") == without else c.text(without)
-                       for c in self.children)
+        return "".join(
+            c
+            if isinstance(c, str)
+            else ""
+            if without and c.attributes.get("class") == without
+            else c.text(without)
+            for c in self.children
+        )
 
 
 class Tree(HTMLParser):
@@ -62,7 +83,9 @@ class Tree(HTMLParser):
         raise AssertionError(f"a comment: {data}")
 
 
-def tree(vocabulary: list[bytes], reports: list[Report], model: str = "model.gguf", prompt: str = "Hi") -> Node:
+def tree(
+    vocabulary: list[bytes], reports: list[Report], model: str = "model.gguf", prompt: str = "Hi"
+) -> Node:
     text = page(reports, vocabulary.__getitem__, model, prompt)
     text.encode()
     return Tree(text).root
@@ -78,16 +101,25 @@ def rows(token: Node) -> list[list[str]]:
 
 
 def test_tokens_and_what_else_was_likely():
-    root = tree([b"Once", b" upon", b" a"], [report(0, 0.95, {1: 0.0304, 2: 0.00001}), report(1, 0.005, {0: 0.7, 2: 0.002})])
+    root = tree(
+        [b"Once", b" upon", b" a"],
+        [report(0, 0.95, {1: 0.0304, 2: 0.00001}), report(1, 0.005, {0: 0.7, 2: 0.002})],
+    )
     tokens = root.find("main")[0].find("span", "t")
     assert [token.text(without="a") for token in tokens] == ["Once", " upon"]
     assert rows(tokens[0]) == [["Once", "", "95.0%"], [" upon", "", "3.0%"], [" a", "", "< 0.01%"]]
     assert rows(tokens[1]) == [["Once", "", "70.0%"], [" upon", "", "0.5%"], [" a", "", "0.2%"]]
-    assert [[row.text() for row in token.find("span", "k")] for token in tokens] == [["Once95.0%"], [" upon0.5%"]]
+    assert [[row.text() for row in token.find("span", "k")] for token in tokens] == [
+        ["Once95.0%"],
+        [" upon0.5%"],
+    ]
     for token in tokens:  # for the keyboard and for screen readers
         assert token.attributes["tabindex"] == "0"
         (shown,) = token.find("span", "a")
-        assert (shown.attributes["role"], shown.attributes["id"]) == ("tooltip", token.attributes["aria-describedby"])
+        assert (shown.attributes["role"], shown.attributes["id"]) == (
+            "tooltip",
+            token.attributes["aria-describedby"],
+        )
     ids = [node.attributes["id"] for node in root.find("span") if "id" in node.attributes]
     assert len(set(ids)) == len(ids) == 2
 
@@ -103,8 +135,12 @@ def test_figures(ps):
     root = tree([b"a"], [report(0, p) for p in ps])
     figures = dict(zip((n.text() for n in root.find("dt")), (n.text() for n in root.find("dd"))))
     assert figures["Tokens"] == str(len(ps))
-    assert float(figures["Mean log-probability"]) == pytest.approx(sum(map(math.log, ps)) / len(ps), abs=5.1e-5)
-    assert float(figures["Perplexity"]) == pytest.approx(math.prod(1 / p for p in ps) ** (1 / len(ps)), rel=6e-4)
+    assert float(figures["Mean log-probability"]) == pytest.approx(
+        sum(map(math.log, ps)) / len(ps), abs=5.1e-5
+    )
+    assert float(figures["Perplexity"]) == pytest.approx(
+        math.prod(1 / p for p in ps) ** (1 / len(ps)), rel=6e-4
+    )
 
 
 def test_no_tokens_and_tokens_that_are_all_but_impossible():
@@ -118,11 +154,15 @@ def test_no_tokens_and_tokens_that_are_all_but_impossible():
 def test_likelier_tokens_have_earlier_colours_and_longer_bars():
     ps = [1.0, 0.95, 0.901, 0.89, 0.71, 0.51, 0.49, 0.31, 0.11, 0.031, 0.011, 0.0099, 1e-9]
     root = tree([b"a"], [report(0, p) for p in ps])
-    colours = [int(token.attributes["class"].split()[1].removeprefix("c")) for token in root.find("span", "t")]
+    colours = [
+        int(token.attributes["class"].split()[1].removeprefix("c")) for token in root.find("span", "t")
+    ]
     assert colours == [0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 7, 7]
     legend = [item.text() for item in root.find("li")]
     assert legend == ["Probability", "≥ 90%", "≥ 70%", "≥ 50%", "≥ 30%", "≥ 10%", "≥ 3%", "≥ 1%", "< 1%"]
-    assert [item.find("i")[0].attributes["class"] for item in root.find("li")[1:]] == [f"c{i}" for i in range(8)]
+    assert [item.find("i")[0].attributes["class"] for item in root.find("li")[1:]] == [
+        f"c{i}" for i in range(8)
+    ]
     (style,) = (node.text() for node in root.find("style"))
     assert all(re.search(rf"\.c{i} {{ --u: {i} }}", style) for i in range(8))
     widths = dict(re.findall(r"\.(w\d+) { width: ([\d.]+)% }", style))
@@ -135,12 +175,48 @@ def test_whitespace_and_parts_of_characters():
     vocabulary = [b"\n", b"a\n\n\tb", party[:2], party[2:] + b"!", "你".encode(), b"", b"\r\x1b", b"\\n"]
     root = tree(vocabulary, [report(i, 0.5) for i in range(len(vocabulary))])
     tokens = root.find("span", "t")
-    assert [token.text(without="a") for token in tokens] == ["\n", "a\n\n\tb", "\\xf0\\x9f", "\\x8e\\x89!", "你", "[5]", "\\r\\x1b", "\\n"]
-    assert [len(token.find("span", "n")) for token in tokens] == [1, 2, 0, 0, 0, 0, 0, 0]  # where newlines are made visible
+    assert [token.text(without="a") for token in tokens] == [
+        "\n",
+        "a\n\n\tb",
+        "\\xf0\\x9f",
+        "\\x8e\\x89!",
+        "你",
+        "[5]",
+        "\\r\\x1b",
+        "\\n",
+    ]
+    assert [len(token.find("span", "n")) for token in tokens] == [
+        1,
+        2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]  # where newlines are made visible
     assert [rows(token)[0][0] for token in tokens] == [
-        "\\n", "a\\n\\n\\tb", "\\xf0\\x9f", "\\x8e\\x89!", "你", "[5]", "\\r\\x1b", "\\n"]
-    marked = [[e.text() for e in token.children if isinstance(e, Node) and e.attributes["class"] == "e"] for token in tokens]
-    assert marked[2:] == [["\\xf0", "\\x9f"], ["\\x8e", "\\x89"], [], [], ["\\r", "\\x1b"], []]  # no backslash that the model wrote
+        "\\n",
+        "a\\n\\n\\tb",
+        "\\xf0\\x9f",
+        "\\x8e\\x89!",
+        "你",
+        "[5]",
+        "\\r\\x1b",
+        "\\n",
+    ]
+    marked = [
+        [e.text() for e in token.children if isinstance(e, Node) and e.attributes["class"] == "e"]
+        for token in tokens
+    ]
+    assert marked[2:] == [
+        ["\\xf0", "\\x9f"],
+        ["\\x8e", "\\x89"],
+        [],
+        [],
+        ["\\r", "\\x1b"],
+        [],
+    ]  # no backslash that the model wrote
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -151,7 +227,11 @@ def test_no_text_is_more_than_text(text):
 
     def shape(node: Node) -> list:
         same = {k: v for k, v in node.attributes.items() if v is not None}
-        return [node.tag, same, [shape(c) for c in node.children if isinstance(c, Node) and c.attributes.get("class") != "e"]]
+        return [
+            node.tag,
+            same,
+            [shape(c) for c in node.children if isinstance(c, Node) and c.attributes.get("class") != "e"],
+        ]
 
     assert shape(root) == shape(harmless)
     for node in root.find("title") + root.find("h1") + root.find("pre") + root.find("span", "t"):
@@ -164,19 +244,58 @@ def test_the_page_runs_and_loads_nothing():
     source = page([report(0, 0.5)], [b"a"].__getitem__, "m", "p")
     root = Tree(source).root
     allowed = {
-        "html", "head", "meta", "title", "style", "body", "header", "h1", "dl", "div", "dt", "dd", "details", "summary", "pre", "ul", "li",
-        "i", "main", "span"}
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "h1",
+        "dl",
+        "div",
+        "dt",
+        "dd",
+        "details",
+        "summary",
+        "pre",
+        "ul",
+        "li",
+        "i",
+        "main",
+        "span",
+    }
     tags = set(re.findall(r"<([a-z0-9]+)", source))
     assert tags <= allowed
     attributes = {name for tag in tags for node in root.find(tag) for name in node.attributes}
     assert attributes <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "tabindex", "aria-describedby", "aria-label", "role", "id"}
+        "lang",
+        "charset",
+        "http-equiv",
+        "content",
+        "name",
+        "class",
+        "tabindex",
+        "aria-describedby",
+        "aria-label",
+        "role",
+        "id",
+    }
     assert "//" not in source.replace("<!DOCTYPE html>", "")
     assert not re.search(r"url\(|@import|expression", source)
-    policy = next(m.attributes["content"] for m in root.find("meta") if m.attributes.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        m.attributes["content"]
+        for m in root.find("meta")
+        if m.attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     digest = base64.b64encode(hashlib.sha256(root.find("style")[0].text().encode()).digest()).decode()
-    assert directives == {"default-src": "'none'", "style-src": f"'sha256-{digest}'", "base-uri": "'none'", "form-action": "'none'"}
+    assert directives == {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
 
 
 def explained(text: str, stages: list[tuple[str, int]], probability: float) -> str:
@@ -188,5 +307,8 @@ def test_explanations():
     assert explained(" time", default, 0.613) == "' time'         top_k 40 > top_p 7 > min_p 3, p 0.61"
     assert explained("\n\x1b[2J\u202e", [], 1.0) == "'\\n\\x1b[2J\\u202e'  p 1.00"
     assert explained("a", [("penalties", 99), ("top_k", 40), ("top_p", 40), ("xtc", 1)], 0.00042) == (
-        "'a'             penalties 99 > top_k 40 > xtc 1, p 4.2e-04")
-    assert explained("你好", default, 0.5).index("top_k") == explained("four", default, 0.5).index("top_k") - 2  # as wide on a terminal
+        "'a'             penalties 99 > top_k 40 > xtc 1, p 4.2e-04"
+    )
+    assert (
+        explained("你好", default, 0.5).index("top_k") == explained("four", default, 0.5).index("top_k") - 2
+    )  # as wide on a terminal

@@ -1,4 +1,5 @@
 """README.md and the examples in --help stay true: commands run, with the output shown, flags exist, links lead somewhere."""
+
 from __future__ import annotations
 
 import os
@@ -21,8 +22,12 @@ COMMANDS = re.findall(r"^```sh\n(.+)\n```$", README, re.M)
 """The lines of shell; each block has one, so that it can be copied whole."""
 SHOWN = re.findall(r"^```sh\n(.+)\n```\n```text\n((?:.*\n)+?)```$", README, re.M)
 """Those whose output follows, with it."""
-EXAMPLES = [line.strip() for name in cli.list_commands(click.Context(cli))
-            for line in (getattr(cli.get_command(click.Context(cli), name), "epilog", None) or "").splitlines() if "qwencli" in line]
+EXAMPLES = [
+    line.strip()
+    for name in cli.list_commands(click.Context(cli))
+    for line in (getattr(cli.get_command(click.Context(cli), name), "epilog", None) or "").splitlines()
+    if "qwencli" in line
+]
 """Those that `--help` shows."""
 LLAMA_CPP_DIFFERS = 1.5e-3
 """How far a perplexity may be from llama.cpp's on quantized weights, relative: backends differ in how they quantize activations."""
@@ -31,7 +36,9 @@ LLAMA_CPP_DIFFERS = 1.5e-3
 def options(name: str) -> set[str]:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, f"there is no command {name}"
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    return {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help"}
 
 
 def calls(line: str) -> list[list[str]]:
@@ -57,13 +64,19 @@ def shell(tmp_path: Path) -> dict[str, str]:
         pytest.skip("README.md shows a POSIX shell")
     program = tmp_path / "bin" / "qwencli"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli "$@"\n')
     program.chmod(0o755)
-    return {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", VARIABLE: str(EMBEDDED)}
+    return {
+        **os.environ,
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        VARIABLE: str(EMBEDDED),
+    }
 
 
 def run(line: str, env: dict[str, str]) -> str:
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -109,30 +122,42 @@ def test_output_is_what_the_readme_shows(line: str, expected: str, shell: dict[s
 
 def test_doctor_has_the_lines_that_the_readme_shows(shell: dict[str, str]) -> None:
     """What they say is about the machine."""
-    shown, = re.findall(r"^```sh\nqwencli doctor\n```\n```\n((?:.*\n)+?)```$", README, re.M)
+    (shown,) = re.findall(r"^```sh\nqwencli doctor\n```\n```\n((?:.*\n)+?)```$", README, re.M)
     names, got = re.findall(r"^  (\w.{12}) ", shown, re.M), run("qwencli doctor", shell)
     assert len(names) > 8
     assert all(f"\n  {name} " in f"\n{got}" for name in names)
 
 
-@pytest.mark.parametrize("line", [line for line in EXAMPLES
-                                  if not re.search(r" -[mf] |\.gguf|>.*\.txt|bartowski/|chat$|serve$|--url", line)])
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for line in EXAMPLES
+        if not re.search(r" -[mf] |\.gguf|>.*\.txt|bartowski/|chat$|serve$|--url", line)
+    ],
+)
 def test_examples_that_need_no_file_run_on_the_embedded_model(line: str, shell: dict[str, str]) -> None:
     assert run(line, shell)
 
 
 def test_perplexity_is_llama_cpps() -> None:
     """The figure in the text comes from llama-cpp-python 0.3.36, for the same file, text and context, summed as llama-perplexity does."""
-    theirs, = re.findall(r"its own figure here is ([\d.]+)\)", README)
-    ours, = re.findall(r"Final estimate: PPL = ([\d.]+)", README)
+    (theirs,) = re.findall(r"its own figure here is ([\d.]+)\)", README)
+    (ours,) = re.findall(r"Final estimate: PPL = ([\d.]+)", README)
     assert float(ours) == pytest.approx(float(theirs), rel=LLAMA_CPP_DIFFERS)
 
 
 def test_the_library_continues_as_the_command_does(tmp_path: Path, shell: dict[str, str]) -> None:
-    program, = re.findall(r"^```python\n(.+?)^```$", README, re.M | re.S)
+    (program,) = re.findall(r"^```python\n(.+?)^```$", README, re.M | re.S)
     shutil.copy(EMBEDDED, tmp_path / "model.gguf")
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**shell, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**shell, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
     assert done.stdout == run('qwencli run --raw -p "Once upon a time" -n 64 --temp 0', shell)

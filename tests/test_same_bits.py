@@ -1,4 +1,5 @@
 """An answer has the same bits whatever the threads, the chunks of the prompt, the other sequences of the step, and what was cached."""
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,23 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     **{mix: (mix, {}) for mix in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M")},
     "qwen2 Q8_0": ("Q8_0", {"arch": "qwen2", "n_head": 7, "n_head_kv": 1}),
     "qwen2 Q4_K_M": ("Q4_K_M", {"arch": "qwen2", "n_head_kv": 1, "tied": False}),
-    "odd F16": ("F16", {"n_embd": 90, "n_ff": 75, "n_head": 3, "n_head_kv": 3, "head_dim": 80, "n_vocab": 301})}
+    "odd F16": (
+        "F16",
+        {"n_embd": 90, "n_ff": 75, "n_head": 3, "n_head_kv": 3, "head_dim": 80, "n_vocab": 301},
+    ),
+}
 DEMOS = ("f16", "bf16", "q8_0", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k", "iq4_xs")
 N_PROMPT = 280  # more than attention's split
 CROWDS: tuple[tuple[int, ...], ...] = ((1, 1, 2, 1), (1, 9, 1, 3))
 """Tokens that four other sequences add to each step."""
 RUNS: list[tuple[int, int, tuple[int, ...]]] = [
-    (2, 512, ()), (2, 64, CROWDS[1]), (7, 7, ()), (3, 7, CROWDS[0]), (2, 1, CROWDS[0]), (3, 1, CROWDS[1])]
+    (2, 512, ()),
+    (2, 64, CROWDS[1]),
+    (7, 7, ()),
+    (3, 7, CROWDS[0]),
+    (2, 1, CROWDS[0]),
+    (3, 1, CROWDS[1]),
+]
 """Threads, tokens of a chunk, crowd."""
 
 
@@ -38,8 +49,13 @@ def wanted(model: Model) -> list[str]:
     return [name for name in model.graph.nodes if name.startswith("l_out-")] + [LOGITS]
 
 
-def states(backend: CPUBackend, tokens: Sequence[int], chunk: int, crowd: Sequence[int] = (),
-           seq: KVSequence | None = None) -> tuple[dict[str, np.ndarray], KVSequence]:
+def states(
+    backend: CPUBackend,
+    tokens: Sequence[int],
+    chunk: int,
+    crowd: Sequence[int] = (),
+    seq: KVSequence | None = None,
+) -> tuple[dict[str, np.ndarray], KVSequence]:
     """Each layer's output and the logits at the positions of `tokens` that `seq` doesn't hold yet, in steps of `chunk` amid a crowd."""
     names = wanted(backend.model)
     seq = KVSequence() if seq is None else seq
@@ -47,13 +63,16 @@ def states(backend: CPUBackend, tokens: Sequence[int], chunk: int, crowd: Sequen
     others = [(KVSequence(), n) for n in crowd]
     step = 0
     while seq.length < len(tokens):
-        todo = tokens[seq.length:seq.length + chunk]
-        pieces = [Piece(other, tokens_of(backend.model, 1000 * i + step, n), n) for i, (other, n) in enumerate(others)]
+        todo = tokens[seq.length : seq.length + chunk]
+        pieces = [
+            Piece(other, tokens_of(backend.model, 1000 * i + step, n), n)
+            for i, (other, n) in enumerate(others)
+        ]
         pieces.insert(len(pieces) // 2, Piece(seq, todo, len(todo)))
-        start = sum(len(p.tokens) for p in pieces[:len(crowd) // 2])
+        start = sum(len(p.tokens) for p in pieces[: len(crowd) // 2])
         values = backend.run(names, Batch(pieces))
         for name in names:
-            found[name].append(values[name][start:start + len(todo)])
+            found[name].append(values[name][start : start + len(todo)])
         step += 1
     for other, _ in others:
         backend.cache.release(other)
@@ -80,7 +99,9 @@ def check_states(model: Model, runs: Sequence[tuple[int, int, Sequence[int]]]) -
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    models = [random_model(tmp_path_factory.mktemp("models"), mix, **changed) for mix, changed in SHAPES.values()]
+    models = [
+        random_model(tmp_path_factory.mktemp("models"), mix, **changed) for mix, changed in SHAPES.values()
+    ]
     compile_together(models, wanted)
 
 
@@ -97,7 +118,9 @@ def test_states_and_logits_of_the_demo_files(shared: Path, name: str) -> None:
 
 @pytest.mark.parametrize("isa_name", ["avx2", "generic"])
 @pytest.mark.parametrize("mix", ["Q4_K_M", "F16"])
-def test_states_on_lesser_instruction_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: str, isa_name: str) -> None:
+def test_states_on_lesser_instruction_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: str, isa_name: str
+) -> None:
     monkeypatch.setenv("QWENCLI_ISA", isa_name)
     check_states(random_model(tmp_path, mix), RUNS[3:4])
 
@@ -109,7 +132,11 @@ def model(tmp_path: Path) -> Model:
 
 def answers(engine: Engine, prompts: Sequence[list[int]]) -> list[list[int]]:
     """Two sequences from each prompt, one greedy and one drawn, all at once."""
-    sequences = [EngineSequence(list(p), s, 20) for p in prompts for s in (SamplingParams(temp=0), SamplingParams(temp=1.0, seed=7))]
+    sequences = [
+        EngineSequence(list(p), s, 20)
+        for p in prompts
+        for s in (SamplingParams(temp=0), SamplingParams(temp=1.0, seed=7))
+    ]
     for seq in sequences:
         engine.submit(seq)
     for _ in range(1000):
@@ -140,9 +167,15 @@ def test_answers_of_the_engine(model: Model) -> None:
 
 
 SAMPLED: list[dict[str, Any]] = [
-    {"temp": 0.0}, {"top_k": 30}, {"mirostat": 1, "mirostat_tau": 3.0}, {"mirostat": 2, "mirostat_tau": 3.0}, {"dynatemp_range": 0.5},
-    {"dry_multiplier": 2.0, "dry_allowed_length": 1}, {"xtc_probability": 0.5, "xtc_threshold": 0.01},
-    {"repeat_penalty": 1.3, "frequency_penalty": 0.3, "penalty_last_n": -1, "n_probs": 2}]
+    {"temp": 0.0},
+    {"top_k": 30},
+    {"mirostat": 1, "mirostat_tau": 3.0},
+    {"mirostat": 2, "mirostat_tau": 3.0},
+    {"dynatemp_range": 0.5},
+    {"dry_multiplier": 2.0, "dry_allowed_length": 1},
+    {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+    {"repeat_penalty": 1.3, "frequency_penalty": 0.3, "penalty_last_n": -1, "n_probs": 2},
+]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -150,9 +183,14 @@ def test_answers_with_any_samplers_and_given_tokens_amid_others(model: Model, se
     """Prompts begin alike, come at any time, and some answers are made to go on with given tokens; in the end no page is in use."""
     backend, rs = CPUBackend(model, 2), np.random.RandomState(seed)
     begin = tokens_of(model, seed, 150)
-    prompts = [begin[:rs.randint(1, 151)] + tokens_of(model, i, rs.randint(6)) for i in range(6)]
-    params = [SamplingParams(**{"temp": 1.0, "seed": i, **SAMPLED[rs.randint(len(SAMPLED))]}) for i in range(6)]
-    lengths, given = rs.randint(2, 25, 6), [(rs.randint(1, 8), tokens_of(model, 99, rs.randint(70))) for _ in range(6)]
+    prompts = [begin[: rs.randint(1, 151)] + tokens_of(model, i, rs.randint(6)) for i in range(6)]
+    params = [
+        SamplingParams(**{"temp": 1.0, "seed": i, **SAMPLED[rs.randint(len(SAMPLED))]}) for i in range(6)
+    ]
+    lengths, given = (
+        rs.randint(2, 25, 6),
+        [(rs.randint(1, 8), tokens_of(model, 99, rs.randint(70))) for _ in range(6)],
+    )
 
     def answers(engine: Engine, which: Sequence[int]) -> dict[int, list[int]]:
         sequences = {i: EngineSequence(list(prompts[i]), params[i], int(lengths[i])) for i in which}

@@ -1,4 +1,5 @@
 """Choosing a sequence's tokens: seeds, limits, temperature zero, and where the settings come from."""
+
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +20,25 @@ def some_logits(seed: int, n: int = 200) -> np.ndarray:
 # Random numbers
 
 
-REFERENCE = {1234567: [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821],
-             0: [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]}
+REFERENCE = {
+    1234567: [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ],
+    0: [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F],
+}
 """The first outputs of SplitMix64's C reference (https://prng.di.unimi.it/splitmix64.c) for two seeds, as others' tests have them too."""
 
 
 @pytest.mark.parametrize("seed", REFERENCE)
 def test_uniform_is_splitmix64(seed: int) -> None:
     # doubles as java.util.SplittableRandom makes them: the upper 53 bits
-    assert [uniform(seed, i) for i in range(len(REFERENCE[seed]))] == [(value >> 11) * 2.0**-53 for value in REFERENCE[seed]]
+    assert [uniform(seed, i) for i in range(len(REFERENCE[seed]))] == [
+        (value >> 11) * 2.0**-53 for value in REFERENCE[seed]
+    ]
     assert all(0 <= uniform(seed, i) < 1 for i in range(999))
 
 
@@ -52,14 +63,20 @@ def test_among_equals_the_lowest_id_wins() -> None:
     logits = np.float32([1, 5, 5, 0, 5])
     assert Sampler(SamplingParams(temp=0)).choose(logits, [], 0) == 1
     assert {Sampler(SamplingParams(top_k=1, seed=s)).choose(logits, [], 0) for s in range(20)} == {1}
-    assert {Sampler(SamplingParams(top_k=2, top_p=1, seed=s)).choose(logits, [], 0) for s in range(40)} == {1, 2}
+    assert {Sampler(SamplingParams(top_k=2, top_p=1, seed=s)).choose(logits, [], 0) for s in range(40)} == {
+        1,
+        2,
+    }
 
 
 @pytest.mark.parametrize("last_n", [0, 2, 64])
 def test_only_recent_tokens_are_penalized(last_n: int) -> None:
     logits, tokens = np.float32([5.0, 4.9, 4.8, 4.7]), [0, 1, 2]
     expected = {0: 0, 2: 0, 64: 3}[last_n]
-    assert Sampler(SamplingParams(temp=0, presence_penalty=9.0, penalty_last_n=last_n)).choose(logits, tokens, 0) == expected
+    assert (
+        Sampler(SamplingParams(temp=0, presence_penalty=9.0, penalty_last_n=last_n)).choose(logits, tokens, 0)
+        == expected
+    )
 
 
 @pytest.mark.parametrize("temp", [0.0, 0.8])
@@ -73,8 +90,11 @@ def test_logits_that_are_not_finite(bad: float, temp: float) -> None:
 @pytest.mark.parametrize("temp", [1e-30, 100.0])
 def test_extreme_temperatures(temp: float) -> None:
     logits = some_logits(0)
-    drawn = {Sampler(SamplingParams(temp=temp, top_k=3, top_p=1.0, min_p=0.0, seed=s)).choose(logits, [], 0) for s in range(50)}
-    assert drawn == set(np.argsort(-logits)[:1 if temp < 1 else 3].tolist())
+    drawn = {
+        Sampler(SamplingParams(temp=temp, top_k=3, top_p=1.0, min_p=0.0, seed=s)).choose(logits, [], 0)
+        for s in range(50)
+    }
+    assert drawn == set(np.argsort(-logits)[: 1 if temp < 1 else 3].tolist())
 
 
 # Seeds
@@ -97,7 +117,13 @@ def metadata_file(path: Path, **values: float | str) -> GGUFFile:
     """A file with these recommendations, under llama.cpp's names and in its types."""
     w = gguf.GGUFWriter(path, "qwen3")
     for key, value in values.items():
-        add = w.add_string if isinstance(value, str) else w.add_int32 if isinstance(value, int) else w.add_float32
+        add = (
+            w.add_string
+            if isinstance(value, str)
+            else w.add_int32
+            if isinstance(value, int)
+            else w.add_float32
+        )
         add(f"general.sampling.{key}", value)  # type: ignore[operator]
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -106,10 +132,16 @@ def metadata_file(path: Path, **values: float | str) -> GGUFFile:
 
 
 def test_the_file_goes_over_the_defaults_and_flags_over_the_file(tmp_path: Path) -> None:
-    file = metadata_file(tmp_path / "m.gguf", temp=0.5, top_k=20, top_p=0.75, min_p=0.25, penalty_repeat=1.5, penalty_last_n=32)
-    from_file = SamplingParams(temp=0.5, top_k=20, top_p=0.75, min_p=0.25, repeat_penalty=1.5, penalty_last_n=32)
+    file = metadata_file(
+        tmp_path / "m.gguf", temp=0.5, top_k=20, top_p=0.75, min_p=0.25, penalty_repeat=1.5, penalty_last_n=32
+    )
+    from_file = SamplingParams(
+        temp=0.5, top_k=20, top_p=0.75, min_p=0.25, repeat_penalty=1.5, penalty_last_n=32
+    )
     assert SamplingParams.from_metadata(file.metadata) == from_file
-    chosen = SamplingParams.from_metadata(file.metadata, temp=0.0, top_k=0, seed=5, presence_penalty=0.5, min_p=None)
+    chosen = SamplingParams.from_metadata(
+        file.metadata, temp=0.0, top_k=0, seed=5, presence_penalty=0.5, min_p=None
+    )
     assert chosen == replace(from_file, temp=0.0, top_k=0, seed=5, presence_penalty=0.5)
 
 
@@ -122,8 +154,17 @@ def test_top_k_below_zero_in_a_file_is_all(tmp_path: Path) -> None:
     assert SamplingParams.from_metadata(metadata_file(tmp_path / "m.gguf", top_k=-1).metadata).top_k == 0
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("temp", -1.0), ("temp", "hot"), ("top_p", 1.5), ("min_p", math.nan), ("penalty_repeat", 0.0), ("top_k", 2.5)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temp", -1.0),
+        ("temp", "hot"),
+        ("top_p", 1.5),
+        ("min_p", math.nan),
+        ("penalty_repeat", 0.0),
+        ("top_k", 2.5),
+    ],
+)
 def test_recommendations_that_cannot_be_followed(tmp_path: Path, key: str, value: float | str) -> None:
     file = metadata_file(tmp_path / "m.gguf", **{key: value})
     with pytest.raises(ModelError, match=rf"m\.gguf: metadata key 'general\.sampling\.{key}' is .*expected"):

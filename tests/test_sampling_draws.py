@@ -1,4 +1,5 @@
 """Whole draws: sampled tokens against the probabilities of naive twins, what is reported, and who does it: machine code or NumPy."""
+
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,19 @@ from qwencli.sampling.mirostat import adapted
 
 LOGITS_OF_12 = np.float32([2.0, 1.5, 1.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -1.0, -2.0, -4.0])
 PAIRS: naive.Pairs = list(enumerate(LOGITS_OF_12.tolist()))
-QUANTILES = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 8: 26.12, 9: 27.88, 10: 29.59, 11: 31.26}
+QUANTILES = {
+    1: 10.83,
+    2: 13.82,
+    3: 16.27,
+    4: 18.47,
+    5: 20.52,
+    6: 22.46,
+    7: 24.32,
+    8: 26.12,
+    9: 27.88,
+    10: 29.59,
+    11: 31.26,
+}
 """The chi-square distribution's 0.999 quantiles by degrees of freedom: one fair sampler in a thousand exceeds them."""
 N = 20_000
 
@@ -38,7 +51,13 @@ def compiled_tokens(sampler: Sampler, tokens: list[int], n: int = N) -> list[int
     name = isa.available()[0].name
     kernels_of(name).load(["sampling:choose"])
     logits = np.tile(LOGITS_OF_12, (n, 1))
-    call(name, "sampling:choose", [np.array([n]), logits, 12, inputs.draws, inputs.chosen], n, layout.SAMPLING_SCRATCH)
+    call(
+        name,
+        "sampling:choose",
+        [np.array([n]), logits, 12, inputs.draws, inputs.chosen],
+        n,
+        layout.SAMPLING_SCRATCH,
+    )
     del keep
     return [int(token) for token in inputs.chosen]
 
@@ -57,17 +76,36 @@ def chi_square(drawn: list[int], pairs: naive.Pairs) -> None:
 COMPILED: dict[str, tuple[dict[str, Any], naive.Pairs]] = {
     "defaults": ({}, naive.temperature(naive.min_p(naive.top_p(PAIRS, 0.95), 0.05), 0.8)),
     "hot": ({"temp": 1.7, "top_p": 1.0, "min_p": 0.0}, naive.temperature(PAIRS, 1.7)),
-    "penalties": ({"repeat_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.1, "top_k": 9},
-                  naive.temperature(naive.min_p(naive.top_p(naive.top_k(
-                      naive.penalties(PAIRS, [0, 0, 3, 9], 1.2, 0.3, 0.1), 9), 0.95), 0.05), 0.8))}
+    "penalties": (
+        {"repeat_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.1, "top_k": 9},
+        naive.temperature(
+            naive.min_p(
+                naive.top_p(naive.top_k(naive.penalties(PAIRS, [0, 0, 3, 9], 1.2, 0.3, 0.1), 9), 0.95), 0.05
+            ),
+            0.8,
+        ),
+    ),
+}
 IN_NUMPY: dict[str, tuple[dict[str, Any], naive.Pairs]] = {
     "nothing but the draw": ({"samplers": ""}, PAIRS),
-    "order changed": ({"samplers": "temperature;top_p", "temp": 2.0, "top_p": 0.7}, naive.top_p(naive.temperature(PAIRS, 2.0), 0.7)),
+    "order changed": (
+        {"samplers": "temperature;top_p", "temp": 2.0, "top_p": 0.7},
+        naive.top_p(naive.temperature(PAIRS, 2.0), 0.7),
+    ),
     "typical": ({"typical_p": 0.6, "top_p": 1.0, "min_p": 0.0, "temp": 1.0}, naive.typical_p(PAIRS, 0.6)),
-    "always xtc": ({"xtc_probability": 1.0, "top_p": 1.0, "min_p": 0.0}, naive.temperature(naive.xtc(PAIRS, 0.1), 0.8)),
-    "bias": ({"logit_bias": [[11, 6.0], [0, -np.inf]], "top_k": 0, "temp": 1.0, "top_p": 1.0, "min_p": 0.0},
-             naive.logit_bias(PAIRS, [(11, 6.0), (0, -np.inf)])),
-    "dynamic": ({"dynatemp_range": 0.5, "top_p": 1.0, "min_p": 0.0}, naive.dynamic_temperature(PAIRS, 0.8, 0.5, 1.0))}
+    "always xtc": (
+        {"xtc_probability": 1.0, "top_p": 1.0, "min_p": 0.0},
+        naive.temperature(naive.xtc(PAIRS, 0.1), 0.8),
+    ),
+    "bias": (
+        {"logit_bias": [[11, 6.0], [0, -np.inf]], "top_k": 0, "temp": 1.0, "top_p": 1.0, "min_p": 0.0},
+        naive.logit_bias(PAIRS, [(11, 6.0), (0, -np.inf)]),
+    ),
+    "dynamic": (
+        {"dynatemp_range": 0.5, "top_p": 1.0, "min_p": 0.0},
+        naive.dynamic_temperature(PAIRS, 0.8, 0.5, 1.0),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -85,7 +123,9 @@ def test_frequencies_of_other_samplers(name: str) -> None:
 
 def test_xtc_comes_as_often_as_it_should_whatever_is_drawn() -> None:
     """In 0.3 of all cases the likeliest tokens are gone, and tokens are drawn independently of that."""
-    sampler = Sampler(SamplingParams(seed=7, xtc_probability=0.3, xtc_threshold=0.1, temp=1.0, top_p=1.0, min_p=0.0))
+    sampler = Sampler(
+        SamplingParams(seed=7, xtc_probability=0.3, xtc_threshold=0.1, temp=1.0, top_p=1.0, min_p=0.0)
+    )
     found = Counter(numpy_tokens(sampler, []))
     with_all, without = naive.softmax(PAIRS), naive.softmax(naive.xtc(PAIRS, 0.1))
     expected = {i: N * (0.7 * p + 0.3 * without.get(i, 0.0)) for i, p in with_all.items()}
@@ -95,21 +135,53 @@ def test_xtc_comes_as_often_as_it_should_whatever_is_drawn() -> None:
 # Who does it
 
 
-@pytest.mark.parametrize("params", [
-    {}, {"temp": 0.0}, {"temp": 0.0, "top_k": 0}, {"top_k": 256}, {"samplers": "top_k;temperature"}, {"samplers": "top_k"},
-    {"frequency_penalty": 1.0}, {"repeat_penalty": 1.1, "penalty_last_n": -1}, {"dry_penalty_last_n": 5}, {"xtc_threshold": 0.3},
-    {"samplers": "temperature", "temp": 0.0}, {"samplers": "top_p;dry;top_k;temp", "top_p": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"temp": 0.0},
+        {"temp": 0.0, "top_k": 0},
+        {"top_k": 256},
+        {"samplers": "top_k;temperature"},
+        {"samplers": "top_k"},
+        {"frequency_penalty": 1.0},
+        {"repeat_penalty": 1.1, "penalty_last_n": -1},
+        {"dry_penalty_last_n": 5},
+        {"xtc_threshold": 0.3},
+        {"samplers": "temperature", "temp": 0.0},
+        {"samplers": "top_p;dry;top_k;temp", "top_p": 1.0},
+    ],
+    ids=str,
+)
 def test_what_machine_code_can_do(params: dict[str, Any]) -> None:
     sampler = Sampler(SamplingParams(seed=1, **params))
     assert isinstance(sampler.draw([1, 2], 0), Draw)
     assert compiled_tokens(sampler, [1, 2], 300) == numpy_tokens(sampler, [1, 2], 300)
 
 
-@pytest.mark.parametrize("params", [
-    {"top_k": 0}, {"top_k": 257}, {"typical_p": 0.9}, {"top_n_sigma": 1.0}, {"xtc_probability": 0.1}, {"dry_multiplier": 0.5},
-    {"dynatemp_range": 0.1}, {"mirostat": 1}, {"mirostat": 2}, {"logit_bias": [[1, 1.0]]}, {"n_probs": 1}, {"explain": True},
-    {"min_keep": 2}, {"samplers": "temperature;top_k"}, {"samplers": "top_k;top_k"}, {"samplers": "temperature"},
-    {"samplers": "top_k;penalties;temp", "presence_penalty": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 0},
+        {"top_k": 257},
+        {"typical_p": 0.9},
+        {"top_n_sigma": 1.0},
+        {"xtc_probability": 0.1},
+        {"dry_multiplier": 0.5},
+        {"dynatemp_range": 0.1},
+        {"mirostat": 1},
+        {"mirostat": 2},
+        {"logit_bias": [[1, 1.0]]},
+        {"n_probs": 1},
+        {"explain": True},
+        {"min_keep": 2},
+        {"samplers": "temperature;top_k"},
+        {"samplers": "top_k;top_k"},
+        {"samplers": "temperature"},
+        {"samplers": "top_k;penalties;temp", "presence_penalty": 1.0},
+    ],
+    ids=str,
+)
 def test_what_is_left_to_numpy(params: dict[str, Any]) -> None:
     assert Sampler(SamplingParams(**params)).draw([1, 2], 0) is None
 
@@ -118,7 +190,14 @@ def test_what_is_left_to_numpy(params: dict[str, Any]) -> None:
 
 
 def test_what_is_reported() -> None:
-    params = SamplingParams(seed=3, n_probs=3, explain=True, top_k=6, presence_penalty=2.0, samplers="top_k;penalties;min_p;temperature")
+    params = SamplingParams(
+        seed=3,
+        n_probs=3,
+        explain=True,
+        top_k=6,
+        presence_penalty=2.0,
+        samplers="top_k;penalties;min_p;temperature",
+    )
     sampler = Sampler(params)
     token = sampler.choose(LOGITS_OF_12, [0, 1], 0)
     report = sampler.report
@@ -134,8 +213,17 @@ def test_what_is_reported() -> None:
 
 
 def test_what_is_off_is_not_reported() -> None:
-    sampler = Sampler(SamplingParams(explain=True, penalty_last_n=0, presence_penalty=1.0, top_k=0, top_p=1.0, dry_multiplier=1.0,
-                                     dry_penalty_last_n=0))
+    sampler = Sampler(
+        SamplingParams(
+            explain=True,
+            penalty_last_n=0,
+            presence_penalty=1.0,
+            top_k=0,
+            top_p=1.0,
+            dry_multiplier=1.0,
+            dry_penalty_last_n=0,
+        )
+    )
     assert sampler.left(LOGITS_OF_12, [1], 0)[1] == [("min_p", 8), ("temperature", 8)]
 
 
@@ -157,7 +245,9 @@ def test_a_greedy_choice_is_certain() -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_mirostat_adapts_and_a_step_done_again_finds_things_as_they_were(version: int) -> None:
-    sampler = Sampler(SamplingParams(seed=2, mirostat=version, mirostat_tau=2.0, mirostat_eta=1.0, explain=True, temp=1.0))
+    sampler = Sampler(
+        SamplingParams(seed=2, mirostat=version, mirostat_tau=2.0, mirostat_eta=1.0, explain=True, temp=1.0)
+    )
     mu = 4.0
     for i in range(20):
         for _ in range(2):
@@ -184,9 +274,14 @@ def backend(request: pytest.FixtureRequest, model: Model) -> Backend:
     return CPUBackend(model, 2) if request.param == "cpu" else NumpyBackend(model)
 
 
-SETTINGS = [SamplingParams(seed=1), SamplingParams(seed=2, top_k=0, typical_p=0.8), SamplingParams(temp=0),
-            SamplingParams(seed=3, mirostat=2), SamplingParams(seed=4, top_k=300),
-            SamplingParams(seed=5, n_probs=2, dry_multiplier=0.5, xtc_probability=0.5)]
+SETTINGS = [
+    SamplingParams(seed=1),
+    SamplingParams(seed=2, top_k=0, typical_p=0.8),
+    SamplingParams(temp=0),
+    SamplingParams(seed=3, mirostat=2),
+    SamplingParams(seed=4, top_k=300),
+    SamplingParams(seed=5, n_probs=2, dry_multiplier=0.5, xtc_probability=0.5),
+]
 
 
 def test_what_one_sequence_samples_changes_no_other(backend: Backend) -> None:

@@ -1,4 +1,5 @@
 """DRY: repetitions against a search by trying, its time, and the tokens that break repetitions."""
+
 import random
 
 import naive_sampling as naive
@@ -30,7 +31,11 @@ def test_repetitions_as_found_by_trying(n_kinds: int, breakers: dict[int, list[t
 def test_the_example_of_llama_cpp() -> None:
     """Its comment: behind `a b c c b c y a b c` the tokens c, b and y would continue repetitions of 3, 1 and 2 tokens."""
     tokens = [ord(c) for c in "abccbcyabc"]
-    assert {chr(token): length for token, length in repetitions(tokens, 1, {}).items()} == {"c": 3, "b": 1, "y": 2}
+    assert {chr(token): length for token, length in repetitions(tokens, 1, {}).items()} == {
+        "c": 3,
+        "b": 1,
+        "y": 2,
+    }
     assert {chr(token): length for token, length in repetitions(tokens, 2, {}).items()} == {"c": 3, "y": 2}
 
 
@@ -39,8 +44,12 @@ def test_the_penalty_grows_with_the_length() -> None:
     found = dry(all_of(logits), tokens, 0.5, 2.0, 1, {})
     assert found.logits.tolist() == [0, 0, 0, 0, 0, 0, 0, -0.5, -1.0, -4.0]  # after 4, 3 4 and 1 2 3 4
     assert dry(all_of(logits), tokens, 0.5, 2.0, 3, {}).logits.tolist() == [0] * 9 + [-1.0]
-    assert dry(all_of(logits), tokens, 0.5, 2.0, 1, {9: [()]}).logits[9] == 0  # a breaker itself is not penalized
-    assert dry(all_of(logits), tokens, 0.5, 2.0, 1, {2: [()]}).logits[9] == -1.0  # only 3 4 are behind the breaker
+    assert (
+        dry(all_of(logits), tokens, 0.5, 2.0, 1, {9: [()]}).logits[9] == 0
+    )  # a breaker itself is not penalized
+    assert (
+        dry(all_of(logits), tokens, 0.5, 2.0, 1, {2: [()]}).logits[9] == -1.0
+    )  # only 3 4 are behind the breaker
 
 
 @pytest.mark.parametrize("base", [1.0, 1.0000001, 1.75, 100.0])
@@ -52,6 +61,7 @@ def test_a_very_long_repetition_stays_finite(base: float) -> None:
 
 class Counted(int):
     """A token that counts how often it is compared."""
+
     n = 0
 
     def __eq__(self, other: object) -> bool:
@@ -61,7 +71,9 @@ class Counted(int):
     __hash__ = int.__hash__
 
 
-@pytest.mark.parametrize("tokens", [[1] * 2000, [1, 2] * 1000, [*range(1000)] * 2, [1] * 1000 + [2] + [1] * 999], ids=range(4))
+@pytest.mark.parametrize(
+    "tokens", [[1] * 2000, [1, 2] * 1000, [*range(1000)] * 2, [1] * 1000 + [2] + [1] * 999], ids=range(4)
+)
 def test_work_is_linear(tokens: list[int]) -> None:
     """A search by trying compares the first of these 2 million times."""
     Counted.n = 0

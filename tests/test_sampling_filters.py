@@ -1,4 +1,5 @@
 """Each sampler against its naive twin (tests/naive_sampling.py), on small and large vocabularies, in order or not, and at the edges."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,12 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
     *(("top_n_sigma", (n,)) for n in (-1.0, 0.0, 0.2, 1.0, 3.0, 100.0)),
     *(("xtc", (t, m)) for t in (0.0, 0.01, 0.05, 0.2, 0.6) for m in (0, 195)),
     *(("temperature", (t,)) for t in (0.0, 0.3, 1.0, 100.0)),
-    *(("dynamic_temperature", (t, s, e)) for t, s in ((0.8, 0.3), (0.0, 0.5), (0.5, 2.0)) for e in (0.0, 0.7, 1.0, 3.0))]
+    *(
+        ("dynamic_temperature", (t, s, e))
+        for t, s in ((0.8, 0.3), (0.0, 0.5), (0.5, 2.0))
+        for e in (0.0, 0.7, 1.0, 3.0)
+    ),
+]
 
 
 def some_logits(seed: int, n: int = 200) -> np.ndarray:
@@ -58,18 +64,34 @@ def test_a_probability_that_is_reached_exactly(p: float) -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize(("repeat", "frequency", "presence"), [
-    (1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (0.5, 0.0, 0.0), (1.0, 0.4, 0.0), (1.0, 0.0, 2.0), (1.1, -0.3, -1.0)])
+@pytest.mark.parametrize(
+    ("repeat", "frequency", "presence"),
+    [(1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (0.5, 0.0, 0.0), (1.0, 0.4, 0.0), (1.0, 0.0, 2.0), (1.1, -0.3, -1.0)],
+)
 def test_penalties(repeat: float, frequency: float, presence: float, ordered: bool) -> None:
-    c = likeliest(all_of(some_logits(1)), 150) if ordered else all_of(some_logits(1))  # of 150 some recent tokens are not among them
+    c = (
+        likeliest(all_of(some_logits(1)), 150) if ordered else all_of(some_logits(1))
+    )  # of 150 some recent tokens are not among them
     counts = {token: RECENT.count(token) for token in RECENT}
-    check(penalties(c, counts, repeat, frequency, presence), naive.penalties(pairs(c), RECENT, repeat, frequency, presence))
+    check(
+        penalties(c, counts, repeat, frequency, presence),
+        naive.penalties(pairs(c), RECENT, repeat, frequency, presence),
+    )
     check(penalties(c, {}, repeat, frequency, presence), pairs(c))
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("bias", [[], [(3, 2.5)], [(3, 2.5), (3, -1.0), (199, 9.0)], [(0, -np.inf), (5, 1.0), (199, -np.inf)],
-                                  [(3, -np.inf), (3, 5.0)]], ids=str)
+@pytest.mark.parametrize(
+    "bias",
+    [
+        [],
+        [(3, 2.5)],
+        [(3, 2.5), (3, -1.0), (199, 9.0)],
+        [(0, -np.inf), (5, 1.0), (199, -np.inf)],
+        [(3, -np.inf), (3, 5.0)],
+    ],
+    ids=str,
+)
 def test_logit_bias(bias: list[tuple[int, float]], ordered: bool) -> None:
     c = likeliest(all_of(some_logits(2)), 150) if ordered else all_of(some_logits(2))
     check(logit_bias(c, bias), naive.logit_bias(pairs(c), bias))
@@ -99,9 +121,12 @@ def test_mirostat_2(mu: float) -> None:
 
 LARGE = {
     "random": np.random.RandomState(5).standard_normal(40_000),
-    "falling": np.linspace(9, -9, 40_000), "rising": np.linspace(-9, 9, 40_000),
-    "ties": np.random.RandomState(6).randint(0, 9, 40_000), "all equal": np.zeros(40_000),
-    "in one group": np.where(np.arange(40_000) % 512 == 7, 5.0, 0.0)}
+    "falling": np.linspace(9, -9, 40_000),
+    "rising": np.linspace(-9, 9, 40_000),
+    "ties": np.random.RandomState(6).randint(0, 9, 40_000),
+    "all equal": np.zeros(40_000),
+    "in one group": np.where(np.arange(40_000) % 512 == 7, 5.0, 0.0),
+}
 
 
 @pytest.mark.parametrize("values", LARGE.values(), ids=LARGE)
@@ -112,13 +137,26 @@ def test_the_largest_of_many(values: np.ndarray) -> None:
         np.testing.assert_array_equal(largest(values, k), order[:k])
 
 
-@pytest.mark.parametrize(("name", "args"), [
-    ("top_p", (0.3,)), ("top_p", (0.95,)), ("top_p", (0.2, 3000)), ("typical_p", (0.3,)), ("typical_p", (0.9,)), ("min_p", (0.3,)),
-    ("top_n_sigma", (1.5,)), ("xtc", (2e-4,))], ids=str)
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("top_p", (0.3,)),
+        ("top_p", (0.95,)),
+        ("top_p", (0.2, 3000)),
+        ("typical_p", (0.3,)),
+        ("typical_p", (0.9,)),
+        ("min_p", (0.3,)),
+        ("top_n_sigma", (1.5,)),
+        ("xtc", (2e-4,)),
+    ],
+    ids=str,
+)
 def test_filters_on_a_large_vocabulary(name: str, args: tuple[Any, ...]) -> None:
     c = all_of(LARGE["random"].astype(np.float32))
     found, expected = getattr(filters, name)(c, *args), getattr(naive, name)(pairs(c), *args)
-    assert abs(found.n - len(expected)) <= 1  # sums of float32 weights and those of float64 may part at the border
+    assert (
+        abs(found.n - len(expected)) <= 1
+    )  # sums of float32 weights and those of float64 may part at the border
     assert len(set(found.ids.tolist()) ^ {i for i, _ in expected}) <= 1
 
 
@@ -136,21 +174,44 @@ def test_log_probabilities() -> None:
 
 
 ALL: dict[str, Callable[[Candidates], Candidates]] = {
-    "top_k": lambda c: filters.top_k(c, 3), "top_p": lambda c: filters.top_p(c, 0.5), "min_p": lambda c: filters.min_p(c, 0.5),
-    "typ_p": lambda c: filters.typical_p(c, 0.5), "top_n_sigma": lambda c: filters.top_n_sigma(c, 0.5),
-    "xtc": lambda c: filters.xtc(c, 0.1), "temperature": lambda c: filters.temperature(c, 0.5),
+    "top_k": lambda c: filters.top_k(c, 3),
+    "top_p": lambda c: filters.top_p(c, 0.5),
+    "min_p": lambda c: filters.min_p(c, 0.5),
+    "typ_p": lambda c: filters.typical_p(c, 0.5),
+    "top_n_sigma": lambda c: filters.top_n_sigma(c, 0.5),
+    "xtc": lambda c: filters.xtc(c, 0.1),
+    "temperature": lambda c: filters.temperature(c, 0.5),
     "coldest": lambda c: filters.temperature(c, 5e-324),
-    "dynamic": lambda c: filters.dynamic_temperature(c, 0.5, 0.5, 2.0), "mirostat 1": lambda c: mirostat_1(c, 5.0, 100),
-    "mirostat 2": lambda c: mirostat_2(c, 5.0), "mirostat 1, large": lambda c: mirostat_1(c, 2000.0, 100),
-    "mirostat 1, small": lambda c: mirostat_1(c, -2000.0, 100), "mirostat 2, large": lambda c: mirostat_2(c, 2000.0),
-    "mirostat 2, small": lambda c: mirostat_2(c, -2000.0), "penalties": lambda c: penalties(c, {0: 2}, 100.0, 100.0, -100.0),
-    "bias": lambda c: logit_bias(c, [(0, -1e4)])}
+    "dynamic": lambda c: filters.dynamic_temperature(c, 0.5, 0.5, 2.0),
+    "mirostat 1": lambda c: mirostat_1(c, 5.0, 100),
+    "mirostat 2": lambda c: mirostat_2(c, 5.0),
+    "mirostat 1, large": lambda c: mirostat_1(c, 2000.0, 100),
+    "mirostat 1, small": lambda c: mirostat_1(c, -2000.0, 100),
+    "mirostat 2, large": lambda c: mirostat_2(c, 2000.0),
+    "mirostat 2, small": lambda c: mirostat_2(c, -2000.0),
+    "penalties": lambda c: penalties(c, {0: 2}, 100.0, 100.0, -100.0),
+    "bias": lambda c: logit_bias(c, [(0, -1e4)]),
+}
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("logits", [
-    [1.0], [3e38], [-3e38], [0.0, 0.0], [5.0] * 700, [3e38] * 6, [3e38, -3e38], [-3e38, 3e38, 0.0], [1e-40, 0.0, -1e-40],
-    [1e30, 1.0, -1e30], [100.0] + [-100.0] * 600], ids=lambda logits: f"{len(logits)} of {logits[0]:g}")
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [1.0],
+        [3e38],
+        [-3e38],
+        [0.0, 0.0],
+        [5.0] * 700,
+        [3e38] * 6,
+        [3e38, -3e38],
+        [-3e38, 3e38, 0.0],
+        [1e-40, 0.0, -1e-40],
+        [1e30, 1.0, -1e30],
+        [100.0] + [-100.0] * 600,
+    ],
+    ids=lambda logits: f"{len(logits)} of {logits[0]:g}",
+)
 @pytest.mark.parametrize("name", ALL)
 def test_at_the_edges_something_is_left_and_can_be_drawn(name: str, logits: list[float]) -> None:
     for c in all_of(np.float32(logits)), likeliest(all_of(np.float32(logits)), len(logits)):

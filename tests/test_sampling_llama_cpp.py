@@ -1,4 +1,5 @@
 """What our samplers leave against what llama.cpp's leave, in its order and in others (scripts/llama_samplers.py made the figures)."""
+
 import json
 import math
 from collections.abc import Callable
@@ -30,11 +31,15 @@ def breakers_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SamplingP
 
 def probabilities(c: Candidates) -> dict[int, float]:
     weights = [math.exp(x - float(c.logits.max())) for x in c.logits]
-    return {token: weight / math.fsum(weights) for token, weight in zip(c.ids.tolist(), weights) if weight > 0}
+    return {
+        token: weight / math.fsum(weights) for token, weight in zip(c.ids.tolist(), weights) if weight > 0
+    }
 
 
 @pytest.mark.parametrize("case", ORACLE["chains"], ids=[str(i) for i in range(len(ORACLE["chains"]))])
-def test_what_is_left_and_how_likely_it_is(case: dict[str, Any], breakers_of: Callable[[SamplingParams], Breakers]) -> None:
+def test_what_is_left_and_how_likely_it_is(
+    case: dict[str, Any], breakers_of: Callable[[SamplingParams], Breakers]
+) -> None:
     params = SamplingParams(**case["params"])
     left, stages = Sampler(params, breakers_of(params)).left(np.float32(case["logits"]), case["tokens"], 0)
     assert probabilities(left) == pytest.approx(dict(case["left"]), rel=2e-5, abs=1e-9)
@@ -49,4 +54,6 @@ def test_mirostat_step_by_step(case: dict[str, Any]) -> None:
         expected = dict(step["left"])
         left, _ = sampler.left(np.float32(step["logits"]), [], i)
         assert probabilities(left) == pytest.approx(expected, rel=2e-5)
-        sampler._mu = adapted(sampler._mu, expected[step["token"]], params.mirostat_tau, params.mirostat_eta)  # as if it had chosen that
+        sampler._mu = adapted(
+            sampler._mu, expected[step["token"]], params.mirostat_tau, params.mirostat_eta
+        )  # as if it had chosen that

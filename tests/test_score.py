@@ -1,4 +1,5 @@
 """What a token's likelihood is made of, against NumPy in float64."""
+
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,13 @@ ISAS = [i.name for i in isa.available()]
 def score(isa_name: str, logits: np.ndarray, targets: list[int], side: str = "after") -> np.ndarray:
     """-log softmax(logits)[target] by the kernel."""
     out = guarded(np.zeros((len(logits), 2)), side)
-    args = [np.array([len(logits)]), guarded(logits, side), logits.shape[1], guarded(np.array(targets), side), out]
+    args = [
+        np.array([len(logits)]),
+        guarded(logits, side),
+        logits.shape[1],
+        guarded(np.array(targets), side),
+        out,
+    ]
     call(isa_name, "sampling:score", args, len(logits))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.log(out[:, 0]) - out[:, 1]
@@ -33,7 +40,11 @@ def test_scores(isa_name: str, n_vocab: int) -> None:
         logits = (scale * rng.standard_normal((3, n_vocab))).astype(np.float32)
         targets = rng.integers(0, n_vocab, 3).tolist()
         exact = logits.astype(np.float64)
-        expected = np.log(np.exp(exact - exact.max(-1, keepdims=True)).sum(-1)) + exact.max(-1) - exact[range(3), targets]
+        expected = (
+            np.log(np.exp(exact - exact.max(-1, keepdims=True)).sum(-1))
+            + exact.max(-1)
+            - exact[range(3), targets]
+        )
         np.testing.assert_allclose(score(isa_name, logits, targets, side), expected, rtol=3e-7, atol=3e-7)
 
 
@@ -54,7 +65,9 @@ def test_the_backend_scores_as_its_logits_say(story: Path) -> None:
     demo = backend.model
     hidden = rng.standard_normal((5, demo.config.n_embd)).astype(np.float32)
     targets = rng.integers(0, demo.config.n_vocab, 5).tolist()
-    np.testing.assert_allclose(backend.score(hidden, targets), score_with_numpy(backend, hidden, targets), rtol=1e-6)
+    np.testing.assert_allclose(
+        backend.score(hidden, targets), score_with_numpy(backend, hidden, targets), rtol=1e-6
+    )
     assert backend.run([LOGITS], feed={HIDDEN: hidden})[LOGITS].shape == (5, demo.config.n_vocab)
     for wrong in targets[:4], [*targets[:4], demo.config.n_vocab], [*targets[:4], -1]:
         with pytest.raises(InputError, match="tokens to score, expected one below"):

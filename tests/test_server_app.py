@@ -1,4 +1,5 @@
 """What the server does with every request, whatever its endpoint: who may ask, what is too much, errors, the log, the figures."""
+
 import json
 import re
 import socket
@@ -36,8 +37,13 @@ class Probes:
         self.begun, self.ended = threading.Event(), threading.Event()
 
     def routes(self, *_: object) -> list[Route]:
-        return [Route("/probe/fail", self.fail), Route("/v1/probe/fail", self.fail), Route("/probe/large", self.large),
-                Route("/probe/half", self.half), Route("/probe/echo", self.echo, methods=["POST"])]
+        return [
+            Route("/probe/fail", self.fail),
+            Route("/v1/probe/fail", self.fail),
+            Route("/probe/large", self.large),
+            Route("/probe/half", self.half),
+            Route("/probe/echo", self.echo, methods=["POST"]),
+        ]
 
     async def fail(self, request: Request) -> Response:
         raise RuntimeError("secret: /etc/passwd")
@@ -46,6 +52,7 @@ class Probes:
         async def pieces() -> AsyncIterator[bytes]:
             yield b"half"
             raise RuntimeError("secret: /etc/passwd")
+
         return StreamingResponse(pieces())
 
     async def large(self, request: Request) -> Response:
@@ -60,6 +67,7 @@ class Probes:
                     await super().__call__(scope, receive, send)
                 finally:
                     self.ended.set()
+
         return Endless(pieces())
 
     async def echo(self, request: Request) -> Response:
@@ -106,7 +114,10 @@ def talk(server: Serving, sent: bytes = b"") -> socket.socket:
 
 def post(path: str, body: Any) -> bytes:
     content = json.dumps(body).encode()
-    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        + content
+    )
 
 
 def rest(s: socket.socket) -> bytes:
@@ -130,8 +141,11 @@ def whole(server: Serving, sent: bytes) -> bytes:
 # The page
 
 
-def test_the_pages_files_are_served_as_they_are_and_nothing_else_of_the_folder(server: Serving, client: httpx.Client) -> None:
+def test_the_pages_files_are_served_as_they_are_and_nothing_else_of_the_folder(
+    server: Serving, client: httpx.Client
+) -> None:
     from importlib.resources import files
+
     folder = files("qwencli.server").joinpath("web")
     types = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -142,8 +156,19 @@ def test_the_pages_files_are_served_as_they_are_and_nothing_else_of_the_folder(s
         assert answer.content == content
         assert answer.headers["content-type"].startswith(types[name.rpartition(".")[2]])
     assert client.get("/").content == found["index.html"]
-    for path in "/config.py", "/web/index.html", "/%2e%2e/config.py", "/..%2fconfig.py", "/../config.py", "//etc/passwd", "/web", "/%00":
-        with closing(talk(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())) as s:
+    for path in (
+        "/config.py",
+        "/web/index.html",
+        "/%2e%2e/config.py",
+        "/..%2fconfig.py",
+        "/../config.py",
+        "//etc/passwd",
+        "/web",
+        "/%00",
+    ):
+        with closing(
+            talk(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        ) as s:
             assert rest(s).startswith(b"HTTP/1.1 404 "), path
 
 
@@ -151,7 +176,8 @@ def test_the_page_may_load_nothing_from_elsewhere_and_is_asked_for_again(client:
     answer = client.get("/")
     assert answer.headers["content-security-policy"] == (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
-        " form-action 'none'; frame-ancestors 'none'")
+        " form-action 'none'; frame-ancestors 'none'"
+    )
     assert answer.headers["cache-control"] == "no-cache"
     again = client.get("/", headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
@@ -161,18 +187,28 @@ def test_the_page_may_load_nothing_from_elsewhere_and_is_asked_for_again(client:
 def test_every_answer_forbids_to_guess_types_and_to_tell_where_one_comes_from(client: httpx.Client) -> None:
     for path in "/", "/health", "/nothing", "/v1/models", "/probe/fail":
         headers = client.get(path).headers
-        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer"), path
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == (
+            "nosniff",
+            "no-referrer",
+        ), path
 
 
 # Errors
 
 
-@pytest.mark.parametrize(("method", "path", "status", "type"), [
-    ("GET", "/nothing", 404, "not_found_error"), ("GET", "/completion", 405, "invalid_request_error"),
-    ("GET", "/probe/fail", 500, "server_error"), ("DELETE", "/", 405, "invalid_request_error")])
+@pytest.mark.parametrize(
+    ("method", "path", "status", "type"),
+    [
+        ("GET", "/nothing", 404, "not_found_error"),
+        ("GET", "/completion", 405, "invalid_request_error"),
+        ("GET", "/probe/fail", 500, "server_error"),
+        ("DELETE", "/", 405, "invalid_request_error"),
+    ],
+)
 @pytest.mark.parametrize("prefix", ["", "/v1"])
-def test_errors_have_the_form_that_the_path_promises(client: httpx.Client, prefix: str, method: str, path: str, status: int,
-                                                     type: str) -> None:
+def test_errors_have_the_form_that_the_path_promises(
+    client: httpx.Client, prefix: str, method: str, path: str, status: int, type: str
+) -> None:
     path = prefix + path.replace("completion", "completions" if prefix else "completion")
     answer = client.request(method, path)
     if path == "/v1/":
@@ -187,26 +223,56 @@ def test_errors_have_the_form_that_the_path_promises(client: httpx.Client, prefi
         assert leak not in answer.text
 
 
-def test_an_error_behind_the_begin_of_an_answer_ends_the_connection_before_the_answers_end(client: httpx.Client) -> None:
+def test_an_error_behind_the_begin_of_an_answer_ends_the_connection_before_the_answers_end(
+    client: httpx.Client,
+) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         client.get("/probe/half")
 
 
-@pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/embeddings"])
-@pytest.mark.parametrize("body", [
-    b"", b"{", b"[]", b"null", b'"text"', b"\xff", b'{"prompt": "\\ud800"}', b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
-    b'{"x":' * 3000 + b"1" + b"}" * 3000, b"1" * 5000, b'{"prompt": 1e999}'])
+@pytest.mark.parametrize(
+    "path", ["/completion", "/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/embeddings"]
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff",
+        b'{"prompt": "\\ud800"}',
+        b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"x":' * 3000 + b"1" + b"}" * 3000,
+        b"1" * 5000,
+        b'{"prompt": 1e999}',
+    ],
+)
 def test_what_is_no_request_is_refused(client: httpx.Client, path: str, body: bytes) -> None:
     answer = client.post(path, content=body)
-    assert answer.status_code == 400 or (path == "/tokenize" and answer.status_code == 200)  # a body that says nothing has no tokens
+    assert answer.status_code == 400 or (
+        path == "/tokenize" and answer.status_code == 200
+    )  # a body that says nothing has no tokens
     if answer.status_code == 400:
         assert answer.json()["error"]["message"]
         assert len(answer.text) < 500
 
 
-@pytest.mark.parametrize(("value", "fits"), [
-    ([[]] * 20_001, False), ([{"a": [1]}] * 10_000, False), ([0] * 300_002, False), ([""] * 300_002, False), ([[1, 2]] * 9_000, True),
-    ("[{," * 200_000, True), ('"[' * 150_000, True), ("\\\"[" * 100_000, True), (["[,\\"] * 100_000, True)])
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        ([[]] * 20_001, False),
+        ([{"a": [1]}] * 10_000, False),
+        ([0] * 300_002, False),
+        ([""] * 300_002, False),
+        ([[1, 2]] * 9_000, True),
+        ("[{," * 200_000, True),
+        ('"[' * 150_000, True),
+        ('\\"[' * 100_000, True),
+        (["[,\\"] * 100_000, True),
+    ],
+)
 def test_values_are_counted_and_what_stands_in_texts_is_none(value: Any, fits: bool) -> None:
     """More would be parsed for so long that all others had to wait."""
     body = json.dumps({"content": value}, separators=(",", ":")).encode()
@@ -222,52 +288,110 @@ def test_values_are_counted_and_what_stands_in_texts_is_none(value: Any, fits: b
 
 def test_all_but_the_page_and_health_ask_for_a_key() -> None:
     friend = "https://friend.example"
-    with serving(api_keys=("first", "second"), cors_origins=(friend,)) as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        routes = [route for route in build_app(server.service, server.config).routes if isinstance(route, Route)]
+    with (
+        serving(api_keys=("first", "second"), cors_origins=(friend,)) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        routes = [
+            route for route in build_app(server.service, server.config).routes if isinstance(route, Route)
+        ]
         paths = {route.path for route in routes}
-        assert {"/v1/models", "/openapi.json", "/metrics", "/slots", "/props", "/completion", "/v1/chat/completions"} <= paths
-        open_paths = {"/", "/health", "/v1/health", *(path for path in paths if "." in path and path != "/openapi.json")}
+        assert {
+            "/v1/models",
+            "/openapi.json",
+            "/metrics",
+            "/slots",
+            "/props",
+            "/completion",
+            "/v1/chat/completions",
+        } <= paths
+        open_paths = {
+            "/",
+            "/health",
+            "/v1/health",
+            *(path for path in paths if "." in path and path != "/openapi.json"),
+        }
         for route in routes:
             for method in route.methods or ():
                 path = route.path.replace("{id:path}", "x")
                 status = client.request(method, path).status_code
                 assert (status == 401) == (route.path not in open_paths), (method, path)
-        wrong = ["Bearer", "Bearer firs", "Bearer firstt", "Bearer first second", "Basic first", "first", "Bearer \xe9"]
+        wrong = [
+            "Bearer",
+            "Bearer firs",
+            "Bearer firstt",
+            "Bearer first second",
+            "Basic first",
+            "first",
+            "Bearer \xe9",
+        ]
         for value in wrong:
             answer = client.get("/v1/models", headers={"Authorization": value.encode("latin-1")})
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
             assert answer.headers["www-authenticate"] == "Bearer"
-        for headers in ({"Authorization": "Bearer first"}, {"Authorization": "bearer second"}, {"X-Api-Key": "second"}):
+        for headers in (
+            {"Authorization": "Bearer first"},
+            {"Authorization": "bearer second"},
+            {"X-Api-Key": "second"},
+        ):
             assert client.get("/v1/models", headers=headers).status_code == 200
         refused = client.get("/v1/models", headers={"Origin": friend})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, friend)
-        assert client.get("/health", headers={"Host": "any.example"}).status_code == 200  # whose key is right may call it as they like
+        assert (
+            client.get("/health", headers={"Host": "any.example"}).status_code == 200
+        )  # whose key is right may call it as they like
 
 
-@pytest.mark.parametrize(("headers", "status"), [
-    ({}, 200), ({"Origin": "https://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://localhost:1"}, 403),
-    ({"Host": "evil.example"}, 403), ({"Host": "evil.example:80", "Origin": "http://evil.example:80"}, 403),
-    ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200), ({"Host": "[::1]:80"}, 200), ({"Host": "127.0.0.1"}, 200),
-    ({"Host": "192.168.0.7:8080"}, 200), ({"Host": "model.localhost"}, 200), ({"Host": "localhost.evil.example"}, 403),
-    ({"Host": "a[b]:c"}, 403)])
-def test_pages_of_other_sites_may_not_use_the_model(client: httpx.Client, headers: dict[str, str], status: int) -> None:
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:80", "Origin": "http://evil.example:80"}, 403),
+        ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"Host": "192.168.0.7:8080"}, 200),
+        ({"Host": "model.localhost"}, 200),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "a[b]:c"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_use_the_model(
+    client: httpx.Client, headers: dict[str, str], status: int
+) -> None:
     answer = client.post("/completion", json=HELLO, headers=headers)
     assert answer.status_code == status
     assert "access-control-allow-origin" not in answer.headers
 
 
 def test_sites_may_be_invited() -> None:
-    with serving(cors_origins=("https://friend.example",)) as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        asked = {"Origin": "https://friend.example", "Access-Control-Request-Method": "POST",
-                 "Access-Control-Request-Headers": "x-stainless-os"}
+    with (
+        serving(cors_origins=("https://friend.example",)) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        asked = {
+            "Origin": "https://friend.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "x-stainless-os",
+        }
         answer = client.options("/v1/chat/completions", headers=asked)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://friend.example"
         assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
         answer = client.post("/completion", json=HELLO, headers={"Origin": "https://friend.example"})
-        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://friend.example")
-        assert client.post("/completion", json=HELLO, headers={"Origin": "https://evil.example"}).status_code == 403
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (
+            200,
+            "https://friend.example",
+        )
+        assert (
+            client.post("/completion", json=HELLO, headers={"Origin": "https://evil.example"}).status_code
+            == 403
+        )
 
 
 # What is too much
@@ -275,7 +399,11 @@ def test_sites_may_be_invited() -> None:
 
 def test_a_body_may_have_so_many_bytes(server: Serving, client: httpx.Client) -> None:
     assert client.post("/probe/echo", content=b"x" * 100_000).content == b"x" * 100_000
-    for content in b"x" * 100_001, b"x" * 10_000_000, (b"x" * 1000 for _ in range(101)):  # the last in chunks, its length unknown
+    for content in (
+        b"x" * 100_001,
+        b"x" * 10_000_000,
+        (b"x" * 1000 for _ in range(101)),
+    ):  # the last in chunks, its length unknown
         answer = client.post("/probe/echo", content=content)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, 413)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\nExpect: 100-continue\r\n\r\n"
@@ -284,7 +412,9 @@ def test_a_body_may_have_so_many_bytes(server: Serving, client: httpx.Client) ->
     assert client.post("/probe/echo", content=b"next").content == b"next"
 
 
-def test_all_bodies_together_may_have_so_many_bytes(server: Serving, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_bodies_together_may_have_so_many_bytes(
+    server: Serving, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "MAX_HELD", 150_000)
     bodies: list[bytearray] = []
     read = limits.Limited._read
@@ -312,9 +442,16 @@ def hasty() -> Iterator[tuple[Serving, Probes]]:
         yield server, probes
 
 
-@pytest.mark.parametrize("sent", [
-    b"", b"G", b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 10_000,
-    b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"G",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 10_000,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal",
+    ],
+)
 def test_a_head_that_does_not_end_ends_the_connection(hasty: tuple[Serving, Probes], sent: bytes) -> None:
     until(lambda: whole(hasty[0], sent).count(b"HTTP/1.1 200 ") == sent.count(b"\r\n\r\n"))
 
@@ -344,9 +481,12 @@ def test_a_body_that_does_not_end_is_refused(hasty: tuple[Serving, Probes]) -> N
 def test_a_client_that_takes_nothing_is_left(hasty: tuple[Serving, Probes]) -> None:
     server, probes = hasty
     with ExitStack() as stack:
+
         def begun() -> bool:
             with suppress(ConnectionError):
-                stack.enter_context(closing(talk(server, b"GET /probe/large HTTP/1.1\r\nHost: localhost\r\n\r\n")))
+                stack.enter_context(
+                    closing(talk(server, b"GET /probe/large HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+                )
             return probes.begun.wait(1)
 
         until(begun)
@@ -359,7 +499,9 @@ def test_a_client_that_takes_nothing_is_left(hasty: tuple[Serving, Probes]) -> N
 
 @pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slot(server: Serving, generations: list[Generation], path: str, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_slot(
+    server: Serving, generations: list[Generation], path: str, stream: bool
+) -> None:
     body = LONG | {"stream": stream, "max_tokens": 90_000}
     with closing(talk(server, post(path, body))) as s:
         received = b""
@@ -405,8 +547,13 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_line_for_each_request(lines: list[str]) -> None:
     secret = "Once upon a secret"
     start = time.monotonic()
-    with serving(log_format="json", name="tiny") as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        first = client.post("/v1/completions", json={"prompt": secret, "max_tokens": 4, "temperature": 0, "n": 2})
+    with (
+        serving(log_format="json", name="tiny") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        first = client.post(
+            "/v1/completions", json={"prompt": secret, "max_tokens": 4, "temperature": 0, "n": 2}
+        )
         given = client.get("/nothing", headers={"X-Request-Id": "mine-1"})
         bad = client.get("/v1/nothing%0A?key=secret", headers={"X-Request-Id": "no good!"})
         client.get("/health")
@@ -422,8 +569,15 @@ def test_a_line_for_each_request(lines: list[str]) -> None:
     cached = log[0].pop("cached")
     assert 0 <= cached < 2 * usage["prompt_tokens"]
     assert log[0] == {
-        "id": first.headers["x-request-id"], "method": "POST", "path": "/v1/completions", "status": 200, "model": "tiny",
-        "prompt": 2 * usage["prompt_tokens"], "generated": usage["completion_tokens"], "stop": "length"}
+        "id": first.headers["x-request-id"],
+        "method": "POST",
+        "path": "/v1/completions",
+        "status": 200,
+        "model": "tiny",
+        "prompt": 2 * usage["prompt_tokens"],
+        "generated": usage["completion_tokens"],
+        "stop": "length",
+    }
     assert (log[1]["id"], log[1]["status"]) == ("mine-1", 404)
     assert given.headers["x-request-id"] == "mine-1"
     assert log[2]["id"] == bad.headers["x-request-id"] != "no good!"
@@ -436,7 +590,7 @@ def test_prompts_are_in_the_log_where_that_was_asked_for(lines: list[str]) -> No
         answer = httpx.post(server.url + "/completion", json=HELLO, timeout=60).json()["content"]
         httpx.get(server.url + "/a%0Ab=c", timeout=60)
         until(lambda: len(lines) == 2)
-    assert f'prompts={json.dumps(["Once upon a time"])}' in lines[0]
+    assert f"prompts={json.dumps(['Once upon a time'])}" in lines[0]
     assert f"answers={json.dumps([answer])}" in lines[0]
     assert 'path="/a\\nb=c"' in lines[1]
 
@@ -446,7 +600,7 @@ def test_the_log_knows_what_an_unexpected_error_was(lines: list[str]) -> None:
         httpx.get(server.url + "/probe/nothing", timeout=60)  # nothing but this is left out
         httpx.get(server.url + "/probe/fail", timeout=60)
         until(lambda: len(lines) == 1)
-    assert 'status=500 ' in lines[0]
+    assert "status=500 " in lines[0]
     assert "RuntimeError: secret: /etc/passwd" in lines[0]
     assert "in fail" in lines[0]  # where it happened
     assert "\n" not in lines[0]
@@ -478,15 +632,26 @@ def test_the_log_names_clients_that_left(lines: list[str]) -> None:
 def test_the_figures_have_llama_cpps_names_and_are_right() -> None:
     """Names and types: tools/server/README.md and server-context.cpp of llama.cpp."""
     counters = {"prompt_tokens", "prompt_seconds", "tokens_predicted", "tokens_predicted_seconds", "n_decode"}
-    gauges = {"n_busy_slots_per_decode", "prompt_tokens_seconds", "predicted_tokens_seconds", "requests_processing", "requests_deferred"}
+    gauges = {
+        "n_busy_slots_per_decode",
+        "prompt_tokens_seconds",
+        "predicted_tokens_seconds",
+        "requests_processing",
+        "requests_deferred",
+    }
     with serving() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         answers = [client.post("/completion", json=HELLO).json() for _ in range(3)]
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families = {family.name.removeprefix("llamacpp:"): family for family in text_string_to_metric_families(answer.text)}
+    families = {
+        family.name.removeprefix("llamacpp:"): family
+        for family in text_string_to_metric_families(answer.text)
+    }
     assert {name for name, family in families.items() if family.type == "counter"} >= counters
     assert {name for name, family in families.items() if family.type == "gauge"} >= gauges
-    assert {f"llamacpp:{name}_total" for name in counters} <= {s.name for f in families.values() for s in f.samples}
+    assert {f"llamacpp:{name}_total" for name in counters} <= {
+        s.name for f in families.values() for s in f.samples
+    }
     value = {name: family.samples[0].value for name, family in families.items()}
     timings = [answer["timings"] for answer in answers]
     assert value["prompt_tokens"] == sum(t["prompt_n"] for t in timings)

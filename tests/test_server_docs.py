@@ -1,5 +1,6 @@
 """docs/server.md stays true: each example runs against a server with the demo model and prints what is shown, and what it says there is,
 and is not, is so."""
+
 from __future__ import annotations
 
 import json
@@ -36,9 +37,19 @@ TEXT: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 EMBEDDING: dict[str, Any] = {"content": "a king"}
 BODIES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": CHAT, "/chat/completions": CHAT, "/v1/completions": TEXT, "/completion": TEXT, "/completions": TEXT,
-    "/v1/embeddings": {"input": "a king"}, "/embedding": EMBEDDING, "/embeddings": EMBEDDING, "/props": {},
-    "/tokenize": {"content": "Once"}, "/detokenize": {"tokens": [1925]}, "/apply-template": CHAT}
+    "/v1/chat/completions": CHAT,
+    "/chat/completions": CHAT,
+    "/v1/completions": TEXT,
+    "/completion": TEXT,
+    "/completions": TEXT,
+    "/v1/embeddings": {"input": "a king"},
+    "/embedding": EMBEDDING,
+    "/embeddings": EMBEDDING,
+    "/props": {},
+    "/tokenize": {"content": "Once"},
+    "/detokenize": {"tokens": [1925]},
+    "/apply-template": CHAT,
+}
 
 
 def section(title: str) -> str:
@@ -71,9 +82,14 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if os.name != "posix" or not shutil.which("curl"):
         pytest.skip("the examples are for a POSIX shell with curl")
     program = tmp_path_factory.mktemp("bin") / "qwencli"
-    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli "$@"\n')
     program.chmod(0o755)
-    return {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), VARIABLE: str(EMBEDDED)}
+    return {
+        **os.environ,
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        VARIABLE: str(EMBEDDED),
+    }
 
 
 def output(command: list[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
@@ -117,13 +133,15 @@ def test_javascript(program: str, shown: str | None, server: Serving, tmp_path: 
     node = shutil.which("node")
     if not node or int(output([node, "--version"])[1:].partition(".")[0]) < 18:
         pytest.skip("Node.js 18 or later is not installed")
-    (tmp_path / "example.mjs").write_text(program.replace(ADDRESS, f"127.0.0.1:{server.port}"), encoding="utf-8")
+    (tmp_path / "example.mjs").write_text(
+        program.replace(ADDRESS, f"127.0.0.1:{server.port}"), encoding="utf-8"
+    )
     check(output([node, "example.mjs"], cwd=tmp_path), shown)
 
 
 def test_an_answer_of_a_given_form(server: Serving, shell: dict[str, str]) -> None:
     """The example whose output is another one each time."""
-    line, = (text for _, text, shown in CALLS if shown is None)
+    (line,) = (text for _, text, shown in CALLS if shown is None)
     answer = json.loads(bash(line.replace(ADDRESS, f"127.0.0.1:{server.port}"), shell))
     found = json.loads(answer["choices"][0]["message"]["content"])
     assert found.keys() == {"colour", "share"}
@@ -134,8 +152,13 @@ def test_an_answer_of_a_given_form(server: Serving, shell: dict[str, str]) -> No
 @contextmanager
 def started(line: str, env: dict[str, str], cwd: Path) -> Iterator[list[str]]:
     """The server that a line starts, on a port that is free: what it has said when it is there. It ends with code 0."""
-    process = subprocess.Popen(["bash", "-c", line.replace("qwencli serve", "exec qwencli serve --port 0")], env=env, cwd=cwd,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["bash", "-c", line.replace("qwencli serve", "exec qwencli serve --port 0")],
+        env=env,
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     said: list[str] = []
     try:
         for text in process.stderr or ():
@@ -159,8 +182,10 @@ def test_how_it_starts(shell: dict[str, str], tmp_path: Path) -> None:
 
 def test_keys_and_tls(shell: dict[str, str], tmp_path: Path) -> None:
     """The three lines about it, as they stand but for the port."""
-    make, serve, call = (text for kind, text, _ in BLOCKS if kind == "sh" and ("openssl" in text or "8443" in text))
-    shown, = (shown for _, text, shown in BLOCKS if text == call)
+    make, serve, call = (
+        text for kind, text, _ in BLOCKS if kind == "sh" and ("openssl" in text or "8443" in text)
+    )
+    (shown,) = (shown for _, text, shown in BLOCKS if text == call)
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
     bash(make, shell, tmp_path)
@@ -169,10 +194,14 @@ def test_keys_and_tls(shell: dict[str, str], tmp_path: Path) -> None:
         assert port
         call = call.replace("8443", port[1])
         check(bash(call, shell, tmp_path), shown)
-        assert json.loads(bash(call.replace("secret", "wrong"), shell, tmp_path))["error"]["code"] == "invalid_api_key"
+        assert (
+            json.loads(bash(call.replace("secret", "wrong"), shell, tmp_path))["error"]["code"]
+            == "invalid_api_key"
+        )
 
 
 # What the tables and lists say
+
 
 def endpoints() -> dict[tuple[str, str], bool]:
     """Method and path of all that the table names, and whether the answer may be a stream."""
@@ -218,32 +247,61 @@ def test_all_rows_of_what_is_not_supported_are_tried() -> None:
 def test_paths_that_are_not_there(client: httpx.Client) -> None:
     paths = re.findall(r"`(/\S+)`", section("What is not supported").partition("404:")[2].partition(".\n")[0])
     assert len(paths) > 5
-    assert {client.request(method, path, json={}).status_code for path in paths for method in ("GET", "POST")} == {404}
+    assert {
+        client.request(method, path, json={}).status_code for path in paths for method in ("GET", "POST")
+    } == {404}
 
 
 def test_fields_that_are_ignored(client: httpx.Client) -> None:
-    names = set(re.findall(r"`(\w+)`", section("What is not supported").partition("Ignored:")[2].partition(".\n")[0])) - {"strict"}
-    values = {"n_keep": 1, "n_discard": 1, "functions": [{"name": "f"}], "function_call": {"name": "f"},
-              "image_data": [{"data": "", "id": 1}]}
+    names = set(
+        re.findall(r"`(\w+)`", section("What is not supported").partition("Ignored:")[2].partition(".\n")[0])
+    ) - {"strict"}
+    values = {
+        "n_keep": 1,
+        "n_discard": 1,
+        "functions": [{"name": "f"}],
+        "function_call": {"name": "f"},
+        "image_data": [{"data": "", "id": 1}],
+    }
     assert values.keys() < names
     for path, body in ("/v1/chat/completions", CHAT), ("/completion", TEXT):
         greedy = body | {"temperature": 0, "max_tokens": 8}
-        answers = [client.post(path, json=greedy | fields).json() for fields in ({}, {name: values.get(name, "high") for name in names})]
+        answers = [
+            client.post(path, json=greedy | fields).json()
+            for fields in ({}, {name: values.get(name, "high") for name in names})
+        ]
         said = [answer.get("content") or answer["choices"][0]["message"] for answer in answers]
         assert said[0] == said[1]
 
 
-@pytest.mark.parametrize(("path", "fits", "too_much"), [
-    ("/v1/completions", {"prompt": ["a"] * 68}, {"prompt": ["a"] * 129}), ("/completion", {"prompt": ["a"] * 68}, {"prompt": ["a"] * 69}),
-    ("/v1/embeddings", {}, {"input": ["a"] * 2049}), ("/embedding", {}, {"content": ["a"] * 1025}),
-    ("/v1/chat/completions", {"n": 68}, {"n": 69}), ("/completion", {"n_cmpl": 4}, {"n_cmpl": 5}),
-    ("/completion", {"stop": ["a" * 256] * 32}, {"stop": ["a"] * 33}), ("/completion", {"stop": "a" * 256}, {"stop": "a" * 257}),
-    ("/completion", {"logit_bias": [[i, 1] for i in range(1024)]}, {"logit_bias": [[i, 1] for i in range(1025)]}),
-    ("/completion", {"n_probs": 1000}, {"n_probs": 1001}), ("/v1/completions", {"logprobs": 20}, {"logprobs": 21}),
-    ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 20}, {"logprobs": True, "top_logprobs": 21}),
-    ("/completion", {"prompt": [1925] * 1023}, {"prompt": [1925] * 1024}),
-    ("/apply-template", {}, {"tools": [{"type": "function", "function": {"name": "f"}}] * 1001}),
-    ("/apply-template", {}, {"messages": CHAT["messages"] * 10_001})])
+@pytest.mark.parametrize(
+    ("path", "fits", "too_much"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 68}, {"prompt": ["a"] * 129}),
+        ("/completion", {"prompt": ["a"] * 68}, {"prompt": ["a"] * 69}),
+        ("/v1/embeddings", {}, {"input": ["a"] * 2049}),
+        ("/embedding", {}, {"content": ["a"] * 1025}),
+        ("/v1/chat/completions", {"n": 68}, {"n": 69}),
+        ("/completion", {"n_cmpl": 4}, {"n_cmpl": 5}),
+        ("/completion", {"stop": ["a" * 256] * 32}, {"stop": ["a"] * 33}),
+        ("/completion", {"stop": "a" * 256}, {"stop": "a" * 257}),
+        (
+            "/completion",
+            {"logit_bias": [[i, 1] for i in range(1024)]},
+            {"logit_bias": [[i, 1] for i in range(1025)]},
+        ),
+        ("/completion", {"n_probs": 1000}, {"n_probs": 1001}),
+        ("/v1/completions", {"logprobs": 20}, {"logprobs": 21}),
+        (
+            "/v1/chat/completions",
+            {"logprobs": True, "top_logprobs": 20},
+            {"logprobs": True, "top_logprobs": 21},
+        ),
+        ("/completion", {"prompt": [1925] * 1023}, {"prompt": [1925] * 1024}),
+        ("/apply-template", {}, {"tools": [{"type": "function", "function": {"name": "f"}}] * 1001}),
+        ("/apply-template", {}, {"messages": CHAT["messages"] * 10_001}),
+    ],
+)
 def test_limits(client: httpx.Client, path: str, fits: dict[str, Any], too_much: dict[str, Any]) -> None:
     assert client.post(path, json=BODIES[path] | fits).status_code == 200
     assert client.post(path, json=BODIES[path] | too_much).status_code == 400
@@ -257,17 +315,31 @@ def test_a_body_has_2_mib(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(("item", "n"), [("1", 300_000), ("[   ]", 19_998)])
 def test_values_of_a_body(client: httpx.Client, item: str, n: int) -> None:
-    statuses = [client.post("/v1/completions", content=f'{{"prompt": "a", "max_tokens": 1, "x": [{",".join([item] * k)}]}}').status_code
-                for k in (n - 2, n + 1)]
+    statuses = [
+        client.post(
+            "/v1/completions", content=f'{{"prompt": "a", "max_tokens": 1, "x": [{",".join([item] * k)}]}}'
+        ).status_code
+        for k in (n - 2, n + 1)
+    ]
     assert statuses == [200, 413]
 
 
-@pytest.mark.parametrize("schema", [
-    {"not": {"type": "object"}}, {"if": {"type": "object"}}, {"contains": {"type": "integer"}}, {"uniqueItems": True},
-    {"propertyNames": {"pattern": "^a"}}, {"dependentRequired": {"a": ["b"]}}, {"unevaluatedItems": False},
-    {"oneOf": [{"type": "integer"}, {"type": "number"}]}, {"$ref": "https://example.com/schema.json"}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"not": {"type": "object"}},
+        {"if": {"type": "object"}},
+        {"contains": {"type": "integer"}},
+        {"uniqueItems": True},
+        {"propertyNames": {"pattern": "^a"}},
+        {"dependentRequired": {"a": ["b"]}},
+        {"unevaluatedItems": False},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"$ref": "https://example.com/schema.json"},
+    ],
+)
 def test_schemas_that_cannot_be_used(client: httpx.Client, schema: dict[str, Any]) -> None:
-    key, = schema
+    (key,) = schema
     assert key == "$ref" or f"`{key}`" in section("Answers of a given form")
     form = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
     assert client.post("/v1/chat/completions", json=CHAT | form).status_code == 400
@@ -276,12 +348,18 @@ def test_schemas_that_cannot_be_used(client: httpx.Client, schema: dict[str, Any
 def options(name: str) -> set[str]:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    return {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help"}
 
 
 def test_options_exist_and_those_that_are_said_not_to_do_not() -> None:
     prose = re.sub(r"^```.+?^```$", "", DOCS, flags=re.M | re.S)
-    absent = set(re.findall(r"`(-[^`]+)`", section("Coming from llama-server").partition("leave out")[2].partition("\n- ")[0]))
+    absent = set(
+        re.findall(
+            r"`(-[^`]+)`", section("Coming from llama-server").partition("leave out")[2].partition("\n- ")[0]
+        )
+    )
     assert len(absent) > 5
     assert not absent & options("serve")
     mentioned = {text.split()[0] for text in re.findall(r"`(-[^`]*)`", prose)} - absent
@@ -295,7 +373,7 @@ def test_options_exist_and_those_that_are_said_not_to_do_not() -> None:
 
 def test_a_full_queue() -> None:
     """As it is shown, but for the queue's length; other headers come with it."""
-    shown, = re.findall(r"^```text\n(HTTP/1\.1 429.+?)^```$", DOCS, re.M | re.S)
+    (shown,) = re.findall(r"^```text\n(HTTP/1\.1 429.+?)^```$", DOCS, re.M | re.S)
     head, _, body = shown.strip().partition("\n\n")
     with serving(n_slots=1, n_queue=1) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         with ThreadPoolExecutor(2) as pool, held(server.service.llm.engine):
@@ -312,20 +390,20 @@ def test_a_full_queue() -> None:
 
 def test_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     """A line has the fields that are shown, and there is none for what is polled."""
-    shown, = re.findall(r"^```text\n(time=.+?)^```$", DOCS, re.M | re.S)
+    (shown,) = re.findall(r"^```text\n(time=.+?)^```$", DOCS, re.M | re.S)
     with serving(log_format="text") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         client.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Id": "mine"})
         for path in "/health", "/slots", "/metrics":
             client.get(path)
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.findall(r"(\w+)=", line) == re.findall(r"(\w+)=", shown)
     assert " id=mine " in line
 
 
 def test_figures_that_prometheus_reads(client: httpx.Client) -> None:
     yaml = pytest.importorskip("yaml")
-    text, = (text for kind, text, _ in BLOCKS if kind == "yaml")
-    job, = yaml.safe_load(text)["scrape_configs"]
+    (text,) = (text for kind, text, _ in BLOCKS if kind == "yaml")
+    (job,) = yaml.safe_load(text)["scrape_configs"]
     assert job["static_configs"][0]["targets"] == [ADDRESS]
     assert job.get("metrics_path", "/metrics") == "/metrics"
     assert len(list(text_string_to_metric_families(client.get("/metrics").text))) > 10
@@ -340,5 +418,8 @@ def test_defaults_of_sampling(client: httpx.Client) -> None:
 
 
 def test_links_lead_to_headings() -> None:
-    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", DOCS, re.M)}
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", DOCS, re.M)
+    }
     assert set(re.findall(r"\]\(#([^)]+)\)", DOCS)) <= headings

@@ -1,4 +1,5 @@
 """What /openapi.json promises, asked for by schemathesis: no request that it can think of is a 500, and answers are as described."""
+
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +7,11 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from serving import Serving, serving
 
 N_EXAMPLES = int(os.environ.get("QWENCLI_EXAMPLES", "5"))
@@ -34,7 +39,13 @@ def test_answers_are_as_described(server: Serving, mode: schemathesis.Generation
             continue  # there is nothing to be wrong
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=N_EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=N_EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
         def ask(case: Any) -> None:
             response = case.call(timeout=60)
             assert response.status_code < 500 or response.status_code in UNUSUAL, response.text

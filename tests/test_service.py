@@ -1,4 +1,5 @@
 """The service: many requests on one engine, for asyncio. The answers to expect are those of the same requests alone."""
+
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
@@ -39,6 +40,7 @@ def alone(llm: LLM, text: str, sampling: SamplingParams, n: int, stop: tuple[str
 
 def serve(llm: LLM, work: Callable[[Service], Coroutine[Any, Any, Any]], **options: Any) -> Any:
     """Run `work` on a service that ends with it, with nothing left behind."""
+
     async def main() -> Any:
         service = Service(llm, **options)
         service.start()
@@ -48,6 +50,7 @@ def serve(llm: LLM, work: Callable[[Service], Coroutine[Any, Any, Any]], **optio
             await service.stop(grace=0)
             assert llm.engine.running == []
             assert [slot.generation for slot in service.slots()] == [None] * service.n_slots
+
     return asyncio.run(main())
 
 
@@ -63,12 +66,19 @@ async def text_of(generation: Generation) -> str:
 
 def test_requests_at_once_get_the_answers_that_each_gets_alone(llm: LLM) -> None:
     """More than there are slots, greedy and drawn; nobody else changes a bit."""
-    drawn = SamplingParams(seed=3, temp=1.2), SamplingParams(seed=4, xtc_probability=0.5), SamplingParams(seed=5, top_k=0)
+    drawn = (
+        SamplingParams(seed=3, temp=1.2),
+        SamplingParams(seed=4, xtc_probability=0.5),
+        SamplingParams(seed=5, top_k=0),
+    )
     params = [GREEDY, *drawn, GREEDY]
     expected = [alone(llm, text, sampling, 30) for text, sampling in zip(PROMPTS, params)]
 
     async def work(service: Service) -> list[str]:
-        requests = [Request(tokens_of(llm, text), sampling, 30, ignore_eos=True) for text, sampling in zip(PROMPTS, params)]
+        requests = [
+            Request(tokens_of(llm, text), sampling, 30, ignore_eos=True)
+            for text, sampling in zip(PROMPTS, params)
+        ]
         return await asyncio.gather(*(text_of(service.generate(request)) for request in requests))
 
     assert serve(llm, work, n_slots=2) == expected
@@ -91,7 +101,9 @@ def test_stop_strings(llm: LLM) -> None:
     expected = alone(llm, PROMPTS[0], GREEDY, 40, (stop,))
 
     async def work(service: Service) -> tuple[str, str | None, str]:
-        generation = service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 40, (stop, "never this"), ignore_eos=True))
+        generation = service.generate(
+            Request(tokens_of(llm, PROMPTS[0]), GREEDY, 40, (stop, "never this"), ignore_eos=True)
+        )
         return await text_of(generation), generation.sequence.stop_reason, generation.stop_word
 
     assert serve(llm, work) == (expected, "stop", stop)
@@ -160,7 +172,9 @@ def test_a_cancelled_request_frees_its_slot_within_a_step(llm: LLM, when: str) -
         for slot in service.slots():
             if slot.generation:
                 slot.generation.cancel()
-        return await text_of(service.generate(Request(tokens_of(llm, PROMPTS[1]), GREEDY, 10, ignore_eos=True)))
+        return await text_of(
+            service.generate(Request(tokens_of(llm, PROMPTS[1]), GREEDY, 10, ignore_eos=True))
+        )
 
     expected = alone(llm, PROMPTS[1], GREEDY, 10)
     assert serve(llm, work, n_slots=1) == expected
@@ -170,7 +184,9 @@ def test_a_second_turn_computes_only_what_is_new(llm: LLM) -> None:
     async def work(service: Service) -> tuple[int, int]:
         first = service.generate(Request(tokens_of(llm, PROMPTS[0]) * 20, GREEDY, 10, ignore_eos=True))
         await text_of(first)
-        second = service.generate(Request([*first.sequence.tokens, *tokens_of(llm, " and")], GREEDY, 10, ignore_eos=True))
+        second = service.generate(
+            Request([*first.sequence.tokens, *tokens_of(llm, " and")], GREEDY, 10, ignore_eos=True)
+        )
         await text_of(second)
         return second.sequence.n_cached, len(first.sequence.tokens)
 
@@ -189,7 +205,9 @@ def test_what_can_never_run_is_refused_at_once(llm: LLM) -> None:
     serve(llm, work)
 
 
-def test_a_step_that_fails_ends_its_requests_and_nothing_else(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_ends_its_requests_and_nothing_else(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(service: Service) -> str:
         sample = CPUBackend.sample
 
@@ -200,7 +218,9 @@ def test_a_step_that_fails_ends_its_requests_and_nothing_else(llm: LLM, monkeypa
         monkeypatch.setattr(CPUBackend, "sample", fail)
         with pytest.raises(QwenError, match=r"^ValueError in a step$"):
             await text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10)))
-        return await text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10, ignore_eos=True)))
+        return await text_of(
+            service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 10, ignore_eos=True))
+        )
 
     expected = alone(llm, PROMPTS[0], GREEDY, 10)
     assert serve(llm, work) == expected
@@ -215,7 +235,9 @@ def test_embeddings_are_the_final_norms_output(llm: LLM, pooling: str) -> None:
     expected = hidden[-1] if pooling == "last" else hidden.mean(axis=0)
 
     async def work(service: Service) -> Any:
-        answer = asyncio.create_task(text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 30, ignore_eos=True))))
+        answer = asyncio.create_task(
+            text_of(service.generate(Request(tokens_of(llm, PROMPTS[0]), GREEDY, 30, ignore_eos=True)))
+        )
         found = await service.embed(tokens)
         await answer
         return found
@@ -234,7 +256,10 @@ def test_stopping_lets_running_requests_finish_and_takes_no_more(llm: LLM) -> No
     async def main() -> tuple[str, str]:
         service = Service(llm, n_slots=1)
         service.start()
-        first, waiting = (service.generate(Request(tokens_of(llm, text), GREEDY, 20, ignore_eos=True)) for text in PROMPTS[:2])
+        first, waiting = (
+            service.generate(Request(tokens_of(llm, text), GREEDY, 20, ignore_eos=True))
+            for text in PROMPTS[:2]
+        )
         ending = asyncio.create_task(service.stop(grace=30))
         await asyncio.sleep(0)
         with pytest.raises(Busy, match="shutting down"):

@@ -1,4 +1,5 @@
 """Sessions in files: an answer goes on as if it had never stopped, and no file but a sound one of this model is believed."""
+
 import hashlib
 import json
 import os
@@ -28,7 +29,10 @@ from qwencli.model_path import EMBEDDED
 from qwencli.session import MAGIC, load, save
 
 N, MORE, N_CTX = PAGE + 21, 5, 1000
-MAKE: dict[str, Callable[[Model], Backend]] = {"cpu": lambda model: CPUBackend(model, 2), "numpy": NumpyBackend}
+MAKE: dict[str, Callable[[Model], Backend]] = {
+    "cpu": lambda model: CPUBackend(model, 2),
+    "numpy": NumpyBackend,
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def tiny_model(path: Path, seed: int = 0, **changed: Any) -> Model:
 
 def logits(backend: Backend, kv: KVSequence, tokens: list[int]) -> np.ndarray:
     """Of the last of `tokens`, those that the sequence doesn't hold yet being run."""
-    rows: np.ndarray = backend.run([LOGITS], Batch([Piece(kv, tokens[kv.length:], 1)]))[LOGITS]
+    rows: np.ndarray = backend.run([LOGITS], Batch([Piece(kv, tokens[kv.length :], 1)]))[LOGITS]
     return rows
 
 
@@ -82,7 +86,9 @@ def greedy(backend: Backend, kv: KVSequence, tokens: list[int]) -> list[np.ndarr
 
 @pytest.mark.parametrize("n", [1, PAGE - 1, PAGE, N, 2 * PAGE])
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-def test_a_loaded_session_goes_on_with_the_same_bits(tmp_path: Path, model: Model, make: Callable[[Model], Backend], n: int) -> None:
+def test_a_loaded_session_goes_on_with_the_same_bits(
+    tmp_path: Path, model: Model, make: Callable[[Model], Backend], n: int
+) -> None:
     first, kv, tokens = make(model), KVSequence(), tokens_of(model, n)
     logits(first, kv, tokens)
     first.reserve(kv, 2 * PAGE)
@@ -102,7 +108,10 @@ def test_a_part_of_a_session_can_be_used(tmp_path: Path, model: Model) -> None:
     backend = CPUBackend(model, 2)
     session = load(tmp_path / "s", backend, N_CTX)
     session.kv.length = n = PAGE + 3
-    assert np.array_equal(logits(backend, session.kv, tokens[:n + 1]), logits(CPUBackend(model, 2), KVSequence(), tokens[:n + 1]))
+    assert np.array_equal(
+        logits(backend, session.kv, tokens[: n + 1]),
+        logits(CPUBackend(model, 2), KVSequence(), tokens[: n + 1]),
+    )
 
 
 def test_an_empty_session(tmp_path: Path, tiny: Model) -> None:
@@ -156,31 +165,56 @@ def test_another_model(tmp_path: Path, tiny: Model) -> None:
     saved(tmp_path / "s", NumpyBackend(tiny))
     other = tiny_model(tmp_path / "other.gguf", seed=1)
     assert os.path.getsize(other.file.path) == os.path.getsize(tiny.file.path)
-    refused(tmp_path / "s", NumpyBackend(other), InputError, r"a session of another model \('m.gguf'\), not of 'other.gguf'")
+    refused(
+        tmp_path / "s",
+        NumpyBackend(other),
+        InputError,
+        r"a session of another model \('m.gguf'\), not of 'other.gguf'",
+    )
 
 
 def test_another_backend(tmp_path: Path, model: Model) -> None:
     saved(tmp_path / "s", NumpyBackend(model))
-    refused(tmp_path / "s", CPUBackend(model, 1), InputError,
-            r"a session of another backend or of other cache types \(its KV cache is '<f4 ")
+    refused(
+        tmp_path / "s",
+        CPUBackend(model, 1),
+        InputError,
+        r"a session of another backend or of other cache types \(its KV cache is '<f4 ",
+    )
 
 
 def test_a_longer_session_than_the_context(tmp_path: Path, tiny: Model) -> None:
     saved(tmp_path / "s", NumpyBackend(tiny))
-    refused(tmp_path / "s", NumpyBackend(tiny), ContextFull, f"{N} tokens, more than the context of {N - 1}: raise -c", N - 1)
+    refused(
+        tmp_path / "s",
+        NumpyBackend(tiny),
+        ContextFull,
+        f"{N} tokens, more than the context of {N - 1}: raise -c",
+        N - 1,
+    )
 
 
-def test_fingerprints_tell_models_apart_whatever_their_names(tmp_path: Path, model: Model, tiny: Model) -> None:
+def test_fingerprints_tell_models_apart_whatever_their_names(
+    tmp_path: Path, model: Model, tiny: Model
+) -> None:
     copy = tmp_path / "copy.gguf"
     shutil.copyfile(tiny.file.path, copy)
-    assert GGUFFile(copy).fingerprint() == tiny.file.fingerprint() == GGUFFile(copy, use_mmap=False).fingerprint()
-    prints = {tiny.file.fingerprint(), model.file.fingerprint(), tiny_model(tmp_path / "weights.gguf", 1).file.fingerprint(),
-              tiny_model(tmp_path / "metadata.gguf", rope_theta=10001.0).file.fingerprint(),
-              random_model(tmp_path, "F16").file.fingerprint()}
+    assert (
+        GGUFFile(copy).fingerprint()
+        == tiny.file.fingerprint()
+        == GGUFFile(copy, use_mmap=False).fingerprint()
+    )
+    prints = {
+        tiny.file.fingerprint(),
+        model.file.fingerprint(),
+        tiny_model(tmp_path / "weights.gguf", 1).file.fingerprint(),
+        tiny_model(tmp_path / "metadata.gguf", rope_theta=10001.0).file.fingerprint(),
+        random_model(tmp_path, "F16").file.fingerprint(),
+    }
     data = copy.read_bytes()
     for info in tiny.file.tensors.values():  # one bit of one tensor
         for place in info.offset, info.offset + info.n_bytes - 1:
-            copy.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1:])
+            copy.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             prints.add(GGUFFile(copy).fingerprint())
     assert len(prints) == 5 + 2 * len(tiny.file.tensors)
 
@@ -193,7 +227,11 @@ def test_every_damaged_byte_is_found(tmp_path: Path, tiny: Model) -> None:
     saved(path, backend)
     data = path.read_bytes()
     pages = len(data) - 2 * len(backend.page_bytes(0)) - 32
-    places = [*range(pages), *np.random.RandomState(0).randint(pages, len(data), 300), *range(len(data) - 33, len(data))]
+    places = [
+        *range(pages),
+        *np.random.RandomState(0).randint(pages, len(data), 300),
+        *range(len(data) - 33, len(data)),
+    ]
     for i, place in enumerate(places):
         changed = bytearray(data)
         changed[place] ^= 1 << i % 8
@@ -209,11 +247,18 @@ def test_swapped_and_shifted_data_is_found(tmp_path: Path, tiny: Model) -> None:
     data = path.read_bytes()
     size = len(backend.page_bytes(0))
     start = len(data) - 32 - 2 * size
-    head, first, second, end = data[:start], data[start:start + size], data[start + size:-32], data[-32:]
+    head, first, second, end = data[:start], data[start : start + size], data[start + size : -32], data[-32:]
     words = first[8:16] + first[:8] + first[16:]
-    for pages in second + first, words + second, first[512:] + first[:512] + second, bytes(512) + first[512:] + second:
+    for pages in (
+        second + first,
+        words + second,
+        first[512:] + first[:512] + second,
+        bytes(512) + first[512:] + second,
+    ):
         path.write_bytes(head + pages + end)
-        refused(path, backend, FormatError, r"a damaged session \(the checksum of its pages differs\): remove it")
+        refused(
+            path, backend, FormatError, r"a damaged session \(the checksum of its pages differs\): remove it"
+        )
 
 
 def test_every_length_is_checked(tmp_path: Path, tiny: Model) -> None:
@@ -235,19 +280,37 @@ def test_random_bytes(tmp_path: Path, tiny: Model, n: int) -> None:
         refused(path, NumpyBackend(tiny), FormatError, "session")
 
 
-def forged(path: Path, tokens: list[int], rest: int | None = None, version: int = 1, header: bytes | None = None, **changed: Any) -> None:
+def forged(
+    path: Path,
+    tokens: list[int],
+    rest: int | None = None,
+    version: int = 1,
+    header: bytes | None = None,
+    **changed: Any,
+) -> None:
     """Rewrite a session's header with sums that are right. `rest` is how many bytes follow the header's sum, by default as before."""
     data = path.read_bytes()
     n = struct.unpack_from("<I", data, len(MAGIC) + 4)[0]
-    about = json.loads(data[len(MAGIC) + 8:len(MAGIC) + 8 + n])
-    pages = data[len(MAGIC) + 8 + n + 4 * about["n_tokens"] + 32:]
+    about = json.loads(data[len(MAGIC) + 8 : len(MAGIC) + 8 + n])
+    pages = data[len(MAGIC) + 8 + n + 4 * about["n_tokens"] + 32 :]
     header = json.dumps(about | changed).encode() if header is None else header
     head = MAGIC + struct.pack("<II", version, len(header)) + header + np.array(tokens, "<i4").tobytes()
     path.write_bytes(head + hashlib.sha256(head).digest() + pages[:rest])
 
 
-NOT_OURS: list[bytes] = [b"", b"null", b"[]", b"{}", b"1", b'"x"', b"\xff", b'{"n_tokens": 1}', b"9" * 5000,
-                         b"[" * 60_000, b'{"a":' * 10_000 + b"1" + b"}" * 10_000]
+NOT_OURS: list[bytes] = [
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"1",
+    b'"x"',
+    b"\xff",
+    b'{"n_tokens": 1}',
+    b"9" * 5000,
+    b"[" * 60_000,
+    b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+]
 
 
 @pytest.mark.parametrize("header", NOT_OURS, ids=range(len(NOT_OURS)))
@@ -257,18 +320,29 @@ def test_headers_that_are_none(tmp_path: Path, tiny: Model, header: bytes) -> No
     refused(tmp_path / "s", NumpyBackend(tiny), FormatError, r"a damaged session \(its header is b")
 
 
-NO_COUNTS: tuple[Any, ...] = -1, -2**63, 85.0, True, "85", None, [85], 1e400
+NO_COUNTS: tuple[Any, ...] = -1, -(2**63), 85.0, True, "85", None, [85], 1e400
 WRONG: list[dict[str, Any]] = [
-    *({name: value} for name in ("n_tokens", "page_bytes") for value in NO_COUNTS), {"n_tokens": -64, "page_bytes": -1},
-    *({name: other} for name in ("model", "fingerprint", "kv_layout") for other in (1, None, ["x"])), {"more": 1}]
+    *({name: value} for name in ("n_tokens", "page_bytes") for value in NO_COUNTS),
+    {"n_tokens": -64, "page_bytes": -1},
+    *({name: other} for name in ("model", "fingerprint", "kv_layout") for other in (1, None, ["x"])),
+    {"more": 1},
+]
 LIES: list[dict[str, Any]] = [
     *({name: value} for name in ("n_tokens", "page_bytes") for value in (0, 1, 2**31, 2**63, 10**400)),
-    {"n_tokens": 2**40, "page_bytes": 0}, {"n_tokens": 10**4200, "page_bytes": 10**4200}]
+    {"n_tokens": 2**40, "page_bytes": 0},
+    {"n_tokens": 10**4200, "page_bytes": 10**4200},
+]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    *((wrong, "its header is b") for wrong in WRONG), *((lie, "bytes, fewer or more than its header says") for lie in LIES),
-    ({"model": "m" * 2**16}, r"its header has \d+ bytes, expected at most 65536")], ids=range(len(WRONG) + len(LIES) + 1))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *((wrong, "its header is b") for wrong in WRONG),
+        *((lie, "bytes, fewer or more than its header says") for lie in LIES),
+        ({"model": "m" * 2**16}, r"its header has \d+ bytes, expected at most 65536"),
+    ],
+    ids=range(len(WRONG) + len(LIES) + 1),
+)
 def test_headers_that_are_wrong(tmp_path: Path, tiny: Model, changes: dict[str, Any], message: str) -> None:
     path, backend = tmp_path / "s", NumpyBackend(tiny)
     tokens = saved(path, backend)
@@ -288,7 +362,7 @@ def test_other_sizes_of_pages_that_agree_with_the_file(tmp_path: Path, tiny: Mod
     refused(path, backend, FormatError, f"its pages have 0 bytes, expected {size}")
 
 
-@pytest.mark.parametrize("token", [-1, -2**31, 72, 2**31 - 1])
+@pytest.mark.parametrize("token", [-1, -(2**31), 72, 2**31 - 1])
 def test_tokens_outside_the_vocabulary(tmp_path: Path, tiny: Model, token: int) -> None:
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
     forged(tmp_path / "s", [*tokens[:-1], token])
@@ -302,8 +376,13 @@ def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(GGUFFile(path))
 
 
-@pytest.mark.parametrize("states", [[64, 84], [63, 85], [85, 64], [85, 85], [0, 85], [-64, 85], ["64", 85], [True, 85], [64, 2**70], [85]])
-def test_states_behind_other_tokens_than_there_are(tmp_path: Path, recurrent: Model, states: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "states",
+    [[64, 84], [63, 85], [85, 64], [85, 85], [0, 85], [-64, 85], ["64", 85], [True, 85], [64, 2**70], [85]],
+)
+def test_states_behind_other_tokens_than_there_are(
+    tmp_path: Path, recurrent: Model, states: list[Any]
+) -> None:
     backend = NumpyBackend(recurrent)
     tokens = saved(tmp_path / "s", backend, 85)
     assert load(tmp_path / "s", backend, N_CTX).kv.states.keys() == {64, 85}
@@ -322,8 +401,10 @@ def test_a_session_of_version_1_has_no_states(tmp_path: Path, tiny: Model) -> No
     tokens = saved(tmp_path / "s", backend)
     data = (tmp_path / "s").read_bytes()
     n = struct.unpack_from("<I", data, len(MAGIC) + 4)[0]
-    about = json.loads(data[len(MAGIC) + 8:len(MAGIC) + 8 + n])
-    header = json.dumps({name: value for name, value in about.items() if not name.startswith("state")}).encode()
+    about = json.loads(data[len(MAGIC) + 8 : len(MAGIC) + 8 + n])
+    header = json.dumps(
+        {name: value for name, value in about.items() if not name.startswith("state")}
+    ).encode()
     forged(tmp_path / "s", tokens, header=header)
     session = load(tmp_path / "s", backend, N_CTX)
     assert (session.tokens.tolist(), session.kv.states) == (tokens, {})
@@ -338,7 +419,10 @@ def test_another_version(tmp_path: Path, tiny: Model) -> None:
 def test_names_from_the_file_cannot_write_to_the_terminal(tmp_path: Path, tiny: Model) -> None:
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
     for name in "model", "kv_layout":
-        lies: dict[str, Any] = {"fingerprint": "0" * (name == "model") or tiny.file.fingerprint(), name: "\x1b[2J\n" * 1000}
+        lies: dict[str, Any] = {
+            "fingerprint": "0" * (name == "model") or tiny.file.fingerprint(),
+            name: "\x1b[2J\n" * 1000,
+        }
         forged(tmp_path / "s", tokens, **lies)
         refused(tmp_path / "s", NumpyBackend(tiny), InputError, "another")
 
@@ -430,8 +514,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, tiny: Model, when: str)
     assert os.listdir(tmp_path) == ["s"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("none/s", "No such file or directory"), ("folder", "not a regular file")])
-def test_run_knows_before_the_answer_that_it_cannot_be_saved(tmp_path: Path, call: Call, name: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("none/s", "No such file or directory"), ("folder", "not a regular file")]
+)
+def test_run_knows_before_the_answer_that_it_cannot_be_saved(
+    tmp_path: Path, call: Call, name: str, message: str
+) -> None:
     (tmp_path / "folder").mkdir()
     result = call("run", "-q", "-m", EMBEDDED, "--raw", "-p", "Once", "-n", 1, "--session", tmp_path / name)
     assert (result.code, result.out) == (1, "")

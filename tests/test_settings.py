@@ -1,4 +1,5 @@
 """Settings by their names: as text, as values, and what they may not be."""
+
 from __future__ import annotations
 
 import json
@@ -14,12 +15,36 @@ from qwencli.errors import InputError
 from qwencli.sampling import LIMITS, SamplingParams
 
 OTHER: dict[str, Any] = {
-    "temp": 0.5, "dynatemp_range": 0.25, "dynatemp_exponent": 2.0, "top_k": 7, "top_p": 0.125, "min_p": 0.5, "typical_p": 0.75,
-    "top_n_sigma": 1.5, "xtc_probability": 0.5, "xtc_threshold": 0.2, "repeat_penalty": 1.25, "frequency_penalty": -1.0,
-    "presence_penalty": 1e-3, "penalty_last_n": -1, "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 3,
-    "dry_penalty_last_n": 100, "dry_sequence_breakers": ("\n", ";", "é"), "mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.2,
-    "logit_bias": ((15, -math.inf), (16, 0.5), (17, -1000.0), (18, 1e-4)), "samplers": ("top_k", "temperature"), "min_keep": 2,
-    "seed": 2**64 - 1, "max_tokens": 9, "think": False, "reasoning_budget": 0}
+    "temp": 0.5,
+    "dynatemp_range": 0.25,
+    "dynatemp_exponent": 2.0,
+    "top_k": 7,
+    "top_p": 0.125,
+    "min_p": 0.5,
+    "typical_p": 0.75,
+    "top_n_sigma": 1.5,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "repeat_penalty": 1.25,
+    "frequency_penalty": -1.0,
+    "presence_penalty": 1e-3,
+    "penalty_last_n": -1,
+    "dry_multiplier": 0.8,
+    "dry_base": 2.0,
+    "dry_allowed_length": 3,
+    "dry_penalty_last_n": 100,
+    "dry_sequence_breakers": ("\n", ";", "é"),
+    "mirostat": 2,
+    "mirostat_tau": 3.0,
+    "mirostat_eta": 0.2,
+    "logit_bias": ((15, -math.inf), (16, 0.5), (17, -1000.0), (18, 1e-4)),
+    "samplers": ("top_k", "temperature"),
+    "min_keep": 2,
+    "seed": 2**64 - 1,
+    "max_tokens": 9,
+    "think": False,
+    "reasoning_budget": 0,
+}
 """A value for each setting that is not its default."""
 
 
@@ -28,7 +53,11 @@ def default() -> Settings:
 
 
 def get(settings: Settings, name: str) -> Any:
-    return getattr(settings, name, None) if name in ("max_tokens", "think", "reasoning_budget") else getattr(settings.sampling, name)
+    return (
+        getattr(settings, name, None)
+        if name in ("max_tokens", "think", "reasoning_budget")
+        else getattr(settings.sampling, name)
+    )
 
 
 def test_all_fields_are_settings() -> None:
@@ -60,25 +89,49 @@ def test_settings_are_changed_whole_or_not_at_all() -> None:
     assert changed(before, {"temp": 0.5}) != before == default()
 
 
-@pytest.mark.parametrize(("name", "text", "value"), [
-    ("temp", "1", 1.0), ("temp", "1e-1", 0.1), ("top_k", "-0", 0), ("seed", "none", None), ("think", "on", True), ("think", "none", None),
-    ("samplers", "top-k;nucleus;temp", ("top_k", "top_p", "temperature")), ("logit_bias", "none", []),
-    ("logit_bias", "15043+1;7-inf", [(15043, 1.0), (7, -math.inf)]), ("dry_sequence_breakers", '["\\n"]', ["\n"])])
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("temp", "1", 1.0),
+        ("temp", "1e-1", 0.1),
+        ("top_k", "-0", 0),
+        ("seed", "none", None),
+        ("think", "on", True),
+        ("think", "none", None),
+        ("samplers", "top-k;nucleus;temp", ("top_k", "top_p", "temperature")),
+        ("logit_bias", "none", []),
+        ("logit_bias", "15043+1;7-inf", [(15043, 1.0), (7, -math.inf)]),
+        ("dry_sequence_breakers", '["\\n"]', ["\n"]),
+    ],
+)
 def test_what_a_user_types(name: str, text: str, value: Any) -> None:
     assert parse(name, text) == value
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("temp", "hot", "temp is hot, expected a number"), ("top_k", "1.5", "top_k is 1.5, expected a whole number"),
-    ("top_k", "none", "top_k is none, expected a whole number"), ("seed", "x", "seed is x, expected a whole number, or none"),
-    ("think", "maybe", "think is maybe, expected on or off, or none"), ("temp", "nan", "temp is nan, expected a value from 0.0 to 100.0"),
-    ("temp", "inf", "temp is inf, expected a value from 0.0 to 100.0"), ("temp", "-1", "temp is -1.0, expected a value from 0.0 to 100.0"),
-    ("top_k", "9" * 5000, "expected a whole number"), ("logit_bias", "x", "the bias 'x' is not understood"),
-    ("samplers", "foo", "there is no sampler 'foo'"), ("dry_sequence_breakers", "[" * 10**5, "expected JSON"),
-    ("dry_sequence_breakers", "5", "dry_sequence_breakers is 5, expected a list"), ("max_tokens", "-1", "max_tokens is -1, expected a "),
-    ("tmp", "1", "unknown setting tmp, did you mean temp?"), ("temperature", "1", "unknown setting temperature"),
-    ("colour", "red", "unknown setting colour: /set shows all"), ("sampling", "1", "unknown setting sampling"),
-    ("", "1", "unknown setting")])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("temp", "hot", "temp is hot, expected a number"),
+        ("top_k", "1.5", "top_k is 1.5, expected a whole number"),
+        ("top_k", "none", "top_k is none, expected a whole number"),
+        ("seed", "x", "seed is x, expected a whole number, or none"),
+        ("think", "maybe", "think is maybe, expected on or off, or none"),
+        ("temp", "nan", "temp is nan, expected a value from 0.0 to 100.0"),
+        ("temp", "inf", "temp is inf, expected a value from 0.0 to 100.0"),
+        ("temp", "-1", "temp is -1.0, expected a value from 0.0 to 100.0"),
+        ("top_k", "9" * 5000, "expected a whole number"),
+        ("logit_bias", "x", "the bias 'x' is not understood"),
+        ("samplers", "foo", "there is no sampler 'foo'"),
+        ("dry_sequence_breakers", "[" * 10**5, "expected JSON"),
+        ("dry_sequence_breakers", "5", "dry_sequence_breakers is 5, expected a list"),
+        ("max_tokens", "-1", "max_tokens is -1, expected a "),
+        ("tmp", "1", "unknown setting tmp, did you mean temp?"),
+        ("temperature", "1", "unknown setting temperature"),
+        ("colour", "red", "unknown setting colour: /set shows all"),
+        ("sampling", "1", "unknown setting sampling"),
+        ("", "1", "unknown setting"),
+    ],
+)
 def test_wrong_values_and_names(name: str, text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         changed(default(), {name: parse(name, text)})

@@ -1,4 +1,5 @@
 """States of recurrent sequences: which are kept, shared and given back, and that a next turn goes on from one."""
+
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ PROMPT: list[int] = np.random.RandomState(35).randint(0, 256, 3 * PAGE + 8).toli
 
 
 # --- the cache's bookkeeping ---
+
 
 def advance(cache: KVCache, seq: KVSequence, *steps: int) -> None:
     for n in steps:
@@ -80,7 +82,9 @@ def test_a_step_that_failed_leaves_nothing_behind() -> None:
     assert (seq.states, len(seq.pages)) == (held, 2)
 
 
-@pytest.mark.parametrize(("wanted", "found"), [(153, 153), (152, 152), (151, 128), (128, 128), (127, 0), (0, 0)])
+@pytest.mark.parametrize(
+    ("wanted", "found"), [(153, 153), (152, 152), (151, 128), (128, 128), (127, 0), (0, 0)]
+)
 def test_going_back_ends_where_there_is_a_state(wanted: int, found: int) -> None:
     cache, seq = KVCache(recurrent=True), KVSequence()
     advance(cache, seq, 150, 1, 1, 1)
@@ -117,8 +121,10 @@ def test_borders_are_thinned_evenly() -> None:
 
 # --- a recurrent model ---
 
+
 class Counting(NumpyBackend):
     """Counts the tokens that are computed."""
+
     n_computed = 0
 
     def sample(self, batch: Batch, draws: list) -> list:
@@ -164,7 +170,9 @@ def test_a_turn_that_renders_the_past_otherwise_goes_on_from_a_border(model: Mod
 
 
 def test_a_session_holds_the_border_before_an_answer(model: Model, engine: Engine, tmp_path: Path) -> None:
-    answer, _ = run(engine, PROMPT, 2 * PAGE)  # past further borders, at which what is generated leaves no states
+    answer, _ = run(
+        engine, PROMPT, 2 * PAGE
+    )  # past further borders, at which what is generated leaves no states
     save(tmp_path / "s", engine.backend, [*PROMPT, *answer], engine.prefixes.kept[-1].kv)
     fresh = Engine(Counting(model), 512, n_kept=512)
     session = load(tmp_path / "s", fresh.backend, 512)
@@ -179,6 +187,7 @@ def test_a_session_holds_the_border_before_an_answer(model: Model, engine: Engin
 
 def test_where_others_differ_there_is_a_state_the_next_time(engine: Engine) -> None:
     """As of a system prompt that many conversations begin with."""
+
     def question(n: int) -> list[int]:
         return [*PROMPT[:140], *range(n, n + 60)]
 
@@ -191,7 +200,7 @@ def test_a_step_is_done_again_from_the_state_before_it(engine: Engine) -> None:
     engine.submit(seq)
     for _ in range(3):
         engine.step()
-    engine.backend.step(Batch([Piece(seq.kv, seq.tokens[seq.kv.length:], 1)]))
+    engine.backend.step(Batch([Piece(seq.kv, seq.tokens[seq.kv.length :], 1)]))
     assert seq.kv.length == len(seq.tokens)
     while not seq.stop_reason:
         engine.step()

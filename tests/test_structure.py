@@ -1,4 +1,5 @@
 """Who may import whom, and that things are added in one place: the design's rules, held by reading the source."""
+
 import ast
 import re
 import subprocess
@@ -24,23 +25,59 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 LAYERS = [
     {"errors", "units"},
-    {"ggml_types", "metadata", "gguf_file", "model_path", "rope", "config", "graph", "host", "whole_file", "confined", "hub"},
+    {
+        "ggml_types",
+        "metadata",
+        "gguf_file",
+        "model_path",
+        "rope",
+        "config",
+        "graph",
+        "host",
+        "whole_file",
+        "confined",
+        "hub",
+    },
     {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
     {"backends"},
     {"engine", "prefix_cache", "session"},
-    {"fit", "answer_text", "llm", "grammar", "grammar_child", "gbnf", "dialogue", "probs_page", "costs", "machine", "perplexity", "bench",
-     "quantize", "warmup", "doctor"},
+    {
+        "fit",
+        "answer_text",
+        "llm",
+        "grammar",
+        "grammar_child",
+        "gbnf",
+        "dialogue",
+        "probs_page",
+        "costs",
+        "machine",
+        "perplexity",
+        "bench",
+        "quantize",
+        "warmup",
+        "doctor",
+    },
     {"cli", "server", "__main__"},
 ]
 """The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
 USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor"}
 USED_BY = {
-    "click": {"cli"}, "tqdm": {"cli"}, "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"}, "huggingface_hub": {"hub.downloads"},
-    "jinja2": {"chat.template_child"}, "tokenizers": {"tokenizer"},
+    "click": {"cli"},
+    "tqdm": {"cli"},
+    "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"},
+    "huggingface_hub": {"hub.downloads"},
+    "jinja2": {"chat.template_child"},
+    "tokenizers": {"tokenizer"},
     "gguf": {"backends.numpy_memory", "backends.dequantize", "kernels.quants._grids", "quantize"},
-    "numba": {"kernels"}, "llvmlite": {"kernels"}, "starlette": {"server"}, "pydantic": {"server"},
-    "uvicorn": {"server.run", "server.protocol"}, "prometheus_client": {"server.metrics"},
-    "llguidance": {"grammar", "grammar_child"}}
+    "numba": {"kernels"},
+    "llvmlite": {"kernels"},
+    "starlette": {"server"},
+    "pydantic": {"server"},
+    "uvicorn": {"server.run", "server.protocol"},
+    "prometheus_client": {"server.metrics"},
+    "llguidance": {"grammar", "grammar_child"},
+}
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
 
 
@@ -49,7 +86,11 @@ def source_files() -> dict[str, Path]:
     files = {}
     for folder, prefix in (ROOT / "qwencli", ""), (ROOT / "kernels", "kernels."):
         for path in folder.rglob("*.py"):
-            files[(prefix + ".".join(path.relative_to(folder).with_suffix("").parts)).removesuffix("__init__").rstrip(".")] = path
+            files[
+                (prefix + ".".join(path.relative_to(folder).with_suffix("").parts))
+                .removesuffix("__init__")
+                .rstrip(".")
+            ] = path
     return files
 
 
@@ -62,17 +103,23 @@ def imports(name: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name if not alias.name.startswith("qwencli") else alias.name.removeprefix("qwencli") or "."
+                yield (
+                    alias.name
+                    if not alias.name.startswith("qwencli")
+                    else alias.name.removeprefix("qwencli") or "."
+                )
         elif isinstance(node, ast.ImportFrom) and node.level:
             parts = package.split(".") if package else []
             assert node.level - 1 <= len(parts), f"{name} imports from outside the package"
-            base = ".".join([*parts[:len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
             for alias in node.names:
                 whole = f"{base}.{alias.name}".lstrip(".")
                 yield "." + (whole if whole in FILES else base)
         elif isinstance(node, ast.ImportFrom):
             assert node.module
-            yield node.module.removeprefix("qwencli") if node.module.split(".")[0] == "qwencli" else node.module
+            yield (
+                node.module.removeprefix("qwencli") if node.module.split(".")[0] == "qwencli" else node.module
+            )
 
 
 def own(name: str) -> list[str]:
@@ -80,7 +127,9 @@ def own(name: str) -> list[str]:
 
 
 def foreign(name: str) -> set[str]:
-    return {target.split(".")[0] for target in imports(name) if not target.startswith(".")} - set(sys.stdlib_module_names)
+    return {target.split(".")[0] for target in imports(name) if not target.startswith(".")} - set(
+        sys.stdlib_module_names
+    )
 
 
 def part(name: str) -> str:
@@ -130,7 +179,9 @@ def test_what_is_imported_is_declared() -> None:
     block = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT, re.M | re.S)
     extras = re.findall(r"^(grammar|server) = \[(.*)\]$", PYPROJECT, re.M)
     assert block
-    declared = set(re.findall(r'^\s*"([\w-]+)', block[1], re.M)) | {"llvmlite"}  # comes with numba, in the version that it needs
+    declared = set(re.findall(r'^\s*"([\w-]+)', block[1], re.M)) | {
+        "llvmlite"
+    }  # comes with numba, in the version that it needs
     also = {name: set(re.findall(r'"([\w-]+)', packages)) for name, packages in extras}
     assert also.keys() == {"grammar", "server"}
     for name in FILES:
@@ -144,7 +195,10 @@ def test_all_folders_are_installed() -> None:
     assert set(re.findall(r'"([\w.]+)"', block[1])) == packages
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["info"], ["tokenize", "hello"], ["detokenize", "1"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["--version"], ["info"], ["tokenize", "hello"], ["detokenize", "1"], ["run", "--help"]],
+)
 def test_quick_commands_import_no_compiler(args: list[str], tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -153,7 +207,9 @@ assert main({args!r}) == 0
 heavy = {{"numba", "llvmlite", "torch", "jinja2", "qwencli.engine", "gguf.gguf_reader", "tokenizers"}} & sys.modules.keys()
 print("imported:", sorted(heavy), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     tokenizer = ["tokenizers"] if args[0] == "tokenize" else []
     assert f"imported: {tokenizer}" in done.stderr, done.stderr
 
@@ -181,12 +237,17 @@ def test_a_new_architecture_is_one_file(othernet: Path, tmp_path: Path) -> None:
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
     assert model.config.architecture == "othernet"
     tokens = [5, 1, 70, 33]
-    found = NumpyBackend(model).run(["result_output"], Batch([Piece(KVSequence(), tokens, 4)]))["result_output"]
+    found = NumpyBackend(model).run(["result_output"], Batch([Piece(KVSequence(), tokens, 4)]))[
+        "result_output"
+    ]
     np.testing.assert_allclose(found, naive.forward(c, weights, tokens)["result_output"], rtol=0, atol=2e-5)
 
 
 def test_an_unknown_architecture_names_those_that_are_known(tmp_path: Path) -> None:
     c = tiny_models.config()
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 31), architecture="othernet")
-    with pytest.raises(ModelError, match=r"'othernet' is not supported; known are qwen, qwen2, .*, qwen3vlmoe; how to add one: CONTR"):
+    with pytest.raises(
+        ModelError,
+        match=r"'othernet' is not supported; known are qwen, qwen2, .*, qwen3vlmoe; how to add one: CONTR",
+    ):
         load_model(GGUFFile(tmp_path / "m.gguf"))

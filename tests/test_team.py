@@ -1,4 +1,5 @@
 """The executor: rows of a group side by side, groups one after the other, on any number of threads, whatever interrupts it."""
+
 import ctypes
 import gc
 import signal
@@ -52,6 +53,7 @@ def team() -> Iterator[Callable[[int], Team]]:
     def make(n_threads: int) -> Team:
         teams.append(Team(kernels_of(isa.choose().name), n_threads, 64))
         return teams[-1]
+
     yield make
     for each in teams:
         each.close()
@@ -66,15 +68,25 @@ class Shuffles(Program):
         gather = kernels_of(isa.choose().name).load(["ops:gather"])["ops:gather"]
         n = n_parts * part
         self.count, none = np.array([part]), np.array([0])
-        self.orders = np.array([rng.permutation(n) for _ in range(n_groups)], np.int32).reshape(n_groups, n_parts, part)
+        self.orders = np.array([rng.permutation(n) for _ in range(n_groups)], np.int32).reshape(
+            n_groups, n_parts, part
+        )
         self.buffers = np.zeros((n_groups + 1, n, n_cols), np.float32)
         self.buffers[0] = rng.standard_normal((n, n_cols))
         self.keep += [none]
         for g in range(n_groups):
             rows = []
             for i in range(n_parts):
-                args = np.array([self.count.ctypes.data, 1, self.buffers[g].ctypes.data, self.orders[g, i].ctypes.data, n_cols,
-                                 self.buffers[g + 1, i * part:].ctypes.data])
+                args = np.array(
+                    [
+                        self.count.ctypes.data,
+                        1,
+                        self.buffers[g].ctypes.data,
+                        self.orders[g, i].ctypes.data,
+                        n_cols,
+                        self.buffers[g + 1, i * part :].ctypes.data,
+                    ]
+                )
                 self.keep.append(args)
                 rows.append((gather, args.ctypes.data, self.count.ctypes.data, 1))
                 if g % 5 == i:  # a row with nothing to do
@@ -127,6 +139,7 @@ def meeting(n: int, met: list[int]) -> Function:
 
     def meet(chunk: int) -> None:
         met.append(barrier.wait(60))
+
     return meet
 
 
@@ -182,7 +195,9 @@ def test_an_interrupted_step_leaves_the_team_ready(team: Callable[[int], Team], 
         original()
         inside.append(any(t._state[Word.STATUS + Word.STATUS_WORDS * j] for j in range(1, n_threads)))
 
-    inside: list[bool] = []  # whether a thread was, after an abort; there is none where the signal comes between two steps
+    inside: list[
+        bool
+    ] = []  # whether a thread was, after an abort; there is none where the signal comes between two steps
     t._abort = abort  # type: ignore[method-assign]
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -239,7 +254,10 @@ def test_several_backends_at_once(tmp_path: Path) -> None:
 
     def logits(backend: CPUBackend, tokens: list[int]) -> np.ndarray:
         seq = KVSequence()
-        found = [backend.run([LOGITS], Batch([Piece(seq, tokens[i:i + 1], 1)]))[LOGITS] for i in range(len(tokens))]
+        found = [
+            backend.run([LOGITS], Batch([Piece(seq, tokens[i : i + 1], 1)]))[LOGITS]
+            for i in range(len(tokens))
+        ]
         backend.cache.release(seq)
         return np.concatenate(found)
 

@@ -1,4 +1,5 @@
 """Interruptions at chosen places of a step: between its start and its first chunk, in its middle, while it is being aborted."""
+
 from __future__ import annotations
 
 import ctypes
@@ -52,10 +53,12 @@ class Interrupted(BaseException):
 
 def raising(method: Callable[..., None], errors: list[type[BaseException]]) -> Callable[..., None]:
     """A method that raises the errors, one at each call, before it does anything."""
+
     def call(*args: int) -> None:
         if errors:
             raise errors.pop()
         method(*args)
+
     return call
 
 
@@ -75,7 +78,11 @@ def test_an_interruption_leaves_no_thread_in_the_step(team: Team, where: str, wh
         team.run(program.rows)
         program.check()
         with pytest.raises(KeyboardInterrupt):
-            run_interrupted(team, program, **{where: [KeyboardInterrupt], "_quiesce": [KeyboardInterrupt] * while_aborting})
+            run_interrupted(
+                team,
+                program,
+                **{where: [KeyboardInterrupt], "_quiesce": [KeyboardInterrupt] * while_aborting},
+            )
         n_ran = len(program.ran)
         time.sleep(2e-3)
         assert len(program.ran) == n_ran, "a thread goes on with what was interrupted"

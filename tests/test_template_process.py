@@ -1,4 +1,5 @@
 """The process that renders a chat template: how it starts, what it hears, and when it ends."""
+
 from __future__ import annotations
 
 import os
@@ -39,8 +40,16 @@ def pid(template: ChatTemplate) -> int:
 
 
 def test_every_text_comes_back_as_it_was() -> None:
-    for text in "", "a\r\n\0\x1b", "Grüße 你好 👩‍👩‍👧", "\\ud83d \" '", "\ud83d", "\udc00\ud83d", \
-            "\ud83d\ude00 in two halves", "\ufdd0\uffff\U0010ffff":
+    for text in (
+        "",
+        "a\r\n\0\x1b",
+        "Grüße 你好 👩‍👩‍👧",
+        "\\ud83d \" '",
+        "\ud83d",
+        "\udc00\ud83d",
+        "\ud83d\ude00 in two halves",
+        "\ufdd0\uffff\U0010ffff",
+    ):
         assert say(text) == text
     assert say(long := "ü" * 3_000_000) == long
 
@@ -88,13 +97,17 @@ def test_ctrl_c_is_for_the_parent() -> None:
     first = pid(echo())
     os.kill(first, signal.SIGINT)
     assert (say("b"), pid(echo())) == ("b", first)
-    assert os.getpgid(first) != os.getpgid(0)  # a terminal's Ctrl-C doesn't reach it, not even while it starts
+    assert os.getpgid(first) != os.getpgid(
+        0
+    )  # a terminal's Ctrl-C doesn't reach it, not even while it starts
 
 
 @posix
 def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process, "CPU_SECONDS", 60)
-    template = ChatTemplate("{% if messages[0].content == 'x' %}" + FOREVER + "{% endif %}{{ messages[0].content }}")
+    template = ChatTemplate(
+        "{% if messages[0].content == 'x' %}" + FOREVER + "{% endif %}{{ messages[0].content }}"
+    )
     say("a", template)
     assert template._child
     process, main = template._child._process, threading.get_ident()
@@ -107,7 +120,9 @@ def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.pthread_kill(main, signal.SIGINT)
 
     monkeypatch.setattr(process.stdin, "flush", lambda: (flush(), asked.set()))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # where the tests run in the background it may be ignored
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -121,8 +136,10 @@ def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux
 def test_the_process_ends_with_its_parent() -> None:
-    program = ("import os; from qwencli.chat.template import ChatTemplate; t = ChatTemplate(''); t.render([]); "
-               "print(t._child._process.pid, flush=True); os.kill(os.getpid(), 9)")
+    program = (
+        "import os; from qwencli.chat.template import ChatTemplate; t = ChatTemplate(''); t.render([]); "
+        "print(t._child._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     stat = Path(f"/proc/{int(done.stdout)}/stat")
 
@@ -131,6 +148,7 @@ def test_the_process_ends_with_its_parent() -> None:
             return stat.read_text().rpartition(")")[2].split()[0] in "ZX"
         except OSError:
             return True
+
     for _ in range(6000):
         if ended():
             break
@@ -148,7 +166,11 @@ def test_the_process_knows_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> N
         folder = Path(f"/proc/{pid(template)}")
         assert b"secret" not in (folder / "environ").read_bytes()
         assert {name.partition(b"=")[0] for name in (folder / "environ").read_bytes().split(b"\0")} <= {
-            b"", b"TZ", b"LD_LIBRARY_PATH", b"LC_CTYPE"}
+            b"",
+            b"TZ",
+            b"LD_LIBRARY_PATH",
+            b"LC_CTYPE",
+        }
         assert sorted(p.name for p in (folder / "fd").iterdir()) == ["0", "1", "2"]
 
 
@@ -160,7 +182,7 @@ import os, resource, socket, sys
 from qwencli.confined import limit_resources
 limit_resources(1 << 29, alone=True)
 for name, attempt in {{
-        "read": lambda: open({__file__!r}), "write": lambda: open({str(tmp_path / 'file')!r}, "w"), "connect": lambda: socket.socket(),
+        "read": lambda: open({__file__!r}), "write": lambda: open({str(tmp_path / "file")!r}, "w"), "connect": lambda: socket.socket(),
         "list": lambda: os.listdir("/"), "run": lambda: os.posix_spawn("/bin/sh", ["sh"], {{}}) if os.geteuid() else os.pipe(),
         "undo": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9)) if os.geteuid() else os.pipe()}}.items():
     try:
@@ -183,6 +205,7 @@ def test_threads_share_a_template() -> None:
             text = f"{name}{i}"
             if say(text) != text or say(text, own) != name + text:
                 wrong.append(text)
+
     threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
@@ -209,8 +232,10 @@ def test_leaving_while_it_starts(seconds: float) -> None:
 
 
 @posix
-@pytest.mark.parametrize(("path", "why"), [
-    ("/bin/none", "No such file"), ("/bin", "Permission denied"), ("false", "it ended its process, code 1")])
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [("/bin/none", "No such file"), ("/bin", "Permission denied"), ("false", "it ended its process, code 1")],
+)
 def test_no_process_can_be_started(path: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", path)
     template = ChatTemplate("")
@@ -219,19 +244,36 @@ def test_no_process_can_be_started(path: str, why: str, monkeypatch: pytest.Monk
         template.render([])
 
 
-@pytest.mark.parametrize("answer", [
-    b"", b"T", b"T\xff\xff\xff\xff", b"T\0\0\0\x05abc", b"T\0\0\0\1\xff", b"R\0\0\0\0", b"T\0\0\1\0" + b"a" * 256])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"T",
+        b"T\xff\xff\xff\xff",
+        b"T\0\0\0\x05abc",
+        b"T\0\0\0\1\xff",
+        b"R\0\0\0\0",
+        b"T\0\0\1\0" + b"a" * 256,
+    ],
+)
 def test_answers_that_are_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process would send that a template has taken over."""
     monkeypatch.setattr(template_child, "MAX_BYTES", 255)
-    monkeypatch.setattr(confined, "PROGRAM", f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})")
+    monkeypatch.setattr(
+        confined,
+        "PROGRAM",
+        f"import sys; sys.stdout.buffer.write({b'R' + bytes(4) + b'T' + bytes(4) + answer!r})",
+    )
     with pytest.raises(InputError, match="the model's chat template "):
         ChatTemplate("").render([])
 
 
-def test_modules_are_found_where_the_parent_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_found_where_the_parent_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """jinja2 may lie in any folder of sys.path, with whatever name."""
     import jinja2
+
     odd: Any = tmp_path / "ünd 'so'"
     odd.mkdir()
     (odd / "jinja2").symlink_to(Path(jinja2.__file__).parent, target_is_directory=True)

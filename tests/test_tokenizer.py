@@ -1,4 +1,5 @@
 """The tokenizer against llama.cpp's ids: its own conformance cases, and answers stored by scripts/make_oracles.py."""
+
 import json
 import math
 import re
@@ -31,6 +32,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tokenizer]:
         path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
         tiny_vocabulary.write_gguf(path, **settings)
         return Tokenizer(GGUFFile(path))
+
     return tokenizer
 
 
@@ -106,7 +108,9 @@ def test_a_long_text_there_and_back(qwen2: Tokenizer) -> None:
 
 @pytest.mark.usefixtures("merging")
 @pytest.mark.parametrize("vocabulary", ["tiny", "tiny-qwen35", pytest.param("qwen2", marks=needs_shared)])
-def test_ids_are_those_of_llama_cpp(vocabulary: str, request: pytest.FixtureRequest, write: Callable[..., Tokenizer]) -> None:
+def test_ids_are_those_of_llama_cpp(
+    vocabulary: str, request: pytest.FixtureRequest, write: Callable[..., Tokenizer]
+) -> None:
     tokenizer = write(pre="qwen35") if vocabulary == "tiny-qwen35" else request.getfixturevalue(vocabulary)
     for text, answers in ORACLE["encode"]:
         for parse_special, expected in zip((False, True), answers[vocabulary]):
@@ -146,7 +150,9 @@ def test_ends_of_an_answer(write: Callable[..., Tokenizer]) -> None:
     tokenizer = write(eos="<a>")
     n_words = len(tiny_vocabulary.words_and_merges()[0])
     special = [*tiny_vocabulary.SPECIAL]
-    assert tokenizer.eog_ids == {n_words + special.index(text) for text in ("<a>", "<|im_end|>", "<|endoftext|>")}
+    assert tokenizer.eog_ids == {
+        n_words + special.index(text) for text in ("<a>", "<|im_end|>", "<|endoftext|>")
+    }
     assert (tokenizer.bos_id, tokenizer.eos_id) == (None, n_words + special.index("<a>"))
 
 
@@ -162,7 +168,9 @@ def test_user_defined_tokens_are_always_recognised_control_tokens_on_request(tin
 
 def test_a_guard_keeps_text_from_being_a_token_and_is_dropped(tiny: Tokenizer) -> None:
     text, guard = "a<|im_start|> b", "\ufdd0"
-    assert tiny.encode(text.replace("|im", f"|{guard}im"), parse_special=True, guard=guard) == tiny.encode(text)
+    assert tiny.encode(text.replace("|im", f"|{guard}im"), parse_special=True, guard=guard) == tiny.encode(
+        text
+    )
     assert tiny.encode(f"<think>{guard}", guard=guard) == tiny.encode("<think>")
 
 
@@ -186,7 +194,9 @@ def test_unfinished_characters_become_replacement_characters(tiny: Tokenizer) ->
 def test_a_stream_gives_the_text_and_never_half_a_character(tiny: Tokenizer, seed: int) -> None:
     rs = np.random.RandomState(seed)
     some_text = "".join(rs.choice([text for text, _ in ORACLE["encode"]], 8))
-    random_ids = rs.choice([rs.randint(0, 256, 40), rs.randint(0, tiny.n_vocab, 40)][seed % 2], 40)  # single bytes make invalid UTF-8
+    random_ids = rs.choice(
+        [rs.randint(0, 256, 40), rs.randint(0, tiny.n_vocab, 40)][seed % 2], 40
+    )  # single bytes make invalid UTF-8
     for ids in tiny.encode(some_text), random_ids.tolist():
         decoder = StreamDecoder(tiny, special=True)
         pieces = [decoder.add(token) for token in ids] + [decoder.end()]
@@ -211,11 +221,16 @@ def test_a_stream_shows_control_tokens_only_on_request(tiny: Tokenizer) -> None:
         assert "".join(map(decoder.add, ids)) == expected
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("model", "llama", "tokenizer.ggml.model is 'llama', expected 'gpt2'"),
-    ("pre", "gpt-4o", "tokenizer.ggml.pre is 'gpt-4o', expected one of qwen2"),
-    ("merges", ["a b", "ab"], "merge 1 in tokenizer.ggml.merges is 'ab'"), ("merges", ["a \u0416"], "merges don't fit"),
-    ("eos_token_id", 10**6, "eos_token_id")])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "llama", "tokenizer.ggml.model is 'llama', expected 'gpt2'"),
+        ("pre", "gpt-4o", "tokenizer.ggml.pre is 'gpt-4o', expected one of qwen2"),
+        ("merges", ["a b", "ab"], "merge 1 in tokenizer.ggml.merges is 'ab'"),
+        ("merges", ["a \u0416"], "merges don't fit"),
+        ("eos_token_id", 10**6, "eos_token_id"),
+    ],
+)
 def test_vocabularies_that_cannot_be_used(tmp_path: Path, key: str, value: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Tokenizer(changed(tmp_path / "v.gguf", key, value))
@@ -225,7 +240,10 @@ def test_vocabularies_that_cannot_be_used(tmp_path: Path, key: str, value: Any, 
 @pytest.mark.parametrize("pre", ["default", None])
 def test_files_older_than_patterns_have_qwens(tmp_path: Path, arch: str, pre: str | None) -> None:
     text = "don't 1234 \n\n  x\u0301y, !!\n 'RE"
-    early, plain = Tokenizer(changed(tmp_path / "v.gguf", "pre", pre, arch)), Tokenizer(changed(tmp_path / "w.gguf", "pre", "qwen2"))
+    early, plain = (
+        Tokenizer(changed(tmp_path / "v.gguf", "pre", pre, arch)),
+        Tokenizer(changed(tmp_path / "w.gguf", "pre", "qwen2")),
+    )
     assert early.encode(text) == plain.encode(text)
     with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre"):
         Tokenizer(changed(tmp_path / "x.gguf", "pre", pre, "qwen3"))
@@ -234,12 +252,16 @@ def test_files_older_than_patterns_have_qwens(tmp_path: Path, arch: str, pre: st
 def changed(path: Path, key: str, value: Any, arch: str = "qwen2") -> GGUFFile:
     """The tiny vocabulary with another value, or for None without that."""
     words, merges = tiny_vocabulary.words_and_merges()
-    facts: dict[str, Any] = {"model": "gpt2", "pre": "qwen2", "tokens": words, "merges": merges} | {key: value}
+    facts: dict[str, Any] = {"model": "gpt2", "pre": "qwen2", "tokens": words, "merges": merges} | {
+        key: value
+    }
     w = gguf.GGUFWriter(path, arch)
     for name, fact in facts.items():
         if fact is None:
             continue
-        add = w.add_string if isinstance(fact, str) else w.add_uint32 if isinstance(fact, int) else w.add_array
+        add = (
+            w.add_string if isinstance(fact, str) else w.add_uint32 if isinstance(fact, int) else w.add_array
+        )
         add(f"tokenizer.ggml.{name}", fact)
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -251,9 +273,13 @@ def test_a_merge_of_unknown_tokens_among_tokens_in_order(tmp_path: Path) -> None
     """It is never applied, as in llama.cpp; the library that merges long texts refuses it."""
     words, merges = tiny_vocabulary.words_and_merges()
     first = words.index(merges[0].replace(" ", ""))
-    assert words[first:first + len(merges)] == [merge.replace(" ", "") for merge in merges]
-    i = next(i for i, merge in enumerate(merges) if len(merge) == 5 and merge[3] == " " and merge[1:3] + merge[4] not in words)
-    moved = [*merges[:i], f"{merges[i][0]} {merges[i][1:3]}{merges[i][4]}", *merges[i + 1:]]
+    assert words[first : first + len(merges)] == [merge.replace(" ", "") for merge in merges]
+    i = next(
+        i
+        for i, merge in enumerate(merges)
+        if len(merge) == 5 and merge[3] == " " and merge[1:3] + merge[4] not in words
+    )
+    moved = [*merges[:i], f"{merges[i][0]} {merges[i][1:3]}{merges[i][4]}", *merges[i + 1 :]]
     tokenizer = Tokenizer(changed(tmp_path / "v.gguf", "merges", moved))
     assert tokenizer.encode("a") == [words.index("a")]
     assert first + i not in tokenizer.encode(words[first + i].replace("Ġ", " "))
@@ -265,7 +291,10 @@ def test_the_embedded_model_knows_its_own_special_tokens() -> None:
     tokenizer = Tokenizer(GGUFFile(EMBEDDED))
     fields = gguf.GGUFReader(EMBEDDED).fields
     ids = {text: i for i, text in enumerate(fields["tokenizer.ggml.tokens"].contents())}
-    assert tokenizer.encode("<|im_start|><think>", parse_special=True) == [ids["<|im_start|>"], ids["<think>"]]
+    assert tokenizer.encode("<|im_start|><think>", parse_special=True) == [
+        ids["<|im_start|>"],
+        ids["<think>"],
+    ]
     assert tokenizer.eos_id == fields["tokenizer.ggml.eos_token_id"].contents()
     assert {ids["<|im_end|>"], ids["<|endoftext|>"]} == tokenizer.eog_ids
 

@@ -1,4 +1,5 @@
 """Chats in files: readable, whole, and read with suspicion."""
+
 from __future__ import annotations
 
 import json
@@ -17,10 +18,17 @@ from qwencli.sampling import SamplingParams
 
 CALL = {"id": "call_0", "type": "function", "function": {"name": "find", "arguments": '{"what": "é"}'}}
 MESSAGES: list[dict[str, Any]] = [
-    {"role": "system", "content": "be kind"}, {"role": "user", "content": "你好 👩‍👩‍👧 \x1b[2J\u2028\n\"quoted\""},
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": '你好 👩‍👩‍👧 \x1b[2J\u2028\n"quoted"'},
     {"role": "assistant", "content": "", "reasoning_content": "hm\n", "tool_calls": [CALL]},
-    {"role": "tool", "content": "42", "tool_call_id": "call_0", "name": "find"}, {"role": "assistant", "content": "42"}]
-TRANSCRIPT = Transcript("tiny.gguf", Settings(SamplingParams(temp=0.5, seed=3, logit_bias=((3, float("-inf")),)), 100, True, 20), MESSAGES)
+    {"role": "tool", "content": "42", "tool_call_id": "call_0", "name": "find"},
+    {"role": "assistant", "content": "42"},
+]
+TRANSCRIPT = Transcript(
+    "tiny.gguf",
+    Settings(SamplingParams(temp=0.5, seed=3, logit_bias=((3, float("-inf")),)), 100, True, 20),
+    MESSAGES,
+)
 
 
 @pytest.fixture
@@ -59,7 +67,10 @@ def test_a_transcript_is_overwritten_and_nothing_else(file: Path, tmp_path: Path
     assert load(file) == other
     foreign = tmp_path / "notes.txt"
     foreign.write_text("my notes", encoding="utf-8")
-    with pytest.raises(InputError, match=r"notes\.txt: a file that is no transcript of ours, so it is left alone; /save! overwrites it$"):
+    with pytest.raises(
+        InputError,
+        match=r"notes\.txt: a file that is no transcript of ours, so it is left alone; /save! overwrites it$",
+    ):
         save(foreign, other)
     assert foreign.read_text(encoding="utf-8") == "my notes"
     save(foreign, other, overwrite=True)
@@ -73,7 +84,9 @@ def test_a_transcript_is_overwritten_and_nothing_else(file: Path, tmp_path: Path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX's devices")
 @pytest.mark.parametrize("path", [".", "missing/chat.json", "/dev/null", "chat.json/x"])
-def test_where_nothing_can_be_written(file: Path, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_written(
+    file: Path, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for overwrite in False, True:
         with pytest.raises(QwenError) as error:
@@ -83,7 +96,9 @@ def test_where_nothing_can_be_written(file: Path, tmp_path: Path, path: str, mon
     assert not Path("/dev/null").is_file()
 
 
-def test_a_write_that_fails_leaves_the_old_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -106,7 +121,12 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 GOOD: dict[str, Any] = {
-    "format": "qwencli chat", "version": 1, "model": "m", "settings": {}, "messages": [{"role": "user", "content": "?"}]}
+    "format": "qwencli chat",
+    "version": 1,
+    "model": "m",
+    "settings": {},
+    "messages": [{"role": "user", "content": "?"}],
+}
 
 
 def with_message(**changed: Any) -> dict[str, Any]:
@@ -119,22 +139,50 @@ def with_call(**changed: Any) -> dict[str, Any]:
 
 
 WRONG: dict[str, bytes | dict[str, Any]] = {
-    "empty": b"", "no JSON": b"hello", "cut": json.dumps(GOOD).encode()[:-1], "no UTF-8": b'{"format": "\xff"}', "a list": b"[]",
-    "a number": b"5", "deep": b"[" * 10**6, "deep object": b'{"a":' * 10**5, "a long number": b"9" * 10**5, "zeros": bytes(1000),
-    "a GGUF file": b"GGUF\x03\0\0\0", "format": GOOD | {"format": "other"}, "no format": {"messages": []}, "version": GOOD | {"version": 2},
-    "version as text": GOOD | {"version": "1"}, "model": GOOD | {"model": 5}, "no model": {k: v for k, v in GOOD.items() if k != "model"},
-    "settings": GOOD | {"settings": []}, "messages": GOOD | {"messages": {}}, "unknown setting": GOOD | {"settings": {"tmp": 1}},
-    "setting of a wrong type": GOOD | {"settings": {"temp": "1"}}, "setting out of range": GOOD | {"settings": {"top_p": 2}},
-    "NaN": GOOD | {"settings": {"temp": float("nan")}}, "tools": GOOD | {"settings": {"tools": []}},
-    "sampling": GOOD | {"settings": {"sampling": {}}}, "bias": GOOD | {"settings": {"logit_bias": "3"}},
-    "max_tokens": GOOD | {"settings": {"max_tokens": -1}}, "message": GOOD | {"messages": ["hello"]}, "role": with_message(role="root"),
-    "no role": with_message(role=None), "a list as role": with_message(role=["user"]), "no content": with_message(content=None),
-    "content": with_message(content=["hello"]), "half a character": with_message(content="\ud83d"), "name": with_message(name=5),
-    "reasoning": with_message(role="assistant", reasoning_content=["hm"]), "calls": with_message(role="assistant", tool_calls={}),
-    "call": with_message(role="assistant", tool_calls=[5]), "call of no function": with_call(type="code"),
-    "call without id": with_call(id=5), "arguments": with_call(function={"name": "find", "arguments": {}}),
+    "empty": b"",
+    "no JSON": b"hello",
+    "cut": json.dumps(GOOD).encode()[:-1],
+    "no UTF-8": b'{"format": "\xff"}',
+    "a list": b"[]",
+    "a number": b"5",
+    "deep": b"[" * 10**6,
+    "deep object": b'{"a":' * 10**5,
+    "a long number": b"9" * 10**5,
+    "zeros": bytes(1000),
+    "a GGUF file": b"GGUF\x03\0\0\0",
+    "format": GOOD | {"format": "other"},
+    "no format": {"messages": []},
+    "version": GOOD | {"version": 2},
+    "version as text": GOOD | {"version": "1"},
+    "model": GOOD | {"model": 5},
+    "no model": {k: v for k, v in GOOD.items() if k != "model"},
+    "settings": GOOD | {"settings": []},
+    "messages": GOOD | {"messages": {}},
+    "unknown setting": GOOD | {"settings": {"tmp": 1}},
+    "setting of a wrong type": GOOD | {"settings": {"temp": "1"}},
+    "setting out of range": GOOD | {"settings": {"top_p": 2}},
+    "NaN": GOOD | {"settings": {"temp": float("nan")}},
+    "tools": GOOD | {"settings": {"tools": []}},
+    "sampling": GOOD | {"settings": {"sampling": {}}},
+    "bias": GOOD | {"settings": {"logit_bias": "3"}},
+    "max_tokens": GOOD | {"settings": {"max_tokens": -1}},
+    "message": GOOD | {"messages": ["hello"]},
+    "role": with_message(role="root"),
+    "no role": with_message(role=None),
+    "a list as role": with_message(role=["user"]),
+    "no content": with_message(content=None),
+    "content": with_message(content=["hello"]),
+    "half a character": with_message(content="\ud83d"),
+    "name": with_message(name=5),
+    "reasoning": with_message(role="assistant", reasoning_content=["hm"]),
+    "calls": with_message(role="assistant", tool_calls={}),
+    "call": with_message(role="assistant", tool_calls=[5]),
+    "call of no function": with_call(type="code"),
+    "call without id": with_call(id=5),
+    "arguments": with_call(function={"name": "find", "arguments": {}}),
     "function": with_call(function=5),
-    "late system message": GOOD | {"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}}
+    "late system message": GOOD | {"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]},
+}
 
 
 def test_the_good_one_is_good(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """Tiles: every candidate gives the same bits; what was found to be best is kept, and nothing else that lies in its place is believed."""
+
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,13 @@ ISA = isa.choose().name
 def test_all_tiles_give_the_same_bits(name: str) -> None:
     rng = np.random.default_rng(0)
     w = random_rows(name, 45, 512, rng)
-    activations = Quantized(ISA, rng.standard_normal((11, 512)).astype(np.float32), layout.FORMATS[name].kind, "after")
+    activations = Quantized(
+        ISA, rng.standard_normal((11, 512)).astype(np.float32), layout.FORMATS[name].kind, "after"
+    )
     kernels_of(ISA).load(tuning.kernels_to_try(ISA, [name])[name])
-    found = [activations.multiply(ISA, name, "many", w, tile=str(tile)) for tile in Tiles(ISA).candidates(name)]
+    found = [
+        activations.multiply(ISA, name, "many", w, tile=str(tile)) for tile in Tiles(ISA).candidates(name)
+    ]
     assert len(found) > 1
     for other in found[1:]:
         assert np.array_equal(found[0], other)
@@ -39,7 +44,11 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernels:
 @pytest.mark.parametrize("quickest", [0, -1])
 def test_the_quickest_is_kept(kernels: Kernels, monkeypatch: pytest.MonkeyPatch, quickest: int) -> None:
     """For one format and then for another: the first isn't forgotten."""
-    monkeypatch.setattr(tuning, "measure", lambda name, specs: {spec: 0.5 if spec == list(specs)[quickest] else 1.0 for spec in specs})
+    monkeypatch.setattr(
+        tuning,
+        "measure",
+        lambda name, specs: {spec: 0.5 if spec == list(specs)[quickest] else 1.0 for spec in specs},
+    )
     assert tuning.chosen_tiles(kernels) == {}
     expected = str(Tiles(ISA).candidates("Q8_0")[quickest])
     kernels.folder.mkdir()
@@ -49,7 +58,9 @@ def test_the_quickest_is_kept(kernels: Kernels, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_little_quicker_is_not_enough(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "measure", lambda name, addresses: {spec: 1.0 - 0.01 * i for i, spec in enumerate(addresses)})
+    monkeypatch.setattr(
+        tuning, "measure", lambda name, addresses: {spec: 1.0 - 0.01 * i for i, spec in enumerate(addresses)}
+    )
     assert tuning.tune(kernels, ["Q8_0"]) == {"Q8_0": str(Tiles(ISA).candidates("Q8_0")[0])}
 
 
@@ -60,7 +71,9 @@ def test_measuring_runs_every_candidate(kernels: Kernels) -> None:
     assert all(0 < each < 60 for each in seconds.values())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '"2x4"', '{"Q8_0": 5}', '{"Q8_0": "1x1000000"}', '{"Q8_0": "../x"}', "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '"2x4"', '{"Q8_0": 5}', '{"Q8_0": "1x1000000"}', '{"Q8_0": "../x"}', "\0"]
+)
 def test_a_damaged_note_changes_nothing(kernels: Kernels, text: str) -> None:
     kernels.folder.mkdir()
     (kernels.folder / tuning.NOTE).write_text(text)

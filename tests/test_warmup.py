@@ -1,4 +1,5 @@
 """`qwencli warmup`: what it compiles is what the other commands need, and all of it."""
+
 import io
 import json
 import os
@@ -45,20 +46,25 @@ def test_after_it_the_commands_compile_nothing(story: Path, cache: Path) -> None
     """A process of its own each: in an empty cache all that run, perplexity and bench need is there after `warmup`."""
     done = process("warmup", "-m", story, "--json")
     assert done.returncode == 0, done.stderr
-    found, = json.loads(done.stdout)["isas"]
+    (found,) = json.loads(done.stdout)["isas"]
     assert (found["isa"], found["present"]) == (isa.choose().name, 0)
     assert found["compiled"] > 10
     files = sorted(Path(found["folder"]).iterdir())
     assert [path.name for path in files if path.suffix != ".o"] == ["tiles.json"]
     assert len(files) == found["compiled"] + 1
     assert f"compiling {found['compiled']} kernels" in done.stderr.decode()
-    for command in (["run", "-p", "the", "-n", 20], ["run", "-p", "the " * 20, "-n", 3, "--top-k", 0], ["perplexity", "-f", "-", "-c", 16],
-                    ["perplexity", "-f", "-", "-c", 8, "-b", 3], ["bench", "-p", "5,40", "-n", 2, "-npl", "1,3", "-r", 1, "--profile"]):
+    for command in (
+        ["run", "-p", "the", "-n", 20],
+        ["run", "-p", "the " * 20, "-n", 3, "--top-k", 0],
+        ["perplexity", "-f", "-", "-c", 16],
+        ["perplexity", "-f", "-", "-c", 8, "-b", 3],
+        ["bench", "-p", "5,40", "-n", 2, "-npl", "1,3", "-r", 1, "--profile"],
+    ):
         done = process(*command, "-m", story, stdin=None, input=TEXT)
         assert done.returncode == 0, done.stderr
         assert b"compil" not in done.stderr
         assert sorted(Path(found["folder"]).iterdir()) == files
-    again, = json.loads(process("warmup", "-m", story, "--json").stdout)["isas"]
+    (again,) = json.loads(process("warmup", "-m", story, "--json").stdout)["isas"]
     assert (again["compiled"], again["present"]) == (0, found["compiled"])
 
 
@@ -67,7 +73,9 @@ def test_all_formats_hold_what_each_format_needs(tmp_path: Path, mix: str) -> No
     name = isa.choose().name
     own = random_model(tmp_path, "F32" if mix == "F16" else "F16")
     other = random_model(tmp_path, mix)
-    assert not kernels_of_model(own, name, all_formats=False) >= kernels_of_model(other, name, all_formats=False)
+    assert not kernels_of_model(own, name, all_formats=False) >= kernels_of_model(
+        other, name, all_formats=False
+    )
     assert kernels_of_model(own, name, all_formats=True) >= kernels_of_model(other, name, all_formats=False)
 
 
@@ -102,7 +110,9 @@ def test_a_model_as_if_in_another_format(model: Model) -> None:
             assert found[tensor].shape == info.shape
 
 
-def test_every_instruction_set_that_is_named(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_instruction_set_that_is_named(
+    model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled = []
     monkeypatch.setattr(Kernels, "load", lambda self, specs: compiled.append((self.isa.name, sorted(specs))))
     names = [each.name for each in isa.available()]
@@ -114,7 +124,9 @@ def test_every_instruction_set_that_is_named(model: Model, cache: Path, monkeypa
 
 @pytest.mark.usefixtures("no_compiler")
 def test_an_instruction_set_that_there_is_not(model: Model, cache: Path, call: Call) -> None:
-    with pytest.raises(InputError, match=f"'sse9' is not available on this CPU, which has {isa.available()[0].name}"):
+    with pytest.raises(
+        InputError, match=f"'sse9' is not available on this CPU, which has {isa.available()[0].name}"
+    ):
         list(warm_up([model], ["generic", "sse9"]))
     code, out, err = call("warmup", "--isa", "sse9")
     assert (code, out) == (1, "")
@@ -123,7 +135,9 @@ def test_an_instruction_set_that_there_is_not(model: Model, cache: Path, call: C
 
 @pytest.mark.usefixtures("no_compiler", "cache")
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX's devices and modes")
-def test_a_cache_that_keeps_nothing_is_an_error(call: Call, monkeypatch: pytest.MonkeyPatch, story: Path, tmp_path: Path) -> None:
+def test_a_cache_that_keeps_nothing_is_an_error(
+    call: Call, monkeypatch: pytest.MonkeyPatch, story: Path, tmp_path: Path
+) -> None:
     """Before anything is compiled: it would be for nothing."""
     monkeypatch.setenv("QWENCLI_CACHE", "/dev/null/cache")
     code, out, err = call("warmup", "-m", story)
@@ -138,6 +152,8 @@ def test_a_cache_that_keeps_nothing_is_an_error(call: Call, monkeypatch: pytest.
 @pytest.mark.usefixtures("no_compiler", "cache")
 def test_a_model_without_kernels_is_an_error(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FORMATS, "Q5_0")
-    other = load_model(InFormat(model.file, next(kind for kind in warmup.GGML_TYPES.values() if kind.name == "Q5_0")))
+    other = load_model(
+        InFormat(model.file, next(kind for kind in warmup.GGML_TYPES.values() if kind.name == "Q5_0"))
+    )
     with pytest.raises(ModelError, match="there are no compiled kernels for Q5_0"):
         list(warm_up([other]))

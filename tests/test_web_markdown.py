@@ -1,4 +1,5 @@
 """Markdown in the page, in a real browser: against markdown-it (CommonMark's own test suite passes there), in pieces, and hostile."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -38,19 +39,99 @@ RENDER = """async (pieces) => {
 }"""
 
 SAMPLES = [
-    "plain text", "two\nlines", "one\n\ntwo", "# Heading\ntext", "## With *emphasis* ##", "####### seven is none", "#none",
-    "*a* **b** ***c*** _d_ __e__", "a*b*c a_b_c", "**a *b* c**", "*a **b** c*", "* not * emphasis", "2 * 3 * 4", "**unclosed",
-    "a ** b **", "*a**b*", "**a*b**", "***a** b*", "foo_bar_baz _x_", "~~gone~~ and ~~ not", "`code` and ``co`de``", "`` ` ``", "` a `",
-    "`unclosed", "`*a*`", "\\*a\\*", "a\\b", "line\\\nbreak", "line  \nbreak", "&amp; &lt;b&gt; &quot; &copying;", "[a](http://b.de/)",
-    "[a](<http://b.de/x y>)", "[a](http://b.de/ \"t\")", "[a](http://b.de/(c))", "[a *b* c](https://b.de/) d", "[a]", "[a] (b)", "[a",
-    "a]", "![a]", "<http://a.de/b>", "<not a link>", "- a\n- b", "* a\n* b", "+ a\n- b", "1. a\n2. b", "3) a\n4) b",
-    "- a\n  - b\n    - c\n- d", "1. a\n   - b\n2. c", "- a\n\n  b", "- a\nlazy", "- a\n\nb", "-none", "1.none", "text\n- a",
-    "text\n2. none", "- # heading", "-\n- a", "1. a\n\n   ```\n   code\n   ```\n2. b", "> a\n> b", "> a\nlazy", "> a\n\nb", "> > a",
-    "> - a\n> - b", "> ```\n> code\n> ```", "> ```\ncode", "- > a\n- b", ">a", "```\ncode\n```",
-    "```py\ndef f():\n    pass\n\nx\n```\ntext", "~~~\n```\n~~~", "````\n```\n````", "```\nunclosed\n\n  *a*", "``` a`b\nc",
-    "  ```\n  a\n   b\n  ```", "text\n```\ncode\n```", "---", "***", "- - -", "--", "a\n***\nb", "| a | b |\n|---|---|\n| 1 | 2 |",
-    "a | b\n--|--\n1 | 2\n\nc", "| a |\n|---|\n| `x` | \n| *y* |", "| a \\| b |\n|---|\n| c |", "| no | table |",
-    "text\n| a | b |\n|---|---|", "| a | b |\n|---|---|\n| 1 | 2 |\n- item", "你好**世界**。", "*你好*世界", "a\tb", "\tx", "-\ta",
+    "plain text",
+    "two\nlines",
+    "one\n\ntwo",
+    "# Heading\ntext",
+    "## With *emphasis* ##",
+    "####### seven is none",
+    "#none",
+    "*a* **b** ***c*** _d_ __e__",
+    "a*b*c a_b_c",
+    "**a *b* c**",
+    "*a **b** c*",
+    "* not * emphasis",
+    "2 * 3 * 4",
+    "**unclosed",
+    "a ** b **",
+    "*a**b*",
+    "**a*b**",
+    "***a** b*",
+    "foo_bar_baz _x_",
+    "~~gone~~ and ~~ not",
+    "`code` and ``co`de``",
+    "`` ` ``",
+    "` a `",
+    "`unclosed",
+    "`*a*`",
+    "\\*a\\*",
+    "a\\b",
+    "line\\\nbreak",
+    "line  \nbreak",
+    "&amp; &lt;b&gt; &quot; &copying;",
+    "[a](http://b.de/)",
+    "[a](<http://b.de/x y>)",
+    '[a](http://b.de/ "t")',
+    "[a](http://b.de/(c))",
+    "[a *b* c](https://b.de/) d",
+    "[a]",
+    "[a] (b)",
+    "[a",
+    "a]",
+    "![a]",
+    "<http://a.de/b>",
+    "<not a link>",
+    "- a\n- b",
+    "* a\n* b",
+    "+ a\n- b",
+    "1. a\n2. b",
+    "3) a\n4) b",
+    "- a\n  - b\n    - c\n- d",
+    "1. a\n   - b\n2. c",
+    "- a\n\n  b",
+    "- a\nlazy",
+    "- a\n\nb",
+    "-none",
+    "1.none",
+    "text\n- a",
+    "text\n2. none",
+    "- # heading",
+    "-\n- a",
+    "1. a\n\n   ```\n   code\n   ```\n2. b",
+    "> a\n> b",
+    "> a\nlazy",
+    "> a\n\nb",
+    "> > a",
+    "> - a\n> - b",
+    "> ```\n> code\n> ```",
+    "> ```\ncode",
+    "- > a\n- b",
+    ">a",
+    "```\ncode\n```",
+    "```py\ndef f():\n    pass\n\nx\n```\ntext",
+    "~~~\n```\n~~~",
+    "````\n```\n````",
+    "```\nunclosed\n\n  *a*",
+    "``` a`b\nc",
+    "  ```\n  a\n   b\n  ```",
+    "text\n```\ncode\n```",
+    "---",
+    "***",
+    "- - -",
+    "--",
+    "a\n***\nb",
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "a | b\n--|--\n1 | 2\n\nc",
+    "| a |\n|---|\n| `x` | \n| *y* |",
+    "| a \\| b |\n|---|\n| c |",
+    "| no | table |",
+    "text\n| a | b |\n|---|---|",
+    "| a | b |\n|---|---|\n| 1 | 2 |\n- item",
+    "你好**世界**。",
+    "*你好*世界",
+    "a\tb",
+    "\tx",
+    "-\ta",
 ]
 
 
@@ -63,7 +144,9 @@ class Plain(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        kept = "".join(f' {name}="{self.text(value or "")}"' for name, value in attrs if name in ("href", "start"))
+        kept = "".join(
+            f' {name}="{self.text(value or "")}"' for name, value in attrs if name in ("href", "start")
+        )
         self.out += f"<{self.renamed(tag)}{kept}>" if tag != "tbody" else ""
 
     def handle_endtag(self, tag: str) -> None:
@@ -89,13 +172,18 @@ def expected(oracle: Any, text: str) -> str:
         token.hidden = token.hidden and not token.type.startswith("paragraph")
     html = Plain(oracle.renderer.render(tokens, oracle.options, {})).out
     parts = html.replace("<pre>", "\0<pre>").replace("</pre>", "</pre>\0").split("\0")
-    return "".join(part.replace("\n</code>", "</code>") if part.startswith("<pre>") else part.replace("\n", "") for part in parts)
+    return "".join(
+        part.replace("\n</code>", "</code>") if part.startswith("<pre>") else part.replace("\n", "")
+        for part in parts
+    )
 
 
 @pytest.fixture(scope="module")
 def oracle() -> Any:
     markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
-    made = markdown_it.MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    made = markdown_it.MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(
+        ["table", "strikethrough"]
+    )
     return made.disable(["code", "lheading", "html_block", "html_inline", "reference", "image"])
 
 
@@ -141,12 +229,14 @@ unclosed [code](
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
 def test_pieces_make_what_the_whole_makes(page: Any, size: int) -> None:
-    pieces = [DOCUMENT[i:i + size] for i in range(0, len(DOCUMENT), size)]
+    pieces = [DOCUMENT[i : i + size] for i in range(0, len(DOCUMENT), size)]
     assert page.evaluate(RENDER, pieces) == page.evaluate(RENDER, [DOCUMENT])
 
 
 def test_every_beginning_of_a_text_is_rendered_as_if_it_was_all(page: Any) -> None:
-    assert page.evaluate(f"""async (text) => {{
+    assert (
+        page.evaluate(
+            f"""async (text) => {{
       const render = {RENDER};
       const wrong = [];
       for (let n = 1; n <= text.length; n += 3) {{
@@ -154,12 +244,18 @@ def test_every_beginning_of_a_text_is_rendered_as_if_it_was_all(page: Any) -> No
         if ((await render([...begun])) !== (await render([begun]))) wrong.push(n);
       }}
       return wrong;
-    }}""", DOCUMENT) == []
+    }}""",
+            DOCUMENT,
+        )
+        == []
+    )
 
 
 def test_what_is_complete_is_never_touched_again(page: Any) -> None:
     """A block's nodes stay the same ones once there are two more; a row and an item do so as well."""
-    assert page.evaluate("""async (text) => {
+    assert (
+        page.evaluate(
+            """async (text) => {
       const { Markdown } = await import("./markdown.js");
       const root = document.createElement("div");
       const markdown = new Markdown(root);
@@ -176,12 +272,18 @@ def test_what_is_complete_is_never_touched_again(page: Any) -> None:
           });
       }
       return moved;
-    }""", DOCUMENT) == []
+    }""",
+            DOCUMENT,
+        )
+        == []
+    )
 
 
 def test_nothing_jumps_while_it_streams(page: Any) -> None:
     """Whatever comes, what is shown never gets lower: no line is taken back, no mark turns into something smaller."""
-    assert page.evaluate("""async (text) => {
+    assert (
+        page.evaluate(
+            """async (text) => {
       const { Markdown } = await import("./markdown.js");
       const root = document.createElement("div");
       root.className = "answer-text";
@@ -196,14 +298,22 @@ def test_nothing_jumps_while_it_streams(page: Any) -> None:
         height = now;
       }
       return lower;
-    }""", DOCUMENT) == []
+    }""",
+            DOCUMENT,
+        )
+        == []
+    )
 
 
-@pytest.mark.parametrize("unit", ["a few words ", "a few words\n", "a **b** `c`\n\n", "- item\n", "| a | b |\n", "x = 1\n"])
+@pytest.mark.parametrize(
+    "unit", ["a few words ", "a few words\n", "a **b** `c`\n\n", "- item\n", "| a | b |\n", "x = 1\n"]
+)
 def test_what_a_stream_costs_grows_with_its_length(page: Any, unit: str) -> None:
     """Nodes put into the page for twice the text: about twice as many, where rendering all of it again makes it four times."""
     begin = {"| a | b |\n": "| a | b |\n|---|---|\n", "x = 1\n": "```\n"}.get(unit, "")
-    small, large = (page.evaluate("""async ([begin, unit, times]) => {
+    small, large = (
+        page.evaluate(
+            """async ([begin, unit, times]) => {
       const { Markdown } = await import("./markdown.js");
       const root = document.createElement("div");
       let added = 0;
@@ -215,26 +325,53 @@ def test_what_a_stream_costs_grows_with_its_length(page: Any, unit: str) -> None
       markdown.end();
       await null;
       return added;
-    }""", [begin, unit, times]) for times in (400, 800))
+    }""",
+            [begin, unit, times],
+        )
+        for times in (400, 800)
+    )
     assert 0 < large < 2.5 * small
 
 
 HOSTILE = [
-    "<script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", "<svg onload=window.hacked=1>",
-    "<iframe srcdoc='x'>", "[a](javascript:window.hacked=1)", "[a](JaVaScRiPt:window.hacked=1)", "[a]( javascript:window.hacked=1)",
-    "[a](<javascript:window.hacked=1>)", "[a](java\tscript:x)", "[a](data:text/html,<script>x</script>)", "[a](vbscript:x)",
-    "[a](file:///etc/passwd)", "[a](//evil.example)", "[a](/local)", "<javascript:window.hacked=1>", "![a](javascript:x)",
-    "![a](https://evil.example/pixel.png)", "[a](https://x.de\"onclick=x)", "```\"onmouseover=x\n<script>window.hacked = 1</script>",
-    "```<script>\nx\n```", "| <script>x</script> | b |\n|---|---|\n| <img src=x> | c |", "# <script>x</script>", "- <b onclick=x>",
-    "> <style>*{display:none}</style>", "`<script>`", "[<img src=x onerror=x>](https://x.de/)",
-    "&lt;script&gt;window.hacked=1&lt;/script&gt;", "<a href='javascript:x'>a</a>", "<base href=//evil>", "\u0000<b>\u0000",
+    "<script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 1'>",
+    "<svg onload=window.hacked=1>",
+    "<iframe srcdoc='x'>",
+    "[a](javascript:window.hacked=1)",
+    "[a](JaVaScRiPt:window.hacked=1)",
+    "[a]( javascript:window.hacked=1)",
+    "[a](<javascript:window.hacked=1>)",
+    "[a](java\tscript:x)",
+    "[a](data:text/html,<script>x</script>)",
+    "[a](vbscript:x)",
+    "[a](file:///etc/passwd)",
+    "[a](//evil.example)",
+    "[a](/local)",
+    "<javascript:window.hacked=1>",
+    "![a](javascript:x)",
+    "![a](https://evil.example/pixel.png)",
+    '[a](https://x.de"onclick=x)',
+    '```"onmouseover=x\n<script>window.hacked = 1</script>',
+    "```<script>\nx\n```",
+    "| <script>x</script> | b |\n|---|---|\n| <img src=x> | c |",
+    "# <script>x</script>",
+    "- <b onclick=x>",
+    "> <style>*{display:none}</style>",
+    "`<script>`",
+    "[<img src=x onerror=x>](https://x.de/)",
+    "&lt;script&gt;window.hacked=1&lt;/script&gt;",
+    "<a href='javascript:x'>a</a>",
+    "<base href=//evil>",
+    "\u0000<b>\u0000",
     "<br onclick=x>",
 ]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_output_is_never_html(page: Any, text: str) -> None:
-    found = page.evaluate("""async (text) => {
+    found = page.evaluate(
+        """async (text) => {
       const { Markdown } = await import("./markdown.js");
       const root = document.createElement("div");
       document.querySelector("#messages").replaceChildren(root);
@@ -249,16 +386,48 @@ def test_output_is_never_html(page: Any, text: str) -> None:
         links: [...root.querySelectorAll("a")].map(({ protocol, rel, target }) => [protocol, rel, target]),
         hacked: window.hacked ?? null,
       };
-    }""", text)
+    }""",
+        text,
+    )
     assert not {"script", "img", "iframe", "style", "base", "b"} & set(found["tags"])
     assert set(found["attributes"]) <= {"class", "dir", "href", "title", "target", "rel", "tabindex"}
-    assert all(link in (["https:", "noopener noreferrer", "_blank"], ["http:", "noopener noreferrer", "_blank"]) for link in found["links"])
+    assert all(
+        link in (["https:", "noopener noreferrer", "_blank"], ["http:", "noopener noreferrer", "_blank"])
+        for link in found["links"]
+    )
     assert found["hacked"] is None
 
 
 UNITS = [
-    "*", "*a ", "**a*_b_", "[", "![", "[a](", "](http://a.de/", "`", "`a``", "\\(", "$$a", "<", "> ", "- ", "1. ", "~~", "|",
-    "| a |\n|---|\n", "#", "```\n", "a\n", "\n", "\t", "-\n", "&amp;", "http://a.de/(", "\u202e", "_a_*", "~~~\n> ",
+    "*",
+    "*a ",
+    "**a*_b_",
+    "[",
+    "![",
+    "[a](",
+    "](http://a.de/",
+    "`",
+    "`a``",
+    "\\(",
+    "$$a",
+    "<",
+    "> ",
+    "- ",
+    "1. ",
+    "~~",
+    "|",
+    "| a |\n|---|\n",
+    "#",
+    "```\n",
+    "a\n",
+    "\n",
+    "\t",
+    "-\n",
+    "&amp;",
+    "http://a.de/(",
+    "\u202e",
+    "_a_*",
+    "~~~\n> ",
 ]
 
 
@@ -290,5 +459,7 @@ MANY = """async ([unit, length]) => {
 
 
 def test_turned_directions_are_shown(page: Any) -> None:
-    assert page.evaluate(RENDER, ["a\u202eb\n\n```\nif x\u2066:\n```\n\n`\u202d`"]) == \
-        "<p>a⟦U+202E⟧b</p><pre><code>if x⟦U+2066⟧:</code></pre><p><code>⟦U+202D⟧</code></p>"
+    assert (
+        page.evaluate(RENDER, ["a\u202eb\n\n```\nif x\u2066:\n```\n\n`\u202d`"])
+        == "<p>a⟦U+202E⟧b</p><pre><code>if x⟦U+2066⟧:</code></pre><p><code>⟦U+202D⟧</code></p>"
+    )

@@ -1,4 +1,5 @@
 """The page in a real browser, under its Content-Security-Policy, against a server with scripted answers."""
+
 from __future__ import annotations
 
 import json
@@ -53,10 +54,18 @@ def until(page: Any, condition: str) -> None:
 SOURCES = sorted(WEB.iterdir())
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix == ".js"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.suffix == ".js"], ids=lambda path: path.name
+)
 def test_nothing_is_given_to_a_parser_of_html_or_code(path: Path) -> None:
-    assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|document\.write|DOMParser|createContextualFragment|srcdoc"
-                      r"|\beval\b|new Function", path.read_text("utf-8")) == []
+    assert (
+        re.findall(
+            r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|document\.write|DOMParser|createContextualFragment|srcdoc"
+            r"|\beval\b|new Function",
+            path.read_text("utf-8"),
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -77,10 +86,12 @@ def test_markup_has_neither_scripts_nor_styles_nor_missing_files() -> None:
             assert not [name for name in named if name.startswith("on") or name == "style"]
             for file in filter(None, (named.get("src"), named.get("href"))):
                 assert file.startswith("#") or (WEB / file).is_file()
+
     Checker().feed((WEB / "index.html").read_text("utf-8"))
 
 
 # Asking and answering
+
 
 def test_an_answer_streams_in(page: Any, fake: FakeServer) -> None:
     more = Event()
@@ -97,10 +108,15 @@ def test_an_answer_streams_in(page: Any, fake: FakeServer) -> None:
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
     stats = page.inner_text(".stats")
-    assert re.fullmatch(r"56 tokens · 23\.4 tokens/s · first after [\d.]+ m?s · prompt 1,234, 1,200 cached", stats)
+    assert re.fullmatch(
+        r"56 tokens · 23\.4 tokens/s · first after [\d.]+ m?s · prompt 1,234, 1,200 cached", stats
+    )
     ask(page, "And?")
     assert fake.requests[1]["messages"] == [
-        {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello **you** there."}, {"role": "user", "content": "And?"}]
+        {"role": "user", "content": "Hi?"},
+        {"role": "assistant", "content": "Hello **you** there."},
+        {"role": "user", "content": "And?"},
+    ]
 
 
 def test_events_may_be_cut_anywhere(page: Any, fake: FakeServer) -> None:
@@ -111,9 +127,14 @@ def test_events_may_be_cut_anywhere(page: Any, fake: FakeServer) -> None:
 
 
 # The examples of the standard, https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-EVENTS = [("data: YHOO\ndata: +2\ndata: 10\n\n", ["YHOO\n+2\n10"]),
-          (": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n", ["first event", "second event"]),
-          ("data:test\n\ndata: test\n\n", ["test", "test"])]
+EVENTS = [
+    ("data: YHOO\ndata: +2\ndata: 10\n\n", ["YHOO\n+2\n10"]),
+    (
+        ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
+        ["first event", "second event"],
+    ),
+    ("data:test\n\ndata: test\n\n", ["test", "test"]),
+]
 
 
 def test_events_are_read_as_the_standard_has_them(page: Any) -> None:
@@ -196,6 +217,7 @@ def test_an_edit_can_be_dropped(page: Any, fake: FakeServer) -> None:
 
 # What goes wrong
 
+
 def test_errors_are_shown_in_place_and_tried_again(page: Any, fake: FakeServer) -> None:
     fake.answers["Hi?"] = Answer(status=429, error="the queue is full", headers={"Retry-After": "7"})
     ask(page, "Hi?")
@@ -206,12 +228,23 @@ def test_errors_are_shown_in_place_and_tried_again(page: Any, fake: FakeServer) 
     shows(page, ".error:visible, .switcher:visible")
 
 
-@pytest.mark.parametrize(("answer", "shown"), [
-    (Answer(["Hel"], done=False), "The connection ended before the answer did."),
-    (Answer(["Hel", Raw(b'data: {"error": {"message": "out of pages", "code": 500}}\n\n')], done=False), "Out of pages."),
-    (Answer(["Hel", Raw(b'error: {"code": 500, "message": "out of pages"}\n\n')], done=False), "Out of pages."),
-    (Answer(["Hel", Raw(b"data: {nonsense\n\n")]), "The server sent something that is not JSON."),
-])
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (Answer(["Hel"], done=False), "The connection ended before the answer did."),
+        (
+            Answer(
+                ["Hel", Raw(b'data: {"error": {"message": "out of pages", "code": 500}}\n\n')], done=False
+            ),
+            "Out of pages.",
+        ),
+        (
+            Answer(["Hel", Raw(b'error: {"code": 500, "message": "out of pages"}\n\n')], done=False),
+            "Out of pages.",
+        ),
+        (Answer(["Hel", Raw(b"data: {nonsense\n\n")]), "The server sent something that is not JSON."),
+    ],
+)
 def test_what_came_before_an_error_stays(page: Any, fake: FakeServer, answer: Answer, shown: str) -> None:
     fake.answers["Hi?"] = answer
     ask(page, "Hi?")
@@ -241,6 +274,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(page: Any, fake: FakeServer) -> 
 
 
 # Conversations
+
 
 def test_conversations_are_kept(page: Any, fake: FakeServer) -> None:
     ask(page, "First question\nwith a second line")
@@ -293,18 +327,44 @@ def test_export_and_import(page: Any, fake: FakeServer, tmp_path: Path) -> None:
 
 
 ODD = [
-    None, {"id": "a", "parent": None, "role": "user", "content": "<img src=x onerror=alert(1)>", "stats": {"tokens": "<b>", "speed": {}}},
-    {"id": "b", "parent": "a", "role": "assistant", "content": {"x": 1}, "stats": {"speed": "fast", "reason": "constructor"}},
-    {"id": "c", "parent": "c", "role": "user", "content": "loop"}, {"id": "a", "parent": "b", "role": "user", "content": "again"},
-    {"id": "d", "parent": "b", "role": "system", "content": "no"}]
-ODDER = [None, 1, {}, {"messages": []}, {"messages": [{"id": "a", "parent": "b"}]},
-         {"id": "__proto__", "title": "<b>x", "leaf": 5, "messages": ODD}]
+    None,
+    {
+        "id": "a",
+        "parent": None,
+        "role": "user",
+        "content": "<img src=x onerror=alert(1)>",
+        "stats": {"tokens": "<b>", "speed": {}},
+    },
+    {
+        "id": "b",
+        "parent": "a",
+        "role": "assistant",
+        "content": {"x": 1},
+        "stats": {"speed": "fast", "reason": "constructor"},
+    },
+    {"id": "c", "parent": "c", "role": "user", "content": "loop"},
+    {"id": "a", "parent": "b", "role": "user", "content": "again"},
+    {"id": "d", "parent": "b", "role": "system", "content": "no"},
+]
+ODDER = [
+    None,
+    1,
+    {},
+    {"messages": []},
+    {"messages": [{"id": "a", "parent": "b"}]},
+    {"id": "__proto__", "title": "<b>x", "leaf": 5, "messages": ODD},
+]
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("{", "The file is not JSON."), ("[]", "The file holds no conversations of this page."),
-    ("null", "The file holds no conversations of this page."),
-    (json.dumps({"format": "qwencli-conversations", "conversations": ODDER}), "1 imported.")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "The file is not JSON."),
+        ("[]", "The file holds no conversations of this page."),
+        ("null", "The file holds no conversations of this page."),
+        (json.dumps({"format": "qwencli-conversations", "conversations": ODDER}), "1 imported."),
+    ],
+)
 def test_import_believes_nothing(page: Any, fake: FakeServer, tmp_path: Path, text: str, told: str) -> None:
     file = tmp_path / "file.json"
     file.write_text(text, "utf-8")
@@ -317,7 +377,9 @@ def test_import_believes_nothing(page: Any, fake: FakeServer, tmp_path: Path, te
 
 
 def test_a_full_browser_is_told_of(page: Any, fake: FakeServer) -> None:
-    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }")
+    page.evaluate(
+        "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
+    )
     ask(page, "Hi?")
     page.wait_for_selector(".notice:has-text('no more room')")
     answers(page, "Hello.")
@@ -341,10 +403,19 @@ def test_not_more_conversations_than_the_limit(page: Any, fake: FakeServer) -> N
 
 # Settings, keys, looks
 
+
 def test_settings_are_sent_where_they_are_set(page: Any, fake: FakeServer) -> None:
     page.click("#settings-open")
-    values = {"temperature": "0.7", "top_k": "20", "top_p": "7", "min_p": "0.05", "repeat_penalty": "1.1", "max_tokens": "99", "seed": "42",
-              "system": "Be brief."}
+    values = {
+        "temperature": "0.7",
+        "top_k": "20",
+        "top_p": "7",
+        "min_p": "0.05",
+        "repeat_penalty": "1.1",
+        "max_tokens": "99",
+        "seed": "42",
+        "system": "Be brief.",
+    }
     for name, value in values.items():
         page.fill(f"#settings [name={name}]", value)
     page.select_option("#settings [name=thinking]", "off")
@@ -353,7 +424,14 @@ def test_settings_are_sent_where_they_are_set(page: Any, fake: FakeServer) -> No
     ask(page, "Hi?")
     body = fake.requests[0]
     assert {name: body.get(name) for name in values if name != "system"} == {
-        "temperature": 0.7, "top_k": 20, "top_p": None, "min_p": 0.05, "repeat_penalty": 1.1, "max_tokens": 99, "seed": 42}
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": None,
+        "min_p": 0.05,
+        "repeat_penalty": 1.1,
+        "max_tokens": 99,
+        "seed": 42,
+    }
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
     page.click("#settings-open")
@@ -379,20 +457,36 @@ def test_keys(page: Any, fake: FakeServer) -> None:
 
 
 def test_everything_is_reached_by_tab_and_seen(page: Any, fake: FakeServer) -> None:
-    fake.answers["Hi?"] = Answer([Thought("hm"), "[a](https://b.de/)\n\n```\ncode\n```\n\n| a |\n|---|\n| b |"])
+    fake.answers["Hi?"] = Answer(
+        [Thought("hm"), "[a](https://b.de/)\n\n```\ncode\n```\n\n| a |\n|---|\n| b |"]
+    )
     ask(page, "Hi?")
     page.emulate_media(reduced_motion="reduce")
     reached = set()
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("""() => {
+        reached.add(
+            page.evaluate("""() => {
           const node = document.activeElement, style = getComputedStyle(node);
           let shown = style.outlineStyle !== "none" || node.id === "question" || node === document.body;  // the field's frame is coloured
           for (let at = node; at; at = at.parentElement) shown &&= getComputedStyle(at).opacity > 0.3;
           return (shown ? "" : "UNSEEN ") + (node.id || node.getAttribute("aria-label") || node.textContent.trim() || node.localName);
-        }"""))
-    assert reached >= {"question", "send", "settings-open", "theme", "tab-server", "export-all", "import", "Rename", "Edit", "Copy",
-                       "Answer again", "a"}
+        }""")
+        )
+    assert reached >= {
+        "question",
+        "send",
+        "settings-open",
+        "theme",
+        "tab-server",
+        "export-all",
+        "import",
+        "Rename",
+        "Edit",
+        "Copy",
+        "Answer again",
+        "a",
+    }
     assert not [name for name in reached if name.startswith("UNSEEN")]
     page.emulate_media(reduced_motion="no-preference")
 
@@ -400,8 +494,10 @@ def test_everything_is_reached_by_tab_and_seen(page: Any, fake: FakeServer) -> N
 @pytest.mark.parametrize("system", ["light", "dark"])
 def test_light_and_dark(browser: Any, fake: FakeServer, system: str) -> None:
     with opened(browser, fake.url, color_scheme=system) as (page, _):
+
         def is_dark() -> bool:
             return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
+
         assert is_dark() == (system == "dark")
         page.click("#theme")
         assert is_dark() == (system == "light")
@@ -418,13 +514,31 @@ def test_reduced_motion(browser: Any, fake: FakeServer) -> None:
 
 
 def test_a_phone(browser: Any, fake: FakeServer) -> None:
-    fake.answers["Hi?"] = Answer(["```\n" + "wide " * 100 + "\n```\n\n" + "x" * 300 + "\n\n|" + " wide cell |" * 20 + "\n|" + "---|" * 20])
-    with opened(browser, fake.url, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True) as (page, _):
+    fake.answers["Hi?"] = Answer(
+        [
+            "```\n"
+            + "wide " * 100
+            + "\n```\n\n"
+            + "x" * 300
+            + "\n\n|"
+            + " wide cell |" * 20
+            + "\n|"
+            + "---|" * 20
+        ]
+    )
+    with opened(
+        browser, fake.url, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True
+    ) as (page, _):
         page.fill("#question", "Hi?")
         page.tap("#send")
         page.wait_for_selector(".answer[aria-busy=false]")
         assert page.evaluate("document.documentElement.scrollWidth") == 360
-        assert page.evaluate("(node => node.scrollWidth - node.clientWidth)(document.querySelector('#scroller'))") == 0
+        assert (
+            page.evaluate(
+                "(node => node.scrollWidth - node.clientWidth)(document.querySelector('#scroller'))"
+            )
+            == 0
+        )
         page.tap("#menu-open")
         page.tap("#conversations >> text=Delete")
         page.wait_for_selector("#shade", state="hidden")
@@ -469,14 +583,24 @@ llamacpp:kv_cache_tokens 3072
 """
 
 
-BUSY = {"id": 0, "is_processing": True, "n_prompt_tokens": 812, "n_prompt_tokens_cache": 640, "n_prompt_tokens_processed": 100,
-        "next_token": [{"n_decoded": 0}]}
+BUSY = {
+    "id": 0,
+    "is_processing": True,
+    "n_prompt_tokens": 812,
+    "n_prompt_tokens_cache": 640,
+    "n_prompt_tokens_processed": 100,
+    "next_token": [{"n_decoded": 0}],
+}
 
 
 def test_the_view_of_the_server(page: Any, fake: FakeServer) -> None:
-    fake.texts |= {"metrics": METRICS.format(waiting=3),
-                   "props": json.dumps({"model_alias": "Qwen3 <b>", "total_slots": 2, "default_generation_settings": {"n_ctx": 40960}}),
-                   "slots": json.dumps([BUSY, {"id": 1, "is_processing": False}])}
+    fake.texts |= {
+        "metrics": METRICS.format(waiting=3),
+        "props": json.dumps(
+            {"model_alias": "Qwen3 <b>", "total_slots": 2, "default_generation_settings": {"n_ctx": 40960}}
+        ),
+        "slots": json.dumps([BUSY, {"id": 1, "is_processing": False}]),
+    }
     page.click("#tab-server")
     until(page, "document.querySelector('[aria-label=Waiting] .value').textContent === '3'")
     shows(page, "[aria-label=Running] .value", "2")
@@ -499,7 +623,9 @@ def test_the_server_is_asked_only_while_its_view_is_shown(page: Any, fake: FakeS
     page.route("**/metrics", lambda route: held.append(route))
     page.click("#tab-server")
     end = monotonic() + 60
-    while not (held and {"v1/models", "slots", "props"} <= set(fake.polls)):  # all that was asked for until now has arrived
+    while not (
+        held and {"v1/models", "slots", "props"} <= set(fake.polls)
+    ):  # all that was asked for until now has arrived
         assert monotonic() < end, fake.polls
         page.wait_for_timeout(10)
     page.click("#tab-chat")  # while an answer is on its way

@@ -1,4 +1,5 @@
 """The page on the real server: headers, key, streaming, figures."""
+
 from __future__ import annotations
 
 import json
@@ -16,8 +17,11 @@ QUESTION = "Hello! Who are you?"
 
 def whole_answer(server: Serving) -> str:
     body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    request = Request(f"{server.url}/v1/chat/completions", json.dumps(body).encode(), {
-        "Content-Type": "application/json", "Authorization": "Bearer secret"})
+    request = Request(
+        f"{server.url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": "Bearer secret"},
+    )
     with urlopen(request, timeout=60) as response:
         content: str = json.load(response)["choices"][0]["message"]["content"]
         return content

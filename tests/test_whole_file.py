@@ -1,4 +1,5 @@
 """Files are replaced whole or not at all."""
+
 import os
 import stat
 import subprocess
@@ -65,11 +66,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """A limit on the size of files, which the kernel holds as it does a full disk's, in a process of its own."""
     path = tmp_path / "f"
     put(path, b"old")
-    code = ("import resource, sys; from qwencli.errors import QwenError; from qwencli.whole_file import replacing\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            "try:\n    with replacing(sys.argv[1]) as f: f.write(bytes(1001))\n"
-            "except QwenError as error: print(error)")
-    said = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import resource, sys; from qwencli.errors import QwenError; from qwencli.whole_file import replacing\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    with replacing(sys.argv[1]) as f: f.write(bytes(1001))\n"
+        "except QwenError as error: print(error)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    ).stdout
     assert said == f"{path}: cannot be written: File too large\n"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["f"]

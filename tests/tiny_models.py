@@ -3,6 +3,7 @@
 A config is a dict of the values that transformers' Qwen2Config and Qwen3Config take, `model_type` included. Weights go by their names in
 the file, and are float32 in NumPy's order, [n_out, n_in].
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -20,9 +21,18 @@ Config = Mapping[str, Any]
 def config(model_type: str = "qwen3", **changed: Any) -> dict[str, Any]:
     """A tiny config with every shape different from the others that it could be mistaken for."""
     base: dict[str, Any] = {
-        "model_type": model_type, "vocab_size": 72, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 10000.0,
-        "max_position_embeddings": 128, "tie_word_embeddings": False}
+        "model_type": model_type,
+        "vocab_size": 72,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-3,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
     return base | ({"head_dim": 16} if model_type == "qwen3" else {}) | changed
 
 
@@ -44,14 +54,23 @@ def weights(c: Config, seed: int) -> dict[str, F32]:
     tensors = {"token_embd.weight": draw(c["vocab_size"], n_embd)}
     for i in range(c["num_hidden_layers"]):
         layer = {"attn_norm.weight": draw(n_embd, around=1, width=0.3)}
-        for which, n_head in ("q", c["num_attention_heads"]), ("k", c["num_key_value_heads"]), ("v", c["num_key_value_heads"]):
+        for which, n_head in (
+            ("q", c["num_attention_heads"]),
+            ("k", c["num_key_value_heads"]),
+            ("v", c["num_key_value_heads"]),
+        ):
             layer[f"attn_{which}.weight"] = matrix(n_head * d, n_embd)
             if c["model_type"] == "qwen2":
                 layer[f"attn_{which}.bias"] = draw(n_head * d)
             elif which != "v":
                 layer[f"attn_{which}_norm.weight"] = draw(d, around=1, width=0.3)
-        layer |= {"attn_output.weight": matrix(n_embd, c["num_attention_heads"] * d), "ffn_norm.weight": draw(n_embd, around=1, width=0.3),
-                  "ffn_gate.weight": matrix(n_ff, n_embd), "ffn_up.weight": matrix(n_ff, n_embd), "ffn_down.weight": matrix(n_embd, n_ff)}
+        layer |= {
+            "attn_output.weight": matrix(n_embd, c["num_attention_heads"] * d),
+            "ffn_norm.weight": draw(n_embd, around=1, width=0.3),
+            "ffn_gate.weight": matrix(n_ff, n_embd),
+            "ffn_up.weight": matrix(n_ff, n_embd),
+            "ffn_down.weight": matrix(n_embd, n_ff),
+        }
         tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
     tensors["output_norm.weight"] = draw(n_embd, around=1, width=0.3)
     if not c["tie_word_embeddings"]:
@@ -59,7 +78,9 @@ def weights(c: Config, seed: int) -> dict[str, F32]:
     return tensors
 
 
-def write_gguf(path: str | PathLike[str], c: Config, tensors: Mapping[str, F32], architecture: str | None = None) -> None:
+def write_gguf(
+    path: str | PathLike[str], c: Config, tensors: Mapping[str, F32], architecture: str | None = None
+) -> None:
     """The file that llama.cpp's converter makes of such a model, without a vocabulary."""
     w = gguf.GGUFWriter(path, architecture or c["model_type"])
     w.add_context_length(c["max_position_embeddings"])

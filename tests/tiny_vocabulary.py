@@ -1,4 +1,5 @@
 """A vocabulary for the tests: the embedded model's words with special tokens that overlap, in a GGUF file without tensors."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -10,11 +11,21 @@ from gguf import TokenType
 from qwencli.model_path import EMBEDDED
 
 SPECIAL = {
-    "<|endoftext|>": TokenType.CONTROL, "<|im_start|>": TokenType.CONTROL, "<think>": TokenType.USER_DEFINED,
-    "<|im_end|>": TokenType.USER_DEFINED, "<|fim_prefix|>": TokenType.USER_DEFINED,  # llama.cpp takes both for control tokens all the same
-    "<a>": TokenType.CONTROL, "<a><b>": TokenType.USER_DEFINED, "<b>": TokenType.USER_DEFINED, "b><c": TokenType.CONTROL,
-    "<a": TokenType.USER_DEFINED, "<unk>": TokenType.UNKNOWN, "= =": TokenType.USER_DEFINED, "ß€": TokenType.CONTROL,
-    "unused": TokenType.UNUSED}
+    "<|endoftext|>": TokenType.CONTROL,
+    "<|im_start|>": TokenType.CONTROL,
+    "<think>": TokenType.USER_DEFINED,
+    "<|im_end|>": TokenType.USER_DEFINED,
+    "<|fim_prefix|>": TokenType.USER_DEFINED,  # llama.cpp takes both for control tokens all the same
+    "<a>": TokenType.CONTROL,
+    "<a><b>": TokenType.USER_DEFINED,
+    "<b>": TokenType.USER_DEFINED,
+    "b><c": TokenType.CONTROL,
+    "<a": TokenType.USER_DEFINED,
+    "<unk>": TokenType.UNKNOWN,
+    "= =": TokenType.USER_DEFINED,
+    "ß€": TokenType.CONTROL,
+    "unused": TokenType.UNUSED,
+}
 """Token texts and their types. No two of one length overlap: which of them goes first, llama.cpp leaves open."""
 
 ACROSS = ["e Ì", "eÌ ģ", "n Ì", "nÌ ĥ", "¿ s", "3 3"]
@@ -26,13 +37,20 @@ of ſ (which some take for the s of a contraction) with an s, two digits."""
 def words_and_merges() -> tuple[list[str], list[str]]:
     """The embedded model's ordinary tokens and its merges, read by the `gguf` package, with those of ACROSS behind them."""
     fields = gguf.GGUFReader(EMBEDDED).fields
-    tokens, types, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
+    tokens, types, merges = (
+        fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges")
+    )
     words = [token for token, kind in zip(tokens, types) if kind == TokenType.NORMAL]
     return words + [merge.replace(" ", "") for merge in ACROSS], merges + ACROSS
 
 
-def write_gguf(path: str | PathLike[str], pre: str = "qwen2", bos: str | None = None, eos: str | None = None,
-               add: bool | None = None) -> None:
+def write_gguf(
+    path: str | PathLike[str],
+    pre: str = "qwen2",
+    bos: str | None = None,
+    eos: str | None = None,
+    add: bool | None = None,
+) -> None:
     """Write the vocabulary; `bos` and `eos` name the tokens that `add` says are to be added to a text."""
     words, merges = words_and_merges()
     tokens = [*words, *SPECIAL]

@@ -1,4 +1,5 @@
 """Chromium for tests of the page; a fixture module. Tests skip where playwright or a browser is missing."""
+
 from __future__ import annotations
 
 import shutil
@@ -55,8 +56,14 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[tuple[Any, list[s
     page.set_default_timeout(60_000)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text)
-            if message.type == "error" and "Failed to load resource" not in message.text else None)
+    page.on(
+        "console",
+        lambda message: (
+            problems.append(message.text)
+            if message.type == "error" and "Failed to load resource" not in message.text
+            else None
+        ),
+    )
     page.goto(url)
     yield page, problems
     context.close()

@@ -1,4 +1,5 @@
 """A server with the page's files and scripted answers, for what the page does with them: standard library only."""
+
 from __future__ import annotations
 
 import json
@@ -11,10 +12,22 @@ from pathlib import Path
 from typing import Any
 
 WEB = Path(__file__).parents[1] / "qwencli" / "server" / "web"
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
-          " form-action 'none'; frame-ancestors 'none'")
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-USAGE = {"prompt_tokens": 1234, "completion_tokens": 56, "total_tokens": 1290, "prompt_tokens_details": {"cached_tokens": 1200}}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'"
+)
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+USAGE = {
+    "prompt_tokens": 1234,
+    "completion_tokens": 56,
+    "total_tokens": 1290,
+    "prompt_tokens_details": {"cached_tokens": 1200},
+}
 
 
 class Thought(str):
@@ -28,6 +41,7 @@ class Raw(bytes):
 @dataclass
 class Answer:
     """What a question gets. Strings are pieces of the answer, an Event is waited for, `cut` is how many bytes leave at once."""
+
     pieces: list[str | Thought | Raw | threading.Event] = field(default_factory=list)
     status: int = 200
     error: str = ""
@@ -84,11 +98,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.split("?")[0].lstrip("/") or "index.html"
         if (WEB / name).is_file():
-            self.send(200, (WEB / name).read_bytes(), TYPES[Path(name).suffix], {"Cache-Control": "max-age=3600"})
+            self.send(
+                200, (WEB / name).read_bytes(), TYPES[Path(name).suffix], {"Cache-Control": "max-age=3600"}
+            )
         elif self.is_allowed():
             self.fake.polls.append(name)
             text = self.fake.texts.get(name)
-            self.send(404 if text is None else 200, (text or '{"error": {"message": "not there"}}').encode(), "text/plain")
+            self.send(
+                404 if text is None else 200,
+                (text or '{"error": {"message": "not there"}}').encode(),
+                "text/plain",
+            )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -97,7 +117,12 @@ class Handler(BaseHTTPRequestHandler):
         self.fake.requests.append(body)
         answer = self.fake.answers.get(body["messages"][-1]["content"], Answer(["Hello."]))
         if answer.status != 200:
-            self.send(answer.status, json.dumps({"error": {"message": answer.error}}).encode(), "application/json", answer.headers)
+            self.send(
+                answer.status,
+                json.dumps({"error": {"message": answer.error}}).encode(),
+                "application/json",
+                answer.headers,
+            )
             return
         self.send(200, None, "text/event-stream")
         try:
@@ -107,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
                     continue
                 step = answer.cut or len(chunk)
                 for at in range(0, len(chunk), step):
-                    self.wfile.write(chunk[at:at + step])
+                    self.wfile.write(chunk[at : at + step])
         except ConnectionError:
             self.fake.left.release()
 
@@ -119,12 +144,21 @@ class Handler(BaseHTTPRequestHandler):
     def is_allowed(self) -> bool:
         if not self.fake.key or self.headers["Authorization"] == f"Bearer {self.fake.key}":
             return True
-        self.send(401, b'{"error": {"message": "the API key is missing or wrong", "code": "invalid_api_key"}}', "application/json")
+        self.send(
+            401,
+            b'{"error": {"message": "the API key is missing or wrong", "code": "invalid_api_key"}}',
+            "application/json",
+        )
         return False
 
     def send(self, status: int, body: bytes | None, type: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": type, "Content-Security-Policy": POLICY, "Connection": "close", **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": type,
+            "Content-Security-Policy": POLICY,
+            "Connection": "close",
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         if body is not None:
             self.send_header("Content-Length", str(len(body)))

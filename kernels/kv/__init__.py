@@ -13,6 +13,7 @@ For these `head_dim` is a Python integer. Where `QUANTIZED` is true, queries and
 then stand for them: `quantize_query(e, query, memory, head_dim)`, and `quantize_weights(e, weights, values, n_valid, memory, head_dim)` for
 one query's weights of a page, PAGE floats.
 """
+
 from __future__ import annotations
 
 from importlib import import_module

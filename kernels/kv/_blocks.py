@@ -7,6 +7,7 @@ Queries are quantized to Q8_0, as llama.cpp does, and products summed as integer
 summed as integers, too, over the positions of a page: a position's weight times its scale becomes an i16, 32767 for the largest of a
 block's. That costs a product 2**-16 of the largest one at most, and a quant 2**-8 of the largest in its block.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ class Blocks(NamedTuple):
     factors for the query's first quants and, where there are two, for those 16 behind; `wide` says that they are `raised`, else `offset`
     is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
     """
+
     n_bytes: int
     offset: int
     wide: bool
@@ -56,7 +58,9 @@ class Blocks(NamedTuple):
         with e.loop(n_blocks) as i:
             scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
             place = e.at(values, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), column))
-            for k in range(self.n_bytes):  # byte by byte: those between may be written by another thread at the same time
+            for k in range(
+                self.n_bytes
+            ):  # byte by byte: those between may be written by another thread at the same time
                 e.store(b.extract_element(packed, e.int(k, I32)), place, 2 * k)
             self._store_scale(e, scale, values, n_blocks, i, slot)
 
@@ -70,8 +74,16 @@ class Blocks(NamedTuple):
         scales = head_dim + head_dim // KV_BLOCK * 4
         quantize_q8_0(e, query, memory, e.at(memory, head_dim), e.at(memory, scales), e.int(head_dim))
 
-    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int,
-                   ahead: Ahead) -> None:
+    def score_tile(
+        self,
+        e: Emitter,
+        queries: Sequence[Any],
+        keys: Any,
+        scale: Any,
+        out: Sequence[Any],
+        head_dim: int,
+        ahead: Ahead,
+    ) -> None:
         b, n = e.b, side_by_side(e)
         n_blocks, n_words = head_dim // KV_BLOCK, self.n_bytes // 4
         dot4, offset = (e.dot4_wide, e.raised_by) if self.wide else (e.dot4, self.offset)
@@ -79,13 +91,24 @@ class Blocks(NamedTuple):
             totals = [[e.var(e.float(0.0, F32X16)) for _ in range(n)] for _ in queries]
             with e.loop(e.int(n_blocks)) as i:
                 of_block = b.shl(i, e.int(2))
-                of_quants = [b.sext(e.load(I16, q, b.add(of_block, e.int(head_dim + 4 * n_blocks))), I32) for q in queries]
+                of_quants = [
+                    b.sext(e.load(I16, q, b.add(of_block, e.int(head_dim + 4 * n_blocks))), I32)
+                    for q in queries
+                ]
                 starts = [e.splat(b.mul(total, e.int(-offset, I32))) for total in of_quants]
                 sums = [[e.var(start) for _ in range(n)] for start in starts]
                 with e.loop(e.int(n_words)) as word:
-                    row = e.at(keys, b.add(b.mul(b.add(b.mul(i, e.int(n_words)), word), e.int(4 * PAGE)), b.mul(part, e.int(64 * n))))
+                    row = e.at(
+                        keys,
+                        b.add(
+                            b.mul(b.add(b.mul(i, e.int(n_words)), word), e.int(4 * PAGE)),
+                            b.mul(part, e.int(64 * n)),
+                        ),
+                    )
                     key = [self.key_parts(e, e.load(I8X64, row, 64 * j)) for j in range(n)]
-                    of_part = b.add(b.mul(part, e.int(n_blocks * n_words)), b.add(b.mul(i, e.int(n_words)), word))
+                    of_part = b.add(
+                        b.mul(part, e.int(n_blocks * n_words)), b.add(b.mul(i, e.int(n_words)), word)
+                    )
                     ahead.fetch(e, of_part, VECTORS // n * n_blocks * n_words)
                     place = b.add(b.mul(i, e.int(KV_BLOCK)), b.shl(word, e.int(2)))
                     for query, total in zip(queries, sums):
@@ -94,7 +117,10 @@ class Blocks(NamedTuple):
                             for j in range(n):
                                 b.store(dot4(b.load(total[j]), key[j][which], quants), total[j])
                 halves = e.at(keys, b.add(b.mul(i, e.int(2 * PAGE)), b.mul(part, e.int(2 * LANES * n))))
-                d = [e.f16_to_f32(e.load(I16X16, halves, n_blocks * self.n_bytes * PAGE + 2 * LANES * j)) for j in range(n)]
+                d = [
+                    e.f16_to_f32(e.load(I16X16, halves, n_blocks * self.n_bytes * PAGE + 2 * LANES * j))
+                    for j in range(n)
+                ]
                 for query, integers, total in zip(queries, sums, totals):
                     of_query = e.splat(e.load(F32, query, b.add(of_block, e.int(head_dim))))
                     for j in range(n):
@@ -102,18 +128,29 @@ class Blocks(NamedTuple):
                         b.store(b.fadd(b.load(total[j]), product), total[j])
             for address, total in zip(out, totals):
                 for j in range(n):
-                    e.store(b.fmul(b.load(total[j]), e.splat(scale)), b.add(address, b.mul(part, e.int(4 * LANES * n))), 64 * j)
+                    e.store(
+                        b.fmul(b.load(total[j]), e.splat(scale)),
+                        b.add(address, b.mul(part, e.int(4 * LANES * n))),
+                        64 * j,
+                    )
 
-    def quantize_weights(self, e: Emitter, weights: Any, values: Any, n_valid: Any, memory: Any, head_dim: int) -> None:
+    def quantize_weights(
+        self, e: Emitter, weights: Any, values: Any, n_valid: Any, memory: Any, head_dim: int
+    ) -> None:
         """[head_dim / 32][PAGE] i16, what a block's quants are multiplied with, then for each block an f32 scale of these."""
         b, n_blocks = e.b, head_dim // KV_BLOCK
         limit = e.splat(b.trunc(n_valid, I32))
-        visible = [b.icmp_signed("<", ir.Constant(I32X16, [LANES * j + i for i in range(LANES)]), limit) for j in range(VECTORS)]
+        visible = [
+            b.icmp_signed("<", ir.Constant(I32X16, [LANES * j + i for i in range(LANES)]), limit)
+            for j in range(VECTORS)
+        ]
         with e.loop(e.int(n_blocks)) as i:
             halves, products = e.at(values, b.mul(i, e.int(2 * PAGE))), []
             for j, sees in enumerate(visible):
                 d = e.f16_to_f32(e.load(I16X16, halves, n_blocks * self.n_bytes * PAGE + 2 * LANES * j))
-                products.append(b.select(sees, b.fmul(e.load(F32X16, weights, 64 * j), d), e.float(0.0, F32X16)))
+                products.append(
+                    b.select(sees, b.fmul(e.load(F32X16, weights, 64 * j), d), e.float(0.0, F32X16))
+                )
             largest = largest_magnitude(e, products)
             nothing = b.fcmp_ordered("<", largest, e.float(NOTHING))
             inverse = b.select(nothing, e.float(0.0), b.fdiv(e.float(LARGEST), largest))
@@ -123,8 +160,17 @@ class Blocks(NamedTuple):
             scale = b.select(nothing, e.float(0.0), b.fmul(largest, e.float(1.0 / LARGEST)))
             e.store(scale, memory, b.add(e.int(n_blocks * 2 * PAGE), b.shl(i, e.int(2))))
 
-    def weigh_tile(self, e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any],
-                   factors: Sequence[Any], head_dim: int, ahead: Ahead) -> None:
+    def weigh_tile(
+        self,
+        e: Emitter,
+        weights: Sequence[Any],
+        values: Any,
+        n_valid: Sequence[Any],
+        accs: Sequence[Any],
+        factors: Sequence[Any],
+        head_dim: int,
+        ahead: Ahead,
+    ) -> None:
         """Two positions at once; weights of what a query doesn't see are 0, and quants are finite."""
         b, n_blocks = e.b, head_dim // KV_BLOCK
         n_pairs = b.lshr(b.add(n_valid[-1], e.int(1)), e.int(1))
@@ -135,13 +181,22 @@ class Blocks(NamedTuple):
             for number, part in enumerate([halves] if side_by_side(e) == 4 else [[one] for one in halves]):
                 sums = [[e.var(e.int(0, I32X16)) for _ in part] for _ in weights]
                 with e.loop(n_pairs) as pair:
-                    row = e.at(values, b.add(b.mul(first, e.int(self.n_bytes * PAGE)), b.mul(pair, e.int(2 * self.n_bytes))))
-                    quants = [self.value_half(e, e.at(row, k * self.n_bytes * PAGE), half) for k, half in part]
+                    row = e.at(
+                        values,
+                        b.add(b.mul(first, e.int(self.n_bytes * PAGE)), b.mul(pair, e.int(2 * self.n_bytes))),
+                    )
+                    quants = [
+                        self.value_half(e, e.at(row, k * self.n_bytes * PAGE), half) for k, half in part
+                    ]
                     if number == 0:
-                        ahead.fetch(e, b.add(b.mul(group, e.int(PAGE // 2)), pair), n_blocks // together * PAGE // 2)
+                        ahead.fetch(
+                            e, b.add(b.mul(group, e.int(PAGE // 2)), pair), n_blocks // together * PAGE // 2
+                        )
                     for weight, totals in zip(weights, sums):
                         place = e.at(weight, b.add(b.mul(first, e.int(2 * PAGE)), b.shl(pair, e.int(2))))
-                        two = {k: b.bitcast(e.splat(e.load(I32, place, 2 * PAGE * k)), I16X32) for k, _ in part}
+                        two = {
+                            k: b.bitcast(e.splat(e.load(I32, place, 2 * PAGE * k)), I16X32) for k, _ in part
+                        }
                         for (k, _), quant, total in zip(part, quants, totals):
                             b.store(e.dot2(b.load(total), quant, two[k]), total)
                 results = []
@@ -151,6 +206,12 @@ class Blocks(NamedTuple):
                     for (k, half), total in zip(part, totals):
                         offset = 4 * KV_BLOCK * k + 64 * half
                         more = b.fmul(b.sitofp(b.load(total), F32X16), e.splat(e.load(F32, scales, 4 * k)))
-                        results.append((b.fadd(b.fmul(e.load(F32X16, place, offset), e.splat(factor)), more), place, offset))
+                        results.append(
+                            (
+                                b.fadd(b.fmul(e.load(F32X16, place, offset), e.splat(factor)), more),
+                                place,
+                                offset,
+                            )
+                        )
                 for result in results:  # behind all loads: at its end a tile has the same query twice
                     e.store(*result)

@@ -2,6 +2,7 @@
 
 Scores sum over the head's values in order, results over positions in order.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ._tiles import VECTORS, Ahead, side_by_side
 
 class Floats(NamedTuple):
     """`lane` is the LLVM type in memory, `widen(e, lanes)` makes float32 of it and `narrow(e, lanes)` rounds that; also for one value."""
+
     n_bytes: int
     lane: Any
     widen: Callable[[Emitter, Any], Any]
@@ -37,12 +39,24 @@ class Floats(NamedTuple):
         row = e.at(values, b.mul(b.mul(slot, head_dim), e.int(self.n_bytes)))
 
         def write(offset: Any, kind: Any) -> None:
-            e.store(self.narrow(e, e.load(kind, x, offset)), row, b.mul(b.lshr(offset, e.int(2)), e.int(self.n_bytes)))
+            e.store(
+                self.narrow(e, e.load(kind, x, offset)),
+                row,
+                b.mul(b.lshr(offset, e.int(2)), e.int(self.n_bytes)),
+            )
 
         each_lane(e, head_dim, write)
 
-    def score_tile(self, e: Emitter, queries: Sequence[Any], keys: Any, scale: Any, out: Sequence[Any], head_dim: int,
-                   ahead: Ahead) -> None:
+    def score_tile(
+        self,
+        e: Emitter,
+        queries: Sequence[Any],
+        keys: Any,
+        scale: Any,
+        out: Sequence[Any],
+        head_dim: int,
+        ahead: Ahead,
+    ) -> None:
         """queries: float32 [head_dim]."""
         b, n = e.b, side_by_side(e)
         with e.loop(e.int(VECTORS // n)) as part:
@@ -58,20 +72,41 @@ class Floats(NamedTuple):
                         b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
             for address, total in zip(out, sums):
                 for j in range(n):
-                    e.store(b.fmul(b.load(total[j]), e.splat(scale)), b.add(address, b.mul(part, e.int(4 * LANES * n))), 64 * j)
+                    e.store(
+                        b.fmul(b.load(total[j]), e.splat(scale)),
+                        b.add(address, b.mul(part, e.int(4 * LANES * n))),
+                        64 * j,
+                    )
 
-    def weigh_tile(self, e: Emitter, weights: Sequence[Any], values: Any, n_valid: Sequence[Any], accs: Sequence[Any],
-                   factors: Sequence[Any], head_dim: int, ahead: Ahead) -> None:
+    def weigh_tile(
+        self,
+        e: Emitter,
+        weights: Sequence[Any],
+        values: Any,
+        n_valid: Sequence[Any],
+        accs: Sequence[Any],
+        factors: Sequence[Any],
+        head_dim: int,
+        ahead: Ahead,
+    ) -> None:
         """weights: float32 [PAGE]. What a query doesn't see isn't multiplied by 0 but skipped: it may be infinite."""
         b = e.b
         n_all = b.select(b.icmp_signed(">", n_valid[0], e.int(0)), n_valid[0], e.int(0))
         width = side_by_side(e) * LANES
         for start in range(0, head_dim, width):
             columns = range(start, min(start + width, head_dim), LANES)
-            sums = [[e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns] for acc, factor in zip(accs, factors)]
+            sums = [
+                [e.var(b.fmul(e.load(F32X16, acc, 4 * c), e.splat(factor))) for c in columns]
+                for acc, factor in zip(accs, factors)
+            ]
 
-            def add_position(i: Any, seen: Sequence[Any], start: int = start, columns: Sequence[int] = columns,
-                             sums: Sequence[Any] = sums) -> None:
+            def add_position(
+                i: Any,
+                seen: Sequence[Any],
+                start: int = start,
+                columns: Sequence[int] = columns,
+                sums: Sequence[Any] = sums,
+            ) -> None:
                 row = e.at(values, b.mul(i, e.int(self.n_bytes * head_dim)))
                 value = [self.load(e, row, self.n_bytes * c) for c in columns]
                 ahead.fetch(e, b.add(e.int(start // width * PAGE), i), -(-head_dim // width) * PAGE)

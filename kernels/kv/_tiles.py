@@ -1,4 +1,5 @@
 """How a page's scores and sums are divided into what registers hold, and what is fetched meanwhile."""
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ def side_by_side(e: Emitter) -> int:
 
 class Ahead(NamedTuple):
     """`n_bytes` that are read next, from the address `start` on; nothing if that is 0."""
+
     start: Any
     n_bytes: int
 

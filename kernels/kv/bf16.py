@@ -1,4 +1,5 @@
 """BF16: the upper halves of float32, rounded to nearest even."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """F16: IEEE half floats, rounded to nearest even."""
+
 from ..simd import I16, Emitter
 from ._floats import Floats
 

@@ -1,4 +1,5 @@
 """F32: float32 as it is."""
+
 from ..simd import F32
 from ._floats import Floats
 

@@ -1,4 +1,5 @@
 """Q8_0: 32 i8 quants and a scale (block_q8_0 in ggml-common.h), quantized as quantize_row_q8_0_ref in ggml-quants.c does."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,8 +19,14 @@ def quantize(e: Emitter, x: Any) -> tuple[Any, Any]:
     for value in values:
         magnitude, most = e.abs(b.fmul(value, e.splat(inverse))), e.float(127.0, F32X16)
         magnitude = b.select(b.fcmp_ordered("<", magnitude, most), magnitude, most)
-        rounded = b.fptosi(b.fadd(magnitude, e.float(0.49999997, F32X16)), I32X16)  # 0.5 would round the number below 0.5 up
-        quants.append(b.trunc(b.select(b.fcmp_ordered("<", value, e.float(0.0, F32X16)), b.neg(rounded), rounded), I8X16))
+        rounded = b.fptosi(
+            b.fadd(magnitude, e.float(0.49999997, F32X16)), I32X16
+        )  # 0.5 would round the number below 0.5 up
+        quants.append(
+            b.trunc(
+                b.select(b.fcmp_ordered("<", value, e.float(0.0, F32X16)), b.neg(rounded), rounded), I8X16
+            )
+        )
     return scale, e.concat(*quants)
 
 

@@ -7,6 +7,7 @@ A family's module emits code for some rows and tokens, given a format's module `
 - `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows: f32x16 for each 16 of them and each token. If `ahead` isn't 0 it
   fetches as many rows from that address on, evenly on its way: unpacking reads so much that they would wait for each other.
 """
+
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ PREFETCH_AHEAD = 16384
 
 class Args(NamedTuple):
     """The arguments as LLVM values, int64 each (matmul.py says what they are)."""
+
     count: Any
     chunk_rows: Any
     w: Any

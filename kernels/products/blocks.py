@@ -1,4 +1,5 @@
 """Products with groups of 32 weights, activations in Q8_0."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ def weighted(e: Emitter, sums: Any, of_all: int, of_first: int) -> Any:
     """The sums of 32 and of the first 16 activations, each times a number, i32x16: from their pairs in lanes, or from one pair for all."""
     b = e.b
     if isinstance(sums.type, ir.VectorType):
-        return e.dot2(e.int(0, I32X16), b.bitcast(sums, I16X32), ir.Constant(I16X32, [of_all, of_first] * LANES))
+        return e.dot2(
+            e.int(0, I32X16), b.bitcast(sums, I16X32), ir.Constant(I16X32, [of_all, of_first] * LANES)
+        )
     total = b.mul(b.sext(b.trunc(sums, I16), I32), e.int(of_all, I32))
     return e.splat(b.add(total, b.mul(b.ashr(sums, e.int(16, I32)), e.int(of_first, I32))))
 
@@ -74,9 +77,14 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols:
         step = len(numbers) > 1
         starts = [e.at(at, row_bytes * r) for r in range(ROWS_AT_ONCE)]
         places = [(n // per_block * quant.BYTES, n % per_block) for n in (list(numbers) * 4)[:4]]
-        groups = [[Group(e.at(start, place), n, start, place, step * bytes_of_four) for place, n in places] for start in starts]
+        groups = [
+            [Group(e.at(start, place), n, start, place, step * bytes_of_four) for place, n in places]
+            for start in starts
+        ]
         q = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
-        low_x, high_x = (e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1))
+        low_x, high_x = (
+            e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1)
+        )
         place = b.shl(b.add(b.mul(token, e.int(n_groups)), i), e.int(2))
 
         def by_group(base: Any, kind: Any) -> Any:
@@ -89,8 +97,14 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols:
         for which, total in enumerate(totals):
             if step and stride:
                 share = ROWS_AT_ONCE * bytes_of_four // 2
-                prefetch_rows(e, e.at(first, ROWS_AT_ONCE * row_bytes + which * share), b.lshr(i, e.int(2)), share, 2 * share)
-            of_four: list[list[Group]] = groups[4 * which:4 * which + 4]
+                prefetch_rows(
+                    e,
+                    e.at(first, ROWS_AT_ONCE * row_bytes + which * share),
+                    b.lshr(i, e.int(2)),
+                    share,
+                    2 * share,
+                )
+            of_four: list[list[Group]] = groups[4 * which : 4 * which + 4]
             dots: list[list[Any]] = [[] for _ in offsets]
             for of_row in of_four:
                 low, high = quant.load_four(e, of_row)
@@ -125,15 +139,21 @@ def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
         offset = b.mul(i, e.int(quant.BYTES))
         blocks = [b.add(address, offset) for address in rows]
         for number in range(per_block):
-            out = e.at(panel, b.mul(b.add(b.mul(i, e.int(per_block)), e.int(number)), e.int(form.panel_bytes)))
+            out = e.at(
+                panel, b.mul(b.add(b.mul(i, e.int(per_block)), e.int(number)), e.int(form.panel_bytes))
+            )
             for k, word in enumerate(quant.quarts(e, blocks, number)):
                 e.store(word, out, k * VECTOR)
             groups = [Group(block, number) for block in blocks]
-            for k, vector in enumerate([*quant.scales(e, groups), *([quant.mins(e, groups)] if form.mins else [])]):
+            for k, vector in enumerate(
+                [*quant.scales(e, groups), *([quant.mins(e, groups)] if form.mins else [])]
+            ):
                 e.store(vector, out, SCALES + k * VECTOR)
 
 
-def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any) -> list[list[Any]]:
+def tile(
+    e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+) -> list[list[Any]]:
     b, form = e.b, quant.FORM
     n_groups = b.lshr(a.n_cols, e.int(5))
     totals = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
@@ -148,9 +168,17 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequenc
         sums = [e.load(I32, a.sums, place) for place in places]
         starts = [offset_sums(e, quant, of_token) for of_token in sums]
         quants = [b.add(act, b.shl(i, e.int(5))) for act in acts]
-        integers = [add_products(e, partial(dot4, e, quant), [[start[k] for start in starts]] * len(panels),
-                                 [e.at(group, k * count * VECTOR) for group in groups], [e.at(q, 4 * k * count) for q in quants], count)
-                    for k in range(form.n_scales)]
+        integers = [
+            add_products(
+                e,
+                partial(dot4, e, quant),
+                [[start[k] for start in starts]] * len(panels),
+                [e.at(group, k * count * VECTOR) for group in groups],
+                [e.at(q, 4 * k * count) for q in quants],
+                count,
+            )
+            for k in range(form.n_scales)
+        ]
         for r, group in enumerate(groups):
             scales = [e.load(F32X16, group, SCALES + k * VECTOR) for k in range(form.n_scales)]
             for t, place in enumerate(places):

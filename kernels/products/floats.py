@@ -4,6 +4,7 @@ order.
 A format's module multiplies `STEP` columns at once, with `load`, `load_x` and `add_products`, and a single one with `load_one`,
 `load_one_x`; `X_BYTES` is the size of an activation.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_row
     acts = [b.add(x, b.mul(t, b.mul(a.n_cols, e.int(quant.X_BYTES)))) for t in tokens]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
     rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
-    first = b.icmp_unsigned("==", tokens[0], e.int(0))  # rows side by side have to be fetched ahead, but only once
+    first = b.icmp_unsigned(
+        "==", tokens[0], e.int(0)
+    )  # rows side by side have to be fetched ahead, but only once
     whole = b.udiv(a.n_cols, e.int(quant.STEP))
     with e.loop(whole) as i:
         place = b.mul(i, e.int(quant.STEP * quant.BYTES))

@@ -1,4 +1,5 @@
 """Products with K-quants: blocks of 256 weights, activations in Q8_K."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,7 +26,10 @@ def activations(e: Emitter, a: Args, tokens: Sequence[Any]) -> tuple[Any, list[A
 
 def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
     b = e.b
-    return [Act(b.add(act.q, b.shl(i, e.int(8))), b.add(act.sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))) for act in acts]
+    return [
+        Act(b.add(act.q, b.shl(i, e.int(8))), b.add(act.sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES))))
+        for act in acts
+    ]
 
 
 def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
@@ -53,10 +57,16 @@ def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(n_blocks) as i:
         offset = b.mul(i, e.int(quant.BYTES))
-        quant.unpack(e, [b.add(address, offset) for address in rows], b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))))
+        quant.unpack(
+            e,
+            [b.add(address, offset) for address in rows],
+            b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))),
+        )
 
 
-def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any) -> list[list[Any]]:
+def tile(
+    e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+) -> list[list[Any]]:
     b = e.b
     n_blocks, acts, scales = activations(e, a, tokens)
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
@@ -69,7 +79,9 @@ def tile(e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequenc
                 prefetch_share(e, ahead_of_block, part, share // quant.PANEL.n_parts)
 
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
-        values = quant.TILE.block(e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetch)
+        values = quant.TILE.block(
+            e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetch
+        )
         for row_sums, row_values in zip(sums, values):
             for scale, total, value in zip(scales, row_sums, row_values):
                 d = e.splat(e.load(F32, scale, b.shl(i, e.int(2))))

@@ -3,12 +3,26 @@
 A panel holds, for each 32 weights of 16 rows: 8 vectors of four weights a lane, a vector of f32 scales, or two for 16 weights each, and
 where there are mins a vector of these.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..simd import I8, I8X16, I8X64, I16X16, I16X32, I32X4, I32X16, I64, Emitter, has_feature, i64, intrinsic_of
+from ..simd import (
+    I8,
+    I8X16,
+    I8X64,
+    I16X16,
+    I16X32,
+    I32X4,
+    I32X16,
+    I64,
+    Emitter,
+    has_feature,
+    i64,
+    intrinsic_of,
+)
 from ._kquants import gathered_halves
 from ._quarts import VECTOR
 
@@ -20,6 +34,7 @@ class Group(NamedTuple):
 
     In place four groups of a row lie in `n_bytes` from `start` on, and their blocks `distance` behind it; else `n_bytes` is 0.
     """
+
     block: Any
     number: int
     start: Any = None
@@ -32,6 +47,7 @@ class Form(NamedTuple):
 
     Each is lessened by `offset` and multiplied by its scale, of which there are `n_scales` in 32 weights; then the min is added.
     """
+
     offset: int = 0
     wide: bool = False
     n_scales: int = 1
@@ -61,7 +77,11 @@ def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
         return e.join([e.load(I8X16, group.block, offset) for group in groups])
     start, second = groups[0].start, groups[0].n_bytes - 64
     places = [group.distance + offset + 2 * i for group in groups for i in range(8)]
-    words = e.shuffle(e.load(I16X32, start), [i // 2 if i < 64 else 32 + (i - second) // 2 for i in places], e.load(I16X32, start, second))
+    words = e.shuffle(
+        e.load(I16X32, start),
+        [i // 2 if i < 64 else 32 + (i - second) // 2 for i in places],
+        e.load(I16X32, start, second),
+    )
     return e.b.bitcast(words, I8X64)
 
 
@@ -73,7 +93,9 @@ def halves(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
     pairs = []
     for i in 0, 2:  # two of the four rows
         x, y = (e.load(I16X32, groups[row].start) for row in (i, i + 1))
-        pairs.append(e.b.bitcast(e.shuffle(x, [32 * row + place // 2 for place in places for row in (0, 1)], y), I32X4))
+        pairs.append(
+            e.b.bitcast(e.shuffle(x, [32 * row + place // 2 for place in places for row in (0, 1)], y), I32X4)
+        )
     return e.f16_to_f32(e.b.bitcast(e.shuffle(pairs[0], [0, 4, 1, 5, 2, 6, 3, 7], pairs[1]), I16X16))
 
 
@@ -96,7 +118,11 @@ def looked_up(e: Emitter, table: Sequence[int], indices: Any) -> Any:
 def with_bits(e: Emitter, low: Any, data: Any, bits: Sequence[int], value: int) -> Any:
     """`value` added to those of 64 bytes, in lanes of any width, whose bit of `data` is set; `bits` are 64 numbers of bits."""
     b = e.b
-    added = b.select(e.bits(b.bitcast(data, I8X64) if data.type == I32X16 else data, bits), e.int(value, I8X64), e.int(0, I8X64))
+    added = b.select(
+        e.bits(b.bitcast(data, I8X64) if data.type == I32X16 else data, bits),
+        e.int(value, I8X64),
+        e.int(0, I8X64),
+    )
     return b.or_(low, b.bitcast(added, low.type))
 
 

@@ -1,4 +1,5 @@
 """Activations in float32, as F32 and F16 weights are multiplied with."""
+
 from __future__ import annotations
 
 from typing import Any

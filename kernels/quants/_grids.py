@@ -2,6 +2,7 @@
 
 A format's module says in a `Format` where things are in a block.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ RAISED_BY = 64
 
 class Grid(NamedTuple):
     """The grid of a format, by its name: rows of `n` numbers, each times `times` plus `plus`, as bytes."""
+
     name: str
     n: int
     times: int = 1
@@ -31,6 +33,7 @@ class Grid(NamedTuple):
         """The numbers are in ggml-common.h, and in the `gguf` package, which has them already."""
         import gguf
         import numpy as np
+
         quant = getattr(gguf.quants, self.name)
         quant.init_grid()
         return bytes((quant.grid * self.times + self.plus).astype(np.uint8).tobytes())
@@ -123,6 +126,7 @@ class Format:
     - `deltas`: a byte for each 8 weights, i8x32;
     - `d`, which is given 4 or 16 addresses: f32 lanes.
     """
+
     grid: Grid
     n_parts: int
     factor: float
@@ -162,7 +166,9 @@ class Format:
             scales = b.zext(self.scales(e, row), ir.VectorType(I16, self.n_parts))
             total = e.int(0, I32X16)
             if offset:
-                total = b.mul(b.sext(scales if self.n_parts == 16 else e.concat(scales, scales), I32X16), offset)
+                total = b.mul(
+                    b.sext(scales if self.n_parts == 16 else e.concat(scales, scales), I32X16), offset
+                )
             for i, (numbers, negative) in enumerate(self.numbers(e, row)):
                 x = activations[i]
                 if negative:
@@ -198,9 +204,14 @@ class Format:
             e.store(self.scales(e, row), b.add(scales, b.shl(r, e.int(4))))
         with e.loop(e.int(4)) as part:
             first, place = b.add(weights, b.shl(part, e.int(6))), b.add(panel, b.shl(part, e.int(10)))
-            for i, word in enumerate(e.transposed([b.add(first, e.int(256 * r)) for r in range(n_rows)], 0, 16)):
+            for i, word in enumerate(
+                e.transposed([b.add(first, e.int(256 * r)) for r in range(n_rows)], 0, 16)
+            ):
                 e.store(word, place, i * k.VECTOR)
         words = e.transposed([b.add(scales, e.int(16 * r)) for r in range(n_rows)], 0, 4)
-        each = [b.and_(b.lshr(words[j // 4], e.int(8 * (j % 4), I32X16)), e.int(0xFF, I32X16)) for j in range(self.n_parts)]
+        each = [
+            b.and_(b.lshr(words[j // 4], e.int(8 * (j % 4), I32X16)), e.int(0xFF, I32X16))
+            for j in range(self.n_parts)
+        ]
         k.store_scales(e, into, panel, each)
         e.store(b.fmul(self.d(e, rows), e.float(self.factor, F32X16)), panel, into.d)

@@ -4,6 +4,7 @@ A panel holds, for each block of 16 rows: 64 vectors of four weights a lane ("qu
 block, the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin. Where quants are so small that
 their products with the scales are bytes, these are in the quarts, and the tokens have nothing to multiply by scales.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +21,14 @@ QUARTS = 64 * VECTOR
 
 class Act(NamedTuple):
     """An activation block: the addresses of its 256 quants and of its sums."""
+
     q: Any
     sums: Any
 
 
 class Panel(NamedTuple):
     """Offsets in a panel block whose weights have `n_parts` scales, or if `scaled` none: the quarts are multiplied by them already."""
+
     n_parts: int
     scaled: bool = False
 
@@ -84,7 +87,9 @@ def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
     u0, u1, u2 = range(4, 8), range(8, 12), range(12, 16)
     low_bits, two_bits, two = each(63, 15), each(0, 0x30), e.int(2, I16X32)
     scales = b.or_(b.and_(parts(u0, u2), low_bits), b.and_(b.lshr(parts(u0, u0), two), two_bits))
-    mins = b.or_(b.and_(b.lshr(parts(u1, u2), each(0, 4)), low_bits), b.and_(b.lshr(parts(u1, u1), two), two_bits))
+    mins = b.or_(
+        b.and_(b.lshr(parts(u1, u2), each(0, 4)), low_bits), b.and_(b.lshr(parts(u1, u1), two), two_bits)
+    )
     return scales, mins
 
 
@@ -94,7 +99,7 @@ def gathered(e: Emitter, rows: Sequence[Any], offset: int, kind: Any) -> Any:
     words = ir.Constant(ir.VectorType(I64, len(rows) // n), ir.Undefined)
     for i in range(0, len(rows), n):
         word = e.int(0)
-        for j, row in enumerate(rows[i:i + n]):
+        for j, row in enumerate(rows[i : i + n]):
             word = b.or_(word, b.shl(b.zext(e.load(kind, row, offset), I64), e.int(kind.width * j)))
         words = b.insert_element(words, word, e.int(i // n, I32))
     return b.bitcast(words, ir.VectorType(kind, len(rows)))
@@ -123,7 +128,11 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
         e.store(pick(s_low if j < 4 else s_high, j), address, panel.scales + j * VECTOR)
     for j in range(0, 8, 2):
         word = m_low if j < 4 else m_high
-        e.store(b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))), address, panel.pairs + j // 2 * VECTOR)
+        e.store(
+            b.or_(pick(word, j), b.shl(pick(word, j + 1), e.int(16, I32X16))),
+            address,
+            panel.pairs + j // 2 * VECTOR,
+        )
 
 
 def store_scales(e: Emitter, panel: Panel, address: Any, scales: Sequence[Any]) -> None:
@@ -144,7 +153,9 @@ def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
     return total
 
 
-def of_each(e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any], scales: Any = None) -> list[Any]:
+def of_each(
+    e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any], scales: Any = None
+) -> list[Any]:
     """total_of(address, scales), an i32x16, of each of four rows; each has a quarter of the lanes of `scales`, 64 bytes.
 
     With few registers in a loop: side by side LLVM begins with all rows at once and keeps them on the stack.
@@ -153,7 +164,10 @@ def of_each(e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any]
     own_type = scales and ir.VectorType(scales.type.element, scales.type.count // n)
     if e.registers >= 8:
         lanes = range(own_type.count if scales else 0)
-        return [total_of(row, scales and e.shuffle(scales, [len(lanes) * r + lane for lane in lanes])) for r, row in enumerate(rows)]
+        return [
+            total_of(row, scales and e.shuffle(scales, [len(lanes) * r + lane for lane in lanes]))
+            for r, row in enumerate(rows)
+        ]
     addresses, totals, kept = e.memory(64), e.memory(64 * n), e.memory(64)
     for r, row in enumerate(rows):
         e.store(row, addresses, 8 * r)
@@ -165,7 +179,9 @@ def of_each(e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any]
     return [e.load(I32X16, totals, 64 * r) for r in range(n)]
 
 
-def values_with_mins(e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter, Any], Iterable[Any]], act: Act) -> Any:
+def values_with_mins(
+    e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter, Any], Iterable[Any]], act: Act
+) -> Any:
     """A block of four rows times the activations, f32x4, for Q4_K and Q5_K.
 
     `quants` gives four i8x64 of a row: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
@@ -204,7 +220,9 @@ def products_of_parts(e: Emitter, quants: Iterable[Any], scales: Any, act: Act) 
         activations = e.concat(e.load(I8X32, act.q, 32 * i), e.load(I8X32, act.q, 128 + 32 * i))
         sums.append(e.dot4(e.int(0, I32X16), quant, activations))
         if i % 2:
-            of_lanes = [8 * half + 2 * n + odd for half in (0, 1) for odd in (0, 1) for n in [i - 1] * 4 + [i] * 4]
+            of_lanes = [
+                8 * half + 2 * n + odd for half in (0, 1) for odd in (0, 1) for n in [i - 1] * 4 + [i] * 4
+            ]
             total = e.dot2(total, e.packed(*sums[-2:]), e.shuffle(scales, of_lanes))
     return total
 
@@ -241,7 +259,9 @@ class Tile:
     def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
         self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
 
-    def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]) -> list[list[Any]]:
+    def block(
+        self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
+    ) -> list[list[Any]]:
         """[R][T] f32x16: what `values` gives for a row, with the rows in lanes. at_part(number) is called for each part of the block."""
         b, p = e.b, self.panel
         tokens = range(len(acts))
@@ -258,7 +278,10 @@ class Tile:
                 scale = e.load(I32X16, address, p.scales)
                 for t in tokens:
                     b.store(b.add(b.load(totals[r][t]), b.mul(partial[r][t], scale)), totals[r][t])
-        return [[self._scaled(e, address, b.load(totals[r][t]), acts[t]) for t in tokens] for r, address in enumerate(panels)]
+        return [
+            [self._scaled(e, address, b.load(totals[r][t]), acts[t]) for t in tokens]
+            for r, address in enumerate(panels)
+        ]
 
     def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
         b, p = e.b, self.panel
@@ -278,7 +301,9 @@ class ScaledTile:
     def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
         self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
 
-    def block(self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]) -> list[list[Any]]:
+    def block(
+        self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
+    ) -> list[list[Any]]:
         b, p = e.b, self.panel
         starts = [self._start(e, act) for act in acts]
         totals = [[e.var(start) for start in starts] for _ in panels]
@@ -292,8 +317,10 @@ class ScaledTile:
             for of_row, new in zip(totals, after):
                 for total, value in zip(of_row, new):
                     b.store(value, total)
-        return [[self._value(e, address, b.load(total), act) for total, act in zip(of_row, acts)]
-                for address, of_row in zip(panels, totals)]
+        return [
+            [self._value(e, address, b.load(total), act) for total, act in zip(of_row, acts)]
+            for address, of_row in zip(panels, totals)
+        ]
 
     def _start(self, e: Emitter, act: Act) -> Any:
         minus = self.minus + e.raised_by * self.wide
@@ -307,7 +334,9 @@ class ScaledTile:
 
 def sum_of_block(e: Emitter, act: Act) -> Any:
     """The sum of an activation block's 256 quants, an i32."""
-    return e.sum_i32(e.b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8)))
+    return e.sum_i32(
+        e.b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
+    )
 
 
 def pairs_times_sums(e: Emitter, panel: Panel, address: Any, act: Act) -> Any:

@@ -1,4 +1,5 @@
 """Panels: vectors of 16 rows with four weights in each lane, and their products with four bytes of activations."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,8 +10,14 @@ from ..simd import I8X64, I32, I32X16, Emitter
 VECTOR = 64
 
 
-def add_products(e: Emitter, dot4: Callable[..., Any], starts: Sequence[Sequence[Any]], panels: Sequence[Any], acts: Sequence[Any],
-                 count: int) -> list[list[Any]]:
+def add_products(
+    e: Emitter,
+    dot4: Callable[..., Any],
+    starts: Sequence[Sequence[Any]],
+    panels: Sequence[Any],
+    acts: Sequence[Any],
+    count: int,
+) -> list[list[Any]]:
     """[R][T] i32x16: starts[r][t] and the products of `count` vectors of panel r with as many times four bytes of token t.
 
     A loop, which LLVM unrolls where that is good. Unrolled before, all additions come after all products, which then don't fit registers.

@@ -1,5 +1,6 @@
 """BF16: a weight is the upper half of a float32. Activations are rounded to BF16, too, as in llama.cpp, and where the CPU can
 multiplied in pairs."""
+
 from __future__ import annotations
 
 from typing import Any

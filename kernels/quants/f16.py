@@ -1,4 +1,5 @@
 """F16: a weight is an IEEE half float."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,7 +9,19 @@ from numba import njit
 from ..simd import I16X16, Emitter, load_f16
 from ._floats import STEP, X_BYTES, add_products, load_one_x, load_x
 
-__all__ = ["BLOCK", "BYTES", "KIND", "STEP", "X_BYTES", "add_products", "load", "load_one", "load_one_x", "load_x", "value"]
+__all__ = [
+    "BLOCK",
+    "BYTES",
+    "KIND",
+    "STEP",
+    "X_BYTES",
+    "add_products",
+    "load",
+    "load_one",
+    "load_one_x",
+    "load_x",
+    "value",
+]
 
 BLOCK, BYTES, KIND = 1, 2, "float"
 

@@ -1,4 +1,5 @@
 """F32: a weight is a float32."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,7 +9,19 @@ from numba import njit
 from ..simd import F32, F32X16, Emitter, load_f32
 from ._floats import STEP, X_BYTES, add_products, load_one_x, load_x
 
-__all__ = ["BLOCK", "BYTES", "KIND", "STEP", "X_BYTES", "add_products", "load", "load_one", "load_one_x", "load_x", "value"]
+__all__ = [
+    "BLOCK",
+    "BYTES",
+    "KIND",
+    "STEP",
+    "X_BYTES",
+    "add_products",
+    "load",
+    "load_one",
+    "load_one_x",
+    "load_x",
+    "value",
+]
 
 BLOCK, BYTES, KIND = 1, 4, "float"
 

@@ -6,6 +6,7 @@
 
 weight = d * (2 * scale + 1) * (grid's number + delta)
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

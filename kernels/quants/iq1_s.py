@@ -6,6 +6,7 @@
 
 weight = d * (2 * scale + 1) * (grid's number + delta)
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -56,5 +57,7 @@ def deltas(e: Emitter, p: Any) -> Any:
     return e.shuffle(e.b.select(positive, e.int(2, kind), e.int(0, kind)), [i // 4 for i in range(32)])
 
 
-FORMAT = g.Format(GRID, n_parts=8, factor=1 / 8, indices=indices, scales=scales, deltas=deltas, minus=9, d=g.half_at(0))
+FORMAT = g.Format(
+    GRID, n_parts=8, factor=1 / 8, indices=indices, scales=scales, deltas=deltas, minus=9, d=g.half_at(0)
+)
 PANEL, TILE, values, unpack = FORMAT.panel, FORMAT.tile, FORMAT.values, FORMAT.unpack

@@ -8,6 +8,7 @@
 
 weight = d / 8 * (2 * scale + 1) * grid's number, with its sign
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@
 
 weight = d / 8 * (2 * scale + 1) * grid's number, with its sign
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -25,7 +26,12 @@ number = GRID.number()
 def value(p, i):
     part = p + 2 + i // 32 * 8
     word = load_i32(part + 4)
-    size = load_f16(p) * (as_f32(word >> 28 & 15) + 0.5) * 0.25 * as_f32(number(8 * load_u8(part + i // 8 % 4) + i % 8))
+    size = (
+        load_f16(p)
+        * (as_f32(word >> 28 & 15) + 0.5)
+        * 0.25
+        * as_f32(number(8 * load_u8(part + i // 8 % 4) + i % 8))
+    )
     return -size if g.is_negative(word >> (i // 8 % 4 * 7), i % 8) else size
 
 

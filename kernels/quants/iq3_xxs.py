@@ -6,6 +6,7 @@
 
 weight = d / 4 * (2 * scale + 1) * grid's number, with its sign
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -25,7 +26,12 @@ number = GRID.number()
 @njit(inline="always")
 def value(p, i):
     word = load_i32(p + 66 + i // 32 * 4)
-    size = load_f16(p) * (as_f32(word >> 28 & 15) + 0.5) * 0.5 * as_f32(number(4 * load_u8(p + 2 + i // 4) + i % 4))
+    size = (
+        load_f16(p)
+        * (as_f32(word >> 28 & 15) + 0.5)
+        * 0.5
+        * as_f32(number(4 * load_u8(p + 2 + i // 4) + i % 4))
+    )
     return -size if g.is_negative(word >> (i // 8 % 4 * 7), i % 8) else size
 
 

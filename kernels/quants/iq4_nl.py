@@ -1,4 +1,5 @@
 """IQ4_NL: 32 weights in 18 bytes (block_iq4_nl in ggml-common.h): f16 d, 16 bytes of nibbles as in Q4_0. weight = d * VALUES[q]"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

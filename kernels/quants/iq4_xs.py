@@ -7,6 +7,7 @@
 
 weight = d * (scale - 32) * IQ4_NL's VALUES[q]
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ TILE = k.Tile(PANEL, wide=True)
 @njit(inline="always")
 def value(p, i):
     part = i // 32
-    scale = (load_u8(p + 4 + part // 2) >> (part % 2 * 4) & 15) | (load_u8(p + 2 + part // 4) >> (part % 4 * 2) & 3) << 4
+    scale = (load_u8(p + 4 + part // 2) >> (part % 2 * 4) & 15) | (
+        load_u8(p + 2 + part // 4) >> (part % 4 * 2) & 3
+    ) << 4
     q = load_u8(p + 8 + part * 16 + i % 16) >> (i // 16 % 2 * 4) & 15
     return load_f16(p) * as_f32(scale - 32) * as_f32(entry(q))
 
@@ -51,7 +54,12 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     activations = []
     for offset in 0, 128:
         once, again = (e.load(I8X64, act.q, offset + 64 * i) for i in (0, 1))
-        activations.append([e.shuffle(once, [32 * part + 16 * half + i for part in range(4) for i in range(16)], again) for half in (0, 1)])
+        activations.append(
+            [
+                e.shuffle(once, [32 * part + 16 * half + i for part in range(4) for i in range(16)], again)
+                for half in (0, 1)
+            ]
+        )
 
     def total_of(row: Any, own: Any) -> Any:
         total = e.int(0, I32X16)

@@ -2,6 +2,7 @@
 
 weight = 2**(exponent - 128) * DOUBLED[q]: floats of four bits, E2M1, doubled to be integers, with half the scale (OCP Microscaling spec).
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

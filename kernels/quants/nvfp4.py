@@ -3,6 +3,7 @@ weights 0-7 in the low nibbles, 8-15 in the high ones.
 
 weight = scale / 2 * DOUBLED[q] (see MXFP4). A scale is a float of seven bits, E4M3 without its sign, of which 127, NaN, counts as 0.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -39,15 +40,24 @@ def value(p, i):
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
     both = nibbles(e, e.join([e.load(I8X16, group.block, 4 + 16 * group.number) for group in groups]))
     low, high = (mxfp4.raised_entries(e, of_all) for of_all in both)
-    first, second = (e.shuffle(low, [16 * (i // 16) + 8 * half + i % 8 + 64 * (i // 8 % 2) for i in range(64)], high) for half in (0, 1))
+    first, second = (
+        e.shuffle(low, [16 * (i // 16) + 8 * half + i % 8 + 64 * (i // 8 % 2) for i in range(64)], high)
+        for half in (0, 1)
+    )
     return first, second
 
 
 def scales(e: Emitter, groups: Sequence[Group]) -> list[Any]:
     pairs = gathered(e, [e.at(group.block, 2 * group.number) for group in groups], 0, I16)
-    return [half_scale(e, e.b.and_(pairs, e.int(255, I16X16))), half_scale(e, e.b.lshr(pairs, e.int(8, I16X16)))]
+    return [
+        half_scale(e, e.b.and_(pairs, e.int(255, I16X16))),
+        half_scale(e, e.b.lshr(pairs, e.int(8, I16X16))),
+    ]
 
 
 def quarts(e: Emitter, rows: Sequence[Any], number: int) -> list[Any]:
-    both = [[mxfp4.raised_entries(e, half) for half in nibbles(e, word)] for word in e.transposed(rows, 4 + 16 * number, 4)]
+    both = [
+        [mxfp4.raised_entries(e, half) for half in nibbles(e, word)]
+        for word in e.transposed(rows, 4 + 16 * number, 4)
+    ]
     return [both[2 * part + i][half] for part in (0, 1) for half in (0, 1) for i in (0, 1)]

@@ -2,6 +2,7 @@
 
 weight = d * (q - 1)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,12 +35,19 @@ def spread(e: Emitter, lanes: Any) -> Any:
 
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
     data = e.join([e.load(ir.VectorType(I8, 8), group.block, 2 + 8 * group.number) for group in groups])
-    low, high = (e.b.bitcast(spread(e, e.b.zext(e.shuffle(data, [8 * (i // 4) + 4 * half + i % 4 for i in range(16)]), I32X16)), I8X64)
-                 for half in (0, 1))
+    low, high = (
+        e.b.bitcast(
+            spread(
+                e, e.b.zext(e.shuffle(data, [8 * (i // 4) + 4 * half + i % 4 for i in range(16)]), I32X16)
+            ),
+            I8X64,
+        )
+        for half in (0, 1)
+    )
     return low, high
 
 
 def quarts(e: Emitter, rows: Sequence[Any], number: int) -> list[Any]:
     b, byte = e.b, e.int(255, I32X16)
-    words = e.transposed(rows, 2, 4)[2 * number:2 * number + 2]
+    words = e.transposed(rows, 2, 4)[2 * number : 2 * number + 2]
     return [spread(e, b.and_(b.lshr(word, e.int(8 * k, I32X16)), byte)) for word in words for k in range(4)]

@@ -6,6 +6,7 @@
 
 weight = d * scale * q - dmin * min
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from . import _kquants as k
 BLOCK, BYTES, KIND = 256, 84, "q8k"
 PANEL = k.Panel(16, scaled=True)
 TILE = k.ScaledTile(PANEL, mins=True)
+
+
 @njit(inline="always")
 def value(p, i):
     both = load_u8(p + i // 16)
@@ -40,30 +43,45 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     mins = b.and_(k.words_shifted(e, b.lshr, head, 4), e.int(15, I8X64))
     offset = k.times_sums_of_16(e, mins, act)
     d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
-    factors = ir.Constant(I16X32, [16, 4, 1, 1] * 8)  # 16 times as large together with the quants: 240 at most, so two bytes at once
+    factors = ir.Constant(
+        I16X32, [16, 4, 1, 1] * 8
+    )  # 16 times as large together with the quants: 240 at most, so two bytes at once
     scales = b.bitcast(b.mul(b.bitcast(b.and_(head, e.int(15, I8X64)), I16X32), factors), I8X64)
 
     def total_of(row: Any, own: Any) -> Any:
-        with_zeros = e.shuffle(own, [x for part in range(16) for x in (part, 16)], e.int(0, own.type))  # LLVM joins this and later shuffles
+        with_zeros = e.shuffle(
+            own, [x for part in range(16) for x in (part, 16)], e.int(0, own.type)
+        )  # LLVM joins this and later shuffles
         return k.products_of_parts(e, quants(e, row), b.bitcast(with_zeros, I16X16), act)
 
     total = k.sum_four(e, k.of_each(e, rows, total_of, scales))
-    return b.fsub(b.fmul(d, b.sitofp(b.ashr(total, e.int(4, I32X4)), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4)))
+    return b.fsub(
+        b.fmul(d, b.sitofp(b.ashr(total, e.int(4, I32X4)), F32X4)), b.fmul(dmin, b.sitofp(offset, F32X4))
+    )
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
     b = e.b
     heads, words = e.transposed(rows, 0, 4), e.transposed(rows, 16, 16)
     two = e.int(0x03030303, I32X16)
-    scales, mins = ([b.and_(b.lshr(heads[part // 4], e.int(8 * (part % 4) + shift, I32X16)), e.int(15, I32X16)) for part in range(16)]
-                    for shift in (0, 4))
+    scales, mins = (
+        [
+            b.and_(b.lshr(heads[part // 4], e.int(8 * (part % 4) + shift, I32X16)), e.int(15, I32X16))
+            for part in range(16)
+        ]
+        for shift in (0, 4)
+    )
     for part in range(16):
         half, j, upper = part // 8, part // 2 % 4, part % 2
-        for i, word in enumerate(words[8 * half + 4 * upper:][:4]):
+        for i, word in enumerate(words[8 * half + 4 * upper :][:4]):
             quart = b.and_(b.lshr(word, e.int(2 * j, I32X16)), two)
             e.store(b.mul(quart, scales[part]), panel, (4 * part + i) * k.VECTOR)
     for part in range(0, 16, 2):
-        e.store(b.or_(mins[part], b.shl(mins[part + 1], e.int(16, I32X16))), panel, PANEL.pairs + part // 2 * k.VECTOR)
+        e.store(
+            b.or_(mins[part], b.shl(mins[part + 1], e.int(16, I32X16))),
+            panel,
+            PANEL.pairs + part // 2 * k.VECTOR,
+        )
     d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
     e.store(d, panel, PANEL.d)
     e.store(dmin, panel, PANEL.dmin)

@@ -8,6 +8,7 @@
 
 weight = d * (scale - 32) * (q - 4)
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,14 @@ from . import _kquants as k
 BLOCK, BYTES, KIND = 256, 110, "q8k"
 PANEL = k.Panel(8, scaled=True)
 TILE = k.ScaledTile(PANEL, wide=True)
+
+
 @njit(inline="always")
 def value(p, i):
     part = i // 16
-    scale = (load_u8(p + 96 + part % 8) >> (part // 8 * 4) & 15) | (load_u8(p + 104 + part % 4) >> (part // 4 * 2) & 3) << 4
+    scale = (load_u8(p + 96 + part % 8) >> (part // 8 * 4) & 15) | (
+        load_u8(p + 104 + part % 4) >> (part // 4 * 2) & 3
+    ) << 4
     low = load_u8(p + 32 + i // 128 * 32 + i % 32) >> (i // 32 % 4 * 2) & 3
     upper = load_u8(p + i % 32) >> (i // 32) & 1
     return load_f16(p + 108) * as_f32(scale - 32) * as_f32((low | upper << 2) - 4)
@@ -71,7 +76,11 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
     """What a byte holds is (scale - 32) * (4 - q), from -128 to 124, and d has the other sign: 128 is no byte."""
     b, n = e.b, lambda value: e.int(value, I32X16)
-    uppers, words, packed = e.transposed(rows, 0, 8), e.transposed(rows, 32, 16), e.transposed(rows, 92, 4)[1:]
+    uppers, words, packed = (
+        e.transposed(rows, 0, 8),
+        e.transposed(rows, 32, 16),
+        e.transposed(rows, 92, 4)[1:],
+    )
     for part in range(16):
         half, j, first = part // 8, part // 2 % 4, part % 2 * 4
         low = b.and_(b.lshr(packed[part // 4 % 2], n(8 * (part % 4) + part // 8 * 4)), n(15))

@@ -2,6 +2,7 @@
 
 weight = d * (q - 8)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """Q4_1: 32 weights in 20 bytes (block_q4_1 in ggml-common.h): f16 d, f16 m, 16 bytes of nibbles as in Q4_0. weight = d * q + m"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -6,6 +6,7 @@
 
 weight = d * scale * q - dmin * min
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

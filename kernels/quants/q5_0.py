@@ -2,6 +2,7 @@
 
 weight = d * (q - 16)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,15 +33,21 @@ def value(p, i):
 def four_of_five_bits(e: Emitter, groups: Sequence[Group], offset: int) -> tuple[Any, Any]:
     """`load_four` for fifth bits at `offset` with nibbles behind them."""
     heads = sixteens(e, groups, 0)
-    low, high = (with_bits(e, nibble, heads, [128 * (i // 16) + 8 * offset + 16 * half + i % 16 for i in range(64)], 16)
-                 for half, nibble in enumerate(four_nibbles(e, groups, offset + 4)))
+    low, high = (
+        with_bits(
+            e, nibble, heads, [128 * (i // 16) + 8 * offset + 16 * half + i % 16 for i in range(64)], 16
+        )
+        for half, nibble in enumerate(four_nibbles(e, groups, offset + 4))
+    )
     return low, high
 
 
 def quarts_of_five_bits(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
     fifth = e.transposed(rows, offset, 4)[0]
-    return [with_bits(e, nibble, fifth, [32 * (i // 4) + 4 * k + i % 4 for i in range(64)], 16)
-            for k, nibble in enumerate(nibble_quarts(e, rows, offset + 4))]
+    return [
+        with_bits(e, nibble, fifth, [32 * (i // 4) + 4 * k + i % 4 for i in range(64)], 16)
+        for k, nibble in enumerate(nibble_quarts(e, rows, offset + 4))
+    ]
 
 
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 weight = d * q + m
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

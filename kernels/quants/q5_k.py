@@ -7,6 +7,7 @@
 
 weight = d * scale * q - dmin * min
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,9 @@ BLOCK, BYTES, KIND = 256, 176, "q8k"
 @njit(inline="always")
 def value(p, i):
     scale, least = six_bit_pair(p + 4, i // 32)
-    q = (load_u8(p + 48 + i // 64 * 32 + i % 32) >> (i // 32 % 2 * 4) & 15) | (load_u8(p + 16 + i % 32) >> (i // 32) & 1) << 4
+    q = (load_u8(p + 48 + i // 64 * 32 + i % 32) >> (i // 32 % 2 * 4) & 15) | (
+        load_u8(p + 16 + i % 32) >> (i // 32) & 1
+    ) << 4
     return load_f16(p) * as_f32(scale) * as_f32(q) - load_f16(p + 2) * as_f32(least)
 
 

@@ -7,6 +7,7 @@
 
 weight = d * scale * (q - 32)
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -37,8 +38,13 @@ def quants(e: Emitter, p: Any) -> Iterator[Any]:
     for half in range(2):
         both, high = e.load(I8X64, p, 64 * half), e.load(I8X32, p, 128 + 32 * half)
         mask, n = e.int(0x30, I8X32), lambda value: e.int(value, I8X32)
-        yield b.or_(b.and_(both, e.int(15, I8X64)), e.concat(b.and_(b.shl(high, n(4)), mask), b.and_(b.shl(high, n(2)), mask)))
-        yield b.or_(b.lshr(both, e.int(4, I8X64)), e.concat(b.and_(high, mask), b.and_(b.lshr(high, n(2)), mask)))
+        yield b.or_(
+            b.and_(both, e.int(15, I8X64)),
+            e.concat(b.and_(b.shl(high, n(4)), mask), b.and_(b.shl(high, n(2)), mask)),
+        )
+        yield b.or_(
+            b.lshr(both, e.int(4, I8X64)), e.concat(b.and_(high, mask), b.and_(b.lshr(high, n(2)), mask))
+        )
 
 
 def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
@@ -53,7 +59,9 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
             total = e.dot2(total, e.pairs(quant, e.load(I8X64, act.q, 64 * i)), part)
         return total
 
-    return b.fmul(k.gathered_halves(e, rows, 208), b.sitofp(k.sum_four(e, k.of_each(e, rows, total_of)), F32X4))
+    return b.fmul(
+        k.gathered_halves(e, rows, 208), b.sitofp(k.sum_four(e, k.of_each(e, rows, total_of)), F32X4)
+    )
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
@@ -66,6 +74,8 @@ def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
                 upper = b.and_(b.lshr(highs[i % 8], e.int(4 * part + 2 * (i // 8), I32X16)), two)
                 e.store(b.or_(low, b.shl(upper, four)), panel, (32 * half + 16 * part + i) * k.VECTOR)
     words = e.transposed(rows, 192, 4)
-    scales = [b.ashr(b.shl(words[j // 4], e.int(24 - 8 * (j % 4), I32X16)), e.int(24, I32X16)) for j in range(16)]
+    scales = [
+        b.ashr(b.shl(words[j // 4], e.int(24 - 8 * (j % 4), I32X16)), e.int(24, I32X16)) for j in range(16)
+    ]
     k.store_scales(e, PANEL, panel, scales)
     e.store(k.gathered_halves(e, rows, 208), panel, PANEL.d)

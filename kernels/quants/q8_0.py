@@ -1,4 +1,5 @@
 """Q8_0: 32 weights in 34 bytes (block_q8_0 in ggml-common.h): f16 d, 32 i8 quants. weight = d * q"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ def value(p, i):
 
 
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
-    low, high = (e.raised(e.join([e.load(I8X16, group.block, 2 + 16 * half) for group in groups])) for half in (0, 1))
+    low, high = (
+        e.raised(e.join([e.load(I8X16, group.block, 2 + 16 * half) for group in groups])) for half in (0, 1)
+    )
     return low, high
 
 

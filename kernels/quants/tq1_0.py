@@ -8,6 +8,7 @@
 A byte is a fraction of 256, and its digits those of the fraction to the base of 3: three times the byte is 256 times the first digit
 and a byte with the others. weight = d * (digit - 1)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -71,10 +72,12 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
     b, words = e.b, [*e.transposed(rows, 0, 12), k.gathered(e, rows, 48, I32)]
     for first, n, digits, weight in RUNS:
-        for i, word in enumerate(words[first // 4:][:n // 4]):
+        for i, word in enumerate(words[first // 4 :][: n // 4]):
             q = b.bitcast(word, I8X64)
             for digit in range(digits):
-                one, two = (b.zext(b.icmp_unsigned(">", q, e.int(bound, I8X64)), I8X64) for bound in (85, 170))
+                one, two = (
+                    b.zext(b.icmp_unsigned(">", q, e.int(bound, I8X64)), I8X64) for bound in (85, 170)
+                )
                 e.store(b.add(one, two), panel, (weight // 4 + n // 4 * digit + i) * k.VECTOR)
                 q = b.add(b.add(q, q), q)
     e.store(k.gathered_halves(e, rows, 52), panel, PANEL.d)

@@ -5,6 +5,7 @@
 
 weight = d * (q - 1)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
         both, total = e.load(I8X64, row), e.int(0, I32X16)
         for j in range(4):
             quant = b.and_(k.words_shifted(e, b.lshr, both, 2 * j), e.int(3, I8X64))
-            total = e.dot4(total, quant, e.concat(e.load(I8X32, act.q, 32 * j), e.load(I8X32, act.q, 128 + 32 * j)))
+            total = e.dot4(
+                total, quant, e.concat(e.load(I8X32, act.q, 32 * j), e.load(I8X32, act.q, 128 + 32 * j))
+            )
         return total
 
     total = b.sub(k.sum_four(e, k.of_each(e, rows, total_of)), e.splat(k.sum_of_block(e, act), 4))

@@ -7,6 +7,7 @@ Vectors have the same width everywhere, 64 bytes of 8-bit lanes or 16 lanes of 3
 a kernel is written once, and an ISA's file holds only the few operations that LLVM would not find by itself: the dot product of bytes,
 and conversions of half floats.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -23,7 +24,14 @@ from numba.extending import intrinsic
 from ..isa import named, target
 from ..layout import LANES
 
-I8, I16, I32, I64, HALF, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
+I8, I16, I32, I64, HALF, F32 = (
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.HalfType(),
+    ir.FloatType(),
+)
 I8X16, I8X32, I8X64 = (ir.VectorType(I8, n) for n in (16, 32, 64))
 I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
 I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
@@ -107,11 +115,15 @@ class Emitter:
 
     def shuffle(self, x: Any, mask: Sequence[int], y: Any = None) -> Any:
         mask_type = ir.VectorType(I32, len(mask))
-        return self.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined) if y is None else y, ir.Constant(mask_type, list(mask)))
+        return self.b.shuffle_vector(
+            x, ir.Constant(x.type, ir.Undefined) if y is None else y, ir.Constant(mask_type, list(mask))
+        )
 
     def splat(self, scalar: Any, lanes: int = LANES) -> Any:
         kind = ir.VectorType(scalar.type, lanes)
-        return self.shuffle(self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, self.int(0, I32)), [0] * lanes)
+        return self.shuffle(
+            self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, self.int(0, I32)), [0] * lanes
+        )
 
     def concat(self, x: Any, y: Any) -> Any:
         return self.shuffle(x, range(2 * x.type.count), y)
@@ -124,7 +136,9 @@ class Emitter:
         return self.shuffle(x, range(which * n, which * n + n))
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
-        function = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(result, [a.type for a in args]), name)
+        function = cgutils.get_or_insert_function(
+            self.b.module, ir.FunctionType(result, [a.type for a in args]), name
+        )
         return self.b.call(function, args)
 
     def var(self, value: Any) -> Any:
@@ -232,7 +246,11 @@ class Emitter:
 
     def raised(self, w: Any) -> Any:
         """Signed bytes for dot4_wide, in lanes of any width: made unsigned by adding 128 where the ISA multiplies those by signed ones."""
-        return self.b.xor(w, self.int(int.from_bytes(b"\x80" * (w.type.element.width // 8), "little"), w.type)) if self.isa.RAISED else w
+        return (
+            self.b.xor(w, self.int(int.from_bytes(b"\x80" * (w.type.element.width // 8), "little"), w.type))
+            if self.isa.RAISED
+            else w
+        )
 
     @property
     def registers(self) -> int:
@@ -257,7 +275,9 @@ class Emitter:
     def constant(self, data: bytes) -> Any:
         """The address of constant memory with these bytes, the same wherever they are asked for: a table has a place in the cache."""
         name, module = f"constant_{hashlib.sha256(data).hexdigest()[:16]}", self.b.module
-        found = module.globals.get(name) or cgutils.global_constant(module, name, cgutils.make_bytearray(data))
+        found = module.globals.get(name) or cgutils.global_constant(
+            module, name, cgutils.make_bytearray(data)
+        )
         found.align = 64
         return self.b.ptrtoint(found, I64)
 
@@ -287,7 +307,13 @@ class Emitter:
         """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions, first of the odd lanes' product."""
         if has_feature("avx512bf16"):
             kind = ir.VectorType(BFloatType(), 32)
-            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X16, acc, self.b.bitcast(x, kind), self.b.bitcast(y, kind))
+            return self.call(
+                "llvm.x86.avx512bf16.dpbf16ps.512",
+                F32X16,
+                acc,
+                self.b.bitcast(x, kind),
+                self.b.bitcast(y, kind),
+            )
         b, high = self.b, self.int(0xFFFF0000, I32X16)
         x, y = b.bitcast(x, I32X16), b.bitcast(y, I32X16)
         for part in lambda v: b.and_(v, high), lambda v: b.shl(v, self.int(16, I32X16)):
@@ -299,6 +325,7 @@ class Emitter:
 
     def sums_of_quarters(self, vectors: Sequence[Any]) -> Any:
         """Four i32x16 -> an i32x16 whose quarter q holds the sums of their quarters q, by a transposed tree of additions."""
+
         def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
             """Each four lanes of x and y -> two sums of pairs of x, two of y."""
             return self.b.add(self.shuffle(x, in_quarters(low), y), self.shuffle(x, in_quarters(high), y))
@@ -312,24 +339,40 @@ class Emitter:
         for first in range(offset, offset + 4 * n_words, 16):
             pieces = [self.load(I32X4, row, first) for row in rows]
             # a quarter of a vector for each fourth row: loads put them there, and the rest needs no shuffle across quarters
-            x = [self.concat(self.concat(pieces[i], pieces[4 + i]), self.concat(pieces[8 + i], pieces[12 + i])) for i in range(4)]
-            low, high = ([self.shuffle(x[i], in_quarters(lanes), x[i + 1]) for i in (0, 2)] for lanes in ((0, 4, 1, 5), (2, 6, 3, 7)))
-            out += [self.shuffle(x, in_quarters(lanes), y) for x, y in (low, high) for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))]
+            x = [
+                self.concat(self.concat(pieces[i], pieces[4 + i]), self.concat(pieces[8 + i], pieces[12 + i]))
+                for i in range(4)
+            ]
+            low, high = (
+                [self.shuffle(x[i], in_quarters(lanes), x[i + 1]) for i in (0, 2)]
+                for lanes in ((0, 4, 1, 5), (2, 6, 3, 7))
+            )
+            out += [
+                self.shuffle(x, in_quarters(lanes), y)
+                for x, y in (low, high)
+                for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))
+            ]
         return out
 
 
 def intrinsic_of(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make a function of an Emitter and LLVM values callable from Numba code. `result` and `arguments` are Numba types."""
+
     def decorate(function: Callable[..., Any]) -> Any:
         def typing(typing_context: Any, *args: Any) -> Any:
             def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
                 value = function(Emitter(builder), *values)
                 return context.get_dummy_value() if value is None else value
+
             return result(*arguments), codegen
+
         names = ", ".join(f"a{i}" for i in range(len(arguments)))
         scope: dict[str, Any] = {"typing": typing}
-        exec(f"def op(typing_context, {names}):\n    return typing(typing_context, {names})", scope)  # Numba wants named parameters
+        exec(
+            f"def op(typing_context, {names}):\n    return typing(typing_context, {names})", scope
+        )  # Numba wants named parameters
         return intrinsic(scope["op"])
+
     return decorate
 
 

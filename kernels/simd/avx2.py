@@ -1,4 +1,5 @@
 """x86-64-v3: 32-byte registers with FMA and F16C."""
+
 from __future__ import annotations
 
 from typing import Any

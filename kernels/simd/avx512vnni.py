@@ -1,4 +1,5 @@
 """AVX-512 with VNNI: 64-byte registers and dot products of bytes in one instruction."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,8 +9,21 @@ from llvmlite import ir
 from . import I8X64, I16X32, I32X16
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup",
-           "packed", "pairs", "pause"]
+__all__ = [
+    "RAISED",
+    "REGISTERS",
+    "dot2",
+    "dot4",
+    "dot4_wide",
+    "f16_to_f32",
+    "f32_to_f16",
+    "fma",
+    "fma_exact",
+    "lookup",
+    "packed",
+    "pairs",
+    "pause",
+]
 
 RAISED = True
 REGISTERS = 32

@@ -1,12 +1,26 @@
 """AVX2 with VNNI, as CPUs without AVX-512 have it (Alder Lake and later): dot products of bytes in one instruction on 32-byte registers."""
+
 from __future__ import annotations
 
 from typing import Any
 
 from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, lookup, packed, pairs, pause
 
-__all__ = ["RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact", "lookup",
-           "packed", "pairs", "pause"]
+__all__ = [
+    "RAISED",
+    "REGISTERS",
+    "dot2",
+    "dot4",
+    "dot4_wide",
+    "f16_to_f32",
+    "f32_to_f16",
+    "fma",
+    "fma_exact",
+    "lookup",
+    "packed",
+    "pairs",
+    "pause",
+]
 
 RAISED = True
 REGISTERS = 8

@@ -1,4 +1,5 @@
 """Plain LLVM vector IR: right on every target, and without calls into a library."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -27,7 +28,9 @@ def f16_to_f32(e: Any, halves: Any) -> Any:
     b, kind, floats = e.b, like(halves, I32), like(halves, F32)
     wide = b.zext(halves, kind)
     magnitude = b.and_(wide, e.int(0x7FFF, kind))
-    scaled = b.fmul(b.bitcast(b.shl(magnitude, e.int(13, kind)), floats), e.float(2.0**112, floats))  # right for subnormals too
+    scaled = b.fmul(
+        b.bitcast(b.shl(magnitude, e.int(13, kind)), floats), e.float(2.0**112, floats)
+    )  # right for subnormals too
     bits = b.bitcast(scaled, kind)
     special = b.icmp_unsigned(">=", magnitude, e.int(0x7C00, kind))
     bits = b.select(special, b.or_(bits, e.int(0x7F800000, kind)), bits)
@@ -61,7 +64,10 @@ def _even_and_odd(e: Any, w: Any, s: Any) -> list[tuple[Any, Any]]:
     """u8x64, i8x64 -> twice both, as i16x32: the lower bytes of each 16 bits and the upper ones."""
     b, eight = e.b, e.int(8, I16X32)
     w, s = b.bitcast(w, I16X32), b.bitcast(s, I16X32)
-    return [(b.and_(w, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight)), (b.lshr(w, eight), b.ashr(s, eight))]
+    return [
+        (b.and_(w, e.int(0xFF, I16X32)), b.ashr(b.shl(s, eight), eight)),
+        (b.lshr(w, eight), b.ashr(s, eight)),
+    ]
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:

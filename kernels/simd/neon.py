@@ -1,4 +1,5 @@
 """Base ARMv8-A: 32 registers of 16 bytes, with FMA and conversions of half floats, without dot products."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,8 +11,20 @@ from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
 from .generic import packed
 
 __all__ = [
-    "RAISED", "REGISTERS", "dot2", "dot4", "dot4_wide", "f16_to_f32", "f32_to_f16", "fma", "fma_exact",
-    "lookup", "packed", "pairs", "pause"]
+    "RAISED",
+    "REGISTERS",
+    "dot2",
+    "dot4",
+    "dot4_wide",
+    "f16_to_f32",
+    "f32_to_f16",
+    "fma",
+    "fma_exact",
+    "lookup",
+    "packed",
+    "pairs",
+    "pause",
+]
 
 RAISED = False
 REGISTERS = 8
@@ -37,13 +50,20 @@ def _widening_products(e: Any, x: Any, y: Any, kind: Any) -> list[Any]:
 
 def _neighbours(e: Any, x: Any, kind: Any) -> Any:
     """Sums of two neighbours, in lanes twice as wide."""
-    name = f"llvm.aarch64.neon.saddlp.v{kind.count}i{kind.element.width}.v{x.type.count}i{x.type.element.width}"
+    name = (
+        f"llvm.aarch64.neon.saddlp.v{kind.count}i{kind.element.width}.v{x.type.count}i{x.type.element.width}"
+    )
     return e.call(name, kind, x)
 
 
 def pairs(e: Any, u: Any, s: Any) -> Any:
     """In 16 bits: 2 * 127 * 128 fits."""
-    return in_registers(e, lambda x, y: e.call("llvm.aarch64.neon.addp.v8i16", I16X8, *_widening_products(e, x, y, I16X8)), u, s)
+    return in_registers(
+        e,
+        lambda x, y: e.call("llvm.aarch64.neon.addp.v8i16", I16X8, *_widening_products(e, x, y, I16X8)),
+        u,
+        s,
+    )
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:

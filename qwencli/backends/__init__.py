@@ -1,4 +1,5 @@
 """Backends run a model's graph. This file holds what they all share: the batch and the protocol."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ F64 = NDArray[np.float64]
 
 class Piece(NamedTuple):
     """Tokens that continue a sequence, and how many of the last ones want an output."""
+
     seq: KVSequence
     tokens: Sequence[int] | I32
     n_outputs: int
@@ -34,8 +36,12 @@ class Batch:
         self.pieces = pieces
         starts = np.cumsum([0, *(len(p.tokens) for p in pieces)])
         self.tokens: I32 = np.concatenate([np.asarray(p.tokens, np.int32) for p in pieces])
-        self.positions: I32 = np.concatenate([np.arange(p.seq.length, p.seq.length + len(p.tokens), dtype=np.int32) for p in pieces])
-        self.outputs: I32 = np.concatenate([np.arange(end - p.n_outputs, end, dtype=np.int32) for p, end in zip(pieces, starts[1:])])
+        self.positions: I32 = np.concatenate(
+            [np.arange(p.seq.length, p.seq.length + len(p.tokens), dtype=np.int32) for p in pieces]
+        )
+        self.outputs: I32 = np.concatenate(
+            [np.arange(end - p.n_outputs, end, dtype=np.int32) for p, end in zip(pieces, starts[1:])]
+        )
 
     def commit(self, cache: KVCache) -> None:
         for piece in self.pieces:
@@ -47,6 +53,7 @@ HIDDEN, LOGITS = "result_norm", "result_output"
 
 class Backend(Protocol):
     """What the engine asks of a backend."""
+
     model: Model
     cache: KVCache
     cache_types: CacheTypes
@@ -55,7 +62,9 @@ class Backend(Protocol):
     """How a page of the cache, and a state, lie in memory: types, axes and their lengths. Their bytes are of use only to a backend with
     the same."""
 
-    def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
+    def run(
+        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
+    ) -> dict[str, F32]:
         """Run as much of the graph as the tensors named in `fetch` need, and return them as float32 arrays.
 
         Tensors in `feed` are taken as given: with `feed={HIDDEN: rows}` and no batch only the output head runs. The keys and

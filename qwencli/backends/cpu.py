@@ -1,4 +1,5 @@
 """The CPU backend: programs of compiled kernels on the mapped file, run by a team of threads."""
+
 from __future__ import annotations
 
 import sys
@@ -30,8 +31,17 @@ assert PAGE == layout.PAGE
 PAGE_UNIT = 512
 """Bytes that the memory of a page is a multiple of, as sessions sum them up."""
 
-GREEDY = Draw(temp=0.0, top_k=1, top_p=1.0, min_p=0.0, repeat_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, recent={},
-              chance=0.0)
+GREEDY = Draw(
+    temp=0.0,
+    top_k=1,
+    top_p=1.0,
+    min_p=0.0,
+    repeat_penalty=1.0,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+    recent={},
+    chance=0.0,
+)
 
 
 class CPUBackend:
@@ -41,8 +51,15 @@ class CPUBackend:
     `cache_types` f16.
     """
 
-    def __init__(self, model: Model, n_threads: int | None = None, report: Report | None = None, progress: Progress | None = None,
-                 isa: str | None = None, cache_types: CacheTypes = DEFAULT_TYPES) -> None:
+    def __init__(
+        self,
+        model: Model,
+        n_threads: int | None = None,
+        report: Report | None = None,
+        progress: Progress | None = None,
+        isa: str | None = None,
+        cache_types: CacheTypes = DEFAULT_TYPES,
+    ) -> None:
         self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)
         try:
@@ -68,18 +85,31 @@ class CPUBackend:
 
     def _scratch_bytes(self) -> int:
         c = self.model.config
-        weights = [weight_info(node) for node in self.model.graph.nodes.values() if isinstance(node.op, (Linear, ExpertLinear))]
-        panels: list[int] = [layout.PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights]
-        attention: int = layout.attention_scratch(self._item_tokens * self._shared, c.head_dim, *self.cache_types)
+        weights = [
+            weight_info(node)
+            for node in self.model.graph.nodes.values()
+            if isinstance(node.op, (Linear, ExpertLinear))
+        ]
+        panels: list[int] = [
+            layout.PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1])
+            for info in weights
+        ]
+        attention: int = layout.attention_scratch(
+            self._item_tokens * self._shared, c.head_dim, *self.cache_types
+        )
         return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
 
-    def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
+    def run(
+        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
+    ) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
         with self._lock:
             program, counts = self._run(tuple(fetch), batch, feed or {})
             values = {name: program.value(name) for name in fetch}
             copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
-        shapes = {name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch}
+        shapes = {
+            name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch
+        }
         return {name: rows.reshape(len(rows), *shapes[name]) for name, rows in copies.items()}
 
     def step(self, batch: Batch) -> None:
@@ -91,18 +121,23 @@ class CPUBackend:
         """See Backend.sample. A last row of the program draws for all sequences; for None it only looks whether the logits are finite."""
         with self._lock:
             program, _ = self._run((LOGITS,), batch, {}, draws=[draw or GREEDY for draw in draws])
-            chosen: list[int] = program.inputs.chosen[:len(draws)].tolist()
+            chosen: list[int] = program.inputs.chosen[: len(draws)].tolist()
             logits = program.value(LOGITS).floats(len(draws))
-            return [token if draw or token == NOT_FINITE else row.copy() for token, draw, row in zip(chosen, draws, logits)]
+            return [
+                token if draw or token == NOT_FINITE else row.copy()
+                for token, draw, row in zip(chosen, draws, logits)
+            ]
 
     def score(self, hidden: F32, targets: Sequence[int]) -> F64:
         """See Backend.score."""
         n_vocab = self.model.config.n_vocab
         if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
-            raise InputError(f"there are {len(targets)} tokens to score, expected one below {n_vocab} for each of {len(hidden)} rows")
+            raise InputError(
+                f"there are {len(targets)} tokens to score, expected one below {n_vocab} for each of {len(hidden)} rows"
+            )
         with self._lock:
             program, _ = self._run((LOGITS,), None, {HIDDEN: hidden}, targets=targets)
-            sums, differences = program.inputs.scores[:len(targets)].T.copy()
+            sums, differences = program.inputs.scores[: len(targets)].T.copy()
         with np.errstate(invalid="ignore", divide="ignore"):  # what isn't finite is the caller's to report
             scores: F64 = np.log(sums) - differences
         return scores
@@ -114,10 +149,13 @@ class CPUBackend:
             program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
             return list(zip(program.names, self._watches[program].seconds().tolist()))
 
-    def kernels_for(self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int,
-                    ending: str | None) -> list[str]:
+    def kernels_for(
+        self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None
+    ) -> list[str]:
         """The names of the kernels that a step runs, whose results, inputs, tokens and outputs these are."""
-        program = self._lower(tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending)
+        program = self._lower(
+            tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending
+        )
         return [*RUNTIME, *program.specs]
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
@@ -141,16 +179,26 @@ class CPUBackend:
         """See Backend.state_bytes."""
         return self._states.memory(state)
 
-    def _run(self, fetch: tuple[str, ...], batch: Batch | None, feed: Mapping[str, F32], draws: Sequence[Draw] | None = None,
-             targets: Sequence[int] | None = None, profiled: bool = False) -> tuple[Program, dict[str, int]]:
+    def _run(
+        self,
+        fetch: tuple[str, ...],
+        batch: Batch | None,
+        feed: Mapping[str, F32],
+        draws: Sequence[Draw] | None = None,
+        targets: Sequence[int] | None = None,
+        profiled: bool = False,
+    ) -> tuple[Program, dict[str, int]]:
         counts = self._counts(batch, feed)
         ending = "choose" if draws is not None else "score" if targets is not None else None
         program = self._program(fetch, tuple(feed), counts, ending)
-        program.inputs.targets[:len(targets or [])] = targets or []
+        program.inputs.targets[: len(targets or [])] = targets or []
         program.inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.pieces) if batch else 0)
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
-        keep = [*(self._set_batch(program.inputs, batch) if batch else []), *program.inputs.set_draws(draws or [])]
+        keep = [
+            *(self._set_batch(program.inputs, batch) if batch else []),
+            *program.inputs.set_draws(draws or []),
+        ]
         to_run = program.rows
         if profiled:
             if program not in self._watches:
@@ -172,7 +220,9 @@ class CPUBackend:
                 raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
         return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
 
-    def _program(self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None) -> Program:
+    def _program(
+        self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
+    ) -> Program:
         """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
         rooms = {dim: room_for(n) for dim, n in counts.items()}
         key = (fetch, feed, *sorted(rooms.items()), ending)
@@ -188,17 +238,33 @@ class CPUBackend:
     def _load(self, specs: list[str]) -> None:
         """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
         if self._kernels.missing(specs):
-            usual = [self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose") for n in (1, 2)]
+            usual = [
+                self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose")
+                for n in (1, 2)
+            ]
             specs = [*specs, *(spec for program in usual for spec in program.specs)]
         try:
             self._kernels.load(specs)
         except KernelError as error:
             raise QwenError(f"{error} (please report this; --backend numpy runs without kernels)") from error
 
-    def _lower(self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None) -> Program:
+    def _lower(
+        self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None
+    ) -> Program:
         nodes = self.model.graph.subgraph(fetch, feed)
         inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
-        return lower(self.model, nodes, fetch, feed, inputs, rooms, self._team.n_threads, ending, self._tiles, self.cache_types)
+        return lower(
+            self.model,
+            nodes,
+            fetch,
+            feed,
+            inputs,
+            rooms,
+            self._team.n_threads,
+            ending,
+            self._tiles,
+            self.cache_types,
+        )
 
     def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
         """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
@@ -207,10 +273,15 @@ class CPUBackend:
             raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
         for piece in batch.pieces:
             self.reserve(piece.seq, len(piece.tokens))
-        inputs.tokens[:n], inputs.outputs[:len(batch.outputs)] = batch.tokens, batch.outputs
-        angles = batch.positions[:, None] * self._frequencies  # float64: positions reach hundreds of thousands
+        inputs.tokens[:n], inputs.outputs[: len(batch.outputs)] = batch.tokens, batch.outputs
+        angles = (
+            batch.positions[:, None] * self._frequencies
+        )  # float64: positions reach hundreds of thousands
         half = angles.shape[1]
-        inputs.angles[:n, :half], inputs.angles[:n, half:] = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
+        inputs.angles[:n, :half], inputs.angles[:n, half:] = (
+            np.cos(angles) * self._magnitude,
+            np.sin(angles) * self._magnitude,
+        )
         inputs.slots[:n] = batch.positions % layout.PAGE
         items, keep = [], []
         records = np.zeros((n, layout.RECORD_WORDS), np.int64)
@@ -219,10 +290,15 @@ class CPUBackend:
             n_piece, position = len(piece.tokens), piece.seq.length
             table = np.array([self._pages.address(page) for page in piece.seq.pages], np.int64)
             keep.append(table)
-            inputs.pages[start:start + n_piece] = table[batch.positions[start:start + n_piece] // layout.PAGE]
+            inputs.pages[start : start + n_piece] = table[
+                batch.positions[start : start + n_piece] // layout.PAGE
+            ]
             n_splits = -(-(position + n_piece) // layout.SPLIT)
             if n_piece == 1 and n_splits > 1:
-                items += [(start, 1, position, i, i + 1, n_partials + i, address_of(table), 0) for i in range(n_splits)]
+                items += [
+                    (start, 1, position, i, i + 1, n_partials + i, address_of(table), 0)
+                    for i in range(n_splits)
+                ]
                 records[start] = n_partials, n_splits
                 n_partials += n_splits
             else:
@@ -237,7 +313,12 @@ class CPUBackend:
             self._partials = np.zeros(size, np.float32)
         item_array = np.array(items, np.int64)
         state_records = self._state_records(batch) if self.cache.recurrent else np.zeros(0, np.int64)
-        inputs.pointers[:] = address_of(item_array), address_of(records), address_of(self._partials), address_of(state_records)
+        inputs.pointers[:] = (
+            address_of(item_array),
+            address_of(records),
+            address_of(self._partials),
+            address_of(state_records),
+        )
         inputs.counts[2] = len(items) * c.n_head_kv
         return [*keep, item_array, records, state_records]
 
@@ -246,8 +327,13 @@ class CPUBackend:
         records = np.zeros((len(batch.pieces), layout.STATE_WORDS), np.int64)
         first = 0
         for record, (seq, tokens, _) in zip(records, batch.pieces):
-            n, addresses = len(tokens), {p - seq.length: self._states.address(state) for p, state in seq.states.items()}
-            border, at_border = next(((done, address) for done, address in addresses.items() if 0 < done < n), (0, 0))
+            n, addresses = (
+                len(tokens),
+                {p - seq.length: self._states.address(state) for p, state in seq.states.items()},
+            )
+            border, at_border = next(
+                ((done, address) for done, address in addresses.items() if 0 < done < n), (0, 0)
+            )
             record[:6] = first, n, addresses[0] if seq.length else 0, addresses[n], border, at_border
             first += n
         return records
@@ -261,7 +347,9 @@ def kv_layout(model: Model, types: CacheTypes) -> str:
     pages = f"[{n_layer}][{c.n_head_kv}] of keys"
     if types == ("f16", "f16"):
         return f"{np.dtype(np.float16).str} {pages} [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]{states}"
-    return f"{sys.byteorder}-endian {pages} {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}{states}"
+    return (
+        f"{sys.byteorder}-endian {pages} {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}{states}"
+    )
 
 
 def round_up(n: int, unit: int) -> int:

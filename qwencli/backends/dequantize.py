@@ -1,4 +1,5 @@
 """Weights of every tensor type as float32, by the `gguf` package, and those that it doesn't know by their definition."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

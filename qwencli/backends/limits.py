@@ -1,4 +1,5 @@
 """What this machine can do at most, measured by a team of threads in half a second: reading memory, and multiplying."""
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,11 @@ STEPS: dict[str, int] = {"dot4": 2 * 4 * layout.LANES, "fma": 2 * layout.LANES}
 """Operations of multiplying two registers and adding the products."""
 TILES = [(4, 4), (2, 2)]
 """Registers that are multiplied with each other: the more the better, where there are as many."""
-SPECS = ("limits:fill", *(f"limits:read:{n}" for n in sorted({n for n, *_ in READS})),
-         *(f"limits:multiply:{step}:{rows}:{columns}" for step in STEPS for rows, columns in TILES))
+SPECS = (
+    "limits:fill",
+    *(f"limits:read:{n}" for n in sorted({n for n, *_ in READS})),
+    *(f"limits:multiply:{step}:{rows}:{columns}" for step in STEPS for rows, columns in TILES),
+)
 """The kernels that measure_limits needs besides the team's."""
 LEAST_BUFFER, SHARE_OF_MEMORY = 2**28, 8
 FACTOR_BYTES, TURNS = 4096, 4096
@@ -40,13 +44,18 @@ class Limits:
 
     A product and its addition are two operations.
     """
+
     bandwidth: float
     products: float
     flops: float
 
     def best(self, other: Limits) -> Limits:
         """The best of both: a neighbour on the same machine makes a measurement smaller, nothing makes it larger."""
-        return Limits(max(self.bandwidth, other.bandwidth), max(self.products, other.products), max(self.flops, other.flops))
+        return Limits(
+            max(self.bandwidth, other.bandwidth),
+            max(self.products, other.products),
+            max(self.flops, other.flops),
+        )
 
 
 def measure_limits(n_threads: int | None = None, report: Report | None = None) -> Limits:
@@ -74,7 +83,9 @@ class Loops:
         self._addresses = addresses
         self._keep: list[I64] = []  # a team may look at rows after their step
         self._factors = aligned_zeros(FACTOR_BYTES)
-        self._factors.view(np.float32)[:] = np.random.default_rng(0).uniform(0.5, 1, FACTOR_BYTES // 4)  # as bytes, of any value
+        self._factors.view(np.float32)[:] = np.random.default_rng(0).uniform(
+            0.5, 1, FACTOR_BYTES // 4
+        )  # as bytes, of any value
 
     def seconds(self, spec: str, amount: int, unit: int, *args: int) -> float:
         """How long `amount` takes, `unit` a chunk."""
@@ -91,20 +102,28 @@ class Loops:
         n_bytes = buffer_bytes()
         memory = np.empty(n_bytes, np.uint8)
         self.seconds("limits:fill", n_bytes, READS[0][2], address_of(memory))
-        fastest = min(self.seconds(f"limits:read:{n_streams}", n_bytes, chunk, address_of(memory), ahead)
-                      for _ in range(REPEATS) for n_streams, ahead, chunk in READS)
+        fastest = min(
+            self.seconds(f"limits:read:{n_streams}", n_bytes, chunk, address_of(memory), ahead)
+            for _ in range(REPEATS)
+            for n_streams, ahead, chunk in READS
+        )
         return n_bytes / fastest
 
     def arithmetic(self, step: str) -> float:
         """Operations a second, all threads together."""
-        return max(self._rate(f"limits:multiply:{step}:{rows}:{columns}") * rows * columns * STEPS[step] for rows, columns in TILES)
+        return max(
+            self._rate(f"limits:multiply:{step}:{rows}:{columns}") * rows * columns * STEPS[step]
+            for rows, columns in TILES
+        )
 
     def _rate(self, spec: str) -> float:
         """Turns a second: as many as take long enough to be timed."""
         turns = TURNS * self.team.n_threads
         while (taken := self.seconds(spec, turns, TURNS, address_of(self._factors))) < SECONDS:
             turns *= 2 if taken > SECONDS / 4 else 4
-        return turns / min(self.seconds(spec, turns, TURNS, address_of(self._factors)) for _ in range(REPEATS))
+        return turns / min(
+            self.seconds(spec, turns, TURNS, address_of(self._factors)) for _ in range(REPEATS)
+        )
 
 
 def buffer_bytes() -> int:

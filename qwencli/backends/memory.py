@@ -1,4 +1,5 @@
 """Memory of the CPU backend: what changes with each step, the values between a program's rows, the pages of the KV cache."""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -26,7 +27,7 @@ def aligned_zeros(n_bytes: int, alignment: int = 128) -> Bytes:
     """Zeroed memory that is committed when it is touched."""
     memory = np.zeros(n_bytes + alignment, np.uint8)
     start = -address_of(memory) % alignment
-    return memory[start:start + n_bytes]
+    return memory[start : start + n_bytes]
 
 
 class Inputs:
@@ -38,9 +39,14 @@ class Inputs:
         self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
         self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
         self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
-        self.draws, self.chosen = np.zeros((n_tokens, layout.DRAW_WORDS), np.int64), np.zeros(n_tokens, np.int64)
+        self.draws, self.chosen = (
+            np.zeros((n_tokens, layout.DRAW_WORDS), np.int64),
+            np.zeros(n_tokens, np.int64),
+        )
         self.targets, self.scores = np.zeros(n_tokens, np.int64), np.zeros((n_tokens, 2))
-        self.pointers = np.zeros(4, np.int64)  # items, records and partial results, which grow with the context; records of states
+        self.pointers = np.zeros(
+            4, np.int64
+        )  # items, records and partial results, which grow with the context; records of states
 
     def count(self, which: str) -> int:
         """The address of the number of tokens or outputs, or of attention's chunks."""
@@ -63,11 +69,22 @@ class Inputs:
         for words, d in zip(self.draws, draws):
             limit = d.top_k if d.temp > 0 else 1
             if not 0 < limit <= layout.MAX_TOP_K:
-                raise InputError(f"top_k is {limit}, expected a value from 1 to {layout.MAX_TOP_K} for machine code")
+                raise InputError(
+                    f"top_k is {limit}, expected a value from 1 to {layout.MAX_TOP_K} for machine code"
+                )
             recent, counts = np.array([*d.recent], np.int64), np.array([*d.recent.values()], np.int64)
             arrays += [recent, counts]
-            words[:7] = np.array([d.temp, d.top_p, d.min_p, d.repeat_penalty, d.frequency_penalty, d.presence_penalty,
-                                  d.chance]).view(np.int64)
+            words[:7] = np.array(
+                [
+                    d.temp,
+                    d.top_p,
+                    d.min_p,
+                    d.repeat_penalty,
+                    d.frequency_penalty,
+                    d.presence_penalty,
+                    d.chance,
+                ]
+            ).view(np.int64)
             words[7:] = limit, len(recent), address_of(recent), address_of(counts)
         return arrays
 
@@ -75,6 +92,7 @@ class Inputs:
 class View(NamedTuple):
     """Columns of groups: the first one's offset, the stride of a row, how many columns each group has, the stride of a group; in bytes
     but for the number."""
+
     offset: int
     stride: int
     n_columns: int
@@ -87,6 +105,7 @@ class Value:
 
     With `columns` its rows lie among others' columns. `others` is more memory that ends with it.
     """
+
     dim: str
     width: int
     memory: Bytes
@@ -107,7 +126,11 @@ class Value:
 
     def floats(self, n: int) -> NDArray[np.float32]:
         """The rows of `n` tokens, float32 [n, per_token * width]."""
-        return self.memory[:4 * n * self.per_token * self.width].view(np.float32).reshape(n, self.per_token * self.width)
+        return (
+            self.memory[: 4 * n * self.per_token * self.width]
+            .view(np.float32)
+            .reshape(n, self.per_token * self.width)
+        )
 
 
 class Buffers:
@@ -153,7 +176,9 @@ class PageMemory:
                     self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
                 except MemoryError:
                     more, n_bytes = self._per_page * self._n_together, self._page_bytes * self._n_together
-                    raise QwenError(f"not enough memory for {more} more {self._what} ({n_bytes} bytes)") from None
+                    raise QwenError(
+                        f"not enough memory for {more} more {self._what} ({n_bytes} bytes)"
+                    ) from None
             self._addresses[page] = address_of(self._arenas[arena]) + place * self._page_bytes
         return self._addresses[page]
 
@@ -161,4 +186,4 @@ class PageMemory:
         """Raises QwenError as `address` does."""
         self.address(page)
         arena, place = divmod(page, self._n_together)
-        return self._arenas[arena][place * self._page_bytes:][:self._page_bytes]
+        return self._arenas[arena][place * self._page_bytes :][: self._page_bytes]

@@ -1,4 +1,5 @@
 """What the NumPy backend reads and keeps: weights as float32, pages of the KV cache, states of recurrent layers."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ class WeightReader:
         try:
             to_float32(self._file.data(info)[:1] if len(info.shape) > 1 else self._file.data(info), info.type)
         except (NotImplementedError, ValueError):
-            raise ModelError(f"{self._file.path}: tensor '{info.name}' has the type {info.type.name}, which cannot be run") from None
+            raise ModelError(
+                f"{self._file.path}: tensor '{info.name}' has the type {info.type.name}, which cannot be run"
+            ) from None
 
     def rows(self, weight: Tensor, which: slice | I32, expert: int | None = None) -> F32:
         """Rows of a matrix, float32 [k, n], or of an expert's."""
@@ -50,7 +53,7 @@ class WeightReader:
         values = to_float32(self._file.data(weight.op.info), weight.op.info.type)
         (n,) = weight.shape
         assert isinstance(n, int)
-        return values[weight.op.first:weight.op.first + n]
+        return values[weight.op.first : weight.op.first + n]
 
     def scale(self, weight: Tensor, expert: int = 0) -> np.float32:
         """What products with a weight are multiplied by."""
@@ -116,7 +119,7 @@ class KVPages:
 
     def read(self, seq: KVSequence, layer: int, length: int) -> F32:
         """Keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
-        pages = [self._pages[page][layer] for page in seq.pages[:-(-length // PAGE)]]
+        pages = [self._pages[page][layer] for page in seq.pages[: -(-length // PAGE)]]
         return np.concatenate(pages, axis=1)[:, :length].swapaxes(1, 2)
 
 
@@ -152,5 +155,7 @@ class States:
         assert n is not None
         n_conv, n_heads = n.n_state
         size = n_conv + n_heads
-        values = np.zeros(size, np.float32) if state is None else self.memory(state)[layer * size:]
-        return values[:n_conv].reshape(n.d_conv - 1, n.n_channels), values[n_conv:size].reshape(n.n_head_v, n.head_dim, n.head_dim)
+        values = np.zeros(size, np.float32) if state is None else self.memory(state)[layer * size :]
+        return values[:n_conv].reshape(n.d_conv - 1, n.n_channels), values[n_conv:size].reshape(
+            n.n_head_v, n.head_dim, n.head_dim
+        )

@@ -1,4 +1,5 @@
 """What each op of the graph computes, in NumPy."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from . import F32, I32, Batch
 from .numpy_memory import KVPages, States, WeightReader
 
 QUERY_BLOCK = 256  # query positions whose scores are held at once
-LEAST_SUM = 2.0 ** -14  # of experts' weights: the smallest normal half float
+LEAST_SUM = 2.0**-14  # of experts' weights: the smallest normal half float
 
 
 class Step:
@@ -50,7 +51,11 @@ class Step:
 
     def states_behind(self, seq: KVSequence, n: int) -> list[tuple[int, int]]:
         """Behind how many of the sequence's `n` new tokens its state is kept, and as which state."""
-        return [(position - seq.length, state) for position, state in seq.states.items() if 0 < position - seq.length <= n]
+        return [
+            (position - seq.length, state)
+            for position, state in seq.states.items()
+            if 0 < position - seq.length <= n
+        ]
 
 
 def get_rows(step: Step, node: Tensor, x: F32 | Tensor, ids: I32) -> F32:
@@ -79,7 +84,7 @@ def columns(step: Step, node: Tensor, x: F32) -> F32:
     assert isinstance(n_group, int)
     assert isinstance(count, int)
     groups: F32 = x.reshape(len(x), n_group, -1)
-    return groups[..., node.op.first:node.op.first + count]
+    return groups[..., node.op.first : node.op.first + count]
 
 
 def rope(step: Step, node: Tensor, x: F32, positions: I32) -> F32:
@@ -89,8 +94,8 @@ def rope(step: Step, node: Tensor, x: F32, positions: I32) -> F32:
     angles = positions[:, None, None] * frequencies  # float64: positions reach hundreds of thousands
     cos, sin = ((f(angles) * magnitude).astype(np.float32) for f in (np.cos, np.sin))
     half = p.n_rot // 2
-    a, b = x[..., :half], x[..., half:p.n_rot]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., p.n_rot:]], axis=-1)
+    a, b = x[..., :half], x[..., half : p.n_rot]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., p.n_rot :]], axis=-1)
 
 
 def kv_store(step: Step, node: Tensor, k: F32, v: F32) -> int:
@@ -150,7 +155,7 @@ def route(step: Step, node: Tensor, logits: F32) -> tuple[I32, F32]:
     assert isinstance(node.op, Route)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    chosen = np.argsort(-weights, axis=-1, kind="stable")[:, :node.op.n_used].astype(np.int32)
+    chosen = np.argsort(-weights, axis=-1, kind="stable")[:, : node.op.n_used].astype(np.int32)
     weights = np.take_along_axis(weights, chosen, -1)
     if node.op.normalised:
         weights /= np.maximum(weights.sum(-1, keepdims=True), LEAST_SUM)
@@ -180,9 +185,9 @@ def conv(step: Step, node: Tensor, x: F32, weight: Tensor) -> F32:
         before, _ = step.states.layer(seq.states.get(seq.length), node.op.layer)
         values = np.concatenate([before, x[rows]])
         n = rows.stop - rows.start
-        out[rows] = sum(values[i:i + n] * kernel[:, i] for i in range(n_before + 1))
+        out[rows] = sum(values[i : i + n] * kernel[:, i] for i in range(n_before + 1))
         for done, state in step.states_behind(seq, n):
-            step.states.layer(state, node.op.layer)[0][:] = values[done:done + n_before]
+            step.states.layer(state, node.op.layer)[0][:] = values[done : done + n_before]
     return out * sigmoid(out)
 
 
@@ -194,8 +199,12 @@ def delta_net(step: Step, node: Tensor, qkv: F32, alpha: F32, beta: F32, dt: Ten
     assert isinstance(d, int)
     heads = qkv.reshape(len(qkv), -1, d)
     q, k, v = np.split(heads, [op.n_head_k, 2 * op.n_head_k], axis=1)
-    shared = np.arange(n_head_v) % op.n_head_k if op.tiled else np.arange(n_head_v) // (n_head_v // op.n_head_k)
-    q, k = ((x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(op.eps)))[:, shared] for x in (q, k))
+    shared = (
+        np.arange(n_head_v) % op.n_head_k if op.tiled else np.arange(n_head_v) // (n_head_v // op.n_head_k)
+    )
+    q, k = (
+        (x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(op.eps)))[:, shared] for x in (q, k)
+    )
     decay = np.exp(step.weights.vector(a) * np.logaddexp(0, alpha + step.weights.vector(dt)))
     strength = sigmoid(beta)
     out = np.empty((len(qkv), n_head_v, d), np.float32)
@@ -206,14 +215,28 @@ def delta_net(step: Step, node: Tensor, qkv: F32, alpha: F32, beta: F32, dt: Ten
             s *= decay[t, :, None, None]
             delta = strength[t, :, None] * (v[t] - np.einsum("hi,hij->hj", k[t], s))
             s += k[t, :, :, None] * delta[:, None]
-            out[t] = np.einsum("hi,hij->hj", q[t], s) * np.float32(d ** -0.5)
+            out[t] = np.einsum("hi,hij->hj", q[t], s) * np.float32(d**-0.5)
             if t + 1 - rows.start in behind:
                 step.states.layer(behind[t + 1 - rows.start], op.layer)[1][:] = s
     return out
 
 
 COMPUTE: dict[type[Op], Callable[..., Any]] = {
-    GetRows: get_rows, Linear: linear, RMSNorm: rms_norm, Reshape: reshape, Columns: columns, Rope: rope, KVStore: kv_store,
-    Attention: attention, Add: add, SwiGLU: swiglu, Gate: gate, Route: route, ExpertLinear: expert_linear, ExpertSum: expert_sum,
-    Conv: conv, DeltaNet: delta_net}
+    GetRows: get_rows,
+    Linear: linear,
+    RMSNorm: rms_norm,
+    Reshape: reshape,
+    Columns: columns,
+    Rope: rope,
+    KVStore: kv_store,
+    Attention: attention,
+    Add: add,
+    SwiGLU: swiglu,
+    Gate: gate,
+    Route: route,
+    ExpertLinear: expert_linear,
+    ExpertSum: expert_sum,
+    Conv: conv,
+    DeltaNet: delta_net,
+}
 """What computes each op: f(step, node, *values of its sources). A weight's value is its node."""

@@ -3,6 +3,7 @@
 Weights are dequantized when they are first used and kept while they fit into a budget; what doesn't fit is dequantized again each time,
 some rows at once.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,16 @@ class NumpyBackend:
     float32, rounded as `cache_types` would.
     """
 
-    def __init__(self, model: Model, n_threads: int | None = None, weight_budget: int = 4 * 2**30,
-                 cache_types: CacheTypes = DEFAULT_TYPES) -> None:
+    def __init__(
+        self,
+        model: Model,
+        n_threads: int | None = None,
+        weight_budget: int = 4 * 2**30,
+        cache_types: CacheTypes = DEFAULT_TYPES,
+    ) -> None:
         if n_threads:
             from threadpoolctl import threadpool_limits
+
             threadpool_limits(n_threads)
         self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
         self._weights = WeightReader(model.file, weight_budget)
@@ -39,16 +46,24 @@ class NumpyBackend:
         shape = len(c.attention_layers), 2, PAGE, c.n_head_kv, c.head_dim
         self.cache_types = cache_types.chosen("f32", c.head_dim)
         self._kv, self._states = KVPages(shape, self.cache_types), States(c.delta_nets)
-        rounded = "" if self.cache_types == ("f32", "f32") else f" rounded to {self.cache_types.k} and {self.cache_types.v}"
+        rounded = (
+            ""
+            if self.cache_types == ("f32", "f32")
+            else f" rounded to {self.cache_types.k} and {self.cache_types.v}"
+        )
         states = f", states [{c.n_state_values}]" if c.delta_nets else ""
         self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}{states}"
         for node in model.graph.nodes.values():
             if isinstance(node.op, Weight):
                 self._weights.check(node)
             elif type(node.op) is not Input and type(node.op) not in COMPUTE:
-                raise ModelError(f"{model.file.path}: the NumPy backend has no {type(node.op).__name__}, which '{node.name}' needs")
+                raise ModelError(
+                    f"{model.file.path}: the NumPy backend has no {type(node.op).__name__}, which '{node.name}' needs"
+                )
 
-    def run(self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None) -> dict[str, F32]:
+    def run(
+        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
+    ) -> dict[str, F32]:
         """See Backend.run."""
         feed = feed or {}
         nodes = self.model.graph.subgraph(fetch, feed)
@@ -66,7 +81,9 @@ class NumpyBackend:
                 if isinstance(node.op, Weight):
                     values[node.name] = node
                 else:
-                    values[node.name] = COMPUTE[type(node.op)](step, node, *(values[s.name] for s in node.src))
+                    values[node.name] = COMPUTE[type(node.op)](
+                        step, node, *(values[s.name] for s in node.src)
+                    )
                 for source in node.src:
                     if last_use[source.name] == i and source.name not in fetch:
                         values.pop(source.name, None)

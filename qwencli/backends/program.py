@@ -3,6 +3,7 @@
 Rows are put into groups that may run side by side; a row that needs what its group writes begins a new one. Which rows a node of the
 graph becomes is said in `lowering/`.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -51,6 +52,7 @@ def float_bits(value: float) -> int:
 @dataclass
 class Row:
     """A kernel and its arguments; the address of the number that it does, `divisor` of them a chunk; kernels that it calls."""
+
     spec: str
     args: I64
     count: int
@@ -65,8 +67,18 @@ class Program:
     kept. It is empty at first: `lowering.lower` fills it.
     """
 
-    def __init__(self, model: Model, nodes: Sequence[Tensor], fetch: Sequence[str], feed: Sequence[str], inputs: Inputs,
-                 rooms: dict[str, int], n_threads: int, tiles: Tiles, types: CacheTypes) -> None:
+    def __init__(
+        self,
+        model: Model,
+        nodes: Sequence[Tensor],
+        fetch: Sequence[str],
+        feed: Sequence[str],
+        inputs: Inputs,
+        rooms: dict[str, int],
+        n_threads: int,
+        tiles: Tiles,
+        types: CacheTypes,
+    ) -> None:
         self.model, self.nodes, self.inputs = model, nodes, inputs
         self.rooms, self.n_threads, self.tiles, self.types = rooms, n_threads, tiles, types
         self.fetch, self.feed = set(fetch), feed
@@ -101,7 +113,9 @@ class Program:
     def value(self, name: str) -> Value:
         """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
         if name not in self.values or name in self.hidden:
-            raise ModelError(f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it")
+            raise ModelError(
+                f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
+            )
         return self.values[name]
 
     def error(self, what: str) -> ModelError:
@@ -110,8 +124,17 @@ class Program:
 
     # -- rows -----------------------------------------------------------------------------------------------------------
 
-    def row(self, spec: str, args: Sequence[int], reads: Sequence[int | str], writes: Sequence[int | str], divisor: int = 1,
-            count: int | None = None, count_in: int = 0, calls: Sequence[str] = ()) -> None:
+    def row(
+        self,
+        spec: str,
+        args: Sequence[int],
+        reads: Sequence[int | str],
+        writes: Sequence[int | str],
+        divisor: int = 1,
+        count: int | None = None,
+        count_in: int = 0,
+        calls: Sequence[str] = (),
+    ) -> None:
         """Add a row that does the number at the address `count`, by default its first argument, `divisor` a chunk.
 
         That number may be written by an earlier group; with `count_in` it is the argument of this index itself. The first arguments
@@ -140,10 +163,10 @@ class Program:
         self.rows = np.zeros((len(self._rows), layout.ROW_WORDS), np.int64)
         first = 0
         for end in self._ends:
-            self.rows[first:end + 1, 4], self.rows[end, 5] = first, 1
+            self.rows[first : end + 1, 4], self.rows[end, 5] = first, 1
             first = end + 1
         for words, row in zip(self.rows, self._rows):
-            row.args[:len(row.calls)] = [addresses[spec] for spec in row.calls]
+            row.args[: len(row.calls)] = [addresses[spec] for spec in row.calls]
             words[:4] = addresses[row.spec], address_of(row.args), row.count, row.divisor
 
     def unit(self, dim: str) -> int:
@@ -169,12 +192,17 @@ class Program:
         """Memory for a tensor of `per_token` rows of `width` numbers for each token. If it is several, they may be in any order."""
         if per_token > 1:
             self.hidden.add(name)
-        self.values[name] = value = Value(dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token)
+        self.values[name] = value = Value(
+            dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token
+        )
         return value
 
     def room_for(self, kind: str, x: Value) -> list[int]:
         """The addresses of memory for x quantized."""
-        buffers = tuple(self._memory.take(self.rooms[x.dim] * x.per_token * n) for n in layout.activation_bytes(kind, x.width))
+        buffers = tuple(
+            self._memory.take(self.rooms[x.dim] * x.per_token * n)
+            for n in layout.activation_bytes(kind, x.width)
+        )
         if kind != "f32":
             x.quantized[kind] = buffers
         return [address_of(buffer) for buffer in buffers]
@@ -186,15 +214,21 @@ class Program:
             return
         del self.values[node.name]
         if not any(other.memory is value.memory for other in self.values.values()):
-            self._resting += [value.memory, *(buffer for form in value.quantized.values() for buffer in form), *value.others]
+            self._resting += [
+                value.memory,
+                *(buffer for form in value.quantized.values() for buffer in form),
+                *value.others,
+            ]
 
     def weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
         """The address of a weight in the mapped file, whose extent GGUFFile has checked; of experts the first one's."""
         assert isinstance(node.op, Weight)
         info = node.op.info
         if info.type.name not in kinds:
-            raise self.error(f"tensor '{info.name}' has the type {info.type.name}, expected {' or '.join(kinds)}:"
-                             " the CPU backend can't run it, --backend numpy can")
+            raise self.error(
+                f"tensor '{info.name}' has the type {info.type.name}, expected {' or '.join(kinds)}:"
+                " the CPU backend can't run it, --backend numpy can"
+            )
         stride = info.type.n_bytes(info.shape[-1]) if len(info.shape) > 1 else info.type.block_bytes
         return address_of(self.model.file.data(info)) + node.op.first * stride
 
@@ -213,7 +247,11 @@ class Program:
 
     def quantized(self, node: Tensor, out: Value) -> tuple[str, list[int]]:
         """How the first product after `node` wants its result, and memory for that."""
-        kinds = (activation_kind(weight_info(user)) for user in self.users[node.name] if isinstance(user.op, (Linear, ExpertLinear)))
+        kinds = (
+            activation_kind(weight_info(user))
+            for user in self.users[node.name]
+            if isinstance(user.op, (Linear, ExpertLinear))
+        )
         kind = next((k for k in kinds if k != "float"), "f32")
         return kind, self.room_for(kind, out)
 
@@ -223,8 +261,16 @@ class Program:
             self._quantize("copy", kind, x, x, self.room_for(kind, x), [0, 0], [x.address])
         return [address_of(buffer) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
 
-    def _quantize(self, prologue: str, kind: str, x: Value, out: Value, addresses: Sequence[int], args: Sequence[int],
-                  reads: Sequence[int]) -> None:
+    def _quantize(
+        self,
+        prologue: str,
+        kind: str,
+        x: Value,
+        out: Value,
+        addresses: Sequence[int],
+        args: Sequence[int],
+        reads: Sequence[int],
+    ) -> None:
         """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
         unit = self.unit(x.dim)
         second, eps, *more = args
@@ -237,5 +283,7 @@ class Program:
         """The value of a node whose rows have to follow each other without gaps. Raises ModelError for a view."""
         value = self.values[node.name]
         if value.columns is not None:
-            raise self.error(f"the CPU backend can't take '{node.name}', columns of another tensor, there; --backend numpy can")
+            raise self.error(
+                f"the CPU backend can't take '{node.name}', columns of another tensor, there; --backend numpy can"
+            )
         return value

@@ -1,4 +1,5 @@
 """How long each row of a program takes, on all threads together and without leaving machine code."""
+
 from __future__ import annotations
 
 import ctypes
@@ -26,7 +27,9 @@ class Stopwatch:
         self._args = np.array([[1, function, *before, place, *behind] for place in places], np.int64)
         args = address_of(self._args) + self._args.strides[0] * np.arange(n)
         self.rows = np.zeros((2 * n - 1, layout.ROW_WORDS), np.int64)
-        self.rows[0::2, :4] = np.stack([np.full(n, kernels.load(SPECS)[SPECS[0]]), args, args, np.ones(n, np.int64)], axis=1)
+        self.rows[0::2, :4] = np.stack(
+            [np.full(n, kernels.load(SPECS)[SPECS[0]]), args, args, np.ones(n, np.int64)], axis=1
+        )
         self.rows[1::2] = rows
         self.rows[:, 4], self.rows[:, 5] = np.arange(2 * n - 1), 1  # a group each
 

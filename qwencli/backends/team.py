@@ -1,4 +1,5 @@
 """The thread team that runs programs: threads that live as long as a backend, agreeing by words that kernels/runtime.py describes."""
+
 from __future__ import annotations
 
 import ctypes
@@ -82,10 +83,16 @@ class Team:
         epoch = int(state[Word.EPOCH]) // 2 * 2 + 2
         if rows.shape[0] * CLAIM_WORDS > len(self._claims) or epoch > LAST_EPOCH:
             self._quiesce()
-            self._claims = aligned_zeros(8 * max(CLAIM_WORDS * rows.shape[0], len(self._claims))).view(np.int64)
+            self._claims = aligned_zeros(8 * max(CLAIM_WORDS * rows.shape[0], len(self._claims))).view(
+                np.int64
+            )
             epoch = epoch if epoch <= LAST_EPOCH else 2
         self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
-        state[Word.ROWS], state[Word.N_ROWS], state[Word.CLAIMS] = rows.ctypes.data, rows.shape[0], self._claims.ctypes.data
+        state[Word.ROWS], state[Word.N_ROWS], state[Word.CLAIMS] = (
+            rows.ctypes.data,
+            rows.shape[0],
+            self._claims.ctypes.data,
+        )
         state[Word.RESUME], state[Word.FINISHED] = 0, 0
         try:
             self._publish(self._address(Word.EPOCH), epoch, 0)
@@ -109,10 +116,18 @@ class Team:
 
     def _start(self) -> Callable[[int, int, int], None]:
         """Load the executor and start the threads. Gives what the driving thread calls. Can be called again where it was interrupted."""
-        step, self._worker, self._publish = (Kernel(address) for address in self._kernels.load(RUNTIME).values())
+        step, self._worker, self._publish = (
+            Kernel(address) for address in self._kernels.load(RUNTIME).values()
+        )
         self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
         for i in range(len(self._threads) + 1, self.n_threads):
-            arguments = self._worker, self._state, self._address(self._status(i)), self._scratch[i], self._beds[i]
+            arguments = (
+                self._worker,
+                self._state,
+                self._address(self._status(i)),
+                self._scratch[i],
+                self._beds[i],
+            )
             thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -145,7 +160,9 @@ def _live(worker: Call, state: I64, status: int, scratch: Bytes, bed: threading.
             bed.acquire()
 
 
-def _end(state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]) -> None:
+def _end(
+    state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]
+) -> None:
     """End the threads: when the team is no longer used, or at exit."""
     publish(address_of(state) + 8 * Word.STOP, 1, 0)
     for bed in beds:

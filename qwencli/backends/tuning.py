@@ -1,4 +1,5 @@
 """Which tile of a product is the fastest on this CPU: tried once, by `qwencli warmup`, and kept beside the compiled kernels."""
+
 from __future__ import annotations
 
 import json
@@ -52,10 +53,27 @@ def measure(name: str, addresses: Mapping[str, int]) -> dict[str, float]:
     row_bytes = N_COLS // block * n_bytes
     weights, y = aligned_zeros(N_ROWS * row_bytes), aligned_zeros(4 * N_TOKENS * N_ROWS)
     scratch = aligned_zeros(layout.panel_bytes(kind, N_COLS))
-    x, *quantized = (aligned_zeros(N_TOKENS * n) for n in (4 * N_COLS, *layout.activation_bytes(kind, N_COLS)))
+    x, *quantized = (
+        aligned_zeros(N_TOKENS * n) for n in (4 * N_COLS, *layout.activation_bytes(kind, N_COLS))
+    )
     count = np.array([N_TOKENS], np.int64)
-    args = np.array([address_of(count), N_ROWS, address_of(weights), row_bytes, N_ROWS, N_COLS, address_of(x), *map(address_of, quantized),
-                     address_of(y), 4 * N_ROWS, 0, 0], np.int64)
+    args = np.array(
+        [
+            address_of(count),
+            N_ROWS,
+            address_of(weights),
+            row_bytes,
+            N_ROWS,
+            N_COLS,
+            address_of(x),
+            *map(address_of, quantized),
+            address_of(y),
+            4 * N_ROWS,
+            0,
+            0,
+        ],
+        np.int64,
+    )
     functions = {spec: Kernel(address) for spec, address in addresses.items()}
     seconds = dict.fromkeys(functions, float("inf"))
     for _ in range(REPEATS):

@@ -1,4 +1,5 @@
 """Answers that are held to something by models that think first."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ Mask = NDArray[np.bool_]
 class State(NamedTuple):
     """After `n` tokens: `part` is "begin", "thinking", "blank" behind it, or "answer", which begins with the token `start`; `text` is the
     end of what was thought."""
+
     n: int
     part: str
     text: bytes = b""
@@ -44,7 +46,7 @@ class AfterThinking:
         if state.part == "thinking":
             begun = next(n for n in range(len(END) - 1, -1, -1) if state.text.endswith(END[:n]))
             return masks(self._tokenizer)[begun]
-        mask = self._constraint.mask(answer[state.start:] if state.part == "answer" else [])
+        mask = self._constraint.mask(answer[state.start :] if state.part == "answer" else [])
         if mask is None:
             return None
         if state.part == "begin" and self._opening is not None:
@@ -57,12 +59,12 @@ class AfterThinking:
     def ended(self, answer: Sequence[int]) -> bool:
         """See Constraint."""
         state = self._read(answer)
-        return state.part == "answer" and self._constraint.ended(answer[state.start:])
+        return state.part == "answer" and self._constraint.ended(answer[state.start :])
 
     def _read(self, answer: Sequence[int]) -> State:
         """Where the answer is."""
         state = self._state if self._state.n <= len(answer) else self._first
-        for token in answer[state.n:]:
+        for token in answer[state.n :]:
             state = self._after(state, token)
         self._state = state
         return state
@@ -76,7 +78,7 @@ class AfterThinking:
         word = self._tokenizer.token_bytes(token)
         if state.part == "thinking":
             text = state.text + word
-            return State(n, "blank", start=n) if END in text else State(n, "thinking", text[-len(END):])
+            return State(n, "blank", start=n) if END in text else State(n, "thinking", text[-len(END) :])
         return state._replace(n=n) if not word.strip() else State(n, "answer", start=n - 1)
 
 

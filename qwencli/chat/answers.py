@@ -1,4 +1,5 @@
 """What an answer consists of: thinking, the answer proper and tool calls, told apart while the text streams."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from .tool_calls import CLOSE, FUNCTION, OPEN, SPACE, ToolCall, read_call, schem
 @dataclass(frozen=True)  # unlike tuples of the same text, events of two kinds are not equal
 class Reasoning:
     """A piece of thinking."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Content:
     """A piece of the answer proper."""
+
     text: str
 
 
@@ -121,5 +124,5 @@ class AnswerParser:
             self._events.append(kind("".join(self._space) + body))
             self._space, self._called = [], False
         if len(body) < len(text):
-            self._space.append(text[len(body):])
+            self._space.append(text[len(body) :])
         self._last = text[-1:] or self._last

@@ -1,4 +1,5 @@
 """Text that arrives in pieces, read by generators that wait for more of it where they need to."""
+
 from __future__ import annotations
 
 import re
@@ -44,7 +45,7 @@ class Incoming:
         self._n_left, self._barrier = 0, ""
 
     def add(self, text: str) -> None:
-        self._text, self._at = self._text[self._at:] + text, 0
+        self._text, self._at = self._text[self._at :] + text, 0
 
     def mark(self, barrier: str = "") -> None:
         """A call may begin here. It does not reach beyond the tag `barrier`."""
@@ -69,7 +70,7 @@ class Incoming:
         full = self._kept is not None and end - self._at > self._n_left
         if full:
             end = self._at + self._n_left
-        text, self._at = self._text[self._at:end], end
+        text, self._at = self._text[self._at : end], end
         if self._kept is not None:
             self._kept.append(text)
             self._n_left -= len(text)
@@ -89,7 +90,7 @@ class Incoming:
             for tag in tags:
                 if self._text.startswith(tag, self._at):
                     return self._take(self._at + len(tag))
-            rest = self._text[self._at:self._at + max(map(len, tags))]
+            rest = self._text[self._at : self._at + max(map(len, tags))]
             if not any(tag.startswith(rest) for tag in tags) or not (yield from self._more()):
                 return None
 

@@ -1,4 +1,5 @@
 """Messages as OpenAI's API has them, and as templates expect them."""
+
 from __future__ import annotations
 
 import json
@@ -18,5 +19,10 @@ def _with_object(call: Any) -> Any:
     try:
         function = call["function"]
         return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except (TypeError, KeyError, ValueError, RecursionError):  # an object already, or of a shape that is the template's to judge
+    except (
+        TypeError,
+        KeyError,
+        ValueError,
+        RecursionError,
+    ):  # an object already, or of a shape that is the template's to judge
         return call

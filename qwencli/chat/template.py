@@ -1,4 +1,5 @@
 """Chat templates: a file's own Jinja template turns messages into the text that the model was trained on."""
+
 from __future__ import annotations
 
 import json
@@ -66,24 +67,38 @@ class ChatTemplate:
         except UnicodeDecodeError:
             raise InputError(f"the chat template {value} is no UTF-8 text, {expected}") from None
         except (OSError, ValueError) as error:  # ValueError: no path at all
-            raise InputError(f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}") from None
+            raise InputError(
+                f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}"
+            ) from None
 
     def start(self) -> None:
         """Start the process and compile the template, in the background; what fails fails again when the template is used."""
+
         def start() -> None:
-            with self._lock, suppress(QwenError, Ended, RuntimeError):  # RuntimeError: no new thread, since Python is on its way out
+            with (
+                self._lock,
+                suppress(QwenError, Ended, RuntimeError),
+            ):  # RuntimeError: no new thread, since Python is on its way out
                 self._running()
+
         threading.Thread(target=start, daemon=True).start()
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any) -> str:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+    ) -> str:
         """The text up to where the model's answer begins. `variables` reach the template (Qwen3 knows `enable_thinking`).
 
         All of them are values that JSON knows. Raises InputError where the template refuses the messages.
         """
         return self._ask("render", _DEFAULTS | {"messages": messages, "tools": tools} | variables)
 
-    def rendered(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
-                 **variables: Any) -> Rendered:
+    def rendered(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> Rendered:
         """The same, with a character in it that keeps what came from outside from naming control tokens.
 
         A user who writes `<|im_end|>` has written ten characters: before rendering, a character that no text holds is put into each control
@@ -103,8 +118,13 @@ class ChatTemplate:
         text = self._ask("render", _DEFAULTS | named | guarded)
         return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
 
-    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
-               **variables: Any) -> list[int]:
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
         """Token ids of the rendered conversation, in which only the template's own text can name control tokens."""
         return self.rendered(tokenizer, messages, tools, **variables).encode(tokenizer)
 
@@ -167,7 +187,9 @@ class _Guard:
         for control in self._controls:
             if control in text:
                 text = text.replace(control, control[0] + self._character + control[1:])
-        if not (body := text.strip()) or body.isidentifier():  # templates compare roles and the names of fields
+        if (
+            not (body := text.strip()) or body.isidentifier()
+        ):  # templates compare roles and the names of fields
             return text
         begins, ends, longest = _parts(self._controls)
         lengths = range(1, min(len(body) + 1, longest))
@@ -193,6 +215,7 @@ def _to_json(value: Any) -> str:
         if isinstance(value, Mapping):
             return dict(value)
         raise TypeError(f"a value of type {type(value).__name__} is not known to JSON")
+
     try:
         return json.dumps(value, ensure_ascii=False, default=as_dict)
     except (TypeError, ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ start no process, and that template_process.py ends and starts again at will. No
 Requests come on stdin: 4 bytes of length (big-endian) and JSON, a list of a verb and its argument. Answers go to stdout: a letter that says
 what it is, 4 bytes of length and text. Both texts are UTF-8 in which lone surrogates are let through.
 """
+
 from __future__ import annotations
 
 import json
@@ -68,9 +69,12 @@ class Templates:
         import jinja2.constants
         import jinja2.debug  # what jinja2 would import only when it is needed is imported here, while that is possible
         import jinja2.meta
+
         self._environment = make_environment()
         self._find_variables = jinja2.meta.find_undeclared_variables
-        self._environment.from_string(r"{{ '\n' | wordwrap | striptags | pprint }}").render()  # imports what these need
+        self._environment.from_string(
+            r"{{ '\n' | wordwrap | striptags | pprint }}"
+        ).render()  # imports what these need
 
     def answer(self, request: bytes, cpu_seconds: float) -> tuple[bytes, str]:
         verb = ""
@@ -82,8 +86,14 @@ class Templates:
             return REFUSED, _line(error)
         except MemoryError:
             return NO_MEMORY, ""
-        except Exception as error:  # beside TemplateError whatever Python's compiler, operators and methods raise
-            return (INVALID, _line(error)) if verb == "compile" else (FAILED, f"{type(error).__name__}: {_line(error)}")
+        except (
+            Exception
+        ) as error:  # beside TemplateError whatever Python's compiler, operators and methods raise
+            return (
+                (INVALID, _line(error))
+                if verb == "compile"
+                else (FAILED, f"{type(error).__name__}: {_line(error)}")
+            )
 
     def compile(self, source: str) -> None:
         self._source, self._template = source, self._environment.from_string(source)
@@ -121,7 +131,9 @@ def make_environment() -> Environment:
         if str(name).startswith("_"):
             raise SecurityError(f"access to attribute {name!r} of 'Namespace' object is unsafe.")
 
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()])
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
+    )
     env.filters["tojson"] = _to_json
     env.globals["namespace"] = PlainNamespace
     env.globals["raise_exception"] = _raise_exception
@@ -143,10 +155,17 @@ def _generation_tag() -> type[Extension]:
     return GenerationTag
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-             sort_keys: bool = False) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as transformers' templates get it, with its parameters in its order: jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:

@@ -1,4 +1,5 @@
 """The process in which a chat template runs, as the one sees it that asks: started, asked, and ended when it takes too long."""
+
 from __future__ import annotations
 
 import signal

@@ -1,4 +1,5 @@
 """How long a model may think before it answers."""
+
 from __future__ import annotations
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -23,12 +24,14 @@ class ReasoningBudget:
         if self._inside:
             self._left -= 1
             self._over = CLOSE in self._text  # by itself
-            self._text = self._text[-len(CLOSE):]
+            self._text = self._text[-len(CLOSE) :]
         else:
             self._text = self._text.lstrip()
             self._inside = self._text.startswith(OPEN)
             self._over = not self._inside and not OPEN.startswith(self._text)  # an answer without thinking
-        if self._over or not self._inside or self._left > 0 or not text:  # no text: a character is not complete
+        if (
+            self._over or not self._inside or self._left > 0 or not text
+        ):  # no text: a character is not complete
             return ""
         self._over = True
         return closing(self._text)

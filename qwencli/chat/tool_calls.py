@@ -2,6 +2,7 @@
 
 The formats are those that the models' chat templates ask for; where these leave something open, llama.cpp and vLLM are followed.
 """
+
 from __future__ import annotations
 
 import json
@@ -12,7 +13,13 @@ from typing import Any
 from .incoming import Incoming, NotACall, Reading, Tags
 
 SPACE = " \t\r\n"
-OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = "<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter="
+OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = (
+    "<tool_call>",
+    "</tool_call>",
+    "<function=",
+    "</function>",
+    "<parameter=",
+)
 IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE)
 NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags("</parameter>")
 """A newline is none in JSON's strings: otherwise an unpaired quote would swallow the calls that follow."""
@@ -25,6 +32,7 @@ Schemas = dict[str, Any]
 @dataclass(frozen=True)
 class ToolCall:
     """A whole call of a tool, as soon as it is complete. The arguments are what JSON can say: finite numbers, valid Unicode."""
+
     name: str
     arguments: dict[str, Any]
 
@@ -96,7 +104,12 @@ def json_value(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [child for v in level if isinstance(v, (dict, list)) for child in (v.values() if isinstance(v, dict) else v)]
+        level = [
+            child
+            for v in level
+            if isinstance(v, (dict, list))
+            for child in (v.values() if isinstance(v, dict) else v)
+        ]
     if level:
         raise ValueError("nested too deeply")
     return value
@@ -155,7 +168,12 @@ def types_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
         named, values = schema.get("type"), schema.get("enum")
         types |= {t for t in (named if isinstance(named, list) else [named]) if isinstance(t, str)}
         if not named:
-            types |= {kind(value) for value in (values if isinstance(values, list) else [schema["const"]] if "const" in schema else [])}
+            types |= {
+                kind(value)
+                for value in (
+                    values if isinstance(values, list) else [schema["const"]] if "const" in schema else []
+                )
+            }
         for branches in map(schema.get, ("anyOf", "oneOf", "allOf")):
             todo += branches if isinstance(branches, list) else []
         if isinstance(path := schema.get("$ref"), str):
@@ -170,7 +188,14 @@ def kind(value: Any) -> str:
     """The name that JSON schemas have for a value's type."""
     if isinstance(value, float):
         return "integer" if value.is_integer() else "number"
-    names = {type(None): "null", bool: "boolean", int: "integer", str: "string", dict: "object", list: "array"}
+    names = {
+        type(None): "null",
+        bool: "boolean",
+        int: "integer",
+        str: "string",
+        dict: "object",
+        list: "array",
+    }
     return names.get(type(value), "")
 
 
@@ -189,5 +214,9 @@ def typed(text: str, types: set[str]) -> Any:
         return text
     if kind(value) == "integer" and "integer" in types:
         return int(value)
-    fits = kind(value) in types or (kind(value) == "integer" and "number" in types) or (value is None and "string" not in types)
+    fits = (
+        kind(value) in types
+        or (kind(value) == "integer" and "number" in types)
+        or (value is None and "string" not in types)
+    )
     return value if fits and kind(value) != "string" else text

@@ -1,4 +1,5 @@
 """The command line: one file a command in this folder, imported when it is called, and the one place where errors become messages."""
+
 from __future__ import annotations
 
 import importlib
@@ -40,18 +41,26 @@ class CommandFolder(click.Group):
         command: click.Command = getattr(importlib.import_module(f".{cmd_name}", __name__), cmd_name)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-"):
             import difflib
+
             near = difflib.get_close_matches(args[0], names)
-            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
+            ctx.fail(
+                f"No such command {args[0]!r}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+            )
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=CommandFolder, invoke_without_command=True,
-               context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-               epilog='Try:  qwencli run -p "Once upon a time"')
+@click.command(
+    cls=CommandFolder,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog='Try:  qwencli run -p "Once upon a time"',
+)
 @click.version_option(__version__, prog_name="qwencli")
 @click.pass_context
 def cli(ctx: click.Context) -> None:

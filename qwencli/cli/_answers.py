@@ -1,4 +1,5 @@
 """Showing an answer while it comes, its thinking apart from what it says."""
+
 from __future__ import annotations
 
 import os
@@ -24,13 +25,22 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """All but newline and tab."""
 
 
-template_option = click.option("--chat-template", metavar="FILE|NAME",
-                               help="Use the template in this file, or one named chatml, instead of the model's own.")
+template_option = click.option(
+    "--chat-template",
+    metavar="FILE|NAME",
+    help="Use the template in this file, or one named chatml, instead of the model's own.",
+)
 
 
-length_option = click.option("-n", "--predict", "max_tokens", type=click.IntRange(-1, 2**31 - 1), metavar="N",
-                             callback=lambda ctx, param, value: None if value == -1 else value,
-                             help="Generate at most N tokens an answer. Default, and -1: until the context is full.")
+length_option = click.option(
+    "-n",
+    "--predict",
+    "max_tokens",
+    type=click.IntRange(-1, 2**31 - 1),
+    metavar="N",
+    callback=lambda ctx, param, value: None if value == -1 else value,
+    help="Generate at most N tokens an answer. Default, and -1: until the context is full.",
+)
 
 
 def named_template(value: str | None) -> ChatTemplate | None:
@@ -38,6 +48,7 @@ def named_template(value: str | None) -> ChatTemplate | None:
     if value is None:
         return None
     from ..chat.template import ChatTemplate
+
     template = ChatTemplate.named(value)
     template.start()
     return template
@@ -46,6 +57,7 @@ def named_template(value: str | None) -> ChatTemplate | None:
 @dataclass
 class Thinking:
     """What was said of a model's thinking: whether and how long it may, and whether that is shown."""
+
     think: bool | None
     reasoning_budget: int | None
     hide_thinking: bool
@@ -58,15 +70,27 @@ class Thinking:
 
 def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Passed on to the command as one Thinking, `thinking`."""
+
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
-        return command(thinking=Thinking(*(kwargs.pop(name) for name in Thinking.__dataclass_fields__)), **kwargs)
+        return command(
+            thinking=Thinking(*(kwargs.pop(name) for name in Thinking.__dataclass_fields__)), **kwargs
+        )
 
     for option in (
-            click.option("--hide-thinking", is_flag=True, help="Show the answer alone."),
-            click.option("--reasoning-budget", type=click.IntRange(0, 2**31 - 1), metavar="N",
-                         help="End the model's thinking after N tokens; 0 = no thinking."),
-            click.option("--think/--no-think", default=None, help="Whether the model is asked to think first. Default: it may.")):
+        click.option("--hide-thinking", is_flag=True, help="Show the answer alone."),
+        click.option(
+            "--reasoning-budget",
+            type=click.IntRange(0, 2**31 - 1),
+            metavar="N",
+            help="End the model's thinking after N tokens; 0 = no thinking.",
+        ),
+        click.option(
+            "--think/--no-think",
+            default=None,
+            help="Whether the model is asked to think first. Default: it may.",
+        ),
+    ):
         wrapper = option(wrapper)
     return wrapper
 
@@ -74,7 +98,9 @@ def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def answer_fields(answer: Answer) -> dict[str, Any]:
     """An answer's text, thinking and tool calls under the names that every --json has for them."""
     message = answer.message()
-    return {"text": message.pop("content")} | {name: value for name, value in message.items() if name != "role"}
+    return {"text": message.pop("content")} | {
+        name: value for name, value in message.items() if name != "role"
+    }
 
 
 class AnswerPrinter:

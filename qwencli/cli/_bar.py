@@ -1,4 +1,5 @@
 """The progress of work that takes long."""
+
 from __future__ import annotations
 
 import sys
@@ -22,6 +23,7 @@ class Bar:
             self._bar.update(done - self._bar.n)
         elif self.shown and done < total and time.monotonic() - self._start >= self._delay:
             from tqdm import tqdm  # takes 20 ms: not on the way to a first token that comes soon
+
             self._bar = tqdm(total=total, initial=done, leave=False, **self._options)
         if done >= total:
             self.close()

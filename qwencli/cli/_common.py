@@ -1,4 +1,5 @@
 """What several commands share: options, reading text. Nothing here imports more than it must."""
+
 from __future__ import annotations
 
 import os
@@ -9,16 +10,32 @@ import click
 from ..errors import InputError, QwenError
 from ..kv_cache import TYPES
 
-mmap_option = click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use).")
-threads_option = click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores.")
-backend_option = click.option("--backend", type=click.Choice(["auto", "cpu", "numpy"]), default="auto",
-                              help="cpu: compiled kernels. numpy: the slow float32 reference. Default: cpu, if it has the file's types.")
+mmap_option = click.option(
+    "--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use)."
+)
+threads_option = click.option(
+    "-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores."
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "cpu", "numpy"]),
+    default="auto",
+    help="cpu: compiled kernels. numpy: the slow float32 reference. Default: cpu, if it has the file's types.",
+)
 cache_type_k_option, cache_type_v_option = (
-    click.option(f"-ct{letter}", f"--cache-type-{letter}", type=click.Choice(list(TYPES)),
-                 help=f"As what {what} are kept in the KV cache. Default: f16. q8_0 takes half the memory, q4_0 a quarter.")
-    for letter, what in (("k", "keys"), ("v", "values")))
-fit_option = click.option("--fit/--no-fit", default=None,
-                          help="Take the longest context up to -c that fits into the free memory; or don't look whether it fits.")
+    click.option(
+        f"-ct{letter}",
+        f"--cache-type-{letter}",
+        type=click.Choice(list(TYPES)),
+        help=f"As what {what} are kept in the KV cache. Default: f16. q8_0 takes half the memory, q4_0 a quarter.",
+    )
+    for letter, what in (("k", "keys"), ("v", "values"))
+)
+fit_option = click.option(
+    "--fit/--no-fit",
+    default=None,
+    help="Take the longest context up to -c that fits into the free memory; or don't look whether it fits.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -43,7 +60,9 @@ def read_text(path: str | None) -> str:
                 raw = f.read()
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}") from None
+        raise InputError(
+            f"{name}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}"
+        ) from None
     except OSError as error:
         raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -59,7 +78,9 @@ def write_bytes(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is still buffered must not fail at exit
         raise click.exceptions.Exit(0) from None  # click itself would exit with 1
 
 
@@ -75,4 +96,6 @@ def warn(message: str) -> None:
 def check_context(n_ctx: int, trained: int) -> None:
     """Warn of a context longer than the model was trained for; it is used all the same."""
     if n_ctx > trained:
-        warn(f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that")
+        warn(
+            f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that"
+        )

@@ -1,4 +1,5 @@
 """Options by which an answer is held to something."""
+
 from __future__ import annotations
 
 import re
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @dataclass
 class Grammar:
     """What an answer is held to: one of these at most."""
+
     json_schema: str | None
     grammar: str | None
     regex: str | None
@@ -35,6 +37,7 @@ class Grammar:
         if not self:
             return None
         from ..grammar import grammar, json_schema, regex
+
         if self.json_schema is not None:
             return json_schema(llm, text_or_file(self.json_schema, r"\s*[{\[]|\s*(true|false)\s*$"))
         if self.grammar is not None:
@@ -50,13 +53,19 @@ def text_or_file(value: str, text: str) -> str:
 
 def grammar_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Passed on to the command as one Grammar, `grammar`."""
+
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
-        return command(grammar=Grammar(*(kwargs.pop(name) for name in Grammar.__dataclass_fields__)), **kwargs)
+        return command(
+            grammar=Grammar(*(kwargs.pop(name) for name in Grammar.__dataclass_fields__)), **kwargs
+        )
 
     for option in (
-            click.option("--regex", metavar="REGEX", help="The answer matches a regular expression."),
-            click.option("--grammar", metavar="FILE|TEXT", help="The answer follows a grammar: llama.cpp's GBNF, or Lark."),
-            click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON of this schema.")):
+        click.option("--regex", metavar="REGEX", help="The answer matches a regular expression."),
+        click.option(
+            "--grammar", metavar="FILE|TEXT", help="The answer follows a grammar: llama.cpp's GBNF, or Lark."
+        ),
+        click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON of this schema."),
+    ):
         wrapper = option(wrapper)
     return wrapper

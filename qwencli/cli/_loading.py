@@ -1,4 +1,5 @@
 """The options by which a model is opened to generate, as one."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._bar import Bar
-from ._common import backend_option, cache_type_k_option, cache_type_v_option, check_context, fit_option, mmap_option, say, threads_option
+from ._common import (
+    backend_option,
+    cache_type_k_option,
+    cache_type_v_option,
+    check_context,
+    fit_option,
+    mmap_option,
+    say,
+    threads_option,
+)
 from ._models import Wanted, choose_model, model_option
 
 if TYPE_CHECKING:
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 @dataclass
 class Loader:
     """What was chosen of a model and how to run it."""
+
     model: Wanted | None
     n_ctx: int | None
     fit: bool | None
@@ -35,9 +46,21 @@ class Loader:
         """Open the model, and say which it is unless `quiet`. `chat` as in LLM."""
         chosen = choose_model(self.model, self.quiet)
         from ..llm import LLM
+
         report, progress = (None, None) if self.quiet else (say, Bar(unit="kernel"))
-        llm = LLM(chosen.path, self.n_ctx, self.threads, not self.no_mmap, self.backend, report, progress, chat,
-                  self.cache_type_k, self.cache_type_v, self.fit)
+        llm = LLM(
+            chosen.path,
+            self.n_ctx,
+            self.threads,
+            not self.no_mmap,
+            self.backend,
+            report,
+            progress,
+            chat,
+            self.cache_type_k,
+            self.cache_type_v,
+            self.fit,
+        )
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
         return llm
@@ -45,6 +68,7 @@ class Loader:
 
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Which model, and how it runs: passed on to the command as one Loader, `loader`."""
+
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
         loader = Loader(**{name: kwargs.pop(name) for name in Loader.__dataclass_fields__})
@@ -52,17 +76,31 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     options = [
         model_option,
-        click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**30),
-                     help="Tokens of prompt and answer together. Default: the model's context, as far as it fits into memory."),
-        fit_option, threads_option, backend_option, cache_type_k_option, cache_type_v_option, mmap_option,
-        click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors.")]
+        click.option(
+            "-c",
+            "--ctx-size",
+            "n_ctx",
+            type=click.IntRange(1, 2**30),
+            help="Tokens of prompt and answer together. Default: the model's context, as far as it fits into memory.",
+        ),
+        fit_option,
+        threads_option,
+        backend_option,
+        cache_type_k_option,
+        cache_type_v_option,
+        mmap_option,
+        click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors."),
+    ]
     for option in reversed(options):
         wrapper = option(wrapper)
     return wrapper
 
 
-session_option = click.option("--session", metavar="FILE",
-                              help="Save the model's state to this file in the end, and begin with what it holds of the prompt already.")
+session_option = click.option(
+    "--session",
+    metavar="FILE",
+    help="Save the model's state to this file in the end, and begin with what it holds of the prompt already.",
+)
 
 
 @contextmanager
@@ -72,6 +110,7 @@ def kept_session(llm: LLM, path: str | None) -> Iterator[None]:
         yield
         return
     from ..whole_file import check_replaceable
+
     check_replaceable(path)
     if os.path.exists(path):
         llm.load_session(path, Bar(delay=1, desc="loading", unit="page"))

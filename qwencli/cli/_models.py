@@ -1,4 +1,5 @@
 """The options that say which model is meant, and finding, fetching and announcing it."""
+
 from __future__ import annotations
 
 import os
@@ -26,6 +27,7 @@ WHAT = "A GGUF file, a folder with one, or a name as `qwencli list` and `qwencli
 
 class Wanted(NamedTuple):
     """A model that was asked for: by -m, as a repository of the hub by -hf, or by neither (None), and whether it may be fetched."""
+
     name: str | None
     hub: bool = False
     file: str | None = None
@@ -34,8 +36,12 @@ class Wanted(NamedTuple):
 
 def model_option(command: Command) -> Command:
     """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where none of them is given."""
-    option = click.option("-m", "--model", metavar="PATH|NAME",
-                          help=f"{WHAT} Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.")
+    option = click.option(
+        "-m",
+        "--model",
+        metavar="PATH|NAME",
+        help=f"{WHAT} Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.",
+    )
     return option(_hub_options(command, "model", several=False))
 
 
@@ -46,8 +52,14 @@ def model_argument(command: Command) -> Command:
 
 def models_option(command: Command) -> Command:
     """As model_option for any number of models, passed on as `models`: a list of Wanted, or of None alone."""
-    option = click.option("-m", "--model", "models", metavar="PATH|NAME", multiple=True,
-                          help=f"{WHAT} May be given several times. Default: as for `qwencli run`.")
+    option = click.option(
+        "-m",
+        "--model",
+        "models",
+        metavar="PATH|NAME",
+        multiple=True,
+        help=f"{WHAT} May be given several times. Default: as for `qwencli run`.",
+    )
     return option(_hub_options(command, "models", several=True))
 
 
@@ -66,10 +78,18 @@ def _hub_options(command: Command, passed_as: str, several: bool) -> Command:
         return command(**{passed_as: wanted if several else wanted[0]}, **kwargs)
 
     for option in (
-            click.option("-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."),
-            click.option("-hff", "--hf-file", metavar="FILE", help="The file in the repository of -hf."),
-            click.option("-hf", "--hf-repo", metavar="USER/REPO[:QUANT]", multiple=several,
-                         help="A model from the Hugging Face hub, as llama.cpp takes it: fetched if it is not on this machine.")):
+        click.option(
+            "-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."
+        ),
+        click.option("-hff", "--hf-file", metavar="FILE", help="The file in the repository of -hf."),
+        click.option(
+            "-hf",
+            "--hf-repo",
+            metavar="USER/REPO[:QUANT]",
+            multiple=several,
+            help="A model from the Hugging Face hub, as llama.cpp takes it: fetched if it is not on this machine.",
+        ),
+    ):
         wrapper = option(wrapper)
     return wrapper
 
@@ -85,6 +105,7 @@ def choose_model(wanted: Wanted | None, quiet: bool = False) -> ModelPath:
 def _from_hub(wanted: Wanted) -> ModelPath:
     from ..hub.installed import find
     from ..hub.names import HubName
+
     name = HubName.parse(wanted.name or "")
     if name is None or name.file:
         raise QwenError(f"{wanted.name}: no repository of the hub, expected user/repo or user/repo:QUANT")
@@ -93,6 +114,7 @@ def _from_hub(wanted: Wanted) -> ModelPath:
     if model := find(str(name), first=True, hub=True):
         return ModelPath(model.paths[0], f"-hf {name}")
     from ..hub.downloads import look_up
+
     return ModelPath(fetch(look_up(name, first=True)), f"-hf {name}")
 
 
@@ -104,6 +126,7 @@ def fetched(wanted: Wanted | None) -> str | None:
     value = os.environ.get(VARIABLE) if chosen is None else chosen
     if value and not os.path.lexists(value) and (name := hub_name(value)):
         from ..hub.installed import find
+
         if not find(value):
             ask_and_fetch(name, wanted is not None and wanted.yes)
     return chosen
@@ -112,8 +135,11 @@ def fetched(wanted: Wanted | None) -> str | None:
 def hub_name(value: str) -> HubName | None:
     """The name on the hub that a value of -m is; None for what looks more like a path."""
     from ..hub.names import HubName
+
     name = HubName.parse(value)
-    is_path = os.path.isdir(value.split("/")[0]) or (name is not None and name.tag is None and name.repo.endswith(".gguf"))
+    is_path = os.path.isdir(value.split("/")[0]) or (
+        name is not None and name.tag is None and name.repo.endswith(".gguf")
+    )
     return None if is_path else name
 
 
@@ -121,12 +147,18 @@ def ask_and_fetch(name: HubName, yes: bool) -> Path:
     """Raises QwenError where nobody can be asked or the answer is no."""
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         from ..hub.installed import near
+
         names = near(str(name))
-        raise QwenError(f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y"
-                        + (f"; near names that are here: {', '.join(names)}" if names else ""))
+        raise QwenError(
+            f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y"
+            + (f"; near names that are here: {', '.join(names)}" if names else "")
+        )
     from ..hub.downloads import look_up
+
     model = look_up(name)
-    if not yes and not click.confirm(f"{model.name} is not on this machine. Fetch {size(model.n_bytes)}?", default=True, err=True):
+    if not yes and not click.confirm(
+        f"{model.name} is not on this machine. Fetch {size(model.n_bytes)}?", default=True, err=True
+    ):
         raise QwenError(f"{name}: not fetched")
     return fetch(model)
 
@@ -136,7 +168,11 @@ def fetch(model: RemoteModel) -> Path:
     from ..hub.downloads import fetch as fetch_files
 
     def begins(file: str, here: int, whole: int | None) -> None:
-        say(f"fetching {file}" + (f", {size(whole)}" if whole else "") + (f", of which {size(here)} are here" if here else ""))
+        say(
+            f"fetching {file}"
+            + (f", {size(whole)}" if whole else "")
+            + (f", of which {size(here)} are here" if here else "")
+        )
 
     try:
         return fetch_files(model, begins, Bar(desc="checking", unit="B", unit_scale=True))

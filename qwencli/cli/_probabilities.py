@@ -1,4 +1,5 @@
 """How likely each token was: --logprobs, --explain and --show-probs."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,25 +23,30 @@ SHOWN = 10  # alternatives on a page, where no other number is asked for
 @dataclass
 class Probabilities:
     """What was asked for: N likeliest tokens in JSON, a line a token on stderr, a page."""
+
     logprobs: int | None
     explain: bool
     show_probs: str | None
 
     def sampling(self) -> dict[str, Any]:
         """The settings that make the sampler report it."""
-        n_probs = max(self.logprobs or 0, SHOWN if self.show_probs else 0, int(self.logprobs is not None)) or None
+        n_probs = (
+            max(self.logprobs or 0, SHOWN if self.show_probs else 0, int(self.logprobs is not None)) or None
+        )
         return {"n_probs": n_probs, "explain": self.explain or None}
 
     def check(self) -> None:
         """Raise QwenError now if the page could not be written in the end."""
         if self.show_probs:
             from ..whole_file import check_replaceable
+
             check_replaceable(self.show_probs)
 
     def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
         """Say how the answer's token at `place` was chosen, if that was asked for."""
         if self.explain and (report := seq.reports.get(place)):
             from ..probs_page import explanation
+
             say(explanation(report, lambda token: tokenizer.decode([token])))
 
     def json(self, seq: Sequence, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -52,7 +58,9 @@ class Probabilities:
             return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
 
         def whole(report: Report) -> dict[str, Any]:
-            return entry(report.token, report.logprob) | {"top_logprobs": [entry(*other) for other in report.top[:self.logprobs]]}
+            return entry(report.token, report.logprob) | {
+                "top_logprobs": [entry(*other) for other in report.top[: self.logprobs]]
+            }
 
         return {"logprobs": [whole(report) for _, report in sorted(seq.reports.items())]}
 
@@ -61,22 +69,37 @@ class Probabilities:
         if self.show_probs:
             from ..probs_page import page
             from ..whole_file import replacing
-            text = page([report for _, report in sorted(seq.reports.items())], tokenizer.token_bytes, model, prompt)
+
+            text = page(
+                [report for _, report in sorted(seq.reports.items())], tokenizer.token_bytes, model, prompt
+            )
             with replacing(Path(self.show_probs)) as file:
                 file.write(text.encode())
 
 
 def probability_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Passed on to the command as one Probabilities, `probabilities`."""
+
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
         asked = Probabilities(*(kwargs.pop(name) for name in Probabilities.__dataclass_fields__))
         return command(probabilities=asked, **kwargs)
 
     for option in (
-            click.option("--show-probs", metavar="FILE", help="Write a page with each token's probability, and what else was likely."),
-            click.option("--explain", is_flag=True, help="Show on stderr, for each token, what each sampler left."),
-            click.option("--logprobs", type=click.IntRange(0, 1000), metavar="N",
-                         help="With --json: each token's log-probability, and the N likeliest.")):
+        click.option(
+            "--show-probs",
+            metavar="FILE",
+            help="Write a page with each token's probability, and what else was likely.",
+        ),
+        click.option(
+            "--explain", is_flag=True, help="Show on stderr, for each token, what each sampler left."
+        ),
+        click.option(
+            "--logprobs",
+            type=click.IntRange(0, 1000),
+            metavar="N",
+            help="With --json: each token's log-probability, and the N likeliest.",
+        ),
+    ):
         wrapper = option(wrapper)
     return wrapper

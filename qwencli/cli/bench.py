@@ -1,4 +1,5 @@
 """`qwencli bench`"""
+
 from __future__ import annotations
 
 import csv
@@ -21,13 +22,25 @@ if TYPE_CHECKING:
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 MOST_VALUES = 1000  # of an option: more is a slip
-COLUMNS = {"model": -30, "size": 10, "params": 10, "backend": -10, "threads": 7, "type_k": 6, "type_v": 6, "test": 15, "t/s": 20,
-           "GB/s": 13, "GFLOP/s": 13}
+COLUMNS = {
+    "model": -30,
+    "size": 10,
+    "params": 10,
+    "backend": -10,
+    "threads": 7,
+    "type_k": 6,
+    "type_v": 6,
+    "test": 15,
+    "t/s": 20,
+    "GB/s": 13,
+    "GFLOP/s": 13,
+}
 """The columns of the table and how wide they are, those that are negative with their text at the left: llama-bench's, then ours."""
 
 
 def numbers(*names: str, low: int, high: int, default: str | None, text: str) -> Option:
     """An option that takes lists such as 128,512 or 1-4 or 1-9+2 or 64-512*2, as llama-bench does, and several of them: one list."""
+
     def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[int]:
         found: list[int] = []
         for part in (part for value in values for part in value.split(",")):
@@ -51,6 +64,7 @@ def numbers(*names: str, low: int, high: int, default: str | None, text: str) ->
 
 def cache_types(letter: str) -> Option:
     """An option that takes a list of types, as llama-bench does, and several of them."""
+
     def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
         found = [name for value in values for name in value.split(",")]
         for name in found:
@@ -58,8 +72,15 @@ def cache_types(letter: str) -> Option:
                 raise click.BadParameter(f"'{name}' is not one of {', '.join(TYPES)}.")
         return found
 
-    return click.option(f"-ct{letter}", f"--cache-type-{letter}", f"types_{letter}", metavar="TYPE,...", multiple=True, callback=read,
-                        help=f"As what {'keys' if letter == 'k' else 'values'} are kept: {', '.join(TYPES)}. Default: f16.")
+    return click.option(
+        f"-ct{letter}",
+        f"--cache-type-{letter}",
+        f"types_{letter}",
+        metavar="TYPE,...",
+        multiple=True,
+        callback=read,
+        help=f"As what {'keys' if letter == 'k' else 'values'} are kept: {', '.join(TYPES)}. Default: f16.",
+    )
 
 
 def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -70,25 +91,84 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     return [(int(match[1]), int(match[2])) for _, match in matches if match]
 
 
-@click.command(epilog=example("qwencli bench", "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
-                              "qwencli bench -m model.gguf -p 0 -n 32 -npl 1,2,4,8 -o jsonl", "qwencli bench -m model.gguf -r 1 --profile"))
+@click.command(
+    epilog=example(
+        "qwencli bench",
+        "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
+        "qwencli bench -m model.gguf -p 0 -n 32 -npl 1,2,4,8 -o jsonl",
+        "qwencli bench -m model.gguf -r 1 --profile",
+    )
+)
 @models_option
-@numbers("-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test.")
-@numbers("-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg), 0 for no such test.")
-@click.option("-pg", "n_pg", metavar="P,N", multiple=True, callback=read_pairs, help="A prompt and a generation timed together (pp+tg).")
+@numbers(
+    "-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test."
+)
+@numbers(
+    "-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg), 0 for no such test."
+)
+@click.option(
+    "-pg",
+    "n_pg",
+    metavar="P,N",
+    multiple=True,
+    callback=read_pairs,
+    help="A prompt and a generation timed together (pp+tg).",
+)
 @numbers("-d", "--n-depth", low=0, high=2**24, default="0", text="Tokens that are in the context before.")
-@numbers("-npl", "--n-parallel", "n_seq", low=1, high=64, default="1", text="Sequences at once; t/s is their sum.")
+@numbers(
+    "-npl", "--n-parallel", "n_seq", low=1, high=64, default="1", text="Sequences at once; t/s is their sum."
+)
 @numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens of a step.")
-@numbers("-t", "--threads", "n_threads", low=1, high=1024, default=None, text="Threads. Default: as many as there are cores.")
+@numbers(
+    "-t",
+    "--threads",
+    "n_threads",
+    low=1,
+    high=1024,
+    default=None,
+    text="Threads. Default: as many as there are cores.",
+)
 @cache_types("k")
 @cache_types("v")
 @click.option("--no-fit", is_flag=True, help="Don't look whether the tests fit into the free memory.")
-@click.option("-r", "--repetitions", "repeat", type=click.IntRange(1, 10000), default=5, show_default=True, help="Times each test is run.")
-@click.option("-o", "--output", type=click.Choice(["md", "json", "csv", "jsonl"]), default="md", show_default=True, help="What is printed.")
-@click.option("--profile", is_flag=True, help="Show where the time goes, by kind of operation (with -o md, json and jsonl).")
-def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_pg: list[tuple[int, int]], n_depth: list[int],
-          n_seq: list[int], n_batch: list[int], n_threads: list[int], types_k: list[str], types_v: list[str], no_fit: bool, repeat: int,
-          output: str, profile: bool) -> None:
+@click.option(
+    "-r",
+    "--repetitions",
+    "repeat",
+    type=click.IntRange(1, 10000),
+    default=5,
+    show_default=True,
+    help="Times each test is run.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["md", "json", "csv", "jsonl"]),
+    default="md",
+    show_default=True,
+    help="What is printed.",
+)
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Show where the time goes, by kind of operation (with -o md, json and jsonl).",
+)
+def bench(
+    models: list[Wanted | None],
+    n_prompt: list[int],
+    n_gen: list[int],
+    n_pg: list[tuple[int, int]],
+    n_depth: list[int],
+    n_seq: list[int],
+    n_batch: list[int],
+    n_threads: list[int],
+    types_k: list[str],
+    types_v: list[str],
+    no_fit: bool,
+    repeat: int,
+    output: str,
+    profile: bool,
+) -> None:
     """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
 
     Beside tokens a second the table has what was read of weights and KV cache and what was computed, each with its share of what
@@ -107,8 +187,16 @@ def bench(models: list[Wanted | None], n_prompt: list[int], n_gen: list[int], n_
         {"json": print_json, "jsonl": print_json_lines, "csv": print_csv}[output](found)
 
 
-def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_batches: Sequence[int],
-        n_threads: Sequence[int | None], types: Sequence[CacheTypes], repeat: int, profile: bool, fit: bool) -> Iterator[Result]:
+def run(
+    models: Sequence[Wanted | None],
+    tests: Sequence[tuple[int, ...]],
+    n_batches: Sequence[int],
+    n_threads: Sequence[int | None],
+    types: Sequence[CacheTypes],
+    repeat: int,
+    profile: bool,
+    fit: bool,
+) -> Iterator[Result]:
     """The results as they come, with a bar on stderr."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
@@ -118,6 +206,7 @@ def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_bat
     from ..gguf_file import GGUFFile
     from ..llm import choose_backend
     from ..model import load_model
+
     loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time
@@ -127,6 +216,7 @@ def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_bat
             room.check(test.name, test.n_prompt + test.n_gen + test.n_depth, test.n_seq)
     total = len(loaded) * len(n_batches) * len(n_threads) * len(types) * len(tests) * repeat
     with tqdm(total=total, unit="run", disable=None, leave=False) as bar:
+
         def progress(test: Test, done: int) -> None:
             bar.set_description(test.name, refresh=False)
             bar.update(done > 0)
@@ -139,7 +229,9 @@ def run(models: Sequence[Wanted | None], tests: Sequence[tuple[int, ...]], n_bat
 
 def print_table(results: Iterable[Result], with_types: bool = False) -> None:
     """llama-bench's table with two more columns, then what the machine can do, then the profiles."""
-    columns = {name: width for name, width in COLUMNS.items() if with_types or name not in ("type_k", "type_v")}
+    columns = {
+        name: width for name, width in COLUMNS.items() if with_types or name not in ("type_k", "type_v")
+    }
     limits: dict[int, str] = {}
     profiles: list[str] = []
     for result in results:
@@ -147,23 +239,50 @@ def print_table(results: Iterable[Result], with_types: bool = False) -> None:
             write_text(row(columns, columns.values()) + rule(columns.values()))
         f = result.as_dict()
         n_bytes, n_params = f["model_size"], f["model_n_params"]
-        write_text(row([
-            printable(f["model_type"]),
-            f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB",
-            f"{n_params / 1e6:.2f} M" if n_params < 1e9 else f"{n_params / 1e9:.2f} B",
-            f["backends"], str(f["n_threads"]), *([f["type_k"], f["type_v"]] if with_types else []), result.test.name,
-            f"{f['avg_ts']:.2f} ± {f['stddev_ts']:.2f}",
-            f"{f['bandwidth'] / 1e9:.1f} ({f['bandwidth_share']:.0%})",
-            f"{f['ops'] / 1e9:.1f} ({f['ops_share']:.0%})"], columns.values()))
-        limits[f["n_threads"]] = (f"{f['cpu_info']}, {f['isa'] or 'no compiled kernels'}, threads: {f['n_threads']}. Limits in this run:"
-                                  f" reading {f['machine_bandwidth'] / 1e9:.1f} GB/s, int8 {f['machine_products'] / 1e9:.0f}"
-                                  f" and float32 {f['machine_flops'] / 1e9:.0f} GFLOP/s")
+        write_text(
+            row(
+                [
+                    printable(f["model_type"]),
+                    f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB",
+                    f"{n_params / 1e6:.2f} M" if n_params < 1e9 else f"{n_params / 1e9:.2f} B",
+                    f["backends"],
+                    str(f["n_threads"]),
+                    *([f["type_k"], f["type_v"]] if with_types else []),
+                    result.test.name,
+                    f"{f['avg_ts']:.2f} ± {f['stddev_ts']:.2f}",
+                    f"{f['bandwidth'] / 1e9:.1f} ({f['bandwidth_share']:.0%})",
+                    f"{f['ops'] / 1e9:.1f} ({f['ops_share']:.0%})",
+                ],
+                columns.values(),
+            )
+        )
+        limits[f["n_threads"]] = (
+            f"{f['cpu_info']}, {f['isa'] or 'no compiled kernels'}, threads: {f['n_threads']}. Limits in this run:"
+            f" reading {f['machine_bandwidth'] / 1e9:.1f} GB/s, int8 {f['machine_products'] / 1e9:.0f}"
+            f" and float32 {f['machine_flops'] / 1e9:.0f} GFLOP/s"
+        )
         profiles += [profile_table(result)] if result.profile else []
-    write_text("".join(["\n", *(printable(line) + "\n" for line in limits.values()), f"build: qwencli {f['build_commit']}\n", *profiles]))
+    write_text(
+        "".join(
+            [
+                "\n",
+                *(printable(line) + "\n" for line in limits.values()),
+                f"build: qwencli {f['build_commit']}\n",
+                *profiles,
+            ]
+        )
+    )
 
 
 def row(cells: Iterable[str], widths: Iterable[int]) -> str:
-    return "|" + "".join(f" {cell:<{-width}} |" if width < 0 else f" {cell:>{width}} |" for cell, width in zip(cells, widths)) + "\n"
+    return (
+        "|"
+        + "".join(
+            f" {cell:<{-width}} |" if width < 0 else f" {cell:>{width}} |"
+            for cell, width in zip(cells, widths)
+        )
+        + "\n"
+    )
 
 
 def rule(widths: Iterable[int]) -> str:

@@ -1,4 +1,5 @@
 """`qwencli detokenize`"""
+
 from __future__ import annotations
 
 import sys
@@ -10,7 +11,11 @@ from ._models import Wanted, choose_model, model_option
 from .tokenize import parse_ids
 
 
-@click.command(epilog=example("qwencli detokenize 1925 346 5193 264 882", "qwencli tokenize --ids hello | qwencli detokenize"))
+@click.command(
+    epilog=example(
+        "qwencli detokenize 1925 346 5193 264 882", "qwencli tokenize --ids hello | qwencli detokenize"
+    )
+)
 @click.argument("ids", nargs=-1)
 @model_option
 @mmap_option
@@ -18,6 +23,7 @@ def detokenize(ids: tuple[str, ...], model: Wanted | None, no_mmap: bool) -> Non
     """Turn token IDS, or those on stdin, back into the bytes they stand for."""
     from ..gguf_file import GGUFFile
     from ..tokenizer import Tokenizer
+
     numbers = parse_ids(" ".join(ids) if ids else read_text(None))
     chosen = choose_model(model, quiet=model is not None)
     tokenizer = Tokenizer(GGUFFile(chosen.path, use_mmap=not no_mmap))

@@ -1,4 +1,5 @@
 """`qwencli info`"""
+
 from __future__ import annotations
 
 import json
@@ -15,27 +16,46 @@ from ..gguf_file import GGUFFile
 from ..kv_cache import DEFAULT_TYPES, CacheTypes
 from ..metadata import ARRAY, LazyArray
 from ..units import size
-from ._common import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option, printable, write_text
+from ._common import (
+    cache_type_k_option,
+    cache_type_v_option,
+    example,
+    json_option,
+    mmap_option,
+    printable,
+    write_text,
+)
 from ._models import Wanted, choose_model, model_argument
 
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
 
 
-@click.command(epilog=example("qwencli info", "qwencli info model.gguf --tensors", "qwencli info model.gguf --json"))
+@click.command(
+    epilog=example("qwencli info", "qwencli info model.gguf --tensors", "qwencli info model.gguf --json")
+)
 @model_argument
 @click.option("--tensors", is_flag=True, help="List every tensor: name, type, shape (rows first), bytes.")
 @cache_type_k_option
 @cache_type_v_option
 @json_option
 @mmap_option
-def info(model: Wanted | None, tensors: bool, cache_type_k: str | None, cache_type_v: str | None, as_json: bool, no_mmap: bool) -> None:
+def info(
+    model: Wanted | None,
+    tensors: bool,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    as_json: bool,
+    no_mmap: bool,
+) -> None:
     """Show what a model file holds: architecture, size, types, metadata, and the memory that a context takes."""
     chosen = choose_model(model, quiet=model is not None)
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
     facts = describe(file, CacheTypes(cache_type_k, cache_type_v))
     if tensors:
-        facts["tensors"] = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
-                            for t in file.tensors.values()]
+        facts["tensors"] = [
+            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
+            for t in file.tensors.values()
+        ]
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts, file))
 
 
@@ -43,6 +63,7 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
     """The facts, as `--json` prints them; None where the file does not say."""
     from ..fit import measure
     from ..model import load_model
+
     get, arch = file.metadata, file.metadata.string("general.architecture", None)
 
     def number(key: str) -> Any:
@@ -53,19 +74,46 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
     n_params, n_bytes = sum(t.n_weights for t in tensors), sum(t.n_bytes for t in tensors)
     embedding, tokens = file.tensors.get("token_embd.weight"), get.get("tokenizer.ggml.tokens")
     facts: dict[str, Any] = {
-        "path": str(file.path), "version": file.version, "n_kv": len(get), "n_tensors": len(tensors),
-        "name": get.string("general.name", None), "architecture": arch,
-        "n_params": n_params, "size_bytes": file.size, "bpw": 8 * n_bytes / n_params if n_params else None,
-        "file_type": FILE_TYPES.get(get.integer("general.file_type", -1, -2**31)),
-        "context_length": number("context_length"), "n_layer": number("block_count"),
-        "n_embd": number("embedding_length"), "n_ff": number("feed_forward_length"),
-        "n_head": number("attention.head_count"), "n_head_kv": number("attention.head_count_kv"),
+        "path": str(file.path),
+        "version": file.version,
+        "n_kv": len(get),
+        "n_tensors": len(tensors),
+        "name": get.string("general.name", None),
+        "architecture": arch,
+        "n_params": n_params,
+        "size_bytes": file.size,
+        "bpw": 8 * n_bytes / n_params if n_params else None,
+        "file_type": FILE_TYPES.get(get.integer("general.file_type", -1, -(2**31))),
+        "context_length": number("context_length"),
+        "n_layer": number("block_count"),
+        "n_embd": number("embedding_length"),
+        "n_ff": number("feed_forward_length"),
+        "n_head": number("attention.head_count"),
+        "n_head_kv": number("attention.head_count_kv"),
         "n_head_dim": number("attention.key_length"),
-        "n_vocab": len(tokens) if isinstance(tokens, LazyArray) else embedding.shape[0] if embedding else None,
-        "chat_template": "tokenizer.chat_template" in get, "types": dict(Counter(t.type.name for t in tensors)),
-        "runs": True, "why_not": None,
-        **dict.fromkeys(("n_expert", "n_expert_used", "n_ff_expert", "n_ff_shared", "n_recurrent_layer", "state_bytes", "kv_bytes",
-                         "free_bytes", "fitting_context"))}
+        "n_vocab": len(tokens)
+        if isinstance(tokens, LazyArray)
+        else embedding.shape[0]
+        if embedding
+        else None,
+        "chat_template": "tokenizer.chat_template" in get,
+        "types": dict(Counter(t.type.name for t in tensors)),
+        "runs": True,
+        "why_not": None,
+        **dict.fromkeys(
+            (
+                "n_expert",
+                "n_expert_used",
+                "n_ff_expert",
+                "n_ff_shared",
+                "n_recurrent_layer",
+                "state_bytes",
+                "kv_bytes",
+                "free_bytes",
+                "fitting_context",
+            )
+        ),
+    }
     try:
         model = load_model(file)
     except ModelError as error:
@@ -73,11 +121,22 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
     else:
         c = model.config
         types, fit = cache_types.chosen("f16", c.head_dim), measure(model, cache_types)
-        facts |= {"n_layer": c.n_layer, "n_ff": c.n_ff, "n_head_kv": c.n_head_kv, "n_head_dim": c.head_dim,
-                  "kv_bytes": {str(n): types.n_bytes(n * c.n_kv_values // 2) for n in (4096, c.n_ctx)},
-                  "free_bytes": fit.free, "fitting_context": fit.longest(c.n_ctx)}
+        facts |= {
+            "n_layer": c.n_layer,
+            "n_ff": c.n_ff,
+            "n_head_kv": c.n_head_kv,
+            "n_head_dim": c.head_dim,
+            "kv_bytes": {str(n): types.n_bytes(n * c.n_kv_values // 2) for n in (4096, c.n_ctx)},
+            "free_bytes": fit.free,
+            "fitting_context": fit.longest(c.n_ctx),
+        }
         if e := c.experts:
-            facts |= {"n_expert": e.n_expert, "n_expert_used": e.n_used, "n_ff_expert": e.n_ff, "n_ff_shared": e.n_ff_shared or None}
+            facts |= {
+                "n_expert": e.n_expert,
+                "n_expert_used": e.n_used,
+                "n_ff_expert": e.n_ff,
+                "n_ff_shared": e.n_ff_shared or None,
+            }
         if c.delta_nets:
             facts |= {"n_recurrent_layer": len(c.delta_nets.layers), "state_bytes": 4 * c.n_state_values}
     return facts | {"metadata": {key: plain(value) for key, value in get.items()}}
@@ -87,7 +146,11 @@ def plain(value: Any) -> Any:
     """A value of the metadata for JSON, which has no NaN; arrays that are long or hold arrays are only described."""
     if not isinstance(value, LazyArray):
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    return [plain(v) for v in value.read()] if len(value) <= SHOWN_ELEMENTS and value.elem_type != ARRAY else f"array of {len(value)}"
+    return (
+        [plain(v) for v in value.read()]
+        if len(value) <= SHOWN_ELEMENTS and value.elem_type != ARRAY
+        else f"array of {len(value)}"
+    )
 
 
 def column(names: Iterable[str]) -> int:
@@ -107,29 +170,55 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
         row("architecture", facts["architecture"]),
         row("runs", "yes" if facts["runs"] else f"no: {facts['why_not']}"),
         row("parameters", f"{facts['n_params']:,}"),
-        row("file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"),
+        row(
+            "file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"
+        ),
         row("context", facts["context_length"]),
         row("layers", facts["n_layer"]),
         row("embedding", f"{facts['n_embd']}{n_ff}"),
-        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}")]
+        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}"),
+    ]
     if facts["n_expert"]:
         shared = f"; one of {facts['n_ff_shared']} for all tokens" if facts["n_ff_shared"] else ""
-        lines += [row("experts", f"{facts['n_expert']}, {facts['n_expert_used']} used, each of {facts['n_ff_expert']}{shared}")]
+        lines += [
+            row(
+                "experts",
+                f"{facts['n_expert']}, {facts['n_expert_used']} used, each of {facts['n_ff_expert']}{shared}",
+            )
+        ]
     if facts["n_recurrent_layer"]:
-        lines += [row("recurrent", f"{facts['n_recurrent_layer']} layers, with a state of {size(facts['state_bytes'])}")]
+        lines += [
+            row(
+                "recurrent",
+                f"{facts['n_recurrent_layer']} layers, with a state of {size(facts['state_bytes'])}",
+            )
+        ]
     lines += [
         row("vocabulary", facts["n_vocab"]),
         row("chat template", "yes" if facts["chat_template"] else "no"),
-        row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none")]
+        row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none"),
+    ]
     if facts["kv_bytes"]:
-        lines += [row("context memory", ", ".join(f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items()))]
+        lines += [
+            row(
+                "context memory",
+                ", ".join(f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items()),
+            )
+        ]
     if facts["free_bytes"] is not None:
-        lines += [row("fits", f"{facts['fitting_context']} of {facts['context_length']} tokens in {size(facts['free_bytes'])} free")]
+        lines += [
+            row(
+                "fits",
+                f"{facts['fitting_context']} of {facts['context_length']} tokens in {size(facts['free_bytes'])} free",
+            )
+        ]
     lines += ["", f"metadata ({facts['n_kv']})"]
     width = column(file.metadata)
     for key, value in facts["metadata"].items():
         kind, shown = file.metadata.typed[key].type_name, str(value)
-        lines.append(f"  {printable(key):<{width}} {kind:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}")
+        lines.append(
+            f"  {printable(key):<{width}} {kind:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}"
+        )
     if "tensors" in facts:
         lines += ["", f"tensors ({facts['n_tensors']})"]
         width = column(file.tensors)

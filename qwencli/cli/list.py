@@ -1,4 +1,5 @@
 """`qwencli list`"""
+
 from __future__ import annotations
 
 import json
@@ -35,15 +36,26 @@ def describe(model: Installed) -> dict[str, Any]:
     from ..ggml_types import FILE_TYPES
     from ..gguf_file import GGUFFile
     from ..model import load_model
+
     facts: dict[str, Any] = {
-        "name": model.name, "architecture": None, "quant": None, "size_bytes": model.size,
-        "path": str(model.paths[0]), "n_files": len(model.paths), "owner": model.owner, "runs": False, "why_not": None}
+        "name": model.name,
+        "architecture": None,
+        "quant": None,
+        "size_bytes": model.size,
+        "path": str(model.paths[0]),
+        "n_files": len(model.paths),
+        "owner": model.owner,
+        "runs": False,
+        "why_not": None,
+    }
     try:
         file = GGUFFile(model.paths[0])
         types = Counter(t.type.name for t in file.tensors.values())
         common = types.most_common(1)[0][0] if types else None
-        facts |= {"architecture": file.metadata.string("general.architecture", None),
-                  "quant": FILE_TYPES.get(file.metadata.integer("general.file_type", -1, -2**31), common)}
+        facts |= {
+            "architecture": file.metadata.string("general.architecture", None),
+            "quant": FILE_TYPES.get(file.metadata.integer("general.file_type", -1, -(2**31)), common),
+        }
         load_model(file)
         facts["runs"] = True
     except QwenError as error:
@@ -53,13 +65,32 @@ def describe(model: Installed) -> dict[str, Any]:
 
 def as_table(facts: Sequence[dict[str, Any]]) -> str:
     """A line for each model. Where stdout is a terminal paths are cut in front to fit it; names never are, they have to be typed."""
-    rows = [[f["name"], f["architecture"] or "-", f["quant"] or "-", size(f["size_bytes"]),
-             short(f["path"]) if f["runs"] else f"can't run: {f['why_not']}"] for f in facts]
+    rows = [
+        [
+            f["name"],
+            f["architecture"] or "-",
+            f["quant"] or "-",
+            size(f["size_bytes"]),
+            short(f["path"]) if f["runs"] else f"can't run: {f['why_not']}",
+        ]
+        for f in facts
+    ]
     rows = [["name", "arch", "quant", "size", "path"]] + [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     room = max(16, shutil.get_terminal_size().columns - sum(widths) - 8) if sys.stdout.isatty() else None
-    return "".join("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].ljust(widths[2]), row[3].rjust(widths[3]),
-                              cut(row[4], room)]).rstrip() + "\n" for row in rows)
+    return "".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                row[1].ljust(widths[1]),
+                row[2].ljust(widths[2]),
+                row[3].rjust(widths[3]),
+                cut(row[4], room),
+            ]
+        ).rstrip()
+        + "\n"
+        for row in rows
+    )
 
 
 def short(path: str) -> str:
@@ -71,7 +102,7 @@ def cut(text: str, room: int | None) -> str:
     """Paths keep their end, reasons their beginning."""
     if room is None or len(text) <= room:
         return text
-    return text[:room - 1] + "…" if text.startswith("can't run") else "…" + text[1 - room:]
+    return text[: room - 1] + "…" if text.startswith("can't run") else "…" + text[1 - room :]
 
 
 list = list_models

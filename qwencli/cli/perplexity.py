@@ -1,4 +1,5 @@
 """`qwencli perplexity`"""
+
 from __future__ import annotations
 
 import json
@@ -24,14 +25,35 @@ from ._common import (
 from ._models import Wanted, choose_model, model_option
 
 
-@click.command(epilog=example("qwencli perplexity -f wiki.test.raw",
-                              "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json"))
+@click.command(
+    epilog=example(
+        "qwencli perplexity -f wiki.test.raw",
+        "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json",
+    )
+)
 @model_option
-@click.option("-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin.")
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4, 2**30), default=512, show_default=True, help="Tokens a chunk.")
+@click.option(
+    "-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin."
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    "n_ctx",
+    type=click.IntRange(4, 2**30),
+    default=512,
+    show_default=True,
+    help="Tokens a chunk.",
+)
 @fit_option
-@click.option("-b", "--batch-size", "n_batch", type=click.IntRange(1, 2**20), default=2048, show_default=True,
-              help="Tokens a step: part of a chunk, or several chunks.")
+@click.option(
+    "-b",
+    "--batch-size",
+    "n_batch",
+    type=click.IntRange(1, 2**20),
+    default=2048,
+    show_default=True,
+    help="Tokens a step: part of a chunk, or several chunks.",
+)
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
 @backend_option
@@ -39,8 +61,20 @@ from ._models import Wanted, choose_model, model_option
 @cache_type_v_option
 @json_option
 @mmap_option
-def perplexity(model: Wanted | None, file: str, n_ctx: int, fit: bool | None, n_batch: int, chunks: int | None, threads: int | None,
-               backend: str, cache_type_k: str | None, cache_type_v: str | None, as_json: bool, no_mmap: bool) -> None:
+def perplexity(
+    model: Wanted | None,
+    file: str,
+    n_ctx: int,
+    fit: bool | None,
+    n_batch: int,
+    chunks: int | None,
+    threads: int | None,
+    backend: str,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    as_json: bool,
+    no_mmap: bool,
+) -> None:
     """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
 
     The running value after each chunk goes to stdout, then the final estimate and its standard error.
@@ -52,10 +86,22 @@ def perplexity(model: Wanted | None, file: str, n_ctx: int, fit: bool | None, n_
     from ..llm import LLM
     from ..perplexity import count_chunks
     from ..perplexity import perplexity as estimates
+
     start = time.perf_counter()
     in_a_step = max(1, n_batch // n_ctx) * n_ctx
-    llm = LLM(chosen.path, in_a_step, threads, not no_mmap, backend, say, Bar(unit="kernel"), cache_type_k=cache_type_k,
-              cache_type_v=cache_type_v, fit=fit, n_batch=n_batch)
+    llm = LLM(
+        chosen.path,
+        in_a_step,
+        threads,
+        not no_mmap,
+        backend,
+        say,
+        Bar(unit="kernel"),
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        fit=fit,
+        n_batch=n_batch,
+    )
     n_ctx, n_batch = min(n_ctx, llm.engine.n_ctx), min(n_batch, llm.engine.n_ctx)
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
@@ -69,8 +115,20 @@ def perplexity(model: Wanted | None, file: str, n_ctx: int, fit: bool | None, n_
                 write_text(f"[{estimate.n_chunks}]{estimate.ppl:.4f},")
     last = done[-1]
     if as_json:
-        write_text(json.dumps({"ppl": last.ppl, "stderr": last.stderr, "n_chunks": last.n_chunks, "n_ctx": n_ctx, "n_tokens": len(tokens),
-                               "chunks": [e.ppl for e in done], "seconds": time.perf_counter() - start}) + "\n")
+        write_text(
+            json.dumps(
+                {
+                    "ppl": last.ppl,
+                    "stderr": last.stderr,
+                    "n_chunks": last.n_chunks,
+                    "n_ctx": n_ctx,
+                    "n_tokens": len(tokens),
+                    "chunks": [e.ppl for e in done],
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            + "\n"
+        )
     else:
         error = f" +/- {last.stderr:.5f}" if last.stderr is not None else ""
         write_text(f"\nFinal estimate: PPL = {last.ppl:.4f}{error}\n")

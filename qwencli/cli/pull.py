@@ -1,4 +1,5 @@
 """`qwencli pull`"""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +11,13 @@ from ._common import example, json_option, write_text
 from ._models import fetch
 
 
-@click.command(epilog=example("qwencli pull bartowski/Qwen_Qwen3-0.6B-GGUF", "qwencli pull bartowski/Qwen_Qwen3-0.6B-GGUF:Q8_0",
-                              'qwencli run -m "$(qwencli pull user/repo:Q4_K_M)" -p hello'))
+@click.command(
+    epilog=example(
+        "qwencli pull bartowski/Qwen_Qwen3-0.6B-GGUF",
+        "qwencli pull bartowski/Qwen_Qwen3-0.6B-GGUF:Q8_0",
+        'qwencli run -m "$(qwencli pull user/repo:Q4_K_M)" -p hello',
+    )
+)
 @click.argument("name", metavar="USER/REPO[:QUANT]")
 @json_option
 def pull(name: str, as_json: bool) -> None:
@@ -21,11 +27,20 @@ def pull(name: str, as_json: bool) -> None:
     with by the next call. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE are respected.
     """
     from ..hub.names import HubName
+
     wanted = HubName.parse(name)
     if wanted is None:
-        raise InputError(f"{name}: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf")
+        raise InputError(
+            f"{name}: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"
+        )
     from ..hub.downloads import look_up
+
     model = look_up(wanted)
     path = fetch(model)
-    facts = {"name": model.name, "path": str(path), "files": [file.path for file in model.files], "size_bytes": model.n_bytes}
+    facts = {
+        "name": model.name,
+        "path": str(path),
+        "files": [file.path for file in model.files],
+        "size_bytes": model.n_bytes,
+    }
     write_text(json.dumps(facts) + "\n" if as_json else f"{path}\n")

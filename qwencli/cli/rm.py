@@ -1,4 +1,5 @@
 """`qwencli rm`"""
+
 from __future__ import annotations
 
 import sys
@@ -10,7 +11,9 @@ from ..units import size
 from ._common import example, say
 
 
-@click.command(epilog=example("qwencli rm bartowski/Qwen_Qwen3-0.6B-GGUF:Q4_K_M", "qwencli rm -y models/old.gguf"))
+@click.command(
+    epilog=example("qwencli rm bartowski/Qwen_Qwen3-0.6B-GGUF:Q4_K_M", "qwencli rm -y models/old.gguf")
+)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 def rm(names: tuple[str, ...], yes: bool) -> None:
@@ -19,6 +22,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
     Of a repository with several models only the named one goes. Nothing else is ever touched.
     """
     from ..hub.removal import removable, remove
+
     models = [removable(name) for name in dict.fromkeys(names)]
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):

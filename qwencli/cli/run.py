@@ -1,4 +1,5 @@
 """`qwencli run`"""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +12,15 @@ import click
 
 from ..errors import InputError
 from ..units import size
-from ._answers import AnswerPrinter, Thinking, answer_fields, length_option, named_template, template_option, thinking_options
+from ._answers import (
+    AnswerPrinter,
+    Thinking,
+    answer_fields,
+    length_option,
+    named_template,
+    template_option,
+    thinking_options,
+)
 from ._bar import Bar
 from ._common import example, json_option, read_text, warn, write_text
 from ._grammar import Grammar, grammar_options
@@ -26,19 +35,35 @@ if TYPE_CHECKING:
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
 
-@click.command(epilog=example('qwencli run -p "Once upon a time"',
-                              "qwencli run -m model.gguf -p 'Say hello' -n 64 --temp 0",
-                              "echo 'One day' | qwencli run --raw -q > story.txt"))
-@click.option("-p", "--prompt", help="The prompt. \\n, \\t, \\\", \\\\ and \\x41 stand for characters, see --no-escape.")
-@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin, which is also the default.")
+@click.command(
+    epilog=example(
+        'qwencli run -p "Once upon a time"',
+        "qwencli run -m model.gguf -p 'Say hello' -n 64 --temp 0",
+        "echo 'One day' | qwencli run --raw -q > story.txt",
+    )
+)
+@click.option(
+    "-p", "--prompt", help='The prompt. \\n, \\t, \\", \\\\ and \\x41 stand for characters, see --no-escape.'
+)
+@click.option(
+    "-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin, which is also the default."
+)
 @length_option
 @loading_options
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @template_option
 @thinking_options
-@click.option("--raw", is_flag=True,
-              help="Continue the prompt as it stands, without the chat template; control tokens in it are recognised.")
-@click.option("--stop", metavar="STR", multiple=True, help="End at this text, which is left out. May be given several times.")
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Continue the prompt as it stands, without the chat template; control tokens in it are recognised.",
+)
+@click.option(
+    "--stop",
+    metavar="STR",
+    multiple=True,
+    help="End at this text, which is left out. May be given several times.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
 @click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop as they stand.")
 @grammar_options
@@ -46,10 +71,28 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @sampling_options
 @probability_options
 @json_option
-@click.option("-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal.")
-def run(prompt: str | None, file: str | None, max_tokens: int | None, loader: Loader, system: str | None, chat_template: str | None,
-        thinking: Thinking, raw: bool, stop: tuple[str, ...], ignore_eos: bool, no_escape: bool, grammar: Grammar,
-        session: str | None, sampling: dict[str, Any], probabilities: Probabilities, as_json: bool, verbose: bool) -> int:
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal."
+)
+def run(
+    prompt: str | None,
+    file: str | None,
+    max_tokens: int | None,
+    loader: Loader,
+    system: str | None,
+    chat_template: str | None,
+    thinking: Thinking,
+    raw: bool,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    no_escape: bool,
+    grammar: Grammar,
+    session: str | None,
+    sampling: dict[str, Any],
+    probabilities: Probabilities,
+    as_json: bool,
+    verbose: bool,
+) -> int:
     """Generate text that answers or continues a prompt.
 
     If the model has a chat template the prompt is one user turn; --raw continues it as it stands. The generated text alone goes to stdout.
@@ -59,13 +102,17 @@ def run(prompt: str | None, file: str | None, max_tokens: int | None, loader: Lo
     if loader.quiet and verbose:
         raise click.UsageError("give -q or -v, not both")
     if raw and (system is not None or chat_template is not None or thinking.asked):
-        raise click.UsageError("--system, --chat-template and what is said of thinking need a chat template, which --raw leaves out")
+        raise click.UsageError(
+            "--system, --chat-template and what is said of thinking need a chat template, which --raw leaves out"
+        )
     if probabilities.logprobs is not None and not as_json:
         raise click.UsageError("--logprobs needs --json, where it shows")
     if prompt is None and file is None and sys.stdin.isatty():
         raise click.UsageError("give a prompt with -p, -f or on stdin")
     if prompt is None:
-        prompt = read_text(file).removesuffix("\n")  # as llama.cpp: files end with a newline that is not meant
+        prompt = read_text(file).removesuffix(
+            "\n"
+        )  # as llama.cpp: files end with a newline that is not meant
     elif not no_escape:
         prompt = unescape(prompt)
     if not no_escape:
@@ -83,6 +130,7 @@ def run(prompt: str | None, file: str | None, max_tokens: int | None, loader: Lo
 
     from ..dialogue.dialogue import Settings
     from ..dialogue.local import LocalChat
+
     params = llm.sampling(**sampling, **probabilities.sampling())
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
@@ -100,10 +148,12 @@ def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": prompt}]
 
 
-def generate(chat: LocalChat, events: Events, bar: Bar, thinking: Thinking, probabilities: Probabilities,
-             as_json: bool) -> int:
+def generate(
+    chat: LocalChat, events: Events, bar: Bar, thinking: Thinking, probabilities: Probabilities, as_json: bool
+) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
     from ..dialogue.dialogue import Answer
+
     answer, printer, held = Answer(), AnswerPrinter(thinking.hide_thinking), []
     hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text in pieces
     cancelled = False
@@ -133,15 +183,22 @@ def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> 
     """An answer as --json shows it."""
     seq = chat.sequence
     about = {"tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason}
-    return answer_fields(answer) | about | probabilities.json(seq, chat.llm.tokenizer) | {"timings": chat.stats()}
+    return (
+        answer_fields(answer)
+        | about
+        | probabilities.json(seq, chat.llm.tokenizer)
+        | {"timings": chat.stats()}
+    )
 
 
 def closing_line(chat: LocalChat) -> str:
     t, memory = chat.stats(), peak_memory()
     cached = f"{t['cached_n']:.0f} of them cached, " if t["cached_n"] else ""
-    parts = [f"prompt {t['prompt_n'] + t['cached_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",
-             f"generation {t['predicted_n']:.0f} tokens, {t['predicted_per_second']:.1f} t/s",
-             f"stopped by {chat.stop_reason}"]
+    parts = [
+        f"prompt {t['prompt_n'] + t['cached_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",
+        f"generation {t['predicted_n']:.0f} tokens, {t['predicted_per_second']:.1f} t/s",
+        f"stopped by {chat.stop_reason}",
+    ]
     return "; ".join(parts + ([f"memory {size(memory)}"] if memory else []))
 
 
@@ -160,8 +217,10 @@ def unescape(text: str) -> str:
 
     Raises InputError if the bytes written as \xHH are no UTF-8.
     """
+
     def replace(match: re.Match[bytes]) -> bytes:
         return ESCAPES.get(match[1]) or bytes([int(match[1][1:], 16)])
+
     try:
         return re.sub(rb"\\([nrt'\"\\]|x[0-9a-fA-F]{2})", replace, text.encode()).decode()
     except UnicodeError:

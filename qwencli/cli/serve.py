@@ -1,4 +1,5 @@
 """`qwencli serve`"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,35 +22,108 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return click.option(*names, is_flag=True, hidden=True, expose_value=False)
 
 
-@click.command(epilog=example("qwencli serve", "qwencli serve -m model.gguf --host 0.0.0.0 --port 8080 -n 512 --api-key-file keys.txt",
-                              "curl http://127.0.0.1:8080/completion -d '{\"prompt\": \"Once upon a time\"}'"))
+@click.command(
+    epilog=example(
+        "qwencli serve",
+        "qwencli serve -m model.gguf --host 0.0.0.0 --port 8080 -n 512 --api-key-file keys.txt",
+        'curl http://127.0.0.1:8080/completion -d \'{"prompt": "Once upon a time"}\'',
+    )
+)
 @loading_options
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any that is free.")
-@click.option("-np", "--parallel", "n_slots", type=click.IntRange(1, 256), default=4, show_default=True, metavar="N",
-              help="Requests that are answered at once, each with the whole context.")
-@click.option("--queue", "n_queue", type=click.IntRange(0, 100_000), default=64, show_default=True, metavar="N",
-              help="Requests that may wait; more are told to come again.")
-@click.option("-n", "--predict", "--n-predict", "max_tokens", type=click.IntRange(-1, 2**31 - 1), metavar="N",
-              help="Tokens of an answer where the request does not say. Default, and -1: until the context is full.")
-@click.option("--api-key", metavar="KEY", envvar=KEY_VARIABLES,
-              help="Ask for this key; several with commas between them. Default: $QWENCLI_API_KEY, $LLAMA_API_KEY.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where to listen; 0.0.0.0 is every network.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any that is free."
+)
+@click.option(
+    "-np",
+    "--parallel",
+    "n_slots",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Requests that are answered at once, each with the whole context.",
+)
+@click.option(
+    "--queue",
+    "n_queue",
+    type=click.IntRange(0, 100_000),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Requests that may wait; more are told to come again.",
+)
+@click.option(
+    "-n",
+    "--predict",
+    "--n-predict",
+    "max_tokens",
+    type=click.IntRange(-1, 2**31 - 1),
+    metavar="N",
+    help="Tokens of an answer where the request does not say. Default, and -1: until the context is full.",
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar=KEY_VARIABLES,
+    help="Ask for this key; several with commas between them. Default: $QWENCLI_API_KEY, $LLAMA_API_KEY.",
+)
 @click.option("--api-key-file", metavar="FILE", help="Ask for one of the keys in this file, one a line.")
 @click.option("--ssl-key-file", metavar="FILE", help="Speak HTTPS with this private key, PEM.")
 @click.option("--ssl-cert-file", metavar="FILE", help="Speak HTTPS with this certificate, PEM.")
-@click.option("--cors-origins", metavar="ORIGINS", help="Sites whose pages may use the server, with commas between them; * is all.")
+@click.option(
+    "--cors-origins",
+    metavar="ORIGINS",
+    help="Sites whose pages may use the server, with commas between them; * is all.",
+)
 @click.option("-a", "--alias", metavar="NAME", help="The model's name in answers. Default: the file's.")
-@click.option("-to", "--timeout", type=click.FloatRange(0.1, 86400), default=60, show_default=True, metavar="SECONDS",
-              help="How long a client may take to send a request, and to take what it is sent.")
-@click.option("--grace", type=click.FloatRange(0, 86400), default=30, show_default=True, metavar="SECONDS",
-              help="How long running requests may go on at the end (SIGTERM, Ctrl-C).")
+@click.option(
+    "-to",
+    "--timeout",
+    type=click.FloatRange(0.1, 86400),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a client may take to send a request, and to take what it is sent.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 86400),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running requests may go on at the end (SIGTERM, Ctrl-C).",
+)
 @template_option
-@click.option("--think/--no-think", default=None, help="Whether the model thinks first where the request does not say.")
-@click.option("--reasoning-budget", type=click.IntRange(-1, 2**31 - 1), metavar="N",
-              help="End thinking after N tokens where the request does not say; -1 = never.")
-@click.option("--pooling", type=click.Choice(["last", "mean"]), default="last", show_default=True,
-              help="What an embedding is made of: the last token or the mean of all.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of the line for each request.")
+@click.option(
+    "--think/--no-think", default=None, help="Whether the model thinks first where the request does not say."
+)
+@click.option(
+    "--reasoning-budget",
+    type=click.IntRange(-1, 2**31 - 1),
+    metavar="N",
+    help="End thinking after N tokens where the request does not say; -1 = never.",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["last", "mean"]),
+    default="last",
+    show_default=True,
+    help="What an embedding is made of: the last token or the mean of all.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Of the line for each request.",
+)
 @click.option("--log-prompts", is_flag=True, help="Put prompts and answers into the log.")
 @click.option("--no-ui", "--no-webui", is_flag=True, help="Leave the page at / out.")
 @always_so("-cb", "--cont-batching")
@@ -57,10 +131,30 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 @always_so("--metrics")
 @always_so("--slots")
 @sampling_options
-def serve(loader: Loader, host: str, port: int, n_slots: int, n_queue: int, max_tokens: int | None, api_key: str | None,
-          api_key_file: str | None, ssl_key_file: str | None, ssl_cert_file: str | None, cors_origins: str | None, alias: str | None,
-          timeout: float, grace: float, chat_template: str | None, think: bool | None, reasoning_budget: int | None, pooling: str,
-          log_format: str, log_prompts: bool, no_ui: bool, sampling: dict[str, Any]) -> int:
+def serve(
+    loader: Loader,
+    host: str,
+    port: int,
+    n_slots: int,
+    n_queue: int,
+    max_tokens: int | None,
+    api_key: str | None,
+    api_key_file: str | None,
+    ssl_key_file: str | None,
+    ssl_cert_file: str | None,
+    cors_origins: str | None,
+    alias: str | None,
+    timeout: float,
+    grace: float,
+    chat_template: str | None,
+    think: bool | None,
+    reasoning_budget: int | None,
+    pooling: str,
+    log_format: str,
+    log_prompts: bool,
+    no_ui: bool,
+    sampling: dict[str, Any],
+) -> int:
     """Answer HTTP requests, of OpenAI's API and of llama.cpp's, and show a page for chats.
 
     The options are llama-server's. What a request leaves open is taken from here, the sampling options too.
@@ -81,14 +175,26 @@ def serve(loader: Loader, host: str, port: int, n_slots: int, n_queue: int, max_
     if not keys and not run.is_loopback(host):
         warn(f"everybody who reaches {host} can use this server: --api-key asks for a key")
     config = Config(
-        name=alias or llm.file.path.name, sampling=llm.sampling(**sampling), max_tokens=None if max_tokens == -1 else max_tokens,
-        template=template or llm.chat_template, think=think, reasoning_budget=None if reasoning_budget == -1 else reasoning_budget,
-        api_keys=keys, cors_origins=tuple(origin.lower().rstrip("/") for origin in items(cors_origins or "")), timeout=timeout,
-        host=host, ui=not no_ui, log_format="none" if loader.quiet else log_format, log_prompts=log_prompts)
+        name=alias or llm.file.path.name,
+        sampling=llm.sampling(**sampling),
+        max_tokens=None if max_tokens == -1 else max_tokens,
+        template=template or llm.chat_template,
+        think=think,
+        reasoning_budget=None if reasoning_budget == -1 else reasoning_budget,
+        api_keys=keys,
+        cors_origins=tuple(origin.lower().rstrip("/") for origin in items(cors_origins or "")),
+        timeout=timeout,
+        host=host,
+        ui=not no_ui,
+        log_format="none" if loader.quiet else log_format,
+        log_prompts=log_prompts,
+    )
 
     positions = llm.fit.positions(n_slots)
     limited = positions is not None and positions < n_slots * llm.engine.n_ctx
-    about = f"{n_slots} at once, context {llm.engine.n_ctx}" + f", memory for {positions} tokens in all" * limited
+    about = (
+        f"{n_slots} at once, context {llm.engine.n_ctx}" + f", memory for {positions} tokens in all" * limited
+    )
 
     def ready() -> None:
         if not loader.quiet:

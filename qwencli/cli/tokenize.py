@@ -1,4 +1,5 @@
 """`qwencli tokenize`"""
+
 from __future__ import annotations
 
 import json
@@ -10,9 +11,13 @@ from ._common import example, json_option, mmap_option, read_text, write_text
 from ._models import Wanted, choose_model, model_option
 
 
-@click.command(epilog=example('qwencli tokenize "Once upon a time"',
-                              "qwencli tokenize -f text.txt --ids",
-                              "echo '<|im_end|>' | qwencli tokenize --special --json"))
+@click.command(
+    epilog=example(
+        'qwencli tokenize "Once upon a time"',
+        "qwencli tokenize -f text.txt --ids",
+        "echo '<|im_end|>' | qwencli tokenize --special --json",
+    )
+)
 @click.argument("text", required=False)
 @model_option
 @click.option("-f", "--file", metavar="FILE", help="Read the text from a file; - is stdin.")
@@ -20,7 +25,15 @@ from ._models import Wanted, choose_model, model_option
 @json_option
 @click.option("--special", is_flag=True, help="Recognise control tokens such as <|im_end|> in the text.")
 @mmap_option
-def tokenize(text: str | None, model: Wanted | None, file: str | None, only_ids: bool, as_json: bool, special: bool, no_mmap: bool) -> None:
+def tokenize(
+    text: str | None,
+    model: Wanted | None,
+    file: str | None,
+    only_ids: bool,
+    as_json: bool,
+    special: bool,
+    no_mmap: bool,
+) -> None:
     """Show the tokens of a text: TEXT, a file, or stdin, taken as it stands."""
     if text is not None and file is not None:
         raise click.UsageError("give TEXT or -f, not both")
@@ -28,13 +41,17 @@ def tokenize(text: str | None, model: Wanted | None, file: str | None, only_ids:
         raise click.UsageError("give --ids or --json, not both")
     from ..gguf_file import GGUFFile
     from ..tokenizer import Tokenizer
+
     chosen = choose_model(model, quiet=model is not None)
     tokenizer = Tokenizer(GGUFFile(chosen.path, use_mmap=not no_mmap))
     ids = tokenizer.encode(read_text(file) if text is None else text, parse_special=special)
     if only_ids:
         write_text(f"{ids}\n")
     elif as_json:
-        write_text(json.dumps({"ids": ids, "pieces": [tokenizer.decode([i]) for i in ids]}, ensure_ascii=False) + "\n")
+        write_text(
+            json.dumps({"ids": ids, "pieces": [tokenizer.decode([i]) for i in ids]}, ensure_ascii=False)
+            + "\n"
+        )
     else:
         write_text("".join(f"{i:6} -> {tokenizer.decode([i])!r}\n" for i in ids))
 
@@ -44,5 +61,7 @@ def parse_ids(text: str) -> list[int]:
     words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
     for word in words:
         if not (word.isascii() and word.isdecimal() and len(word) < 11):
-            raise InputError(f"{word[:40]!r} is no token id, expected whole numbers separated by blanks or commas")
+            raise InputError(
+                f"{word[:40]!r} is no token id, expected whole numbers separated by blanks or commas"
+            )
     return [int(word) for word in words]

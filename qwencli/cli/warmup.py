@@ -1,4 +1,5 @@
 """`qwencli warmup`"""
+
 from __future__ import annotations
 
 import json
@@ -10,17 +11,45 @@ from ._common import cache_type_k_option, cache_type_v_option, example, json_opt
 from ._models import Wanted, choose_model, models_option
 
 
-@click.command(epilog=example("qwencli warmup", "qwencli warmup -m model.gguf", "qwencli warmup -m model.gguf --all --isa avx2 --json"))
+@click.command(
+    epilog=example(
+        "qwencli warmup",
+        "qwencli warmup -m model.gguf",
+        "qwencli warmup -m model.gguf --all --isa avx2 --json",
+    )
+)
 @models_option
-@click.option("--isa", "isas", metavar="NAME", multiple=True,
-              help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.")
-@click.option("--all", "all_formats", is_flag=True, help="Compile for every format that the models may come in, not only for theirs.")
-@click.option("--tune/--no-tune", default=True, show_default=True, help="Try which tiles of products are the fastest on this CPU.")
+@click.option(
+    "--isa",
+    "isas",
+    metavar="NAME",
+    multiple=True,
+    help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.",
+)
+@click.option(
+    "--all",
+    "all_formats",
+    is_flag=True,
+    help="Compile for every format that the models may come in, not only for theirs.",
+)
+@click.option(
+    "--tune/--no-tune",
+    default=True,
+    show_default=True,
+    help="Try which tiles of products are the fastest on this CPU.",
+)
 @cache_type_k_option
 @cache_type_v_option
 @json_option
-def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool, tune: bool, cache_type_k: str | None,
-           cache_type_v: str | None, as_json: bool) -> None:
+def warmup(
+    models: list[Wanted | None],
+    isas: tuple[str, ...],
+    all_formats: bool,
+    tune: bool,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    as_json: bool,
+) -> None:
     """Compile what a model needs ahead of its first run, as when a container image is built.
 
     Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are found again by a user who has the same cache folder, on a
@@ -31,6 +60,7 @@ def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool
     from ..kv_cache import CacheTypes
     from ..model import load_model
     from ..warmup import warm_up
+
     done = []
     loaded, types = [load_model(GGUFFile(path)) for path in paths], CacheTypes(cache_type_k, cache_type_v)
     for found in warm_up(loaded, isas, all_formats, say, Bar(unit="kernel"), tune, types):
@@ -39,4 +69,6 @@ def warmup(models: list[Wanted | None], isas: tuple[str, ...], all_formats: bool
             counts = f"{found.compiled} kernels compiled in {found.seconds:.1f} s, {found.present} were there"
             write_text(f"{found.isa}: {counts}; {found.folder}\n")
     if as_json:
-        write_text(json.dumps({"isas": [found._asdict() | {"folder": str(found.folder)} for found in done]}) + "\n")
+        write_text(
+            json.dumps({"isas": [found._asdict() | {"folder": str(found.folder)} for found in done]}) + "\n"
+        )

@@ -1,4 +1,5 @@
 """A conversation with a model: its messages, and what the user does to them. Neither the model nor the terminal is in here."""
+
 from __future__ import annotations
 
 import json
@@ -26,6 +27,7 @@ class Settings:
 
     Raises InputError for values that make no sense.
     """
+
     sampling: SamplingParams
     max_tokens: int | None = None
     think: bool | None = None
@@ -37,7 +39,9 @@ class Settings:
         for name in "max_tokens", "reasoning_budget":
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 0 <= value <= MAX_COUNT):
-                raise InputError(f"{name} is {value!r}, expected a whole number from 0 to {MAX_COUNT}, or none")
+                raise InputError(
+                    f"{name} is {value!r}, expected a whole number from 0 to {MAX_COUNT}, or none"
+                )
         if self.think is not None and type(self.think) is not bool:
             raise InputError(f"think is {self.think!r}, expected true, false or none")
 
@@ -69,8 +73,14 @@ class Dialogue:
     `may_drop` is asked where the conversation fills the context: whether its oldest turns may go. `report` is told what went.
     """
 
-    def __init__(self, model: ChatModel, settings: Settings, messages: Sequence[Message] = (),
-                 may_drop: Callable[[], bool] = lambda: False, report: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        settings: Settings,
+        messages: Sequence[Message] = (),
+        may_drop: Callable[[], bool] = lambda: False,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.model, self.settings = model, settings
         self.messages: list[Message] = list(messages)
         self.draft = ""
@@ -87,7 +97,7 @@ class Dialogue:
 
     def regenerate(self) -> Events:
         """Answer the last question anew. Raises InputError if there is none, ContextFull, QwenError."""
-        yield from self._answer(self.messages[:self._last_question() + 1])
+        yield from self._answer(self.messages[: self._last_question() + 1])
 
     def undo(self) -> str:
         """Take back the last question with its answer. Returns the question. Raises InputError if there is none."""
@@ -103,7 +113,7 @@ class Dialogue:
 
     def clear(self) -> None:
         """Begin anew, under the same system message."""
-        self.messages = self.messages[:n_system(self.messages)]
+        self.messages = self.messages[: n_system(self.messages)]
         self.draft = self.attached = ""
         self._cut = False
 
@@ -114,7 +124,7 @@ class Dialogue:
 
     @system.setter
     def system(self, text: str) -> None:
-        self.messages[:n_system(self.messages)] = [{"role": "system", "content": text}] if text else []
+        self.messages[: n_system(self.messages)] = [{"role": "system", "content": text}] if text else []
 
     def _last_question(self) -> int:
         questions = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
@@ -128,7 +138,9 @@ class Dialogue:
         try:
             for event in self._events(messages):
                 if len(messages) < n_messages:
-                    self._report(f"the context is full: dropped the {n_messages - len(messages)} oldest messages")
+                    self._report(
+                        f"the context is full: dropped the {n_messages - len(messages)} oldest messages"
+                    )
                     n_messages = len(messages)
                 answer.add(event)
                 yield event
@@ -178,7 +190,7 @@ def drop_oldest(messages: list[Message]) -> bool:
         return False
     sizes = [sum(len(m["content"] or "") for m in messages[begin:end]) for begin, end in pairwise(begins)]
     n = next(n for n in range(1, len(sizes) + 1) if 4 * sum(sizes[:n]) >= sum(sizes))
-    del messages[begins[0]:begins[n]]
+    del messages[begins[0] : begins[n]]
     return True
 
 
@@ -204,7 +216,14 @@ class Answer:
             message["reasoning_content"] = self.reasoning
         if self.calls:
             message["tool_calls"] = [
-                {"id": f"call_{i}", "type": "function",
-                 "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}}
-                for i, call in enumerate(self.calls)]
+                {
+                    "id": f"call_{i}",
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                    },
+                }
+                for i, call in enumerate(self.calls)
+            ]
         return message

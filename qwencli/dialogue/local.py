@@ -1,4 +1,5 @@
 """Conversations with a model that runs here: messages in, events of its answer out."""
+
 from __future__ import annotations
 
 import contextlib
@@ -26,6 +27,7 @@ LONG_TEXT = 2**20
 
 class Told(NamedTuple):
     """The text of a conversation up to the end of an answer, and the tokens that it was read and written in."""
+
     text: str
     guard: str
     tokens: list[int]
@@ -40,9 +42,17 @@ class LocalChat:
     `on_step` and `on_token` are Completion's. Each answer, behind its thinking, is held to what `constraint` gives.
     """
 
-    def __init__(self, llm: LLM, template: ChatTemplate | None = None, stop: Sequence[str] = (), ignore_eos: bool = False,
-                 on_step: Callable[[int, int], None] | None = None, on_token: Callable[[int], None] | None = None,
-                 look_ahead: bool = False, constraint: Callable[[], Constraint] | None = None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        template: ChatTemplate | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
+        on_token: Callable[[int], None] | None = None,
+        look_ahead: bool = False,
+        constraint: Callable[[], Constraint] | None = None,
+    ) -> None:
         self.llm, self._stop, self._ignore_eos, self._constraint = llm, stop, ignore_eos, constraint
         self.template = template or llm.chat_template or ChatTemplate.named("chatml")
         self.on_step, self.on_token = on_step, on_token
@@ -64,7 +74,10 @@ class LocalChat:
         """The last answer's timings, and how much of the context it filled (`context_n` of `n_ctx` tokens)."""
         if self.completion is None:
             return {}
-        return self.completion.timings() | {"context_n": len(self.completion.sequence.tokens), "n_ctx": self.llm.engine.n_ctx}
+        return self.completion.timings() | {
+            "context_n": len(self.completion.sequence.tokens),
+            "n_ctx": self.llm.engine.n_ctx,
+        }
 
     def answer(self, messages: Sequence[Message], settings: Settings) -> Events:
         """See ChatModel.answer."""
@@ -78,15 +91,22 @@ class LocalChat:
         tokens = self._encode(prompt)
         n_ctx = self.llm.engine.n_ctx
         if len(tokens) >= n_ctx:
-            raise ContextFull(f"the conversation has {len(tokens)} tokens, which leaves no room for an answer in the context of {n_ctx}: "
-                              "shorten it or raise -c")
+            raise ContextFull(
+                f"the conversation has {len(tokens)} tokens, which leaves no room for an answer in the context of {n_ctx}: "
+                "shorten it or raise -c"
+            )
         limit = settings.reasoning_budget if think else 0  # also where a template knows of no switch
         budget = None if limit is None else ReasoningBudget(limit, inside)
         constraint = self._constraint and self._constraint()
         if constraint and (inside or (think and self.template.reads("enable_thinking"))):
             from ..chat.after_thinking import AfterThinking
+
             constraint = AfterThinking(constraint, self.llm.tokenizer, inside)
-        pieces, parser, answer = self._complete(tokens, settings, budget, constraint), AnswerParser(inside, settings.tools), Answer()
+        pieces, parser, answer = (
+            self._complete(tokens, settings, budget, constraint),
+            AnswerParser(inside, settings.tools),
+            Answer(),
+        )
         try:
             for piece in pieces:
                 for event in parser.add(piece):
@@ -121,10 +141,12 @@ class LocalChat:
         prompt = self._render([*messages, {"role": "user", "content": ANY_QUESTION}], settings, think)
         before = prompt.text.rpartition(ANY_QUESTION)[0]
         end = max((before.rfind(control) for control in self.llm.tokenizer.control_texts), default=0)
-        return self._encode(prompt._replace(text=before[:max(end, 0)]))
+        return self._encode(prompt._replace(text=before[: max(end, 0)]))
 
     def _render(self, messages: Sequence[Message], settings: Settings, think: bool) -> Rendered:
-        return self.template.rendered(self.llm.tokenizer, list(map(for_template, messages)), settings.tools, enable_thinking=think)
+        return self.template.rendered(
+            self.llm.tokenizer, list(map(for_template, messages)), settings.tools, enable_thinking=think
+        )
 
     def go_on(self, text: str, settings: Settings) -> Events:
         """Continue a text as it stands, without a template; control tokens in it are recognised."""
@@ -139,19 +161,36 @@ class LocalChat:
         """Raise ContextFull for a text that is too long whatever its tokens are: cutting takes a second a megabyte, and Ctrl-C waits."""
         n_ctx = self.llm.engine.n_ctx
         if len(text) > LONG_TEXT and self.llm.tokenizer.fewest(text) > n_ctx:
-            raise ContextFull(f"the conversation has {len(text)} characters, more than the context of {n_ctx} tokens can hold: "
-                              "shorten it or raise -c")
+            raise ContextFull(
+                f"the conversation has {len(text)} characters, more than the context of {n_ctx} tokens can hold: "
+                "shorten it or raise -c"
+            )
 
-    def _complete(self, tokens: list[int], settings: Settings, budget: ReasoningBudget | None,
-                  constraint: Constraint | None) -> Generator[str, None, None]:
-        self.completion = Completion(self.llm, tokens, settings.sampling, settings.max_tokens, self._stop, self._ignore_eos,
-                                     self.on_step, self.on_token, budget, constraint)
+    def _complete(
+        self,
+        tokens: list[int],
+        settings: Settings,
+        budget: ReasoningBudget | None,
+        constraint: Constraint | None,
+    ) -> Generator[str, None, None]:
+        self.completion = Completion(
+            self.llm,
+            tokens,
+            settings.sampling,
+            settings.max_tokens,
+            self._stop,
+            self._ignore_eos,
+            self.on_step,
+            self.on_token,
+            budget,
+            constraint,
+        )
         return self.completion.run()
 
     def _encode(self, prompt: Rendered) -> list[int]:
         """The prompt's tokens; where it goes on from what was told, with the tokens that this was told in: a model may have written a
         word in other tokens than the tokenizer cuts it into."""
-        told, rest = self._told, prompt.text[len(self._told.text):]
+        told, rest = self._told, prompt.text[len(self._told.text) :]
         tokenizer = self.llm.tokenizer
         goes_on = told.tokens and told.guard == prompt.guard and prompt.text.startswith(told.text)
         if goes_on and (not rest or rest.startswith(tuple(tokenizer.control_texts))):

@@ -1,4 +1,5 @@
 """What a next turn will begin with, computed while its user reads and types."""
+
 from __future__ import annotations
 
 import threading

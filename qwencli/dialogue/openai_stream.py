@@ -1,4 +1,5 @@
 """A streamed answer of OpenAI's protocol: from bytes to events."""
+
 from __future__ import annotations
 
 import json
@@ -57,7 +58,10 @@ class StreamedAnswer:
         choice = mapping(choices[0]) if isinstance(choices, list) and choices else {}
         delta = mapping(choice.get("delta")) or mapping(choice.get("message"))
         self.finish = text(choice.get("finish_reason")) or self.finish
-        thought, content = text(delta.get("reasoning_content")) or text(delta.get("reasoning")), text(delta.get("content"))
+        thought, content = (
+            text(delta.get("reasoning_content")) or text(delta.get("reasoning")),
+            text(delta.get("content")),
+        )
         calls = delta.get("tool_calls")
         if thought or content or calls:
             self._last = time.monotonic()
@@ -92,8 +96,11 @@ class StreamedAnswer:
         """Tokens and milliseconds by llama.cpp's names, as the server gives them; times are else measured here, counts left out."""
         given = {"cached_n" if name == "cache_n" else name: value for name, value in self._timings.items()}
         if not given:
-            given = {"predicted_n": self._usage.get("completion_tokens"),
-                     "prompt_ms": 1e3 * (self._first - self._begin), "predicted_ms": 1e3 * (self._last - self._first)}
+            given = {
+                "predicted_n": self._usage.get("completion_tokens"),
+                "prompt_ms": 1e3 * (self._first - self._begin),
+                "predicted_ms": 1e3 * (self._last - self._first),
+            }
             prompt: Any = self._usage.get("prompt_tokens")
             cached = mapping(self._usage.get("prompt_tokens_details")).get("cached_tokens") or 0
             if is_count(prompt) and is_count(cached):
@@ -114,7 +121,9 @@ class PartialCall:
         arguments = parsed(written)
         if self.name and arguments is not None:
             return ToolCall(self.name, arguments)
-        return Content(f'<tool_call>\n{{"name": {json.dumps(self.name, ensure_ascii=False)}, "arguments": {written}}}\n</tool_call>')
+        return Content(
+            f'<tool_call>\n{{"name": {json.dumps(self.name, ensure_ascii=False)}, "arguments": {written}}}\n</tool_call>'
+        )
 
 
 def parsed(data: bytes | str) -> dict[str, Any] | None:

@@ -1,4 +1,5 @@
 """A chat with a server that speaks OpenAI's protocol: llama-server, vLLM, Ollama, LM Studio and others."""
+
 from __future__ import annotations
 
 import http.client
@@ -29,7 +30,10 @@ MAX_STREAM = 2**28
 MAX_REDIRECTS = 5
 MAX_MESSAGE = 400
 """Characters of what a server says of an error."""
-CONTEXT_FULL = re.compile("exceed_context_size_error|context_length_exceeded|exceeds the available context|maximum context length", re.I)
+CONTEXT_FULL = re.compile(
+    "exceed_context_size_error|context_length_exceeded|exceeds the available context|maximum context length",
+    re.I,
+)
 """By what one knows that a conversation is too long: llama-server's type, OpenAI's code, and the words of older ones and of vLLM."""
 IN_PATHS = "/%:@!$&'()*+,;=?"
 STOP_REASONS = {"length": "length", "content_filter": "stop"}
@@ -50,10 +54,14 @@ class RemoteChat:
     Raises InputError for an address or a key that cannot be right.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, model: str | None = None, timeout: float = 600.0) -> None:
+    def __init__(
+        self, url: str, api_key: str | None = None, model: str | None = None, timeout: float = 600.0
+    ) -> None:
         self._origin, self._host, self._port, self._path = parse_address(url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise InputError("the API key has characters that no key has")  # http.client's own message would show it
+            raise InputError(
+                "the API key has characters that no key has"
+            )  # http.client's own message would show it
         self._key = api_key
         self.model = model
         self.timeout = timeout
@@ -100,10 +108,16 @@ class RemoteChat:
         return "default"
 
     @contextmanager
-    def _request(self, method: str, path: str, body: bytes | None = None) -> Iterator[http.client.HTTPResponse]:
+    def _request(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
         """Send a request, follow redirects within the server, and close the connection at the end, whatever ends it."""
         path = self._path + path
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json", "User-Agent": "qwencli"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+            "User-Agent": "qwencli",
+        }
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         for _ in range(MAX_REDIRECTS + 1):
@@ -131,7 +145,8 @@ class RemoteChat:
         if self._origin.startswith("https:"):
             tls = ssl.create_default_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=CONNECT_SECONDS, context=tls)
+                self._host, self._port, timeout=CONNECT_SECONDS, context=tls
+            )
         else:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_SECONDS)
         try:
@@ -171,7 +186,9 @@ class RemoteChat:
         elif kind == "application/json":
             datas = iter([self._body(response)])
         else:
-            raise self._error(f"answers with {kind or 'something unknown'}: is it an OpenAI-compatible server?")
+            raise self._error(
+                f"answers with {kind or 'something unknown'}: is it an OpenAI-compatible server?"
+            )
         for data in datas:
             if data == b"[DONE]":
                 self._answer.finish = self._answer.finish or "stop"
@@ -204,16 +221,24 @@ class RemoteChat:
             advice = ", is the --api-key right?" if self._key else ", give a key with --api-key"
             return self._failure(f"refuses access ({status}{advice})", answer)
         if status == 404:
-            return self._failure(f"has no {self._path}/chat/completions, or no model {self.model} (404)", answer)
+            return self._failure(
+                f"has no {self._path}/chat/completions, or no model {self.model} (404)", answer
+            )
         if status == 429:
             wait = response.getheader("Retry-After", "")
-            return self._failure(f"has too much to do (429), try again {f'in {wait} seconds' if wait.isdecimal() else 'later'}", answer)
+            return self._failure(
+                f"has too much to do (429), try again {f'in {wait} seconds' if wait.isdecimal() else 'later'}",
+                answer,
+            )
         return self._failure(f"answers {status} {response.reason}", answer)
 
     def _failure(self, what: str, answer: dict[str, Any]) -> QwenError:
         """An error that the server describes in JSON."""
         error, message = mapping(answer.get("error")) or answer, message_of(answer)
-        if CONTEXT_FULL.search(f"{error.get('type')} {error.get('code')} {message}") and not self._answer.begun:
+        if (
+            CONTEXT_FULL.search(f"{error.get('type')} {error.get('code')} {message}")
+            and not self._answer.begun
+        ):
             return self._error(f"finds the conversation longer than its context: {message}", ContextFull)
         return self._error(f"{what}: {message}" if message else what)
 
@@ -233,7 +258,12 @@ def parse_address(url: str) -> tuple[str, str, int, str]:
         host, port = parts.hostname or "", parts.port or default
     except (ValueError, KeyError):
         host = ""
-    if not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", host) or parts.username is not None or parts.query or parts.fragment:
+    if (
+        not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", host)
+        or parts.username is not None
+        or parts.query
+        or parts.fragment
+    ):
         shown = url.rpartition("@")[2][:100]  # before it there may be a password
         raise InputError(f"{shown} is no address of a server, expected http://host:port or https://host")
     path = quote(parts.path.rstrip("/"), safe=IN_PATHS)
@@ -250,8 +280,12 @@ def request_body(model: str, messages: Sequence[Message], settings: Settings) ->
     left out: the models' templates leave it out.
     """
     body: dict[str, Any] = {
-        "model": model, "messages": [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages],
-        "stream": True, "stream_options": {"include_usage": True}, **sampling_fields(settings.sampling)}
+        "model": model,
+        "messages": [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **sampling_fields(settings.sampling),
+    }
     if settings.max_tokens is not None:
         body["max_tokens"] = settings.max_tokens
     think = False if settings.reasoning_budget == 0 else settings.think
@@ -267,7 +301,13 @@ def request_body(model: str, messages: Sequence[Message], settings: Settings) ->
 def sampling_fields(params: SamplingParams) -> dict[str, Any]:
     """The settings that are no defaults, by the names of OpenAI's protocol or else llama-server's."""
     defaults = type(params)()
-    chosen = {f.name: getattr(params, f.name) for f in fields(params) if getattr(params, f.name) != getattr(defaults, f.name)}
+    chosen = {
+        f.name: getattr(params, f.name)
+        for f in fields(params)
+        if getattr(params, f.name) != getattr(defaults, f.name)
+    }
     if "logit_bias" in chosen:
-        chosen["logit_bias"] = {token: min(max(bias, -100.0), 100.0) for token, bias in chosen["logit_bias"]}  # JSON has no infinity
+        chosen["logit_bias"] = {
+            token: min(max(bias, -100.0), 100.0) for token, bias in chosen["logit_bias"]
+        }  # JSON has no infinity
     return {WIRE_NAMES.get(name, name): value for name, value in chosen.items() if name not in LOCAL}

@@ -1,4 +1,5 @@
 """The settings of a chat by their names, as a user types them or a file holds them."""
+
 from __future__ import annotations
 
 import difflib
@@ -14,7 +15,12 @@ from .dialogue import Settings
 Parser = Callable[[str], Any]
 NOT_NAMED = {"sampling", "tools", "n_probs", "explain"}
 """Fields that are no settings of a chat by themselves."""
-EXPECTED = {"float": "a number", "int": "a whole number", "bool": "on or off", "dry_sequence_breakers": 'JSON, such as ["\\n", ":"]'}
+EXPECTED = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "on or off",
+    "dry_sequence_breakers": 'JSON, such as ["\\n", ":"]',
+}
 SWITCH = {"on": True, "off": False}
 
 
@@ -25,17 +31,28 @@ def names() -> list[str]:
 
 def values(settings: Settings) -> dict[str, Any]:
     """All settings by name, for JSON."""
-    found = {name: getattr(settings if hasattr(settings, name) else settings.sampling, name) for name in names()}
-    return {name: shown(name, value) if name == "logit_bias" else value for name, value in found.items()}  # JSON has no infinity
+    found = {
+        name: getattr(settings if hasattr(settings, name) else settings.sampling, name) for name in names()
+    }
+    return {
+        name: shown(name, value) if name == "logit_bias" else value for name, value in found.items()
+    }  # JSON has no infinity
 
 
 def changed(settings: Settings, new: Mapping[str, Any]) -> Settings:
     """The settings with new values for some, as `values` gives them. Raises InputError for unknown names and wrong values."""
     for name in new:
         check_name(name)
-    new = {name: parse(name, value) if name == "logit_bias" and isinstance(value, str) else value for name, value in new.items()}
+    new = {
+        name: parse(name, value) if name == "logit_bias" and isinstance(value, str) else value
+        for name, value in new.items()
+    }
     sampling = {name: value for name, value in new.items() if not hasattr(settings, name)}
-    return replace(settings, sampling=replace(settings.sampling, **sampling), **{name: new[name] for name in new.keys() - sampling.keys()})
+    return replace(
+        settings,
+        sampling=replace(settings.sampling, **sampling),
+        **{name: new[name] for name in new.keys() - sampling.keys()},
+    )
 
 
 def parse(name: str, text: str) -> Any:
@@ -43,8 +60,15 @@ def parse(name: str, text: str) -> Any:
     check_name(name)
     kind, _, none = _type(name).partition(" | ")
     parsers: dict[str, Parser] = {
-        "float": float, "int": int, "bool": SWITCH.__getitem__, "samplers": parse_samplers, "dry_sequence_breakers": json.loads,
-        "logit_bias": lambda text: [parse_logit_bias(each) for each in text.split(";")] if text != "none" else []}
+        "float": float,
+        "int": int,
+        "bool": SWITCH.__getitem__,
+        "samplers": parse_samplers,
+        "dry_sequence_breakers": json.loads,
+        "logit_bias": lambda text: (
+            [parse_logit_bias(each) for each in text.split(";")] if text != "none" else []
+        ),
+    }
     if none and text == "none":
         return None
     key = name if name in parsers else kind

@@ -1,4 +1,5 @@
 """Conversations in files: JSON that people can read, with the messages as OpenAI's API has them."""
+
 from __future__ import annotations
 
 import json
@@ -22,6 +23,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 class Transcript(NamedTuple):
     """A conversation, the settings that it was held with, and in words which model answered."""
+
     model: str
     settings: Settings
     messages: Sequence[Message]
@@ -33,9 +35,16 @@ def save(path: str | os.PathLike[str], transcript: Transcript, overwrite: bool =
     A file that is no transcript is left alone unless `overwrite`. Raises InputError for one, QwenError where nothing can be written.
     """
     if not overwrite and os.path.exists(path) and not _may_go(path):
-        raise InputError(f"{path}: a file that is no transcript of ours, so it is left alone; /save! overwrites it")
-    content = {"format": FORMAT, "version": VERSION, "model": transcript.model, "settings": values(transcript.settings),
-               "messages": list(transcript.messages)}
+        raise InputError(
+            f"{path}: a file that is no transcript of ours, so it is left alone; /save! overwrites it"
+        )
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": transcript.model,
+        "settings": values(transcript.settings),
+        "messages": list(transcript.messages),
+    }
     text = json.dumps(content, indent=2, ensure_ascii=False)
     with replacing(path) as f:
         f.write(text.encode() + b"\n")
@@ -65,8 +74,13 @@ def load(path: str | os.PathLike[str]) -> Transcript:
 
 def _parsed(raw: bytes) -> Transcript:
     content = json.loads(raw)
-    _check(isinstance(content, dict) and content.get("format") == FORMAT, f'expected a JSON object with "format": "{FORMAT}"')
-    _check(content.get("version") == VERSION, f"its version is {content.get('version')!r}, expected {VERSION}")
+    _check(
+        isinstance(content, dict) and content.get("format") == FORMAT,
+        f'expected a JSON object with "format": "{FORMAT}"',
+    )
+    _check(
+        content.get("version") == VERSION, f"its version is {content.get('version')!r}, expected {VERSION}"
+    )
     model, settings, messages = (content.get(key) for key in ("model", "settings", "messages"))
     _check(_is_text(model), "its model is no text")
     _check(isinstance(settings, dict), "it has no settings")
@@ -91,8 +105,13 @@ def _check_message(i: int, m: Any) -> None:
 def _is_call(call: Any) -> bool:
     """Whether it is a call of a function as OpenAI's API has it, with the arguments as a JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
-    return (isinstance(function, dict) and call.get("type") == "function" and _is_text(call.get("id"))
-            and _is_text(function.get("name")) and _is_text(function.get("arguments")))
+    return (
+        isinstance(function, dict)
+        and call.get("type") == "function"
+        and _is_text(call.get("id"))
+        and _is_text(function.get("name"))
+        and _is_text(function.get("arguments"))
+    )
 
 
 def _is_text(value: Any) -> bool:

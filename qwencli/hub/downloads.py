@@ -4,6 +4,7 @@ That library is asked for everything but the download itself: its newer versions
 none compares the SHA-256. Here the part stays as `blobs/<etag>.incomplete`, its older versions' name, and becomes a blob once it is right;
 linking it into a snapshot is the library's work again. Used is what 0.34 and 2.x both have.
 """
+
 from __future__ import annotations
 
 import errno
@@ -27,6 +28,7 @@ FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 class RemoteFile(NamedTuple):
     """A file on the hub; `sha256` is None where it is not kept as a large one."""
+
     path: str
     n_bytes: int | None
     sha256: str | None
@@ -34,6 +36,7 @@ class RemoteFile(NamedTuple):
 
 class RemoteModel(NamedTuple):
     """A model on the hub, under the name that `-m` takes once it is here; more than one file where it is split."""
+
     name: str
     repo: str
     files: list[RemoteFile]
@@ -46,14 +49,23 @@ class RemoteModel(NamedTuple):
 def look_up(name: HubName, first: bool = False) -> RemoteModel:
     """Ask the hub which files a name means; `first` as in names.choose. Raises QwenError where it is not there or can't be reached."""
     from huggingface_hub import HfApi
+
     with _errors(name.repo):
         info = HfApi(endpoint=endpoint()).model_info(name.repo, files_metadata=True)
-        about = {file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
-                 for file in info.siblings or []
-                 if ".." not in file.rfilename.split("/") and not re.search(r"^/|[\\:\0-\x1f\x7f]", file.rfilename)}
+        about = {
+            file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
+            for file in info.siblings or []
+            if ".." not in file.rfilename.split("/") and not re.search(r"^/|[\\:\0-\x1f\x7f]", file.rfilename)
+        }
     models = models_among(about)
-    chosen = choose(name, {first: sum(about[part].n_bytes or 0 for part in parts) for first, parts in models.items()}, first)
-    return RemoteModel(names_of(name.repo, models)[chosen], name.repo, [about[part] for part in models[chosen]])
+    chosen = choose(
+        name,
+        {first: sum(about[part].n_bytes or 0 for part in parts) for first, parts in models.items()},
+        first,
+    )
+    return RemoteModel(
+        names_of(name.repo, models)[chosen], name.repo, [about[part] for part in models[chosen]]
+    )
 
 
 def fetch(model: RemoteModel, begins: Callable[[str, int, int | None], Any], checked: Progress) -> Path:
@@ -69,22 +81,30 @@ def fetch(model: RemoteModel, begins: Callable[[str, int, int | None], Any], che
     return first
 
 
-def _fetch_file(repo: str, file: RemoteFile, begins: Callable[[str, int, int | None], Any], checked: Progress) -> Path:
+def _fetch_file(
+    repo: str, file: RemoteFile, begins: Callable[[str, int, int | None], Any], checked: Progress
+) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import WeakFileLock
+
     cache = hub_cache()
     url = hf_hub_url(repo, file.path, endpoint=endpoint())
     about = get_hf_file_metadata(url)
     etag, folder = about.etag or "", "models--" + repo.replace("/", "--")
     if not re.fullmatch(r"\w[\w.-]*", etag, re.ASCII):  # becomes the name of a file
-        raise QwenError(f"{repo}: {endpoint()} names no usable ETag for {file.path}, expected one of letters and digits")
+        raise QwenError(
+            f"{repo}: {endpoint()} names no usable ETag for {file.path}, expected one of letters and digits"
+        )
     blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
     if not isinstance(try_to_load_from_cache(repo, file.path, cache, about.commit_hash), str):
         for path in blob, lock:
             path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if not blob.exists():
-                partial, n_bytes = blob.with_name(f"{etag}.incomplete"), about.size if about.size is not None else file.n_bytes
+                partial, n_bytes = (
+                    blob.with_name(f"{etag}.incomplete"),
+                    about.size if about.size is not None else file.n_bytes,
+                )
                 begins(file.path, partial.stat().st_size if partial.exists() else 0, n_bytes)
                 _download(url, partial, file.path, n_bytes)
                 _check(partial, repo, file, checked)
@@ -98,14 +118,24 @@ def _fetch_file(repo: str, file: RemoteFile, begins: Callable[[str, int, int | N
 def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
+
     with partial.open("ab") as f:
         if n_bytes is not None:
             if f.tell() > n_bytes:  # no part of it
                 f.seek(f.truncate(0))
             free = shutil.disk_usage(partial.parent).free
             if free < n_bytes - f.tell():
-                raise QwenError(f"{partial.parent}: {(n_bytes - f.tell()) / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
-        http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=n_bytes, displayed_filename=shown)
+                raise QwenError(
+                    f"{partial.parent}: {(n_bytes - f.tell()) / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+                )
+        http_get(
+            url,
+            f,
+            resume_size=f.tell(),
+            headers=build_hf_headers(),
+            expected_size=n_bytes,
+            displayed_filename=shown,
+        )
 
 
 def _check(partial: Path, repo: str, file: RemoteFile, checked: Progress) -> None:
@@ -118,7 +148,9 @@ def _check(partial: Path, repo: str, file: RemoteFile, checked: Progress) -> Non
             checked(f.tell(), n_bytes)
     if digest.hexdigest() != file.sha256:
         partial.unlink()
-        raise QwenError(f"{repo}: {file.path} arrived with the SHA-256 {digest.hexdigest()}, expected {file.sha256}: removed, try again")
+        raise QwenError(
+            f"{repo}: {file.path} arrived with the SHA-256 {digest.hexdigest()}, expected {file.sha256}: removed, try again"
+        )
 
 
 # -- What can go wrong --------------------------------------------------------------------------------------------------
@@ -135,29 +167,48 @@ def _errors(repo: str) -> Iterator[None]:
         yield
     except QwenError:
         raise
-    except Exception as error:  # hub, HTTP and Xet libraries raise of many kinds; each becomes a line that says what to do
+    except (
+        Exception
+    ) as error:  # hub, HTTP and Xet libraries raise of many kinds; each becomes a line that says what to do
         raise _explained(repo, error) from None
 
 
 def _explained(repo: str, error: Any) -> Exception:
     from huggingface_hub import errors, get_token
+
     if isinstance(error, errors.GatedRepoError):
-        return QwenError(f"{repo}: its owner wants to know who fetches it: ask for access on {endpoint()}/{repo}, "
-                         "then set HF_TOKEN to your token or call `hf auth login`")
-    code = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response is not None else 0
-    if isinstance(error, errors.RepositoryNotFoundError) or (code == 401 and not get_token()):  # what strangers are told
+        return QwenError(
+            f"{repo}: its owner wants to know who fetches it: ask for access on {endpoint()}/{repo}, "
+            "then set HF_TOKEN to your token or call `hf auth login`"
+        )
+    code = (
+        error.response.status_code
+        if isinstance(error, errors.HfHubHTTPError) and error.response is not None
+        else 0
+    )
+    if isinstance(error, errors.RepositoryNotFoundError) or (
+        code == 401 and not get_token()
+    ):  # what strangers are told
         return _not_found(repo)
     if code:
-        why = {401: "the token in HF_TOKEN is not accepted", 403: "the token in HF_TOKEN does not allow it", 404: "not found",
-               429: "too many requests, try again later"}.get(code, "try again later" if code >= 500 else "refused")
+        why = {
+            401: "the token in HF_TOKEN is not accepted",
+            403: "the token in HF_TOKEN does not allow it",
+            404: "not found",
+            429: "too many requests, try again later",
+        }.get(code, "try again later" if code >= 500 else "refused")
         return QwenError(f"{repo}: {endpoint()} answered with {code}: {why}")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return QwenError(f"{repo}: not fetched: HF_HUB_OFFLINE is set")
     if getattr(error, "errno", None) in FULL:
-        return QwenError(f"{hub_cache()}: the disk is full; what was fetched of {repo} stays there and is gone on with")
+        return QwenError(
+            f"{hub_cache()}: the disk is full; what was fetched of {repo} stays there and is gone on with"
+        )
     if getattr(error, "errno", None) and getattr(error, "filename", None):
         return QwenError(f"{error.filename}: {error.strerror}")
-    if isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
         return QwenError(f"{repo}: {endpoint()} does not answer as the hub does: {_first_cause(error)}")
     return QwenError(f"{repo}: {endpoint()} cannot be reached or broke off: {_first_cause(error)}")
 
@@ -172,12 +223,20 @@ def _first_cause(error: BaseException) -> str:
 def _not_found(repo: str) -> QwenError:
     """With names like this one, of installed models and of what a search on the hub finds."""
     from huggingface_hub import HfApi
+
     owner, _, rest = repo.partition("/")
     known = [model.repo for model in installed() if model.repo]
     with suppress(Exception):  # whatever it is: there is an error to report already
         api = HfApi(endpoint=endpoint())
-        known += [model.id for model in api.list_models(author=owner, search=rest[:4], filter="gguf", limit=100)]
-        known += [model.id for model in api.list_models(search=re.sub(r"(?i)-gguf$", "", rest), filter="gguf", limit=20)]
+        known += [
+            model.id for model in api.list_models(author=owner, search=rest[:4], filter="gguf", limit=100)
+        ]
+        known += [
+            model.id
+            for model in api.list_models(search=re.sub(r"(?i)-gguf$", "", rest), filter="gguf", limit=20)
+        ]
     names = near(repo, known)
     suggestions = f"; near names: {', '.join(names)}" if names else ""
-    return QwenError(f"{repo}: no such repository on {endpoint()}, or a private one that needs HF_TOKEN{suggestions}")
+    return QwenError(
+        f"{repo}: no such repository on {endpoint()}, or a private one that needs HF_TOKEN{suggestions}"
+    )

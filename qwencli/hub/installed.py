@@ -3,6 +3,7 @@
 Only names of files are read here, and Ollama's manifests. The hub's cache is looked through without huggingface_hub, whose import takes
 0.3 s. Its layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -25,6 +26,7 @@ class Installed(NamedTuple):
 
     Those of the hub have the repository and the first file's path in it, too.
     """
+
     name: str
     paths: tuple[Path, ...]
     owner: str
@@ -40,7 +42,13 @@ class Installed(NamedTuple):
 def installed() -> list[Installed]:
     """All models that are found and complete, each name once."""
     found: dict[str, Installed] = {}
-    for source in in_variable(), in_folder(MODELS), in_hub_cache(), in_ollama(), [Installed("demo", (EMBEDDED,), "qwencli")]:
+    for source in (
+        in_variable(),
+        in_folder(MODELS),
+        in_hub_cache(),
+        in_ollama(),
+        [Installed("demo", (EMBEDDED,), "qwencli")],
+    ):
         for model in source:
             found.setdefault(model.name, model)
     return list(found.values())
@@ -72,12 +80,18 @@ def find(name: str, first: bool = False, hub: bool = False) -> Installed | None:
 def near(name: str, models: list[str] | None = None) -> list[str]:
     """Up to three names like this one, of the installed models or of the given names."""
     names = [model.name for model in installed()] if models is None else models
-    by_key: dict[str, list[str]] = {}  # a name is like another as a whole, without the user, or without the tag too
+    by_key: dict[
+        str, list[str]
+    ] = {}  # a name is like another as a whole, without the user, or without the tag too
     for full in names:
         last = full.rpartition("/")[2]
         for key in {full.lower(), last.lower(), last.partition(":")[0].lower()}:
             by_key.setdefault(key, []).append(full)
-    keys = [key for text in (name.lower(), name.rpartition("/")[2].lower()) for key in difflib.get_close_matches(text, by_key, 4)]
+    keys = [
+        key
+        for text in (name.lower(), name.rpartition("/")[2].lower())
+        for key in difflib.get_close_matches(text, by_key, 4)
+    ]
     return list(dict.fromkeys(full for key in keys for full in by_key[key]))[:3]
 
 
@@ -99,8 +113,12 @@ def in_folder(folder: Path) -> Iterator[Installed]:
 
 def hub_cache() -> Path:
     """The cache of huggingface_hub, named by the variables that it reads."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    folder = (
+        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    )
     return Path(os.path.expandvars(os.path.expanduser(folder)))
 
 
@@ -113,7 +131,9 @@ def in_hub_cache() -> Iterator[Installed]:
         repo = name.removeprefix("models--").replace("--", "/", 1)
         found: dict[str, tuple[Path, ...]] = {}
         for snapshot in _snapshots(folder):
-            files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.is_file()]
+            files = [
+                path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.is_file()
+            ]
             for first, parts in models_among(files).items():
                 found.setdefault(first, tuple(snapshot / part for part in parts))
         names = names_of(repo, found)
@@ -131,7 +151,11 @@ def _snapshots(folder: Path) -> list[Path]:
 
 def in_ollama() -> Iterator[Installed]:
     """Ollama's names: without its own registry's host and library, with the tag."""
-    own = [os.environ["OLLAMA_MODELS"]] if os.environ.get("OLLAMA_MODELS") else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+    own = (
+        [os.environ["OLLAMA_MODELS"]]
+        if os.environ.get("OLLAMA_MODELS")
+        else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+    )
     for folder in (Path(os.path.expanduser(name)) for name in own):
         for manifest in sorted((folder / "manifests").glob("*/*/*/*")):
             blob = _ollama_blob(folder, manifest)

@@ -1,4 +1,5 @@
 """Names of models on the hub: which GGUF file of a repository `user/repo:Q4_K_M` means. Names only, nothing is fetched here."""
+
 from __future__ import annotations
 
 import re
@@ -11,13 +12,17 @@ from ..gguf_file import SPLIT_NAME
 
 DEFAULT_TAG = "Q4_K_M"
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<tag>[\w.-]+)|/(?P<file>[^:\\]+\.gguf))?", re.ASCII)
-QUANT = re.compile(r"(?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|B?F16|FP16|F32|FP32|MXFP4(?:_MOE)?|NVFP4)(?![A-Z0-9])", re.IGNORECASE)
+QUANT = re.compile(
+    r"(?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|B?F16|FP16|F32|FP32|MXFP4(?:_MOE)?|NVFP4)(?![A-Z0-9])",
+    re.IGNORECASE,
+)
 NO_MODEL = re.compile(r"mmproj|imatrix|mtp-|eagle3-|dflash-|dspark-", re.IGNORECASE)
 """Parts of the names of files that go with a model and are none: those that llama.cpp leaves out."""
 
 
 class HubName(NamedTuple):
     """`user/repo`, with the tag of a quantization or a file in the repository, or neither."""
+
     repo: str
     tag: str | None = None
     file: str | None = None
@@ -43,7 +48,9 @@ def models_among(files: Iterable[str]) -> dict[str, list[str]]:
         if not split:
             models[file] = [file]
         elif int(split["number"]) == 1:
-            parts = [f"{split['stem']}-{i + 1:05}-of-{split['count']}.gguf" for i in range(int(split["count"]))]
+            parts = [
+                f"{split['stem']}-{i + 1:05}-of-{split['count']}.gguf" for i in range(int(split["count"]))
+            ]
             if known.issuperset(parts):
                 models[file] = parts
     return models
@@ -52,7 +59,11 @@ def models_among(files: Iterable[str]) -> dict[str, list[str]]:
 def tag_of(file: str) -> str | None:
     """The quantization that a file's name ends with or else its folder's, in capitals: Q4_K_M, IQ4_XS, UD-Q4_K_XL, BF16 ..."""
     for part in reversed(_stem(file).split("/")):
-        found = [match[0] for match in QUANT.finditer(part) if not part[match.start() - 1:match.start()].isalnum()]
+        found = [
+            match[0]
+            for match in QUANT.finditer(part)
+            if not part[match.start() - 1 : match.start()].isalnum()
+        ]
         if found:
             return found[-1].upper()
     return None
@@ -62,7 +73,10 @@ def names_of(repo: str, models: Iterable[str]) -> dict[str, str]:
     """A name for each model: with its tag, or with its file where it has no tag or shares it."""
     tags = {file: tag_of(file) for file in models}
     count = Counter(tags.values())
-    return {file: str(HubName(repo, tag) if tag and count[tag] == 1 else HubName(repo, None, file)) for file, tag in tags.items()}
+    return {
+        file: str(HubName(repo, tag) if tag and count[tag] == 1 else HubName(repo, None, file))
+        for file, tag in tags.items()
+    }
 
 
 def choose(name: HubName, sizes: Mapping[str, int | None], first: bool = False) -> str:
@@ -75,7 +89,9 @@ def choose(name: HubName, sizes: Mapping[str, int | None], first: bool = False) 
         found = [file for file in sizes if file.lower() == name.file.lower()]
     else:
         for tag in [name.tag] if name.tag else [DEFAULT_TAG, "Q8_0"] if first else [DEFAULT_TAG]:
-            found = [file for file in sizes if tag_of(file) == tag.upper()] or [file for file in sizes if _says(file, tag)]
+            found = [file for file in sizes if tag_of(file) == tag.upper()] or [
+                file for file in sizes if _says(file, tag)
+            ]
             if found:
                 break
         if not found and not name.tag and (first or len(sizes) == 1):
@@ -85,7 +101,10 @@ def choose(name: HubName, sizes: Mapping[str, int | None], first: bool = False) 
     if not sizes:
         raise InputError(f"{name.repo} holds no GGUF models")
     names = names_of(name.repo, sizes)
-    shown = [names[file].removeprefix(f"{name.repo}:") + (f" ({size / 1e6:,.0f} MB)" if size else "") for file, size in sizes.items()]
+    shown = [
+        names[file].removeprefix(f"{name.repo}:") + (f" ({size / 1e6:,.0f} MB)" if size else "")
+        for file, size in sizes.items()
+    ]
     wanted = name.file or name.tag or DEFAULT_TAG
     what = f"{len(found)} models that are {wanted}" if found else f"no {wanted}"
     raise InputError(f"{name.repo} holds {what}, choose one with {name.repo}:TAG: {', '.join(shown)}")

@@ -1,4 +1,5 @@
 """Removing installed models: only what lies in the hub's cache or in ./models, and only what nothing else there refers to."""
+
 from __future__ import annotations
 
 import shutil
@@ -14,10 +15,14 @@ def removable(name: str) -> Installed:
     models = {model.name: model for model in installed()}
     model = models.get(name) or models.get(str(Path(name)))
     if model is None:
-        of_repo = [other.name for other in models.values() if other.repo and other.repo.lower() == name.lower()]
+        of_repo = [
+            other.name for other in models.values() if other.repo and other.repo.lower() == name.lower()
+        ]
         if len(of_repo) != 1:
             names = of_repo or near(name)
-            raise InputError(f"{name}: no model of that name, see `qwencli list`{'; near names: ' + ', '.join(names) if names else ''}")
+            raise InputError(
+                f"{name}: no model of that name, see `qwencli list`{'; near names: ' + ', '.join(names) if names else ''}"
+            )
         model = models[of_repo[0]]
     if model.owner == "ollama":
         raise InputError(f"{name}: Ollama's, remove it with `ollama rm {name}`")
@@ -34,7 +39,12 @@ def remove(model: Installed) -> int:
         return sum(_unlink(path) for path in model.paths)
     folder = hub_cache() / ("models--" + model.repo.replace("/", "--"))
     snapshots, n_bytes = folder / "snapshots", 0
-    files = [path.relative_to(snapshot) for path in model.paths for snapshot in snapshots.iterdir() if path.is_relative_to(snapshot)]
+    files = [
+        path.relative_to(snapshot)
+        for path in model.paths
+        for snapshot in snapshots.iterdir()
+        if path.is_relative_to(snapshot)
+    ]
     blobs = set()
     for path in (snapshot / file for snapshot in snapshots.iterdir() for file in files):
         if path.is_symlink():

@@ -1,4 +1,5 @@
 """Qwen, of 2023 (https://arxiv.org/abs/2309.16609): one matrix with biases for queries, keys and values, and every head with its own."""
+
 from dataclasses import replace
 
 from ..blocks import Decoder

@@ -1,4 +1,5 @@
 """Qwen2 and Qwen2.5, dense (https://arxiv.org/abs/2407.10671): grouped-query attention with biases on queries, keys and values."""
+
 from ..blocks import Decoder
 from ..config import read_config
 from ..gguf_file import GGUFFile

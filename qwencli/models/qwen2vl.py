@@ -1,4 +1,5 @@
 """Qwen2-VL and Qwen2.5-VL (https://arxiv.org/abs/2409.12191), for text: Qwen2 with rotation by several positions, which a text has not."""
+
 from ..blocks import Decoder
 from ..config import read_config
 from ..gguf_file import GGUFFile

@@ -1,4 +1,5 @@
 """Qwen3, dense (https://arxiv.org/abs/2505.09388): grouped-query attention with normalised queries and keys, no biases."""
+
 from ..blocks import Decoder
 from ..config import read_config
 from ..gguf_file import GGUFFile

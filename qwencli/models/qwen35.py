@@ -1,4 +1,5 @@
 """Qwen3.5, dense, for text: gated delta nets, with gated attention in every fourth layer."""
+
 from ..blocks import Decoder
 from ..config import read_config, read_delta_nets
 from ..gguf_file import GGUFFile

@@ -1,4 +1,5 @@
 """Qwen3-30B-A3B and its like (https://arxiv.org/abs/2505.09388): Qwen3 with a mixture of experts."""
+
 from ..blocks import Decoder
 from ..config import read_config, read_experts
 from ..gguf_file import GGUFFile

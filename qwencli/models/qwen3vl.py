@@ -1,4 +1,5 @@
 """Qwen3-VL (https://arxiv.org/abs/2511.21631), dense, for text: Qwen3 with rotation by several positions, which a text has not."""
+
 from ..blocks import Decoder
 from ..config import read_config
 from ..gguf_file import GGUFFile

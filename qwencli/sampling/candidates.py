@@ -1,4 +1,5 @@
 """The tokens that may still be chosen, and what samplers need to know of them: the likeliest, their probabilities, where a token is."""
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -19,6 +20,7 @@ class Candidates(NamedTuple):
     They stand in the order of their ids or, if they are `ordered`, the largest logit first and of equals the lowest id. A sampler gives
     new candidates and leaves those that it got as they are.
     """
+
     ids: I64
     logits: Floats
     ordered: bool = False
@@ -79,7 +81,7 @@ def largest(values: Floats, k: int) -> I64:
     n, n_groups = len(values), max(4 * k, 512)
     some = np.arange(n)
     if n_groups < n // 4:
-        maxima = values[:n - n % n_groups].reshape(-1, n_groups).max(axis=0)
+        maxima = values[: n - n % n_groups].reshape(-1, n_groups).max(axis=0)
         some = np.flatnonzero(values >= np.partition(maxima, n_groups - k)[n_groups - k])
     elif k < n:
         some = np.flatnonzero(values >= np.partition(values, n - k)[n - k])
@@ -88,7 +90,9 @@ def largest(values: Floats, k: int) -> I64:
 
 def weights(logits: Floats) -> Floats:
     """exp(logit - the largest)."""
-    with np.errstate(over="ignore", under="ignore"):  # a difference beyond float32's range is -inf, its weight 0
+    with np.errstate(
+        over="ignore", under="ignore"
+    ):  # a difference beyond float32's range is -inf, its weight 0
         w: Floats = np.exp(logits - logits.max())
     return w
 
@@ -106,7 +110,9 @@ def surprise(logits: Floats) -> tuple[Floats, Floats, float]:
 def drawn(c: Candidates, chance: float) -> tuple[int, float]:
     """The token that a random number in [0, 1) falls on, and its probability."""
     sums = np.cumsum(weights(c.logits), dtype=np.float64)
-    i = int(np.searchsorted(sums, chance * sums[-1], side="right"))  # chance is at most 1 - 2**-53: the product is less than the sum
+    i = int(
+        np.searchsorted(sums, chance * sums[-1], side="right")
+    )  # chance is at most 1 - 2**-53: the product is less than the sum
     return int(c.ids[i]), float((sums[i] - (sums[i - 1] if i else 0.0)) / sums[-1])
 
 

@@ -1,4 +1,5 @@
 """The samplers in a row."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -16,6 +17,7 @@ from .sampler import Breakers
 
 class Now(NamedTuple):
     """What a sampler may look at beside its settings. `chance` is XTC's random number, in [0, 1); `mu` Mirostat's surprise in bits."""
+
     tokens: Sequence[int]
     chance: float
     mu: float
@@ -25,7 +27,7 @@ class Now(NamedTuple):
 
 def last(tokens: Sequence[int], n: int) -> Sequence[int]:
     """The last n tokens, all for -1."""
-    return tokens if n < 0 else tokens[max(0, len(tokens) - n):]
+    return tokens if n < 0 else tokens[max(0, len(tokens) - n) :]
 
 
 def chosen_temperature(c: Candidates, p: SamplingParams) -> Candidates:
@@ -37,9 +39,20 @@ def chosen_temperature(c: Candidates, p: SamplingParams) -> Candidates:
 STAGES: dict[str, Callable[[Candidates, SamplingParams, Now], Candidates]] = {
     "logit_bias": lambda c, p, now: logit_bias(c, p.logit_bias),
     "penalties": lambda c, p, now: penalties(
-        c, Counter(last(now.tokens, p.penalty_last_n)), p.repeat_penalty, p.frequency_penalty, p.presence_penalty),
+        c,
+        Counter(last(now.tokens, p.penalty_last_n)),
+        p.repeat_penalty,
+        p.frequency_penalty,
+        p.presence_penalty,
+    ),
     "dry": lambda c, p, now: dry(
-        c, last(now.tokens, p.dry_penalty_last_n), p.dry_multiplier, p.dry_base, p.dry_allowed_length, now.breakers),
+        c,
+        last(now.tokens, p.dry_penalty_last_n),
+        p.dry_multiplier,
+        p.dry_base,
+        p.dry_allowed_length,
+        now.breakers,
+    ),
     "top_n_sigma": lambda c, p, now: top_n_sigma(c, p.top_n_sigma),
     "top_k": lambda c, p, now: top_k(c, p.top_k),
     "typ_p": lambda c, p, now: typical_p(c, p.typical_p, p.min_keep),
@@ -47,7 +60,9 @@ STAGES: dict[str, Callable[[Candidates, SamplingParams, Now], Candidates]] = {
     "min_p": lambda c, p, now: min_p(c, p.min_p, p.min_keep),
     "xtc": lambda c, p, now: xtc(c, p.xtc_threshold, p.min_keep) if now.chance < p.xtc_probability else c,
     "temperature": lambda c, p, now: chosen_temperature(c, p),
-    "mirostat": lambda c, p, now: mirostat_1(c, now.mu, now.n_vocab) if p.mirostat == 1 else mirostat_2(c, now.mu),
+    "mirostat": lambda c, p, now: (
+        mirostat_1(c, now.mu, now.n_vocab) if p.mirostat == 1 else mirostat_2(c, now.mu)
+    ),
 }
 
 
@@ -55,7 +70,16 @@ def stages(p: SamplingParams) -> list[str]:
     """The samplers that change anything, in their order."""
     if p.mirostat:
         return ["logit_bias"] * bool(p.logit_bias) + ["temperature", "mirostat"]
-    on = {"penalties": p.penalty_last_n != 0 and (p.repeat_penalty, p.frequency_penalty, p.presence_penalty) != (1.0, 0.0, 0.0),
-          "dry": p.dry_multiplier > 0 and p.dry_penalty_last_n != 0, "top_n_sigma": p.top_n_sigma > 0, "top_k": p.top_k > 0,
-          "typ_p": p.typical_p < 1, "top_p": p.top_p < 1, "min_p": p.min_p > 0, "xtc": p.xtc_probability > 0, "temperature": True}
+    on = {
+        "penalties": p.penalty_last_n != 0
+        and (p.repeat_penalty, p.frequency_penalty, p.presence_penalty) != (1.0, 0.0, 0.0),
+        "dry": p.dry_multiplier > 0 and p.dry_penalty_last_n != 0,
+        "top_n_sigma": p.top_n_sigma > 0,
+        "top_k": p.top_k > 0,
+        "typ_p": p.typical_p < 1,
+        "top_p": p.top_p < 1,
+        "min_p": p.min_p > 0,
+        "xtc": p.xtc_probability > 0,
+        "temperature": True,
+    }
     return ["logit_bias"] * bool(p.logit_bias) + [name for name in p.samplers if on[name]]

@@ -1,4 +1,5 @@
 """What a sequence is held to beside its samplers."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

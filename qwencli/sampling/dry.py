@@ -2,6 +2,7 @@
 
 After https://github.com/oobabooga/text-generation-webui/pull/5677, with the breakers of llama.cpp.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,12 +17,25 @@ LARGEST_LOG = 88.7228391
 """log of the largest float32, as llama.cpp has it."""
 
 
-def dry(c: Candidates, tokens: Sequence[int], multiplier: float, base: float, allowed_length: int, breakers: Breakers) -> Candidates:
+def dry(
+    c: Candidates,
+    tokens: Sequence[int],
+    multiplier: float,
+    base: float,
+    allowed_length: int,
+    breakers: Breakers,
+) -> Candidates:
     """With the penalty for each token that would continue a repetition of at least `allowed_length` of the last `tokens`."""
     longest = LARGEST_LOG // math.log(base) if base > 1.0 else math.inf
     lengths = repetitions(tokens, allowed_length, breakers)
-    return add(c, {token: -multiplier * base ** min(length - allowed_length, longest) for token, length in lengths.items()
-                   if () not in breakers.get(token, ())})
+    return add(
+        c,
+        {
+            token: -multiplier * base ** min(length - allowed_length, longest)
+            for token, length in lengths.items()
+            if () not in breakers.get(token, ())
+        },
+    )
 
 
 def repetitions(tokens: Sequence[int], allowed_length: int, breakers: Breakers) -> dict[int, int]:
@@ -67,13 +81,17 @@ def unbroken(tokens: Sequence[int], breakers: Breakers) -> int:
     for n_behind, token in enumerate(reversed(tokens) if breakers else ()):
         if token in breakers:
             begin = n - n_behind
-            tails = [len(tail) for tail in breakers[token] if tuple(tokens[begin:begin + len(tail)]) == tail]
+            tails = [
+                len(tail) for tail in breakers[token] if tuple(tokens[begin : begin + len(tail)]) == tail
+            ]
             if tails:
                 return n_behind - max(tails)
     return n
 
 
-def find_breakers(texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]) -> Breakers:
+def find_breakers(
+    texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]
+) -> Breakers:
     """The breakers for some texts, in a vocabulary of these words; `encode` gives the tokens of a text.
 
     A token breaks alone if it contains the text. If it ends with the text's beginning the tokens of the rest, at most MAX_TAIL, must
@@ -81,11 +99,16 @@ def find_breakers(texts: Sequence[str], words: Sequence[bytes], encode: Callable
     """
     breakers: dict[int, list[tuple[int, ...]]] = {}
     for text in texts:
-        whole, tails = text.encode(), {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))}
+        whole, tails = (
+            text.encode(),
+            {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))},
+        )
         beginnings = tuple(tails)
         for token, word in enumerate(words):
             if whole in word:
                 breakers.setdefault(token, []).append(())
             elif word.endswith(beginnings):
-                breakers.setdefault(token, []).extend(tail for beginning, tail in tails.items() if word.endswith(beginning))
+                breakers.setdefault(token, []).extend(
+                    tail for beginning, tail in tails.items() if word.endswith(beginning)
+                )
     return breakers

@@ -2,6 +2,7 @@
 
 A formula's paper is named; what it leaves open is as in llama.cpp (src/llama-sampler.cpp).
 """
+
 from __future__ import annotations
 
 import math
@@ -47,14 +48,16 @@ def typical_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
     return c.pick(np.sort(reaching(-np.abs(nats - entropy), probabilities, p, min_keep, "right")))
 
 
-def reaching(keys: Floats, shares: Floats, goal: float, min_keep: int, side: Literal["left", "right"] = "left") -> I64:
+def reaching(
+    keys: Floats, shares: Floats, goal: float, min_keep: int, side: Literal["left", "right"] = "left"
+) -> I64:
     """The indices of the largest keys, the largest first, so many that their shares add up to the goal (`right`: exceed it)."""
     k = max(FIRST, min_keep)
     while True:
         best = largest(keys, k)
         count = int(np.searchsorted(np.cumsum(shares[best], dtype=np.float64), goal, side)) + 1
         if count <= len(best) or len(best) == len(keys):
-            return best[:max(count, min_keep)]
+            return best[: max(count, min_keep)]
         k *= 8
 
 

@@ -2,6 +2,7 @@
 
 Both versions look at `mu`, the largest surprise in bits that is allowed now, and change it by what was chosen then.
 """
+
 from __future__ import annotations
 
 import math
@@ -21,7 +22,7 @@ def mirostat_1(c: Candidates, mu: float, n_vocab: int) -> Candidates:
     t = np.log((ranks + 1) / ranks)
     with np.errstate(all="ignore"):
         s = t @ -np.diff(logits) / (t @ t)
-        k = ((s - 1) * np.exp2(mu) / (1 - float(n_vocab)**(1 - s)))**(1 / s)
+        k = ((s - 1) * np.exp2(mu) / (1 - float(n_vocab) ** (1 - s))) ** (1 / s)
     return likeliest(c, int(min(max(k, 1), c.n)) if not np.isnan(k) else c.n)
 
 

@@ -1,4 +1,5 @@
 """How tokens are chosen: the settings of all samplers, where they come from, and what they may be."""
+
 from __future__ import annotations
 
 import math
@@ -10,12 +11,22 @@ from typing import Any
 from ..errors import InputError, ModelError
 from ..metadata import Metadata
 
-LETTERS = {"e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typ_p", "p": "top_p", "m": "min_p", "x": "xtc",
-           "t": "temperature"}
+LETTERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+}
 """llama.cpp's letters for its samplers, and their names, in its order."""
 SAMPLERS = tuple(LETTERS.values())
 ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"} | {
-    alias: name for name in SAMPLERS for alias in (name, name.replace("_", "-"), name.replace("_", ""))}
+    alias: name for name in SAMPLERS for alias in (name, name.replace("_", "-"), name.replace("_", ""))
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class SamplingParams:
     `samplers` says which are applied, one after the other, each to what the ones before have left; `logit_bias` comes before them all.
     `mirostat` 1 or 2 takes their place, behind `temp`. Raises InputError for a value that is out of range or of the wrong type.
     """
+
     temp: float = 0.8
     """0 takes the likeliest token that is left."""
     dynatemp_range: float = 0.0
@@ -80,7 +92,9 @@ class SamplingParams:
         for name, (low, high) in LIMITS.items():
             value, kind = getattr(self, name), (int,) if isinstance(DEFAULTS[name], int) else (int, float)
             if isinstance(value, bool) or not isinstance(value, kind):
-                raise InputError(f"{name} is {value!r}, expected a {'number' if float in kind else 'whole number'}")
+                raise InputError(
+                    f"{name} is {value!r}, expected a {'number' if float in kind else 'whole number'}"
+                )
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}, expected a value from {low} to {high}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**64):
@@ -101,28 +115,66 @@ class SamplingParams:
         for field, key in FILE_KEYS.items():
             getter = metadata.integer if isinstance(getattr(params, field), int) else metadata.number
             low, high = LIMITS[field]
-            value = getter(f"general.sampling.{key}", getattr(params, field), -2**31 if field == "top_k" else low, high)
-            params = replace(params, **{field: max(value, 0) if field == "top_k" else value})  # as llama.cpp: -1 is all, too
-        if (sequence := metadata.string("general.sampling.sequence", None)) and chosen.get("samplers") is None:
+            value = getter(
+                f"general.sampling.{key}", getattr(params, field), -(2**31) if field == "top_k" else low, high
+            )
+            params = replace(
+                params, **{field: max(value, 0) if field == "top_k" else value}
+            )  # as llama.cpp: -1 is all, too
+        if (sequence := metadata.string("general.sampling.sequence", None)) and chosen.get(
+            "samplers"
+        ) is None:
             try:
                 params = replace(params, samplers=parse_samplers(sequence))
             except InputError as error:
-                raise ModelError(f"{metadata.path}: metadata key 'general.sampling.sequence': {error}") from None
+                raise ModelError(
+                    f"{metadata.path}: metadata key 'general.sampling.sequence': {error}"
+                ) from None
         names = {f.name for f in fields(cls)}
-        return replace(params, **{name: value for name, value in chosen.items() if value is not None and name in names})
+        return replace(
+            params, **{name: value for name, value in chosen.items() if value is not None and name in names}
+        )
 
 
 COUNT = 2**31 - 1
 LIMITS: dict[str, tuple[float, float]] = {
-    "temp": (0.0, 100.0), "dynatemp_range": (0.0, 100.0), "dynatemp_exponent": (0.0, 100.0), "top_k": (0, COUNT), "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0), "typical_p": (0.0, 1.0), "top_n_sigma": (-1.0, 100.0), "xtc_probability": (0.0, 1.0),
-    "xtc_threshold": (0.0, 1.0), "repeat_penalty": (0.01, 100.0), "frequency_penalty": (-100.0, 100.0),
-    "presence_penalty": (-100.0, 100.0), "penalty_last_n": (-1, COUNT), "dry_multiplier": (0.0, 100.0), "dry_base": (1.0, 100.0),
-    "dry_allowed_length": (1, COUNT), "dry_penalty_last_n": (-1, COUNT), "mirostat": (0, 2), "mirostat_tau": (0.0, 100.0),
-    "mirostat_eta": (0.0, 100.0), "min_keep": (0, COUNT), "n_probs": (0, COUNT)}
-FILE_KEYS = {"temp": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "xtc_probability": "xtc_probability",
-             "xtc_threshold": "xtc_threshold", "repeat_penalty": "penalty_repeat", "penalty_last_n": "penalty_last_n",
-             "mirostat": "mirostat", "mirostat_tau": "mirostat_tau", "mirostat_eta": "mirostat_eta"}
+    "temp": (0.0, 100.0),
+    "dynatemp_range": (0.0, 100.0),
+    "dynatemp_exponent": (0.0, 100.0),
+    "top_k": (0, COUNT),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "top_n_sigma": (-1.0, 100.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "repeat_penalty": (0.01, 100.0),
+    "frequency_penalty": (-100.0, 100.0),
+    "presence_penalty": (-100.0, 100.0),
+    "penalty_last_n": (-1, COUNT),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (1.0, 100.0),
+    "dry_allowed_length": (1, COUNT),
+    "dry_penalty_last_n": (-1, COUNT),
+    "mirostat": (0, 2),
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 100.0),
+    "min_keep": (0, COUNT),
+    "n_probs": (0, COUNT),
+}
+FILE_KEYS = {
+    "temp": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "repeat_penalty": "penalty_repeat",
+    "penalty_last_n": "penalty_last_n",
+    "mirostat": "mirostat",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
 """Our names and those of the keys under `general.sampling.` in a GGUF file."""
 DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
 MAX_BIAS = 1e4
@@ -135,7 +187,9 @@ def parse_samplers(value: str | Iterable[str]) -> tuple[str, ...]:
 
     llama.cpp's other spellings are understood too: top-k, topk, nucleus, temp, typ. Raises InputError.
     """
-    names = items("samplers", [name for name in value.split(";") if name] if isinstance(value, str) else value)
+    names = items(
+        "samplers", [name for name in value.split(";") if name] if isinstance(value, str) else value
+    )
     for name in names:
         if not isinstance(name, str) or name.strip().lower() not in ALIASES:
             raise InputError(f"there is no sampler {name!r}, expected some of {';'.join(SAMPLERS)}")
@@ -155,8 +209,10 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
     """A token and its bias as llama.cpp writes them: 15043+1, 15043-1.5, 15043-inf. Raises InputError."""
     match = re.fullmatch(r"\s*(\d{1,10})\s*([+-])\s*(\d{1,10}(?:\.\d*)?|\.\d+|inf)\s*", text, re.ASCII)
     if not match:
-        raise InputError(f"the bias {text!r} is not understood, expected a token id and what is added to its logit, such as 15043+1,"
-                         " 15043-1.5 or 15043-inf")
+        raise InputError(
+            f"the bias {text!r} is not understood, expected a token id and what is added to its logit, such as 15043+1,"
+            " 15043-1.5 or 15043-inf"
+        )
     return checked_bias([(int(match[1]), float(match[2] + match[3]))])[0]
 
 
@@ -168,8 +224,14 @@ def checked_bias(value: Any) -> tuple[tuple[int, float], ...]:
         token, bias = pair
         if type(token) is not int or not 0 <= token <= COUNT:
             raise InputError(f"logit_bias names the token {token!r}, expected a token id")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not (-MAX_BIAS <= bias <= MAX_BIAS or bias == -math.inf):
-            raise InputError(f"logit_bias is {bias!r} for token {token}, expected a value from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf")
+        if (
+            isinstance(bias, bool)
+            or not isinstance(bias, (int, float))
+            or not (-MAX_BIAS <= bias <= MAX_BIAS or bias == -math.inf)
+        ):
+            raise InputError(
+                f"logit_bias is {bias!r} for token {token}, expected a value from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf"
+            )
     return tuple((token, float(bias)) for token, bias in pairs)
 
 
@@ -181,7 +243,9 @@ def checked_breakers(value: Any) -> tuple[str, ...]:
         except (AttributeError, UnicodeEncodeError):
             size = 0
         if not 1 <= size <= MAX_BREAKER:
-            raise InputError(f"a dry_sequence_breaker is {text!r}, expected a text of 1 to {MAX_BREAKER} bytes")
+            raise InputError(
+                f"a dry_sequence_breaker is {text!r}, expected a text of 1 to {MAX_BREAKER} bytes"
+            )
     return texts
 
 

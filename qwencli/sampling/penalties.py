@@ -1,4 +1,5 @@
 """Samplers that change the logits of single tokens."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,18 @@ def logit_bias(c: Candidates, bias: Sequence[tuple[int, float]]) -> Candidates:
     return add(c, {token: value for token, value in sums.items() if value != -np.inf})
 
 
-def penalties(c: Candidates, counts: Mapping[int, int], repeat: float, frequency: float, presence: float) -> Candidates:
+def penalties(
+    c: Candidates, counts: Mapping[int, int], repeat: float, frequency: float, presence: float
+) -> Candidates:
     """Recent tokens, which occurred so often, made less likely (https://arxiv.org/abs/1909.05858, with llama.cpp's rule for negative
     logits, and OpenAI's frequency and presence penalties)."""
     places, there = c.find(np.fromiter(counts, np.int64, len(counts)))
     places, times = places[there], np.fromiter(counts.values(), np.int64, len(counts))[there]
     logits = c.logits[places]
     with np.errstate(over="ignore"):
-        logits = np.where(logits <= 0, logits * repeat, logits / repeat) - (times * frequency + presence).astype(logits.dtype)
+        logits = np.where(logits <= 0, logits * repeat, logits / repeat) - (
+            times * frequency + presence
+        ).astype(logits.dtype)
     return c.change(places, logits)
 
 

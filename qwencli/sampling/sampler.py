@@ -1,4 +1,5 @@
 """Choosing a sequence's tokens, one after the other."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -39,6 +40,7 @@ def uniform(seed: int, index: int) -> float:
 class Draw(NamedTuple):
     """What choosing a token in machine code needs beside its logits. `recent` are the tokens to penalise, and how often each occurred;
     `chance` is random, in [0, 1)."""
+
     temp: float
     top_k: int
     top_p: float
@@ -53,6 +55,7 @@ class Draw(NamedTuple):
 class Report(NamedTuple):
     """How a token was chosen. `logprob` and those of `top`, the likeliest tokens, are natural logarithms of the model's probabilities;
     `stages` are samplers and how many tokens each left; `probability` is the token's among the last of them."""
+
     token: int
     logprob: float
     top: list[tuple[int, float]]
@@ -66,10 +69,13 @@ class Sampler:
     `report` tells of the last one, where `n_probs` or `explain` ask for it.
     """
 
-    def __init__(self, params: SamplingParams, breakers: Breakers | None = None, constraint: Constraint | None = None) -> None:
+    def __init__(
+        self, params: SamplingParams, breakers: Breakers | None = None, constraint: Constraint | None = None
+    ) -> None:
         import secrets
 
         from .chain import stages
+
         self.params, self._breakers, self._constraint = params, breakers or {}, constraint
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
         self.report: Report | None = None
@@ -86,8 +92,11 @@ class Sampler:
         if self._draw is None:
             return None
         from .chain import last
+
         recent = Counter(last(tokens, self.params.penalty_last_n)) if "penalties" in self._stages else {}
-        return self._draw._replace(recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0)
+        return self._draw._replace(
+            recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0
+        )
 
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> int:
         """The token after `tokens`, the answer's `index`-th, by its logits, float32 [n_vocab]; NOT_FINITE if one is NaN or infinite.
@@ -97,6 +106,7 @@ class Sampler:
         import numpy as np
 
         from .candidates import drawn, log_probabilities
+
         if not np.isfinite(logits).all():
             return NOT_FINITE
         if index != self._index:  # a step that is done again finds things as they were
@@ -105,21 +115,25 @@ class Sampler:
         token, probability = drawn(left, uniform(self.seed, index))
         if self.params.mirostat:
             from .mirostat import adapted
+
             self._next_mu = adapted(self._mu, probability, self.params.mirostat_tau, self.params.mirostat_eta)
         if self.params.n_probs or self.params.explain:
             logprob, top = log_probabilities(logits, token, self.params.n_probs)
             self.report = Report(token, logprob, top, counts, probability)
         return token
 
-    def left(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> tuple[Candidates, list[tuple[str, int]]]:
+    def left(
+        self, logits: NDArray[np.float32], tokens: Sequence[int], index: int
+    ) -> tuple[Candidates, list[tuple[str, int]]]:
         """The tokens that may be chosen now, with logits that say how likely, and how many each sampler left."""
         import numpy as np
 
         from .candidates import Candidates, all_of
         from .chain import STAGES, Now
+
         now = Now(tokens, uniform(self.seed, index + FOR_XTC), self._mu, len(logits), self._breakers)
         left, counts = all_of(logits), []
-        mask = self._constraint.mask(tokens[len(tokens) - index:]) if self._constraint else None
+        mask = self._constraint.mask(tokens[len(tokens) - index :]) if self._constraint else None
         if mask is not None:
             ids = np.flatnonzero(mask)
             left = Candidates(ids, logits[ids])
@@ -134,11 +148,26 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
     """The settings for the chain in machine code (kernels/sampling.py), None where it isn't what is wanted."""
     in_order = [name for name in ("penalties", "top_k", "top_p", "min_p", "temperature") if name in stages]
     temp = p.temp if "temperature" in stages else 1.0
-    if (list(stages) != in_order or p.n_probs or p.explain or p.dynatemp_range or p.min_keep > 1
-            or not (temp == 0 or ("top_k" in stages and p.top_k <= MAX_TOP_K))):
+    if (
+        list(stages) != in_order
+        or p.n_probs
+        or p.explain
+        or p.dynatemp_range
+        or p.min_keep > 1
+        or not (temp == 0 or ("top_k" in stages and p.top_k <= MAX_TOP_K))
+    ):
         return None
-    return Draw(temp, p.top_k if "top_k" in stages else 1, p.top_p if "top_p" in stages else 1.0, p.min_p if "min_p" in stages else 0.0,
-                p.repeat_penalty, p.frequency_penalty, p.presence_penalty, {}, 0.0)
+    return Draw(
+        temp,
+        p.top_k if "top_k" in stages else 1,
+        p.top_p if "top_p" in stages else 1.0,
+        p.min_p if "min_p" in stages else 0.0,
+        p.repeat_penalty,
+        p.frequency_penalty,
+        p.presence_penalty,
+        {},
+        0.0,
+    )
 
 
 def choose(logits: NDArray[np.float32], d: Draw) -> int:
@@ -148,6 +177,7 @@ def choose(logits: NDArray[np.float32], d: Draw) -> int:
     from . import filters
     from .candidates import all_of, drawn
     from .penalties import penalties
+
     if not np.isfinite(logits).all():
         return NOT_FINITE
     left = penalties(all_of(logits), d.recent, d.repeat_penalty, d.frequency_penalty, d.presence_penalty)

@@ -4,6 +4,7 @@ An API is a module with `routes(service, config) -> list[Route]`. Its endpoints 
 generation through `requests.track`, describe themselves by `openapi.describe`, and raise QwenError or ApiError for what cannot be done.
 An endpoint is cancelled when its client leaves.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -47,14 +48,24 @@ def build_app(service: Service, config: Config, apis: Sequence[API] | None = Non
     middleware = [
         Middleware(Recorded, service=service, config=config, headers=HEADERS),
         Middleware(Guarded, config=config, open_paths=[page.path for page in pages]),
-        Middleware(Limited, config=config)]
+        Middleware(Limited, config=config),
+    ]
     if config.cors_origins:
-        invited = Middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-                             expose_headers=["X-Request-Id", "Retry-After"])
+        invited = Middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
         middleware.insert(0, invited)
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: failed, QwenError: failed})
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers={HTTPException: failed, QwenError: failed}
+    )
 
 
-async def failed(request: Request, error: Exception) -> Response:  # Starlette calls a plain function in a thread
+async def failed(
+    request: Request, error: Exception
+) -> Response:  # Starlette calls a plain function in a thread
     record_of(request.scope).error = reason(error)
     return error_response(request.url.path, error)

@@ -1,4 +1,5 @@
 """What `qwencli serve` was told."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from ..sampling import SamplingParams
 @dataclass(frozen=True)
 class Config:
     """How the service is offered. Seconds and bytes are bounds for one request."""
+
     name: str
     """The model's name in answers: the alias, else the file's name."""
     sampling: SamplingParams = field(default_factory=SamplingParams)

@@ -1,4 +1,5 @@
 """What a chat request asks for: its messages, tools and the form of its answer, and the prompt that they become."""
+
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ Object = dict[str, Any]
 
 class Part(Fields):
     """A piece of a message's content."""
+
     type: Literal["text"]
     text: str
 
@@ -34,6 +36,7 @@ class CalledFunction(Fields):
 
 class Called(Fields):
     """A tool call that was made."""
+
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -56,7 +59,11 @@ class Message(Fields):
     def for_template(self) -> Object:
         """Content is one text, parts with newlines between them, as in llama.cpp."""
         message = self.model_dump(exclude_none=True)
-        text = "\n".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        text = (
+            "\n".join(part.text for part in self.content)
+            if isinstance(self.content, list)
+            else self.content or ""
+        )
         message |= {"content": text, "role": "system" if self.role == "developer" else self.role}
         return dict(for_template(message))
 
@@ -96,6 +103,7 @@ def check_tools(tools: list[Object]) -> None:
 
 class ConversationFields(GenerationFields):
     """A conversation to go on with."""
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     tools: Annotated[list[Object], Field(max_length=MAX_TOOLS), checked(check_tools)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
@@ -119,7 +127,10 @@ class ConversationFields(GenerationFields):
         given_think = (self.chat_template_kwargs or {}).get("enable_thinking")
         think = config.think if given_think is None else given_think
         if think is not None and not isinstance(think, bool):
-            raise ApiError("chat_template_kwargs.enable_thinking: Input should be a valid boolean", param="chat_template_kwargs")
+            raise ApiError(
+                "chat_template_kwargs.enable_thinking: Input should be a valid boolean",
+                param="chat_template_kwargs",
+            )
         return think is not False and budget != 0, budget
 
     def forced_tools(self) -> list[Object]:
@@ -143,12 +154,15 @@ class ConversationFields(GenerationFields):
             asked["response_format"] = {"type": "object"} if given is None else given
         if asked and self.usable_tools:
             name = next(iter(asked))
-            raise ApiError(f"{name} and tools cannot be used together; tool_choice none leaves the tools out", param=name)
+            raise ApiError(
+                f"{name} and tools cannot be used together; tool_choice none leaves the tools out", param=name
+            )
         return asked
 
 
 class Prompt(NamedTuple):
     """`inside`: it ends within a block of thinking. `opening` is what of the answer it holds already."""
+
     tokens: list[int]
     inside: bool
     opening: str
@@ -174,12 +188,16 @@ def rendered(fields: ConversationFields, llm: LLM, config: Config, think: bool) 
     if wrong := TEMPLATE_OWN & given.keys():
         raise ApiError(f"chat_template_kwargs cannot set {min(wrong)}", param="chat_template_kwargs")
     messages = [message.for_template() for message in fields.messages]
-    prompt = config.template.rendered(llm.tokenizer, messages, fields.usable_tools, **given | {"enable_thinking": think})
+    prompt = config.template.rendered(
+        llm.tokenizer, messages, fields.usable_tools, **given | {"enable_thinking": think}
+    )
     if not ends_inside(prompt.text):
         return prompt, False
     if think:
         return prompt, True
-    return prompt._replace(text=prompt.text + closing(prompt.text)), False  # a template that always begins with thinking
+    return prompt._replace(
+        text=prompt.text + closing(prompt.text)
+    ), False  # a template that always begins with thinking
 
 
 def budget_of(prompt: Prompt, think: bool, tokens: int | None) -> ReasoningBudget | None:

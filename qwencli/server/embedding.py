@@ -1,4 +1,5 @@
 """Texts as vectors."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +21,7 @@ class Embedding:
     def read(self, engine: Engine) -> NDArray[np.float32] | None:
         """Read as many tokens as a step takes. Returns the final norm's output, float32 [n_embd], once all are read. Raises QwenError."""
         kv, n = self._kv, len(self._tokens)
-        chunk = self._tokens[kv.length:kv.length + engine.n_batch]
+        chunk = self._tokens[kv.length : kv.length + engine.n_batch]
         engine.reserve(kv, len(chunk))
         n_outputs = len(chunk) if self._pooling == "mean" else int(kv.length + len(chunk) == n)
         self._hidden.append(engine.backend.run([HIDDEN], Batch([Piece(kv, chunk, n_outputs)]))[HIDDEN])

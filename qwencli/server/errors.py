@@ -1,4 +1,5 @@
 """What is answered to a request that cannot be done: a status and each API's own JSON."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,8 +11,14 @@ from starlette.responses import JSONResponse
 from ..errors import ContextFull, InputError, NoMemory, QwenError
 from .generation import Busy, Ending
 
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 501: "not_supported_error",
-         503: "unavailable_error"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
 """llama.cpp's and OpenAI's names for errors, by status; the rest of 4xx is "invalid_request_error", of 5xx "server_error"."""
 
 
@@ -21,18 +28,36 @@ class ApiError(QwenError):
     `details` are llama.cpp's further fields.
     """
 
-    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None, type: str | None = None,
-                 retry_after: int | None = None, details: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        retry_after: int | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code, self.retry_after, self.details = status, param, code, retry_after, details or {}
+        self.status, self.param, self.code, self.retry_after, self.details = (
+            status,
+            param,
+            code,
+            retry_after,
+            details or {},
+        )
         self.type = type or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
 def context_full(n_prompt: int, n_ctx: int, or_more: bool = False) -> ApiError:
     """The refusal of a prompt that leaves no room for an answer."""
     n_tokens = f"{n_prompt} tokens{' or more' if or_more else ''}"
-    return ApiError(f"the prompt has {n_tokens}, which leaves no room for an answer in the context of {n_ctx}",
-                    code="context_length_exceeded", type="exceed_context_size_error", details={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx})
+    return ApiError(
+        f"the prompt has {n_tokens}, which leaves no room for an answer in the context of {n_ctx}",
+        code="context_length_exceeded",
+        type="exceed_context_size_error",
+        details={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx},
+    )
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -50,8 +75,12 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, NoMemory):
         return ApiError(str(error), 503, code="no_memory")
     if isinstance(error, HTTPException):
-        return ApiError({404: "there is nothing at this path", 405: "this path has other methods"}.get(error.status_code, error.detail),
-                        error.status_code)
+        return ApiError(
+            {404: "there is nothing at this path", 405: "this path has other methods"}.get(
+                error.status_code, error.detail
+            ),
+            error.status_code,
+        )
     if isinstance(error, QwenError) and not {"/", "\\"} & set(str(error)):
         return ApiError(str(error), 500)
     return ApiError("the server failed to answer this request; its log has the reason", 500)
@@ -67,7 +96,9 @@ def error_object(path: str, error: BaseException) -> dict[str, Any]:
 
 def error_response(path: str, error: BaseException) -> JSONResponse:
     e = api_error(error)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}  # Allow, of a method that is not there
+    headers = (
+        dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    )  # Allow, of a method that is not there
     if e.retry_after is not None:
         headers["Retry-After"] = str(e.retry_after)
     if e.status == 401:

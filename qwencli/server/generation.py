@@ -1,4 +1,5 @@
 """A request, and its answer on its way."""
+
 from __future__ import annotations
 
 import asyncio
@@ -36,6 +37,7 @@ class Ending(Busy):
 @dataclass(frozen=True)
 class Request:
     """A prompt and how to continue it. Fields as in Completion."""
+
     tokens: list[int]
     sampling: SamplingParams
     max_tokens: int | None = None
@@ -47,6 +49,7 @@ class Request:
 
 class Piece(NamedTuple):
     """What a step brought: text that is certain, and the ids that it came from. Either may be empty."""
+
     text: str
     tokens: list[int]
 
@@ -56,8 +59,14 @@ class Generation(AsyncIterator[Piece]):
 
     def __init__(self, llm: LLM, request: Request, cancel: Callable[[Generation], None]) -> None:
         ends = frozenset[int]() if request.ignore_eos else llm.tokenizer.eog_ids
-        self.sequence = Sequence(list(request.tokens), request.sampling, request.max_tokens, ends,
-                                 breakers=llm.breakers(request.sampling), constraint=request.constraint)
+        self.sequence = Sequence(
+            list(request.tokens),
+            request.sampling,
+            request.max_tokens,
+            ends,
+            breakers=llm.breakers(request.sampling),
+            constraint=request.constraint,
+        )
         self.text = AnswerText(llm, self.sequence, request.stop, request.budget)
         self.slot: int | None = None
         self.error: QwenError | None = None
@@ -92,5 +101,6 @@ class Generation(AsyncIterator[Piece]):
 
 class Slot(NamedTuple):
     """A place for a running request."""
+
     id: int
     generation: Generation | None

@@ -1,4 +1,5 @@
 """Who may use the server: those who know a key, and no web page that was not invited."""
+
 from __future__ import annotations
 
 import hmac
@@ -36,7 +37,9 @@ class Guarded:
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         given = [headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b""]
-        if not sum(hmac.compare_digest(key, value) for key in self._keys for value in given):  # all are compared: no hint by the time
+        if not sum(
+            hmac.compare_digest(key, value) for key in self._keys for value in given
+        ):  # all are compared: no hint by the time
             raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
 
     def _check_site(self, headers: dict[bytes, bytes]) -> None:
@@ -50,7 +53,10 @@ class Guarded:
         if origin and "*" not in allowed and origin not in allowed and origin.partition("://")[2] != host:
             raise ApiError("pages of other sites may not use this server; --cors-origins lets them", 403)
         if not self._any_host and not self._is_here(host):
-            raise ApiError("the server is reached by a name that is not this machine's; use localhost, or set an API key", 403)
+            raise ApiError(
+                "the server is reached by a name that is not this machine's; use localhost, or set an API key",
+                403,
+            )
 
     def _is_here(self, host: str) -> bool:
         match = HOST.fullmatch(host)

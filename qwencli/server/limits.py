@@ -1,4 +1,5 @@
 """What a request may send, and for how long; and that all it does ends when its client is gone."""
+
 from __future__ import annotations
 
 import asyncio
@@ -48,7 +49,9 @@ class Limited:
             nonlocal complete
             complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
-            await asyncio.sleep(0)  # sending seldom waits, and others have their turn between the pieces of a long answer
+            await asyncio.sleep(
+                0
+            )  # sending seldom waits, and others have their turn between the pieces of a long answer
 
         gone = asyncio.ensure_future(self._gone(receive))
         answer = asyncio.ensure_future(self._app(scope, receive_body, send_piece))
@@ -61,14 +64,19 @@ class Limited:
             for task in answer, gone:
                 if not task.done():  # to await one again would lose where it failed
                     task.cancel()
-                    with suppress(asyncio.CancelledError, Exception):  # whatever it is, nobody is there to hear of it
+                    with suppress(
+                        asyncio.CancelledError, Exception
+                    ):  # whatever it is, nobody is there to hear of it
                         await task
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Read all that the client sends into `body`. Raises ApiError 413, 408 and 503, ClientLeft."""
         limit, headers = self._config.max_body, dict(scope["headers"])
         too_large = ApiError(f"the request is too large, expected at most {limit} bytes", 413)
-        if headers.get(b"expect", b"").lower() == b"100-continue" and int(headers.get(b"content-length", 0)) > limit:
+        if (
+            headers.get(b"expect", b"").lower() == b"100-continue"
+            and int(headers.get(b"content-length", 0)) > limit
+        ):
             raise too_large  # it asks before it sends
 
         async def read() -> None:
@@ -83,7 +91,9 @@ class Limited:
                     body.extend(piece)
                     self._held += len(piece)
                 if self._held > MAX_HELD:
-                    raise ApiError("the server is busy with other requests, try again later", 503, retry_after=1)
+                    raise ApiError(
+                        "the server is busy with other requests, try again later", 503, retry_after=1
+                    )
                 if n > DRAINED:
                     break
             if n > limit:

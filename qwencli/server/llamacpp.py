@@ -1,4 +1,5 @@
 """llama.cpp's own API, as llama-server has it: /completion, /tokenize, /slots and the like."""
+
 from __future__ import annotations
 
 import asyncio
@@ -35,15 +36,26 @@ def routes(service: Service, config: Config) -> list[Route]:
     """The API's endpoints, for a running service."""
     api = LlamaCpp(service, config)
     get = {"/health": api.health, "/v1/health": api.health, "/props": api.props, "/slots": api.slots}
-    post = {"/completion": api.completion, "/completions": api.completion, "/tokenize": api.tokenize, "/detokenize": api.detokenize,
-            "/apply-template": api.apply_template, "/embedding": api.embedding, "/embeddings": api.embedding, "/props": api.change_props}
-    return [*(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items())]
+    post = {
+        "/completion": api.completion,
+        "/completions": api.completion,
+        "/tokenize": api.tokenize,
+        "/detokenize": api.detokenize,
+        "/apply-template": api.apply_template,
+        "/embedding": api.embedding,
+        "/embeddings": api.embedding,
+        "/props": api.change_props,
+    }
+    return [
+        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+    ]
 
 
 @dataclass(frozen=True)
 class LlamaCpp:
     """Each method answers an endpoint."""
+
     service: Service
     config: Config
 
@@ -54,15 +66,29 @@ class LlamaCpp:
     @describe("The server's properties")
     async def props(self, request: Request) -> Response:
         llm, config, tokenizer = self.service.llm, self.config, self.service.llm.tokenizer
-        named = {name: tokenizer.decode([token]) if token is not None else "" for name, token in
-                 (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))}
+        named = {
+            name: tokenizer.decode([token]) if token is not None else ""
+            for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
+        }
         usual = settings(config.sampling, requested.RANDOM, config.max_tokens)
-        return JSONResponse({
-            "default_generation_settings": {"params": usual, "n_ctx": llm.engine.n_ctx},
-            "total_slots": self.service.n_slots, "model_alias": config.name, "model_path": config.name,
-            "modalities": {"vision": False, "video": False, "audio": False}, "endpoint_slots": True, "endpoint_props": False,
-            "endpoint_metrics": True, "ui": config.ui, "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
-            "chat_template_caps": {}, **named, "build_info": f"qwencli {__version__}", "is_sleeping": False})
+        return JSONResponse(
+            {
+                "default_generation_settings": {"params": usual, "n_ctx": llm.engine.n_ctx},
+                "total_slots": self.service.n_slots,
+                "model_alias": config.name,
+                "model_path": config.name,
+                "modalities": {"vision": False, "video": False, "audio": False},
+                "endpoint_slots": True,
+                "endpoint_props": False,
+                "endpoint_metrics": True,
+                "ui": config.ui,
+                "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
+                "chat_template_caps": {},
+                **named,
+                "build_info": f"qwencli {__version__}",
+                "is_sleeping": False,
+            }
+        )
 
     @describe("Refused: nothing of the server can be changed")
     async def change_props(self, request: Request) -> Response:
@@ -76,16 +102,28 @@ class LlamaCpp:
         return JSONResponse([self._slot(slot) for slot in slots])
 
     def _slot(self, slot: Slot) -> dict[str, Any]:
-        known: dict[str, Any] = {"id": slot.id, "n_ctx": self.service.llm.engine.n_ctx, "speculative": False,
-                                 "is_processing": slot.generation is not None}
+        known: dict[str, Any] = {
+            "id": slot.id,
+            "n_ctx": self.service.llm.engine.n_ctx,
+            "speculative": False,
+            "is_processing": slot.generation is not None,
+        }
         if not slot.generation:
             return known
         seq, n = slot.generation.sequence, len(slot.generation.sequence.generated)
         return known | {
-            "n_prompt_tokens": seq.n_prompt, "n_prompt_tokens_processed": seq.n_prompt_done - seq.n_cached,
-            "n_prompt_tokens_cache": seq.n_cached, "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
-            "next_token": [{"has_next_token": seq.stop_reason is None, "n_remain": -1 if seq.max_tokens is None else seq.max_tokens - n,
-                            "n_decoded": n}]}
+            "n_prompt_tokens": seq.n_prompt,
+            "n_prompt_tokens_processed": seq.n_prompt_done - seq.n_cached,
+            "n_prompt_tokens_cache": seq.n_cached,
+            "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
+            "next_token": [
+                {
+                    "has_next_token": seq.stop_reason is None,
+                    "n_remain": -1 if seq.max_tokens is None else seq.max_tokens - n,
+                    "n_decoded": n,
+                }
+            ],
+        }
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: Request) -> Response:
@@ -94,7 +132,9 @@ class LlamaCpp:
         if body.stream:
             return event_stream(request.url.path, merged([answer.events() for answer in answers]))
         whole = await asyncio.gather(*(answer.whole() for answer in answers))
-        return Response(whole[0] if len(whole) == 1 else f"[{','.join(whole)}]", media_type="application/json")
+        return Response(
+            whole[0] if len(whole) == 1 else f"[{','.join(whole)}]", media_type="application/json"
+        )
 
     async def _answers(self, request: Request, body: CompletionFields) -> list[Answer]:
         """All answers that a request asks for, as they begin. Raises ApiError, InputError, Busy."""
@@ -110,7 +150,11 @@ class LlamaCpp:
             requested.check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), max_tokens)
             llm.breakers(sampling)  # looked up in the whole vocabulary, once
             texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
-            return list(zip(prompts, texts)), Asked(body, sampling, max_tokens, llm, self.config.name), requested.constraint_of(llm, body)
+            return (
+                list(zip(prompts, texts)),
+                Asked(body, sampling, max_tokens, llm, self.config.name),
+                requested.constraint_of(llm, body),
+            )
 
         prompts, asked, constraint = await asyncio.to_thread(prepare)
         answers: list[Answer] = []
@@ -118,9 +162,19 @@ class LlamaCpp:
             for i in range(n_each):
                 generation = None
                 if tokens:
-                    generation = track(request, service.generate(ServiceRequest(
-                        tokens, nth_seed(asked.sampling, i), 1 if max_tokens == 0 else max_tokens, body.stops, bool(body.ignore_eos),
-                        constraint=constraint() if constraint else None)))
+                    generation = track(
+                        request,
+                        service.generate(
+                            ServiceRequest(
+                                tokens,
+                                nth_seed(asked.sampling, i),
+                                1 if max_tokens == 0 else max_tokens,
+                                body.stops,
+                                bool(body.ignore_eos),
+                                constraint=constraint() if constraint else None,
+                            )
+                        ),
+                    )
                 answers.append(Answer(asked, len(answers), tokens, text, generation))
         return answers
 
@@ -131,15 +185,24 @@ class LlamaCpp:
         def answer() -> str:
             special = bool(body.add_special), body.parse_special is not False
             ids = [] if body.content is None else requested.mixed(tokenizer, body.content, *special)
-            items: Sequence[Any] = [{"id": id, "piece": piece(tokenizer.token_bytes(id))} for id in ids] if body.with_pieces else ids
-            parts = (encoded(items[i:i + 1000])[1:-1] for i in range(0, len(items), 1000))  # so other threads run meanwhile
+            items: Sequence[Any] = (
+                [{"id": id, "piece": piece(tokenizer.token_bytes(id))} for id in ids]
+                if body.with_pieces
+                else ids
+            )
+            parts = (
+                encoded(items[i : i + 1000])[1:-1] for i in range(0, len(items), 1000)
+            )  # so other threads run meanwhile
             return f'{{"tokens":[{",".join(parts)}]}}'
+
         return Response(await asyncio.to_thread(answer), media_type="application/json")
 
     @describe("The text of tokens", DetokenizeFields)
     async def detokenize(self, request: Request) -> Response:
         body = await json_body(request, DetokenizeFields)
-        return JSONResponse({"content": await asyncio.to_thread(self.service.llm.tokenizer.decode, body.tokens or [])})
+        return JSONResponse(
+            {"content": await asyncio.to_thread(self.service.llm.tokenizer.decode, body.tokens or [])}
+        )
 
     @describe("The prompt that a chat template makes of messages", ConversationFields)
     async def apply_template(self, request: Request) -> Response:
@@ -163,7 +226,9 @@ class LlamaCpp:
         texts = []
         for i, tokens in enumerate(prompts):
             values = normalised(await self.service.embed(tokens), norm).tolist()
-            texts.append(encoded({"index": i, "embedding": [values]}))  # one by one, so others are served meanwhile
+            texts.append(
+                encoded({"index": i, "embedding": [values]})
+            )  # one by one, so others are served meanwhile
         return Response(f"[{','.join(texts)}]", media_type="application/json")
 
 
@@ -181,7 +246,11 @@ def normalised(embedding: NDArray[np.float32], norm: int) -> NDArray[np.float64]
     largest = float(np.abs(values).max())
     if norm < 0 or not largest:
         return values
-    size = largest / 32760 if norm == 0 else largest * float(((np.abs(values) / largest) ** norm).sum()) ** (1 / norm)
+    size = (
+        largest / 32760
+        if norm == 0
+        else largest * float(((np.abs(values) / largest) ** norm).sum()) ** (1 / norm)
+    )
     return values / size
 
 

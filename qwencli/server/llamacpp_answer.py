@@ -1,4 +1,5 @@
 """Answers of llama.cpp's API: as they come, piece by piece, and as a whole, in its JSON."""
+
 from __future__ import annotations
 
 import asyncio
@@ -27,6 +28,7 @@ POLL_SECONDS = 0.1
 @dataclass(frozen=True)
 class Asked:
     """What a request asks of each of its answers."""
+
     body: CompletionFields
     sampling: SamplingParams
     max_tokens: int | None
@@ -37,7 +39,9 @@ class Asked:
 class Answer:
     """The answer to one prompt, the `index`-th of its request. `generation` is None for an empty prompt, which has none."""
 
-    def __init__(self, asked: Asked, index: int, prompt: list[int], text: str, generation: Generation | None) -> None:
+    def __init__(
+        self, asked: Asked, index: int, prompt: list[int], text: str, generation: Generation | None
+    ) -> None:
         self._asked, self._index, self._text, self._generation = asked, index, text, generation
         self._sequence = generation.sequence if generation else EngineSequence(prompt, asked.sampling)
         self._n_told = 0
@@ -56,9 +60,11 @@ class Answer:
             if piece:
                 texts.append(piece.text)
                 tokens += piece.tokens
-                reports += map(encoded, found)  # at once: all of a long answer would keep the event loop for too long
+                reports += map(
+                    encoded, found
+                )  # at once: all of a long answer would keep the event loop for too long
         if word := self._generation and self._generation.stop_word:
-            del reports[max(0, len(reports) - len(self._asked.llm.tokenizer.encode(word))):]
+            del reports[max(0, len(reports) - len(self._asked.llm.tokenizer.encode(word))) :]
         answer = self._final("".join(texts), tokens if body.return_tokens else [])
         return as_json(answer, reports, body.response_fields)
 
@@ -67,7 +73,9 @@ class Answer:
         body, limit = self._asked.body, self._asked.body.t_max_predict_ms or 0
         if not self._generation:
             return
-        async for piece in with_progress(self._generation) if body.stream and body.return_progress else self._generation:
+        async for piece in (
+            with_progress(self._generation) if body.stream and body.return_progress else self._generation
+        ):
             if piece and self._asked.max_tokens == 0:
                 continue  # its token was asked for only to have the prompt read
             yield piece, await self._reports(piece)
@@ -80,7 +88,10 @@ class Answer:
 
     async def _reports(self, piece: Piece | None) -> list[dict[str, Any]]:
         """The probabilities of a piece's tokens, if the request wants them."""
-        n, places = self._asked.body.n_reported, range(self._n_told, self._n_told + len(piece.tokens if piece else ()))
+        n, places = (
+            self._asked.body.n_reported,
+            range(self._n_told, self._n_told + len(piece.tokens if piece else ())),
+        )
         self._n_told = places.stop
 
         def reports() -> list[dict[str, Any]]:
@@ -88,34 +99,58 @@ class Answer:
             for place in places:
                 self._sequence.reports.pop(place, None)
             return found
+
         await asyncio.sleep(0)  # many pieces may be there already, and others want to be served between them
         return [] if not n else reports() if n <= FEW else await asyncio.to_thread(reports)
 
     def _event(self, piece: Piece | None) -> dict[str, Any]:
         seq, body = self._sequence, self._asked.body
         event: dict[str, Any] = {
-            "index": self._index, "content": piece.text if piece else "", "tokens": piece.tokens if piece else [], "stop": False,
-            "id_slot": self._slot, "tokens_predicted": self._n_told, "tokens_evaluated": seq.n_prompt}
+            "index": self._index,
+            "content": piece.text if piece else "",
+            "tokens": piece.tokens if piece else [],
+            "stop": False,
+            "id_slot": self._slot,
+            "tokens_predicted": self._n_told,
+            "tokens_evaluated": seq.n_prompt,
+        }
         if body.timings_per_token:
             event["timings"] = timings(seq)
         if piece is None:
-            event["prompt_progress"] = {"total": seq.n_prompt, "cache": seq.n_cached, "processed": seq.n_prompt_done,
-                                        "time_ms": round(1e3 * seq.prompt_seconds)}
+            event["prompt_progress"] = {
+                "total": seq.n_prompt,
+                "cache": seq.n_cached,
+                "processed": seq.n_prompt_done,
+                "time_ms": round(1e3 * seq.prompt_seconds),
+            }
         return event
 
     def _final(self, content: str, tokens: list[int]) -> dict[str, Any]:
         asked, seq = self._asked, self._sequence
         if asked.max_tokens == 0:
-            del seq.tokens[seq.n_prompt:]
-        n_predicted = self._n_told if self._late else len(seq.generated)  # the engine may have gone on meanwhile
+            del seq.tokens[seq.n_prompt :]
+        n_predicted = (
+            self._n_told if self._late else len(seq.generated)
+        )  # the engine may have gone on meanwhile
         reason = "limit" if self._late else STOP_TYPES.get(seq.stop_reason or "", "none")
         return {
-            "index": self._index, "content": content, "tokens": tokens, "id_slot": self._slot, "stop": True, "model": asked.model,
-            "tokens_predicted": n_predicted, "tokens_evaluated": seq.n_prompt,
-            "generation_settings": settings(seq.sampling, seq.sampler.seed, asked.max_tokens, asked.body), "prompt": self._text,
-            "has_new_line": self._has_new_line, "truncated": seq.stop_reason == "context", "stop_type": reason,
+            "index": self._index,
+            "content": content,
+            "tokens": tokens,
+            "id_slot": self._slot,
+            "stop": True,
+            "model": asked.model,
+            "tokens_predicted": n_predicted,
+            "tokens_evaluated": seq.n_prompt,
+            "generation_settings": settings(seq.sampling, seq.sampler.seed, asked.max_tokens, asked.body),
+            "prompt": self._text,
+            "has_new_line": self._has_new_line,
+            "truncated": seq.stop_reason == "context",
+            "stop_type": reason,
             "stopping_word": self._generation.stop_word if self._generation else "",
-            "tokens_cached": seq.n_prompt + max(0, n_predicted - 1), "timings": timings(seq)}
+            "tokens_cached": seq.n_prompt + max(0, n_predicted - 1),
+            "timings": timings(seq),
+        }
 
     @property
     def _slot(self) -> int:
@@ -143,26 +178,60 @@ async def with_progress(generation: Generation) -> AsyncIterator[Piece | None]:
         pending.cancel()
 
 
-def settings(sampling: SamplingParams, seed: int, max_tokens: int | None, body: CompletionFields | None = None) -> dict[str, Any]:
+def settings(
+    sampling: SamplingParams, seed: int, max_tokens: int | None, body: CompletionFields | None = None
+) -> dict[str, Any]:
     """What an answer was or is generated with, by llama.cpp's names. What concerns texts only where there is a `body`."""
     p, n_predict = sampling, -1 if max_tokens is None else max_tokens
     known = {
-        "seed": seed, "temperature": p.temp, "dynatemp_range": p.dynatemp_range, "dynatemp_exponent": p.dynatemp_exponent,
-        "top_k": p.top_k, "top_p": p.top_p, "min_p": p.min_p, "top_n_sigma": p.top_n_sigma, "xtc_probability": p.xtc_probability,
-        "xtc_threshold": p.xtc_threshold, "typical_p": p.typical_p, "repeat_last_n": p.penalty_last_n,
-        "repeat_penalty": p.repeat_penalty, "presence_penalty": p.presence_penalty, "frequency_penalty": p.frequency_penalty,
-        "dry_multiplier": p.dry_multiplier, "dry_base": p.dry_base, "dry_allowed_length": p.dry_allowed_length,
-        "dry_penalty_last_n": p.dry_penalty_last_n, "mirostat": p.mirostat, "mirostat_tau": p.mirostat_tau,
-        "mirostat_eta": p.mirostat_eta, "max_tokens": n_predict, "n_predict": n_predict, "n_keep": 0, "n_discard": 0,
-        "ignore_eos": False, "stream": False, "n_probs": p.n_probs, "min_keep": p.min_keep, "samplers": p.samplers,
-        "timings_per_token": False, "post_sampling_probs": False, "lora": []}
+        "seed": seed,
+        "temperature": p.temp,
+        "dynatemp_range": p.dynatemp_range,
+        "dynatemp_exponent": p.dynatemp_exponent,
+        "top_k": p.top_k,
+        "top_p": p.top_p,
+        "min_p": p.min_p,
+        "top_n_sigma": p.top_n_sigma,
+        "xtc_probability": p.xtc_probability,
+        "xtc_threshold": p.xtc_threshold,
+        "typical_p": p.typical_p,
+        "repeat_last_n": p.penalty_last_n,
+        "repeat_penalty": p.repeat_penalty,
+        "presence_penalty": p.presence_penalty,
+        "frequency_penalty": p.frequency_penalty,
+        "dry_multiplier": p.dry_multiplier,
+        "dry_base": p.dry_base,
+        "dry_allowed_length": p.dry_allowed_length,
+        "dry_penalty_last_n": p.dry_penalty_last_n,
+        "mirostat": p.mirostat,
+        "mirostat_tau": p.mirostat_tau,
+        "mirostat_eta": p.mirostat_eta,
+        "max_tokens": n_predict,
+        "n_predict": n_predict,
+        "n_keep": 0,
+        "n_discard": 0,
+        "ignore_eos": False,
+        "stream": False,
+        "n_probs": p.n_probs,
+        "min_keep": p.min_keep,
+        "samplers": p.samplers,
+        "timings_per_token": False,
+        "post_sampling_probs": False,
+        "lora": [],
+    }
     if body is None:
         return known
     return known | {
-        "n_keep": body.n_keep or 0, "n_discard": body.n_discard or 0, "ignore_eos": bool(body.ignore_eos), "stream": bool(body.stream),
-        "timings_per_token": bool(body.timings_per_token), "stop": body.stops, "grammar": body.grammar or "",
+        "n_keep": body.n_keep or 0,
+        "n_discard": body.n_discard or 0,
+        "ignore_eos": bool(body.ignore_eos),
+        "stream": bool(body.stream),
+        "timings_per_token": bool(body.timings_per_token),
+        "stop": body.stops,
+        "grammar": body.grammar or "",
         "dry_sequence_breakers": p.dry_sequence_breakers,
-        "logit_bias": [{"bias": max(bias, LEAST), "token": token} for token, bias in p.logit_bias]}
+        "logit_bias": [{"bias": max(bias, LEAST), "token": token} for token, bias in p.logit_bias],
+    }
 
 
 def some_of(answer: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:

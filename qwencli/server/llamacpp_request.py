@@ -1,4 +1,5 @@
 """Requests of llama.cpp's API: the fields of /completion with its names, and the forms that a prompt may have."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,10 +21,18 @@ MAX_REPORTED = 1_000_000
 RANDOM = 2**32 - 1
 """llama.cpp's seed for another one each time, which clients send back as they got it."""
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}
-ONE = {"anyOf": [TEXT, IDS, {"type": "object", "required": ["prompt_string"], "properties": {"prompt_string": TEXT}}]}
+ONE = {
+    "anyOf": [
+        TEXT,
+        IDS,
+        {"type": "object", "required": ["prompt_string"], "properties": {"prompt_string": TEXT}},
+    ]
+}
 Mixed = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, IDS]})]
 """A text, or texts and token ids in a list."""
-Prompts = Annotated[Any, WithJsonSchema({"anyOf": [*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1}]})]
+Prompts = Annotated[
+    Any, WithJsonSchema({"anyOf": [*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1}]})
+]
 """One such, also as an object with a `prompt_string`, or a list of them."""
 MORE = {"typical": "typ_p", "typical_p": "typ_p", "typical-p": "typ_p"}
 """Names of samplers that clients use, too."""
@@ -50,6 +59,7 @@ def known_samplers(value: str | list[str] | None) -> str | list[str] | None:
 
 class CompletionFields(GenerationFields):
     """The body of /completion."""
+
     prompt: Prompts
     temp: Annotated[float | None, clamped("temp")] = Field(None, alias="temperature")
     top_p: Annotated[float | None, clamped("top_p")] = None
@@ -59,8 +69,14 @@ class CompletionFields(GenerationFields):
     mirostat: Annotated[int | None, clamped("mirostat")] = None
     dry_base: Annotated[float | None, AfterValidator(at_least_1)] = None
     samplers: Annotated[str | list[str] | None, Field(max_length=64), AfterValidator(known_samplers)] = None
-    logit_bias: Annotated[dict[str, Bias | Literal[False]] | Biases, Field(max_length=MAX_BIASES)] | None = None
-    seed: Annotated[int | None, Field(ge=-2**63, lt=2**64), AfterValidator(lambda value: -1 if value == RANDOM else value)] = None
+    logit_bias: Annotated[dict[str, Bias | Literal[False]] | Biases, Field(max_length=MAX_BIASES)] | None = (
+        None
+    )
+    seed: Annotated[
+        int | None,
+        Field(ge=-(2**63), lt=2**64),
+        AfterValidator(lambda value: -1 if value == RANDOM else value),
+    ] = None
     n_probs: Annotated[int, Field(ge=0, le=MAX_PROBS)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_PROBS)] | None = None
     """The same, where `n_probs` is left out."""
@@ -80,7 +96,9 @@ class CompletionFields(GenerationFields):
     lora: Any = None
 
     def limit(self, default: int | None) -> int | None:
-        given = next((n for n in (self.n_predict, self.max_completion_tokens, self.max_tokens) if n is not None), -1)
+        given = next(
+            (n for n in (self.n_predict, self.max_completion_tokens, self.max_tokens) if n is not None), -1
+        )
         return default if given < 0 else given
 
     @property
@@ -89,15 +107,23 @@ class CompletionFields(GenerationFields):
 
     def check(self, n_slots: int) -> None:
         """Raises ApiError for what cannot be done here."""
-        for name, asked in ("n_indent", self.n_indent), ("post_sampling_probs", self.post_sampling_probs), ("lora", self.lora):
+        for name, asked in (
+            ("n_indent", self.n_indent),
+            ("post_sampling_probs", self.post_sampling_probs),
+            ("lora", self.lora),
+        ):
             if asked:
                 raise ApiError(f"{name} is not supported", 501, param=name)
         if (self.n_cmpl or self.n or 1) > n_slots:
-            raise ApiError(f"n_cmpl is {self.n_cmpl or self.n}, expected at most the number of slots, {n_slots}", param="n_cmpl")
+            raise ApiError(
+                f"n_cmpl is {self.n_cmpl or self.n}, expected at most the number of slots, {n_slots}",
+                param="n_cmpl",
+            )
 
 
 class TokenizeFields(Fields):
     """The body of /tokenize."""
+
     content: Mixed = None
     add_special: bool | None = None
     parse_special: bool | None = None
@@ -107,11 +133,13 @@ class TokenizeFields(Fields):
 
 class DetokenizeFields(Fields):
     """The body of /detokenize."""
+
     tokens: Annotated[list[int], Field(fail_fast=True)] | None = None
 
 
 class EmbeddingFields(Fields):
     """The body of /embedding, with the texts in `content` or `input`."""
+
     content: Prompts = None
     input: Prompts = None
     embd_normalize: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
@@ -122,7 +150,9 @@ def is_id(value: object) -> bool:
     return type(value) is int
 
 
-def mixed(tokenizer: Tokenizer, prompt: Any, add_special: bool = True, parse_special: bool = True) -> list[int]:
+def mixed(
+    tokenizer: Tokenizer, prompt: Any, add_special: bool = True, parse_special: bool = True
+) -> list[int]:
     """Token ids of a text, or of texts and ids in a list; only where that begins with a text it may get a BOS token."""
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, add_special, parse_special)
@@ -145,9 +175,14 @@ def prompts_of(llm: LLM, value: Any, most: int, name: str = "prompt") -> list[li
             if prompt.get("multimodal_data"):
                 raise ApiError("multimodal_data: this model reads text alone", 501, param=name)
             prompt = prompt.get("prompt_string")
-        whole = isinstance(prompt, str) or (isinstance(prompt, list) and (not prompt or any(map(is_id, prompt))))
+        whole = isinstance(prompt, str) or (
+            isinstance(prompt, list) and (not prompt or any(map(is_id, prompt)))
+        )
         if not whole:
-            raise ApiError(f"{name} has to be a text, a list of token ids, an object with a prompt_string, or a list of such", param=name)
+            raise ApiError(
+                f"{name} has to be a text, a list of token ids, an object with a prompt_string, or a list of such",
+                param=name,
+            )
         texts = [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
         if (fewest := sum(map(llm.tokenizer.fewest, texts))) > llm.engine.n_ctx:
             raise context_full(fewest, llm.engine.n_ctx, or_more=True)
@@ -165,15 +200,20 @@ def check_amount(body: CompletionFields, room: int, max_tokens: int | None) -> N
     """Raises ApiError for more probabilities than one answer may hold. `room` is what the context leaves for it."""
     n = room if max_tokens is None else min(room, max_tokens)
     if body.n_reported * n > MAX_REPORTED:
-        raise ApiError(f"n_probs is {body.n_reported} for an answer of up to {n} tokens: lower it or n_predict", param="n_probs")
+        raise ApiError(
+            f"n_probs is {body.n_reported} for an answer of up to {n} tokens: lower it or n_predict",
+            param="n_probs",
+        )
 
 
 def constraint_of(llm: LLM, body: CompletionFields) -> Callable[[], Any] | None:
     """What the answer is held to, anew with each call. As in llama.cpp `grammar` comes before `json_schema`."""
     if body.grammar:
         from ..grammar import gbnf
+
         return gbnf(llm, body.grammar)
     if body.json_schema is None:
         return None
     from ..grammar import json_schema
+
     return json_schema(llm, body.json_schema)

@@ -1,4 +1,5 @@
 """One line in the log for each request, and what is tied to a request from its first byte to its last."""
+
 from __future__ import annotations
 
 import json
@@ -33,6 +34,7 @@ CLIENT_LEFT = 499
 @dataclass
 class Record:
     """A request, as the log will have it."""
+
     id: str
     method: str
     path: str
@@ -67,7 +69,11 @@ class Recorded:
             nonlocal started
             if message["type"] == "http.response.start":
                 started, record.status = True, message["status"]
-                message["headers"] = [*message["headers"], *self._headers, (b"x-request-id", record.id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    *self._headers,
+                    (b"x-request-id", record.id.encode()),
+                ]
             await send(message)
 
         try:
@@ -83,7 +89,11 @@ class Recorded:
         finally:
             for generation in record.generations:
                 generation.cancel()
-            failed = record.status >= 500 or record.cut_off or any(generation.error for generation in record.generations)
+            failed = (
+                record.status >= 500
+                or record.cut_off
+                or any(generation.error for generation in record.generations)
+            )
             wanted = self._config.log_format != "none" and (record.path not in POLLED or record.status >= 400)
             if wanted or failed:
                 write(line(record, self._service, self._config))
@@ -104,24 +114,43 @@ def line(record: Record, service: Service, config: Config) -> str:
     """What the log says of a request: of all its generations together, the longest times."""
     now, sequences = time.monotonic(), [generation.sequence for generation in record.generations]
     fields: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "id": record.id, "method": record.method, "path": record.path[:200],
-        "status": record.status, "seconds": round(now - record.created, 4)}
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "id": record.id,
+        "method": record.method,
+        "path": record.path[:200],
+        "status": record.status,
+        "seconds": round(now - record.created, 4),
+    }
     if sequences:
         waits = [(generation.started or now) - generation.created for generation in record.generations]
         fields |= {
-            "model": config.name, "prompt": sum(s.n_prompt for s in sequences), "cached": sum(s.n_cached for s in sequences),
-            "generated": sum(len(s.generated) for s in sequences), "queue_seconds": round(max(waits), 4),
+            "model": config.name,
+            "prompt": sum(s.n_prompt for s in sequences),
+            "cached": sum(s.n_cached for s in sequences),
+            "generated": sum(len(s.generated) for s in sequences),
+            "queue_seconds": round(max(waits), 4),
             "run_seconds": round(max(s.prompt_seconds + s.generation_seconds for s in sequences), 4),
-            "stop": ",".join(dict.fromkeys(s.stop_reason or "cancelled" for s in sequences))}
-    errors = [record.error] if record.error else [reason(generation.error) for generation in record.generations if generation.error]
+            "stop": ",".join(dict.fromkeys(s.stop_reason or "cancelled" for s in sequences)),
+        }
+    errors = (
+        [record.error]
+        if record.error
+        else [reason(generation.error) for generation in record.generations if generation.error]
+    )
     if errors:
         fields["error"] = errors[0]
     if config.log_prompts and sequences:
         decode = service.llm.tokenizer.decode
-        fields |= {"prompts": [decode(s.tokens[:s.n_prompt]) for s in sequences], "answers": [decode(s.generated) for s in sequences]}
+        fields |= {
+            "prompts": [decode(s.tokens[: s.n_prompt]) for s in sequences],
+            "answers": [decode(s.generated) for s in sequences],
+        }
     if config.log_format == "json":
         return json.dumps(fields, ensure_ascii=False)
-    return " ".join(f"{name}={value if PLAIN.fullmatch(str(value)) else json.dumps(value)}" for name, value in fields.items())
+    return " ".join(
+        f"{name}={value if PLAIN.fullmatch(str(value)) else json.dumps(value)}"
+        for name, value in fields.items()
+    )
 
 
 def write(text: str) -> None:

@@ -1,4 +1,5 @@
 """Figures for Prometheus, under llama.cpp's names, and some about the cache."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -28,23 +29,45 @@ class Figures:
         kept, cache = service.llm.engine.prefixes.kept, service.llm.engine.backend.cache
         n_running = sum(slot.generation is not None for slot in service.slots())
         for name, text, count in (
-                ("prompt_tokens_total", "Number of prompt tokens processed.", c.n_prompt),
-                ("prompt_seconds_total", "Prompt process time", c.prompt_seconds),
-                ("prompt_tokens_cached_total", "Number of prompt tokens that the cache had.", c.n_cached),
-                ("tokens_predicted_total", "Number of generation tokens processed.", c.n_generated),
-                ("tokens_predicted_seconds_total", "Predict process time", c.generation_seconds),
-                ("n_decode_total", "Total number of steps", c.n_steps),
-                ("requests_total", "Number of requests that ended.", c.n_requests)):
+            ("prompt_tokens_total", "Number of prompt tokens processed.", c.n_prompt),
+            ("prompt_seconds_total", "Prompt process time", c.prompt_seconds),
+            ("prompt_tokens_cached_total", "Number of prompt tokens that the cache had.", c.n_cached),
+            ("tokens_predicted_total", "Number of generation tokens processed.", c.n_generated),
+            ("tokens_predicted_seconds_total", "Predict process time", c.generation_seconds),
+            ("n_decode_total", "Total number of steps", c.n_steps),
+            ("requests_total", "Number of requests that ended.", c.n_requests),
+        ):
             yield CounterMetricFamily(f"llamacpp:{name}", text, value=count)
         for name, text, value in (
-                ("n_busy_slots_per_decode", "Average number of busy slots per step", ratio(c.n_busy_slots, c.n_steps)),
-                ("prompt_tokens_seconds", "Average prompt throughput in tokens/s.", ratio(c.n_prompt, c.prompt_seconds)),
-                ("predicted_tokens_seconds", "Average generation throughput in tokens/s.", ratio(c.n_generated, c.generation_seconds)),
-                ("requests_processing", "Number of requests processing.", n_running),
-                ("requests_deferred", "Number of requests deferred.", service.n_waiting),
-                ("kv_cache_tokens", "Number of positions that finished sequences keep in the cache.", sum(len(k.tokens) for k in kept)),
-                ("kv_cache_sequences", "Number of finished sequences in the cache.", len(kept)),
-                ("kv_cache_capacity_tokens", "Number of positions for which there is memory.", cache.n_pages * PAGE)):
+            (
+                "n_busy_slots_per_decode",
+                "Average number of busy slots per step",
+                ratio(c.n_busy_slots, c.n_steps),
+            ),
+            (
+                "prompt_tokens_seconds",
+                "Average prompt throughput in tokens/s.",
+                ratio(c.n_prompt, c.prompt_seconds),
+            ),
+            (
+                "predicted_tokens_seconds",
+                "Average generation throughput in tokens/s.",
+                ratio(c.n_generated, c.generation_seconds),
+            ),
+            ("requests_processing", "Number of requests processing.", n_running),
+            ("requests_deferred", "Number of requests deferred.", service.n_waiting),
+            (
+                "kv_cache_tokens",
+                "Number of positions that finished sequences keep in the cache.",
+                sum(len(k.tokens) for k in kept),
+            ),
+            ("kv_cache_sequences", "Number of finished sequences in the cache.", len(kept)),
+            (
+                "kv_cache_capacity_tokens",
+                "Number of positions for which there is memory.",
+                cache.n_pages * PAGE,
+            ),
+        ):
             yield GaugeMetricFamily(f"llamacpp:{name}", text, value=value)
 
 
@@ -63,4 +86,5 @@ def routes(service: Service, config: Config) -> list[Route]:
     @describe("Figures for Prometheus", type="text/plain")
     async def metrics(request: Request) -> Response:
         return Response(text(service), media_type=CONTENT_TYPE)
+
     return [Route("/metrics", metrics)]

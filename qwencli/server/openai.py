@@ -1,4 +1,5 @@
 """OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings."""
+
 from __future__ import annotations
 
 import asyncio
@@ -37,8 +38,19 @@ N = Annotated[int, Field(ge=1, le=MAX_N)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
 TEXT = {"type": "string", "minLength": 1}
 IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-Texts = Annotated[Any, WithJsonSchema({"anyOf": [
-    TEXT, {"type": "array", "minItems": 1, "items": TEXT}, IDS, {"type": "array", "minItems": 1, "items": IDS}]})]
+Texts = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                TEXT,
+                {"type": "array", "minItems": 1, "items": TEXT},
+                IDS,
+                {"type": "array", "minItems": 1, "items": IDS},
+            ]
+        }
+    ),
+]
 """One or several, each as text or as token ids."""
 Start = Callable[[], Constraint]
 
@@ -61,6 +73,7 @@ class Common(GenerationFields):
 
 class ChatRequest(Common, ConversationFields):
     """The body of /v1/chat/completions."""
+
     logprobs: bool | None = None
     top_logprobs: Top | None = None
 
@@ -74,6 +87,7 @@ class ChatRequest(Common, ConversationFields):
 
 class CompletionRequest(Common):
     """The body of /v1/completions."""
+
     prompt: Texts
     logprobs: Top | None = None
     echo: Literal[False] | None = None
@@ -83,6 +97,7 @@ class CompletionRequest(Common):
 
 class EmbeddingRequest(Fields):
     """The body of /v1/embeddings."""
+
     input: Texts
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
@@ -92,10 +107,18 @@ class EmbeddingRequest(Fields):
 
 def routes(service: Service, config: Config) -> list[Route]:
     api = OpenAI(service, config)
-    return [Route(prefix + path, endpoint, methods=[method]) for prefix, path, method, endpoint in (
-        ("/v1", "/models", "GET", api.models), ("", "/models", "GET", api.models), ("/v1", "/models/{id:path}", "GET", api.model),
-        ("/v1", "/chat/completions", "POST", api.chat), ("", "/chat/completions", "POST", api.chat),
-        ("/v1", "/completions", "POST", api.completions), ("/v1", "/embeddings", "POST", api.embeddings))]
+    return [
+        Route(prefix + path, endpoint, methods=[method])
+        for prefix, path, method, endpoint in (
+            ("/v1", "/models", "GET", api.models),
+            ("", "/models", "GET", api.models),
+            ("/v1", "/models/{id:path}", "GET", api.model),
+            ("/v1", "/chat/completions", "POST", api.chat),
+            ("", "/chat/completions", "POST", api.chat),
+            ("/v1", "/completions", "POST", api.completions),
+            ("/v1", "/embeddings", "POST", api.embeddings),
+        )
+    ]
 
 
 class OpenAI:
@@ -117,9 +140,22 @@ class OpenAI:
 
     def _model(self) -> dict[str, Any]:
         c, tensors = self._llm.model.config, self._llm.file.tensors.values()
-        meta = {"vocab_type": 2, "n_vocab": c.n_vocab, "n_ctx_train": c.n_ctx, "n_ctx": self._llm.engine.n_ctx, "n_embd": c.n_embd,
-                "n_params": sum(t.n_weights for t in tensors), "size": sum(t.n_bytes for t in tensors)}
-        return {"id": self._config.name, "object": "model", "created": self._created, "owned_by": "qwencli", "meta": meta}
+        meta = {
+            "vocab_type": 2,
+            "n_vocab": c.n_vocab,
+            "n_ctx_train": c.n_ctx,
+            "n_ctx": self._llm.engine.n_ctx,
+            "n_embd": c.n_embd,
+            "n_params": sum(t.n_weights for t in tensors),
+            "size": sum(t.n_bytes for t in tensors),
+        }
+        return {
+            "id": self._config.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "qwencli",
+            "meta": meta,
+        }
 
     @describe("The next message of a conversation", ChatRequest, stream=True)
     async def chat(self, request: Request) -> Response:
@@ -129,14 +165,27 @@ class OpenAI:
         prompt, sampling, start = await asyncio.to_thread(self._prepare_chat, body, think, n_top)
 
         def choice(i: int) -> Choice:
-            generation = self._service.generate(ServiceRequest(
-                prompt.tokens, nth_seed(sampling, i), body.limit(self._config.max_tokens), body.stops, bool(body.ignore_eos),
-                budget_of(prompt, think, budget), start() if start else None))
+            generation = self._service.generate(
+                ServiceRequest(
+                    prompt.tokens,
+                    nth_seed(sampling, i),
+                    body.limit(self._config.max_tokens),
+                    body.stops,
+                    bool(body.ignore_eos),
+                    budget_of(prompt, think, budget),
+                    start() if start else None,
+                )
+            )
             return ChatChoice(track(request, generation), self._llm.tokenizer, body, prompt, n_top)
-        self._check_amount(body, [prompt.tokens], n_top)
-        return await self._answer(request, "chat.completion", body, [partial(choice, i) for i in range(body.n or 1)])
 
-    def _prepare_chat(self, body: ChatRequest, think: bool, n_top: int | None) -> tuple[Prompt, SamplingParams, Start | None]:
+        self._check_amount(body, [prompt.tokens], n_top)
+        return await self._answer(
+            request, "chat.completion", body, [partial(choice, i) for i in range(body.n or 1)]
+        )
+
+    def _prepare_chat(
+        self, body: ChatRequest, think: bool, n_top: int | None
+    ) -> tuple[Prompt, SamplingParams, Start | None]:
         """All that takes time."""
         llm, forms = self._llm, body.answer_forms()
         prompt = prompt_of(body, llm, self._config, think)
@@ -152,7 +201,9 @@ class OpenAI:
         return lambda: AfterThinking(start(), self._llm.tokenizer, inside)
 
     def _sampling(self, body: Common, n_top: int | None) -> SamplingParams:
-        sampling = body.sampling(self._config.sampling, self._llm.tokenizer, 0 if n_top is None else max(1, n_top))
+        sampling = body.sampling(
+            self._config.sampling, self._llm.tokenizer, 0 if n_top is None else max(1, n_top)
+        )
         self._llm.breakers(sampling)  # looked up here, not where everybody waits
         return sampling
 
@@ -162,10 +213,20 @@ class OpenAI:
         prompts, sampling, start = await asyncio.to_thread(self._prepare_text, body)
 
         def choice(tokens: list[int], i: int) -> Choice:
-            generation = self._service.generate(ServiceRequest(
-                tokens, nth_seed(sampling, i), body.limit(self._config.max_tokens), body.stops, bool(body.ignore_eos),
-                constraint=start() if start else None))
-            return TextChoice(track(request, generation), self._llm.tokenizer, body.logprobs, bool(body.stream))
+            generation = self._service.generate(
+                ServiceRequest(
+                    tokens,
+                    nth_seed(sampling, i),
+                    body.limit(self._config.max_tokens),
+                    body.stops,
+                    bool(body.ignore_eos),
+                    constraint=start() if start else None,
+                )
+            )
+            return TextChoice(
+                track(request, generation), self._llm.tokenizer, body.logprobs, bool(body.stream)
+            )
+
         self._check_amount(body, prompts, body.logprobs)
         choices = [partial(choice, tokens, i) for tokens in prompts for i in range(body.n or 1)]
         return await self._answer(request, "text_completion", body, choices)
@@ -199,9 +260,14 @@ class OpenAI:
         limit = body.limit(self._config.max_tokens)
         n_tokens = n * (room if limit is None else min(limit, room))
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
-            raise ApiError(f"logprobs: too many for an answer of up to {n_tokens} tokens; lower max_tokens, or stream", param="logprobs")
+            raise ApiError(
+                f"logprobs: too many for an answer of up to {n_tokens} tokens; lower max_tokens, or stream",
+                param="logprobs",
+            )
 
-    async def _answer(self, request: Request, kind: str, body: Common, starts: Sequence[Callable[[], Choice]]) -> Response:
+    async def _answer(
+        self, request: Request, kind: str, body: Common, starts: Sequence[Callable[[], Choice]]
+    ) -> Response:
         choices = []
         for start in starts:
             choices.append(start())
@@ -217,11 +283,17 @@ class OpenAI:
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
-        prompts = await asyncio.to_thread(self._prompts, "input", body.input, MAX_TEXTS, self._llm.engine.n_ctx)
+        prompts = await asyncio.to_thread(
+            self._prompts, "input", body.input, MAX_TEXTS, self._llm.engine.n_ctx
+        )
         data = []
         for i, tokens in enumerate(prompts):
-            vector = unit((await self._service.embed(tokens))[:body.dimensions])
-            shown = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
+            vector = unit((await self._service.embed(tokens))[: body.dimensions])
+            shown = (
+                base64.b64encode(vector.tobytes()).decode()
+                if body.encoding_format == "base64"
+                else vector.tolist()
+            )
             data.append(encoded({"object": "embedding", "index": i, "embedding": shown}))
         n = sum(map(len, prompts))
         about = all_encoded({"model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
@@ -241,6 +313,7 @@ def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dt
 def constraint(llm: LLM, forms: dict[str, dict[str, Any] | str]) -> Start | None:
     """What an answer is held to, by the field that asks for it; None for nothing. Slow. Raises ApiError."""
     from .. import grammar
+
     if len(forms) > 1:
         raise ApiError(f"{' and '.join(forms)} cannot be used together", param=next(iter(forms)))
     for field, form in forms.items():
@@ -253,9 +326,20 @@ def constraint(llm: LLM, forms: dict[str, dict[str, Any] | str]) -> Start | None
 
 def call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
     """A call of one of some functions, as Qwen writes it."""
-    calls = [{"type": "object", "required": ["name", "arguments"], "additionalProperties": False, "properties": {
-        "name": {"const": f["name"]}, "arguments": moved(f.get("parameters") or {"type": "object"}, f"/anyOf/{i}/properties/arguments")}}
-        for i, f in enumerate(functions)]
+    calls = [
+        {
+            "type": "object",
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+            "properties": {
+                "name": {"const": f["name"]},
+                "arguments": moved(
+                    f.get("parameters") or {"type": "object"}, f"/anyOf/{i}/properties/arguments"
+                ),
+            },
+        }
+        for i, f in enumerate(functions)
+    ]
     return {"anyOf": calls}
 
 
@@ -265,5 +349,9 @@ def moved(schema: Any, to: str) -> Any:
         return [moved(item, to) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {key: f"#{to}{value[1:]}" if key == "$ref" and isinstance(value, str) and value.startswith("#") else moved(value, to)
-            for key, value in schema.items()}
+    return {
+        key: f"#{to}{value[1:]}"
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else moved(value, to)
+        for key, value in schema.items()
+    }

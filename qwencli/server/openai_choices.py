@@ -1,4 +1,5 @@
 """Answers of OpenAI's API: choices as they come, piece by piece, and as a whole, and what stands around them."""
+
 from __future__ import annotations
 
 import asyncio
@@ -25,6 +26,7 @@ FINISH = {"eos": "stop", "stop": "stop", "cancelled": "stop"}
 
 class Choice(Protocol):
     """One of a request's answers, while it comes."""
+
     generation: Generation
 
     def add(self, piece: Piece) -> list[Object]:
@@ -43,7 +45,14 @@ class Choice(Protocol):
 class ChatChoice:
     """The answer to a chat: thinking, text and tool calls apart."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, body: ConversationFields, prompt: Prompt, n_top: int | None) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        body: ConversationFields,
+        prompt: Prompt,
+        n_top: int | None,
+    ) -> None:
         self.generation, self._tokenizer, self._prompt, self._n_top = generation, tokenizer, prompt, n_top
         self._parser = AnswerParser(prompt.inside, body.usable_tools)
         self._one_call, self._calls = body.parallel_tool_calls is False, list[Object]()
@@ -76,7 +85,11 @@ class ChatChoice:
             if self._one_call:
                 self.generation.cancel()
             arguments = json.dumps(event.arguments, ensure_ascii=False)
-            call = {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": event.name, "arguments": arguments}}
+            call = {
+                "id": f"call_{secrets.token_hex(12)}",
+                "type": "function",
+                "function": {"name": event.name, "arguments": arguments},
+            }
             self._calls.append(call)
             return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
         kind = {Reasoning: "reasoning_content", Content: "content"}[type(event)]
@@ -87,7 +100,10 @@ class ChatChoice:
         sent, self._unsent = self._unsent, []
         if sent and not self._stream:
             self._sent.append(encoded(sent)[1:-1])
-        return {"delta": delta, "logprobs": {"content": sent, "refusal": None} if self._n_top is not None else None}
+        return {
+            "delta": delta,
+            "logprobs": {"content": sent, "refusal": None} if self._n_top is not None else None,
+        }
 
     def whole(self) -> dict[str, str]:
         thought, said = ("".join(parts) for parts in self._texts.values())
@@ -117,7 +133,9 @@ class TextChoice:
         self._text.append(piece.text)
         if self._n_top is None:
             return [{"text": piece.text, "logprobs": None}] if piece.text else []
-        lists = self._logprobs.add(token_reports(self._tokenizer, self.generation.sequence, places, self._n_top))
+        lists = self._logprobs.add(
+            token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
+        )
         if piece.tokens and not self._stream:
             for name, items in lists.items():
                 self._sent[name].append(encoded(items)[1:-1])
@@ -128,7 +146,10 @@ class TextChoice:
 
     def whole(self) -> dict[str, str]:
         lists = {name: f"[{','.join(parts)}]" for name, parts in self._sent.items()}
-        return {"text": encoded("".join(self._text)), "logprobs": "null" if self._n_top is None else json_object(lists)}
+        return {
+            "text": encoded("".join(self._text)),
+            "logprobs": "null" if self._n_top is None else json_object(lists),
+        }
 
     @property
     def finish(self) -> str:
@@ -138,12 +159,25 @@ class TextChoice:
 class Answer:
     """All choices of a request. `n` in a row answer one prompt; `kind` is "chat.completion" or "text_completion"."""
 
-    def __init__(self, kind: str, model: str, body: GenerationFields, choices: Sequence[Choice], n: int, with_usage: bool) -> None:
+    def __init__(
+        self,
+        kind: str,
+        model: str,
+        body: GenerationFields,
+        choices: Sequence[Choice],
+        n: int,
+        with_usage: bool,
+    ) -> None:
         self._kind, self._body, self._choices, self._n, self._with_usage = kind, body, choices, n, with_usage
         self._sequences = [choice.generation.sequence for choice in choices]
         prefix = "chatcmpl-" if kind == "chat.completion" else "cmpl-"
-        self._common = {"id": prefix + secrets.token_hex(12), "object": kind, "created": int(time.time()), "model": model,
-                        "system_fingerprint": f"qwencli-{__version__}"}
+        self._common = {
+            "id": prefix + secrets.token_hex(12),
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"qwencli-{__version__}",
+        }
 
     async def whole(self) -> str:
         """JSON. Raises QwenError where one of them fails."""
@@ -155,30 +189,54 @@ class Answer:
             choices.append(json_object({"index": str(i), **choice.whole(), **all_encoded(rest)}))
             await asyncio.sleep(0)  # others need not wait for all of them
         costs = {"usage": usage(self._sequences, self._n), "timings": timings(self._sequences[0])}
-        return json_object({**all_encoded(self._common), "choices": f"[{','.join(choices)}]", **all_encoded(costs)})
+        return json_object(
+            {**all_encoded(self._common), "choices": f"[{','.join(choices)}]", **all_encoded(costs)}
+        )
 
     async def chunks(self) -> AsyncIterator[Object]:
         """The events of a stream. Raises QwenError."""
         running = len(self._choices)
         if self._kind == "chat.completion":
             for i in range(running):
-                yield self._chunk({"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None})
+                yield self._chunk(
+                    {
+                        "index": i,
+                        "delta": {"role": "assistant", "content": ""},
+                        "logprobs": None,
+                        "finish_reason": None,
+                    }
+                )
         async for i, piece in merged([choice.generation for choice in self._choices]):
             choice = self._choices[i]
             for part in choice.add(piece) if piece else choice.end():
-                timed = {"timings": timings(choice.generation.sequence)} if self._body.timings_per_token else {}
+                timed = (
+                    {"timings": timings(choice.generation.sequence)} if self._body.timings_per_token else {}
+                )
                 yield self._chunk({"index": i, **part, "finish_reason": None}) | timed
             if piece is None:
                 running -= 1
                 nothing: Object = {"delta": {}} if self._kind == "chat.completion" else {"text": ""}
-                last = self._chunk({"index": i, **nothing, "logprobs": None, "finish_reason": choice.finish, **self._tokens(i)})
+                last = self._chunk(
+                    {
+                        "index": i,
+                        **nothing,
+                        "logprobs": None,
+                        "finish_reason": choice.finish,
+                        **self._tokens(i),
+                    }
+                )
                 yield last if running or self._with_usage else last | {"timings": timings(self._sequences[0])}
         if self._with_usage:
-            yield self._chunk() | {"usage": usage(self._sequences, self._n), "timings": timings(self._sequences[0])}
+            yield self._chunk() | {
+                "usage": usage(self._sequences, self._n),
+                "timings": timings(self._sequences[0]),
+            }
 
     def _chunk(self, *choices: Object) -> Object:
         kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
-        return {**self._common, "object": kind, "choices": choices} | ({"usage": None} if self._with_usage else {})
+        return {**self._common, "object": kind, "choices": choices} | (
+            {"usage": None} if self._with_usage else {}
+        )
 
     def _tokens(self, i: int) -> Object:
         return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}
@@ -195,9 +253,12 @@ def all_encoded(fields: Mapping[str, Any]) -> dict[str, str]:
 
 async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece | None]]:
     """The pieces of all as they come, each with whose it is; None for the end of one. Raises QwenError where one fails."""
+
     def following(i: int) -> asyncio.Future[Piece | None]:
         task = asyncio.ensure_future(anext(generations[i], None))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # where another fails first, nobody asks
+        task.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # where another fails first, nobody asks
         return task
 
     waiting = {following(i): i for i in range(len(generations))}

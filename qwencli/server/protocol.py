@@ -1,4 +1,5 @@
 """HTTP/1.1 as uvicorn speaks it by h11, with an end to waiting: for a request that does not come, for an answer that nobody takes."""
+
 from __future__ import annotations
 
 import asyncio

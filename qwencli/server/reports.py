@@ -1,4 +1,5 @@
 """What answers of both APIs tell of their tokens: how many, how likely, how fast."""
+
 from __future__ import annotations
 
 import codecs
@@ -14,9 +15,17 @@ def timings(seq: EngineSequence) -> dict[str, float]:
     prompt_n, predicted_n = seq.n_prompt_done - seq.n_cached, len(seq.generated)
     prompt_ms, predicted_ms = 1e3 * seq.prompt_seconds, 1e3 * seq.generation_seconds
     n_timed = max(0, predicted_n - 1)
-    return {"cache_n": seq.n_cached, "prompt_n": prompt_n, "prompt_ms": prompt_ms, "prompt_per_token_ms": _ratio(prompt_ms, prompt_n),
-            "prompt_per_second": _ratio(1e3 * prompt_n, prompt_ms), "predicted_n": predicted_n, "predicted_ms": predicted_ms,
-            "predicted_per_token_ms": _ratio(predicted_ms, n_timed), "predicted_per_second": _ratio(1e3 * n_timed, predicted_ms)}
+    return {
+        "cache_n": seq.n_cached,
+        "prompt_n": prompt_n,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": _ratio(prompt_ms, prompt_n),
+        "prompt_per_second": _ratio(1e3 * prompt_n, prompt_ms),
+        "predicted_n": predicted_n,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": _ratio(predicted_ms, n_timed),
+        "predicted_per_second": _ratio(1e3 * n_timed, predicted_ms),
+    }
 
 
 def _ratio(a: float, b: float) -> float:
@@ -27,11 +36,17 @@ def usage(sequences: Sequence[EngineSequence], n: int = 1) -> dict[str, Any]:
     """Of the answers to some prompts, of which each has `n` in a row: a prompt counts once."""
     prompts = sequences[::n]
     n_prompt, n_generated = sum(s.n_prompt for s in prompts), sum(len(s.generated) for s in sequences)
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": n_prompt + n_generated,
-            "prompt_tokens_details": {"cached_tokens": sum(s.n_cached for s in prompts)}}
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_generated,
+        "total_tokens": n_prompt + n_generated,
+        "prompt_tokens_details": {"cached_tokens": sum(s.n_cached for s in prompts)},
+    }
 
 
-def token_reports(tokenizer: Tokenizer, seq: EngineSequence, places: Iterable[int], n_top: int) -> list[dict[str, Any]]:
+def token_reports(
+    tokenizer: Tokenizer, seq: EngineSequence, places: Iterable[int], n_top: int
+) -> list[dict[str, Any]]:
     """The answer's tokens at some places: each with its logprob and those of the `n_top` likeliest, natural logarithms.
 
     A token that nobody drew, such as those that end thinking at its budget, was certain.
@@ -40,8 +55,10 @@ def token_reports(tokenizer: Tokenizer, seq: EngineSequence, places: Iterable[in
     for place in places:
         report = seq.reports.get(place)
         top = report.top[:n_top] if report else []
-        found.append(_named(tokenizer, seq.tokens[seq.n_prompt + place], report.logprob if report else 0.0)
-                     | {"top_logprobs": [_named(tokenizer, token, logprob) for token, logprob in top]})
+        found.append(
+            _named(tokenizer, seq.tokens[seq.n_prompt + place], report.logprob if report else 0.0)
+            | {"top_logprobs": [_named(tokenizer, token, logprob) for token, logprob in top]}
+        )
     return found
 
 

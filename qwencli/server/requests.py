@@ -1,4 +1,5 @@
 """What all endpoints do with a request: read its JSON, and tie its generations to it."""
+
 from __future__ import annotations
 
 import asyncio
@@ -41,12 +42,15 @@ def check_amount(body: bytes) -> None:
     """Whether JSON has no more values than MAX_LISTS and MAX_VALUES, counted without parsing it. Raises ApiError."""
     n_lists, n_values = body.count(b"[") + body.count(b"{"), body.count(b",")
     if n_lists > MAX_LISTS or n_values > MAX_VALUES:  # some may stand in texts
-        bare = body.replace(rb"\\", b"").replace(rb'\"', b"")
+        bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
         if bare.count(b'"') <= MAX_VALUES:
             outside = b"".join(bare.split(b'"')[::2])
             n_lists, n_values = outside.count(b"[") + outside.count(b"{"), outside.count(b",")
         if n_lists > MAX_LISTS or n_values > MAX_VALUES:
-            raise ApiError(f"the request has too many values, expected at most {MAX_VALUES}, and {MAX_LISTS} lists and objects", 413)
+            raise ApiError(
+                f"the request has too many values, expected at most {MAX_VALUES}, and {MAX_LISTS} lists and objects",
+                413,
+            )
 
 
 def invalid(error: ValidationError) -> ApiError:
@@ -54,8 +58,10 @@ def invalid(error: ValidationError) -> ApiError:
 
     Where a field may be of several kinds, there are complaints of each of them: those that lie deepest are of the one that was meant.
     """
-    found = [(named(e["loc"]), str(e["msg"]).removeprefix("Value error, "))
-             for e in error.errors(include_url=False, include_context=False, include_input=False)]
+    found = [
+        (named(e["loc"]), str(e["msg"]).removeprefix("Value error, "))
+        for e in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
     where = max((name for name, _ in found), key=len)
     reasons = " or ".join(dict.fromkeys(reason for name, reason in found if name == where))
     field = ".".join(map(str, where))
@@ -64,7 +70,11 @@ def invalid(error: ValidationError) -> ApiError:
 
 def named(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """A place as a client knows it, without pydantic's names for the kinds that a value may be of."""
-    return tuple(part for part in loc if isinstance(part, int) or (part.isidentifier() and part.islower() and part not in KINDS))
+    return tuple(
+        part
+        for part in loc
+        if isinstance(part, int) or (part.isidentifier() and part.islower() and part not in KINDS)
+    )
 
 
 def track(request: Request, generation: Generation) -> Generation:

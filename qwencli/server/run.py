@@ -1,4 +1,5 @@
 """Runs the application: sockets, signals, all that a first request would wait for, and an end that cuts nothing off."""
+
 from __future__ import annotations
 
 import asyncio
@@ -44,24 +45,32 @@ def listen(host: str, port: int) -> list[socket.socket]:
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"--host {host}: no address of this machine: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(
+            f"--host {host}: no address of this machine: {getattr(error, 'strerror', None) or error}"
+        ) from None
     sockets: list[socket.socket] = []
     failure: OSError | None = None
     for family, address in dict.fromkeys((info[0], info[4]) for info in infos):
         try:
-            sockets.append(bound(family, (address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:])))
+            sockets.append(
+                bound(family, (address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:]))
+            )
         except OSError as error:
             failure = error
     if failure and not (sockets and failure.errno in UNAVAILABLE):
         for s in sockets:
             s.close()
-        raise QwenError(f"cannot listen on {host} port {port}: {failure.strerror or failure}; --host and --port choose another, "
-                        "--port 0 takes any that is free")
+        raise QwenError(
+            f"cannot listen on {host} port {port}: {failure.strerror or failure}; --host and --port choose another, "
+            "--port 0 takes any that is free"
+        )
     return sockets
 
 
 def bound(family: int, address: Any) -> socket.socket:
-    s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio switches delays off where it sees that it is TCP
+    s = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio switches delays off where it sees that it is TCP
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +99,9 @@ def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext |
         context.load_cert_chain(cert_file, key_file, password=lambda: "")  # none is asked for at a terminal
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise InputError(f"{cert_file}, {key_file}: no certificate and its key in PEM form, without a password: {reason}") from None
+        raise InputError(
+            f"{cert_file}, {key_file}: no certificate and its key in PEM form, without a password: {reason}"
+        ) from None
     return context
 
 
@@ -103,9 +114,11 @@ def url(sockets: list[socket.socket], host: str, tls: bool) -> str:
 def prepare(llm: LLM) -> None:
     """Load all kernels that requests may need, compiling those that are not there."""
     from ..backends.cpu import CPUBackend
+
     if isinstance(llm.engine.backend, CPUBackend):
         from ..backends.cpu import kernels_of
         from ..warmup import kernels_of_model
+
         isa, types = llm.engine.backend.isa, llm.engine.backend.cache_types
         kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False, types)))
 
@@ -115,7 +128,9 @@ async def warm_up(service: Service, config: Config) -> None:
     llm = service.llm
     await asyncio.to_thread(prepare, llm)
     for measure in llm.tokenizer.fewest, llm.tokenizer.encode:
-        await asyncio.to_thread(measure, "a" * (SHORT_TEXT + 1))  # what long texts need keeps all threads waiting
+        await asyncio.to_thread(
+            measure, "a" * (SHORT_TEXT + 1)
+        )  # what long texts need keeps all threads waiting
     tokens = [0] * min(WARM_TOKENS, llm.engine.n_ctx - 2)
     if tokens:
         for sampling in SamplingParams(temp=0), replace(config.sampling, seed=0):
@@ -134,13 +149,29 @@ async def warm_up(service: Service, config: Config) -> None:
 class Server(uvicorn.Server):
     """uvicorn, but for what signals do. `ready` is called when the sockets answer."""
 
-    def __init__(self, app: Starlette, service: Service, config: Config, grace: float, ready: Callable[[], None] = lambda: None,
-                 tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        service: Service,
+        config: Config,
+        grace: float,
+        ready: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # requests have a log of their own
         protocol = type("Protocol", (Protocol,), {"timeout": config.timeout})
         settings = uvicorn.Config(
-            app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=int(grace) + 5)
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=int(grace) + 5,
+        )
         settings.load()
         settings.ssl = tls
         super().__init__(settings)
@@ -181,8 +212,14 @@ def signals(stop: Callable[[], None]) -> Generator[None, None, None]:
             signal.signal(kind, handler)
 
 
-def serve(service: Service, config: Config, sockets: list[socket.socket], grace: float = 30, ready: Callable[[], None] = lambda: None,
-          tls: ssl.SSLContext | None = None) -> None:
+def serve(
+    service: Service,
+    config: Config,
+    sockets: list[socket.socket],
+    grace: float = 30,
+    ready: Callable[[], None] = lambda: None,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Serve until a signal comes, and return when all that ran is done. Of the main thread.
 
     `ready` is called as soon as requests are answered, which is not before the first would be answered at full speed.
@@ -195,4 +232,5 @@ def serve(service: Service, config: Config, sockets: list[socket.socket], grace:
         server = Server(build_app(service, config), service, config, grace, ready, tls)
         with signals(server.stop):
             await server.serve(sockets)
+
     asyncio.run(run())

@@ -1,4 +1,5 @@
 """What requests of both APIs have in common: how tokens are chosen and where an answer ends, by OpenAI's and llama.cpp's names."""
+
 from __future__ import annotations
 
 import math
@@ -24,6 +25,7 @@ MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
 
 class Fields(BaseModel):
     """A JSON object. What is not named is ignored, null is as good as left out, and no value is taken for one of another type."""
+
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
@@ -35,12 +37,14 @@ def within(name: str) -> Any:
 
 def checked(check: Callable[[Any], object]) -> AfterValidator:
     """What raises InputError, as pydantic asks for it."""
+
     def validate(value: Any) -> Any:
         try:
             check(value)
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
+
     return AfterValidator(validate)
 
 
@@ -58,6 +62,7 @@ Number = Annotated[int, Field(ge=-1, le=COUNT)]
 
 class SamplingFields(Fields):
     """How tokens are chosen. What is left out is as the server was started with."""
+
     temp: Annotated[float, within("temp")] | None = Field(None, alias="temperature")
     dynatemp_range: Annotated[float, within("dynatemp_range")] | None = None
     dynatemp_exponent: Annotated[float, within("dynatemp_exponent")] | None = None
@@ -77,16 +82,23 @@ class SamplingFields(Fields):
     dry_base: Annotated[float, within("dry_base")] | None = None
     dry_allowed_length: Annotated[int, within("dry_allowed_length")] | None = None
     dry_penalty_last_n: Annotated[int, within("dry_penalty_last_n")] | None = None
-    dry_sequence_breakers: Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), checked(checked_breakers)] | None = None
+    dry_sequence_breakers: (
+        Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), checked(checked_breakers)] | None
+    ) = None
     mirostat: Annotated[int, within("mirostat")] | None = None
     mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
     mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
     min_keep: Annotated[int, within("min_keep")] | None = None
-    samplers: Annotated[str | Annotated[list[str], Field(fail_fast=True)], Field(max_length=64), checked(samplers_of)] | None = None
+    samplers: (
+        Annotated[
+            str | Annotated[list[str], Field(fail_fast=True)], Field(max_length=64), checked(samplers_of)
+        ]
+        | None
+    ) = None
     """Names, or llama.cpp's letters in a string."""
     logit_bias: Annotated[dict[str, Bias] | Biases, Field(max_length=MAX_BIASES)] | None = None
     """By token ids, or by texts, whose tokens all get the bias; false forbids them."""
-    seed: Annotated[int, Field(ge=-2**63, lt=N_SEEDS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=N_SEEDS)] | None = None
     """-1: another one each time."""
 
     def sampling(self, base: SamplingParams, tokenizer: Tokenizer, n_probs: int = 0) -> SamplingParams:
@@ -101,13 +113,21 @@ class SamplingFields(Fields):
             chosen["seed"] = None if self.seed == -1 else self.seed % N_SEEDS
         if self.logit_bias is not None:
             pairs = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
-            chosen["logit_bias"] = [(token, -math.inf if bias is False else bias)
-                                    for what, bias in pairs for token in _tokens(what, tokenizer)]
+            chosen["logit_bias"] = [
+                (token, -math.inf if bias is False else bias)
+                for what, bias in pairs
+                for token in _tokens(what, tokenizer)
+            ]
             if len(chosen["logit_bias"]) > MAX_BIASES:
-                raise ApiError(f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}",
-                               param="logit_bias")
+                raise ApiError(
+                    f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}",
+                    param="logit_bias",
+                )
             if unknown := [token for token, _ in chosen["logit_bias"] if not 0 <= token < tokenizer.n_vocab]:
-                raise ApiError(f"logit_bias names the token {unknown[0]}, expected one below {tokenizer.n_vocab}", param="logit_bias")
+                raise ApiError(
+                    f"logit_bias names the token {unknown[0]}, expected one below {tokenizer.n_vocab}",
+                    param="logit_bias",
+                )
         return replace(base, **chosen, n_probs=n_probs)
 
 
@@ -116,7 +136,10 @@ def _tokens(what: int | str, tokenizer: Tokenizer) -> list[int]:
     if isinstance(what, int):
         return [what]
     if len(what) > MAX_BIASED:
-        raise ApiError(f"logit_bias has a text of {len(what)} characters, expected at most {MAX_BIASED}", param="logit_bias")
+        raise ApiError(
+            f"logit_bias has a text of {len(what)} characters, expected at most {MAX_BIASED}",
+            param="logit_bias",
+        )
     return [int(what)] if what.isascii() and what.isdigit() and len(what) <= 10 else tokenizer.encode(what)
 
 
@@ -127,6 +150,7 @@ def nth_seed(sampling: SamplingParams, i: int) -> SamplingParams:
 
 class GenerationFields(SamplingFields):
     """A request for text."""
+
     stream: bool | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     max_completion_tokens: Number | None = None
@@ -150,9 +174,15 @@ class GenerationFields(SamplingFields):
 
     def limit(self, default: int | None) -> int | None:
         """How many tokens the answer may have, None for as many as the context holds."""
-        given = next((n for n in (self.max_completion_tokens, self.max_tokens, self.n_predict) if n is not None), -1)
+        given = next(
+            (n for n in (self.max_completion_tokens, self.max_tokens, self.n_predict) if n is not None), -1
+        )
         return default if given < 0 else given
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:
         """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""
-        return {name: form for name, form in (("json_schema", self.json_schema), ("grammar", self.grammar or None)) if form is not None}
+        return {
+            name: form
+            for name, form in (("json_schema", self.json_schema), ("grammar", self.grammar or None))
+            if form is not None
+        }

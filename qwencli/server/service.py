@@ -1,4 +1,5 @@
 """Many requests on one engine: slots, a queue, and a thread that steps; for asyncio."""
+
 from __future__ import annotations
 
 import asyncio
@@ -28,6 +29,7 @@ Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 @dataclass
 class Counters:
     """Since the start. Seconds are of whole steps, counted once for each sequence that took part."""
+
     n_requests: int = 0
     n_prompt: int = 0
     n_cached: int = 0
@@ -41,6 +43,7 @@ class Counters:
 
 class Slot(NamedTuple):
     """A place for a running request."""
+
     id: int
     generation: Generation | None
 
@@ -90,7 +93,9 @@ class Service:
         self.llm.engine.check(generation.sequence)
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
-                raise Busy(f"{self.n_queue} requests are waiting already, try again later", self._expected_wait())
+                raise Busy(
+                    f"{self.n_queue} requests are waiting already, try again later", self._expected_wait()
+                )
             self._waiting.append(generation)
             self._changed.notify()
         return generation
@@ -103,7 +108,9 @@ class Service:
         done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         with self._changed:
             if len(self._embeddings) >= self.n_queue:
-                raise Busy(f"{self.n_queue} texts are waiting already, try again later", self._expected_wait())
+                raise Busy(
+                    f"{self.n_queue} texts are waiting already, try again later", self._expected_wait()
+                )
             self._embeddings.append((Embedding(tokens, self.pooling), done))
             self._changed.notify()
         return await done
@@ -134,7 +141,9 @@ class Service:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)):
+                while not (
+                    self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)
+                ):
                     self._changed.wait()
             self._end_cancelled()
             if self._ended:
@@ -208,7 +217,7 @@ class Service:
             self._finish(generation, error)
             return
         if text.n_read > start or any(pieces):
-            self._tell(generation.deliver, Piece("".join(pieces), seq.tokens[start:text.n_read]))
+            self._tell(generation.deliver, Piece("".join(pieces), seq.tokens[start : text.n_read]))
         if seq.stop_reason:
             self._finish(generation, seq.error)
 

@@ -1,4 +1,5 @@
 """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
 from __future__ import annotations
 
 import json
@@ -28,6 +29,7 @@ def event(data: Any) -> bytes:
 
 def event_stream(path: str, chunks: AsyncIterator[Any], done: bool = False) -> StreamingResponse:
     """An answer to a request of `path` that comes in events, ended by DONE if `done`; an error on the way is the last event."""
+
     async def events() -> AsyncIterator[bytes]:
         try:
             async for chunk in chunks:
@@ -36,4 +38,5 @@ def event_stream(path: str, chunks: AsyncIterator[Any], done: bool = False) -> S
                 yield DONE
         except QwenError as error:
             yield event(error_object(path, error))
+
     return StreamingResponse(events(), headers=HEADERS, media_type="text/event-stream")

@@ -1,4 +1,5 @@
 """Rows of gated delta nets: see kernels/delta.py."""
+
 from __future__ import annotations
 
 from ...config import DeltaNets
@@ -14,14 +15,25 @@ def conv(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Conv)
     net = next((user.op for user in p.users[node.name] if isinstance(user.op, DeltaNet)), None)
     if net is None:
-        raise p.error(f"the CPU backend computes '{node.name}' together with a delta net: only the NumPy backend can fetch it")
+        raise p.error(
+            f"the CPU backend computes '{node.name}' together with a delta net: only the NumPy backend can fetch it"
+        )
     x, nets = p.compact(node.src[0]), nets_of(p)
     out = p.new(node.name, N_TOKENS, x.width)
     p.hidden.add(node.name)
     n_head = x.width // nets.head_dim
     a_chunk = some_of(p, n_head)
-    args = [address_of(p.inputs.pointers), n_head, a_chunk, net.n_head_k, x.address, p.weight(node.src[1]), out.address,
-            float_bits(net.eps), layer_offset(nets, node.op.layer)]
+    args = [
+        address_of(p.inputs.pointers),
+        n_head,
+        a_chunk,
+        net.n_head_k,
+        x.address,
+        p.weight(node.src[1]),
+        out.address,
+        float_bits(net.eps),
+        layer_offset(nets, node.op.layer),
+    ]
     count = p.inputs.multiple("pieces", -(-n_head // a_chunk))
     p.row(f"delta:conv:{nets.head_dim}:{nets.d_conv}", args, [x.address], [out.address], count=count)
 
@@ -37,18 +49,45 @@ def delta_net(p: Program, node: Tensor) -> None:
     decay, strength = (p.take(4 * p.rooms[N_TOKENS] * n_head) for _ in range(2))
     (alpha_at, *strides), (beta_at, *others) = alpha.place(), beta.place()
     if strides != others:
-        raise p.error(f"the CPU backend can't take '{alpha_node.name}' and '{beta_node.name}' from different places")
+        raise p.error(
+            f"the CPU backend can't take '{alpha_node.name}' and '{beta_node.name}' from different places"
+        )
     unit = p.unit(N_TOKENS)
     gates = [address_of(decay), address_of(strength)]
-    args = [p.inputs.count(N_TOKENS), unit, alpha_at, beta_at, *strides, n_head, p.weight(dt), p.weight(a), *gates]
+    args = [
+        p.inputs.count(N_TOKENS),
+        unit,
+        alpha_at,
+        beta_at,
+        *strides,
+        n_head,
+        p.weight(dt),
+        p.weight(a),
+        *gates,
+    ]
     p.row("delta:gates", args, [alpha.address, beta.address], gates, divisor=unit)
     out = p.new(node.name, N_TOKENS, n_head * d)
     out.others += decay, strength
     n_blocks = n_head * (d // layout.state_width(d))
     a_chunk = some_of(p, n_blocks)
-    args = [address_of(p.inputs.pointers), op.n_head_k, n_head, int(op.tiled), a_chunk, qkv.address, *gates, out.address,
-            layer_offset(nets, op.layer) + 4 * nets.n_state[0]]
-    p.row(f"delta:scan:{d}", args, [qkv.address, *gates], [out.address], count=p.inputs.multiple("pieces", -(-n_blocks // a_chunk)))
+    args = [
+        address_of(p.inputs.pointers),
+        op.n_head_k,
+        n_head,
+        int(op.tiled),
+        a_chunk,
+        qkv.address,
+        *gates,
+        out.address,
+        layer_offset(nets, op.layer) + 4 * nets.n_state[0],
+    ]
+    p.row(
+        f"delta:scan:{d}",
+        args,
+        [qkv.address, *gates],
+        [out.address],
+        count=p.inputs.multiple("pieces", -(-n_blocks // a_chunk)),
+    )
 
 
 def nets_of(p: Program) -> DeltaNets:

@@ -1,4 +1,5 @@
 """Rows of mixtures of experts: tokens get theirs and are put together by expert, see kernels/experts.py."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .products import chunk_rows, residual_of, scale_of
 class Routed(Value):
     """A route: the experts of each token, i32 [tokens, width], are its memory. Beside it are addresses: of their weights, of their places
     (0: a slot's place is its number), of the entries of experts that have tokens; and for each product the chunks that an expert has."""
+
     weights: int = 0
     places: int = 0
     entries: int = 0
@@ -33,20 +35,50 @@ def route(p: Program, node: Tensor) -> None:
     logits = p.compact(node.src[0])
     dim, n_expert, n_used = logits.dim, logits.width, node.op.n_used
     count, unit, n_slots = p.inputs.count(dim), p.unit(dim), p.rooms[dim] * n_used
-    ids, weights, places, ends, entries = others = [p.take(n) for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert,
-                                                                         8 * layout.ENTRY_WORDS * n_expert)]
+    ids, weights, places, ends, entries = others = [
+        p.take(n)
+        for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, 8 * layout.ENTRY_WORDS * n_expert)
+    ]
     products = sum(isinstance(user.op, ExpertLinear) for user in p.users[node.name])
     chunks, totals = np.zeros(products, np.int64), np.zeros(products, np.int64)
-    routed = Routed(dim, n_used, ids, others=others[1:], weights=address_of(weights), chunks=chunks, totals=p.keep(totals))
+    routed = Routed(
+        dim, n_used, ids, others=others[1:], weights=address_of(weights), chunks=chunks, totals=p.keep(totals)
+    )
     p.values[node.name] = routed
     p.hidden.add(node.name)
-    args = [count, unit, logits.address, n_expert, n_used, int(node.op.normalised), routed.address, routed.weights]
+    args = [
+        count,
+        unit,
+        logits.address,
+        n_expert,
+        n_used,
+        int(node.op.normalised),
+        routed.address,
+        routed.weights,
+    ]
     p.row("experts:route", args, [logits.address], [routed.address, routed.weights], divisor=unit)
     if p.form(dim) == "many":
         routed.places, routed.entries = address_of(places), address_of(entries)
-        args = [count, 1, n_used, n_expert, routed.address, routed.places, address_of(ends), routed.entries, products, p.keep(chunks),
-                routed.totals]
-        p.row("experts:group", args, [routed.address], [routed.places, address_of(ends), routed.entries], count_in=1)
+        args = [
+            count,
+            1,
+            n_used,
+            n_expert,
+            routed.address,
+            routed.places,
+            address_of(ends),
+            routed.entries,
+            products,
+            p.keep(chunks),
+            routed.totals,
+        ]
+        p.row(
+            "experts:group",
+            args,
+            [routed.address],
+            [routed.places, address_of(ends), routed.entries],
+            count_in=1,
+        )
 
 
 def linear(p: Program, node: Tensor) -> None:
@@ -58,21 +90,47 @@ def linear(p: Program, node: Tensor) -> None:
     address, row_bytes = p.weight(weight, list(layout.FORMATS)), info.type.n_bytes(n_cols)
     x_addresses, steps = activations(p, x_node, x, activation_kind(info), routed)
     out = p.new(node.name, x.dim, n_rows, routed.width)
-    n_chunks, rows = chunks_of_expert(p, n_rows, row_bytes, min(n_expert, p.rooms[x.dim] * routed.width), x.dim)
+    n_chunks, rows = chunks_of_expert(
+        p, n_rows, row_bytes, min(n_expert, p.rooms[x.dim] * routed.width), x.dim
+    )
     steps = [row_bytes * info.shape[1], 4 if weight.op.scale else 0, *steps]
-    record = [p.inputs.count(x.dim), rows, address, row_bytes, n_rows, n_cols, *x_addresses, out.address, 4 * n_rows, 0, 0,
-              *(scale_of(p, weight) or [0])]
+    record = [
+        p.inputs.count(x.dim),
+        rows,
+        address,
+        row_bytes,
+        n_rows,
+        n_cols,
+        *x_addresses,
+        out.address,
+        4 * n_rows,
+        0,
+        0,
+        *(scale_of(p, weight) or [0]),
+    ]
     calls, reads = [p.tiles.one(info.type.name, n_cols)], [a for a in x_addresses if a]
     if p.form(x.dim) == "one":
         count = p.inputs.multiple(x.dim, routed.width * n_chunks)
-        p.row("experts:one", [0, 0, n_chunks, routed.address, *steps, *record], [*reads, routed.address], [out.address], count=count,
-              calls=calls)
+        p.row(
+            "experts:one",
+            [0, 0, n_chunks, routed.address, *steps, *record],
+            [*reads, routed.address],
+            [out.address],
+            count=count,
+            calls=calls,
+        )
     else:
         count = routed.totals + 8 * routed.n_products
         routed.chunks[routed.n_products] = n_chunks
         routed.n_products += 1
-        p.row("experts:many", [0, 0, n_chunks, routed.entries, *steps, *record], [*reads, routed.entries], [out.address], count=count,
-              calls=[*calls, p.tiles.many(info.type.name)])
+        p.row(
+            "experts:many",
+            [0, 0, n_chunks, routed.entries, *steps, *record],
+            [*reads, routed.entries],
+            [out.address],
+            count=count,
+            calls=[*calls, p.tiles.many(info.type.name)],
+        )
 
 
 def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -> tuple[list[int], list[int]]:
@@ -90,9 +148,23 @@ def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -
     if (node.name, kind) not in routed.spread:
         buffers = [p.take(p.rooms[x.dim] * routed.width * step) for step in steps]
         x.others += buffers
-        routed.spread[node.name, kind] = places = [address_of(buffer) if step else 0 for buffer, step in zip(buffers, steps)]
-        args = [p.inputs.count(x.dim), p.unit(x.dim), routed.width, routed.places, *chain(*zip(arrays, places, steps))]
-        p.row("experts:spread", args, [routed.places, *(a for a in arrays if a)], [a for a in places if a], divisor=p.unit(x.dim))
+        routed.spread[node.name, kind] = places = [
+            address_of(buffer) if step else 0 for buffer, step in zip(buffers, steps)
+        ]
+        args = [
+            p.inputs.count(x.dim),
+            p.unit(x.dim),
+            routed.width,
+            routed.places,
+            *chain(*zip(arrays, places, steps)),
+        ]
+        p.row(
+            "experts:spread",
+            args,
+            [routed.places, *(a for a in arrays if a)],
+            [a for a in places if a],
+            divisor=p.unit(x.dim),
+        )
     return routed.spread[node.name, kind], steps
 
 
@@ -101,8 +173,17 @@ def combine(p: Program, node: Tensor) -> None:
     x, routed = p.values[node.src[0].name], routed_by(p, node)
     target, residual = residual_of(p, node)
     out, unit = p.new(target.name, x.dim, x.width), p.unit(x.dim)
-    args = [p.inputs.count(x.dim), unit, x.address, routed.places, routed.weights, routed.width, x.width, out.address,
-            residual.address if residual else 0]
+    args = [
+        p.inputs.count(x.dim),
+        unit,
+        x.address,
+        routed.places,
+        routed.weights,
+        routed.width,
+        x.width,
+        out.address,
+        residual.address if residual else 0,
+    ]
     reads = [x.address, routed.places, routed.weights, *([residual.address] if residual else [])]
     p.row("experts:combine", args, reads, [out.address], divisor=unit)
     p.done.add(target.name)

@@ -1,4 +1,5 @@
 """Rows of gates, with the quantization of what they let through."""
+
 from __future__ import annotations
 
 from ...graph import Reshape, RMSNorm, Tensor
@@ -13,7 +14,12 @@ def swiglu(p: Program, node: Tensor) -> None:
     if isinstance(norm.op, RMSNorm) and len(norm.shape) == 3:
         size = norm.shape[-1]
         assert isinstance(size, int)
-        p.prepare(node, "gated_norm", [up.address, float_bits(norm.op.eps), p.weight(norm.src[1]), size], [up.address])
+        p.prepare(
+            node,
+            "gated_norm",
+            [up.address, float_bits(norm.op.eps), p.weight(norm.src[1]), size],
+            [up.address],
+        )
     else:
         p.prepare(node, "swiglu", [up.address, 0], [up.address])
 
@@ -29,6 +35,24 @@ def sigmoid(p: Program, node: Tensor) -> None:
     x = p.compact(x_node)
     target, other = residual_of(p, node)
     out, unit = p.new(target.name, x.dim, x.width), p.unit(x.dim)
-    args = [p.inputs.count(x.dim), unit, x.address, address, x.width, out.address, 0, 0, 0, 0, other.address if other else 0]
-    p.row("ops:prepare:share:f32", args, [x.address, gate.address, *([other.address] if other else [])], [out.address], divisor=unit)
+    args = [
+        p.inputs.count(x.dim),
+        unit,
+        x.address,
+        address,
+        x.width,
+        out.address,
+        0,
+        0,
+        0,
+        0,
+        other.address if other else 0,
+    ]
+    p.row(
+        "ops:prepare:share:f32",
+        args,
+        [x.address, gate.address, *([other.address] if other else [])],
+        [out.address],
+        divisor=unit,
+    )
     p.done.add(target.name)

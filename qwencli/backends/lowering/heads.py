@@ -1,4 +1,5 @@
 """Rows of attention: heads normalised, rotated and stored where they are used, queries against the cache."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -29,7 +30,9 @@ def columns(p: Program, node: Tensor) -> None:
     if width == count:
         p.values[node.name] = x
         return
-    p.values[node.name] = replace(x, width=n_group * count, columns=View(4 * node.op.first, 4 * x.width, count, 4 * width))
+    p.values[node.name] = replace(
+        x, width=n_group * count, columns=View(4 * node.op.first, 4 * x.width, count, 4 * width)
+    )
     p.hidden.add(node.name)
 
 
@@ -51,7 +54,16 @@ def rotation(p: Program, node: Tensor) -> list[int]:
     if not isinstance(node.op, Rope):
         raise p.error(f"the CPU backend needs '{node.name}' to be rotated")
     angles, n_rot = address_of(p.inputs.angles), node.op.params.n_rot
-    return [p.inputs.count(N_TOKENS), p.unit(N_TOKENS), x.place()[0], n_head, head_dim, *head_norm(p, node), angles, n_rot]
+    return [
+        p.inputs.count(N_TOKENS),
+        p.unit(N_TOKENS),
+        x.place()[0],
+        n_head,
+        head_dim,
+        *head_norm(p, node),
+        angles,
+        n_rot,
+    ]
 
 
 def in_place(p: Program, node: Tensor) -> None:
@@ -70,7 +82,9 @@ def rotate(p: Program, node: Tensor) -> Value:
     else:
         out, strides = p.new(node.name, x.dim, x.width), (x.columns.stride, x.columns.group_stride)
         p.hidden.remove(node.name)
-    p.row("heads:rotate", [*args, out.address, *strides], [x.address], [out.address], divisor=p.unit(N_TOKENS))
+    p.row(
+        "heads:rotate", [*args, out.address, *strides], [x.address], [out.address], divisor=p.unit(N_TOKENS)
+    )
     return out
 
 
@@ -90,14 +104,29 @@ def attention(p: Program, node: Tensor) -> None:
     assert isinstance(store.op, KVStore)
     c = p.model.config
     if c.head_dim % layout.LANES:
-        raise p.error(f"heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}: use --backend numpy")
+        raise p.error(
+            f"heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}: use --backend numpy"
+        )
     x = rotate(p, q)
     out = p.new(node.name, N_TOKENS, c.n_head * c.head_dim)
     pointers, writes = address_of(p.inputs.pointers), (out.address, "partials")
-    args = [x.address, out.address, pointers, c.n_head, c.n_head_kv, float_bits(node.op.scale),
-            store.op.layer * layer_bytes(p.model, p.types)]
+    args = [
+        x.address,
+        out.address,
+        pointers,
+        c.n_head,
+        c.n_head_kv,
+        float_bits(node.op.scale),
+        store.op.layer * layer_bytes(p.model, p.types),
+    ]
     spec = f"attention:attend:{c.head_dim}:{p.types.k}:{p.types.v}"
     p.row(spec, args, [x.address, KV], writes, count=p.inputs.count("attend"))
     kind, addresses = p.quantized(node, out)
     args = [p.inputs.count(N_TOKENS), p.unit(N_TOKENS), out.address, pointers, c.n_head, *addresses]
-    p.row(f"attention:merge:{c.head_dim}:{kind}", args, ["partials"], [out.address, *addresses], divisor=p.unit(N_TOKENS))
+    p.row(
+        f"attention:merge:{c.head_dim}:{kind}",
+        args,
+        ["partials"],
+        [out.address, *addresses],
+        divisor=p.unit(N_TOKENS),
+    )

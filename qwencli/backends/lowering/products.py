@@ -1,4 +1,5 @@
 """Rows of products with weights, and of what stands before and behind them: norms, sums, gathered rows."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -26,7 +27,15 @@ def get_rows(p: Program, node: Tensor) -> None:
     id_address = address_of(p.inputs.tokens if ids.name == "inp_tokens" else p.inputs.outputs)
     if isinstance(table.op, Weight):
         kind = table.op.info.type
-        args = [count, unit, p.weight(table, list(layout.FORMATS)), kind.n_bytes(width), width, id_address, out.address]
+        args = [
+            count,
+            unit,
+            p.weight(table, list(layout.FORMATS)),
+            kind.n_bytes(width),
+            width,
+            id_address,
+            out.address,
+        ]
         p.row(f"ops:embed:{kind.name.lower()}", args, [], [out.address], divisor=unit)
     else:
         x = p.compact(table)
@@ -63,8 +72,21 @@ def linear(p: Program, node: Tensor) -> None:
     out = p.new(target.name, x.dim, n_rows)
     row_bytes = info.type.n_bytes(n_cols)
     rows_a_chunk = chunk_rows(p, n_rows, row_bytes, p.rooms[x.dim])
-    args = [p.inputs.count(x.dim), rows_a_chunk, address, row_bytes, n_rows, n_cols, x.address, *quantized, out.address, 4 * n_rows,
-            p.weight(bias[0]) if bias else 0, residual.address if residual else 0, *scale_of(p, weight)]
+    args = [
+        p.inputs.count(x.dim),
+        rows_a_chunk,
+        address,
+        row_bytes,
+        n_rows,
+        n_cols,
+        x.address,
+        *quantized,
+        out.address,
+        4 * n_rows,
+        p.weight(bias[0]) if bias else 0,
+        residual.address if residual else 0,
+        *scale_of(p, weight),
+    ]
     reads = [*(quantized if any(quantized) else [x.address]), *([residual.address] if residual else [])]
     p.row(kernel_of(p, info, n_cols, x.dim), args, reads, [out.address], rows_a_chunk, count_in=4)
     p.done.add(target.name)

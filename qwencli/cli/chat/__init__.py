@@ -1,4 +1,5 @@
 """`qwencli chat`"""
+
 from __future__ import annotations
 
 import os
@@ -20,55 +21,96 @@ if TYPE_CHECKING:
     from ...sampling import SamplingParams
 
 
-@click.command(epilog=example("qwencli chat", "qwencli chat -m model.gguf --system 'Answer in one sentence.' --temp 0.5",
-                              "qwencli chat --url http://localhost:8080", "echo 'Why is the sky blue?' | qwencli chat -q --hide-thinking"))
+@click.command(
+    epilog=example(
+        "qwencli chat",
+        "qwencli chat -m model.gguf --system 'Answer in one sentence.' --temp 0.5",
+        "qwencli chat --url http://localhost:8080",
+        "echo 'Why is the sky blue?' | qwencli chat -q --hide-thinking",
+    )
+)
 @loading_options
-@click.option("--url", metavar="URL", help="Chat with an OpenAI-compatible server, such as http://localhost:8080; -m names its model.")
-@click.option("--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY.")
+@click.option(
+    "--url",
+    metavar="URL",
+    help="Chat with an OpenAI-compatible server, such as http://localhost:8080; -m names its model.",
+)
+@click.option(
+    "--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY."
+)
 @click.option("--system", metavar="TEXT", help="A system message before the chat.")
-@click.option("--load", "transcript", metavar="FILE", help="Go on with a chat that /save wrote; without options its settings hold.")
+@click.option(
+    "--load",
+    "transcript",
+    metavar="FILE",
+    help="Go on with a chat that /save wrote; without options its settings hold.",
+)
 @session_option
 @thinking_options
-@click.option("--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking.")
+@click.option(
+    "--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking."
+)
 @template_option
 @length_option
 @grammar_options
 @sampling_options
 @json_option
-def chat(loader: Loader, url: str | None, api_key: str | None, system: str | None, transcript: str | None, session: str | None,
-         thinking: Thinking, context_shift: bool, chat_template: str | None, max_tokens: int | None, grammar: Grammar,
-         sampling: dict[str, Any], as_json: bool) -> int:
+def chat(
+    loader: Loader,
+    url: str | None,
+    api_key: str | None,
+    system: str | None,
+    transcript: str | None,
+    session: str | None,
+    thinking: Thinking,
+    context_shift: bool,
+    chat_template: str | None,
+    max_tokens: int | None,
+    grammar: Grammar,
+    sampling: dict[str, Any],
+    as_json: bool,
+) -> int:
     """Talk to a model: a line is a question, or a command that begins with a slash (/help).
 
     Without a terminal each line of stdin is a turn, and the answers alone go to stdout.
     """
     from ...dialogue.dialogue import Dialogue, Settings
     from .conversation import Chat, printing, printing_json
+
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     sampling = {name: value for name, value in sampling.items() if value is not None}
     bar = Bar(at_terminal and not loader.quiet, delay=1, desc="prompt", unit="tok")
     if url is None:
-        name, model, params, kept = local_model(loader, chat_template, session, sampling, grammar, bar, look_ahead=at_terminal)
+        name, model, params, kept = local_model(
+            loader, chat_template, session, sampling, grammar, bar, look_ahead=at_terminal
+        )
     else:
-        name, model, params, kept = remote_model(loader, chat_template, session, sampling, grammar, url, api_key)
+        name, model, params, kept = remote_model(
+            loader, chat_template, session, sampling, grammar, url, api_key
+        )
 
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     dialogue = Dialogue(model, settings, may_drop=lambda: True, report=say)
     talk = Chat(dialogue, name, printing_json(dialogue) if as_json else printing(thinking.hide_thinking, bar))
     if transcript is not None:
         options = {name: getattr(settings, name) for name in ("max_tokens", "think", "reasoning_budget")}
-        talk.load(os.path.expanduser(transcript), sampling | {name: value for name, value in options.items() if value is not None})
+        talk.load(
+            os.path.expanduser(transcript),
+            sampling | {name: value for name, value in options.items() if value is not None},
+        )
     if system is not None:
         dialogue.system = system
     with kept:
         if not at_terminal:
             from . import plain
+
             if not context_shift:
                 dialogue.may_drop = plain.may_drop
             plain.converse(talk)
             return int(talk.failed)
 
         from . import terminal
+
         if not context_shift:
             dialogue.may_drop = terminal.may_drop
         if not loader.quiet:
@@ -81,12 +123,20 @@ Opened = tuple[str, "ChatModel", "SamplingParams", ExitStack]
 """A model's name, itself, how it samples, and what keeps its session while it is used."""
 
 
-def local_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], grammar: Grammar, bar: Bar,
-                look_ahead: bool) -> Opened:
+def local_model(
+    loader: Loader,
+    template: str | None,
+    session: str | None,
+    sampling: dict[str, Any],
+    grammar: Grammar,
+    bar: Bar,
+    look_ahead: bool,
+) -> Opened:
     """A model on this machine."""
     chosen = named_template(template)
     llm = loader.load(chat=chosen is None)
     from ...dialogue.local import LocalChat
+
     model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead, constraint=grammar.start(llm))
     kept = ExitStack()
     kept.enter_context(kept_session(llm, session))
@@ -94,16 +144,36 @@ def local_model(loader: Loader, template: str | None, session: str | None, sampl
     return llm.file.path.name, model, llm.sampling(**sampling), kept
 
 
-def remote_model(loader: Loader, template: str | None, session: str | None, sampling: dict[str, Any], grammar: Grammar, url: str,
-                 api_key: str | None) -> Opened:
+def remote_model(
+    loader: Loader,
+    template: str | None,
+    session: str | None,
+    sampling: dict[str, Any],
+    grammar: Grammar,
+    url: str,
+    api_key: str | None,
+) -> Opened:
     """A model behind a server."""
     if grammar:
-        raise click.UsageError("--json-schema, --grammar and --regex are for models on this machine, not for --url")
-    local = (template, session, loader.n_ctx, loader.fit, loader.threads, loader.cache_type_k, loader.cache_type_v)
+        raise click.UsageError(
+            "--json-schema, --grammar and --regex are for models on this machine, not for --url"
+        )
+    local = (
+        template,
+        session,
+        loader.n_ctx,
+        loader.fit,
+        loader.threads,
+        loader.cache_type_k,
+        loader.cache_type_v,
+    )
     if any(value is not None for value in local) or loader.backend != "auto":
-        raise click.UsageError("-c, --fit, -t, --backend, -ctk, -ctv, --session and --chat-template are for models on this machine,"
-                               " not for --url")
+        raise click.UsageError(
+            "-c, --fit, -t, --backend, -ctk, -ctv, --session and --chat-template are for models on this machine,"
+            " not for --url"
+        )
     from ...dialogue.remote import RemoteChat
     from ...sampling import SamplingParams
+
     name = loader.model.name if loader.model else None
     return name or url, RemoteChat(url, api_key, name), SamplingParams(**sampling), ExitStack()

@@ -1,4 +1,5 @@
 """What can be said to a chat beside questions: one table, COMMANDS, and a small function for each of its lines."""
+
 from __future__ import annotations
 
 import os
@@ -27,6 +28,7 @@ the question is taken back and can be edited. Ctrl-D ends. Tab completes, the ar
 
 class Command(NamedTuple):
     """`arguments` says what follows the name: "" for nothing, in brackets what may be left out; it also decides what Tab completes."""
+
     name: str
     arguments: str
     help: str
@@ -68,8 +70,12 @@ def read(chat: Chat, argument: str) -> None:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}") from None
-    chat.dialogue.attached += f"--- File: {path.name} ---\n{text}{'' if text.endswith(chr(10)) else chr(10)}\n"
+        raise InputError(
+            f"{path}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}"
+        ) from None
+    chat.dialogue.attached += (
+        f"--- File: {path.name} ---\n{text}{'' if text.endswith(chr(10)) else chr(10)}\n"
+    )
     say(f"{path.name}: {len(text)} characters, they go before your next message")
 
 
@@ -122,7 +128,10 @@ def show_stats(chat: Chat, argument: str) -> None:
 def stats_lines(s: dict[str, float], stop_reason: str | None) -> list[str]:
     """The last answer's figures for people; a server may leave some out, and all where it failed."""
     lines = []
-    for what, count, speed in ("prompt", "prompt_n", "prompt_per_second"), ("answer", "predicted_n", "predicted_per_second"):
+    for what, count, speed in (
+        ("prompt", "prompt_n", "prompt_per_second"),
+        ("answer", "predicted_n", "predicted_per_second"),
+    ):
         if count in s:
             lines.append(f"{what}: {s[count]:.0f} tokens" + (f", {s[speed]:.1f} t/s" if s.get(speed) else ""))
     if s.get("cached_n") and "prompt_n" in s:
@@ -145,20 +154,25 @@ def path_of(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-COMMANDS = {command.name: command for command in [
-    Command("help", "", "this list", show_help),
-    Command("clear", "", "begin anew; the system message stays", clear),
-    Command("regen", "", "answer the last question again", regenerate),
-    Command("undo", "", "take back the last question and its answer", undo),
-    Command("edit", "", "take them back and edit the question", edit),
-    Command("read", "FILE", "put a text file before the next message", read),
-    Command("system", "[TEXT]", "set the system message; - for none", system),
-    Command("set", "[NAME [VALUE]]", "change a setting, or show it, or show all", change_setting),
-    Command("think", "on|off|auto", "let the model think before it answers; auto: as it does by itself", think),
-    Command("save", "FILE", "write this chat and its settings to a file", save_chat),
-    Command("save!", "FILE", "the same, over any file", overwrite_chat),
-    Command("load", "FILE", "go on with a saved chat", load_chat),
-    Command("stats", "", "tokens, speed and context of the last answer", show_stats),
-    Command("bye", "", "end", end),
-]}
+COMMANDS = {
+    command.name: command
+    for command in [
+        Command("help", "", "this list", show_help),
+        Command("clear", "", "begin anew; the system message stays", clear),
+        Command("regen", "", "answer the last question again", regenerate),
+        Command("undo", "", "take back the last question and its answer", undo),
+        Command("edit", "", "take them back and edit the question", edit),
+        Command("read", "FILE", "put a text file before the next message", read),
+        Command("system", "[TEXT]", "set the system message; - for none", system),
+        Command("set", "[NAME [VALUE]]", "change a setting, or show it, or show all", change_setting),
+        Command(
+            "think", "on|off|auto", "let the model think before it answers; auto: as it does by itself", think
+        ),
+        Command("save", "FILE", "write this chat and its settings to a file", save_chat),
+        Command("save!", "FILE", "the same, over any file", overwrite_chat),
+        Command("load", "FILE", "go on with a saved chat", load_chat),
+        Command("stats", "", "tokens, speed and context of the last answer", show_stats),
+        Command("bye", "", "end", end),
+    ]
+}
 ALIASES = {"?": "help", "exit": "bye", "quit": "bye"}

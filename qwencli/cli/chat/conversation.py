@@ -1,4 +1,5 @@
 """A chat as its user has it: a line is a command or a question, answers are shown, and what fails is told in one line."""
+
 from __future__ import annotations
 
 import json
@@ -74,6 +75,7 @@ class Chat:
 
 def printing(hide_thinking: bool, bar: Bar) -> Show:
     """Shows answers as text, each with a newline behind it, and the progress of what is read before."""
+
     def show(events: Iterator[Event]) -> None:
         printer, shown = AnswerPrinter(hide_thinking), False
         bar.close()
@@ -88,15 +90,18 @@ def printing(hide_thinking: bool, bar: Bar) -> Show:
             printer.end()
             if shown or sys.stdout.isatty():  # where it is a blank line before the next question
                 write_text("\n")
+
     return show
 
 
 def printing_json(dialogue: Dialogue) -> Show:
     """Shows each answer as one JSON object in a line."""
+
     def show(events: Iterator[Event]) -> None:
         answer = Answer()
         for event in events:
             answer.add(event)
         about = {"stop_reason": dialogue.model.stop_reason, "timings": dialogue.model.stats()}
         write_text(json.dumps(answer_fields(answer) | about, ensure_ascii=False) + "\n")
+
     return show

@@ -1,4 +1,5 @@
 """What was entered in earlier chats, in a file of the user's own."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +22,9 @@ def history_path() -> Path | None:
         if sys.platform == "win32":
             state = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
         else:
-            state = os.path.expanduser("~/Library/Application Support" if sys.platform == "darwin" else "~/.local/state")
+            state = os.path.expanduser(
+                "~/Library/Application Support" if sys.platform == "darwin" else "~/.local/state"
+            )
     return Path(state) / "qwencli" / "chat_history" if os.path.isabs(state) else None
 
 

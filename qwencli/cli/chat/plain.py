@@ -1,4 +1,5 @@
 """Chats without a terminal: turns are lines of stdin."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """Chats at a terminal: a line editor with history and completion, and what Ctrl-C and Ctrl-D mean."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -42,9 +43,16 @@ def may_drop() -> bool:
 def line_editor() -> PromptSession[str]:
     path = history_path()
     return PromptSession(
-        history=PrivateHistory(path, warn) if path else InMemoryHistory(), key_bindings=keys(), multiline=True, prompt_continuation="  ",
-        completer=CommandCompleter(), complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE, reserve_space_for_menu=0,
-        enable_suspend=True)
+        history=PrivateHistory(path, warn) if path else InMemoryHistory(),
+        key_bindings=keys(),
+        multiline=True,
+        prompt_continuation="  ",
+        completer=CommandCompleter(),
+        complete_while_typing=False,
+        complete_style=CompleteStyle.READLINE_LIKE,
+        reserve_space_for_menu=0,
+        enable_suspend=True,
+    )
 
 
 def keys() -> KeyBindings:
