@@ -1,9 +1,9 @@
 """Gated delta nets: the convolution before them, their gates, and the recurrence itself.
 
-Every sequence of a step has a piece, whose record of layout.STATE_WORDS int64 says: first token, tokens, address of the state before (0 for
-zeros), address of the state behind, how many tokens stand before a border inside of the piece (0 if there is none), address of the state
-there. No state is written that is read. Tokens pass one by one and all sums have one order, so that the state and the results are the
-same bits however a sequence is cut into pieces.
+Every sequence of a step has a segment, whose record of layout.STATE_WORDS int64 says: first token, tokens, address of the state before
+(0 for zeros), address of the state behind, how many tokens stand before a border inside of the segment (0 if there is none), address of
+the state there. No state is written that is read. Tokens pass one by one and all sums have one order, so that the state and the results
+are the same bits however a sequence is cut into segments.
 
 A layer's part of a state: the last d_conv - 1 rows that entered the convolution; then for each head its matrix S in blocks of WIDTH
 columns, each with its rows one after the other, so that what a chunk works on is contiguous and stays in the first cache.
@@ -52,7 +52,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
     """args: pointers of the step, heads, heads a chunk, heads of queries, x, weight, out, eps (f32 bits), offset of the layer in a state.
 
     out = silu of the convolution; of queries and keys divided by sqrt(sum of squares of the head + eps), of queries by sqrt(d) too. A
-    chunk has some heads of a piece, of d channels each; x and out are float32 [tokens, heads, d], weight [heads * d, d_conv].
+    chunk has some heads of a segment, of d channels each; x and out are float32 [tokens, heads, d], weight [heads * d, d_conv].
     """
     d, d_conv = int(d_text), int(d_conv_text)
     n_before, head_bytes = d_conv - 1, 4 * d
@@ -116,8 +116,8 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
         n_head, a_chunk, n_head_k = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
         all_x, weight, all_out = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
         eps, layer_offset = load_i64(args + 56), load_i64(args + 64)
-        a_piece = (n_head + a_chunk - 1) // a_chunk
-        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_piece)
+        a_segment = (n_head + a_chunk - 1) // a_chunk
+        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_segment)
         first, n, before, behind = (
             load_i64(record),
             load_i64(record + 8),
@@ -126,7 +126,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
         )
         border, at_border = load_i64(record + 32), load_i64(record + 40)
         row, taps, rows = head_bytes * n_head, memory_of_taps(), memory_of_rows()
-        first_head = chunk % a_piece * a_chunk
+        first_head = chunk % a_segment * a_chunk
         for head in range(first_head, min(first_head + a_chunk, n_head)):
             column = head_bytes * head
             x, out, n_near = all_x + row * first + column, all_out + row * first + column, min(n, n_before)
@@ -210,7 +210,7 @@ def build_scan(d_text: str) -> Any:
     """args: pointers of the step, n_head_k, n_head_v, 1 if value head h has the key head h % n_head_k (else h // (n_head_v / n_head_k)),
     blocks a chunk, qkv as the convolution gives them, decay, strength, out, offset of the layer's matrices in a state.
 
-    A chunk has some blocks of columns of a piece's heads. out is float32 [tokens, n_head_v, d].
+    A chunk has some blocks of columns of a segment's heads. out is float32 [tokens, n_head_v, d].
     """
     d = int(d_text)
     width = layout.state_width(d)
@@ -305,8 +305,8 @@ def build_scan(d_text: str) -> Any:
         qkv, decays, strengths = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
         all_out, offset = load_i64(args + 64), load_i64(args + 72)
         n_blocks = n_head_v * (d // width)
-        a_piece = (n_blocks + a_chunk - 1) // a_chunk
-        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_piece)
+        a_segment = (n_blocks + a_chunk - 1) // a_chunk
+        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_segment)
         first, n, before, behind = (
             load_i64(record),
             load_i64(record + 8),
@@ -315,7 +315,7 @@ def build_scan(d_text: str) -> Any:
         )
         border, at_border = load_i64(record + 32), load_i64(record + 40)
         row, products = head_bytes * (2 * n_head_k + n_head_v), memory_of_products()
-        first_block = chunk % a_piece * a_chunk
+        first_block = chunk % a_segment * a_chunk
         end = min(first_block + a_chunk, n_blocks)
         for block in range(first_block, end):
             head, column = block // (d // width), block % (d // width) * 4 * width

@@ -11,7 +11,7 @@ from .errors import QwenError
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "GGUFFile", "QwenError", "SamplingParams", "Tokenizer"]
-_HOMES = {"LLM": "llm", "GGUFFile": "gguf_file", "SamplingParams": "sampling", "Tokenizer": "tokenizer"}
+_HOMES = {"LLM": "llm", "GGUFFile": "gguf.file", "SamplingParams": "sampling", "Tokenizer": "text.tokenizer"}
 
 
 def __getattr__(name: str) -> Any:

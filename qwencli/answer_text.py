@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .chat.thinking import ReasoningBudget
-from .engine import Sequence as EngineSequence
-from .tokenizer import StreamDecoder
+from .engine.engine import Sequence as EngineSequence
+from .text.chat.thinking import ReasoningBudget
+from .text.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from .llm import LLM

@@ -8,20 +8,20 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .answer_text import AnswerText
-from .backends import Backend
-from .chat.template import ChatTemplate
-from .chat.thinking import ReasoningBudget
-from .engine import Engine
-from .engine import Sequence as EngineSequence
-from .fit import STATES, measure
-from .gguf_file import GGUFFile
-from .kv_cache import DEFAULT_TYPES, CacheTypes
-from .model import Model, load_model
+from .backends.choose import choose_backend, make_backend
+from .backends.kv_cache import CacheTypes
+from .engine.engine import Engine
+from .engine.engine import Sequence as EngineSequence
+from .engine.fit import STATES, measure
+from .gguf.file import GGUFFile
+from .network.model import load_model
 from .sampling import Breakers, Constraint, SamplingParams
-from .tokenizer import Tokenizer
+from .text.chat.template import ChatTemplate
+from .text.chat.thinking import ReasoningBudget
+from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .grammar import Vocabulary
+    from .text.grammar.constraints import Vocabulary
 
 MOST_BREAKERS = 16
 """So many sets of texts that end DRY's repetitions are kept with their tokens."""
@@ -84,7 +84,7 @@ class LLM:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens as grammars need them. Raises QwenError without the package for that."""
-        from .grammar import Vocabulary
+        from .text.grammar.constraints import Vocabulary
 
         return Vocabulary(self.tokenizer)
 
@@ -111,7 +111,7 @@ class LLM:
         self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""
-        from .session import load
+        from .engine.session import load
 
         session = load(path, self.engine.backend, self.engine.n_ctx, progress)
         self.engine.prefixes.keep(session.tokens, session.kv)
@@ -120,7 +120,7 @@ class LLM:
         self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Write what was run last to a session, whole or not at all. Raises QwenError."""
-        from .session import save
+        from .engine.session import save
 
         if self.engine.prefixes.kept:
             last = self.engine.prefixes.kept[-1]
@@ -132,36 +132,6 @@ class LLM:
         """The text that continues `tokens`, piece by piece."""
         completion = Completion(self, tokens, sampling or self.sampling(), max_tokens)
         return completion.run()
-
-
-def choose_backend(name: str, model: Model, report: Callable[[str], None] | None) -> str:
-    """What "auto" stands for: "cpu" if it has kernels for all of the file's tensor types, else "numpy"."""
-    if name != "auto":
-        return name
-    from .backends.lowering import what_has_no_kernels
-
-    missing = what_has_no_kernels(model)
-    if missing and report:
-        report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
-    return "numpy" if missing else "cpu"
-
-
-def make_backend(
-    name: str,
-    model: Model,
-    n_threads: int | None,
-    report: Callable[[str], None] | None,
-    progress: Callable[[int, int], None] | None = None,
-    cache_types: CacheTypes = DEFAULT_TYPES,
-) -> Backend:
-    """The backend of that name, or of choose_backend's. Only its own modules are imported."""
-    if choose_backend(name, model, report) == "numpy":
-        from .backends.numpy_ref import NumpyBackend
-
-        return NumpyBackend(model, n_threads, cache_types=cache_types)
-    from .backends.cpu import CPUBackend
-
-    return CPUBackend(model, n_threads, report, progress, cache_types=cache_types)
 
 
 class Completion:

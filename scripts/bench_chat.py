@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwencli.chat.template import ChatTemplate
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.llm import LLM
 from qwencli.sampling import SamplingParams
+from qwencli.text.chat.template import ChatTemplate
 
 QUESTION = "What does the second of these sentences say about the weather, and why is that so?"
 

@@ -297,7 +297,7 @@ def main(
     from tqdm import tqdm
 
     from qwencli import __version__
-    from qwencli.machine import cpu_name, physical_cores
+    from qwencli.measure.machine import cpu_name, physical_cores
 
     chosen = tests.split(",")
     if unknown := sorted(set(chosen) - set(CHOICES)):

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from qwencli.backends.cpu import kernels_of
-from qwencli.backends.memory import Inputs
+from qwencli.backends.cpu.backend import kernels_of
+from qwencli.backends.cpu.memory import Inputs
 from qwencli.kernels import isa
 from qwencli.kernels.layout import SAMPLING_SCRATCH
 from qwencli.sampling import Sampler, SamplingParams

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qwencli.backends.cpu import CPUBackend
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import load_model
-from qwencli.session import load, save
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.engine.session import load, save
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
 
 REPEATS = 9
 

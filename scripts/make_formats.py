@@ -99,12 +99,12 @@ def importance_matrix() -> dict[str, F32]:
 
     Six of 24 bits are kept, so that the order of sums, which differs from machine to machine, seldom changes a file.
     """
-    from qwencli.backends import Batch, Piece
-    from qwencli.backends.numpy_ref import NumpyBackend
-    from qwencli.gguf_file import GGUFFile
-    from qwencli.kv_cache import KVSequence
-    from qwencli.model import load_model
-    from qwencli.tokenizer import Tokenizer
+    from qwencli.backends.kv_cache import KVSequence
+    from qwencli.backends.numpy.backend import NumpyBackend
+    from qwencli.backends.protocol import Batch, Segment
+    from qwencli.gguf.file import GGUFFile
+    from qwencli.network.model import load_model
+    from qwencli.text.tokenizer import Tokenizer
 
     file = GGUFFile(SOURCE)
     model = load_model(file)
@@ -116,7 +116,7 @@ def importance_matrix() -> dict[str, F32]:
         for name, weights in INPUTS.items()
         for i in range(model.config.n_layer)
     }
-    found = NumpyBackend(model).run(list(names), Batch([Piece(KVSequence(), tokens, len(tokens))]))
+    found = NumpyBackend(model).run(list(names), Batch([Segment(KVSequence(), tokens, len(tokens))]))
     squares = {
         weight: np.square(found[name], dtype=np.float64).mean(0)
         for name, weights in names.items()
@@ -243,7 +243,7 @@ def ggml_blocks(values: F32, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint
 
 def check_types(path: Path, kind: str) -> None:
     """Raises RuntimeError if a matrix of a layer is of another type."""
-    from qwencli.gguf_file import GGUFFile
+    from qwencli.gguf.file import GGUFFile
 
     found = {
         t.type.name for t in GGUFFile(path).tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")

@@ -28,9 +28,9 @@ from make_formats import MODELS, N_CTX, NOTES, TEXTS, file_of
 from mixes import TYPES
 
 from qwencli import __version__
-from qwencli.backends.dequantize import DEQUANTIZE
+from qwencli.backends.numpy.dequantize import DEQUANTIZE
 from qwencli.kernels.layout import FORMATS
-from qwencli.machine import cpu_name, physical_cores
+from qwencli.measure.machine import cpu_name, physical_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED, DOCUMENT = ROOT / "docs" / "formats.json", ROOT / "docs" / "formats.md"

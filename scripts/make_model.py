@@ -27,9 +27,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tqdm import tqdm
 
 from qwencli.errors import InputError, QwenError
-from qwencli.ggml_types import FILE_TYPES
-from qwencli.gguf_file import GGUFFile
-from qwencli.tokenizer import Tokenizer
+from qwencli.gguf.file import GGUFFile
+from qwencli.gguf.types import FILE_TYPES
+from qwencli.text.tokenizer import Tokenizer
 
 QWEN_VOCAB = Path(__file__).resolve().parents[2] / "shared" / "data" / "ggml-vocab-qwen2.gguf"
 """Qwen's own vocabulary, used for models of its size where the file is there."""

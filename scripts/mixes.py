@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from qwencli.ggml_types import GGML_TYPES, GGMLType
+from qwencli.gguf.types import GGML_TYPES, GGMLType
 
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwencli.ggml_types import GGMLType
+from qwencli.gguf.types import GGMLType
 
 WEIGHT_STD = 0.0239  # floats are a random sign and mantissa with one exponent: magnitudes 1/64 .. 1/32, and this their root mean square
 Blocks = NDArray[np.uint8]

@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from mixes import TYPES, Place, type_of_embedding, type_of_layer, type_of_output
 
 from qwencli.errors import InputError
-from qwencli.ggml_types import GGMLType
+from qwencli.gguf.types import GGMLType
 
 Shapes = dict[str, tuple[int, ...]]
 BIASED = {"qwen2", "qwen2moe", "qwen2vl"}
@@ -28,7 +28,7 @@ DEEPSTACK = {"qwen3vl": 3, "qwen3vlmoe": 3}
 
 @dataclass(frozen=True)
 class Shape:
-    """Hyperparameters, named as `qwencli.model.Config` names them. `tied`: the embedding is also the output matrix.
+    """Hyperparameters, named as `qwencli.network.model.Config` names them. `tied`: the embedding is also the output matrix.
 
     `n_ff_shexp`: of the shared expert. `n_rot`: dimensions of a head that are rotated, if not all. `rope_sections`: of M-RoPE.
     `n_k_heads`, `n_v_heads` and `d_state` (the width of their heads): of delta nets. `n_nextn`: layers behind the last one that

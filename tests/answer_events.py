@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qwencli.chat.answers import AnswerParser, Event, ToolCall
+from qwencli.text.chat.answers import AnswerParser, Event, ToolCall
 
 TOOLS: list[dict[str, Any]] = [
     {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwencli.engine import Engine, Sequence
+from qwencli.engine.engine import Engine, Sequence
 
 
 def finish(engine: Engine, *sequences: Sequence) -> None:

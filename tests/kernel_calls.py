@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from guarded import guarded
 
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import layout
 from qwencli.kernels.tiles import Tiles
 

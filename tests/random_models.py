@@ -9,10 +9,10 @@ from typing import Any
 
 from shapes import PRESETS, Shape
 
-from qwencli.backends.cpu import CPUBackend
-from qwencli.gguf_file import GGUFFile
-from qwencli.graph import N_OUTPUTS, N_TOKENS
-from qwencli.model import Model, load_model
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.graph import N_OUTPUTS, N_TOKENS
+from qwencli.network.model import Model, load_model
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_model.py"
 

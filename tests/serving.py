@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model_path import EMBEDDED
 from qwencli.server import run
-from qwencli.server.app import API, build_app
-from qwencli.server.config import Config
-from qwencli.server.service import Service
+from qwencli.server.http.app import API, build_app
+from qwencli.server.service.config import Config
+from qwencli.server.service.service import Service
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:

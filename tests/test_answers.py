@@ -6,8 +6,8 @@ import re
 import pytest
 from answer_events import TOOLS, events_of, in_random_pieces
 
-from qwencli.chat import incoming
-from qwencli.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from qwencli.text.chat import incoming
+from qwencli.text.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>'
 F = ToolCall("f", {"n": 1})

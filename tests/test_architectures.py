@@ -18,14 +18,14 @@ import pytest
 from random_models import load_script
 from shapes import PRESETS
 
-from qwencli.backends import LOGITS, Backend, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import PAGE, CacheTypes, KVSequence
-from qwencli.model import Model, known_architectures, load_model
-from qwencli.prefix_cache import PrefixCache
-from qwencli.session import load, save
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE, CacheTypes, KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment
+from qwencli.engine.prefix_cache import PrefixCache
+from qwencli.engine.session import load, save
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import Model, known_architectures, load_model
 
 ORACLES: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("oracles").joinpath("architectures.json").read_text()
@@ -63,7 +63,7 @@ def run(backend: Backend, kv: KVSequence, tokens: Sequence[int], steps: Sequence
     found = []
     for n in steps:
         if piece := tokens[kv.length : kv.length + n]:
-            found.append(backend.run([LOGITS], Batch([Piece(kv, piece, len(piece))]))[LOGITS])
+            found.append(backend.run([LOGITS], Batch([Segment(kv, piece, len(piece))]))[LOGITS])
     return np.concatenate(found)
 
 
@@ -120,7 +120,7 @@ def among_others(make: Callable[[], Backend], tokens: list[int], folder: Path) -
     found = []
     for counts in (100, 9, 0), (1, 1, 30), (150, 1, 1), (1, 5, 1), (48, 1, 70):
         pieces = [
-            Piece(kv, prompt[kv.length : kv.length + n], n)
+            Segment(kv, prompt[kv.length : kv.length + n], n)
             for kv, prompt, n in zip(sequences, prompts, counts)
             if n
         ]
@@ -161,7 +161,7 @@ def test_states_are_those_of_transformers(folder: Path, arch: str) -> None:
         tokens, rows = oracle["tokens"].tolist(), oracle["rows"]
         expected = {key.removeprefix(f"{arch} "): oracle[key] for key in oracle if key.startswith(f"{arch} ")}
     assert len(expected) == backend.model.config.n_layer + 1
-    found = backend.run(list(expected), Batch([Piece(KVSequence(), tokens, len(tokens))]))
+    found = backend.run(list(expected), Batch([Segment(KVSequence(), tokens, len(tokens))]))
     for name, value in expected.items():
         np.testing.assert_allclose(
             found[name][rows, ::4], value, rtol=0, atol=2e-4 * value.std(), err_msg=name

@@ -6,7 +6,7 @@ from guarded import guarded
 from kernel_calls import bits, call
 from kv_pages import BLOCKS, in_type, key_slab, value_slab
 
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
 
 ISAS = [i.name for i in isa.available()]

@@ -6,13 +6,13 @@ import pytest
 from gguf_builder import tiny
 
 from qwencli import LLM
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.kernels import layout
 
 
 def test_the_compiled_kernels_run_what_they_can() -> None:
-    from qwencli.model_path import EMBEDDED
+    from qwencli.hub.choice import EMBEDDED
 
     said: list[str] = []
     assert isinstance(LLM(EMBEDDED, report=said.append).engine.backend, CPUBackend)

@@ -19,21 +19,20 @@ from command_line import Call
 from random_models import random_model, write_random_model
 from shapes import PRESETS
 
-from qwencli import bench
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.team import RUNTIME
-from qwencli.bench import Result, Runner, describe, deviation, run_bench
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.cpu.team import RUNTIME
+from qwencli.backends.kv_cache import KVCache, KVSequence
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.cli.bench import print_table
-from qwencli.config import DeltaNets, Experts
-from qwencli.costs import Cost, Costs, kind_of
-from qwencli.costs import Piece as Counted
 from qwencli.errors import InputError
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVCache, KVSequence
-from qwencli.machine import Limits
-from qwencli.model import Model, load_model
-from qwencli.model_path import EMBEDDED
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
+from qwencli.measure import bench
+from qwencli.measure.bench import Result, Runner, describe, deviation, run_bench
+from qwencli.measure.costs import Cost, Costs, Extent, kind_of
+from qwencli.measure.machine import Limits
+from qwencli.network.config import DeltaNets, Experts
+from qwencli.network.model import Model, load_model
 
 SAMPLES_NS = [74601900, 71632900, 71745200, 72952700, 70745500]
 LLAMA_BENCH_KEYS = {
@@ -258,7 +257,7 @@ def naive_counts(
 @pytest.mark.parametrize("mix", ["demo", "F16"])
 def test_what_a_step_costs(demo: Model, tmp_path: Path, mix: str, pieces: list[tuple[int, int]]) -> None:
     model = demo if mix == "demo" else random_model(tmp_path, mix)
-    found = Costs(model).of_step([Counted(*p) for p in pieces], len(pieces))
+    found = Costs(model).of_step([Extent(*p) for p in pieces], len(pieces))
     np.testing.assert_allclose(
         [sum(values) for values in zip(*found.values())], naive_counts(model, pieces, len(pieces))
     )
@@ -341,7 +340,7 @@ def test_what_a_step_of_an_architecture_costs(tmp_path: Path, arch: str, mix: st
     model = load_model(GGUFFile(path))
     for pieces in [(1, 0)], [(2, 5)], [(1, 9), (1, 70)], [(2, 0), (1, 300)]:
         found, expected = (
-            Costs(model).of_step([Counted(*p) for p in pieces], len(pieces)),
+            Costs(model).of_step([Extent(*p) for p in pieces], len(pieces)),
             naive_costs(model, pieces, len(pieces)),
         )
         assert found.keys() == expected.keys()
@@ -361,9 +360,9 @@ class Recorder:
 
     def step(self, batch: Batch) -> None:
         assert 0 <= batch.tokens.min() <= batch.tokens.max() < self.model.config.n_vocab
-        assert len(batch.outputs) == len(batch.pieces)
-        self.steps.append([(len(piece.tokens), piece.seq.length) for piece in batch.pieces])
-        for piece in batch.pieces:
+        assert len(batch.outputs) == len(batch.segments)
+        self.steps.append([(len(piece.tokens), piece.seq.length) for piece in batch.segments])
+        for piece in batch.segments:
             self.cache.reserve(piece.seq, len(piece.tokens))
         batch.commit(self.cache)
 
@@ -405,15 +404,15 @@ def test_a_profile_has_every_kind_and_changes_nothing(demo: Model, tmp_path: Pat
     backend = CPUBackend(model, 2)
     tokens, sequences, after = np.arange(1, 20), [KVSequence(), KVSequence()], []
     for n in 17, 1:  # many tokens, one token
-        plain, profiled = (Batch([Piece(seq, tokens[:n], 1)]) for seq in sequences)
+        plain, profiled = (Batch([Segment(seq, tokens[:n], 1)]) for seq in sequences)
         backend.run([LOGITS], plain)
         rows = backend.profile([LOGITS], profiled)
-        assert {kind_of(spec) for spec, _ in rows} >= Costs(model).of_step([Counted(n, 0)], 1).keys()
+        assert {kind_of(spec) for spec, _ in rows} >= Costs(model).of_step([Extent(n, 0)], 1).keys()
         assert all(0 <= seconds < 10 for _, seconds in rows)
         assert sum(seconds for _, seconds in rows) > 0
     for seq in sequences:
         assert seq.length == 18
-        after.append(backend.run([LOGITS], Batch([Piece(seq, [5], 1)]))[LOGITS])
+        after.append(backend.run([LOGITS], Batch([Segment(seq, [5], 1)]))[LOGITS])
     np.testing.assert_array_equal(*after)
 
 

@@ -11,20 +11,20 @@ from random_models import random_model
 from test_cpu_backend import divergence, logits, prompt_tokens
 from test_same_bits import assert_same, states, tokens_of
 
-from qwencli.backends import Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_memory import rounded
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE, TYPES, CacheTypes, KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.numpy.memory import rounded
+from qwencli.backends.protocol import Batch, Segment
+from qwencli.engine.session import load, save
 from qwencli.errors import InputError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
 from qwencli.kernels import isa, layout
-from qwencli.kv_cache import PAGE, TYPES, CacheTypes, KVSequence
 from qwencli.llm import LLM
-from qwencli.model import Model, load_model
-from qwencli.model_path import EMBEDDED
-from qwencli.perplexity import perplexity
-from qwencli.session import load, save
-from qwencli.tokenizer import Tokenizer
+from qwencli.measure.perplexity import perplexity
+from qwencli.network.model import Model, load_model
+from qwencli.text.tokenizer import Tokenizer
 
 PAIRS = [CacheTypes("q8_0", "q8_0"), CacheTypes("q4_0", "q4_0"), CacheTypes("bf16", "f32")]
 
@@ -107,12 +107,12 @@ def test_a_session_has_its_types(tmp_path: Path) -> None:
     model = random_model(tmp_path, "Q8_0", head_dim=32, n_head=3, n_head_kv=1, n_layer=1)
     tokens, kv, types = tokens_of(model, 1, PAGE + 9), KVSequence(), CacheTypes("q8_0", "q4_0")
     backend = CPUBackend(model, 2, cache_types=types)
-    backend.run(["result_norm"], Batch([Piece(kv, tokens, 1)]))
+    backend.run(["result_norm"], Batch([Segment(kv, tokens, 1)]))
     save(tmp_path / "s", backend, tokens, kv)
     second = CPUBackend(model, 1, cache_types=types)
     session = load(tmp_path / "s", second, 1000)
     expected, found = (
-        each.run(["result_output"], Batch([Piece(seq, [1, 2], 2)]))["result_output"]
+        each.run(["result_output"], Batch([Segment(seq, [1, 2], 2)]))["result_output"]
         for each, seq in ((backend, kv), (second, session.kv))
     )
     assert np.array_equal(found, expected)

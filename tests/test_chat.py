@@ -13,11 +13,11 @@ import jinja2
 import pytest
 import tiny_vocabulary
 
-from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError, ModelError
-from qwencli.gguf_file import GGUFFile
-from qwencli.model_path import EMBEDDED
-from qwencli.tokenizer import Tokenizer
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
+from qwencli.text.chat.template import ChatTemplate
+from qwencli.text.tokenizer import Tokenizer
 
 EMBEDDED_TEMPLATE = gguf.GGUFReader(EMBEDDED).fields["tokenizer.chat_template"].contents()
 compiled = cache(ChatTemplate)

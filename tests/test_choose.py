@@ -5,7 +5,7 @@ import pytest
 from guarded import guarded
 from kernel_calls import call
 
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
 from qwencli.sampling import NOT_FINITE, Draw, choose
 from qwencli.sampling.candidates import all_of, weights

@@ -236,10 +236,10 @@ main()
 @pytest.mark.parametrize(
     ("place", "options", "text"),
     [
-        ("qwencli.tokenizer StreamDecoder add 5", [], "abcd"),
-        ("qwencli.tokenizer StreamDecoder add 5", ["--json"], "abcd"),
-        ("qwencli.gguf_file GGUFFile __init__ 1", [], ""),
-        ("qwencli.tokenizer Tokenizer __init__ 1", ["--json"], None),
+        ("qwencli.text.tokenizer StreamDecoder add 5", [], "abcd"),
+        ("qwencli.text.tokenizer StreamDecoder add 5", ["--json"], "abcd"),
+        ("qwencli.gguf.file GGUFFile __init__ 1", [], ""),
+        ("qwencli.text.tokenizer Tokenizer __init__ 1", ["--json"], None),
     ],
 )
 def test_ctrl_c_at_a_known_place(story: Path, place: str, options: list[str], text: str | None) -> None:
@@ -314,7 +314,7 @@ def test_closed_and_full_streams(story: Path, options: str, code: int, out: str,
 
 def test_text_is_written_as_it_is_made(story: Path) -> None:
     """The first letters arrive while the fourth is still to come: until stdin ends."""
-    place = ["qwencli.tokenizer", "StreamDecoder", "add", "4", "sys.stdin.read()"]
+    place = ["qwencli.text.tokenizer", "StreamDecoder", "add", "4", "sys.stdin.read()"]
     command = [
         sys.executable,
         "-c",

@@ -10,21 +10,21 @@ import pytest
 from command_line import Call, Result
 from gguf_builder import tiny
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.chat.answers import Event
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.cli._answers import AnswerPrinter, Thinking
 from qwencli.cli._bar import Bar
 from qwencli.cli._probabilities import Probabilities
 from qwencli.cli.run import generate
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model import load_model
-from qwencli.model_path import EMBEDDED
+from qwencli.network.model import load_model
 from qwencli.sampling import SamplingParams
+from qwencli.text.chat.answers import Event
 
 QUESTION = "What is the capital of France?"
 SAID = "The capital of France is Paris."
@@ -127,7 +127,7 @@ def test_logprobs_are_the_models(run: Call) -> None:
     tokens = prompt + done["tokens"]
     logits = (
         NumpyBackend(model)
-        .run([LOGITS], Batch([Piece(KVSequence(), tokens, len(tokens))]))[LOGITS]
+        .run([LOGITS], Batch([Segment(KVSequence(), tokens, len(tokens))]))[LOGITS]
         .astype(np.float64)
     )
     logs = logits - logits.max(axis=1, keepdims=True)

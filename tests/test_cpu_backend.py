@@ -12,21 +12,22 @@ import tiny_models
 from engine_runs import finish
 from random_models import random_model
 
-from qwencli.backends import LOGITS, Batch, Piece, memory
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu import memory
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE, KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.data import __path__ as data_folder
-from qwencli.engine import Engine
-from qwencli.engine import Sequence as EngineSequence
+from qwencli.engine.engine import Engine
+from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import ModelError
-from qwencli.gguf_file import GGUFFile
-from qwencli.graph import Weight
+from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
-from qwencli.kv_cache import PAGE, KVSequence
-from qwencli.model import Model, load_model
-from qwencli.perplexity import perplexity
+from qwencli.measure.perplexity import perplexity
+from qwencli.network.graph import Weight
+from qwencli.network.model import Model, load_model
 from qwencli.sampling import SamplingParams
-from qwencli.tokenizer import Tokenizer
+from qwencli.text.tokenizer import Tokenizer
 
 EMBEDDED = Path(data_folder[0]) / "demo-q4_k_m.gguf"
 PROMPT = "Once upon a time there was a little fox who lived at the edge of a wood. " * 20
@@ -40,7 +41,7 @@ def demo() -> Model:
 
 def logits(backend: Any, tokens: Sequence[int]) -> np.ndarray:
     """At all positions, float64."""
-    return backend.run([LOGITS], Batch([Piece(KVSequence(), list(tokens), len(tokens))]))[LOGITS].astype(
+    return backend.run([LOGITS], Batch([Segment(KVSequence(), list(tokens), len(tokens))]))[LOGITS].astype(
         np.float64
     )
 
@@ -148,12 +149,12 @@ def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, 
         for fetch in [node.name], [node.name, LOGITS]:
             seq = KVSequence()
             try:
-                found = backend.run(fetch, Batch([Piece(seq, tokens, 3)]))[node.name]
+                found = backend.run(fetch, Batch([Segment(seq, tokens, 3)]))[node.name]
             except ModelError:
                 assert seq.length == 0
                 refused.add(node.name.split("-")[0])
             else:
-                expected = reference.run([node.name], Batch([Piece(KVSequence(), tokens, 3)]))[node.name]
+                expected = reference.run([node.name], Batch([Segment(KVSequence(), tokens, 3)]))[node.name]
                 np.testing.assert_allclose(
                     found.reshape(expected.shape), expected, atol=2e-3, err_msg=node.name
                 )
@@ -178,7 +179,7 @@ def test_tensors_can_be_fed(demo: Model) -> None:
     backend, tokens = CPUBackend(demo, 2), prompt_tokens(demo)[:20]
 
     def batch() -> Batch:
-        return Batch([Piece(KVSequence(), tokens, 20)])
+        return Batch([Segment(KVSequence(), tokens, 20)])
 
     values = backend.run(["l_out-2", "result_norm", LOGITS], batch())
     for n in 1, 8, 9, 20:

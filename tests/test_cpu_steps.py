@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tiny_models
 
-from qwencli.backends import F32, LOGITS, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import F32, LOGITS, Batch, Segment
 from qwencli.errors import InputError, ModelError
-from qwencli.gguf_file import GGUFFile
-from qwencli.graph import Input, Weight
-from qwencli.kv_cache import KVSequence
-from qwencli.model import Model, load_model
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.graph import Input, Weight
+from qwencli.network.model import Model, load_model
 from qwencli.sampling import Draw
 
 TOKENS = np.random.RandomState(1).randint(0, 72, 11)
@@ -43,7 +43,7 @@ def reference(model: Model) -> NumpyBackend:
 
 
 def batch(n: int = 5, n_outputs: int = 3) -> Batch:
-    return Batch([Piece(KVSequence(), TOKENS[:n], n_outputs)])
+    return Batch([Segment(KVSequence(), TOKENS[:n], n_outputs)])
 
 
 @pytest.mark.parametrize("n", [5, 11])
@@ -106,13 +106,13 @@ def test_heads_and_weights_cannot_be_fed(cpu: CPUBackend, name: str) -> None:
 @pytest.mark.parametrize("token", [-1, 72, 2**31 - 1])
 def test_a_token_outside_the_vocabulary_is_no_row(cpu: CPUBackend, token: int) -> None:
     with pytest.raises(InputError, match="outside the vocabulary of 72"):
-        cpu.run([LOGITS], Batch([Piece(KVSequence(), [1, token, 2], 1)]))
+        cpu.run([LOGITS], Batch([Segment(KVSequence(), [1, token, 2], 1)]))
 
 
 def test_results_are_the_callers_own(cpu: CPUBackend) -> None:
     first = cpu.run([LOGITS], batch())[LOGITS]
     copy = first.copy()
-    cpu.run([LOGITS], Batch([Piece(KVSequence(), [7, 8, 9], 3)]))
+    cpu.run([LOGITS], Batch([Segment(KVSequence(), [7, 8, 9], 3)]))
     assert np.array_equal(first, copy)
 
 
@@ -122,7 +122,7 @@ def test_threads_that_call_at_once_take_turns(cpu: CPUBackend) -> None:
     def caller(token: int) -> Callable[[], None]:
         def logits() -> np.ndarray:
             seq = KVSequence()
-            result = cpu.run([LOGITS], Batch([Piece(seq, [token, 2, 3], 1)]))[LOGITS]
+            result = cpu.run([LOGITS], Batch([Segment(seq, [token, 2, 3], 1)]))[LOGITS]
             cpu.cache.release(seq)
             return result
 
@@ -145,7 +145,7 @@ def test_a_prompt_takes_no_memory_for_the_logits_that_nobody_wants(model: Model)
     backend, seq = CPUBackend(model, 1), KVSequence()
     for n_outputs in 0, 1:
         backend.sample(
-            Batch([Piece(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, 0, {}, 0)] * n_outputs
+            Batch([Segment(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, 0, {}, 0)] * n_outputs
         )
     (program,) = backend._programs.values()
     assert max(len(buffer) for buffer in program._memory._all) < 128 * 4 * model.config.n_vocab

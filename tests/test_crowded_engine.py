@@ -9,12 +9,12 @@ import pytest
 from random_models import write_random_model
 from shapes import PRESETS
 
-from qwencli.backends import Batch
-from qwencli.backends.cpu import CPUBackend
-from qwencli.engine import Engine, Sequence
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import PAGE
-from qwencli.model import Model, load_model
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE
+from qwencli.backends.protocol import Batch
+from qwencli.engine.engine import Engine, Sequence
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import Model, load_model
 from qwencli.sampling import SamplingParams
 
 GREEDY = SamplingParams(temp=0)

@@ -11,14 +11,14 @@ from kernel_calls import bits, call
 from random_models import write_random_model
 from shapes import PRESETS
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.cpu import CPUBackend, kernels_of
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu.backend import CPUBackend, kernels_of
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.errors import ModelError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
-from qwencli.kv_cache import KVSequence
-from qwencli.model import Model, load_model
+from qwencli.network.model import Model, load_model
 
 ISAS = [i.name for i in isa.available()]
 EPS = 1e-6
@@ -390,7 +390,9 @@ def run(backend: CPUBackend | NumpyBackend, tokens: Sequence[int], cuts: Sequenc
     seq, other = KVSequence(), KVSequence()
     found = []
     for first, end in itertools.pairwise([0, *cuts]):
-        pieces = [Piece(other, tokens[:2], 2)] * (first > 0) + [Piece(seq, tokens[first:end], end - first)]
+        pieces = [Segment(other, tokens[:2], 2)] * (first > 0) + [
+            Segment(seq, tokens[first:end], end - first)
+        ]
         found.append([values[-(end - first) :] for values in backend.run(names, Batch(pieces)).values()])
     return [np.concatenate(parts) for parts in zip(*found)]
 
@@ -410,9 +412,9 @@ def test_models_against_numpy_and_the_same_bits(model: Model) -> None:
 def test_what_is_computed_together_cannot_be_fetched_or_given(model: Model) -> None:
     backend, name = CPUBackend(model, 1), "conv_output_silu-0"
     with pytest.raises(ModelError, match=f"'{name}' together"):
-        backend.run([name], Batch([Piece(KVSequence(), [1], 1)]))
+        backend.run([name], Batch([Segment(KVSequence(), [1], 1)]))
     n_channels = model.graph.nodes[name].shape[1]
     with pytest.raises(ModelError, match=f"can't take '{name}' as given"):
         backend.run(
-            ["l_out-0"], Batch([Piece(KVSequence(), [1], 1)]), {name: np.zeros((1, int(n_channels)), F32)}
+            ["l_out-0"], Batch([Segment(KVSequence(), [1], 1)]), {name: np.zeros((1, int(n_channels)), F32)}
         )

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qwencli.chat.answers import Content, Event, Reasoning, ToolCall
 from qwencli.dialogue.dialogue import Dialogue, Settings
 from qwencli.errors import ContextFull, InputError, QwenError
 from qwencli.sampling import SamplingParams
+from qwencli.text.chat.answers import Content, Event, Reasoning, ToolCall
 
 Script = Sequence[Event | BaseException]
 

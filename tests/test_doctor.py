@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from command_line import Call
 
-from qwencli import __version__, doctor
-from qwencli.backends import cpu
-from qwencli.backends.team import physical_cores
-from qwencli.host import Host, Node
+from qwencli import __version__
+from qwencli.backends.cpu import backend as cpu
+from qwencli.backends.cpu.team import physical_cores
 from qwencli.kernels import isa, jit
+from qwencli.measure import doctor
+from qwencli.system.host import Host, Node
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's files and signals")
 

@@ -13,11 +13,11 @@ import pytest
 import tiny_models
 from engine_runs import finish
 
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.engine import Engine, Sequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError
-from qwencli.gguf_file import GGUFFile
-from qwencli.model import load_model
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
 from qwencli.sampling import SamplingParams
 
 CONFIG = tiny_models.config(num_hidden_layers=2)

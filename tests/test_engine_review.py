@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwencli.backends import Batch
-from qwencli.engine import Engine, Sequence
+from qwencli.backends.kv_cache import PAGE, KVCache, KVSequence
+from qwencli.backends.protocol import Batch
+from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError, QwenError
-from qwencli.kv_cache import PAGE, KVCache, KVSequence
 from qwencli.sampling import Draw, SamplingParams
 
 GREEDY = SamplingParams(temp=0)
@@ -39,7 +39,7 @@ class Backend:
         raise AssertionError("the engine asks for tokens alone")
 
     def sample(self, batch: Batch, draws: list[Draw]) -> list[int]:
-        for piece in batch.pieces:
+        for piece in batch.segments:
             first, last = piece.seq.length // PAGE, (piece.seq.length + len(piece.tokens) - 1) // PAGE
             for page in piece.seq.pages[first : last + 1]:
                 assert self.owners()[page] <= 1, "a step writes to a page that belongs to several sequences"

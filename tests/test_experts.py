@@ -9,17 +9,17 @@ from random_models import write_random_model
 from shapes import PRESETS
 from test_same_bits import RUNS, assert_same, states, tokens_of, wanted
 
-from qwencli.backends import Batch, Piece
-from qwencli.backends.cpu import CPUBackend, kernels_of
-from qwencli.backends.dequantize import to_float32
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu.backend import CPUBackend, kernels_of
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.numpy.dequantize import to_float32
+from qwencli.backends.protocol import Batch, Segment
 from qwencli.errors import ModelError
-from qwencli.ggml_types import GGML_TYPES
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
+from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import isa, layout
 from qwencli.kernels.tiles import Tiles
-from qwencli.kv_cache import KVSequence
-from qwencli.model import Model, load_model
+from qwencli.network.model import Model, load_model
 
 ISAS = [i.name for i in isa.available()]
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
@@ -330,7 +330,7 @@ def test_a_mixture_of_experts_is_close_to_numpys(models: dict[str, Model]) -> No
     model = models["F16"]
     tokens = tokens_of(model, 0, 70)
     names = wanted(model)
-    expected = NumpyBackend(model).run(names, Batch([Piece(KVSequence(), tokens, 70)]))
+    expected = NumpyBackend(model).run(names, Batch([Segment(KVSequence(), tokens, 70)]))
     for chunk in 512, 1:
         found, _ = states(CPUBackend(model, 2), tokens, chunk)
         for name in names:
@@ -351,9 +351,9 @@ def test_what_lies_sorted_by_expert_can_be_neither_fetched_nor_fed(models: dict[
     backend = CPUBackend(models["F16"], 1)
     for name in "ffn_moe_topk-0", "ffn_moe_gate-0", "ffn_moe_swiglu-0":
         with pytest.raises(ModelError, match="only the NumPy backend can fetch it"):
-            backend.run([name], Batch([Piece(KVSequence(), [1, 2, 3], 3)]))
+            backend.run([name], Batch([Segment(KVSequence(), [1, 2, 3], 3)]))
     for name, shape in ("ffn_moe_topk-0", (3, 2)), ("ffn_moe_down-0", (3, 2, 8)):
         with pytest.raises(ModelError, match="as given"):
             backend.run(
-                ["l_out-0"], Batch([Piece(KVSequence(), [1, 2, 3], 3)]), {name: np.zeros(shape, np.float32)}
+                ["l_out-0"], Batch([Segment(KVSequence(), [1, 2, 3], 3)]), {name: np.zeros(shape, np.float32)}
             )

@@ -16,16 +16,16 @@ from gguf_builder import HEAD_DIM, N_EMBD, N_FF, N_HEAD, N_HEAD_KV, N_LAYER, Ggu
 
 import qwencli.llm
 from qwencli import LLM
-from qwencli.engine import Sequence
+from qwencli.backends.kv_cache import PAGE, CacheTypes, KVCache, KVSequence
+from qwencli.engine.engine import Sequence
+from qwencli.engine.fit import COPIES, PROCESS_BYTES, STATES, Fit, measure, values_of_a_token
 from qwencli.errors import InputError, NoMemory, QwenError
-from qwencli.fit import COPIES, PROCESS_BYTES, STATES, Fit, measure, values_of_a_token
-from qwencli.gguf_file import GGUFFile
-from qwencli.host import Host
-from qwencli.kv_cache import PAGE, CacheTypes, KVCache, KVSequence
-from qwencli.model import load_model
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
 from qwencli.sampling import SamplingParams
-from qwencli.server.errors import api_error
-from qwencli.server.service import room_for_prefixes
+from qwencli.server.http.errors import api_error
+from qwencli.server.service.service import room_for_prefixes
+from qwencli.system.host import Host
 from qwencli.units import size
 
 MB = 10**6
@@ -428,7 +428,7 @@ def test_bench_looks_before_it_measures(
     assert (code, out) == (1, "")
     assert f"error: {model}: tg8 b3 @ d500 needs " in err
     assert err.endswith(" are free; --no-fit tries all the same\n")
-    monkeypatch.setattr("qwencli.bench.run_bench", lambda *args: iter([]))
+    monkeypatch.setattr("qwencli.measure.bench.run_bench", lambda *args: iter([]))
     assert (
         "needs"
         not in call(

@@ -12,14 +12,14 @@ import pytest
 from gguf_builder import Gguf, Tensor, f32, tiny
 
 from qwencli import LLM
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.dequantize import to_float32
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.ggml_types import GGML_TYPES
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import load_model
-from qwencli.perplexity import perplexity
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.numpy.dequantize import to_float32
+from qwencli.backends.protocol import LOGITS, Batch, Segment
+from qwencli.gguf.file import GGUFFile
+from qwencli.gguf.types import GGML_TYPES
+from qwencli.measure.perplexity import perplexity
+from qwencli.network.model import load_model
 
 ORACLES = Path(__file__).with_name("oracles")
 FIGURES = json.loads((ORACLES / "formats.json").read_text())
@@ -52,7 +52,7 @@ def nvfp4(name: str, n_rows: int, n_cols: int, seed: int) -> Tensor:
 def logits(file: Gguf, path: Path) -> np.ndarray:
     tokens = [5, 77, 140, 3]
     return NumpyBackend(load_model(GGUFFile(file.write(path)))).run(
-        [LOGITS], Batch([Piece(KVSequence(), tokens, len(tokens))])
+        [LOGITS], Batch([Segment(KVSequence(), tokens, len(tokens))])
     )[LOGITS]
 
 

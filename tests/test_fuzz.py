@@ -21,13 +21,13 @@ import pytest
 from gguf_builder import tiny
 from test_bad_files import HOLES
 
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.cli.info import as_text, describe
 from qwencli.errors import QwenError
-from qwencli.gguf_file import GGUFFile
-from qwencli.model import load_model
-from qwencli.model_path import EMBEDDED
-from qwencli.tokenizer import Tokenizer
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
+from qwencli.network.model import load_model
+from qwencli.text.tokenizer import Tokenizer
 
 MEMORY = 100 * 2**20
 SECONDS = 10  # for one file; a sound one takes some 30 ms

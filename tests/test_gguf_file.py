@@ -9,10 +9,10 @@ import pytest
 from gguf_builder import F32, Gguf, Tensor, f32, parts, tiny
 
 from qwencli.errors import FormatError, QwenError
-from qwencli.ggml_types import FILE_TYPES, FORK_TYPES, GGML_TYPES, REMOVED_TYPES
-from qwencli.gguf_file import GGUFFile
-from qwencli.metadata import LazyArray
-from qwencli.model_path import EMBEDDED
+from qwencli.gguf.file import GGUFFile
+from qwencli.gguf.metadata import LazyArray
+from qwencli.gguf.types import FILE_TYPES, FORK_TYPES, GGML_TYPES, REMOVED_TYPES
+from qwencli.hub.choice import EMBEDDED
 
 VALUES: dict[str, list[Any]] = {
     "u8": [0, 255],

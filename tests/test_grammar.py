@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import tiny_vocabulary
 
-from qwencli import confined, grammar, grammar_child
 from qwencli.errors import InputError, QwenError
-from qwencli.gguf_file import GGUFFile
-from qwencli.grammar import Start, gbnf, json_object, json_schema, lark, regex
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model_path import EMBEDDED
-from qwencli.tokenizer import Tokenizer
+from qwencli.system import confined
+from qwencli.text.grammar import child as grammar_child
+from qwencli.text.grammar import constraints as grammar
+from qwencli.text.grammar.constraints import Start, gbnf, json_object, json_schema, lark, regex
+from qwencli.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

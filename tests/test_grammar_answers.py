@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from random_schemas import random_schema
 from test_grammar import bytes_of, no_child
 
-from qwencli.chat.after_thinking import AfterThinking
-from qwencli.chat.answers import Content, Reasoning
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
-from qwencli.engine import Sequence as EngineSequence
+from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import QwenError
-from qwencli.grammar import Guided, Start, json_object, json_schema, regex
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM, Completion
-from qwencli.model_path import EMBEDDED
 from qwencli.sampling import NOT_FINITE, Constraint, Sampler, SamplingParams
+from qwencli.text.chat.after_thinking import AfterThinking
+from qwencli.text.chat.answers import Content, Reasoning
+from qwencli.text.grammar.constraints import Guided, Start, json_object, json_schema, regex
 
 __all__ = ["no_child"]
 PERSON = {

@@ -230,7 +230,7 @@ def test_a_warm_start_does_not_import_numba(tmp_path: Path) -> None:
 
 def test_a_warm_answer_does_not_import_numba() -> None:
     script = (
-        "import sys; from qwencli.llm import LLM; from qwencli.model_path import find_model\n"
+        "import sys; from qwencli.llm import LLM; from qwencli.hub.choice import find_model\n"
         "print(len(list(LLM(find_model(None).path).stream([1, 2, 3], max_tokens=3))), 'numba' in sys.modules)"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

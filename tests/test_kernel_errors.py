@@ -6,14 +6,14 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import pytest
 
-from qwencli.backends import cpu
+from qwencli.backends.cpu import backend as cpu
 from qwencli.errors import InputError, QwenError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import find_model
 from qwencli.kernels import compiler, isa, jit
 from qwencli.kernels.isa import ISA
 from qwencli.llm import LLM
-from qwencli.model import load_model
-from qwencli.model_path import find_model
+from qwencli.network.model import load_model
 
 
 @pytest.fixture

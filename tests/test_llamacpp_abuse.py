@@ -14,9 +14,9 @@ from engine_runs import held
 from llamacpp_client import events, greedy, post
 from serving import Serving, endless, serving, until
 
-from qwencli.server import llamacpp
-from qwencli.server.generation import Generation
-from qwencli.tokenizer import Tokenizer
+from qwencli.server.llamacpp import endpoints as llamacpp
+from qwencli.server.service.generation import Generation
+from qwencli.text.tokenizer import Tokenizer
 
 PROMPT = "Once upon a time"
 INVALID = "invalid_request_error"

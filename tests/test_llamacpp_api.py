@@ -16,7 +16,8 @@ import pytest
 from llamacpp_client import complete, events, greedy, post
 from serving import Serving, serving
 
-from qwencli.server import llamacpp, run
+from qwencli.server import run
+from qwencli.server.llamacpp import endpoints as llamacpp
 
 ORACLE = json.loads((Path(__file__).parent / "oracles" / "completions.json").read_text())
 ASKED = ORACLE["completions"]

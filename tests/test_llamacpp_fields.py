@@ -12,7 +12,7 @@ from engine_runs import held
 from llamacpp_client import complete, events, greedy, post
 from serving import Serving, serving, until
 
-from qwencli.server import llamacpp
+from qwencli.server.llamacpp import endpoints as llamacpp
 
 PROMPT = "Once upon a time"
 

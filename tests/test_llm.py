@@ -11,8 +11,8 @@ import tiny_models
 import qwencli
 from qwencli.answer_text import StopStrings
 from qwencli.errors import InputError
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM, MOST_BREAKERS, Completion
-from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
 
 GREEDY = SamplingParams(temp=0)

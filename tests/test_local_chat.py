@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from qwencli.chat.answers import Content, Reasoning
-from qwencli.chat.template import ChatTemplate
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.errors import ContextFull
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM, Completion
-from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
-from qwencli.tokenizer import Tokenizer
+from qwencli.text.chat.answers import Content, Reasoning
+from qwencli.text.chat.template import ChatTemplate
+from qwencli.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temp=0)
 QUESTION = {"role": "user", "content": "What is the capital of France?"}

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from qwencli.backends import Batch
-from qwencli.backends.cpu import CPUBackend
-from qwencli.chat.answers import Content, Reasoning
-from qwencli.chat.template import ChatTemplate
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.protocol import Batch
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.errors import QwenError
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
+from qwencli.text.chat.answers import Content, Reasoning
+from qwencli.text.chat.template import ChatTemplate
 
 QUESTION, NEXT = (
     {"role": "user", "content": text} for text in ("What is the capital of France?", "And of Italy?")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from qwencli.backends import limits
-from qwencli.backends.cpu import kernels_of
-from qwencli.backends.memory import address_of
-from qwencli.backends.team import RUNTIME, Kernel, Team
+from qwencli.backends.cpu.backend import kernels_of
+from qwencli.backends.cpu.memory import address_of
+from qwencli.backends.cpu.team import RUNTIME, Kernel, Team
 from qwencli.kernels.isa import available
-from qwencli.machine import cpu_name, logical_cores, measure_limits, physical_cores
+from qwencli.measure import limits
+from qwencli.measure.machine import cpu_name, logical_cores, measure_limits, physical_cores
 
 
 @pytest.fixture(scope="module", params=[isa.name for isa in available()])

@@ -21,13 +21,13 @@ from random_blocks import WEIGHT_STD, random_blocks
 from shapes import PRESETS, Shape, plan_tensors
 from tokenizers.pre_tokenizers import ByteLevel
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.dequantize import to_float32
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import load_model
-from qwencli.tokenizer import Tokenizer
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.numpy.dequantize import to_float32
+from qwencli.backends.protocol import LOGITS, Batch, Segment
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
+from qwencli.text.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_model.py"
 
@@ -485,7 +485,7 @@ def test_repeating_goes_round_the_cycle(
 @pytest.mark.parametrize("preset", ["tiny-qwen", "tiny-qwen2moe", "tiny-qwen35moe"])
 def test_repeating_with_each_kind_of_layer(preset: str, tmp_path: Path) -> None:
     backend = NumpyBackend(load_model(GGUFFile(make(tmp_path / "m.gguf", "--preset", preset, "--repeating"))))
-    logits = backend.run([LOGITS], Batch([Piece(KVSequence(), range(20, 90), 70)]))[LOGITS]
+    logits = backend.run([LOGITS], Batch([Segment(KVSequence(), range(20, 90), 70)]))[LOGITS]
     assert logits.argmax(-1).tolist() == [successor(token, 512) for token in range(20, 90)]
 
 

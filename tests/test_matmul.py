@@ -6,8 +6,8 @@ from blocks import SAMPLE, SCALED, columns, filled_rows, random_rows
 from gguf import GGMLQuantizationType, quants
 from kernel_calls import Quantized, call
 
-from qwencli.backends.dequantize import to_float32
-from qwencli.ggml_types import GGML_TYPES
+from qwencli.backends.numpy.dequantize import to_float32
+from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import isa, layout
 
 FORMATS = list(layout.FORMATS)

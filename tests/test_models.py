@@ -13,11 +13,11 @@ import pytest
 import tiny_models
 from tiny_models import F32, Config
 
-from qwencli.backends import Batch, Piece
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import load_model
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import Batch, Segment
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
 
 ORACLES = sorted(Path(__file__).with_name("oracles").glob("qwen*.npz"))
 MAKE_ORACLES = Path(__file__).parents[1] / "scripts" / "make_oracles.py"
@@ -33,7 +33,7 @@ def names(c: Config) -> list[str]:
 
 
 def run_whole(b: NumpyBackend, fetch: Sequence[str], tokens: Sequence[int]) -> dict[str, F32]:
-    return b.run(fetch, Batch([Piece(KVSequence(), tokens, len(tokens))]))
+    return b.run(fetch, Batch([Segment(KVSequence(), tokens, len(tokens))]))
 
 
 def test_there_are_oracles() -> None:
@@ -102,7 +102,7 @@ def test_a_prompt_in_chunks_gives_the_states_of_the_whole(
     parts = []
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk]
-        parts.append(b.run(fetch, Batch([Piece(seq, piece, len(piece))])))
+        parts.append(b.run(fetch, Batch([Segment(seq, piece, len(piece))])))
     whole = run_whole(b, fetch, tokens)
     for name in fetch:
         np.testing.assert_allclose(
@@ -117,9 +117,11 @@ def test_several_sequences_in_a_batch_do_not_see_each_other(tiny: tuple[NumpyBac
     starts = [60, 0, 69]  # one in the middle of its prompt, one at its begin, one with a single token to go
     for seq, tokens, start in zip(sequences, prompts, starts):
         if start:
-            b.run(["result_norm"], Batch([Piece(seq, tokens[:start], 0)]))
+            b.run(["result_norm"], Batch([Segment(seq, tokens[:start], 0)]))
     rest = [tokens[start:] for tokens, start in zip(prompts, starts)]
-    together = b.run(fetch, Batch([Piece(seq, tokens, len(tokens)) for seq, tokens in zip(sequences, rest)]))
+    together = b.run(
+        fetch, Batch([Segment(seq, tokens, len(tokens)) for seq, tokens in zip(sequences, rest)])
+    )
     for name in fetch:
         alone = [run_whole(b, [name], tokens)[name][start:] for tokens, start in zip(prompts, starts)]
         np.testing.assert_allclose(together[name], np.concatenate(alone), rtol=0, atol=2e-5, err_msg=name)
@@ -128,7 +130,7 @@ def test_several_sequences_in_a_batch_do_not_see_each_other(tiny: tuple[NumpyBac
 def test_only_the_outputs_asked_for_come_back(tiny: tuple[NumpyBackend, list[str]]) -> None:
     b, _ = tiny
     tokens = prompt(6, 30), prompt(7, 20), prompt(8, 10)
-    found = b.run(["result_output"], Batch([Piece(KVSequence(), t, n) for t, n in zip(tokens, (1, 0, 4))]))[
+    found = b.run(["result_output"], Batch([Segment(KVSequence(), t, n) for t, n in zip(tokens, (1, 0, 4))]))[
         "result_output"
     ]
     whole = [run_whole(b, ["result_output"], t)["result_output"] for t in tokens]

@@ -18,12 +18,12 @@ from command_line import TEXT
 from gguf_builder import HEAD_DIM, N_EMBD, N_HEAD, N_HEAD_KV, N_LAYER, TOKENS
 from serving import Serving, endless, serving, until
 
-from qwencli.backends import HIDDEN, Batch, Piece
-from qwencli.kv_cache import KVSequence
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.protocol import HIDDEN, Batch, Segment
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model_path import EMBEDDED
-from qwencli.server.generation import Generation
-from qwencli.tokenizer import Tokenizer
+from qwencli.server.service.generation import Generation
+from qwencli.text.tokenizer import Tokenizer
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SAID, THOUGHT = "The capital of France is Paris.", "The user asks for the capital of France. It is Paris."
@@ -417,7 +417,7 @@ def embedding_of(llm: LLM, tokens: list[int]) -> Any:
     """By a fresh run: the last token's row behind the final norm, brought to length 1."""
     kv = KVSequence()
     llm.engine.backend.reserve(kv, len(tokens))
-    row = llm.engine.backend.run([HIDDEN], Batch([Piece(kv, tokens, 1)]))[HIDDEN][0].astype(np.float64)
+    row = llm.engine.backend.run([HIDDEN], Batch([Segment(kv, tokens, 1)]))[HIDDEN][0].astype(np.float64)
     return row / np.linalg.norm(row)
 
 

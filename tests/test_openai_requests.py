@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serving import Serving, serving
 
-from qwencli.server.openai import ChatRequest, CompletionRequest, EmbeddingRequest
+from qwencli.server.openai.endpoints import ChatRequest, CompletionRequest, EmbeddingRequest
 
 USER = {"role": "user", "content": "Hi"}
 PATHS = {

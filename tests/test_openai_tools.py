@@ -11,14 +11,14 @@ import pytest
 from serving import Serving, serving
 from test_openai_api import NO_THINKING, QUESTION, chat, joined, text
 
-from qwencli.chat.template import ChatTemplate
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model_path import EMBEDDED
-from qwencli.server.config import Config
-from qwencli.server.conversations import ConversationFields, rendered
-from qwencli.server.errors import ApiError
-from qwencli.server.openai import call_schema
-from qwencli.tokenizer import Tokenizer
+from qwencli.server.http.errors import ApiError
+from qwencli.server.openai.endpoints import call_schema
+from qwencli.server.service.config import Config
+from qwencli.server.shared.conversations import ConversationFields, rendered
+from qwencli.text.chat.template import ChatTemplate
+from qwencli.text.tokenizer import Tokenizer
 
 CITY = {
     "type": "object",

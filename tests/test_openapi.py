@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 from serving import Serving, serving
 from starlette.routing import Route
 
-from qwencli.server import static
-from qwencli.server.app import build_app
+from qwencli.server.http import static
+from qwencli.server.http.app import build_app
 
 CHECKS = [content_type_conformance, response_schema_conformance, status_code_conformance]
 

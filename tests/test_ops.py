@@ -7,7 +7,7 @@ import pytest
 from guarded import guarded
 from kernel_calls import bits, call
 
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
 
 ISAS = [i.name for i in isa.available()]

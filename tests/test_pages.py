@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from qwencli.backends import LOGITS, Backend, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.kv_cache import PAGE, KVSequence
-from qwencli.model import Model
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE, KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment
+from qwencli.network.model import Model
 
 N = 2 * PAGE + 21
 MAKE: dict[str, Callable[[Model], Backend]] = {
@@ -32,7 +32,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[Model], Backend]:
 
 def logits(backend: Backend, seq: KVSequence, tokens: list[int]) -> np.ndarray:
     """Of the last of `tokens`, those that the sequence doesn't hold yet being run."""
-    rows: np.ndarray = backend.run([LOGITS], Batch([Piece(seq, tokens[seq.length :], 1)]))[LOGITS]
+    rows: np.ndarray = backend.run([LOGITS], Batch([Segment(seq, tokens[seq.length :], 1)]))[LOGITS]
     return rows
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tiny_models
 
-from qwencli import perplexity as module
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.errors import InputError, QwenError
-from qwencli.gguf_file import GGUFFile
-from qwencli.model import load_model
-from qwencli.perplexity import Estimate, perplexity
-from qwencli.tokenizer import Tokenizer
+from qwencli.gguf.file import GGUFFile
+from qwencli.measure import perplexity as module
+from qwencli.measure.perplexity import Estimate, perplexity
+from qwencli.network.model import load_model
+from qwencli.text.tokenizer import Tokenizer
 
 RUNNING = json.loads(Path(__file__).with_name("oracles").joinpath("perplexity.json").read_text())
 CONFIG = tiny_models.config(num_hidden_layers=2, max_position_embeddings=64)

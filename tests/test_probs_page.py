@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qwencli.probs_page import explanation, page
+from qwencli.measure.probs_page import explanation, page
 from qwencli.sampling import Report
 
 HOSTILE = [

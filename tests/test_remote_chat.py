@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, event, stream
 
-from qwencli.chat.answers import Content, Event, Reasoning, ToolCall
 from qwencli.dialogue import openai_stream
 from qwencli.dialogue import remote as remote_chat
 from qwencli.dialogue.dialogue import Settings
@@ -26,6 +25,7 @@ from qwencli.dialogue.openai_stream import events
 from qwencli.dialogue.remote import RemoteChat, parse_address
 from qwencli.errors import ContextFull, InputError, QwenError
 from qwencli.sampling import SamplingParams
+from qwencli.text.chat.answers import Content, Event, Reasoning, ToolCall
 
 KEY = "sk-secret-0123456789"
 HI = [{"role": "user", "content": "Hi"}]

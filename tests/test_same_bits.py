@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from random_models import compile_together, random_model
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.engine import Engine
-from qwencli.engine import Sequence as EngineSequence
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import Model, load_model
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.protocol import LOGITS, Batch, Segment
+from qwencli.engine.engine import Engine
+from qwencli.engine.engine import Sequence as EngineSequence
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import Model, load_model
 from qwencli.sampling import SamplingParams
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,10 +65,10 @@ def states(
     while seq.length < len(tokens):
         todo = tokens[seq.length : seq.length + chunk]
         pieces = [
-            Piece(other, tokens_of(backend.model, 1000 * i + step, n), n)
+            Segment(other, tokens_of(backend.model, 1000 * i + step, n), n)
             for i, (other, n) in enumerate(others)
         ]
-        pieces.insert(len(pieces) // 2, Piece(seq, todo, len(todo)))
+        pieces.insert(len(pieces) // 2, Segment(seq, todo, len(todo)))
         start = sum(len(p.tokens) for p in pieces[: len(crowd) // 2])
         values = backend.run(names, Batch(pieces))
         for name in names:

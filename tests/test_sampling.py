@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwencli.errors import ModelError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import NOT_FINITE, Sampler, SamplingParams, uniform
 
 

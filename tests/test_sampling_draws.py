@@ -11,16 +11,16 @@ import tiny_models
 from engine_runs import finish
 from kernel_calls import call
 
-from qwencli.backends import LOGITS, Backend, Batch, Piece
-from qwencli.backends.cpu import CPUBackend, kernels_of
-from qwencli.backends.memory import Inputs
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.engine import Engine, Sequence
+from qwencli.backends.cpu.backend import CPUBackend, kernels_of
+from qwencli.backends.cpu.memory import Inputs
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment
+from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
-from qwencli.kv_cache import KVSequence
-from qwencli.model import Model, load_model
+from qwencli.network.model import Model, load_model
 from qwencli.sampling import NOT_FINITE, Draw, Sampler, SamplingParams
 from qwencli.sampling.mirostat import adapted
 
@@ -299,7 +299,7 @@ def test_what_one_sequence_samples_changes_no_other(backend: Backend) -> None:
 
 def test_logits_that_are_asked_for_are_those_of_the_step(backend: Backend) -> None:
     def batch() -> Batch:
-        return Batch([Piece(KVSequence(), [5, 1, 70, 33], 1), Piece(KVSequence(), [9, 9], 1)])
+        return Batch([Segment(KVSequence(), [5, 1, 70, 33], 1), Segment(KVSequence(), [9, 9], 1)])
 
     draw = Sampler(SamplingParams(temp=0)).draw([], 0)
     expected = backend.run([LOGITS], batch())[LOGITS]
@@ -316,7 +316,7 @@ def test_logits_that_are_not_finite_are_told_of_a_damaged_model(tmp_path: Path) 
     weights["output_norm.weight"][:] = np.nan
     tiny_models.write_gguf(tmp_path / "bad.gguf", config, weights)
     model = load_model(GGUFFile(tmp_path / "bad.gguf"))
-    batch = Batch([Piece(KVSequence(), [5, 1], 1)])
+    batch = Batch([Segment(KVSequence(), [5, 1], 1)])
     assert CPUBackend(model, 1).sample(batch, [None]) == [NOT_FINITE]
     for backend in CPUBackend(model, 1), NumpyBackend(model):
         seq = Sequence([5, 1], SamplingParams(top_k=0))
@@ -334,4 +334,4 @@ def test_machine_code_refuses_more_candidates_than_it_has_room_for(model: Model)
     draw = Sampler(SamplingParams()).draw([], 0)
     assert draw
     with pytest.raises(InputError, match="top_k is 257"):
-        CPUBackend(model, 1).sample(Batch([Piece(KVSequence(), [1], 1)]), [draw._replace(top_k=257)])
+        CPUBackend(model, 1).sample(Batch([Segment(KVSequence(), [1], 1)]), [draw._replace(top_k=257)])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tiny_vocabulary
 
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import Breakers, Sampler, SamplingParams
 from qwencli.sampling.candidates import Candidates
 from qwencli.sampling.dry import find_breakers
 from qwencli.sampling.mirostat import adapted
-from qwencli.tokenizer import Tokenizer
+from qwencli.text.tokenizer import Tokenizer
 
 ORACLE = json.loads(Path(__file__).with_name("oracles").joinpath("sampling.json").read_text())
 

@@ -11,7 +11,7 @@ from command_line import Call
 from gguf_builder import reciter
 
 from qwencli.errors import InputError, ModelError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import (
     LIMITS,
     SAMPLERS,

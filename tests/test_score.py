@@ -7,12 +7,12 @@ import pytest
 from guarded import guarded
 from kernel_calls import call
 
-from qwencli.backends import HIDDEN, LOGITS, score_with_numpy
-from qwencli.backends.cpu import CPUBackend
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.protocol import HIDDEN, LOGITS, score_with_numpy
 from qwencli.errors import InputError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa
-from qwencli.model import load_model
+from qwencli.network.model import load_model
 
 ISAS = [i.name for i in isa.available()]
 

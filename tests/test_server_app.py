@@ -19,11 +19,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from qwencli.server import limits, llamacpp, logs, openai
-from qwencli.server.app import build_app
-from qwencli.server.errors import ApiError
-from qwencli.server.generation import Generation
-from qwencli.server.requests import check_amount
+from qwencli.server.http import limits, logs
+from qwencli.server.http.app import build_app
+from qwencli.server.http.errors import ApiError
+from qwencli.server.http.requests import check_amount
+from qwencli.server.llamacpp import endpoints as llamacpp
+from qwencli.server.openai import endpoints as openai
+from qwencli.server.service.generation import Generation
 
 HELLO = {"prompt": "Once upon a time", "n_predict": 4, "temperature": 0}
 LONG = {"prompt": "Once upon a time", "n_predict": 90_000, "temperature": 0, "ignore_eos": True}

@@ -15,11 +15,11 @@ import httpx
 import pytest
 from serving import Serving, endless, serving, until
 
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
-from qwencli.server.generation import Generation, Request
-from qwencli.server.service import FAIR_BATCH, Service
+from qwencli.server.service.generation import Generation, Request
+from qwencli.server.service.service import FAIR_BATCH, Service
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="SIGTERM, and how a connection is reset, are different there"

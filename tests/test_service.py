@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from engine_runs import held
 
-from qwencli.backends import HIDDEN, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE, KVSequence
+from qwencli.backends.protocol import HIDDEN, Batch, Segment
 from qwencli.errors import ContextFull, InputError, QwenError
-from qwencli.kv_cache import PAGE, KVSequence
+from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM, Completion
-from qwencli.model_path import EMBEDDED
 from qwencli.sampling import SamplingParams
-from qwencli.server.generation import Busy, Generation, Request
-from qwencli.server.service import Service
+from qwencli.server.service.generation import Busy, Generation, Request
+from qwencli.server.service.service import Service
 
 GREEDY = SamplingParams(temp=0)
 PROMPTS = ["Once upon a time", "One day a", "The little boy", "In a forest there was", "She said"]
@@ -231,7 +231,7 @@ def test_embeddings_are_the_final_norms_output(llm: LLM, pooling: str) -> None:
     """Of a text longer than a step, beside a running answer."""
     tokens = tokens_of(llm, "a story of a boy " * 150)
     assert len(tokens) > 512
-    hidden = CPUBackend(llm.model).run([HIDDEN], Batch([Piece(KVSequence(), tokens, len(tokens))]))[HIDDEN]
+    hidden = CPUBackend(llm.model).run([HIDDEN], Batch([Segment(KVSequence(), tokens, len(tokens))]))[HIDDEN]
     expected = hidden[-1] if pooling == "last" else hidden.mean(axis=0)
 
     async def work(service: Service) -> Any:

@@ -18,15 +18,15 @@ from command_line import Call
 from random_models import random_model, write_random_model
 from shapes import PRESETS
 
-from qwencli.backends import LOGITS, Backend, Batch, Piece
-from qwencli.backends.cpu import CPUBackend
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.kv_cache import PAGE, KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment
+from qwencli.engine.session import MAGIC, load, save
 from qwencli.errors import ContextFull, FormatError, InputError, QwenError
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import PAGE, KVSequence
-from qwencli.model import Model, load_model
-from qwencli.model_path import EMBEDDED
-from qwencli.session import MAGIC, load, save
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
+from qwencli.network.model import Model, load_model
 
 N, MORE, N_CTX = PAGE + 21, 5, 1000
 MAKE: dict[str, Callable[[Model], Backend]] = {
@@ -54,7 +54,7 @@ def tiny_model(path: Path, seed: int = 0, **changed: Any) -> Model:
 
 def logits(backend: Backend, kv: KVSequence, tokens: list[int]) -> np.ndarray:
     """Of the last of `tokens`, those that the sequence doesn't hold yet being run."""
-    rows: np.ndarray = backend.run([LOGITS], Batch([Piece(kv, tokens[kv.length :], 1)]))[LOGITS]
+    rows: np.ndarray = backend.run([LOGITS], Batch([Segment(kv, tokens[kv.length :], 1)]))[LOGITS]
     return rows
 
 

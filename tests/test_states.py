@@ -8,15 +8,15 @@ from engine_runs import finish
 from random_models import write_random_model
 from shapes import PRESETS
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.numpy_ref import NumpyBackend
-from qwencli.engine import Engine, Sequence
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import MOST_BORDERS, PAGE, KVCache, KVSequence, thin
-from qwencli.model import Model, load_model
-from qwencli.prefix_cache import MOST_STATES
+from qwencli.backends.kv_cache import MOST_BORDERS, PAGE, KVCache, KVSequence, thin
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Batch, Segment
+from qwencli.engine.engine import Engine, Sequence
+from qwencli.engine.prefix_cache import MOST_STATES
+from qwencli.engine.session import load, save
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import Model, load_model
 from qwencli.sampling import SamplingParams
-from qwencli.session import load, save
 
 GREEDY = SamplingParams(temp=0)
 PROMPT: list[int] = np.random.RandomState(35).randint(0, 256, 3 * PAGE + 8).tolist()
@@ -200,7 +200,7 @@ def test_a_step_is_done_again_from_the_state_before_it(engine: Engine) -> None:
     engine.submit(seq)
     for _ in range(3):
         engine.step()
-    engine.backend.step(Batch([Piece(seq.kv, seq.tokens[seq.kv.length :], 1)]))
+    engine.backend.step(Batch([Segment(seq.kv, seq.tokens[seq.kv.length :], 1)]))
     assert seq.kv.length == len(seq.tokens)
     while not seq.stop_reason:
         engine.step()
@@ -227,8 +227,8 @@ def test_going_back_by_a_step_and_doing_it_again_gives_the_same(model: Model) ->
     """As where logits are no numbers, to find the layer that they come from."""
     backend = Counting(model)
     seq, tokens = KVSequence(), PROMPT[:20]
-    backend.run([LOGITS], Batch([Piece(seq, tokens[:12], 1)]))
-    first = backend.run([LOGITS], Batch([Piece(seq, tokens[12:], 1)]))[LOGITS]
+    backend.run([LOGITS], Batch([Segment(seq, tokens[:12], 1)]))
+    first = backend.run([LOGITS], Batch([Segment(seq, tokens[12:], 1)]))[LOGITS]
     backend.cache.rewind(seq, 12)
     assert seq.length == 12
-    assert np.array_equal(backend.run([LOGITS], Batch([Piece(seq, tokens[12:], 1)]))[LOGITS], first)
+    assert np.array_equal(backend.run([LOGITS], Batch([Segment(seq, tokens[12:], 1)]))[LOGITS], first)

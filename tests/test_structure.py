@@ -12,71 +12,50 @@ import numpy as np
 import pytest
 import tiny_models
 
-from qwencli import models
-from qwencli.backends import Batch, Piece
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import Batch, Segment
 from qwencli.errors import ModelError
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import known_architectures, load_model
+from qwencli.gguf.file import GGUFFile
+from qwencli.network import architectures
+from qwencli.network.model import known_architectures, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
-LAYERS = [
-    {"errors", "units"},
-    {
-        "ggml_types",
-        "metadata",
-        "gguf_file",
-        "model_path",
-        "rope",
-        "config",
-        "graph",
-        "host",
-        "whole_file",
-        "confined",
-        "hub",
-    },
-    {"model", "blocks", "models", "kv_cache", "sampling", "tokenizer", "chat", "kernels"},
-    {"backends"},
-    {"engine", "prefix_cache", "session"},
-    {
-        "fit",
-        "answer_text",
-        "llm",
-        "grammar",
-        "grammar_child",
-        "gbnf",
-        "dialogue",
-        "probs_page",
-        "costs",
-        "machine",
-        "perplexity",
-        "bench",
-        "quantize",
-        "warmup",
-        "doctor",
-    },
-    {"cli", "server", "__main__"},
+PACKAGES = [
+    ("errors", "units"),
+    ("system", "kernels"),
+    ("gguf",),
+    ("hub", "network"),
+    ("sampling",),
+    ("backends",),
+    ("engine",),
+    ("text",),
+    ("answer_text",),
+    ("llm",),
+    ("dialogue", "measure"),
+    ("server",),
+    ("cli",),
+    ("__main__",),
 ]
-"""The parts of the package, lowest first. Each imports from its own layer and those below; a new file is given its place here."""
-USES_KERNELS = {"kernels", "backends", "sampling", "quantize", "warmup", "doctor"}
+"""The parts of the package, lowest first. Each imports from itself and from those below; parts in one row never import each other."""
+USES_KERNELS = {"kernels", "backends", "sampling", "measure"}
 USED_BY = {
     "click": {"cli"},
     "tqdm": {"cli"},
     "prompt_toolkit": {"cli.chat.terminal", "cli.chat.history"},
     "huggingface_hub": {"hub.downloads"},
-    "jinja2": {"chat.template_child"},
-    "tokenizers": {"tokenizer"},
-    "gguf": {"backends.numpy_memory", "backends.dequantize", "kernels.quants._grids", "quantize"},
+    "jinja2": {"text.chat.template_child"},
+    "tokenizers": {"text.tokenizer"},
+    "gguf": {"backends.numpy.memory", "backends.numpy.dequantize", "kernels.quants._grids"},
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
     "starlette": {"server"},
     "pydantic": {"server"},
-    "uvicorn": {"server.run", "server.protocol"},
-    "prometheus_client": {"server.metrics"},
-    "llguidance": {"grammar", "grammar_child"},
+    "uvicorn": {"server.run", "server.http.protocol"},
+    "prometheus_client": {"server.http.metrics"},
+    "llguidance": {"text.grammar.constraints", "text.grammar.child"},
 }
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
 
@@ -137,24 +116,71 @@ def part(name: str) -> str:
 
 
 def layer(name: str) -> int:
-    return next((i for i, parts in enumerate(LAYERS) if part(name) in parts), -1)
+    return next((i for i, parts in enumerate(PACKAGES) if part(name) in parts), -1)
+
+
+def circles(imported: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of files that import each other, directly or by way of others: Tarjan's strongly connected components of more than one."""
+    numbers: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        numbers[name] = lowest[name] = len(numbers)
+        stack.append(name)
+        for target in imported[name]:
+            if target not in numbers:
+                visit(target)
+            if target in stack:
+                lowest[name] = min(lowest[name], lowest[target])
+        if lowest[name] == numbers[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in imported:
+        if name not in numbers:
+            visit(name)
+    return found
 
 
 def test_the_walk_finds_what_is_there() -> None:
-    assert {"", "errors", "models.qwen3", "cli", "cli.run", "kernels"} <= FILES.keys()
-    assert "errors" in own("gguf_file")
-    assert "models" in own("model")
-    assert "backends.numpy_ref" in own("llm")  # inside a function
+    assert {"", "errors", "network.architectures.qwen3", "cli", "cli.run", "kernels"} <= FILES.keys()
+    assert "errors" in own("gguf.file")
+    assert "network.architectures" in own("network.model")
+    assert "backends.numpy.backend" in own("backends.choose")  # inside a function
     assert {"click"} <= foreign("cli.run")
     assert {"tqdm"} <= foreign("cli._bar")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) not in ("", "data")])
 def test_imports_go_downwards(name: str) -> None:
-    assert layer(name) >= 0, f"give {part(name)} its place in LAYERS"
+    assert layer(name) >= 0, f"give {part(name)} its place in PACKAGES"
     for target in own(name):
-        assert target == "" or layer(target) <= layer(name), f"{name} imports {target}, which lies above it"
+        assert target == "" or part(target) == part(name) or layer(target) < layer(name), (
+            f"{name} imports {target}, which does not lie below it"
+        )
         assert part(target) != "kernels" or part(name) in USES_KERNELS, f"{name} imports {target}"
+
+
+def test_circles_are_found() -> None:
+    assert circles(
+        {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"f"}, "f": {"g"}, "g": {"e"}}
+    ) == [["b", "c"], ["e", "f", "g"]]
+
+
+def test_no_files_import_each_other() -> None:
+    """Not at run time, not inside a function, not for types."""
+    assert (
+        circles({name: {target for target in own(name) if target not in ("", name)} for name in FILES}) == []
+    )
+
+
+def test_the_package_has_few_files_of_its_own() -> None:
+    """What is not named by its room has to be read to be found."""
+    assert len([*(ROOT / "qwencli").glob("*.py")]) <= 10
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])
@@ -185,7 +211,9 @@ def test_what_is_imported_is_declared() -> None:
     also = {name: set(re.findall(r'"([\w-]+)', packages)) for name, packages in extras}
     assert also.keys() == {"grammar", "server"}
     for name in FILES:
-        assert foreign(name) <= declared | also.get(part(name).removesuffix("_child"), set()), name
+        assert foreign(name) <= declared | also.get({"text": "grammar"}.get(part(name), part(name)), set()), (
+            name
+        )
 
 
 def test_all_folders_are_installed() -> None:
@@ -204,7 +232,7 @@ def test_quick_commands_import_no_compiler(args: list[str], tmp_path: Path) -> N
 import sys
 from qwencli.cli import main
 assert main({args!r}) == 0
-heavy = {{"numba", "llvmlite", "torch", "jinja2", "qwencli.engine", "gguf.gguf_reader", "tokenizers"}} & sys.modules.keys()
+heavy = {{"numba", "llvmlite", "torch", "jinja2", "qwencli.engine.engine", "gguf.gguf_reader", "tokenizers"}} & sys.modules.keys()
 print("imported:", sorted(heavy), file=sys.stderr)
 """
     done = subprocess.run(
@@ -219,14 +247,14 @@ print("imported:", sorted(heavy), file=sys.stderr)
 
 @pytest.fixture
 def othernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that adds the architecture `othernet`, a copy of Qwen3 in a file of its own, to those in qwencli/models."""
-    source = (ROOT / "qwencli" / "models" / "qwen3.py").read_text(encoding="utf-8")
+    """A folder that adds the architecture `othernet`, a copy of Qwen3 in a file of its own, to those in qwencli/network/architectures."""
+    source = (ROOT / "qwencli" / "network" / "architectures" / "qwen3.py").read_text(encoding="utf-8")
     folder = tmp_path / "architectures"
     folder.mkdir()
     (folder / "othernet.py").write_text(source.replace('"qwen3"', '"othernet"'), encoding="utf-8")
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder)])
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(folder)])
     yield folder
-    sys.modules.pop("qwencli.models.othernet", None)
+    sys.modules.pop("qwencli.network.architectures.othernet", None)
 
 
 def test_a_new_architecture_is_one_file(othernet: Path, tmp_path: Path) -> None:
@@ -237,7 +265,7 @@ def test_a_new_architecture_is_one_file(othernet: Path, tmp_path: Path) -> None:
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
     assert model.config.architecture == "othernet"
     tokens = [5, 1, 70, 33]
-    found = NumpyBackend(model).run(["result_output"], Batch([Piece(KVSequence(), tokens, 4)]))[
+    found = NumpyBackend(model).run(["result_output"], Batch([Segment(KVSequence(), tokens, 4)]))[
         "result_output"
     ]
     np.testing.assert_allclose(found, naive.forward(c, weights, tokens)["result_output"], rtol=0, atol=2e-5)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.cpu import CPUBackend, kernels_of
-from qwencli.backends.team import LAST_EPOCH, Team
+from qwencli.backends.cpu.backend import CPUBackend, kernels_of
+from qwencli.backends.cpu.team import LAST_EPOCH, Team
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.kernels import isa, layout
 from qwencli.kernels.layout import Word
-from qwencli.kv_cache import KVSequence
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Function = Callable[[int], object]
@@ -239,7 +239,7 @@ def test_threads_end_with_their_team(n_seconds: float) -> None:
 def test_threads_end_with_their_backend(tmp_path: Path) -> None:
     before = own_threads()
     backend = CPUBackend(random_model(tmp_path, "F16"), 3)
-    backend.run([LOGITS], Batch([Piece(KVSequence(), [1, 2, 3], 1)]))
+    backend.run([LOGITS], Batch([Segment(KVSequence(), [1, 2, 3], 1)]))
     threads = own_threads() - before
     assert len(threads) == 2
     del backend
@@ -255,7 +255,7 @@ def test_several_backends_at_once(tmp_path: Path) -> None:
     def logits(backend: CPUBackend, tokens: list[int]) -> np.ndarray:
         seq = KVSequence()
         found = [
-            backend.run([LOGITS], Batch([Piece(seq, tokens[i : i + 1], 1)]))[LOGITS]
+            backend.run([LOGITS], Batch([Segment(seq, tokens[i : i + 1], 1)]))[LOGITS]
             for i in range(len(tokens))
         ]
         backend.cache.release(seq)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from qwencli.backends.cpu import kernels_of
-from qwencli.backends.team import Team
+from qwencli.backends.cpu.backend import kernels_of
+from qwencli.backends.cpu.team import Team
 from qwencli.kernels.isa import choose
 from qwencli.kernels.layout import ROW_WORDS
 

@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
-from qwencli.chat import template_process
-from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError
+from qwencli.text.chat import template_process
+from qwencli.text.chat.template import ChatTemplate
 
 USER = {"role": "user", "content": "hi"}
 THE = "the model's chat template "

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from qwencli import confined
-from qwencli.chat import template_child, template_process
-from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError, ModelError, QwenError
+from qwencli.system import confined
+from qwencli.text.chat import template_child, template_process
+from qwencli.text.chat.template import ChatTemplate
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -137,7 +137,7 @@ def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @linux
 def test_the_process_ends_with_its_parent() -> None:
     program = (
-        "import os; from qwencli.chat.template import ChatTemplate; t = ChatTemplate(''); t.render([]); "
+        "import os; from qwencli.text.chat.template import ChatTemplate; t = ChatTemplate(''); t.render([]); "
         "print(t._child._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
@@ -226,7 +226,7 @@ def test_starting_early() -> None:
 
 @pytest.mark.parametrize("seconds", [0, 0.05])
 def test_leaving_while_it_starts(seconds: float) -> None:
-    program = f"import time; from qwencli.chat.template import ChatTemplate; t = ChatTemplate(''); t.start(); time.sleep({seconds})"
+    program = f"import time; from qwencli.text.chat.template import ChatTemplate; t = ChatTemplate(''); t.start(); time.sleep({seconds})"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 

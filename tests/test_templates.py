@@ -13,10 +13,10 @@ import jinja2
 import pytest
 from conftest import SHARED
 
-from qwencli.chat.template import ChatTemplate
 from qwencli.errors import InputError
-from qwencli.model_path import EMBEDDED
-from qwencli.tokenizer import Tokenizer
+from qwencli.hub.choice import EMBEDDED
+from qwencli.text.chat.template import ChatTemplate
+from qwencli.text.tokenizer import Tokenizer
 
 TEMPLATES = {p.stem: p.read_text(encoding="utf-8") for p in sorted(SHARED.glob("data/templates/*.jinja"))}
 TEMPLATES["embedded"] = gguf.GGUFReader(EMBEDDED).fields["tokenizer.chat_template"].contents()

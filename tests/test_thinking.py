@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from qwencli.chat.thinking import ReasoningBudget, closing, ends_inside
+from qwencli.text.chat.thinking import ReasoningBudget, closing, ends_inside
 
 
 def forced(tokens: list[str], n: int, inside: bool = False) -> tuple[int, str] | None:

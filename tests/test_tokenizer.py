@@ -15,11 +15,11 @@ import tiny_vocabulary
 from conftest import SHARED
 from gguf import TokenType
 
-from qwencli import tokenizer as tokenizer_module
 from qwencli.errors import InputError, ModelError
-from qwencli.gguf_file import GGUFFile
-from qwencli.model_path import EMBEDDED
-from qwencli.tokenizer import StreamDecoder, Tokenizer
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.choice import EMBEDDED
+from qwencli.text import tokenizer as tokenizer_module
+from qwencli.text.tokenizer import StreamDecoder, Tokenizer
 
 ORACLE = json.loads(Path(__file__).with_name("oracles").joinpath("tokenizer.json").read_text())
 VOCABULARY = SHARED / "data" / "ggml-vocab-qwen2.gguf"

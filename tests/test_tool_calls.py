@@ -7,10 +7,10 @@ import pytest
 from answer_events import TOOLS, events_of, in_random_pieces
 from conftest import SHARED
 
-from qwencli.chat import incoming
-from qwencli.chat.answers import Content, Event, Reasoning, ToolCall
-from qwencli.chat.incoming import MAX_CALL
-from qwencli.chat.tool_calls import MAX_DEPTH
+from qwencli.text.chat import incoming
+from qwencli.text.chat.answers import Content, Event, Reasoning, ToolCall
+from qwencli.text.chat.incoming import MAX_CALL
+from qwencli.text.chat.tool_calls import MAX_DEPTH
 
 TEMPLATES = {p.stem: p for p in sorted(SHARED.glob("data/templates/Qwen*.jinja"))}
 JSON, XML = "Qwen-Qwen3-0.6B", "Qwen3.5-4B"

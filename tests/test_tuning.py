@@ -7,8 +7,8 @@ import pytest
 from blocks import random_rows
 from kernel_calls import Quantized
 
-from qwencli.backends import tuning
-from qwencli.backends.cpu import kernels_of
+from qwencli.backends.cpu import tuning
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
 from qwencli.kernels.jit import Kernels
 from qwencli.kernels.tiles import Tiles

@@ -13,12 +13,12 @@ from random_models import load_script
 from shapes import PRESETS
 from test_unfit_models import Change, adding, dropping, setting, shaped, without
 
-from qwencli.backends import LOGITS, Batch, Piece
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.cli import main as run_cli
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import known_architectures, load_model
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import known_architectures, load_model
 
 SMALL: dict[str, Any] = {
     "n_embd": 32,
@@ -407,7 +407,7 @@ def test_unfit_model(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize("arch", SHAPES)
 def test_what_the_changes_start_from_runs(folder: Path, tmp_path: Path, arch: str) -> None:
     backend = NumpyBackend(load_model(GGUFFile(small(arch, folder).write(tmp_path / "sound.gguf"))))
-    found = backend.run([LOGITS], Batch([Piece(KVSequence(), range(40), 40)]))[LOGITS]
+    found = backend.run([LOGITS], Batch([Segment(KVSequence(), range(40), 40)]))[LOGITS]
     assert np.isfinite(found).all()
     assert len(np.unique(found, axis=0)) == 40
 

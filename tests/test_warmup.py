@@ -11,15 +11,15 @@ from command_line import Call, process
 from random_models import random_model, write_random_model
 from shapes import PRESETS
 
-from qwencli import warmup
 from qwencli.cli._bar import Bar
 from qwencli.errors import InputError, ModelError
-from qwencli.gguf_file import GGUFFile
+from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, jit
 from qwencli.kernels.jit import Kernels
 from qwencli.kernels.layout import FORMATS
-from qwencli.model import Model, load_model
-from qwencli.warmup import InFormat, kernels_of_model, warm_up
+from qwencli.measure import warmup
+from qwencli.measure.warmup import InFormat, kernels_of_model, warm_up
+from qwencli.network.model import Model, load_model
 
 TEXT = b"the and in a " * 30
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwencli.errors import InputError, QwenError
-from qwencli.whole_file import check_replaceable, replacing
+from qwencli.system.files import check_replaceable, replacing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, links and limits")
 
@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     put(path, b"old")
     code = (
-        "import resource, sys; from qwencli.errors import QwenError; from qwencli.whole_file import replacing\n"
+        "import resource, sys; from qwencli.errors import QwenError; from qwencli.system.files import replacing\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    with replacing(sys.argv[1]) as f: f.write(bytes(1001))\n"
         "except QwenError as error: print(error)"

@@ -8,7 +8,7 @@ from os import PathLike
 import gguf
 from gguf import TokenType
 
-from qwencli.model_path import EMBEDDED
+from qwencli.hub.choice import EMBEDDED
 
 SPECIAL = {
     "<|endoftext|>": TokenType.CONTROL,

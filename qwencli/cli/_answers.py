@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..chat.answers import Event, Reasoning, ToolCall
-from ..chat.thinking import CLOSE, OPEN
+from ..text.chat.answers import Event, Reasoning, ToolCall
+from ..text.chat.thinking import CLOSE, OPEN
 from ._common import printable, write_text
 
 if TYPE_CHECKING:
-    from ..chat.template import ChatTemplate
     from ..dialogue.dialogue import Answer
+    from ..text.chat.template import ChatTemplate
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -47,7 +47,7 @@ def named_template(value: str | None) -> ChatTemplate | None:
     """What --chat-template means, its process started. Raises InputError."""
     if value is None:
         return None
-    from ..chat.template import ChatTemplate
+    from ..text.chat.template import ChatTemplate
 
     template = ChatTemplate.named(value)
     template.start()

@@ -7,8 +7,8 @@ import sys
 
 import click
 
+from ..backends.kv_cache import TYPES
 from ..errors import InputError, QwenError
-from ..kv_cache import TYPES
 
 mmap_option = click.option(
     "--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use)."

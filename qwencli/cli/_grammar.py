@@ -13,8 +13,8 @@ import click
 from ._common import read_text
 
 if TYPE_CHECKING:
-    from ..grammar import Start
     from ..llm import LLM
+    from ..text.grammar.constraints import Start
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Grammar:
         """Compiled for a model, None for nothing. Raises InputError."""
         if not self:
             return None
-        from ..grammar import grammar, json_schema, regex
+        from ..text.grammar.constraints import grammar, json_schema, regex
 
         if self.json_schema is not None:
             return json_schema(llm, text_or_file(self.json_schema, r"\s*[{\[]|\s*(true|false)\s*$"))

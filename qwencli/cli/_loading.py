@@ -109,7 +109,7 @@ def kept_session(llm: LLM, path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    from ..whole_file import check_replaceable
+    from ..system.files import check_replaceable
 
     check_replaceable(path)
     if os.path.exists(path):

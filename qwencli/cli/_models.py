@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..errors import QwenError
-from ..model_path import VARIABLE, ModelPath, find_model
+from ..hub.choice import VARIABLE, ModelPath, find_model
 from ..units import size
 from ._bar import Bar
 from ._common import printable, say

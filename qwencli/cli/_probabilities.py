@@ -13,9 +13,9 @@ import click
 from ._common import say
 
 if TYPE_CHECKING:
-    from ..engine import Sequence
+    from ..engine.engine import Sequence
     from ..sampling import Report
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 SHOWN = 10  # alternatives on a page, where no other number is asked for
 
@@ -38,14 +38,14 @@ class Probabilities:
     def check(self) -> None:
         """Raise QwenError now if the page could not be written in the end."""
         if self.show_probs:
-            from ..whole_file import check_replaceable
+            from ..system.files import check_replaceable
 
             check_replaceable(self.show_probs)
 
     def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
         """Say how the answer's token at `place` was chosen, if that was asked for."""
         if self.explain and (report := seq.reports.get(place)):
-            from ..probs_page import explanation
+            from ..measure.probs_page import explanation
 
             say(explanation(report, lambda token: tokenizer.decode([token])))
 
@@ -67,8 +67,8 @@ class Probabilities:
     def write_page(self, seq: Sequence, tokenizer: Tokenizer, model: str, prompt: str) -> None:
         """Write the page, if one was asked for. Raises QwenError where that fails."""
         if self.show_probs:
-            from ..probs_page import page
-            from ..whole_file import replacing
+            from ..measure.probs_page import page
+            from ..system.files import replacing
 
             text = page(
                 [report for _, report in sorted(seq.reports.items())], tokenizer.token_bytes, model, prompt

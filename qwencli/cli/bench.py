@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..kv_cache import TYPES, CacheTypes
+from ..backends.kv_cache import TYPES, CacheTypes
 from ._common import example, printable, say, write_text
 from ._models import Wanted, choose_model, models_option
 
 if TYPE_CHECKING:
-    from ..bench import Result, Test
+    from ..measure.bench import Result, Test
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -201,11 +201,11 @@ def run(
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
 
-    from ..bench import Test, check, run_bench
-    from ..fit import measure
-    from ..gguf_file import GGUFFile
-    from ..llm import choose_backend
-    from ..model import load_model
+    from ..backends.choose import choose_backend
+    from ..engine.fit import measure
+    from ..gguf.file import GGUFFile
+    from ..measure.bench import Test, check, run_bench
+    from ..network.model import load_model
 
     loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):

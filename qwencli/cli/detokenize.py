@@ -21,8 +21,8 @@ from .tokenize import parse_ids
 @mmap_option
 def detokenize(ids: tuple[str, ...], model: Wanted | None, no_mmap: bool) -> None:
     """Turn token IDS, or those on stdin, back into the bytes they stand for."""
-    from ..gguf_file import GGUFFile
-    from ..tokenizer import Tokenizer
+    from ..gguf.file import GGUFFile
+    from ..text.tokenizer import Tokenizer
 
     numbers = parse_ids(" ".join(ids) if ids else read_text(None))
     chosen = choose_model(model, quiet=model is not None)

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from ..backends.kv_cache import DEFAULT_TYPES, CacheTypes
 from ..errors import ModelError
-from ..ggml_types import FILE_TYPES
-from ..gguf_file import GGUFFile
-from ..kv_cache import DEFAULT_TYPES, CacheTypes
-from ..metadata import ARRAY, LazyArray
+from ..gguf.file import GGUFFile
+from ..gguf.metadata import ARRAY, LazyArray
+from ..gguf.types import FILE_TYPES
 from ..units import size
 from ._common import (
     cache_type_k_option,
@@ -61,8 +61,8 @@ def info(
 
 def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
     """The facts, as `--json` prints them; None where the file does not say."""
-    from ..fit import measure
-    from ..model import load_model
+    from ..engine.fit import measure
+    from ..network.model import load_model
 
     get, arch = file.metadata, file.metadata.string("general.architecture", None)
 

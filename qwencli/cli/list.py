@@ -33,9 +33,9 @@ def list_models(as_json: bool) -> None:
 
 def describe(model: Installed) -> dict[str, Any]:
     """What `--json` prints of a model: of a damaged one the reason, of one that can't run here why not."""
-    from ..ggml_types import FILE_TYPES
-    from ..gguf_file import GGUFFile
-    from ..model import load_model
+    from ..gguf.file import GGUFFile
+    from ..gguf.types import FILE_TYPES
+    from ..network.model import load_model
 
     facts: dict[str, Any] = {
         "name": model.name,

@@ -84,8 +84,8 @@ def perplexity(
     from tqdm import tqdm
 
     from ..llm import LLM
-    from ..perplexity import count_chunks
-    from ..perplexity import perplexity as estimates
+    from ..measure.perplexity import count_chunks
+    from ..measure.perplexity import perplexity as estimates
 
     start = time.perf_counter()
     in_a_step = max(1, n_batch // n_ctx) * n_ctx

@@ -161,8 +161,8 @@ def serve(
     """
     try:
         from ..server import run
-        from ..server.config import Config
-        from ..server.service import Service
+        from ..server.service.config import Config
+        from ..server.service.service import Service
     except ModuleNotFoundError as error:
         if (error.name or "qwencli").startswith("qwencli"):
             raise

@@ -39,8 +39,8 @@ def tokenize(
         raise click.UsageError("give TEXT or -f, not both")
     if only_ids and as_json:
         raise click.UsageError("give --ids or --json, not both")
-    from ..gguf_file import GGUFFile
-    from ..tokenizer import Tokenizer
+    from ..gguf.file import GGUFFile
+    from ..text.tokenizer import Tokenizer
 
     chosen = choose_model(model, quiet=model is not None)
     tokenizer = Tokenizer(GGUFFile(chosen.path, use_mmap=not no_mmap))

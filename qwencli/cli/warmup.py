@@ -56,10 +56,10 @@ def warmup(
     CPU of the same kind; those for avx2, avxvnni, neon and generic on any that has these instructions.
     """
     paths = [choose_model(wanted).path for wanted in models]
-    from ..gguf_file import GGUFFile
-    from ..kv_cache import CacheTypes
-    from ..model import load_model
-    from ..warmup import warm_up
+    from ..backends.kv_cache import CacheTypes
+    from ..gguf.file import GGUFFile
+    from ..measure.warmup import warm_up
+    from ..network.model import load_model
 
     done = []
     loaded, types = [load_model(GGUFFile(path)) for path in paths], CacheTypes(cache_type_k, cache_type_v)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..chat.answers import Content, Event, Reasoning, ToolCall
 from ..errors import ContextFull, InputError
 from ..sampling import SamplingParams
+from ..text.chat.answers import Content, Event, Reasoning, ToolCall
 
 if TYPE_CHECKING:
-    from ..chat.template import Message
+    from ..text.chat.template import Message
 
 
 MAX_COUNT = 2**31 - 1

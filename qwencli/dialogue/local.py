@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..chat.answers import AnswerParser, Content
-from ..chat.messages import for_template
-from ..chat.template import ChatTemplate, Message, Rendered
-from ..chat.thinking import ReasoningBudget, closing, ends_inside
-from ..engine import Sequence as EngineSequence
+from ..engine.engine import Sequence as EngineSequence
 from ..errors import ContextFull
 from ..llm import LLM, Completion
 from ..sampling import Constraint
+from ..text.chat.answers import AnswerParser, Content
+from ..text.chat.messages import for_template
+from ..text.chat.template import ChatTemplate, Message, Rendered
+from ..text.chat.thinking import ReasoningBudget, closing, ends_inside
 from .dialogue import Answer, Events
 from .look_ahead import LookAhead
 
@@ -99,7 +99,7 @@ class LocalChat:
         budget = None if limit is None else ReasoningBudget(limit, inside)
         constraint = self._constraint and self._constraint()
         if constraint and (inside or (think and self.template.reads("enable_thinking"))):
-            from ..chat.after_thinking import AfterThinking
+            from ..text.chat.after_thinking import AfterThinking
 
             constraint = AfterThinking(constraint, self.llm.tokenizer, inside)
         pieces, parser, answer = (

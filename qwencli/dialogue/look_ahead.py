@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..engine import Engine, Sequence
+from ..engine.engine import Engine, Sequence
 from ..errors import QwenError
 from ..sampling import SamplingParams
 

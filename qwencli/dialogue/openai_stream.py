@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
-from ..chat.tool_calls import mapping
 from ..errors import QwenError
+from ..text.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from ..text.chat.tool_calls import mapping
 
 MAX_EVENT = 2**20
 """Bytes of one event."""

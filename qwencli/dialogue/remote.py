@@ -12,14 +12,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from ..chat.tool_calls import mapping
 from ..errors import ContextFull, InputError, QwenError
+from ..text.chat.tool_calls import mapping
 from .openai_stream import StreamedAnswer, events, message_of, parsed
 
 if TYPE_CHECKING:
-    from ..chat.answers import Event
-    from ..chat.template import Message
     from ..sampling import SamplingParams
+    from ..text.chat.answers import Event
+    from ..text.chat.template import Message
     from .dialogue import Settings
 
 CONNECT_SECONDS = 10.0

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FormatError, InputError, QwenError
 from ..sampling import SamplingParams
-from ..whole_file import read_file, replacing
+from ..system.files import read_file, replacing
 from .dialogue import Settings
 from .settings import changed, values
 
 if TYPE_CHECKING:
-    from ..chat.template import Message
+    from ..text.chat.template import Message
 
 FORMAT, VERSION = "qwencli chat", 1
 MAX_BYTES = 64 * 2**20

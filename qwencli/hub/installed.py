@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..model_path import EMBEDDED, MODELS, VARIABLE
+from .choice import EMBEDDED, MODELS, VARIABLE
 from .names import HubName, choose, models_among, names_of
 
 OLLAMA_MODEL = "application/vnd.ollama.image.model"

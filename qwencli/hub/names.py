@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..gguf_file import SPLIT_NAME
+from ..gguf.file import SPLIT_NAME
 
 DEFAULT_TAG = "Q4_K_M"
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<tag>[\w.-]+)|/(?P<file>[^:\\]+\.gguf))?", re.ASCII)

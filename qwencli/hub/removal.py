@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError
-from ..model_path import MODELS
+from .choice import MODELS
 from .installed import Installed, hub_cache, installed, near
 
 

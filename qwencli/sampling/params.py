@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import InputError, ModelError
-from ..metadata import Metadata
+from ..gguf.metadata import Metadata
 
 LETTERS = {
     "e": "penalties",

@@ -22,13 +22,13 @@ from starlette.applications import Starlette
 from ..errors import InputError, QwenError
 from ..llm import LLM
 from ..sampling import SamplingParams
-from ..tokenizer import SHORT_TEXT
-from .app import build_app
-from .config import Config
-from .generation import Request
-from .guard import is_loopback
-from .protocol import Protocol
-from .service import Counters, Service
+from ..text.tokenizer import SHORT_TEXT
+from .http.app import build_app
+from .http.guard import is_loopback
+from .http.protocol import Protocol
+from .service.config import Config
+from .service.generation import Request
+from .service.service import Counters, Service
 
 __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
 KEEP_ALIVE = 65
@@ -113,11 +113,11 @@ def url(sockets: list[socket.socket], host: str, tls: bool) -> str:
 
 def prepare(llm: LLM) -> None:
     """Load all kernels that requests may need, compiling those that are not there."""
-    from ..backends.cpu import CPUBackend
+    from ..backends.cpu.backend import CPUBackend
 
     if isinstance(llm.engine.backend, CPUBackend):
-        from ..backends.cpu import kernels_of
-        from ..warmup import kernels_of_model
+        from ..backends.cpu.backend import kernels_of
+        from ..measure.warmup import kernels_of_model
 
         isa, types = llm.engine.backend.isa, llm.engine.backend.cache_types
         kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False, types)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...dialogue.settings import changed, check_name, parse, shown, values
 from ...dialogue.transcript import Transcript, save
 from ...errors import InputError
-from ...whole_file import read_file
+from ...system.files import read_file
 from .._common import say
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ...chat.answers import Event
 from ...dialogue.dialogue import Answer, Dialogue, Events
 from ...dialogue.settings import changed, suggestion
 from ...dialogue.transcript import load
 from ...errors import InputError, QwenError
+from ...text.chat.answers import Event
 from .._answers import AnswerPrinter, answer_fields
 from .._bar import Bar
 from .._common import say, write_text

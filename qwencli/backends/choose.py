@@ -1,0 +1,39 @@
+"""The backend that a name stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..network.model import Model
+from .kv_cache import DEFAULT_TYPES, CacheTypes
+from .protocol import Backend
+
+
+def choose_backend(name: str, model: Model, report: Callable[[str], None] | None) -> str:
+    """What "auto" stands for: "cpu" if it has kernels for all of the file's tensor types, else "numpy"."""
+    if name != "auto":
+        return name
+    from .cpu.lower import what_has_no_kernels
+
+    missing = what_has_no_kernels(model)
+    if missing and report:
+        report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
+    return "numpy" if missing else "cpu"
+
+
+def make_backend(
+    name: str,
+    model: Model,
+    n_threads: int | None,
+    report: Callable[[str], None] | None,
+    progress: Callable[[int, int], None] | None = None,
+    cache_types: CacheTypes = DEFAULT_TYPES,
+) -> Backend:
+    """The backend of that name, or of choose_backend's. Only its own modules are imported."""
+    if choose_backend(name, model, report) == "numpy":
+        from .numpy.backend import NumpyBackend
+
+        return NumpyBackend(model, n_threads, cache_types=cache_types)
+    from .cpu.backend import CPUBackend
+
+    return CPUBackend(model, n_threads, report, progress, cache_types=cache_types)

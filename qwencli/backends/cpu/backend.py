@@ -1,0 +1,367 @@
+"""The CPU backend: programs of compiled kernels on the mapped file, run by a team of threads."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from ...errors import InputError, QwenError
+from ...kernels import layout
+from ...kernels.isa import ISAError, choose
+from ...kernels.jit import KernelError, Kernels, Progress, Report
+from ...kernels.tiles import Tiles
+from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
+from ...network.model import Model
+from ...sampling import NOT_FINITE, Draw
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
+from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
+from .lower import lower
+from .memory import I64, Bytes, Inputs, PageMemory, address_of
+from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
+from .stopwatch import SPECS as CLOCK
+from .stopwatch import Stopwatch
+from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
+from .tuning import chosen_tiles
+
+assert PAGE == layout.PAGE
+PAGE_UNIT = 512
+"""Bytes that the memory of a page is a multiple of, as sessions sum them up."""
+
+GREEDY = Draw(
+    temp=0.0,
+    top_k=1,
+    top_p=1.0,
+    min_p=0.0,
+    repeat_penalty=1.0,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+    recent={},
+    chance=0.0,
+)
+
+
+class CPUBackend:
+    """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core.
+
+    `report` is told when kernels are compiled, `progress` how many of how many are done; `isa` is by default the best that there is,
+    `cache_types` f16.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        n_threads: int | None = None,
+        report: Report | None = None,
+        progress: Progress | None = None,
+        isa: str | None = None,
+        cache_types: CacheTypes = DEFAULT_TYPES,
+    ) -> None:
+        self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
+        self.cache_types = cache_types.chosen("f16", model.config.head_dim)
+        try:
+            self._kernels = kernels_of(choose(isa).name)
+        except ISAError as error:
+            raise InputError(str(error)) from None
+        self._kernels.report, self._kernels.progress = report, progress
+        self.isa = self._kernels.isa.name
+        self._tiles = Tiles(self.isa, chosen_tiles(self._kernels))
+        c = model.config
+        self._shared = c.n_head // c.n_head_kv
+        self._item_tokens = max(1, layout.QUERIES_AT_ONCE // self._shared)
+        self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
+        self._programs: dict[tuple[object, ...], Program] = {}
+        self._watches: dict[Program, Stopwatch] = {}
+        page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
+        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), layout.PAGE, "positions of the KV cache")
+        self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
+        self.kv_layout = kv_layout(model, self.cache_types)
+        self._frequencies, self._magnitude = c.rope.frequencies()
+        self._partials = np.zeros(0, np.float32)
+        self._lock = threading.Lock()  # a step of one thread after the other: they share programs and threads
+
+    def _scratch_bytes(self) -> int:
+        c = self.model.config
+        weights = [
+            weight_info(node)
+            for node in self.model.graph.nodes.values()
+            if isinstance(node.op, (Linear, ExpertLinear))
+        ]
+        panels: list[int] = [
+            layout.PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1])
+            for info in weights
+        ]
+        attention: int = layout.attention_scratch(
+            self._item_tokens * self._shared, c.head_dim, *self.cache_types
+        )
+        return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
+
+    def run(
+        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
+    ) -> dict[str, F32]:
+        """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
+        with self._lock:
+            program, counts = self._run(tuple(fetch), batch, feed or {})
+            values = {name: program.value(name) for name in fetch}
+            copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
+        shapes = {
+            name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch
+        }
+        return {name: rows.reshape(len(rows), *shapes[name]) for name, rows in copies.items()}
+
+    def step(self, batch: Batch) -> None:
+        """See Backend.step."""
+        with self._lock:
+            self._run((LOGITS,), batch, {})
+
+    def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
+        """See Backend.sample. A last row of the program draws for all sequences; for None it only looks whether the logits are finite."""
+        with self._lock:
+            program, _ = self._run((LOGITS,), batch, {}, draws=[draw or GREEDY for draw in draws])
+            chosen: list[int] = program.inputs.chosen[: len(draws)].tolist()
+            logits = program.value(LOGITS).floats(len(draws))
+            return [
+                token if draw or token == NOT_FINITE else row.copy()
+                for token, draw, row in zip(chosen, draws, logits)
+            ]
+
+    def score(self, hidden: F32, targets: Sequence[int]) -> F64:
+        """See Backend.score."""
+        n_vocab = self.model.config.n_vocab
+        if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
+            raise InputError(
+                f"there are {len(targets)} tokens to score, expected one below {n_vocab} for each of {len(hidden)} rows"
+            )
+        with self._lock:
+            program, _ = self._run((LOGITS,), None, {HIDDEN: hidden}, targets=targets)
+            sums, differences = program.inputs.scores[: len(targets)].T.copy()
+        with np.errstate(invalid="ignore", divide="ignore"):  # what isn't finite is the caller's to report
+            scores: F64 = np.log(sums) - differences
+        return scores
+
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
+        """Run a batch row by row: each row's kernel and its seconds. Rows that would run side by side follow each other."""
+        with self._lock:
+            self._load([*CLOCK])
+            program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
+            return list(zip(program.names, self._watches[program].seconds().tolist()))
+
+    def kernels_for(
+        self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None
+    ) -> list[str]:
+        """The names of the kernels that a step runs, whose results, inputs, tokens and outputs these are."""
+        program = self._lower(
+            tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending
+        )
+        return [*RUNTIME, *program.specs]
+
+    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
+        """See Backend.reserve."""
+        self.cache.reserve(seq, n_tokens)
+        for page in seq.pages:
+            self._pages.address(page)
+        for state in seq.states.values():
+            self._states.address(state)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See Backend.copy_page."""
+        with self._lock:
+            self._pages.memory(target)[:] = self._pages.memory(source)
+
+    def page_bytes(self, page: int) -> Bytes:
+        """See Backend.page_bytes."""
+        return self._pages.memory(page)
+
+    def state_bytes(self, state: int) -> Bytes:
+        """See Backend.state_bytes."""
+        return self._states.memory(state)
+
+    def _run(
+        self,
+        fetch: tuple[str, ...],
+        batch: Batch | None,
+        feed: Mapping[str, F32],
+        draws: Sequence[Draw] | None = None,
+        targets: Sequence[int] | None = None,
+        profiled: bool = False,
+    ) -> tuple[Program, dict[str, int]]:
+        counts = self._counts(batch, feed)
+        ending = "choose" if draws is not None else "score" if targets is not None else None
+        program = self._program(fetch, tuple(feed), counts, ending)
+        program.inputs.targets[: len(targets or [])] = targets or []
+        program.inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
+        for name, rows in feed.items():
+            program.value(name).floats(len(rows))[:] = rows
+        keep = [
+            *(self._set_batch(program.inputs, batch) if batch else []),
+            *program.inputs.set_draws(draws or []),
+        ]
+        to_run = program.rows
+        if profiled:
+            if program not in self._watches:
+                self._watches[program] = Stopwatch(self._kernels, program.rows)
+            to_run = self._watches[program].rows
+        self._team.run(to_run, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
+        del keep  # arrays that the program had the addresses of
+        if batch is not None:
+            batch.commit(self.cache)
+        return program, counts
+
+    def _counts(self, batch: Batch | None, feed: Mapping[str, F32]) -> dict[str, int]:
+        """How many tokens and outputs a step has. Raises InputError where what is fed contradicts the batch or itself."""
+        counts = {N_TOKENS: len(batch.tokens), N_OUTPUTS: len(batch.outputs)} if batch else {}
+        for name, rows in feed.items():
+            node = self.model.graph.nodes.get(name)
+            dim = str(node.shape[0]) if node else name
+            if counts.setdefault(dim, len(rows)) != len(rows):
+                raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
+        return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
+
+    def _program(
+        self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
+    ) -> Program:
+        """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
+        rooms = {dim: room_for(n) for dim, n in counts.items()}
+        key = (fetch, feed, *sorted(rooms.items()), ending)
+        if key not in self._programs:
+            program = self._lower(fetch, feed, rooms, ending)
+            for name in fetch:
+                program.value(name)  # an error now, and not when the step is done
+            self._load([*RUNTIME, *program.specs])
+            program.link(self._kernels)
+            self._programs[key] = program
+        return self._programs[key]
+
+    def _load(self, specs: list[str]) -> None:
+        """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
+        if self._kernels.missing(specs):
+            usual = [
+                self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose")
+                for n in (1, 2)
+            ]
+            specs = [*specs, *(spec for program in usual for spec in program.specs)]
+        try:
+            self._kernels.load(specs)
+        except KernelError as error:
+            raise QwenError(f"{error} (please report this; --backend numpy runs without kernels)") from error
+
+    def _lower(
+        self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None
+    ) -> Program:
+        nodes = self.model.graph.subgraph(fetch, feed)
+        inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
+        return lower(
+            self.model,
+            nodes,
+            fetch,
+            feed,
+            inputs,
+            rooms,
+            self._team.n_threads,
+            ending,
+            self._tiles,
+            self.cache_types,
+        )
+
+    def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
+        """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
+        n, n_vocab = len(batch.tokens), self.model.config.n_vocab
+        if n and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:  # they are row numbers
+            raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
+        for segment in batch.segments:
+            self.reserve(segment.seq, len(segment.tokens))
+        inputs.tokens[:n], inputs.outputs[: len(batch.outputs)] = batch.tokens, batch.outputs
+        angles = (
+            batch.positions[:, None] * self._frequencies
+        )  # float64: positions reach hundreds of thousands
+        half = angles.shape[1]
+        inputs.angles[:n, :half], inputs.angles[:n, half:] = (
+            np.cos(angles) * self._magnitude,
+            np.sin(angles) * self._magnitude,
+        )
+        inputs.slots[:n] = batch.positions % layout.PAGE
+        items, keep = [], []
+        records = np.zeros((n, layout.RECORD_WORDS), np.int64)
+        start = n_partials = 0
+        for segment in batch.segments:
+            n_segment, position = len(segment.tokens), segment.seq.length
+            table = np.array([self._pages.address(page) for page in segment.seq.pages], np.int64)
+            keep.append(table)
+            inputs.pages[start : start + n_segment] = table[
+                batch.positions[start : start + n_segment] // layout.PAGE
+            ]
+            n_splits = -(-(position + n_segment) // layout.SPLIT)
+            if n_segment == 1 and n_splits > 1:
+                items += [
+                    (start, 1, position, i, i + 1, n_partials + i, address_of(table), 0)
+                    for i in range(n_splits)
+                ]
+                records[start] = n_partials, n_splits
+                n_partials += n_splits
+            else:
+                for first in range(0, n_segment, self._item_tokens):
+                    count = min(self._item_tokens, n_segment - first)
+                    end = -(-(position + first + count) // layout.SPLIT)
+                    items.append((start + first, count, position + first, 0, end, -1, address_of(table), 0))
+            start += n_segment
+        c = self.model.config
+        size = n_partials * c.n_head * (c.head_dim + layout.LANES)
+        if size > len(self._partials):
+            self._partials = np.zeros(size, np.float32)
+        item_array = np.array(items, np.int64)
+        state_records = self._state_records(batch) if self.cache.recurrent else np.zeros(0, np.int64)
+        inputs.pointers[:] = (
+            address_of(item_array),
+            address_of(records),
+            address_of(self._partials),
+            address_of(state_records),
+        )
+        inputs.counts[2] = len(items) * c.n_head_kv
+        return [*keep, item_array, records, state_records]
+
+    def _state_records(self, batch: Batch) -> I64:
+        """What recurrent layers need to know of each segment: see layout.STATE_WORDS."""
+        records = np.zeros((len(batch.segments), layout.STATE_WORDS), np.int64)
+        first = 0
+        for record, (seq, tokens, _) in zip(records, batch.segments):
+            n, addresses = (
+                len(tokens),
+                {p - seq.length: self._states.address(state) for p, state in seq.states.items()},
+            )
+            border, at_border = next(
+                ((done, address) for done, address in addresses.items() if 0 < done < n), (0, 0)
+            )
+            record[:6] = first, n, addresses[0] if seq.length else 0, addresses[n], border, at_border
+            first += n
+        return records
+
+
+def kv_layout(model: Model, types: CacheTypes) -> str:
+    """See Backend.kv_layout: the files in kernels/kv, and kernels/delta.py, say more."""
+    c, nets = model.config, model.config.delta_nets
+    n_layer = len(c.attention_layers)
+    states = f"; states [{len(nets.layers)}] of {nets.n_state}" if nets else ""
+    pages = f"[{n_layer}][{c.n_head_kv}] of keys"
+    if types == ("f16", "f16"):
+        return f"{np.dtype(np.float16).str} {pages} [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]{states}"
+    return (
+        f"{sys.byteorder}-endian {pages} {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}{states}"
+    )
+
+
+def round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def room_for(n: int) -> int:
+    """For how many rows a program has memory that is to take n: one, or a power of two, so that a handful of programs serves all steps."""
+    return 1 if n <= 1 else max(8, 1 << (n - 1).bit_length())
+
+
+@cache
+def kernels_of(isa_name: str) -> Kernels:
+    """The process's kernels for an ISA: machine code that is never unloaded."""
+    return Kernels(choose(isa_name))

@@ -1,0 +1,189 @@
+"""Memory of the CPU backend: what changes with each step, the values between a program's rows, the pages of the KV cache."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError, QwenError
+from ...kernels import layout
+from ...network.graph import N_OUTPUTS, N_TOKENS
+from ...sampling import Draw
+
+I64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+
+def address_of(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def aligned_zeros(n_bytes: int, alignment: int = 128) -> Bytes:
+    """Zeroed memory that is committed when it is touched."""
+    memory = np.zeros(n_bytes + alignment, np.uint8)
+    start = -address_of(memory) % alignment
+    return memory[start : start + n_bytes]
+
+
+class Inputs:
+    """What changes from step to step, at addresses that a program knows, with room for `n_tokens` tokens and their outputs."""
+
+    def __init__(self, n_tokens: int, n_rot: int) -> None:
+        self.counts = np.zeros(3, np.int64)  # tokens, outputs, chunks of attention
+        self._multiples: dict[tuple[str, int], I64] = {}
+        self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
+        self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
+        self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
+        self.draws, self.chosen = (
+            np.zeros((n_tokens, layout.DRAW_WORDS), np.int64),
+            np.zeros(n_tokens, np.int64),
+        )
+        self.targets, self.scores = np.zeros(n_tokens, np.int64), np.zeros((n_tokens, 2))
+        self.pointers = np.zeros(
+            4, np.int64
+        )  # items, records and partial results, which grow with the context; records of states
+
+    def count(self, which: str) -> int:
+        """The address of the number of tokens or outputs, or of attention's chunks."""
+        return address_of(self.counts) + 8 * (N_TOKENS, N_OUTPUTS, "attend").index(which)
+
+    def multiple(self, what: str, k: int) -> int:
+        """The address of k times the number of tokens, of outputs or of the batch's "segments"."""
+        return address_of(self._multiples.setdefault((what, k), np.zeros(1, np.int64)))
+
+    def set_counts(self, n_tokens: int, n_outputs: int, n_pieces: int) -> None:
+        """Fill in how much there is; attention's chunks come with the batch."""
+        self.counts[:] = n_tokens, n_outputs, 0
+        numbers = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs, "segments": n_pieces}
+        for (what, k), multiple in self._multiples.items():
+            multiple[0] = k * numbers[what]
+
+    def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
+        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
+        arrays = []
+        for words, d in zip(self.draws, draws):
+            limit = d.top_k if d.temp > 0 else 1
+            if not 0 < limit <= layout.MAX_TOP_K:
+                raise InputError(
+                    f"top_k is {limit}, expected a value from 1 to {layout.MAX_TOP_K} for machine code"
+                )
+            recent, counts = np.array([*d.recent], np.int64), np.array([*d.recent.values()], np.int64)
+            arrays += [recent, counts]
+            words[:7] = np.array(
+                [
+                    d.temp,
+                    d.top_p,
+                    d.min_p,
+                    d.repeat_penalty,
+                    d.frequency_penalty,
+                    d.presence_penalty,
+                    d.chance,
+                ]
+            ).view(np.int64)
+            words[7:] = limit, len(recent), address_of(recent), address_of(counts)
+        return arrays
+
+
+class View(NamedTuple):
+    """Columns of groups: the first one's offset, the stride of a row, how many columns each group has, the stride of a group; in bytes
+    but for the number."""
+
+    offset: int
+    stride: int
+    n_columns: int
+    group_stride: int
+
+
+@dataclass
+class Value:
+    """A tensor in memory: float32 [rows, width], `per_token` rows for each of `dim`, and its quantized forms where a product wanted them.
+
+    With `columns` its rows lie among others' columns. `others` is more memory that ends with it.
+    """
+
+    dim: str
+    width: int
+    memory: Bytes
+    quantized: dict[str, tuple[Bytes, ...]] = field(default_factory=dict)
+    per_token: int = 1
+    columns: View | None = None
+    others: list[Bytes] = field(default_factory=list)
+
+    @property
+    def address(self) -> int:
+        return address_of(self.memory)
+
+    def place(self) -> tuple[int, int, int, int]:
+        """Where its numbers lie: the address of the first one, bytes from row to row, columns of a group, bytes from group to group."""
+        if self.columns is None:
+            return self.address, 4 * self.width, self.width, 0
+        return self.address + self.columns.offset, *self.columns[1:]
+
+    def floats(self, n: int) -> NDArray[np.float32]:
+        """The rows of `n` tokens, float32 [n, per_token * width]."""
+        return (
+            self.memory[: 4 * n * self.per_token * self.width]
+            .view(np.float32)
+            .reshape(n, self.per_token * self.width)
+        )
+
+
+class Buffers:
+    """Buffers that are used again once nothing reads them any more."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Bytes]] = defaultdict(list)
+        self._all: list[Bytes] = []
+
+    def take(self, n_bytes: int) -> Bytes:
+        size = -(-max(n_bytes, 1) // 64) * 64
+        if not self._free[size]:
+            self._all.append(aligned_zeros(size, 64))
+            return self._all[-1]
+        return self._free[size].pop()
+
+    def give(self, buffer: Bytes) -> None:
+        self._free[len(buffer)].append(buffer)
+
+
+ARENA_BYTES = 2**24
+"""Pages of the cache are taken together, up to so many bytes: from 4 MB on NumPy asks for huge pages. What is touched is committed."""
+
+
+class PageMemory:
+    """The memory of the cache's pages, or of states, taken when one is first used and committed by the system when it is touched.
+
+    `what` says for errors what so many of them hold, as in "64 more positions of the KV cache".
+    """
+
+    def __init__(self, page_bytes: int, per_page: int, what: str) -> None:
+        self._page_bytes, self._per_page, self._what = page_bytes, per_page, what
+        self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
+        self._arenas: dict[int, Bytes] = {}
+        self._addresses: dict[int, int] = {}  # asked for at each step, for every page
+
+    def address(self, page: int) -> int:
+        """Raises QwenError if there is no memory for the page."""
+        if page not in self._addresses:
+            arena, place = divmod(page, self._n_together)
+            if arena not in self._arenas:
+                try:
+                    self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
+                except MemoryError:
+                    more, n_bytes = self._per_page * self._n_together, self._page_bytes * self._n_together
+                    raise QwenError(
+                        f"not enough memory for {more} more {self._what} ({n_bytes} bytes)"
+                    ) from None
+            self._addresses[page] = address_of(self._arenas[arena]) + place * self._page_bytes
+        return self._addresses[page]
+
+    def memory(self, page: int) -> Bytes:
+        """Raises QwenError as `address` does."""
+        self.address(page)
+        arena, place = divmod(page, self._n_together)
+        return self._arenas[arena][place * self._page_bytes :][: self._page_bytes]

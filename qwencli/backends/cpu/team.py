@@ -1,0 +1,173 @@
+"""The thread team that runs programs: threads that live as long as a backend, agreeing by words that kernels/runtime.py describes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...kernels.jit import Kernels
+from ...kernels.layout import CLAIM_WORDS, Word
+from ...system.host import Host
+from .memory import I64, Bytes, address_of, aligned_zeros
+
+SPINS, PATIENCE = 200, 20_000
+"""Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
+BUDGET, BUDGET_OF_MANY = 64, 8
+"""Chunks after which the driving thread comes back to Python, where signals are handled: a chunk takes microseconds with few tokens,
+up to some milliseconds with many."""
+LAST_EPOCH = 2**31 - 2
+"""The largest number of a step: behind its claim's tag there are 32 bits for what is left, and one is the sign."""
+RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
+Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+Call = Callable[[int, int, int], None]
+
+
+def physical_cores(host: Host | None = None) -> int:
+    """Cores that this process may use: its affinity and its cgroups' quota, two hardware threads of a core counted once."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+    host = host or Host()
+    cores, quota = host.cores(cpus), host.quota()
+    return max(1, min(cores, int(quota[0]))) if quota else cores
+
+
+def _yield_address() -> int:
+    if sys.platform == "win32":
+        function = ctypes.WinDLL("kernel32").SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address
+    return address
+
+
+class Team:
+    """`n_threads` threads with `scratch_bytes` of memory each; the caller's thread is one of them."""
+
+    def __init__(self, kernels: Kernels, n_threads: int, scratch_bytes: int) -> None:
+        self.n_threads = n_threads
+        self._state = aligned_zeros(8 * (Word.STATUS + Word.STATUS_WORDS * n_threads)).view(np.int64)
+        self._scratch = [aligned_zeros(scratch_bytes) for _ in range(n_threads)]
+        self._claims = aligned_zeros(0).view(np.int64)
+        self._kernels = kernels
+        self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
+        self._beds = [threading.Lock() for _ in range(n_threads)]
+        for bed in self._beds:
+            bed.acquire()
+        self._threads: list[threading.Thread] = []
+        self._step: Call | None = None
+        self.close: Callable[[], object] = lambda: None
+
+    def _address(self, word: int) -> int:
+        return address_of(self._state) + 8 * word
+
+    def run(self, rows: I64, budget: int = BUDGET) -> None:
+        """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next.
+
+        Signals are handled every `budget` chunks.
+
+        One thread at a time may call it. The rows have to live as long as the team: who comes late may look at them after their step.
+        """
+        step, state = self._step or self._start(), self._state
+        if state[Word.ABORT]:  # left so by what interrupted an abort
+            self._abort()
+        epoch = int(state[Word.EPOCH]) // 2 * 2 + 2
+        if rows.shape[0] * CLAIM_WORDS > len(self._claims) or epoch > LAST_EPOCH:
+            self._quiesce()
+            self._claims = aligned_zeros(8 * max(CLAIM_WORDS * rows.shape[0], len(self._claims))).view(
+                np.int64
+            )
+            epoch = epoch if epoch <= LAST_EPOCH else 2
+        self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
+        state[Word.ROWS], state[Word.N_ROWS], state[Word.CLAIMS] = (
+            rows.ctypes.data,
+            rows.shape[0],
+            self._claims.ctypes.data,
+        )
+        state[Word.RESUME], state[Word.FINISHED] = 0, 0
+        try:
+            self._publish(self._address(Word.EPOCH), epoch, 0)
+            self._wake()
+            while not state[Word.FINISHED]:
+                step(state.ctypes.data, budget, self._scratch[0].ctypes.data)
+        except BaseException:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        """End the step: when this returns no thread is inside it, also where Ctrl-C is pressed once more."""
+        while True:
+            try:
+                self._publish(self._address(Word.ABORT), 1, 0)
+                self._quiesce()
+                self._publish(self._address(Word.ABORT), 0, 0)
+                return
+            except KeyboardInterrupt:
+                continue
+
+    def _start(self) -> Callable[[int, int, int], None]:
+        """Load the executor and start the threads. Gives what the driving thread calls. Can be called again where it was interrupted."""
+        step, self._worker, self._publish = (
+            Kernel(address) for address in self._kernels.load(RUNTIME).values()
+        )
+        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
+        for i in range(len(self._threads) + 1, self.n_threads):
+            arguments = (
+                self._worker,
+                self._state,
+                self._address(self._status(i)),
+                self._scratch[i],
+                self._beds[i],
+            )
+            thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._step = step
+        return step
+
+    def _status(self, i: int) -> int:
+        return int(Word.STATUS + Word.STATUS_WORDS * i)
+
+    def _wake(self) -> None:
+        for i in range(1, self.n_threads):
+            parked = self._status(i) + 1
+            if self._state[parked]:
+                self._state[parked] = 0
+                if self._beds[i].locked():
+                    self._beds[i].release()
+
+    def _quiesce(self) -> None:
+        """Wait until no thread is inside a step, so that what they read may change."""
+        self._publish(self._address(Word.EPOCH), int(self._state[Word.EPOCH]) | 1, 0)
+        while any(self._state[self._status(i)] for i in range(1, self.n_threads)):
+            time.sleep(0)
+
+
+def _live(worker: Call, state: I64, status: int, scratch: Bytes, bed: threading.Lock) -> None:
+    """A thread's life: in machine code while there are steps, parked in its bed when there have been none for a while."""
+    while not state[Word.STOP]:
+        worker(address_of(state), status, address_of(scratch))
+        if not state[Word.STOP]:
+            bed.acquire()
+
+
+def _end(
+    state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]
+) -> None:
+    """End the threads: when the team is no longer used, or at exit."""
+    publish(address_of(state) + 8 * Word.STOP, 1, 0)
+    for bed in beds:
+        if bed.locked():
+            bed.release()
+    for thread in threads:
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(1.0)

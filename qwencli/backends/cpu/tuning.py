@@ -1,0 +1,84 @@
+"""Which tile of a product is the fastest on this CPU: tried once, by `qwencli warmup`, and kept beside the compiled kernels."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ...kernels import layout
+from ...kernels.jit import Kernels
+from ...kernels.tiles import Tiles
+from .memory import address_of, aligned_zeros
+from .team import Kernel
+
+NOTE = "tiles.json"
+N_ROWS, N_COLS, N_TOKENS = 4 * layout.PANEL_ROWS, 1024, 96
+REPEATS = 25
+WORTH_IT = 0.97
+"""A tile is taken instead of the usual one if it takes no more than this share of its time: less may be chance."""
+
+
+def chosen_tiles(kernels: Kernels) -> dict[str, str]:
+    """What was found before, as tiles by format; empty where nothing was, or not by us."""
+    try:
+        found = json.loads(kernels.note(NOTE) or "{}")
+    except ValueError:
+        return {}
+    return {str(name): str(tile) for name, tile in found.items()} if isinstance(found, dict) else {}
+
+
+def kernels_to_try(isa: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """For each of some formats the kernels that multiply many tokens, the usual one first."""
+    tiles = Tiles(isa)
+    return {name: [tiles.many(name, str(tile)) for tile in tiles.candidates(name)] for name in names}
+
+
+def tune(kernels: Kernels, names: Iterable[str]) -> dict[str, str]:
+    """Try the tiles for some formats, a tenth of a second each, and keep what is best. Raises KernelError where one can't be compiled."""
+    best = chosen_tiles(kernels)
+    for name, specs in kernels_to_try(kernels.isa.name, names).items():
+        seconds = measure(name, kernels.load(specs))
+        usual, fastest = specs[0], min(seconds, key=lambda spec: seconds[spec])
+        best[name] = (fastest if seconds[fastest] <= WORTH_IT * seconds[usual] else usual).rpartition(":")[2]
+    kernels.keep_note(NOTE, json.dumps(best, indent=1, sort_keys=True))
+    return best
+
+
+def measure(name: str, addresses: Mapping[str, int]) -> dict[str, float]:
+    """The least seconds that a product of many tokens took with each of some kernels, which take turns: the machine may be busy."""
+    block, n_bytes, kind = layout.FORMATS[name]
+    row_bytes = N_COLS // block * n_bytes
+    weights, y = aligned_zeros(N_ROWS * row_bytes), aligned_zeros(4 * N_TOKENS * N_ROWS)
+    scratch = aligned_zeros(layout.panel_bytes(kind, N_COLS))
+    x, *quantized = (
+        aligned_zeros(N_TOKENS * n) for n in (4 * N_COLS, *layout.activation_bytes(kind, N_COLS))
+    )
+    count = np.array([N_TOKENS], np.int64)
+    args = np.array(
+        [
+            address_of(count),
+            N_ROWS,
+            address_of(weights),
+            row_bytes,
+            N_ROWS,
+            N_COLS,
+            address_of(x),
+            *map(address_of, quantized),
+            address_of(y),
+            4 * N_ROWS,
+            0,
+            0,
+        ],
+        np.int64,
+    )
+    functions = {spec: Kernel(address) for spec, address in addresses.items()}
+    seconds = dict.fromkeys(functions, float("inf"))
+    for _ in range(REPEATS):
+        for spec, function in functions.items():
+            start = time.perf_counter()
+            function(address_of(args), 0, address_of(scratch))
+            seconds[spec] = min(seconds[spec], time.perf_counter() - start)
+    return seconds

@@ -1,0 +1,161 @@
+"""What the NumPy backend reads and keeps: weights as float32, pages of the KV cache, states of recurrent layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from gguf import GGMLQuantizationType, dequantize, quantize
+
+from ...errors import ModelError, QwenError
+from ...gguf.file import GGUFFile, TensorInfo
+from ...network.config import DeltaNets
+from ...network.graph import Tensor, Weight
+from ..kv_cache import PAGE, CacheTypes, KVSequence
+from ..protocol import F32, I32
+from .dequantize import to_float32
+
+STATE_UNIT = 128
+"""Numbers that the memory of a state is a multiple of, as sessions sum them up."""
+BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
+
+
+class WeightReader:
+    """Weights of the file as float32, dequantized in blocks of rows. A weight is a node of the graph."""
+
+    def __init__(self, file: GGUFFile, budget: int) -> None:
+        self._file, self._left = file, budget
+        self._kept: dict[tuple[str, int | None, int], F32] = {}
+
+    def check(self, weight: Tensor) -> None:
+        """Raises ModelError for a type that cannot be dequantized, or that holds no weights."""
+        info = info_of(weight)
+        try:
+            to_float32(self._file.data(info)[:1] if len(info.shape) > 1 else self._file.data(info), info.type)
+        except (NotImplementedError, ValueError):
+            raise ModelError(
+                f"{self._file.path}: tensor '{info.name}' has the type {info.type.name}, which cannot be run"
+            ) from None
+
+    def rows(self, weight: Tensor, which: slice | I32, expert: int | None = None) -> F32:
+        """Rows of a matrix, float32 [k, n], or of an expert's."""
+        assert isinstance(weight.op, Weight)
+        info, first = weight.op.info, weight.op.first
+        data = self._file.data(info)
+        if len(info.shape) == 1:
+            return to_float32(data, info.type)[None]  # a vector as a row
+        data = data if expert is None else data[expert]
+        return to_float32(data[first:][which], info.type)
+
+    def vector(self, weight: Tensor) -> F32:
+        """A vector, or some of its numbers, float32 [n]."""
+        assert isinstance(weight.op, Weight)
+        values = to_float32(self._file.data(weight.op.info), weight.op.info.type)
+        (n,) = weight.shape
+        assert isinstance(n, int)
+        return values[weight.op.first : weight.op.first + n]
+
+    def scale(self, weight: Tensor, expert: int = 0) -> np.float32:
+        """What products with a weight are multiplied by."""
+        assert isinstance(weight.op, Weight)
+        if weight.op.scale is None:
+            return np.float32(1)
+        return np.float32(to_float32(self._file.data(weight.op.scale), weight.op.scale.type)[expert])
+
+    def blocks(self, weight: Tensor, expert: int | None = None) -> Iterator[tuple[slice, F32]]:
+        """The whole matrix, or an expert's, a block of rows at a time."""
+        n_rows, n_cols = weight.shape[-2:]
+        assert isinstance(n_rows, int)
+        assert isinstance(n_cols, int)
+        step = max(1, BLOCK_WEIGHTS // n_cols)
+        for start in range(0, n_rows, step):
+            which = slice(start, min(start + step, n_rows))
+            block = self._kept.get((weight.name, expert, start))
+            if block is None:
+                block = self.rows(weight, which, expert)
+                if block.nbytes <= self._left:
+                    self._left -= block.nbytes
+                    self._kept[weight.name, expert, start] = block
+            yield which, block
+
+    def product(self, weight: Tensor, x: F32, expert: int | None = None) -> F32:
+        """x @ weight.T, [k, m], times the weight's scale."""
+        n_rows = weight.shape[-2]
+        assert isinstance(n_rows, int)
+        out = np.empty((len(x), n_rows), np.float32)
+        for rows, block in self.blocks(weight, expert):
+            out[:, rows] = x @ block.T
+        return out * self.scale(weight, expert or 0)
+
+
+def info_of(weight: Tensor) -> TensorInfo:
+    assert isinstance(weight.op, Weight)
+    return weight.op.info
+
+
+class KVPages:
+    """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first asked for."""
+
+    def __init__(self, shape: tuple[int, ...], types: CacheTypes) -> None:
+        self._shape, self._types = shape, types
+        self._pages: dict[int, F32] = {}
+
+    def page(self, page: int) -> F32:
+        """Raises QwenError if there is no memory for the page."""
+        if page not in self._pages:
+            try:
+                self._pages[page] = np.zeros(self._shape, np.float32)
+            except MemoryError:
+                raise QwenError(f"not enough memory for {PAGE} more positions of the KV cache") from None
+        return self._pages[page]
+
+    def write(self, seq: KVSequence, layer: int, k: F32, v: F32) -> None:
+        """Store k and v, [n, n_head_kv, head_dim], behind the sequence's filled positions."""
+        k, v = (rounded(x, kind) for x, kind in zip((k, v), self._types))
+        for i in range(len(k)):
+            page, slot = divmod(seq.length + i, PAGE)
+            memory = self.page(seq.pages[page])
+            memory[layer, 0, slot], memory[layer, 1, slot] = k[i], v[i]
+
+    def read(self, seq: KVSequence, layer: int, length: int) -> F32:
+        """Keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
+        pages = [self._pages[page][layer] for page in seq.pages[: -(-length // PAGE)]]
+        return np.concatenate(pages, axis=1)[:, :length].swapaxes(1, 2)
+
+
+def rounded(x: F32, kind: str | None) -> F32:
+    """What is left of x, [..., head_dim], in a type of the cache."""
+    if kind == "f32":
+        return x
+    if kind == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    to = GGMLQuantizationType[str(kind).upper()]
+    found: F32 = dequantize(quantize(np.ascontiguousarray(x), to), to)
+    return found
+
+
+class States:
+    """What recurrent layers keep of a sequence: float32 [n_state_values] for each state, made when it is first asked for."""
+
+    def __init__(self, nets: DeltaNets | None) -> None:
+        self._nets = nets
+        self._memory: dict[int, F32] = {}
+
+    def memory(self, state: int) -> F32:
+        assert self._nets is not None
+        if state not in self._memory:
+            n_values = len(self._nets.layers) * sum(self._nets.n_state)
+            self._memory[state] = np.zeros(-(-n_values // STATE_UNIT) * STATE_UNIT, np.float32)
+        return self._memory[state]
+
+    def layer(self, state: int | None, layer: int) -> tuple[F32, F32]:
+        """A layer's part: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d, d]; zeros for
+        None."""
+        n = self._nets
+        assert n is not None
+        n_conv, n_heads = n.n_state
+        size = n_conv + n_heads
+        values = np.zeros(size, np.float32) if state is None else self.memory(state)[layer * size :]
+        return values[:n_conv].reshape(n.d_conv - 1, n.n_channels), values[n_conv:size].reshape(
+            n.n_head_v, n.head_dim, n.head_dim
+        )

@@ -1,0 +1,245 @@
+"""The engine: sequences of token ids in, tokens out, step by step. It knows nothing of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..backends.kv_cache import PAGE, KVSequence
+from ..backends.protocol import F32, Backend, Batch, Segment
+from ..errors import ContextFull, InputError, QwenError
+from ..sampling import NOT_FINITE, Breakers, Constraint, Report, Sampler, SamplingParams
+from .prefix_cache import PrefixCache
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request: its prompt, how to continue it, and all of its state.
+
+    `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids`
+    ends the answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context,
+    cancelled, or error, with the error in `error`.
+    """
+
+    tokens: list[int]
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    end_ids: Collection[int] = ()
+    stop_reason: str | None = None
+    error: QwenError | None = None
+    kv: KVSequence = field(default_factory=KVSequence)
+    prompt_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    n_prompt_done: int = 0
+    """Prompt tokens whose keys and values are in the cache."""
+    n_cached: int = 0
+    """Prompt tokens that were there before, from a sequence that began alike."""
+    border: int = 0
+    """Where others began to differ. A recurrent model's step ends there, for the state: more may begin so."""
+    breakers: Breakers = field(default_factory=dict)
+    """What the DRY sampler's repetitions don't reach across."""
+    constraint: Constraint | None = None
+    """What the answer has to follow; where nothing more can follow it ends as by `end_ids`."""
+    reports: dict[int, Report] = field(default_factory=dict)
+    """By place in the answer, where `sampling` asks for them."""
+
+    def __post_init__(self) -> None:
+        self.n_prompt = len(self.tokens)
+        self.sampler = Sampler(self.sampling, self.breakers, self.constraint)
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.n_prompt :]
+
+
+class Engine:
+    """Runs sequences on a backend.
+
+    `n_ctx` bounds each sequence, `n_batch` the tokens of one step; finished sequences of up to `n_kept` positions stay in the cache.
+    """
+
+    def __init__(self, backend: Backend, n_ctx: int, n_batch: int = 512, n_kept: int = 0) -> None:
+        self.backend, self.n_ctx, self.n_batch = backend, n_ctx, n_batch
+        self.running: list[Sequence] = []
+        self.prefixes = PrefixCache(backend, n_kept)
+
+    def submit(self, seq: Sequence) -> None:
+        """Take a sequence in. What it has in common with the beginning of one that runs or is kept is not computed again.
+
+        Raises what `check` does.
+        """
+        self.check(seq)
+        running = (
+            (s.tokens[:-1], s.kv) for s in self.running
+        )  # the last token's step may have to be done again
+        seq.kv, n_common = self.prefixes.take(seq.tokens, running)
+        seq.n_cached = seq.n_prompt_done = seq.kv.length
+        seq.border = n_common // PAGE * PAGE
+        self.running.append(seq)
+
+    def check(self, seq: Sequence) -> None:
+        """Whether a sequence can be taken in; nothing is changed.
+
+        Raises InputError for an empty prompt, ids outside the vocabulary, a sequence that was taken before; ContextFull for a prompt
+        longer than the context.
+        """
+        if seq.stop_reason or seq in self.running:
+            raise InputError("the sequence was submitted before, expected a new one")
+        if not seq.tokens:
+            raise InputError("the prompt is empty, expected at least one token")
+        if len(seq.tokens) > self.n_ctx:
+            raise ContextFull(
+                f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
+            )
+        self._check_tokens(seq.tokens)
+        self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
+
+    def extend(self, seq: Sequence, tokens: list[int]) -> None:
+        """Have a running sequence's answer go on with these tokens, as far as its limits allow. Raises InputError for unknown ids."""
+        self._check_tokens(tokens)
+        for token in tokens:
+            if seq in self.running:
+                self._append(seq, token)
+
+    def _check_tokens(self, tokens: list[int], where: str = "the prompt") -> None:
+        n_vocab = self.backend.model.config.n_vocab
+        if not all(0 <= t < n_vocab for t in tokens):
+            raise InputError(f"{where} has a token outside the vocabulary of {n_vocab}")
+
+    def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
+        """End a sequence now and free its pages."""
+        if seq in self.running:
+            self._finish(seq, reason)
+
+    def step(self, n_batch: int | None = None) -> list[tuple[Sequence, int]]:
+        """Advance the running sequences once: some of a prompt, or one token each, in all at most `n_batch` (default: the engine's).
+
+        Returns the tokens that this produced.
+        """
+        segments = self._schedule(n_batch or self.n_batch)
+        if not segments:
+            return []
+        start = time.perf_counter()
+        batch = Batch([segment for _, segment in segments])
+        draws = [
+            seq.sampler.draw(seq.tokens, len(seq.tokens) - seq.n_prompt)
+            for seq, segment in segments
+            if segment.n_outputs
+        ]
+        chosen = iter(self.backend.sample(batch, draws))
+        produced = []
+        for seq, segment in segments:
+            is_prompt = len(seq.tokens) == seq.n_prompt
+            seq.n_prompt_done = min(seq.kv.length, seq.n_prompt)
+            if segment.n_outputs:
+                token = self._accept(seq, next(chosen), segment)
+                if token is not None:
+                    produced.append((seq, token))
+            seconds = time.perf_counter() - start
+            if is_prompt:
+                seq.prompt_seconds += seconds
+            else:
+                seq.generation_seconds += seconds
+        return produced
+
+    def _schedule(self, room: int) -> list[tuple[Sequence, Segment]]:
+        """Sequences that generate go first, with a token each; prompts share the rest of the step. Those that waited longest come first."""
+        segments, waiting = [], []
+        for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
+            if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
+                self._finish(seq, "length" if seq.max_tokens == 0 else "context")
+                continue
+            self.backend.cache.rewind(
+                seq.kv, len(seq.tokens) - 1
+            )  # where Ctrl-C came behind a commit the last token's step is done again
+            end = seq.kv.length + room
+            if self.backend.cache.recurrent and seq.kv.length < seq.border:
+                end = min(end, seq.border)
+            todo = seq.tokens[seq.kv.length : end]
+            if not todo:
+                waiting.append(seq)
+                continue
+            try:
+                self.reserve(seq.kv, len(todo))
+            except QwenError as error:  # no memory for this one; the others go on
+                self._fail(seq, error)
+            else:
+                room -= len(todo)
+                segments.append(
+                    (seq, Segment(seq.kv, todo, int(seq.kv.length + len(todo) == len(seq.tokens))))
+                )
+        self.running = waiting + [seq for seq, _ in segments]
+        return segments
+
+    def _accept(self, seq: Sequence, found: int | F32, segment: Segment) -> int | None:
+        """Append a token, sampled already or now from logits, unless it ends the answer; finish the sequence where it is complete."""
+        try:
+            token = (
+                found
+                if isinstance(found, int)
+                else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
+            )
+        except QwenError as error:  # its constraint cannot go on; the others do
+            self._fail(seq, error)
+            return None
+        if token == NOT_FINITE:
+            where = f"position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(segment)}"
+            self._fail(seq, QwenError(f"the logits of {where}: is the model damaged?"))
+            return None
+        if token in seq.end_ids:
+            self._finish(seq, "eos")
+            return None
+        if seq.sampler.report:
+            seq.reports[len(seq.tokens) - seq.n_prompt] = seq.sampler.report
+        self._append(seq, token)
+        return token
+
+    def _append(self, seq: Sequence, token: int) -> None:
+        error, ended = None, False
+        try:
+            ended = seq.constraint is not None and seq.constraint.ended([*seq.generated, token])
+        except QwenError as failed:
+            error = failed
+        seq.tokens.append(token)  # from here on Ctrl-C would find it half done
+        if error:
+            self._fail(seq, error)
+        elif ended:
+            self._finish(seq, "eos")
+        elif seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
+            self._finish(seq, "length")
+        elif len(seq.tokens) >= self.n_ctx:
+            self._finish(seq, "context")
+
+    def reserve(self, kv: KVSequence, n_tokens: int) -> None:
+        """Take memory for more positions; kept sequences make room. Raises QwenError where that is not enough."""
+        while True:
+            try:
+                return self.backend.reserve(kv, n_tokens)
+            except QwenError:
+                self.backend.cache.trim(kv)  # pages without memory: those that get free have some
+                if not self.prefixes.make_room():
+                    raise
+
+    def _fail(self, seq: Sequence, error: QwenError) -> None:
+        seq.error = error
+        self._finish(seq, "error")
+
+    def _finish(self, seq: Sequence, reason: str) -> None:
+        seq.stop_reason = reason
+        self.running.remove(seq)
+        if reason == "error":
+            self.backend.cache.release(seq.kv)
+        else:
+            self.prefixes.keep(seq.tokens, seq.kv)
+
+    def _first_bad_layer(self, segment: Segment) -> str:
+        """The first layer whose output is not finite, by running the step once more."""
+        self.backend.cache.rewind(segment.seq, segment.seq.length - len(segment.tokens))
+        names = [
+            name for name in self.backend.model.graph.nodes if name == "inp_embd" or name.startswith("l_out-")
+        ]
+        values = self.backend.run(names, Batch([segment]))
+        return next((name for name in names if not np.isfinite(values[name]).all()), "the output layer")

@@ -1,0 +1,1 @@
+"""GGUF files: mapped, checked, typed."""

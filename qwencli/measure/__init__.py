@@ -1,0 +1,1 @@
+"""Speed, limits, perplexity: what a machine and a model can do."""

@@ -1,0 +1,156 @@
+"""What a step has to do, counted from the model's graph: bytes that must be read, operations that must be done, by kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from typing import NamedTuple
+
+from ..backends.cpu.program import activation_kind, weight_info
+from ..backends.kv_cache import HALVES, TYPES, CacheTypes
+from ..network.config import DeltaNets
+from ..network.graph import N_OUTPUTS, Attention, ExpertLinear, Linear, Route, Tensor
+from ..network.model import Model
+from .limits import Limits
+
+
+class Cost(NamedTuple):
+    """Bytes of weights, of the KV cache and of states, each read once a step; operations on int8 and on float32, a product and its addition
+    being two.
+
+    What stays in the caches between two operations is not counted, neither norms nor gates, which cost next to nothing.
+    """
+
+    n_bytes: float = 0.0
+    products: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def ops(self) -> float:
+        return self.products + self.flops
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(*(x + y for x, y in zip(self, other)))
+
+    def times(self, n: int) -> Cost:
+        return Cost(*(n * x for x in self))
+
+    def read_seconds(self, limits: Limits) -> float:
+        """The least time that reading takes on a machine of these limits."""
+        return self.n_bytes / limits.bandwidth
+
+    def compute_seconds(self, limits: Limits) -> float:
+        """The least time that computing takes on a machine of these limits."""
+        return self.products / limits.products + self.flops / limits.flops
+
+
+class Extent(NamedTuple):
+    """`n_tokens` of a sequence that continue `position` others."""
+
+    n_tokens: int
+    position: int
+
+
+class Product(NamedTuple):
+    """A product with a matrix, or with `n_used` of `n_expert` matrices for each token. Bytes and weights are those of one."""
+
+    kind: str
+    is_float: bool
+    of_outputs: bool
+    n_bytes: int
+    n_weights: int
+    n_expert: int
+    n_used: int
+
+    @classmethod
+    def of(cls, node: Tensor) -> Product:
+        weight, info = node.src[0], weight_info(node)
+        kind, n_expert, n_used = "matmul " + info.type.name.lower(), 1, 1
+        if isinstance(node.op, ExpertLinear):
+            route = node.src[2].op
+            assert isinstance(route, Route)
+            kind, n_expert, n_used = "matmul experts", int(weight.shape[0]), route.n_used
+        n_weights = prod(
+            int(n) for n in weight.shape[-2:]
+        )  # of the rows that are taken, which may be some of the tensor's
+        is_float = activation_kind(info) in ("float", "bf16")
+        return cls(
+            kind,
+            is_float,
+            node.shape[0] == N_OUTPUTS,
+            info.type.n_bytes(n_weights),
+            n_weights,
+            n_expert,
+            n_used,
+        )
+
+    def cost(self, n: int) -> Cost:
+        """Of n tokens. They take different experts as if by lot: so many of them on average."""
+        n_read = self.n_expert * (1 - (1 - self.n_used / self.n_expert) ** n)
+        ops = 2.0 * n * self.n_used * self.n_weights
+        return Cost(n_read * self.n_bytes, 0.0 if self.is_float else ops, ops if self.is_float else 0.0)
+
+
+class Costs:
+    """The costs of a model's steps, with keys and values kept as `types`."""
+
+    def __init__(self, model: Model, types: CacheTypes = HALVES) -> None:
+        nodes = model.graph.nodes.values()
+        self._products = Counter(
+            Product.of(node) for node in nodes if isinstance(node.op, (Linear, ExpertLinear))
+        )
+        self._n_attentions = sum(isinstance(node.op, Attention) for node in nodes)
+        c = model.config
+        self._query_values, self._kv_bytes = c.n_head * c.head_dim, types.n_bytes(c.n_head_kv * c.head_dim)
+        self._quantized = sum(name is not None and TYPES[name].block_size > 1 for name in types)
+        self._nets = c.delta_nets
+
+    def of_step(self, extents: Iterable[Extent], n_outputs: int) -> dict[str, Cost]:
+        """The cost of one step by kind of operation."""
+        extents = list(extents)
+        n_tokens = sum(n for n, _ in extents)
+        found: dict[str, Cost] = {}
+        for product, times in self._products.items():
+            cost = product.cost(n_outputs if product.of_outputs else n_tokens)
+            found[product.kind] = found.get(product.kind, Cost()).plus(cost.times(times))
+        seen = sum(
+            n * position + n * (n + 1) / 2 for n, position in extents
+        )  # positions, summed over queries
+        length = sum(n + position for n, position in extents)
+        each = self._n_attentions * 2.0 * self._query_values * seen  # scores, and sums of values
+        found["attention"] = Cost(
+            self._n_attentions * self._kv_bytes * length, self._quantized * each, (2 - self._quantized) * each
+        )
+        return found | (delta_nets(self._nets, n_tokens, len(extents)) if self._nets else {})
+
+
+def delta_nets(nets: DeltaNets, n_tokens: int, n_seq: int) -> dict[str, Cost]:
+    """What all recurrent layers cost besides their products: a sequence's state is read and written once a step.
+
+    For each number of a head's matrix and each token: a decay, and a product and a sum for what is known of the key, for what is learned,
+    and for what the query gets.
+    """
+    n_conv, n_heads = nets.n_state
+    n_weights = nets.d_conv * nets.n_channels
+    costs = {
+        "delta conv": Cost(4 * (n_weights + 2 * n_seq * n_conv), 0.0, 2.0 * n_tokens * n_weights),
+        "delta scan": Cost(4 * 2 * n_seq * n_heads, 0.0, 7.0 * n_tokens * n_heads),
+    }
+    return {kind: cost.times(len(nets.layers)) for kind, cost in costs.items()}
+
+
+def kind_of(spec: str) -> str:
+    """The kind of operation that a kernel belongs to, by its spec."""
+    module, *words = (word for word in spec.split(":") if not word.isdigit())
+    if module == "matmul":
+        return f"matmul {words[0]}"
+    if module == "heads":
+        return words[0]
+    if words[0] in ("attend", "merge"):
+        return "attention"
+    if module == "experts" and words[0] in ("one", "many"):
+        return "matmul experts"
+    if module in ("delta", "experts"):
+        return f"{module} {words[0]}"
+    return " ".join(word for word in words if word != "prepare")

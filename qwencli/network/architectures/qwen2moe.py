@@ -1,0 +1,19 @@
+"""Qwen1.5-MoE and Qwen2-57B-A14B (https://arxiv.org/abs/2407.10671): Qwen2 with a mixture of experts and a network for all tokens."""
+
+from ...gguf.file import GGUFFile
+from ..blocks import Decoder
+from ..config import read_config, read_experts
+from ..model import Model
+
+
+def build(file: GGUFFile) -> Model:
+    """The graph of a Qwen2-MoE file. Raises ModelError for missing tensors and wrong shapes."""
+    d = Decoder(
+        file,
+        read_config(file, "qwen2moe", experts=read_experts(file, "qwen2moe", normalised=False, shared=True)),
+    )
+    x = d.embedding()
+    for i in range(d.c.n_layer):
+        x = d.attention(x, i, bias=True)
+        x = d.experts(x, i)
+    return d.model(x)

@@ -1,0 +1,21 @@
+"""Qwen3-VL with a mixture of experts (https://arxiv.org/abs/2511.21631), for text."""
+
+from ...gguf.file import GGUFFile
+from ..blocks import Decoder
+from ..config import read_config, read_experts
+from ..model import Model
+
+
+def build(file: GGUFFile) -> Model:
+    """The graph of a Qwen3-VL-MoE file. Raises ModelError for missing tensors and wrong shapes."""
+    d = Decoder(
+        file,
+        read_config(
+            file, "qwen3vlmoe", sections=True, experts=read_experts(file, "qwen3vlmoe", normalised=True)
+        ),
+    )
+    x = d.embedding()
+    for i in range(d.c.n_layer):
+        x = d.attention(x, i, head_norm=True)
+        x = d.experts(x, i)
+    return d.model(x)

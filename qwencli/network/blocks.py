@@ -1,0 +1,207 @@
+"""The parts that Qwen's architectures are made of, written once for their files in `models/`."""
+
+from __future__ import annotations
+
+from ..gguf.file import GGUFFile
+from .config import Config
+from .graph import DeltaNet, Graph, Tensor
+from .model import Model, Weights
+
+
+class Decoder:
+    """A decoder that is built layer by layer. States between its parts are [n_tokens, n_embd]; errors are ModelError."""
+
+    def __init__(self, file: GGUFFile, config: Config) -> None:
+        self._file, self.c, self._g = file, config, Graph()
+        self._w = Weights(file, self._g)
+
+    def embedding(self) -> Tensor:
+        return self._g.get_rows(
+            self._w("token_embd.weight", self.c.n_vocab, self.c.n_embd), self._g.tokens, "inp_embd"
+        )
+
+    def model(self, x: Tensor) -> Model:
+        """The last norm and the logits, [n_outputs, n_vocab]; the embedding is the output matrix when the file has no other."""
+        g, w, c = self._g, self._w, self.c
+        x = self._norm(x, "output_norm", "result_norm")
+        output = w.optional("output.weight", c.n_vocab, c.n_embd) or w(
+            "token_embd.weight", c.n_vocab, c.n_embd
+        )
+        g.linear(output, x, "result_output", w.optional("output.bias", c.n_vocab))
+        w.skip_layers(range(c.n_layer, c.n_blocks))
+        w.check_all_used()
+        return Model(self._file, c, g)
+
+    # -- what follows an input with a norm and ends with a sum ------------------------------------------------------------
+
+    def attention(
+        self, x: Tensor, i: int, bias: bool = False, head_norm: bool = False, gated: bool = False
+    ) -> Tensor:
+        """Causal attention with rotated, grouped queries, over layer i's part of the cache.
+
+        With `bias` queries, keys and values have some; with `head_norm` each head of queries and keys is normalised; with `gated` the
+        query's product gives a gate besides, head by head, whose sigmoid the result is multiplied by.
+        """
+        g, c = self._g, self.c
+        h = self._norm(x, f"blk.{i}.attn_norm", f"attn_norm-{i}")
+        n_q, n_kv, width = c.n_head * c.head_dim, c.n_head_kv * c.head_dim, 2 if gated else 1
+        parts = self._queries_keys_values(h, i, (width * n_q, n_kv, n_kv), bias)
+        heads = {
+            which: g.heads(part, c.n_head_kv, f"{which.upper()}cur_heads-{i}")
+            for which, part in zip("kv", parts[1:])
+        }
+        q = (
+            g.columns(parts[0], c.n_head, 0, c.head_dim, f"Qcur_heads-{i}")
+            if gated
+            else g.heads(parts[0], c.n_head, f"Qcur_heads-{i}")
+        )
+        k = heads["k"]
+        if head_norm:
+            q, k = (
+                self._norm(t, f"blk.{i}.attn_{which}_norm", f"{which.upper()}cur_normed-{i}")
+                for t, which in ((q, "q"), (k, "k"))
+            )
+        q, k = g.rope(q, c.rope, f"Qcur-{i}"), g.rope(k, c.rope, f"Kcur-{i}")
+        store = g.kv_store(k, heads["v"], c.attention_layers.index(i), f"kv-{i}")
+        a = g.attention(q, store, c.head_dim**-0.5, f"kqv_out-{i}")
+        if gated:
+            gate = g.flat(
+                g.columns(parts[0], c.n_head, c.head_dim, c.head_dim, f"gate_heads-{i}"), f"gate-{i}"
+            )
+            a = g.gate(a, gate, f"attn_gated-{i}")
+        return self._add(
+            g.linear(self._w(f"blk.{i}.attn_output.weight", c.n_embd, n_q), a, f"attn_out-{i}"), x, i
+        )
+
+    def delta_net(self, x: Tensor, i: int) -> Tensor:
+        """A gated delta net with its own part of the sequence's state, a norm of each head, and a gate."""
+        g, w, c, name = self._g, self._w, self.c, f"blk.{i}"
+        d = c.delta_nets
+        assert d is not None
+        h = self._norm(x, f"{name}.attn_norm", f"attn_norm-{i}")
+        n_v, layer = d.n_head_v * d.head_dim, d.layers.index(i)
+        if f"{name}.ssm_in.weight" in w:
+            raise w.error(
+                f"tensor '{name}.ssm_in.weight' is of an early converter, which kept queries, keys, values and gates in one:"
+                " convert the model again"
+            )
+        qkv = g.linear(w(f"{name}.attn_qkv.weight", d.n_channels, c.n_embd), h, f"linear_attn_qkv_mixed-{i}")
+        z = g.linear(w(f"{name}.attn_gate.weight", n_v, c.n_embd), h, f"z-{i}")
+        beta, alpha = self._beta_alpha(h, i)
+        mixed = g.conv(
+            qkv, w(f"{name}.ssm_conv1d.weight", d.n_channels, d.d_conv), layer, f"conv_output_silu-{i}"
+        )
+        dt, a = w(f"{name}.ssm_dt.bias", d.n_head_v), w(f"{name}.ssm_a", d.n_head_v)
+        out = g.delta_net(
+            mixed,
+            alpha,
+            beta,
+            dt,
+            a,
+            DeltaNet(layer, d.n_head_k, c.rms_eps, d.tiled),
+            d.head_dim,
+            f"attn_output-{i}",
+        )
+        normed = g.flat(self._norm(out, f"{name}.ssm_norm", f"attn_out_norm-{i}"), f"attn_out_flat-{i}")
+        out = g.swiglu(z, normed, f"final_output-{i}")
+        return self._add(
+            g.linear(w(f"{name}.ssm_out.weight", c.n_embd, n_v), out, f"linear_attn_out-{i}"), x, i
+        )
+
+    def feed_forward(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
+        """The dense SwiGLU network of layer i."""
+        h = self._norm(x, f"blk.{i}.{norm}", f"{norm.replace('post_attention_norm', 'attn_post_norm')}-{i}")
+        return self._g.add(self._swiglu(h, i, "", self.c.n_ff, "ffn_out"), x, f"l_out-{i}")
+
+    def experts(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
+        """The mixture of experts of layer i, with the network that all tokens share where there is one."""
+        g, w, c, name = self._g, self._w, self.c, f"blk.{i}.ffn"
+        e = c.experts
+        assert e is not None
+        h = self._norm(x, f"blk.{i}.{norm}", f"{norm.replace('post_attention_norm', 'attn_post_norm')}-{i}")
+        logits = g.linear(w(f"{name}_gate_inp.weight", e.n_expert, c.n_embd), h, f"ffn_moe_logits-{i}")
+        route = g.route(logits, e.n_used, e.normalised, f"ffn_moe_topk-{i}")
+        if f"{name}_gate_up_exps.weight" in w:
+            both = f"{name}_gate_up_exps.weight", e.n_expert, 2 * e.n_ff, c.n_embd
+            weights = [w(*both, rows=range(e.n_ff)), w(*both, rows=range(e.n_ff, 2 * e.n_ff))]
+        else:
+            weights = [
+                w(f"{name}_{which}_exps.weight", e.n_expert, e.n_ff, c.n_embd) for which in ("gate", "up")
+            ]
+        gate, up = (
+            g.expert_linear(weight, h, route, f"ffn_moe_{which}-{i}")
+            for weight, which in zip(weights, ("gate", "up"))
+        )
+        y = g.expert_linear(
+            w(f"{name}_down_exps.weight", e.n_expert, c.n_embd, e.n_ff),
+            g.swiglu(gate, up, f"ffn_moe_swiglu-{i}"),
+            route,
+            f"ffn_moe_down-{i}",
+        )
+        y = g.expert_sum(y, route, f"ffn_moe_out-{i}")
+        if e.n_ff_shared:
+            shared = self._swiglu(h, i, "_shexp", e.n_ff_shared, "ffn_shexp")
+            weight = w.as_row(f"{name}_gate_inp_shexp.weight", c.n_embd)
+            share = g.gate(shared, g.linear(weight, h, f"shared_expert_gate-{i}"), f"ffn_shexp_gated-{i}")
+            y = g.add(share, y, f"ffn_out-{i}")
+        return g.add(y, x, f"l_out-{i}")
+
+    # -- their parts ------------------------------------------------------------------------------------------------------
+
+    def _norm(self, x: Tensor, weight: str, name: str) -> Tensor:
+        width = x.shape[-1]
+        assert isinstance(width, int)
+        return self._g.rms_norm(x, self._w(f"{weight}.weight", width), self.c.rms_eps, name)
+
+    def _queries_keys_values(
+        self, h: Tensor, i: int, widths: tuple[int, int, int], bias: bool
+    ) -> list[Tensor]:
+        """Three products, with one matrix each or with rows of one that holds all three."""
+        g, w, n_embd, fused = self._g, self._w, self.c.n_embd, f"blk.{i}.attn_qkv"
+        found, first = [], 0
+        for which, width in zip("qkv", widths):
+            if f"{fused}.weight" in w:
+                rows = range(first, first + width)
+                weight = w(f"{fused}.weight", sum(widths), n_embd, rows=rows)
+                b = w(f"{fused}.bias", sum(widths), rows=rows) if bias else None
+            else:
+                weight = w(f"blk.{i}.attn_{which}.weight", width, n_embd)
+                b = w(f"blk.{i}.attn_{which}.bias", width) if bias else None
+            found.append(g.linear(weight, h, f"{which.upper()}cur_flat-{i}", b))
+            first += width
+        return found
+
+    def _beta_alpha(self, h: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """What the gates of a delta net's heads are made of, [n_tokens, n_head_v] each: from two matrices, or from one that holds for
+        each key head the betas of its value heads and then their alphas."""
+        g, w, n_embd, d = self._g, self._w, self.c.n_embd, self.c.delta_nets
+        assert d is not None
+        if f"blk.{i}.ssm_ba.weight" not in w:
+            beta, alpha = (
+                g.linear(w(f"blk.{i}.ssm_{which}.weight", d.n_head_v, n_embd), h, f"{which}-{i}")
+                for which in ("beta", "alpha")
+            )
+            return beta, alpha
+        both = g.linear(w(f"blk.{i}.ssm_ba.weight", 2 * d.n_head_v, n_embd), h, f"linear_attn_mixed_ba-{i}")
+        n_shared = d.n_head_v // d.n_head_k
+        beta, alpha = (
+            g.flat(g.columns(both, d.n_head_k, first, n_shared, f"{which}_heads-{i}"), f"{which}-{i}")
+            for which, first in (("beta", 0), ("alpha", n_shared))
+        )
+        return beta, alpha
+
+    def _swiglu(self, h: Tensor, i: int, suffix: str, n_ff: int, name: str) -> Tensor:
+        g, w, n_embd = self._g, self._w, self.c.n_embd
+        gate, up = (
+            g.linear(w(f"blk.{i}.ffn_{which}{suffix}.weight", n_ff, n_embd), h, f"ffn_{which}{suffix}-{i}")
+            for which in ("gate", "up")
+        )
+        h = g.swiglu(gate, up, f"ffn_swiglu{suffix}-{i}")
+        return g.linear(w(f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff), h, f"{name}-{i}")
+
+    def _add(self, y: Tensor, x: Tensor, i: int) -> Tensor:
+        """x + y; in the last layer only the rows whose logits are wanted: nothing behind it looks at the others."""
+        g = self._g
+        if i == self.c.n_layer - 1:
+            y, x = g.get_rows(y, g.outputs, f"attn_out_rows-{i}"), g.get_rows(x, g.outputs, f"inp_rows-{i}")
+        return g.add(y, x, f"ffn_inp-{i}")

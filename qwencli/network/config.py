@@ -1,0 +1,200 @@
+"""Hyperparameters: what a file's metadata says of the network, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..errors import ModelError
+from ..gguf.file import GGUFFile
+from .rope import RopeParams, read_rope
+
+MOST_HEAD_DIM = 1024
+"""Kernels are compiled for the size of heads, and those of delta nets hold rows of a head on the stack. Published are up to 256."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: of `n_expert` feed-forward networks of width `n_ff` each token takes the `n_used` likeliest.
+
+    With `normalised` their weights are divided by their sum. `n_ff_shared` is the width of the network that every token takes besides,
+    0 if there is none.
+    """
+
+    n_expert: int
+    n_used: int
+    n_ff: int
+    n_ff_shared: int
+    normalised: bool
+
+
+@dataclass(frozen=True)
+class DeltaNets:
+    """The layers `layers` keep a state instead of keys and values: gated delta nets (https://arxiv.org/abs/2412.06464).
+
+    `n_head_k` heads of queries and keys, `n_head_v` heads of values, all of `head_dim`, behind a convolution over `d_conv` positions.
+    Value head h has the key head h % n_head_k if `tiled`, else h // (n_head_v / n_head_k).
+    """
+
+    layers: tuple[int, ...]
+    n_head_k: int
+    n_head_v: int
+    head_dim: int
+    d_conv: int
+    tiled: bool
+
+    @property
+    def n_channels(self) -> int:
+        """Queries, keys and values together, which pass the convolution."""
+        return (2 * self.n_head_k + self.n_head_v) * self.head_dim
+
+    @property
+    def n_state(self) -> tuple[int, int]:
+        """Numbers of a layer's state: the convolution's last inputs, and the heads' matrices."""
+        return (self.d_conv - 1) * self.n_channels, self.n_head_v * self.head_dim**2
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters of a model. `n_ctx` is the context it was trained for.
+
+    Of the file's `n_blocks` layers the first `n_layer` run; the others predict several tokens at once, which nothing here uses.
+    """
+
+    architecture: str
+    n_ctx: int
+    n_vocab: int
+    n_blocks: int
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    rms_eps: float
+    rope: RopeParams
+    experts: Experts | None = None
+    delta_nets: DeltaNets | None = None
+
+    @cached_property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that keep keys and values."""
+        recurrent = self.delta_nets.layers if self.delta_nets else ()
+        return tuple(i for i in range(self.n_layer) if i not in recurrent)
+
+    @property
+    def n_kv_values(self) -> int:
+        """Values that the KV cache keeps for each position: keys and values of all layers that have some."""
+        return 2 * len(self.attention_layers) * self.n_head_kv * self.head_dim
+
+    @property
+    def n_state_values(self) -> int:
+        """Numbers, float32, of a sequence's state beside its keys and values; 0 for a model that is not recurrent."""
+        return len(self.delta_nets.layers) * sum(self.delta_nets.n_state) if self.delta_nets else 0
+
+
+def read_config(
+    file: GGUFFile,
+    arch: str,
+    sections: bool = False,
+    experts: Experts | None = None,
+    delta_nets: DeltaNets | None = None,
+) -> Config:
+    """Read the hyperparameters. `sections`: as in read_rope. Raises ModelError for what is missing, mistyped or contradicts itself."""
+    get = file.metadata
+    n_embd = get.integer(f"{arch}.embedding_length", low=1)
+    n_head = get.integer(f"{arch}.attention.head_count", low=1)
+    n_head_kv = get.integer(f"{arch}.attention.head_count_kv", n_head, low=1)
+    if n_head % n_head_kv:
+        raise ModelError(
+            f"{file.path}: {n_head} heads, expected a multiple of the {n_head_kv} key-value heads"
+        )
+    head_dim = get.integer(f"{arch}.attention.key_length", n_embd // n_head, low=2, high=MOST_HEAD_DIM)
+    if (v_dim := get.integer(f"{arch}.attention.value_length", head_dim)) != head_dim:
+        raise ModelError(
+            f"{file.path}: {arch}.attention.value_length is {v_dim}, expected the key_length {head_dim}"
+        )
+    n_ctx = get.integer(f"{arch}.context_length", low=1)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise ModelError(f"{file.path}: tensor 'token_embd.weight' is missing")
+    n_vocab = embedding.shape[0]
+    tokens = get.get("tokenizer.ggml.tokens", ())
+    if isinstance(tokens, (str, int, float)) or len(tokens) not in (0, n_vocab):
+        raise ModelError(
+            f"{file.path}: tensor 'token_embd.weight' has {n_vocab} rows, expected one for each token of the vocabulary"
+            f" ({tokens if isinstance(tokens, (str, int, float)) else len(tokens)})"
+        )
+    return Config(
+        architecture=arch,
+        n_ctx=n_ctx,
+        n_vocab=n_vocab,
+        n_embd=n_embd,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim=head_dim,
+        n_blocks=get.integer(f"{arch}.block_count", low=1),
+        n_layer=read_n_layer(file, arch),
+        n_ff=get.integer(f"{arch}.feed_forward_length", 0)
+        if experts
+        else get.integer(f"{arch}.feed_forward_length", low=1),
+        rms_eps=get.number(f"{arch}.attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+        rope=read_rope(file, arch, head_dim, n_ctx, sections),
+        experts=experts,
+        delta_nets=delta_nets,
+    )
+
+
+def read_n_layer(file: GGUFFile, arch: str) -> int:
+    """The layers that run."""
+    n_blocks = file.metadata.integer(f"{arch}.block_count", low=1)
+    if n_blocks > len(file.tensors):  # before anything is made for each layer
+        raise ModelError(
+            f"{file.path}: {arch}.block_count is {n_blocks}, but the file has only {len(file.tensors)} tensors"
+        )
+    n_predicting: int = file.metadata.integer(f"{arch}.nextn_predict_layers", 0, 0, n_blocks - 1)
+    return int(n_blocks - n_predicting)
+
+
+def read_experts(file: GGUFFile, arch: str, normalised: bool, shared: bool = False) -> Experts:
+    """`shared`: every token takes one network besides. Raises ModelError as read_config does."""
+    get = file.metadata
+    n_expert = get.integer(f"{arch}.expert_count", low=1, high=2**15)
+    n_used = get.integer(f"{arch}.expert_used_count", low=1, high=n_expert)
+    n_ff = get.integer(f"{arch}.expert_feed_forward_length", 0)
+    if not n_ff:
+        n_ff = get.integer(f"{arch}.feed_forward_length", low=n_used) // n_used
+    n_ff_shared = 0
+    if shared:
+        n_ff_shared = get.integer(f"{arch}.expert_shared_feed_forward_length", 0) or get.integer(
+            f"{arch}.feed_forward_length", low=1
+        )
+    return Experts(n_expert, n_used, n_ff, n_ff_shared, normalised)
+
+
+def read_delta_nets(file: GGUFFile, arch: str, tiled: bool) -> DeltaNets:
+    """Which layers are recurrent, and their shapes. Raises ModelError as read_config does."""
+    get, n_layer = file.metadata, read_n_layer(file, arch)
+    n_head_k = get.integer(f"{arch}.ssm.group_count", low=1, high=2**15)
+    n_head_v = get.integer(f"{arch}.ssm.time_step_rank", low=1, high=2**15)
+    head_dim = get.integer(f"{arch}.ssm.state_size", low=1, high=MOST_HEAD_DIM)
+    if n_head_v % n_head_k:
+        raise ModelError(
+            f"{file.path}: {arch}.ssm.time_step_rank is {n_head_v}, expected a multiple of the {n_head_k} key heads"
+        )
+    if (inner := get.integer(f"{arch}.ssm.inner_size")) != n_head_v * head_dim:
+        raise ModelError(
+            f"{file.path}: {arch}.ssm.inner_size is {inner}, expected {n_head_v * head_dim}: {n_head_v} heads of {head_dim}"
+        )
+    d_conv = get.integer(f"{arch}.ssm.conv_kernel", low=2, high=64)
+    recurrent = get.array(f"{arch}.attention.recurrent_layers", bool, None)
+    if recurrent is None:
+        interval = get.integer(f"{arch}.full_attention_interval", 4, 1)
+        recurrent = [(i + 1) % interval != 0 for i in range(n_layer)]
+    if len(recurrent) < n_layer:
+        raise ModelError(
+            f"{file.path}: {arch}.attention.recurrent_layers has {len(recurrent)} elements, expected one for each of {n_layer}"
+            " layers"
+        )
+    layers = tuple(i for i in range(n_layer) if recurrent[i])
+    return DeltaNets(layers, n_head_k, n_head_v, head_dim, d_conv, tiled)

@@ -1,0 +1,77 @@
+"""Who may use the server: those who know a key, and no web page that was not invited."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import socket
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..service.config import Config
+from .errors import ApiError
+
+OPEN = {"/health", "/v1/health"}
+HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::\d*)?")
+
+
+class Guarded:
+    """Asks for the key, everywhere but at `open_paths` and /health, and refuses what other sites' pages send."""
+
+    def __init__(self, app: ASGIApp, config: Config, open_paths: Collection[str] = ()) -> None:
+        self._app, self._config, self._open = app, config, OPEN | set(open_paths)
+        self._keys = [key.encode() for key in config.api_keys]
+        self._any_host = bool(config.api_keys) or not is_loopback(config.host)
+        self._own_name = socket.gethostname().lower()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            self._check_site(headers)
+            if self._keys and scope["path"] not in self._open:
+                self._check_key(headers)
+        await self._app(scope, receive, send)
+
+    def _check_key(self, headers: dict[bytes, bytes]) -> None:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        given = [headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b""]
+        if not sum(
+            hmac.compare_digest(key, value) for key in self._keys for value in given
+        ):  # all are compared: no hint by the time
+            raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
+
+    def _check_site(self, headers: dict[bytes, bytes]) -> None:
+        """A browser says which site's page sends a request. Any page may send; none but ours and those invited may use the model.
+
+        A site that gives its own name the address of this machine (DNS rebinding) looks like ours, but for the name.
+        """
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        allowed = self._config.cors_origins
+        if origin and "*" not in allowed and origin not in allowed and origin.partition("://")[2] != host:
+            raise ApiError("pages of other sites may not use this server; --cors-origins lets them", 403)
+        if not self._any_host and not self._is_here(host):
+            raise ApiError(
+                "the server is reached by a name that is not this machine's; use localhost, or set an API key",
+                403,
+            )
+
+    def _is_here(self, host: str) -> bool:
+        match = HOST.fullmatch(host)
+        name = match[1] or match[2] if match else "?"
+        return name in ("", "localhost", self._own_name) or name.endswith(".localhost") or is_address(name)
+
+
+def is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound to `host`."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)

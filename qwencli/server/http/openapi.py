@@ -1,0 +1,141 @@
+"""The description of the API at /openapi.json, made of the routes and of the pydantic models that their endpoints read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from ... import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+KEY = "described"
+
+
+@dataclass(frozen=True)
+class Description:
+    summary: str
+    body: type[BaseModel] | None
+    answer: type[BaseModel] | None
+    stream: bool
+    type: str | None
+
+
+def describe(
+    summary: str,
+    body: type[BaseModel] | None = None,
+    answer: type[BaseModel] | None = None,
+    stream: bool = False,
+    type: str | None = None,
+) -> Callable[[F], F]:
+    """For an endpoint: what it does, the models of its body and of its answer, and whether that may be a stream of events.
+
+    `type` is of an answer that is no JSON.
+    """
+
+    def decorate(endpoint: F) -> F:
+        setattr(endpoint, KEY, Description(summary, body, answer, stream, type))
+        return endpoint
+
+    return decorate
+
+
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "integer", "null"]},
+            },
+        }
+    },
+}
+REFERENCE = "#/components/schemas/"
+
+
+def route(routes: Sequence[BaseRoute]) -> Route:
+    """/openapi.json for those of `routes` that are described."""
+    text = json.dumps(document(routes)).encode()
+
+    async def openapi(request: Request) -> Response:
+        return Response(text, media_type="application/json")
+
+    return Route("/openapi.json", openapi)
+
+
+def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    described = [
+        (route, description)
+        for route in routes
+        if isinstance(route, Route) and (description := getattr(route.endpoint, KEY, None))
+    ]
+    models = {model for _, d in described for model in (d.body, d.answer) if model}
+    wanted = sorted(models, key=lambda model: model.__name__)
+    names, schemas = models_json_schema(
+        [(model, "validation") for model in wanted], ref_template=REFERENCE + "{model}"
+    )
+    references = {model: reference for (model, _), reference in names.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for route, description in described:
+        for method in sorted((route.methods or {"GET"}) - {"HEAD"}):
+            paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[method.lower()] = operation(
+                method, route.path, description, references
+            )
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "qwencli", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": {"Error": ERROR} | schemas.get("$defs", {}),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def operation(
+    method: str, path: str, description: Description, references: Mapping[Any, Any]
+) -> dict[str, Any]:
+    answer = (
+        {"application/json": {"schema": references[description.answer] if description.answer else {}}}
+        if not description.type
+        else {description.type: {"schema": {"type": "string"}}}
+    )
+    if description.stream:
+        answer["text/event-stream"] = {}
+    found: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}"),
+        "summary": description.summary,
+        "responses": {
+            "200": {"description": "The answer", "content": answer},
+            "default": {
+                "description": "What is wrong",
+                "content": {"application/json": {"schema": {"$ref": REFERENCE + "Error"}}},
+            },
+        },
+    }
+    if names := re.findall(r"{(\w+)", path):
+        found["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    if description.body and method == "POST":
+        found["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": references[description.body]}},
+        }
+    return found

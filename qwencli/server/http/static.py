@@ -1,0 +1,53 @@
+"""The page's files, read once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "ico": "image/x-icon",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'"
+)
+"""The page loads what is beside it and nothing else, runs no script that is written into it, and is shown in no other page."""
+
+
+def routes() -> list[Route]:
+    """A path for each file, which is its name; index.html is at / too. No other file is ever looked for."""
+    found = []
+    for file in files(__package__.rpartition(".")[0]).joinpath("web").iterdir():
+        if type := TYPES.get(file.name.rpartition(".")[2]):
+            endpoint = sender(file.read_bytes(), type)
+            found += [
+                Route(path, endpoint) for path in ["/"] * (file.name == "index.html") + ["/" + file.name]
+            ]
+    return found
+
+
+def sender(content: bytes, type: str) -> Callable[[Request], Awaitable[Response]]:
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {
+        "ETag": tag,
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": POLICY,
+    }  # no-cache: kept, and asked for again
+
+    async def send(request: Request) -> Response:
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=type, headers=headers)
+
+    return send

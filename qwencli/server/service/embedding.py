@@ -1,0 +1,35 @@
+"""Texts as vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backends.kv_cache import KVSequence
+from ...backends.protocol import HIDDEN, Batch, Segment
+from ...engine.engine import Engine
+
+
+class Embedding:
+    """A text on its way to its embedding, read in steps: `pooling` is "last", the last token's state, or "mean", that of all."""
+
+    def __init__(self, tokens: list[int], pooling: str) -> None:
+        self._tokens, self._pooling = tokens, pooling
+        self._kv = KVSequence()
+        self._hidden: list[NDArray[np.float32]] = []
+
+    def read(self, engine: Engine) -> NDArray[np.float32] | None:
+        """Read as many tokens as a step takes. Returns the final norm's output, float32 [n_embd], once all are read. Raises QwenError."""
+        kv, n = self._kv, len(self._tokens)
+        chunk = self._tokens[kv.length : kv.length + engine.n_batch]
+        engine.reserve(kv, len(chunk))
+        n_outputs = len(chunk) if self._pooling == "mean" else int(kv.length + len(chunk) == n)
+        self._hidden.append(engine.backend.run([HIDDEN], Batch([Segment(kv, chunk, n_outputs)]))[HIDDEN])
+        if kv.length < n:
+            return None
+        pooled: NDArray[np.float32] = np.concatenate(self._hidden).mean(axis=0, dtype=np.float32)
+        return pooled
+
+    def release(self, engine: Engine) -> None:
+        """Give its pages back."""
+        engine.backend.cache.release(self._kv)

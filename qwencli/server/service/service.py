@@ -1,0 +1,276 @@
+"""Many requests on one engine: slots, a queue, and a thread that steps; for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.engine import Sequence
+from ...engine.fit import Fit
+from ...errors import QwenError
+from ...llm import LLM
+from ...sampling import SamplingParams
+from .embedding import Embedding
+from .generation import Busy, Ending, Generation, Piece, Request
+
+FAIR_BATCH = 128
+"""Tokens a step while answers are being written: a long prompt beside them is read in chunks that halt none of them for long."""
+Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
+
+
+@dataclass
+class Counters:
+    """Since the start. Seconds are of whole steps, counted once for each sequence that took part."""
+
+    n_requests: int = 0
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_generated: int = 0
+    prompt_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    n_steps: int = 0
+    n_busy_slots: int = 0
+    """Sequences, summed over all steps."""
+
+
+class Slot(NamedTuple):
+    """A place for a running request."""
+
+    id: int
+    generation: Generation | None
+
+
+def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
+    """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds, and one."""
+    return max(n_ctx, min(n_slots * n_ctx, (fit.positions(n_slots) or 0) // 4))
+
+
+class Service:
+    """Runs up to `n_slots` requests of `llm` at once; `n_queue` more may wait. All but `start` belongs to the event loop's thread."""
+
+    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
+        self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
+        self.counters = Counters()
+        llm.engine.prefixes.room = room_for_prefixes(llm.fit, llm.engine.n_ctx, n_slots)
+        self._slots: list[Generation | None] = [None] * n_slots
+        self._waiting: deque[Generation] = deque()
+        self._embeddings: deque[Waiting] = deque()
+        self._cancelled: deque[Generation] = deque()
+        self._changed = threading.Condition()
+        self._ending = self._ended = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread. To be called where the event loop runs."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self, grace: float) -> None:
+        """Take no more requests, let those that are here finish for `grace` seconds, and end."""
+        self._ending = True
+        end = time.monotonic() + grace
+        while time.monotonic() < end and self._busy():
+            await asyncio.sleep(0.05)
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def generate(self, request: Request) -> Generation:
+        """Take a request. Raises Busy where too many wait, InputError and ContextFull where it can never run."""
+        if self._ending:
+            raise Ending
+        generation = Generation(self.llm, request, self._cancel)
+        self.llm.engine.check(generation.sequence)
+        with self._changed:
+            if len(self._waiting) >= self.n_queue + self._slots.count(None):
+                raise Busy(
+                    f"{self.n_queue} requests are waiting already, try again later", self._expected_wait()
+                )
+            self._waiting.append(generation)
+            self._changed.notify()
+        return generation
+
+    async def embed(self, tokens: list[int]) -> NDArray[np.float32]:
+        """A text's embedding, float32 [n_embd]: the final norm's output, of the last token or the mean of all. Raises as `generate`."""
+        if self._ending:
+            raise Ending
+        self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
+        done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            if len(self._embeddings) >= self.n_queue:
+                raise Busy(
+                    f"{self.n_queue} texts are waiting already, try again later", self._expected_wait()
+                )
+            self._embeddings.append((Embedding(tokens, self.pooling), done))
+            self._changed.notify()
+        return await done
+
+    def slots(self) -> list[Slot]:
+        return [Slot(i, generation) for i, generation in enumerate(self._slots)]
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def _busy(self) -> bool:
+        with self._changed:
+            return bool(self._waiting or self._embeddings or any(self._slots))
+
+    def _expected_wait(self) -> int:
+        """Seconds until a place is free, from what requests have taken so far."""
+        n = max(1, self.counters.n_requests)
+        return max(1, min(60, round((self.counters.prompt_seconds + self.counters.generation_seconds) / n)))
+
+    def _cancel(self, generation: Generation) -> None:
+        with self._changed:
+            self._cancelled.append(generation)
+            self._changed.notify()
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (
+                    self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)
+                ):
+                    self._changed.wait()
+            self._end_cancelled()
+            if self._ended:
+                break
+            self._admit()
+            if any(self._slots):
+                self._step()
+            if self._embeddings:
+                self._embed_some(*self._embeddings[0])
+        for generation in [*filter(None, self._slots), *self._waiting]:
+            self.llm.engine.cancel(generation.sequence)
+            self._finish(generation, Ending())
+        for _, done in self._embeddings:
+            self._tell(_fail, done, Ending())
+
+    def _admit(self) -> None:
+        """Requests that wait take the free slots."""
+        while self._waiting and None in self._slots:
+            with self._changed:  # nobody may find it neither waiting nor running: the queue would take one more, the end come too soon
+                generation, slot = self._waiting.popleft(), self._slots.index(None)
+                self._slots[slot] = generation
+            try:
+                self.llm.engine.submit(generation.sequence)
+            except Exception as error:  # whatever it is, it ends this request and not the engine's thread
+                self._slots[slot] = None
+                self._finish(generation, as_qwen_error(error))
+                continue
+            generation.slot, generation.started = slot, time.monotonic()
+
+    def _end_cancelled(self) -> None:
+        while self._cancelled:
+            generation = self._cancelled.popleft()
+            with self._changed:
+                waits = generation in self._waiting
+                if waits:
+                    self._waiting.remove(generation)
+            if waits:
+                generation.sequence.stop_reason = "cancelled"
+                self._finish(generation)
+            elif generation in self._slots:
+                self.llm.engine.cancel(generation.sequence)
+                self._finish(generation)
+
+    def _step(self) -> None:
+        """One step, and what it brought to whom."""
+        engine, running = self.llm.engine, [generation for generation in self._slots if generation]
+        writing = any(generation.sequence.generated for generation in running)
+        try:
+            engine.step(FAIR_BATCH if writing else None)
+        except Exception as error:  # the step did nothing; whatever it is, it ends these requests and not the engine's thread
+            for generation in running:
+                engine.cancel(generation.sequence, "error")
+                self._finish(generation, as_qwen_error(error))
+            return
+        self.counters.n_steps += 1
+        self.counters.n_busy_slots += len(running)
+        for generation in running:
+            self._read(generation)
+
+    def _read(self, generation: Generation) -> None:
+        """Pass on a sequence's new tokens, and its end."""
+        seq, text, start = generation.sequence, generation.text, generation.text.n_read
+        try:
+            pieces = []
+            while text.unread:
+                pieces.append(text.next())
+            if seq.stop_reason and not seq.error:
+                pieces.append(text.end())
+        except QwenError as error:
+            self.llm.engine.cancel(seq, "error")
+            self._finish(generation, error)
+            return
+        if text.n_read > start or any(pieces):
+            self._tell(generation.deliver, Piece("".join(pieces), seq.tokens[start : text.n_read]))
+        if seq.stop_reason:
+            self._finish(generation, seq.error)
+
+    def _finish(self, generation: Generation, error: QwenError | None = None) -> None:
+        generation.error = error
+        if generation.slot is not None:
+            self._slots[generation.slot] = None
+            seq, c = generation.sequence, self.counters
+            c.n_requests += 1
+            c.n_prompt += seq.n_prompt_done - seq.n_cached
+            c.n_cached += seq.n_cached
+            c.n_generated += len(seq.generated)
+            c.prompt_seconds += seq.prompt_seconds
+            c.generation_seconds += seq.generation_seconds
+        self._tell(generation.deliver, error)
+
+    def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
+        """Read a chunk of a text; the rest comes after the next step of those who write."""
+        try:
+            if not done.done():  # else nobody waits for it any more
+                if (found := embedding.read(self.llm.engine)) is None:
+                    return
+                self._tell(_set, done, found)
+        except Exception as error:  # whatever it is, it ends this text and not the engine's thread
+            self._tell(_fail, done, as_qwen_error(error))
+        with self._changed:
+            self._embeddings.popleft()
+        embedding.release(self.llm.engine)
+
+    def _tell(self, what: Callable[..., object], *args: Any) -> None:
+        """Call something in the event loop's thread, unless that has ended."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(what, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+
+def as_qwen_error(error: Exception) -> QwenError:
+    """What an unexpected error is to the request that it ends; the log finds the rest in its cause."""
+    if isinstance(error, QwenError):
+        return error
+    found = QwenError(f"{type(error).__name__} in a step")
+    found.__cause__ = error
+    return found
+
+
+def _set(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,188 @@
+"""What requests of both APIs have in common: how tokens are chosen and where an answer ends, by OpenAI's and llama.cpp's names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from ...errors import InputError
+from ...sampling import SamplingParams, parse_samplers
+from ...sampling.params import LIMITS, MAX_BIAS, checked_breakers, parse_sampler_letters
+from ...text.tokenizer import Tokenizer
+from ..http.errors import ApiError
+
+COUNT = 2**31 - 1
+N_SEEDS = 2**64
+MAX_STOPS, MAX_STOP = 32, 256
+"""Stop strings, and characters of each: all beginnings of each are looked for behind each token."""
+MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
+"""Biases, and characters of a text that one stands for."""
+
+
+class Fields(BaseModel):
+    """A JSON object. What is not named is ignored, null is as good as left out, and no value is taken for one of another type."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+def within(name: str) -> Any:
+    """The limits of a sampling parameter."""
+    low, high = LIMITS[name]
+    return Field(ge=low, le=high)
+
+
+def checked(check: Callable[[Any], object]) -> AfterValidator:
+    """What raises InputError, as pydantic asks for it."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return AfterValidator(validate)
+
+
+def samplers_of(value: str | list[str]) -> tuple[str, ...]:
+    """llama.cpp's names, or its letters in a string."""
+    return parse_sampler_letters(value) if isinstance(value, str) else parse_samplers(value)
+
+
+Stop = Annotated[str, Field(max_length=MAX_STOP)]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+Biases = Annotated[list[tuple[int | str, Bias | Literal[False]]], Field(fail_fast=True)]
+Number = Annotated[int, Field(ge=-1, le=COUNT)]
+"""Of tokens; -1 stands for no limit."""
+
+
+class SamplingFields(Fields):
+    """How tokens are chosen. What is left out is as the server was started with."""
+
+    temp: Annotated[float, within("temp")] | None = Field(None, alias="temperature")
+    dynatemp_range: Annotated[float, within("dynatemp_range")] | None = None
+    dynatemp_exponent: Annotated[float, within("dynatemp_exponent")] | None = None
+    top_k: Annotated[int, Field(ge=-COUNT, le=COUNT)] | None = None
+    """0 and less: all."""
+    top_p: Annotated[float, within("top_p")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    typical_p: Annotated[float, within("typical_p")] | None = None
+    top_n_sigma: Annotated[float, within("top_n_sigma")] | None = None
+    xtc_probability: Annotated[float, within("xtc_probability")] | None = None
+    xtc_threshold: Annotated[float, within("xtc_threshold")] | None = None
+    repeat_penalty: Annotated[float, within("repeat_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    penalty_last_n: Annotated[int, within("penalty_last_n")] | None = Field(None, alias="repeat_last_n")
+    dry_multiplier: Annotated[float, within("dry_multiplier")] | None = None
+    dry_base: Annotated[float, within("dry_base")] | None = None
+    dry_allowed_length: Annotated[int, within("dry_allowed_length")] | None = None
+    dry_penalty_last_n: Annotated[int, within("dry_penalty_last_n")] | None = None
+    dry_sequence_breakers: (
+        Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), checked(checked_breakers)] | None
+    ) = None
+    mirostat: Annotated[int, within("mirostat")] | None = None
+    mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
+    mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
+    min_keep: Annotated[int, within("min_keep")] | None = None
+    samplers: (
+        Annotated[
+            str | Annotated[list[str], Field(fail_fast=True)], Field(max_length=64), checked(samplers_of)
+        ]
+        | None
+    ) = None
+    """Names, or llama.cpp's letters in a string."""
+    logit_bias: Annotated[dict[str, Bias] | Biases, Field(max_length=MAX_BIASES)] | None = None
+    """By token ids, or by texts, whose tokens all get the bias; false forbids them."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=N_SEEDS)] | None = None
+    """-1: another one each time."""
+
+    def sampling(self, base: SamplingParams, tokenizer: Tokenizer, n_probs: int = 0) -> SamplingParams:
+        """These settings over those of `base`. Raises ApiError, InputError."""
+        names = {f.name for f in fields(SamplingParams)} & SamplingFields.model_fields.keys()
+        chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.top_k is not None:
+            chosen["top_k"] = max(self.top_k, 0)
+        if self.samplers is not None:
+            chosen["samplers"] = samplers_of(self.samplers)
+        if self.seed is not None:
+            chosen["seed"] = None if self.seed == -1 else self.seed % N_SEEDS
+        if self.logit_bias is not None:
+            pairs = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
+            chosen["logit_bias"] = [
+                (token, -math.inf if bias is False else bias)
+                for what, bias in pairs
+                for token in _tokens(what, tokenizer)
+            ]
+            if len(chosen["logit_bias"]) > MAX_BIASES:
+                raise ApiError(
+                    f"logit_bias stands for {len(chosen['logit_bias'])} tokens, expected at most {MAX_BIASES}",
+                    param="logit_bias",
+                )
+            if unknown := [token for token, _ in chosen["logit_bias"] if not 0 <= token < tokenizer.n_vocab]:
+                raise ApiError(
+                    f"logit_bias names the token {unknown[0]}, expected one below {tokenizer.n_vocab}",
+                    param="logit_bias",
+                )
+        return replace(base, **chosen, n_probs=n_probs)
+
+
+def _tokens(what: int | str, tokenizer: Tokenizer) -> list[int]:
+    """A token id, also as a text, or the tokens of any other text. Raises ApiError."""
+    if isinstance(what, int):
+        return [what]
+    if len(what) > MAX_BIASED:
+        raise ApiError(
+            f"logit_bias has a text of {len(what)} characters, expected at most {MAX_BIASED}",
+            param="logit_bias",
+        )
+    return [int(what)] if what.isascii() and what.isdigit() and len(what) <= 10 else tokenizer.encode(what)
+
+
+def nth_seed(sampling: SamplingParams, i: int) -> SamplingParams:
+    """For the i-th answer to one prompt: the seed plus i, so that each can be had again alone."""
+    return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + i) % N_SEEDS)
+
+
+class GenerationFields(SamplingFields):
+    """A request for text."""
+
+    stream: bool | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    max_completion_tokens: Number | None = None
+    max_tokens: Number | None = None
+    n_predict: Number | None = None
+    """The same; the first of the three that is given counts."""
+    ignore_eos: bool | None = None
+    grammar: str | None = None
+    """GBNF."""
+    json_schema: dict[str, Any] | None = None
+    return_tokens: bool | None = None
+    timings_per_token: bool | None = None
+    cache_prompt: bool | None = None
+    """Without effect: what was computed before is always used."""
+    id_slot: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    """Without effect: any free slot is taken."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def limit(self, default: int | None) -> int | None:
+        """How many tokens the answer may have, None for as many as the context holds."""
+        given = next(
+            (n for n in (self.max_completion_tokens, self.max_tokens, self.n_predict) if n is not None), -1
+        )
+        return default if given < 0 else given
+
+    def answer_forms(self) -> dict[str, dict[str, Any] | str]:
+        """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""
+        return {
+            name: form
+            for name, form in (("json_schema", self.json_schema), ("grammar", self.grammar or None))
+            if form is not None
+        }

@@ -1,0 +1,1 @@
+"""The operating system's part: the machine, files written whole, processes under limits."""

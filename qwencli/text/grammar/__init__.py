@@ -1,0 +1,1 @@
+"""Answers held to a JSON schema, a grammar or a regular expression."""
