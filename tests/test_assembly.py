@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 
 import other_cpus
 import pytest
@@ -76,27 +77,27 @@ class Listing:
         return {target for target in targets if target not in self.labels}
 
 
-Listings = dict[tuple[str, str], Listing]
+Listings = Callable[[str], dict[str, Listing]]
 
 
 @pytest.fixture(scope="module")
 def listings(tmp_path_factory: pytest.TempPathFactory) -> Listings:
-    """Of every instruction set of x86, compiled in two processes at a time."""
-    folder = tmp_path_factory.mktemp("assembly")
-    # the kernels of the CPU that other_cpus pretends to be may differ from those that we look at
+    """listings(isa_name)[spec], compiled in two processes when a set is first asked for."""
+    # without the CPU that other_cpus may pretend to be: its kernels are not quite those that we look at
     env = {name: value for name, value in os.environ.items() if name != other_cpus.VARIABLE}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    for name, all_specs in LISTED.items():
-        (folder / name).mkdir()
-        specs = [with_tile(name, spec) for spec in all_specs]
-        commands = [[sys.executable, "-c", CHILD, name, str(folder / name), *specs[i::2]] for i in range(2)]
-        processes = [subprocess.Popen(command, env=env) for command in commands]
+
+    @cache
+    def compiled(isa_name: str) -> dict[str, Listing]:
+        folder = tmp_path_factory.mktemp(isa_name)
+        specs = {spec: with_tile(isa_name, spec) for spec in LISTED[isa_name]}
+        command = [sys.executable, "-c", CHILD, isa_name, str(folder)]
+        halves = [list(specs.values())[i::2] for i in range(2)]
+        processes = [subprocess.Popen([*command, *half], env=env) for half in halves]
         assert [process.wait(300) for process in processes] == [0, 0]
-    return {
-        (name, spec): Listing(Path(folder, name, with_tile(name, spec).replace(":", "-")).read_text())
-        for name, specs in LISTED.items()
-        for spec in specs
-    }
+        return {spec: Listing((folder / file.replace(":", "-")).read_text()) for spec, file in specs.items()}
+
+    return compiled
 
 
 BMI = re.compile("andn[lq]|bextr|bls|bzhi|lzcnt|mulx|pdep|pext[lq]|rorx|sarx|shlx|shrx|tzcnt")
@@ -105,7 +106,7 @@ BMI = re.compile("andn[lq]|bextr|bls|bzhi|lzcnt|mulx|pdep|pext[lq]|rorx|sarx|shl
 @pytest.mark.parametrize("spec", ALL)
 def test_generic_code_runs_on_any_x86_64_v2(listings: Listings, spec: str) -> None:
     """No instruction of AVX and later, nor of BMI; no calls into libraries but those that every C library has."""
-    listing = listings["generic", spec]
+    listing = listings("generic")[spec]
     names = {line.split()[0] for line in listing.instructions}
     assert not [name for name in names if name.startswith("v") or BMI.match(name)]
     assert not re.search("[yz]mm", "\n".join(listing.instructions))
@@ -115,7 +116,7 @@ def test_generic_code_runs_on_any_x86_64_v2(listings: Listings, spec: str) -> No
 @pytest.mark.parametrize("spec", [spec for spec in ALL if re.search(":iq[123]", spec)])
 def test_a_grid_is_in_a_kernel_once(listings: Listings, spec: str) -> None:
     """Some have 16 KB: two of them would have no place in the L1 cache."""
-    assert len([label for label in listings["generic", spec].labels if label.startswith("constant_")]) == 1
+    assert len([label for label in listings("generic")[spec].labels if label.startswith("constant_")]) == 1
 
 
 PACKED = re.compile("(add|sub|mul|max|min)p[sd]|padd|psub|pmul|pmadd")
@@ -132,7 +133,7 @@ def test_generic_code_has_no_scalar_loops_where_time_is_spent(listings: Listings
     def count(loop: Counter[str], pattern: re.Pattern[str]) -> int:
         return sum(n for name, n in loop.items() if pattern.match(name))
 
-    loops = listings["generic", spec].loops
+    loops = listings("generic")[spec].loops
     most = max(count(loop, PACKED) for loop in loops)
     assert most >= (
         8 if re.search(":b?f(16|32):one", spec) else 30
@@ -148,7 +149,7 @@ def test_generic_code_has_no_scalar_loops_where_time_is_spent(listings: Listings
 def test_bytes_are_multiplied_by_the_instructions_for_it(
     listings: Listings, isa_name: str, spec: str
 ) -> None:
-    text = "\n".join(listings[isa_name, spec].instructions)
+    text = "\n".join(listings(isa_name)[spec].instructions)
     if isa_name == "avx512vnni":
         assert re.search(r"(vpdpbusd|vpmaddubsw|vpdpwssd)\s.*%zmm", text)
     elif isa_name == "avxvnni":
@@ -160,9 +161,9 @@ def test_bytes_are_multiplied_by_the_instructions_for_it(
 
 @pytest.mark.parametrize("spec", INTEGER)
 @pytest.mark.parametrize("isa_name", ["avx2", "avxvnni"])
-def test_instruction_sets_of_avx_use_nothing_of_avx512(listings: Listings, isa_name: str, spec: str) -> None:
+def test_sets_of_avx_use_nothing_of_avx512(listings: Listings, isa_name: str, spec: str) -> None:
     """Neither its registers and masks, nor its encoding of `vpdpbusd`, nor that instruction where the CPU may not have it."""
-    text = "\n".join(listings[isa_name, spec].instructions)
+    text = "\n".join(listings(isa_name)[spec].instructions)
     assert not re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)", text)
     dot_products = re.findall(r".*\bvpdp\w+\s", text)
     assert all(isa_name == "avxvnni" and line.startswith("{vex}") for line in dot_products)
