@@ -42,7 +42,7 @@ def entry(
 
 
 def table(*entries: bytes, data: int = 4096) -> bytes:
-    """A file with these tensors, and some bytes of data behind the table."""
+    """A file with these tensors, and some bytes of data after the table."""
     return header(len(entries), rest=b"".join(entries)) + bytes(data)
 
 
@@ -133,7 +133,7 @@ HOLES: dict[str, tuple[bytes, str]] = {
         table(entry("a", (2**63 - 32,), I8, 0), entry("b", (2**63 - 32,), I8, 2**63 - 32)),
         "tensor 'a' [9223372036854775776] I8 ends at byte",
     ),
-    # a small buffer behind a huge tensor: 4 * 1024 * (2^52 + 1024) bytes are 4 MB modulo 2^64, 4 * 4 * (2^60 + 1) are 16
+    # a small buffer after a huge tensor: 4 * 1024 * (2^52 + 1024) bytes are 4 MB modulo 2^64, 4 * 4 * (2^60 + 1) are 16
     "CVE-2026-33298 4 MB": (
         table(entry("t", (1024, 2**52 + 1024))),
         "tensor 't' [4503599627371520, 1024] F32 ends at byte",

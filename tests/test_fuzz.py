@@ -1,7 +1,7 @@
 """A damaged model file loads or raises a QwenError: never another exception, a crash, a hang, nor more than 100 MB of memory.
 
 Each test starts this file as a script, in a process of its own whose address space is limited, and lets it damage one model in some
-hundred or thousand ways, which a seed repeats. The damaged file stays behind where one of them fails.
+hundred or thousand ways, which a seed repeats. Where one of them fails, the damaged file is kept.
 """
 
 import gc
