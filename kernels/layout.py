@@ -59,11 +59,6 @@ PANEL_ROWS = 32
 BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 
-PRODUCT_WORDS, PRODUCT_BYTES = 15, 128
-"""int64 of a product's arguments (see matmul.py), and what a thread's scratch has before a panel for those of a product with an expert."""
-ENTRY_WORDS = 3
-"""int64 of what says which expert has which places."""
-
 PAGE = 64
 """Positions of a KV page: for each layer and key-value head its keys, then its values, as the files in kv/ say."""
 KV_BLOCK = 32
@@ -103,16 +98,9 @@ class Word:
     EPOCH, ABORT, STOP = 0, 16, 32
     ROWS, N_ROWS, CLAIMS, YIELD, RESUME, FINISHED, SPINS, PATIENCE = range(48, 56)
     STATUS = 64
-    STATUS_WORDS = 16
+    """From here on an arguments.STATUS for each thread."""
 
 
-ROW_WORDS, CLAIM_WORDS = 6, 16
-"""int64 of a program row, and of a row's claim and count."""
-STATE_WORDS = 8
-"""int64 of what recurrent layers need to know of a sequence's tokens in a step: the first, how many, the address of the state before them
-(0: zeros) and of the one behind; behind how many of them the state is kept besides (0: none), and the address of that; 2 unused."""
-ITEM_WORDS, RECORD_WORDS = 8, 2
-"""int64 of an item of attention, and of a token's record of its merge."""
 QUERIES_AT_ONCE = 32
 """About how many queries an item of attention has when there are many tokens."""
 
@@ -140,9 +128,6 @@ def attention_scratch(n_queries: int, head_dim: int, k_type: str, v_type: str) -
 
 MAX_TOP_K = 256
 """The largest top-k that is sampled in machine code."""
-DRAW_WORDS = 11
-"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat, frequency and presence penalty, random number (each the bits of a
-float64), top-k, number of recent tokens, their address and that of how often each occurred (i64 each, no token twice)."""
 SAMPLING_SCRATCH = 16 * MAX_TOP_K
 """Bytes for the candidates' logits and ids."""
 

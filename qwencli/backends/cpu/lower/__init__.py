@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ....kernels import layout
+from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
 from ....network.graph import (
     N_OUTPUTS,
@@ -36,7 +37,7 @@ from ....network.graph import (
 from ....network.model import Model
 from ...kv_cache import CacheTypes
 from ...protocol import LOGITS
-from ..memory import Inputs, Value, address_of
+from ..memory import Args, Inputs, Value, address_of
 from ..program import Program
 from . import delta, experts, gates, heads, products
 
@@ -114,6 +115,9 @@ def lower(
 def end(p: Program, ending: str, logits: Value) -> None:
     """The last row: for each row of logits a token, or what a token's score is made of."""
     i = p.inputs
-    given, result = (i.draws, i.chosen) if ending == "choose" else (i.targets, i.scores)
-    args = [i.count(N_OUTPUTS), logits.address, logits.width, address_of(given), address_of(result)]
-    p.row(f"sampling:{ending}", args, [logits.address], ["result"])
+    count = i.count(N_OUTPUTS)
+    rows: Args = {"count": count, "logits": logits.address, "n_vocab": logits.width}
+    if ending == "choose":
+        p.row(CHOOSE, amount=count, **rows, draws=address_of(i.draws), out=address_of(i.chosen))
+    else:
+        p.row(SCORE, amount=count, **rows, targets=address_of(i.targets), out=address_of(i.scores))

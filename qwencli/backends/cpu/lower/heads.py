@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ....kernels import layout
+from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE
 from ....network.graph import N_TOKENS, Attention, Columns, KVStore, Reshape, RMSNorm, Rope, Tensor
-from ..memory import Value, View, address_of
-from ..program import Program, float_bits, layer_bytes
-
-KV = "the KV cache"  # what stores write and attention reads, for the order of rows
+from ..memory import Args, Value, View, address_of
+from ..program import Program, layer_bytes
 
 
 def view(p: Program, node: Tensor) -> None:
@@ -36,34 +35,31 @@ def columns(p: Program, node: Tensor) -> None:
     p.hidden.add(node.name)
 
 
-def head_norm(p: Program, node: Tensor) -> tuple[int, int]:
+def head_norm(p: Program, node: Tensor) -> tuple[int, float]:
     """The weight of a head's norm (0 if it has none) and its eps, from the nodes that lead to `node`."""
     while isinstance(node.op, (Rope, Reshape)):
         node = node.src[0]
     if isinstance(node.op, RMSNorm) and len(node.shape) == 3:
-        return p.weight(node.src[1]), float_bits(node.op.eps)
-    return 0, 0
+        return p.weight(node.src[1]), node.op.eps
+    return 0, 0.0
 
 
-def rotation(p: Program, node: Tensor) -> list[int]:
+def rotation(p: Program, node: Tensor) -> Args:
     """The arguments that rotating and storing heads share."""
-    x = p.values[node.name]
     _, n_head, head_dim = node.shape
     assert isinstance(n_head, int)
     assert isinstance(head_dim, int)
     if not isinstance(node.op, Rope):
         raise p.error(f"the CPU backend needs '{node.name}' to be rotated")
-    angles, n_rot = address_of(p.inputs.angles), node.op.params.n_rot
-    return [
-        p.inputs.count(N_TOKENS),
-        p.unit(N_TOKENS),
-        x.place()[0],
-        n_head,
-        head_dim,
-        *head_norm(p, node),
-        angles,
-        n_rot,
-    ]
+    weight, eps = head_norm(p, node)
+    return {
+        "n_head": n_head,
+        "head_dim": head_dim,
+        "weight": weight,
+        "eps": eps,
+        "table": address_of(p.inputs.angles),
+        "n_rot": node.op.params.n_rot,
+    }
 
 
 def in_place(p: Program, node: Tensor) -> None:
@@ -75,15 +71,22 @@ def in_place(p: Program, node: Tensor) -> None:
 
 def rotate(p: Program, node: Tensor) -> Value:
     """Queries, in place unless they are columns of another tensor."""
-    args, x = rotation(p, node), p.values[node.name]
+    x = p.values[node.name]
+    heads, place = rotation(p, node), x.place()
     if x.columns is None:
         in_place(p, node)
-        out, strides = x, (4 * x.width, 4 * p.model.config.head_dim)
+        out = x
     else:
-        out, strides = p.new(node.name, x.dim, x.width), (x.columns.stride, x.columns.group_stride)
+        out = p.new(node.name, x.dim, x.width)
         p.hidden.remove(node.name)
-    p.row(
-        "heads:rotate", [*args, out.address, *strides], [x.address], [out.address], divisor=p.unit(N_TOKENS)
+    p.token_row(
+        ROTATE,
+        of=out,
+        x=place.address,
+        **heads,
+        out=out.address,
+        token_bytes=place.token_bytes,
+        head_bytes=place.group_bytes if x.columns else 4 * p.model.config.head_dim,
     )
     return out
 
@@ -91,11 +94,20 @@ def rotate(p: Program, node: Tensor) -> Value:
 def kv_store(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, KVStore)
     k, v = node.src
-    keys, values = p.compact(k).address, p.compact(v).address
-    pages, slots = address_of(p.inputs.pages), address_of(p.inputs.slots)
-    args = [*rotation(p, k), values, pages, slots, node.op.layer * layer_bytes(p.model, p.types)]
+    keys, values = p.compact(k), p.compact(v)
+    p.token_row(
+        STORE,
+        p.types.k,
+        p.types.v,
+        of=keys,
+        k=keys.address,
+        **rotation(p, k),
+        v=values.address,
+        pages=address_of(p.inputs.pages),
+        slots=address_of(p.inputs.slots),
+        layer_offset=node.op.layer * layer_bytes(p.model, p.types),
+    )
     in_place(p, k)
-    p.row(f"heads:store:{p.types.k}:{p.types.v}", args, [keys, values], [keys, KV], divisor=p.unit(N_TOKENS))
 
 
 def attention(p: Program, node: Tensor) -> None:
@@ -109,24 +121,22 @@ def attention(p: Program, node: Tensor) -> None:
         )
     x = rotate(p, q)
     out = p.new(node.name, N_TOKENS, c.n_head * c.head_dim)
-    pointers, writes = address_of(p.inputs.pointers), (out.address, "partials")
-    args = [
-        x.address,
-        out.address,
-        pointers,
-        c.n_head,
-        c.n_head_kv,
-        float_bits(node.op.scale),
-        store.op.layer * layer_bytes(p.model, p.types),
-    ]
-    spec = f"attention:attend:{c.head_dim}:{p.types.k}:{p.types.v}"
-    p.row(spec, args, [x.address, KV], writes, count=p.inputs.count("attend"))
-    kind, addresses = p.quantized(node, out)
-    args = [p.inputs.count(N_TOKENS), p.unit(N_TOKENS), out.address, pointers, c.n_head, *addresses]
+    pointers = address_of(p.inputs.pointers)
     p.row(
-        f"attention:merge:{c.head_dim}:{kind}",
-        args,
-        ["partials"],
-        [out.address, *addresses],
-        divisor=p.unit(N_TOKENS),
+        ATTEND,
+        c.head_dim,
+        p.types.k,
+        p.types.v,
+        amount=p.inputs.count("attend"),
+        q=x.address,
+        out=out.address,
+        pointers=pointers,
+        n_head=c.n_head,
+        n_head_kv=c.n_head_kv,
+        scale=node.op.scale,
+        layer_offset=store.op.layer * layer_bytes(p.model, p.types),
+    )
+    kind, quantized = p.quantized(node, out)
+    p.token_row(
+        MERGE, c.head_dim, kind, of=out, out=out.address, pointers=pointers, n_head=c.n_head, **quantized
     )
