@@ -137,6 +137,11 @@ class Value:
     def address(self) -> int:
         return address_of(self.memory)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its memory is the rows of its tokens in order, so that they can be given away."""
+        return self.per_token == 1 and self.columns is None
+
     def place(self) -> Place:
         """Where its numbers lie."""
         if self.columns is None:

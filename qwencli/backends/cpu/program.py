@@ -19,7 +19,7 @@ from ...kernels import layout
 from ...kernels.arguments import COPY, ROW, Arguments
 from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
-from ...network.graph import ExpertLinear, Linear, Tensor, Weight
+from ...network.graph import Op, Tensor, Weight
 from ...network.model import Model
 from ..kv_cache import CacheTypes
 from .memory import I64, Args, Buffers, Bytes, Inputs, Value, address_of, quantized_at
@@ -68,6 +68,7 @@ class Program:
         self,
         model: Model,
         nodes: Sequence[Tensor],
+        forms: Mapping[str, str],
         fetch: Sequence[str],
         feed: Sequence[str],
         inputs: Inputs,
@@ -76,18 +77,15 @@ class Program:
         tiles: Tiles,
         types: CacheTypes,
     ) -> None:
-        self.model, self.nodes, self.inputs = model, nodes, inputs
+        self.model, self.inputs = model, inputs
         self.rooms, self.n_threads, self.tiles, self.types = rooms, n_threads, tiles, types
-        self.fetch, self.feed = set(fetch), feed
-        self.users: dict[str, list[Tensor]] = defaultdict(list)
+        self._needed = {*fetch, *feed}
+        self._forms = forms
+        self._readers: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
             for source in node.src:
-                self.users[source.name].append(node)
+                self._readers[source.name].append(node)
         self.values: dict[str, Value] = {}
-        self.done: set[str] = set()
-        """Nodes that were computed together with another."""
-        self.hidden: set[str] = set()
-        """Nodes whose memory holds a later or an earlier step of the same heads."""
         self._memory = Buffers()
         self._keep: list[I64] = []
         self._rows: list[Row] = []
@@ -108,12 +106,21 @@ class Program:
         return [row.spec for row in self._rows]
 
     def value(self, name: str) -> Value:
-        """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
-        if name not in self.values or name in self.hidden:
-            raise ModelError(
-                f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
-            )
-        return self.values[name]
+        """The memory of a fetched or fed tensor. Raises ModelError for one that has no memory of its own."""
+        value = self.values.get(name)
+        if value is None or not value.is_plain:
+            raise self.not_alone(name)
+        return value
+
+    def not_alone(self, name: str) -> ModelError:
+        """An error for a tensor that nobody can see by itself."""
+        return ModelError(
+            f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
+        )
+
+    def n_readers(self, node: Tensor, op: type[Op]) -> int:
+        """How many nodes with such an op read a tensor."""
+        return sum(isinstance(reader.op, op) for reader in self._readers[node.name])
 
     def error(self, what: str) -> ModelError:
         """An error that names the file."""
@@ -202,8 +209,6 @@ class Program:
 
     def new(self, name: str, dim: str, width: int, per_token: int = 1) -> Value:
         """Memory for a tensor of `per_token` rows of `width` numbers for each token. If it is several, they may be in any order."""
-        if per_token > 1:
-            self.hidden.add(name)
         self.values[name] = value = Value(
             dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token
         )
@@ -219,10 +224,17 @@ class Program:
             x.quantized[kind] = buffers
         return quantized_at(buffers)
 
+    def may_overwrite(self, x: Value) -> bool:
+        """Whether the one node that still reads a value may change it where it lies: nothing else needs it as it is."""
+        names = [name for name, value in self.values.items() if value.memory is x.memory]
+        readers = [reader for name in names for reader in self._readers[name]]
+        is_result = not self._needed.isdisjoint(names)
+        return x.is_plain and not x.quantized and not is_result and len(names) == len(readers) == 1
+
     def release(self, node: Tensor) -> None:
         """Give back a tensor's memory after its last use, unless it is a result or lives on under another name."""
         value = self.values.get(node.name)
-        if value is None or node.name in self.fetch or node.name in self.feed:
+        if value is None or node.name in self._needed:
             return
         del self.values[node.name]
         if not any(other.memory is value.memory for other in self.values.values()):
@@ -259,12 +271,7 @@ class Program:
 
     def quantized(self, node: Tensor, out: Value) -> tuple[str, Args]:
         """How the first product after `node` wants its result, and memory for that."""
-        kinds = (
-            activation_kind(weight_info(user))
-            for user in self.users[node.name]
-            if isinstance(user.op, (Linear, ExpertLinear))
-        )
-        kind = next((k for k in kinds if k != "float"), "f32")
+        kind = self._forms.get(node.name, "f32")
         return kind, self.room_for(kind, out)
 
     def activations(self, x: Value, kind: str) -> Args:

@@ -5,23 +5,19 @@ from __future__ import annotations
 from ....kernels import layout
 from ....kernels.arguments import CONV, GATES, SCAN
 from ....network.config import DeltaNets
-from ....network.graph import N_TOKENS, Conv, DeltaNet, Tensor
+from ....network.graph import N_TOKENS, DeltaNet, Tensor
+from ..fuse import DeltaConv
 from ..memory import Args, address_of
 from ..program import SOME_TOKENS, Program
 from .products import CHUNKS_A_THREAD
+from .registry import lowers
 
 
+@lowers(DeltaConv)
 def conv(p: Program, node: Tensor) -> None:
-    """The convolution; its queries and keys come out normalised, as the delta net after it wants them."""
-    assert isinstance(node.op, Conv)
-    net = next((user.op for user in p.users[node.name] if isinstance(user.op, DeltaNet)), None)
-    if net is None:
-        raise p.error(
-            f"the CPU backend computes '{node.name}' together with a delta net: only the NumPy backend can fetch it"
-        )
+    assert isinstance(node.op, DeltaConv)
     x, nets = p.compact(node.src[0]), nets_of(p)
     out = p.new(node.name, N_TOKENS, x.width)
-    p.hidden.add(node.name)
     n_head = x.width // nets.head_dim
     chunk_heads = some_of(p, n_head)
     p.row(
@@ -32,20 +28,21 @@ def conv(p: Program, node: Tensor) -> None:
         pointers=address_of(p.inputs.pointers),
         n_head=n_head,
         chunk_heads=chunk_heads,
-        n_head_k=net.n_head_k,
+        n_head_k=node.op.n_head_k,
         x=x.address,
         weight=p.weight(node.src[1]),
         out=out.address,
-        eps=net.eps,
+        eps=node.op.eps,
         layer_offset=layer_offset(nets, node.op.layer),
     )
 
 
+@lowers(DeltaNet)
 def delta_net(p: Program, node: Tensor) -> None:
     op, nets = node.op, nets_of(p)
     assert isinstance(op, DeltaNet)
     qkv_node, alpha_node, beta_node, dt, a = node.src
-    if qkv_node.name not in p.hidden:
+    if not isinstance(qkv_node.op, DeltaConv):
         raise p.error(f"the CPU backend can't take '{qkv_node.name}' as given; use the NumPy backend")
     qkv, alpha, beta = (p.values[source.name] for source in node.src[:3])
     n_head, d = nets.n_head_v, nets.head_dim

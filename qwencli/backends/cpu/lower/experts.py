@@ -8,10 +8,11 @@ import numpy as np
 
 from ....kernels import layout
 from ....kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, ROUTE, SPREAD
-from ....network.graph import ExpertLinear, Route, Tensor, Weight
+from ....network.graph import ExpertLinear, ExpertSum, Route, Tensor, Weight
 from ..memory import I64, Args, Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
-from .products import chunk_rows, residual_of, scale_of
+from .products import chunk_rows, scale_of
+from .registry import lowers
 
 
 @dataclass
@@ -29,7 +30,12 @@ class Routed(Value):
     spread: dict[tuple[str, str], Args] = field(default_factory=dict)
     """Where activations lie that were copied to the places, by their name and kind."""
 
+    @property
+    def is_plain(self) -> bool:
+        return False
 
+
+@lowers(Route)
 def route(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Route)
     logits = p.compact(node.src[0])
@@ -38,13 +44,12 @@ def route(p: Program, node: Tensor) -> None:
     ids, weights, places, ends, entries = others = [
         p.take(n) for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, ENTRY.n_bytes * n_expert)
     ]
-    products = sum(isinstance(user.op, ExpertLinear) for user in p.users[node.name])
+    products = p.n_readers(node, ExpertLinear)
     chunks, totals = np.zeros(products, np.int64), np.zeros(products, np.int64)
     routed = Routed(
         dim, n_used, ids, others=others[1:], weights=address_of(weights), chunks=chunks, totals=p.keep(totals)
     )
     p.values[node.name] = routed
-    p.hidden.add(node.name)
     p.token_row(
         ROUTE,
         of=logits,
@@ -75,6 +80,7 @@ def route(p: Program, node: Tensor) -> None:
         )
 
 
+@lowers(ExpertLinear)
 def linear(p: Program, node: Tensor) -> None:
     """A product of each expert with its tokens."""
     weight, x_node, _ = node.src
@@ -160,11 +166,10 @@ def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -
     return routed.spread[node.name, kind], steps
 
 
-def combine(p: Program, node: Tensor) -> None:
-    """The sum over the experts and, where it is only added to something, that sum."""
+@lowers(ExpertSum)
+def combine(p: Program, node: Tensor, plus: Value | None = None) -> None:
     x, routed = p.values[node.src[0].name], routed_by(p, node)
-    target, residual = residual_of(p, node)
-    out = p.new(target.name, x.dim, x.width)
+    out = p.new(node.name, x.dim, x.width)
     p.token_row(
         COMBINE,
         of=out,
@@ -174,9 +179,8 @@ def combine(p: Program, node: Tensor) -> None:
         n_used=routed.width,
         n_cols=x.width,
         out=out.address,
-        residual=residual.address if residual else 0,
+        residual=plus.address if plus else 0,
     )
-    p.done.add(target.name)
 
 
 def routed_by(p: Program, node: Tensor) -> Routed:

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from ....kernels.arguments import GATE, GATED_NORM, SHARE, SWIGLU
-from ....network.graph import Reshape, RMSNorm, Tensor
+from ....network.graph import Gate, SwiGLU, Tensor
+from ..fuse import GatedNorm
+from ..memory import Value
 from ..program import Program
-from .products import residual_of
+from .registry import lowers
 
 
+@lowers(SwiGLU)
 def swiglu(p: Program, node: Tensor) -> None:
-    """Over a norm of heads that is computed with it too."""
-    gate = p.compact(node.src[0])
-    up = p.compact(node.src[1])
-    norm = node.src[1].src[0] if isinstance(node.src[1].op, Reshape) else node.src[1]
-    if isinstance(norm.op, RMSNorm) and len(norm.shape) == 3:
-        size = norm.shape[-1]
-        assert isinstance(size, int)
-        p.prepare(
-            node,
-            GATED_NORM,
-            gate=gate.address,
-            x=up.address,
-            weight=p.weight(norm.src[1]),
-            head_dim=size,
-            eps=norm.op.eps,
-        )
-    else:
-        p.prepare(node, SWIGLU, gate=gate.address, up=up.address)
+    gate, up = (p.compact(source) for source in node.src)
+    p.prepare(node, SWIGLU, gate=gate.address, up=up.address)
 
 
-def sigmoid(p: Program, node: Tensor) -> None:
-    """A gate of each number, which may be columns of another tensor, or one of each token; that with what is added."""
+@lowers(GatedNorm)
+def gated_norm(p: Program, node: Tensor) -> None:
+    assert isinstance(node.op, GatedNorm)
+    gate_node, x_node, weight = node.src
+    head_dim = x_node.shape[-1]
+    assert isinstance(head_dim, int)
+    p.prepare(
+        node,
+        GATED_NORM,
+        gate=p.compact(gate_node).address,
+        x=p.compact(x_node).address,
+        weight=p.weight(weight),
+        head_dim=head_dim,
+        eps=node.op.eps,
+    )
+
+
+@lowers(Gate)
+def sigmoid(p: Program, node: Tensor, plus: Value | None = None) -> None:
+    """A gate for each number, which may be columns of another tensor, or one for each token; that one with what is added."""
     x_node, gate_node = node.src
     x = p.compact(x_node)
     gate = p.values[gate_node.name].place()
@@ -45,16 +50,14 @@ def sigmoid(p: Program, node: Tensor) -> None:
             group_bytes=gate.group_bytes,
         )
         return
-    target, other = residual_of(p, node)
-    out = p.new(target.name, x.dim, x.width)
+    out = p.new(node.name, x.dim, x.width)
     p.token_row(
         SHARE,
         "f32",
         of=out,
         x=x.address,
         gate=gate.address,
-        other=other.address if other else 0,
+        other=plus.address if plus else 0,
         n_cols=x.width,
         out=out.address,
     )
-    p.done.add(target.name)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ....gguf.file import TensorInfo
 from ....kernels import layout
 from ....kernels.arguments import ADD, EMBED, GATHER, NORM, PRODUCT
-from ....network.graph import Add, RMSNorm, Tensor, Weight
+from ....network.graph import Add, GetRows, Linear, RMSNorm, Tensor, Weight
+from ..fuse import Plus
 from ..memory import Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
 from . import heads
+from .registry import LOWER, lowers
 
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
@@ -18,6 +22,7 @@ CHUNKS_A_THREAD = 6
 ONE = np.ones(1, np.float32)
 
 
+@lowers(GetRows)
 def get_rows(p: Program, node: Tensor) -> None:
     table, id_node = node.src
     dim, width = node.shape
@@ -41,23 +46,35 @@ def get_rows(p: Program, node: Tensor) -> None:
         p.token_row(GATHER, of=out, x=p.compact(table).address, ids=ids, n_cols=width, out=out.address)
 
 
+@lowers(RMSNorm)
 def rms_norm(p: Program, node: Tensor) -> None:
-    """A norm of rows; one of heads is done where these are used."""
-    if len(node.shape) == 3:
-        return heads.view(p, node)
+    """A norm of rows, or of heads."""
     assert isinstance(node.op, RMSNorm)
+    if len(node.shape) == 3:
+        return heads.norm(p, node)
     x = p.compact(node.src[0])
     p.prepare(node, NORM, x=x.address, weight=p.weight(node.src[1]), eps=node.op.eps)
 
 
+@lowers(Add)
 def add(p: Program, node: Tensor) -> None:
     x, y = (p.compact(source) for source in node.src)
     out = p.new(node.name, x.dim, x.width)
     p.token_row(ADD, of=out, x=x.address, y=y.address, n_cols=x.width, out=out.address)
 
 
-def linear(p: Program, node: Tensor) -> None:
-    """A product, with bias and, where its result is only added to something, the sum."""
+@lowers(Plus)
+def plus(p: Program, node: Tensor) -> None:
+    """What an op gives and what is added to it, in the rows of that op."""
+    assert isinstance(node.op, Plus)
+    *sources, other = node.src
+    op = node.op.op
+    LOWER[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=p.compact(other))
+
+
+@lowers(Linear)
+def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
+    """A product, with its bias."""
     weight, x_node, *bias = node.src
     info = weight_info(node)
     address = p.weight(weight, list(layout.FORMATS))
@@ -66,8 +83,7 @@ def linear(p: Program, node: Tensor) -> None:
     assert isinstance(n_cols, int)
     x = p.compact(x_node)
     inputs = p.activations(x, activation_kind(info))
-    target, residual = residual_of(p, node)
-    out = p.new(target.name, x.dim, n_rows)
+    out = p.new(node.name, x.dim, n_rows)
     row_bytes = info.type.n_bytes(n_cols)
     rows_a_chunk = chunk_rows(p, n_rows, row_bytes, p.rooms[x.dim])
     p.row(
@@ -85,10 +101,9 @@ def linear(p: Program, node: Tensor) -> None:
         y=out.address,
         y_stride=4 * n_rows,
         bias=p.weight(bias[0]) if bias else 0,
-        residual=residual.address if residual else 0,
+        residual=plus.address if plus else 0,
         scale=scale_of(p, weight),
     )
-    p.done.add(target.name)
 
 
 def kernel_of(p: Program, info: TensorInfo, n_cols: int, dim: str) -> str:
@@ -110,13 +125,3 @@ def chunk_rows(p: Program, n_rows: int, row_bytes: int, room: int) -> int:
     unit = int(layout.LANES if room == 1 else layout.PANEL_ROWS)
     most = n_rows if room <= SOME_TOKENS else 2 * unit
     return min(max(1, n_bytes // row_bytes // unit) * unit, most)
-
-
-def residual_of(p: Program, node: Tensor) -> tuple[Tensor, Value | None]:
-    """The node that a product's result is stored as, and what is added to it before: that of a sum where nothing else wants the product."""
-    users = p.users[node.name]
-    if len(users) == 1 and isinstance(users[0].op, Add) and node.name not in p.fetch:
-        other = next((s for s in users[0].src if s is not node), None)
-        if other is not None and other.name in p.values:
-            return users[0], p.values[other.name]
-    return node, None
