@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ....kernels.arguments import GATE, GATED_NORM, SHARE, SWIGLU
 from ....network.graph import Reshape, RMSNorm, Tensor
+from ..memory import quantized_at
 from ..program import Program
 from .products import residual_of
 
@@ -56,5 +57,6 @@ def sigmoid(p: Program, node: Tensor) -> None:
         other=other.address if other else 0,
         n_cols=x.width,
         out=out.address,
+        **quantized_at(None),
     )
     p.done.add(target.name)
