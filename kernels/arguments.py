@@ -118,7 +118,7 @@ GATE = of_tokens(
     writes=f"out {QUANTIZED}",
 )
 """The gate is columns of groups: bytes from token to token, columns of a group, bytes from group to group."""
-SHARE = of_tokens("ops:prepare:share", "x gate other n_cols out", writes="out")
+SHARE = of_tokens("ops:prepare:share", f"x gate other n_cols out {QUANTIZED}", writes=f"out {QUANTIZED}")
 """The gate is one number a token; `other` is added, or 0."""
 GATED_NORM = of_tokens(
     "ops:prepare:gated_norm",
@@ -195,9 +195,9 @@ SPREAD = of_tokens(
 STEPS = "w_step scale_step x_step quants_step scales_step sums_step"
 """In bytes: from an expert to the next of weights and their scales, from a place to the next of activations, 0 where all places read the
 same."""
-ONE = Arguments("experts:one", f"kernel n_chunks ids {STEPS} {PRODUCT.fields}", writes="y")
+ONE = Arguments("experts:one", f"one expert_chunks ids {STEPS} {PRODUCT.fields}", writes="y")
 """The kernel for one token, chunks an expert, ids (i32); the product's arguments are those for expert 0 and place 0."""
-MANY = Arguments("experts:many", f"few many n_chunks entries {STEPS} {PRODUCT.fields}", writes="y")
+MANY = Arguments("experts:many", f"few many expert_chunks entries {STEPS} {PRODUCT.fields}", writes="y")
 """The kernels for an expert with few tokens and with many, chunks an expert; the rest as in ONE."""
 COMBINE = of_tokens("experts:combine", "y places weights n_used n_cols out residual", writes="out")
 """`places` (i32) are 0 where they are the slots; `residual` is added, or 0."""

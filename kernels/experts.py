@@ -226,9 +226,9 @@ def build_one() -> Any:
 
     def one(args, chunk, scratch):
         a = read(args)
-        slot = chunk // a.n_chunks
+        slot = chunk // a.expert_chunks
         write_record(a, scratch, load_i32(a.ids + 4 * slot), slot, a.count)
-        call_kernel(a.kernel, scratch, chunk - slot * a.n_chunks, scratch + PRODUCT_BYTES)
+        call_kernel(a.one, scratch, chunk - slot * a.expert_chunks, scratch + PRODUCT_BYTES)
 
     return one
 
@@ -239,12 +239,12 @@ def build_many() -> Any:
 
     def many(args, chunk, scratch):
         a = read(args)
-        number = chunk // a.n_chunks
+        number = chunk // a.expert_chunks
         address = a.entries + ENTRY_BYTES * number
         entry = read_entry(address)
         write_record(a, scratch, entry.expert, entry.place, address + COUNT_OF_ENTRY)
         kernel = a.few if entry.count <= IN_PLACE else a.many
-        call_kernel(kernel, scratch, chunk - number * a.n_chunks, scratch + PRODUCT_BYTES)
+        call_kernel(kernel, scratch, chunk - number * a.expert_chunks, scratch + PRODUCT_BYTES)
 
     return many
 

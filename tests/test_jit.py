@@ -20,21 +20,25 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Call, allow_ctrl_c
+from kernel_calls import packed
 
 from qwencli.kernels import isa, jit
+from qwencli.kernels.arguments import ADD
 
 SPEC = "ops:add"
 OTHERS = ["ops:gather", "heads:rotate"]
 CHILD = """
 import ctypes, json, sys
 from qwencli.kernels import isa, jit
+from qwencli.kernels.arguments import ADD
 kernels, reports = jit.Kernels(isa.choose()), []
 kernels.report = lambda message: (reports.append(message), print(message, file=sys.stderr, flush=True))
 address = kernels.load(sys.argv[1:])["ops:add"]
 x, out = (ctypes.c_float * 3)(1, 2, 3), (ctypes.c_float * 3)()
 count = ctypes.c_int64(1)
-args = (ctypes.c_int64 * 6)(ctypes.addressof(count), 1, ctypes.addressof(x), ctypes.addressof(x), 3, ctypes.addressof(out))
-ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)(ctypes.addressof(args), 0, 0)
+at = ctypes.addressof
+args = ADD.pack(count=at(count), unit=1, x=at(x), y=at(x), n_cols=3, out=at(out))
+ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)(args.ctypes.data, 0, 0)
 print(json.dumps({"numba": "numba" in sys.modules, "reports": reports, "out": list(out)}))
 """
 """Loads kernels and runs one of them."""
@@ -66,7 +70,7 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def works(kernels: jit.Kernels) -> bool:
     x, out, count = np.arange(5, dtype=np.float32), np.zeros(5, np.float32), np.array([1])
-    args = np.array([count.ctypes.data, 1, x.ctypes.data, x.ctypes.data, 5, out.ctypes.data])
+    args = packed(ADD, count=count, unit=1, x=x, y=x, n_cols=5, out=out)
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(kernels.load([SPEC])[SPEC])(args.ctypes.data, 0, 0)
     return np.array_equal(out, 2 * x)
 

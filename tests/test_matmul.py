@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from blocks import SAMPLE, SCALED, columns, filled_rows, random_rows
 from gguf import GGMLQuantizationType, quants
+from guarded import guarded
 from kernel_calls import Quantized, call
 
 from qwencli.backends.numpy.dequantize import to_float32
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import EMBED
 
 FORMATS = list(layout.FORMATS)
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
@@ -107,8 +109,6 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
 )
 def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) -> None:
     rng = np.random.default_rng(2)
-    from guarded import guarded
-
     n_cols = columns(name)
     for side in "before", "after":
         w = guarded(random_rows(name, 7, n_cols, rng, scale=30), side)
@@ -116,9 +116,16 @@ def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) ->
         out = guarded(np.zeros((3, n_cols), np.float32), side)
         call(
             isa_name,
-            f"ops:embed:{name.lower()}",
-            [np.array([3]), 2, w, w.shape[1], n_cols, ids, out],
+            EMBED,
+            name.lower(),
             n_chunks=2,
+            count=np.array([3]),
+            unit=2,
+            table=w,
+            row_bytes=w.shape[1],
+            n_cols=n_cols,
+            ids=ids,
+            out=out,
         )
         assert np.array_equal(out, to_float32(w, TYPES[name])[ids])
 

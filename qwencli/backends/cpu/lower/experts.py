@@ -115,8 +115,8 @@ def linear(p: Program, node: Tensor) -> None:
         p.row(
             ONE,
             amount=p.inputs.multiple(x.dim, routed.width * n_chunks),
-            calls={"kernel": few},
-            n_chunks=n_chunks,
+            calls={"one": few},
+            expert_chunks=n_chunks,
             ids=routed.address,
             **product,
         )
@@ -128,7 +128,7 @@ def linear(p: Program, node: Tensor) -> None:
             MANY,
             amount=total,
             calls={"few": few, "many": p.tiles.many(info.type.name)},
-            n_chunks=n_chunks,
+            expert_chunks=n_chunks,
             entries=routed.entries,
             **product,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ....kernels.arguments import GATE, GATED_NORM, SHARE, SWIGLU
 from ....network.graph import Gate, SwiGLU, Tensor
 from ..fuse import GatedNorm
-from ..memory import Value
+from ..memory import Value, quantized_at
 from ..program import Program
 from .registry import lowers
 
@@ -60,4 +60,5 @@ def sigmoid(p: Program, node: Tensor, plus: Value | None = None) -> None:
         other=plus.address if plus else 0,
         n_cols=x.width,
         out=out.address,
+        **quantized_at(None),
     )
