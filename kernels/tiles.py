@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .layout import FORMATS
+from .formats import FORMATS
 
 
 class Tile(NamedTuple):
@@ -47,7 +47,7 @@ class Tiles:
 
     def one(self, name: str, n_cols: int) -> str:
         """The kernel for one token and weights of the format `name`, with the columns where they are frozen."""
-        return f"matmul:{name.lower()}:one" + (f":{n_cols}" if FORMATS[name].kind == "q8_0" else "")
+        return f"matmul:{name.lower()}:one" + (f":{n_cols}" if FORMATS[name].family == "q8_0" else "")
 
     def many(self, name: str, tile: str | None = None) -> str:
         """The kernel for two tokens and more."""
@@ -57,4 +57,4 @@ class Tiles:
 
     def candidates(self, name: str) -> tuple[Tile, ...]:
         """Tiles worth trying, the usual one first."""
-        return (_LARGE if self._large else _SMALL)[FORMATS[name].kind]
+        return (_LARGE if self._large else _SMALL)[FORMATS[name].family]

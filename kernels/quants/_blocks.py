@@ -9,20 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..simd import (
-    I8,
-    I8X16,
-    I8X64,
-    I16X16,
-    I16X32,
-    I32X4,
-    I32X16,
-    I64,
-    Emitter,
-    has_feature,
-    i64,
-    intrinsic_of,
-)
+from ..simd import I8, I8X16, I8X64, I16X16, I16X32, I32X4, I32X16, I64, Emitter, i64, intrinsic_of
 from ._kquants import gathered_halves
 from ._quarts import VECTOR
 
@@ -65,15 +52,15 @@ def nibbles(e: Emitter, data: Any) -> tuple[Any, Any]:
     return e.b.and_(data, mask), e.b.and_(e.b.lshr(data, e.int(4, kind)), mask)
 
 
-def are_picked(groups: Sequence[Group], offset: int) -> bool:
+def are_picked(e: Emitter, groups: Sequence[Group], offset: int) -> bool:
     """Whether four groups' words are put into order by the instruction that takes any 32 of two vectors."""
     whole_words = all((group.distance + offset) % 2 == 0 for group in groups)
-    return has_feature("avx512bw") and 64 <= groups[0].n_bytes <= 128 and whole_words
+    return e.picks_words and 64 <= groups[0].n_bytes <= 128 and whole_words
 
 
 def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
     """i8x64: the 16 bytes at `offset` of four groups' blocks."""
-    if not are_picked(groups, offset):
+    if not are_picked(e, groups, offset):
         return e.join([e.load(I8X16, group.block, offset) for group in groups])
     start, second = groups[0].start, groups[0].n_bytes - 64
     places = [group.distance + offset + 2 * i for group in groups for i in range(8)]
@@ -88,7 +75,7 @@ def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
 def halves(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
     """f32x16: the half float at `offset` of each group's block."""
     places = [group.distance + offset for group in groups[::4]]
-    if not (are_picked(groups, offset) and max(places) < 64):
+    if not (are_picked(e, groups, offset) and max(places) < 64):
         return gathered_halves(e, [group.block for group in groups], offset)
     pairs = []
     for i in 0, 2:  # two of the four rows

@@ -7,9 +7,10 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32, I16, I16X32, I32, Emitter, f32, i64, intrinsic_of
 
-BLOCK, BYTES, KIND = 1, 2, "bf16"
+BLOCK, BYTES, KIND = sizes("BF16")
 STEP, X_BYTES = 32, 2
 
 

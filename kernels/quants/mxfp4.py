@@ -10,11 +10,12 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32, I16, I32, I32X16, Emitter, as_f32, f32, i64, intrinsic_of, like, load_u8
 from ._blocks import Form, Group, entry_of, four_nibbles, looked_up, nibble_quarts
 from ._kquants import gathered
 
-BLOCK, BYTES, KIND = 32, 17, "q8_0"
+BLOCK, BYTES, KIND = sizes("MXFP4")
 DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 FORM = Form(offset=max(DOUBLED))
 entry = entry_of(DOUBLED)

@@ -11,14 +11,15 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import FORMATS, sizes
 from ..simd import F32, I8X16, I16, I16X16, Emitter, as_f32, f32, i64, intrinsic_of, like, load_u8
 from . import mxfp4
 from ._blocks import Form, Group, nibbles
 from ._kquants import gathered
 
-BLOCK, BYTES, KIND = 64, 36, "q8_0"
+BLOCK, BYTES, KIND = sizes("NVFP4")
 FORM = Form(offset=mxfp4.FORM.offset, n_scales=2)
-SCALED = True
+SCALED = FORMATS["NVFP4"].scaled
 
 
 def half_scale(e: Emitter, codes: Any) -> Any:

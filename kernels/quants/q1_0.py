@@ -7,12 +7,13 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8X16, I8X64, Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, with_bits
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 128, 18, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q1_0")
 FORM = Form(offset=1)
 
 

@@ -17,10 +17,11 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X32, I8X64, I16X16, I16X32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 
-BLOCK, BYTES, KIND = 256, 110, "q8k"
+BLOCK, BYTES, KIND = sizes("Q3_K")
 PANEL = k.Panel(8, scaled=True)
 TILE = k.ScaledTile(PANEL, wide=True)
 

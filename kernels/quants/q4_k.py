@@ -14,10 +14,11 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 
-BLOCK, BYTES, KIND = 256, 144, "q8k"
+BLOCK, BYTES, KIND = sizes("Q4_K")
 PANEL = k.Panel(8)
 TILE = k.Tile(PANEL, mins=True)
 

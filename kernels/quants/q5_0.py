@@ -10,12 +10,13 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, four_nibbles, nibble_quarts, sixteens, with_bits
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 32, 22, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q5_0")
 FORM = Form(offset=16)
 
 

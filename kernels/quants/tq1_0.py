@@ -16,10 +16,11 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X16, I8X32, I8X64, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 
-BLOCK, BYTES, KIND = 256, 54, "q8k"
+BLOCK, BYTES, KIND = sizes("TQ1_0")
 PANEL = k.Panel(8, scaled=True)
 TILE = k.ScaledTile(PANEL, minus=1)
 RUNS = (0, 32, 5, 0), (32, 16, 5, 160), (48, 4, 4, 240)

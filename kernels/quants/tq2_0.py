@@ -13,10 +13,11 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
 
-BLOCK, BYTES, KIND = 256, 66, "q8k"
+BLOCK, BYTES, KIND = sizes("TQ2_0")
 PANEL = k.Panel(8, scaled=True)
 TILE = k.ScaledTile(PANEL, minus=1)
 

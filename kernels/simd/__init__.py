@@ -37,19 +37,6 @@ I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
 I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
 
 
-class BFloatType(ir.types.Type):  # type: ignore[misc]
-    """LLVM's `bfloat`, which llvmlite doesn't have."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BFloatType)
-
-    def __hash__(self) -> int:
-        return hash(BFloatType)
-
-
 _isa: Any = None
 
 
@@ -258,6 +245,11 @@ class Emitter:
         return int(self.isa.REGISTERS)
 
     @property
+    def picks_words(self) -> bool:
+        """Whether one instruction picks any 32 of the 16-bit words of two vectors."""
+        return bool(self.isa.PICKS_WORDS)
+
+    @property
     def raised_by(self) -> int:
         return 128 if self.isa.RAISED else 0
 
@@ -305,20 +297,7 @@ class Emitter:
 
     def dot_bf16(self, acc: Any, x: Any, y: Any) -> Any:
         """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions, first of the odd lanes' product."""
-        if has_feature("avx512bf16"):
-            kind = ir.VectorType(BFloatType(), 32)
-            return self.call(
-                "llvm.x86.avx512bf16.dpbf16ps.512",
-                F32X16,
-                acc,
-                self.b.bitcast(x, kind),
-                self.b.bitcast(y, kind),
-            )
-        b, high = self.b, self.int(0xFFFF0000, I32X16)
-        x, y = b.bitcast(x, I32X16), b.bitcast(y, I32X16)
-        for part in lambda v: b.and_(v, high), lambda v: b.shl(v, self.int(16, I32X16)):
-            acc = self.fma(b.bitcast(part(x), F32X16), b.bitcast(part(y), F32X16), acc)
-        return acc
+        return self.isa.dot_bf16(self, acc, x, y)
 
     def load_f16(self, address: Any, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))

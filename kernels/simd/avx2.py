@@ -7,10 +7,30 @@ from typing import Any
 from llvmlite import ir
 
 from . import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
+from .generic import dot_bf16
+
+__all__ = [
+    "PICKS_WORDS",
+    "RAISED",
+    "REGISTERS",
+    "dot2",
+    "dot4",
+    "dot4_wide",
+    "dot_bf16",
+    "f16_to_f32",
+    "f32_to_f16",
+    "fma",
+    "fma_exact",
+    "lookup",
+    "packed",
+    "pairs",
+    "pause",
+]
 
 I1, I32X8 = ir.IntType(1), ir.VectorType(I32, 8)
 RAISED = False
 REGISTERS = 8
+PICKS_WORDS = False
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:

@@ -8,14 +8,16 @@ from llvmlite import ir
 
 from . import I8, I16, I32
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
-from .generic import packed
+from .generic import PICKS_WORDS, dot_bf16, packed
 
 __all__ = [
+    "PICKS_WORDS",
     "RAISED",
     "REGISTERS",
     "dot2",
     "dot4",
     "dot4_wide",
+    "dot_bf16",
     "f16_to_f32",
     "f32_to_f16",
     "fma",
