@@ -154,7 +154,7 @@ def document(measured: dict[str, Any]) -> str:
 
 
 def type_row(kind: str, ours: dict[str, float]) -> str:
-    block, n_bytes = TYPES[kind].block_size, TYPES[kind].block_bytes
+    _, _, block, n_bytes, _ = TYPES[kind]
     activations = (
         {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].family, "")
         if kind in FORMATS

@@ -1,10 +1,34 @@
-"""What a GGUF file may say of types: GGML's tensor types, those that were removed or belong to forks, and mixes of them.
+"""GGML's tensor types by their numbers in a GGUF file, those that were removed or belong to forks, and mixes of them.
 
-The table of the types that are read is in kernels/formats.py, since kernels take their sizes from it too.
+The sizes of blocks are in kernels/formats.py, the one table of them.
 """
 
-from ..kernels.formats import GGML_TYPES as GGML_TYPES
-from ..kernels.formats import GGMLType as GGMLType
+from typing import NamedTuple
+
+from ..kernels import formats
+
+
+class GGMLType(NamedTuple):
+    """A tensor type: `block_size` weights are stored together in `block_bytes` bytes.
+
+    A matrix of a type that is `scaled` comes with another tensor: one F32 value, by which products of the matrix are multiplied.
+    """
+
+    id: int
+    name: str
+    block_size: int
+    block_bytes: int
+    scaled: bool = False
+
+    def n_bytes(self, n_weights: int) -> int:
+        """Bytes of `n_weights` weights, a multiple of `block_size`."""
+        return n_weights // self.block_size * self.block_bytes
+
+
+GGML_TYPES = {
+    kind.id: GGMLType(kind.id, kind.name, kind.block_size, kind.block_bytes, kind.scaled)
+    for kind in formats.GGML_TYPES
+}
 
 REMOVED_TYPES = {
     4: "Q4_2",
