@@ -91,11 +91,11 @@ def test_a_loaded_session_goes_on_with_the_same_bits(
 ) -> None:
     first, kv, tokens = make(model), KVSequence(), tokens_of(model, n)
     logits(first, kv, tokens)
-    first.reserve(kv, 2 * PAGE)
+    first.cache.reserve(kv, 2 * PAGE)
     save(tmp_path / "s", first, [*tokens, 1, 2, 3], kv)
     expected = greedy(first, kv, tokens)
     second = make(model)
-    second.reserve(KVSequence(), 3 * PAGE)  # the pages have other numbers here
+    second.cache.reserve(KVSequence(), 3 * PAGE)  # the pages have other numbers here
     session = load(tmp_path / "s", second, n)
     assert session.tokens.dtype == np.int32
     assert session.tokens.tolist() == tokens
@@ -481,15 +481,14 @@ def test_ctrl_c_while_saving_leaves_the_old_file(tmp_path: Path, tiny: Model, wh
 
 FULL = """
 import resource, sys
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.engine import session
 from qwencli.errors import QwenError
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import load_model
-from qwencli import session
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
 backend, kv = NumpyBackend(load_model(GGUFFile(sys.argv[1]))), KVSequence()
-backend.reserve(kv, 65)
-backend.cache.commit(kv, 65)
+backend.cache.fill(kv, 65, [])
 if sys.argv[3] == "later":
     session.allocate = lambda *args: None
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))

@@ -214,6 +214,17 @@ def test_only_the_files_of_instruction_sets_name_instructions(name: str) -> None
     assert not found or name.removeprefix("kernels.simd.") in {isa.name for isa in ISAS}
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if part(name) in ("engine", "llm", "server", "dialogue", "cli")]
+)
+def test_only_backends_and_what_measures_them_know_names_of_tensors(name: str) -> None:
+    found = re.findall(
+        r"\b(?:HIDDEN|LOGITS|result_norm|result_output|inp_embd|l_out)\b",
+        FILES[name].read_text(encoding="utf-8"),
+    )
+    assert found == []
+
+
 def test_the_package_itself_imports_no_more_than_its_errors() -> None:
     assert own("") == ["errors"]
     assert foreign("") == set()

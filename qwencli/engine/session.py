@@ -195,14 +195,7 @@ def _read_pages(
 ) -> KVSequence:
     kv, digest = KVSequence(), hashlib.sha256()
     try:
-        for position in about["states"] or [
-            about["n_tokens"]
-        ]:  # a state for each, as if steps had ended there
-            n_tokens = position - kv.length
-            backend.reserve(kv, n_tokens)
-            backend.cache.commit(kv, n_tokens)
-        for position in kv.states.keys() - about["states"]:
-            backend.cache.forget(kv, position)
+        backend.cache.fill(kv, about["n_tokens"], about["states"])
         parts = [("page", backend.page_bytes(page)) for page in kv.pages]
         parts += [("state", backend.state_bytes(kv.states[position])) for position in about["states"]]
         for done, (what, part) in enumerate(parts, 1):
