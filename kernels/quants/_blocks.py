@@ -1,7 +1,7 @@
 """What the formats of 32-weight groups share: panels of 16 rows with the rows in lanes, activations in Q8_0.
 
-A panel holds, for each 32 weights of 16 rows: 8 vectors of four weights a lane, a vector of f32 scales, or two for 16 weights each, and
-where there are mins a vector of these.
+For each 32 weights of 16 rows, a panel holds 8 vectors with four weights in each lane, a vector of f32 scales (two if there is one for each
+16 weights) and, where there are mins, a vector of these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ SCALES = 8 * VECTOR
 class Group(NamedTuple):
     """32 weights: the address of their block and which 32 of the block they are.
 
-    In place four groups of a row lie in `n_bytes` from `start` on, and their blocks `distance` behind it; else `n_bytes` is 0.
+    When multiplied in place, four groups of a row lie in `n_bytes` from `start` on, and each block `distance` bytes after `start`; else
+    `n_bytes` is 0.
     """
 
     block: Any
@@ -30,9 +31,9 @@ class Group(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What quants are: below 128, or if `wide` signed bytes, `raised` as the instruction set wants them.
+    """What quants are: bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them.
 
-    Each is lessened by `offset` and multiplied by its scale, of which there are `n_scales` in 32 weights; then the min is added.
+    `offset` is subtracted from each, and it is multiplied by its scale, of which there are `n_scales` in 32 weights; then the min is added.
     """
 
     offset: int = 0
@@ -53,7 +54,7 @@ def nibbles(e: Emitter, data: Any) -> tuple[Any, Any]:
 
 
 def are_picked(e: Emitter, groups: Sequence[Group], offset: int) -> bool:
-    """Whether four groups' words are put into order by the instruction that takes any 32 of two vectors."""
+    """Whether the words of four groups are put into order by the instruction that picks any 32 of two vectors."""
     whole_words = all((group.distance + offset) % 2 == 0 for group in groups)
     return e.picks_words and 64 <= groups[0].n_bytes <= 128 and whole_words
 
@@ -98,12 +99,12 @@ def nibble_quarts(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
 
 
 def looked_up(e: Emitter, table: Sequence[int], indices: Any) -> Any:
-    """Bytes of a table of 16, for bytes in lanes of any width."""
+    """Look up bytes, in lanes of any width, in a table of 16."""
     return e.b.bitcast(e.lookup(table, e.b.bitcast(indices, I8X64)), indices.type)
 
 
 def with_bits(e: Emitter, low: Any, data: Any, bits: Sequence[int], value: int) -> Any:
-    """`value` added to those of 64 bytes, in lanes of any width, whose bit of `data` is set; `bits` are 64 numbers of bits."""
+    """64 bytes, in lanes of any width, with `value` added where a bit of `data` is set: for byte i it is bit number `bits[i]`."""
     b = e.b
     added = b.select(
         e.bits(b.bitcast(data, I8X64) if data.type == I32X16 else data, bits),

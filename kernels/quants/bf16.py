@@ -1,5 +1,5 @@
-"""BF16: a weight is the upper half of a float32. Activations are rounded to BF16, too, as in llama.cpp, and where the CPU can
-multiplied in pairs."""
+"""BF16: a weight is the upper half of a float32. Activations are rounded to BF16 too, as in llama.cpp, and multiplied in pairs where the
+CPU can do that."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ entry = entry_of(DOUBLED)
 
 
 def power(e: Emitter, exponents: Any) -> Any:
-    """2**(exponent - 128) as f32, for i32 lanes or one i32. For 0 and 1 that is no normal float: bits of its mantissa."""
+    """2**(exponent - 128) as f32, for i32 lanes or one i32. For 0 and 1 the float is subnormal: a bit of its mantissa."""
     b, n = e.b, lambda value: e.int(value, exponents.type)
     normal, small = b.shl(b.sub(exponents, n(1)), n(23)), b.shl(b.add(exponents, n(1)), n(21))
     return b.bitcast(b.select(b.icmp_unsigned(">", exponents, n(1)), normal, small), like(exponents, F32))
@@ -37,7 +37,7 @@ def value(p, i):
 
 
 def raised_entries(e: Emitter, indices: Any) -> Any:
-    """DOUBLED, with the offset, of bytes in lanes of any width."""
+    """DOUBLED plus the offset, for bytes in lanes of any width."""
     return looked_up(e, [value + FORM.offset for value in DOUBLED], indices)
 
 

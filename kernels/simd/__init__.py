@@ -1,11 +1,11 @@
 """Vectors as Numba values, and the primitives that kernels are written with.
 
-A kernel is a Numba function over addresses and counts. What is vectors in it is emitted by Python functions that take an `Emitter`;
+A kernel is a Numba function that works on addresses and counts. Its vectors are emitted by Python functions that take an `Emitter`;
 `intrinsic_of` makes them callable from Numba code.
 
-Vectors have the same width everywhere, 64 bytes of 8-bit lanes or 16 lanes of 32 bits: on a CPU with shorter registers LLVM cuts them. So
-a kernel is written once, and an ISA's file holds only the few operations that LLVM would not find by itself: the dot product of bytes,
-and conversions of half floats.
+Vectors have the same width everywhere, 64 lanes of 8 bits or 16 of 32 bits; for a CPU with shorter registers LLVM splits them. So a
+kernel is written once, and an ISA's file holds only the few operations that LLVM would not find by itself, such as the dot product of
+bytes and conversions of half floats. Only these files name instructions.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def has_feature(name: str) -> bool:
 
 
 def like(x: Any, element: Any) -> Any:
-    """The type of x with elements of another type: a vector of as many lanes, or the element itself."""
+    """The type of x with elements of another type: a vector with the same number of lanes, or the element itself."""
     return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
 
 
 def in_quarters(lanes: Sequence[int]) -> list[int]:
-    """The same shuffle in each quarter of two i32x16: lanes 0 to 3 are those of the first, 4 to 7 of the second."""
+    """The same shuffle in each quarter of two i32x16: lanes 0 to 3 are the first one's, 4 to 7 the second one's."""
     return [4 * quarter + i % 4 + 16 * (i // 4) for quarter in range(4) for i in lanes]
 
 
 class Emitter:
-    """LLVM's builder with the operations that kernels need. Addresses are i64 values, offsets Python integers or i64 values."""
+    """LLVM's builder with the operations that kernels need. Addresses are i64 values, offsets are Python integers or i64 values."""
 
     def __init__(self, builder: Any) -> None:
         self.b = builder
@@ -89,13 +89,13 @@ class Emitter:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
     def stream(self, value: Any, address: Any, offset: Any = 0) -> None:
-        """Store to an aligned place that isn't looked at again soon: past the caches, where the ISA can."""
+        """Store to an aligned address that isn't read again soon, bypassing the caches where the ISA can."""
         store = self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer()))
         store.align = value.type.count * 4
         store.set_metadata("nontemporal", self.b.module.add_metadata([self.int(1, I32)]))
 
     def prefetch(self, address: Any, level: int = 1) -> None:
-        """Ask for a cache line that will be read soon, into the cache of `level`. It may lie anywhere: nothing is read if it can't be."""
+        """Fetch a cache line that will be read soon into the cache of `level`. Any address is safe: what can't be read is ignored."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
         read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, locality, data)
@@ -135,19 +135,19 @@ class Emitter:
         return slot
 
     def memory(self, n_bytes: int) -> Any:
-        """The address of memory on the stack. Nothing is in it: to clear much of it would be a call into a library."""
+        """The address of memory on the stack. It isn't cleared: clearing much of it would call a library function."""
         with self.b.goto_entry_block():
             place = self.b.alloca(ir.ArrayType(F32X16, n_bytes // 64))
         return self.b.ptrtoint(place, I64)
 
     @contextmanager
     def loop(self, count: Any) -> Iterator[Any]:
-        """The body is emitted once and runs with the index 0 .. count-1, an i64."""
+        """The body is emitted once and runs with the indices 0 .. count-1, i64."""
         with cgutils.for_range(self.b, count) as body:
             yield body.index
 
     def sum_i32(self, x: Any) -> Any:
-        """The sum of all lanes: integers, so in any order."""
+        """The sum of all lanes, in any order, as they are integers."""
         return self.call(f"llvm.vector.reduce.add.v{x.type.count}i32", I32, x)
 
     def tree(self, combine: Callable[[Any, Any], Any], x: Any) -> Any:
@@ -212,7 +212,7 @@ class Emitter:
         return self.isa.fma(self, x, y, z)
 
     def fma_exact(self, x: Any, y: Any, z: Any) -> Any:
-        """x * y + z, rounded once on every ISA: where results are quantized next, a difference in the last bit doesn't stay one."""
+        """x * y + z, rounded once on every ISA: if results are quantized next, a difference in the last bit would grow."""
         return self.isa.fma_exact(self, x, y, z)
 
     def f16_to_f32(self, halves: Any) -> Any:
@@ -228,11 +228,11 @@ class Emitter:
         return self.isa.dot4(self, acc, u, s)
 
     def dot4_wide(self, acc: Any, w: Any, s: Any) -> Any:
-        """dot4 for bytes w of the whole range: signed ones, `raised` as this ISA wants them. Exact."""
+        """dot4 for any signed bytes w, `raised` as this ISA needs them. Exact."""
         return self.isa.dot4_wide(self, acc, w, s)
 
     def raised(self, w: Any) -> Any:
-        """Signed bytes for dot4_wide, in lanes of any width: made unsigned by adding 128 where the ISA multiplies those by signed ones."""
+        """Signed bytes for dot4_wide, in lanes of any width. Where the ISA multiplies unsigned bytes by signed ones, 128 is added."""
         return (
             self.b.xor(w, self.int(int.from_bytes(b"\x80" * (w.type.element.width // 8), "little"), w.type))
             if self.isa.RAISED
@@ -241,7 +241,7 @@ class Emitter:
 
     @property
     def registers(self) -> int:
-        """How many vectors of 64 bytes the registers hold."""
+        """How many vectors of 64 bytes fit into the registers."""
         return int(self.isa.REGISTERS)
 
     @property
@@ -251,6 +251,7 @@ class Emitter:
 
     @property
     def raised_by(self) -> int:
+        """What `raised` adds to bytes."""
         return 128 if self.isa.RAISED else 0
 
     def lookup(self, table: Sequence[int], indices: Any) -> Any:
@@ -258,14 +259,14 @@ class Emitter:
         return self.isa.lookup(self, table, indices)
 
     def bits(self, data: Any, which: Sequence[int] | None = None) -> Any:
-        """Bytes -> i1 lanes: the bits of these numbers, counted from the lowest of the first byte, by default all of them."""
+        """Bytes -> i1 lanes: the bits with these numbers, by default all of them. Bit 0 is the lowest one of the first byte."""
         which = range(8 * data.type.count) if which is None else which
         each = self.shuffle(data, [i // 8 for i in which])
         mask = ir.Constant(each.type, [(1 << i % 8 ^ 128) - 128 for i in which])
         return self.b.icmp_unsigned("!=", self.b.and_(each, mask), self.int(0, each.type))
 
     def constant(self, data: bytes) -> Any:
-        """The address of constant memory with these bytes, the same wherever they are asked for: a table has a place in the cache."""
+        """The address of constant memory with these bytes. It is the same for every caller, so that a table stays in the cache."""
         name, module = f"constant_{hashlib.sha256(data).hexdigest()[:16]}", self.b.module
         found = module.globals.get(name) or cgutils.global_constant(
             module, name, cgutils.make_bytearray(data)
@@ -282,11 +283,11 @@ class Emitter:
         return self.isa.dot2(self, acc, x, y)
 
     def packed(self, x: Any, y: Any) -> Any:
-        """Two i32x16 of numbers that fit 16 bits -> i16x32, in each quarter four of x and four of y."""
+        """Two i32x16 of numbers that fit into 16 bits -> i16x32: in each quarter four of x, then four of y."""
         return self.isa.packed(self, x, y)
 
     def f32_to_bf16(self, x: Any) -> Any:
-        """f32 lanes -> their upper halves in i16, rounded to nearest even; NaN stays NaN."""
+        """f32 lanes -> their upper halves as i16, rounded to nearest even; NaN stays NaN."""
         b, kind = self.b, like(x, I32)
         bits = b.bitcast(x, kind)
         odd = b.and_(b.lshr(bits, self.int(16, kind)), self.int(1, kind))
@@ -303,10 +304,10 @@ class Emitter:
         return self.f16_to_f32(self.load(I16, address, offset))
 
     def sums_of_quarters(self, vectors: Sequence[Any]) -> Any:
-        """Four i32x16 -> an i32x16 whose quarter q holds the sums of their quarters q, by a transposed tree of additions."""
+        """Four i32x16 -> an i32x16 whose quarter q holds the four sums of their quarters q, by a transposed tree of additions."""
 
         def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
-            """Each four lanes of x and y -> two sums of pairs of x, two of y."""
+            """Every four lanes of x and of y -> two sums of pairs of x, two of y."""
             return self.b.add(self.shuffle(x, in_quarters(low), y), self.shuffle(x, in_quarters(high), y))
 
         two = [step(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in (vectors[:2], vectors[2:])]
@@ -317,7 +318,7 @@ class Emitter:
         out = []
         for first in range(offset, offset + 4 * n_words, 16):
             pieces = [self.load(I32X4, row, first) for row in rows]
-            # a quarter of a vector for each fourth row: loads put them there, and the rest needs no shuffle across quarters
+            # every fourth row goes to one vector, a quarter for each: loads do that, and nothing is shuffled across quarters then
             x = [
                 self.concat(self.concat(pieces[i], pieces[4 + i]), self.concat(pieces[8 + i], pieces[12 + i]))
                 for i in range(4)

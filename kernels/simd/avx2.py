@@ -78,7 +78,7 @@ def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def dot4_wide(e: Any, acc: Any, w: Any, s: Any) -> Any:
-    """2 * 255 * 127 would not fit. So the bytes stay signed, and the other factor takes over their sign: 2 * 128 * 127 does."""
+    """2 * 255 * 127 would not fit. So the bytes stay signed, and their sign goes to the other factor: 2 * 128 * 127 fits."""
     signed = halves(e, lambda p, q: e.call("llvm.x86.avx2.psign.b", I8X32, p, q), s, w)
     return dot4(e, acc, e.call("llvm.abs.v64i8", I8X64, w, e.int(0, I1)), signed)
 

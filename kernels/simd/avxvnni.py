@@ -1,4 +1,4 @@
-"""AVX2 with VNNI, as CPUs without AVX-512 have it (Alder Lake and later): dot products of bytes in one instruction on 32-byte registers."""
+"""AVX2 with VNNI, on CPUs without AVX-512 (Alder Lake and later): dot products of bytes in one instruction on 32-byte registers."""
 
 from __future__ import annotations
 

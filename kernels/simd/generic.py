@@ -114,4 +114,4 @@ def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
 
 
 def pause(e: Any) -> None:
-    """Nothing: there is no portable instruction."""
+    """Does nothing: there is no portable instruction."""
