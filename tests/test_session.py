@@ -269,7 +269,7 @@ def test_every_length_is_checked(tmp_path: Path, tiny: Model) -> None:
         path.write_bytes(data[:n])
         refused(path, backend, FormatError, "not a session|damaged")
     path.write_bytes(data + b"\0")
-    refused(path, backend, FormatError, f"it has {len(data) + 1} bytes, fewer or more than its header says")
+    refused(path, backend, FormatError, f"it has {len(data) + 1} bytes, not those that its header promises")
 
 
 @pytest.mark.parametrize("n", [0, 1, 15, 24, 100, 10_000])
@@ -338,7 +338,7 @@ LIES: list[dict[str, Any]] = [
     ("changes", "message"),
     [
         *((wrong, "its header is b") for wrong in WRONG),
-        *((lie, "bytes, fewer or more than its header says") for lie in LIES),
+        *((lie, "bytes, not those that its header promises") for lie in LIES),
         ({"model": "m" * 2**16}, r"its header has \d+ bytes, expected at most 65536"),
     ],
     ids=range(len(WRONG) + len(LIES) + 1),
@@ -393,7 +393,7 @@ def test_states_behind_other_tokens_than_there_are(
 def test_states_of_a_model_that_has_none(tmp_path: Path, tiny: Model) -> None:
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
     forged(tmp_path / "s", tokens, version=2, states=[len(tokens)])
-    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "its states are behind")
+    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "its states are after")
 
 
 def test_a_session_of_version_1_has_no_states(tmp_path: Path, tiny: Model) -> None:
