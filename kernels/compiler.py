@@ -14,8 +14,8 @@ from numba import types
 from numba.core import codegen, compiler, registry
 from numba.core.compiler_lock import global_compiler_lock
 
-from . import simd
 from .isa import ISA, Target, target
+from .simd.emitter import set_isa
 from .specs import find, symbol
 
 SIGNATURE = (types.int64,) * 3
@@ -102,7 +102,7 @@ def lower(isa: ISA, spec: str) -> KernelLibrary:
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"
     library: KernelLibrary = context.codegen().create_library(symbol(spec))
-    simd.set_isa(isa.name)
+    set_isa(isa.name)
     result = compiler.compile_extra(
         typing, context, find(spec), SIGNATURE, types.void, flags, {}, library=library
     )

@@ -16,6 +16,7 @@ from .. import layout
 from ..simd import F32X4, F32X16, I8, I8X32, I8X64, I16, I32, I32X16, I64, Emitter, i64, intrinsic_of
 from . import _kquants as k
 from ._blocks import nibbles
+from ._ktiles import Tile
 
 RAISED_BY = 64
 """Added to signed numbers to make them unsigned in a panel: the largest is 62."""
@@ -142,8 +143,8 @@ class Format:
         return k.Panel(self.n_parts)
 
     @property
-    def tile(self) -> k.Tile:
-        return k.Tile(self.panel, minus=RAISED_BY if self.signs else self.minus)
+    def tile(self) -> Tile:
+        return Tile(self.panel, minus=RAISED_BY if self.signs else self.minus)
 
     def numbers(self, e: Emitter, p: Any) -> Iterator[tuple[Any, Any]]:
         """Four times 64 weights of the block at p, as bytes below 128, and, if there are signs, which of them are negative, as i1x64."""

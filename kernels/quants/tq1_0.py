@@ -19,10 +19,11 @@ from numba import njit
 from ..formats import sizes
 from ..simd import F32X4, I8X16, I8X32, I8X64, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import ScaledTile, sum_of_block
 
 BLOCK, BYTES, KIND = sizes("TQ1_0")
 PANEL = k.Panel(8, scaled=True)
-TILE = k.ScaledTile(PANEL, minus=1)
+TILE = ScaledTile(PANEL, minus=1)
 RUNS = (0, 32, 5, 0), (32, 16, 5, 160), (48, 4, 4, 240)
 """For each run: its first byte, how many bytes it has, how many digits each has, its first weight."""
 
@@ -66,7 +67,7 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
 
     total = k.sum_four(e, k.of_each(e, rows, total_of))
     if e.raised_by:  # 128 is subtracted from signed bytes; as 3 * 128 - 128 is 256, that is 1 from each digit
-        total = b.sub(total, e.splat(k.sum_of_block(e, act), 4))
+        total = b.sub(total, e.splat(sum_of_block(e, act), 4))
     return b.fmul(k.gathered_halves(e, rows, 52), b.sitofp(total, F32X4))
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32X16, I8X64, I16X32, I32X16, generic, has_feature
+from . import generic
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
+from .emitter import has_feature
+from .types import F32X16, I8X64, I16X32, I32X16
 
 __all__ = [
     "PICKS_WORDS",

@@ -71,7 +71,7 @@ class NumpyBackend:
             values |= {"inp_tokens": batch.tokens, "inp_pos": batch.positions, "inp_out_ids": batch.outputs}
         step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
-        with np.errstate(all="ignore"):  # where logits are used, it is reported that they aren't finite
+        with np.errstate(all="ignore"):  # numbers that aren't finite are reported where logits are used
             for i, node in enumerate(nodes):
                 if node.name in values:
                     continue
