@@ -29,7 +29,7 @@ from mixes import TYPES
 
 from qwencli import __version__
 from qwencli.backends.numpy.dequantize import DEQUANTIZE
-from qwencli.kernels.layout import FORMATS
+from qwencli.kernels.formats import FORMATS
 from qwencli.measure.machine import cpu_name, physical_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +156,7 @@ def document(measured: dict[str, Any]) -> str:
 def type_row(kind: str, ours: dict[str, float]) -> str:
     _, _, block, n_bytes, _ = TYPES[kind]
     activations = (
-        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].kind, "")
+        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].family, "")
         if kind in FORMATS
         else ""
     )

@@ -24,8 +24,9 @@ import test_ops
 from blocks import SAMPLE, columns
 from guarded import guarded
 
-from qwencli.kernels import compiler, isa, jit
+from qwencli.kernels import compiler, isa
 from qwencli.kernels.arguments import Arguments
+from qwencli.kernels.specs import symbol
 from qwencli.kernels.tiles import Tiles
 
 CPUS = {"neon": "cortex-a72", "neon_dotprod": "neoverse-n1", "neon_i8mm": "max"}
@@ -67,12 +68,13 @@ COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
 import sys
 from pathlib import Path
-from qwencli.kernels import compiler, isa, jit
+from qwencli.kernels import compiler, isa
+from qwencli.kernels.specs import symbol
 isa.machine = lambda: "another"
 for spec in sys.argv[3:]:
     library, path = compiler.lower(isa.named(sys.argv[1]), spec), Path(sys.argv[2], spec.replace(":", "-"))
-    path.with_suffix(".s").write_text(library.assembly(jit.symbol(spec)))
-    path.with_suffix(".o").write_bytes(library.object_code(jit.symbol(spec)))
+    path.with_suffix(".s").write_text(library.assembly(symbol(spec)))
+    path.with_suffix(".o").write_bytes(library.object_code(symbol(spec)))
 """
 
 
@@ -130,7 +132,7 @@ def test_kernels_call_nothing_outside(
     """No library function for a conversion, an FMA, an atomic operation or a copy. And no SVE, which no set names."""
     symbols = list(emulator.symbols_of(kernels[isa_name, spec].code))
     assert [name for name, section, _ in symbols if section == 0 and name] == []
-    assert jit.symbol(spec) in [name for name, _, _ in symbols]
+    assert symbol(spec) in [name for name, _, _ in symbols]
     assert not [
         line for line in kernels[isa_name, spec].instructions if re.search(r"\b[zp]\d+\.[bhsd]", line)
     ]
@@ -212,7 +214,7 @@ def call(kernels: dict[tuple[str, str], Kernel], tmp_path: Path, monkeypatch: py
         words = kernel_calls.packed(kernel, **args)
         known = [*(a for a in args.values() if isinstance(a, np.ndarray)), *memory]
         emulator.run(
-            CPUS[isa_name], found.code, jit.symbol(spec), words, n_chunks, scratch_bytes, known, tmp_path
+            CPUS[isa_name], found.code, symbol(spec), words, n_chunks, scratch_bytes, known, tmp_path
         )
 
     for module in kernel_calls, test_attention, test_delta, test_experts, test_matmul, test_ops:
@@ -287,7 +289,7 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     wide_halves = np.concatenate([halves, 0 * halves], -1)
     arrays = {"w": w, "s": s, "x": x, "y": y, "z": z, "halves": wide_halves, "floats": floats, "out": out}
     args = kernel_calls.packed(PRIMITIVES, **arrays)
-    emulator.run(CPUS[isa_name], code, jit.symbol("primitives:"), args, n, 0, [*arrays.values()], tmp_path)
+    emulator.run(CPUS[isa_name], code, symbol("primitives:"), args, n, 0, [*arrays.values()], tmp_path)
 
     def sums(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
         return (a.astype(np.int64) * b).reshape(n, -1, count).sum(-1)

@@ -240,7 +240,7 @@ class Products:
     def __init__(self, isa_name: str, name: str, n_expert: int, n_rows: int, side: str) -> None:
         rng = np.random.default_rng(3)
         self.isa, self.name, self.side, self.n_expert, self.n_rows = isa_name, name, side, n_expert, n_rows
-        self.kind, self.n_cols = layout.FORMATS[name].kind, columns(name)
+        self.kind, self.n_cols = layout.FORMATS[name].family, columns(name)
         self.w = guarded(
             random_rows(name, n_expert * n_rows, self.n_cols, rng).reshape(n_expert, n_rows, -1), side
         )

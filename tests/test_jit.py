@@ -24,6 +24,7 @@ from kernel_calls import packed
 
 from qwencli.kernels import isa, jit
 from qwencli.kernels.arguments import ADD
+from qwencli.kernels.workers import CLAIMED, compile_apart, n_workers_for
 
 SPEC = "ops:add"
 OTHERS = ["ops:gather", "heads:rotate"]
@@ -78,7 +79,7 @@ def works(kernels: jit.Kernels) -> bool:
 @pytest.fixture(scope="module")
 def code() -> bytes:
     """The kernel's object file."""
-    return dict(jit.compile_apart(isa.choose(), [SPEC]))[SPEC]
+    return dict(compile_apart(isa.choose(), [SPEC]))[SPEC]
 
 
 class Cache:
@@ -269,14 +270,14 @@ def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(
     commands = []
     popen = subprocess.Popen
     monkeypatch.setattr(
-        jit.subprocess,
+        subprocess,
         "Popen",
         lambda command, **options: (commands.append(command), popen(command, **options))[1],
     )
     kernels.load(specs)
     assert done == [(n, len(specs)) for n in range(len(specs) + 1)]
     assert sorted(written) == sorted(specs)
-    assert len(commands) == jit.n_workers_for(len(specs))
+    assert len(commands) == n_workers_for(len(specs))
     assert all(command[-len(specs)] == "sampling:choose" for command in commands)
 
 
@@ -326,7 +327,7 @@ def compiling(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def wait_for_workers(folder: Path) -> None:
     """Until one has begun a kernel."""
     deadline = time.monotonic() + 60
-    while not list(folder.rglob(f"*{jit.CLAIMED}")):
+    while not list(folder.rglob(f"*{CLAIMED}")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -33,7 +33,7 @@ def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> 
     for n, side in (1, "after"), (2, "before"), (6, "before"), (9, "after"), (21, "after"):
         x = rng.standard_normal((n, columns(name))).astype(np.float32)
         residual = rng.standard_normal((n, 51)).astype(np.float32)
-        activations = Quantized(isa_name, x, layout.FORMATS[name][2], side)
+        activations = Quantized(isa_name, x, layout.FORMATS[name].family, side)
         one = activations.multiply(isa_name, name, "one", w, bias, residual)
         many = activations.multiply(isa_name, name, "many", w, bias, residual)
         assert np.array_equal(one, many)
@@ -69,7 +69,7 @@ def test_extreme_blocks(isa_name: str, name: str) -> None:
     largest[1::2] *= -1
     for byte, half in (0, 0.0), (255, 1.0), (255, 65504.0), (128, 2.0**-24), (0x7F, 1.0), (0x80, 1.0):
         w = filled_rows(name, 33, n_cols, byte, half)
-        activations = Quantized(isa_name, largest, layout.FORMATS[name][2], "after")
+        activations = Quantized(isa_name, largest, layout.FORMATS[name].family, "after")
         one = activations.multiply(isa_name, name, "one", w)
         assert np.array_equal(one, activations.multiply(isa_name, name, "many", w))
         expected, magnitude = exact(name, w, activations.dequantized())

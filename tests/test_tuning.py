@@ -23,7 +23,7 @@ def test_all_tiles_give_the_same_bits(name: str) -> None:
     rng = np.random.default_rng(0)
     w = random_rows(name, 45, 512, rng)
     activations = Quantized(
-        ISA, rng.standard_normal((11, 512)).astype(np.float32), layout.FORMATS[name].kind, "after"
+        ISA, rng.standard_normal((11, 512)).astype(np.float32), layout.FORMATS[name].family, "after"
     )
     kernels_of(ISA).load(tuning.kernels_to_try(ISA, [name])[name])
     found = [

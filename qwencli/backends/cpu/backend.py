@@ -20,7 +20,7 @@ from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
 from ...network.model import Model
 from ...sampling import NOT_FINITE, Draw
-from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
 from .lower import lower
 from .memory import Bytes, Inputs, PageMemory, address_of
@@ -63,7 +63,7 @@ class CPUBackend:
         isa: str | None = None,
         cache_types: CacheTypes = DEFAULT_TYPES,
     ) -> None:
-        self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
+        self.model = model
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)
         try:
             self._kernels = kernels_of(choose(isa).name)
@@ -81,6 +81,7 @@ class CPUBackend:
         page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
         self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), layout.PAGE, "positions of the KV cache")
         self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
+        self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
@@ -118,6 +119,10 @@ class CPUBackend:
         """See Backend.step."""
         with self._lock:
             self._run((LOGITS,), batch, {})
+
+    def hidden(self, batch: Batch) -> F32:
+        """See Backend.hidden."""
+        return self.run([HIDDEN], batch)[HIDDEN]
 
     def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
         """See Backend.sample. A last row of the program draws for all sequences; for None it only looks whether the logits are finite."""
@@ -159,14 +164,6 @@ class CPUBackend:
             tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending
         )
         return [*RUNTIME, *program.specs]
-
-    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
-        """See Backend.reserve."""
-        self.cache.reserve(seq, n_tokens)
-        for page in seq.pages:
-            self._pages.address(page)
-        for state in seq.states.values():
-            self._states.address(state)
 
     def copy_page(self, source: int, target: int) -> None:
         """See Backend.copy_page."""
@@ -273,8 +270,7 @@ class CPUBackend:
         n, n_vocab = len(batch.tokens), self.model.config.n_vocab
         if n and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:  # they are row numbers
             raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
-        for segment in batch.segments:
-            self.reserve(segment.seq, len(segment.tokens))
+        batch.reserve(self.cache)
         inputs.tokens[:n], inputs.outputs[: len(batch.outputs)] = batch.tokens, batch.outputs
         # float64: positions reach hundreds of thousands
         angles = batch.positions[:, None] * self._frequencies

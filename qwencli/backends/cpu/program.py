@@ -37,7 +37,7 @@ def weight_info(product: Tensor) -> TensorInfo:
 
 def activation_kind(info: TensorInfo) -> str:
     """What activations the kernels multiply a tensor's type with (see layout.FORMATS); "float" for a type without kernels."""
-    return layout.FORMATS[info.type.name].kind if info.type.name in layout.FORMATS else "float"
+    return layout.FORMATS[info.type.name].family if info.type.name in layout.FORMATS else "float"
 
 
 def layer_bytes(model: Model, types: CacheTypes) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...kernels import layout
 from ...kernels.arguments import PRODUCT
+from ...kernels.formats import sizes
 from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
 from .memory import address_of, aligned_zeros, quantized_at
@@ -50,7 +51,7 @@ def tune(kernels: Kernels, names: Iterable[str]) -> dict[str, str]:
 
 def measure(name: str, addresses: Mapping[str, int]) -> dict[str, float]:
     """The least seconds that a product of many tokens took with each of some kernels, which take turns: the machine may be busy."""
-    block, n_bytes, kind = layout.FORMATS[name]
+    block, n_bytes, kind = sizes(name)
     row_bytes = N_COLS // block * n_bytes
     weights = aligned_zeros(N_ROWS * row_bytes)
     y = aligned_zeros(4 * N_TOKENS * N_ROWS)
