@@ -21,7 +21,7 @@ from qwencli.backends.cpu import backend as cpu
 from qwencli.backends.cpu.team import physical_cores
 from qwencli.kernels import isa, jit
 from qwencli.measure import doctor
-from qwencli.system.host import Host, Node
+from qwencli.system.host import Host, NumaNode
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's files and signals")
 
@@ -157,7 +157,7 @@ def test_a_server_with_two_nodes(tmp_path: Path) -> None:
         },
     )
     assert (host.cores(set(range(8))), host.cores({0, 4}), host.cores({1, 2})) == (4, 1, 2)
-    assert host.nodes() == [Node(0, "0-1", 1_024_000), Node(1, "2-3", 2_048_000)]
+    assert host.nodes() == [NumaNode(0, "0-1", 1_024_000), NumaNode(1, "2-3", 2_048_000)]
     assert host.memory() == (16_384_000, 9_216_000)
     assert host.virtual() is True
     assert (

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..network.model import Model
-from ..sampling import Draw, choose
+from ..sampling.sampler import Draw, choose
 from .kv_cache import CacheTypes, KVCache, KVSequence
 
 F32 = NDArray[np.float32]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..errors import QwenError
-from ..hub.choice import VARIABLE, ModelPath, find_model
+from ..hub.choice import ModelPath, find_model
+from ..hub.places import VARIABLE
 from ..units import size
 from ._bar import Bar
 from ._common import printable, say

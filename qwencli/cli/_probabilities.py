@@ -14,7 +14,7 @@ from ._common import say
 
 if TYPE_CHECKING:
     from ..engine.engine import Sequence
-    from ..sampling import Report
+    from ..sampling.sampler import TokenReport
     from ..text.tokenizer import Tokenizer
 
 SHOWN = 10  # alternatives on a page, where no other number is asked for
@@ -57,7 +57,7 @@ class Probabilities:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
 
-        def whole(report: Report) -> dict[str, Any]:
+        def whole(report: TokenReport) -> dict[str, Any]:
             return entry(report.token, report.logprob) | {
                 "top_logprobs": [entry(*other) for other in report.top[: self.logprobs]]
             }

@@ -11,7 +11,8 @@ import numpy as np
 from ..backends.kv_cache import PAGE, KVSequence
 from ..backends.protocol import F32, Backend, Batch, Segment
 from ..errors import ContextFull, InputError, QwenError
-from ..sampling import NOT_FINITE, Breakers, Constraint, Report, Sampler, SamplingParams
+from ..sampling import Breakers, Constraint, SamplingParams
+from ..sampling.sampler import NOT_FINITE, Sampler, TokenReport
 from .prefix_cache import PrefixCache
 
 
@@ -43,7 +44,7 @@ class Sequence:
     """What the DRY sampler's repetitions don't reach across."""
     constraint: Constraint | None = None
     """What the answer has to follow; where nothing more can follow it ends as by `end_ids`."""
-    reports: dict[int, Report] = field(default_factory=dict)
+    reports: dict[int, TokenReport] = field(default_factory=dict)
     """By place in the answer, where `sampling` asks for them."""
 
     def __post_init__(self) -> None:

@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 from ..errors import QwenError
 from ..gguf.file import SPLIT_NAME
-
-EMBEDDED = Path(__file__).parents[1] / "data" / "demo-q4_k_m.gguf"
-VARIABLE = "QWENCLI_MODEL"
-MODELS = Path("models")
+from .places import EMBEDDED, MODELS, VARIABLE
 
 
 class ModelPath(NamedTuple):

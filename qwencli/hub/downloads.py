@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import QwenError
-from .installed import hub_cache, installed, near
+from .installed import installed, near
 from .names import HubName, choose, models_among, names_of
+from .places import hub_cache
 
 BLOCK = 2**22
 Progress = Callable[[int, int], Any]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from .choice import EMBEDDED, MODELS, VARIABLE
 from .names import HubName, choose, models_among, names_of
+from .places import EMBEDDED, MODELS, VARIABLE, hub_cache
 
 OLLAMA_MODEL = "application/vnd.ollama.image.model"
 
@@ -109,17 +109,6 @@ def in_variable() -> Iterator[Installed]:
 def in_folder(folder: Path) -> Iterator[Installed]:
     for first, files in models_among(_listing(folder)).items():
         yield Installed(str(folder / first), tuple(folder / file for file in files), "folder")
-
-
-def hub_cache() -> Path:
-    """The cache of huggingface_hub, named by the variables that it reads."""
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
-    folder = (
-        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    )
-    return Path(os.path.expandvars(os.path.expanduser(folder)))
 
 
 def in_hub_cache() -> Iterator[Installed]:

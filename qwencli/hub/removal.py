@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError
-from .choice import MODELS
-from .installed import Installed, hub_cache, installed, near
+from .installed import Installed, installed, near
+from .places import MODELS, hub_cache
 
 
 def removable(name: str) -> Installed:

@@ -19,7 +19,8 @@ from typing import Any
 from .. import __version__
 from ..errors import QwenError
 from ..gguf.file import GGUFFile
-from ..hub.choice import EMBEDDED, find_model
+from ..hub.choice import find_model
+from ..hub.places import EMBEDDED
 from ..kernels import isa, jit
 from ..network.model import load_model
 from ..system.host import Host

@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..sampling import Report
+    from ..sampling.sampler import TokenReport
 
 COLOURS = [0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.01, 0.0]
 """The lowest probability of each."""
@@ -72,7 +72,7 @@ STYLE += "".join(f".c{i} {{ --u: {i} }}\n" for i in range(len(COLOURS)))
 STYLE += "".join(f".w{i} {{ width: {100 * i / N_BARS:g}% }}\n" for i in range(1, N_BARS + 1))
 
 
-def page(reports: Sequence[Report], bytes_of: Callable[[int], bytes], model: str, prompt: str) -> str:
+def page(reports: Sequence[TokenReport], bytes_of: Callable[[int], bytes], model: str, prompt: str) -> str:
     """A page of HTML that needs nothing else: each token of an answer coloured by the model's probability, what else was likely on hover
     and on keyboard focus. `bytes_of` gives the bytes that a token stands for, which may be part of a character."""
     style_hash = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -103,7 +103,7 @@ def page(reports: Sequence[Report], bytes_of: Callable[[int], bytes], model: str
 """
 
 
-def explanation(report: Report, text_of: Callable[[int], str]) -> str:
+def explanation(report: TokenReport, text_of: Callable[[int], str]) -> str:
     """How a token was chosen, in a line: `' time'  top_k 40 > top_p 7 > min_p 3, p 0.61`. Samplers that left all they got are not named."""
     text = "'" + "".join(c if c.isprintable() else _escape(c) for c in text_of(report.token)) + "'"
     width = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
@@ -113,7 +113,7 @@ def explanation(report: Report, text_of: Callable[[int], str]) -> str:
     return text + " " * max(0, 14 - width) + "  " + (f"{stages}, " if stages else "") + f"p {p}"
 
 
-def _figures(reports: Sequence[Report]) -> list[tuple[str, str]]:
+def _figures(reports: Sequence[TokenReport]) -> list[tuple[str, str]]:
     if not reports:
         return [("Tokens", "0")]
     mean = math.fsum(report.logprob for report in reports) / len(reports)
@@ -125,7 +125,7 @@ def _figures(reports: Sequence[Report]) -> list[tuple[str, str]]:
     ]
 
 
-def _token(report: Report, bytes_of: Callable[[int], bytes], index: int) -> str:
+def _token(report: TokenReport, bytes_of: Callable[[int], bytes], index: int) -> str:
     p = math.exp(report.logprob)
     colour = next(i for i, least in enumerate(COLOURS) if p >= least)
     ranked = (

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .breakers import Breakers
 from .candidates import Candidates
 from .dry import dry
 from .filters import dynamic_temperature, min_p, temperature, top_k, top_n_sigma, top_p, typical_p, xtc
 from .mirostat import mirostat_1, mirostat_2
 from .params import SamplingParams
 from .penalties import logit_bias, penalties
-from .sampler import Breakers
 
 
 class Now(NamedTuple):

@@ -6,13 +6,12 @@ After https://github.com/oobabooga/text-generation-webui/pull/5677, with the bre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from .breakers import Breakers
 from .candidates import Candidates
 from .penalties import add
-from .sampler import Breakers
 
-MAX_TAIL = 20
 LARGEST_LOG = 88.7228391
 """log of the largest float32, as llama.cpp has it."""
 
@@ -87,28 +86,3 @@ def unbroken(tokens: Sequence[int], breakers: Breakers) -> int:
             if tails:
                 return n_behind - max(tails)
     return n
-
-
-def find_breakers(
-    texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]
-) -> Breakers:
-    """The breakers for some texts, in a vocabulary of these words; `encode` gives the tokens of a text.
-
-    A token breaks alone if it contains the text. If it ends with the text's beginning the tokens of the rest, at most MAX_TAIL, must
-    follow it.
-    """
-    breakers: dict[int, list[tuple[int, ...]]] = {}
-    for text in texts:
-        whole, tails = (
-            text.encode(),
-            {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))},
-        )
-        beginnings = tuple(tails)
-        for token, word in enumerate(words):
-            if whole in word:
-                breakers.setdefault(token, []).append(())
-            elif word.endswith(beginnings):
-                breakers.setdefault(token, []).extend(
-                    tail for beginning, tail in tails.items() if word.endswith(beginning)
-                )
-    return breakers

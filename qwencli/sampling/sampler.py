@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..kernels.layout import MAX_TOP_K
+from .breakers import Breakers
+from .candidates import Candidates, all_of, drawn, log_probabilities
+from .chain import STAGES, Now, last, stages
 from .constraint import Constraint
+from .filters import min_p, temperature, top_k, top_p
+from .mirostat import adapted
 from .params import SamplingParams
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from .candidates import Candidates
-
-Breakers = Mapping[int, Sequence[tuple[int, ...]]]
-"""Texts that DRY's repetitions don't reach across, as tokens: a first one and, for each, what must follow it to complete a text."""
+from .penalties import penalties
 
 GAMMA, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 FOR_XTC = 2**63
@@ -52,7 +53,7 @@ class Draw(NamedTuple):
     chance: float
 
 
-class Report(NamedTuple):
+class TokenReport(NamedTuple):
     """How a token was chosen. `logprob` and those of `top`, the likeliest tokens, are natural logarithms of the model's probabilities;
     `stages` are samplers and how many tokens each left; `probability` is the token's among the last of them."""
 
@@ -72,13 +73,9 @@ class Sampler:
     def __init__(
         self, params: SamplingParams, breakers: Breakers | None = None, constraint: Constraint | None = None
     ) -> None:
-        import secrets
-
-        from .chain import stages
-
         self.params, self._breakers, self._constraint = params, breakers or {}, constraint
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
-        self.report: Report | None = None
+        self.report: TokenReport | None = None
         self._stages = stages(params)
         self._draw = compiled_chain(params, self._stages) if constraint is None else None
         self._mu = self._next_mu = 2 * params.mirostat_tau
@@ -91,8 +88,6 @@ class Sampler:
         """
         if self._draw is None:
             return None
-        from .chain import last
-
         recent = Counter(last(tokens, self.params.penalty_last_n)) if "penalties" in self._stages else {}
         return self._draw._replace(
             recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0
@@ -103,10 +98,6 @@ class Sampler:
 
         Raises QwenError where the constraint does.
         """
-        import numpy as np
-
-        from .candidates import drawn, log_probabilities
-
         if not np.isfinite(logits).all():
             return NOT_FINITE
         if index != self._index:  # a step that is done again finds things as they were
@@ -114,23 +105,16 @@ class Sampler:
         left, counts = self.left(logits, tokens, index)
         token, probability = drawn(left, uniform(self.seed, index))
         if self.params.mirostat:
-            from .mirostat import adapted
-
             self._next_mu = adapted(self._mu, probability, self.params.mirostat_tau, self.params.mirostat_eta)
         if self.params.n_probs or self.params.explain:
             logprob, top = log_probabilities(logits, token, self.params.n_probs)
-            self.report = Report(token, logprob, top, counts, probability)
+            self.report = TokenReport(token, logprob, top, counts, probability)
         return token
 
     def left(
         self, logits: NDArray[np.float32], tokens: Sequence[int], index: int
     ) -> tuple[Candidates, list[tuple[str, int]]]:
         """The tokens that may be chosen now, with logits that say how likely, and how many each sampler left."""
-        import numpy as np
-
-        from .candidates import Candidates, all_of
-        from .chain import STAGES, Now
-
         now = Now(tokens, uniform(self.seed, index + FOR_XTC), self._mu, len(logits), self._breakers)
         left, counts = all_of(logits), []
         mask = self._constraint.mask(tokens[len(tokens) - index :]) if self._constraint else None
@@ -172,15 +156,9 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
 
 def choose(logits: NDArray[np.float32], d: Draw) -> int:
     """The token that a draw takes from logits, float32 [n_vocab]; NOT_FINITE if one of them is NaN or infinite. Machine code's twin."""
-    import numpy as np
-
-    from . import filters
-    from .candidates import all_of, drawn
-    from .penalties import penalties
-
     if not np.isfinite(logits).all():
         return NOT_FINITE
     left = penalties(all_of(logits), d.recent, d.repeat_penalty, d.frequency_penalty, d.presence_penalty)
     if d.temp > 0:
-        left = filters.min_p(filters.top_p(filters.top_k(left, d.top_k), d.top_p), d.min_p)
-    return drawn(filters.temperature(left, d.temp), d.chance)[0]
+        left = min_p(top_p(top_k(left, d.top_k), d.top_p), d.min_p)
+    return drawn(temperature(left, d.temp), d.chance)[0]

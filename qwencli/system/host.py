@@ -28,7 +28,7 @@ MEMORY_FILES = (
 """Of cgroups v2 and v1."""
 
 
-class Node(NamedTuple):
+class NumaNode(NamedTuple):
     """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23") and its memory in bytes, where known."""
 
     number: int
@@ -155,7 +155,7 @@ class Host:
         chosen = re.search(r"\[(\w+)\]", self._read("sys/kernel/mm/transparent_hugepage/enabled") or "")
         return chosen[1] if chosen else None
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NumaNode]:
         """The NUMA nodes that have CPUs."""
         found = []
         for folder in self._root.joinpath("sys/devices/system/node").glob("node[0-9]*"):
@@ -166,5 +166,5 @@ class Host:
                     r"MemTotal:\s*([0-9]+) kB",
                     self._read("sys/devices/system/node", folder.name, "meminfo") or "",
                 )
-                found.append(Node(int(number), cpus, int(memory[1]) * 1024 if memory else None))
+                found.append(NumaNode(int(number), cpus, int(memory[1]) * 1024 if memory else None))
         return sorted(found)

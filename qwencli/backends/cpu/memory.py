@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import InputError, QwenError
 from ...kernels import layout
 from ...network.graph import N_OUTPUTS, N_TOKENS
-from ...sampling import Draw
+from ...sampling.sampler import Draw
 
 I64 = NDArray[np.int64]
 Bytes = NDArray[np.uint8]

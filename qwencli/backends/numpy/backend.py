@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...errors import ModelError
 from ...network.graph import Graph, Input, Weight
 from ...network.model import Model
-from ...sampling import Draw
+from ...sampling.sampler import Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
 from ..protocol import F32, F64, LOGITS, Batch, sample_with_numpy, score_with_numpy
 from .memory import KVPages, States, WeightReader

@@ -1,20 +1,18 @@
-"""What can be said to a chat beside questions: one table, COMMANDS, and a small function for each of its lines."""
+"""What a user can enter in a chat: questions, and commands. One table, COMMANDS, and a small function for each of its lines."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ...dialogue.settings import changed, check_name, parse, shown, values
+from ...dialogue.settings import changed, check_name, parse, shown, suggestion, values
 from ...dialogue.transcript import Transcript, save
-from ...errors import InputError
+from ...errors import InputError, QwenError
 from ...system.files import read_file
 from .._common import say
-
-if TYPE_CHECKING:
-    from .conversation import Chat
+from .conversation import Chat
 
 MAX_FILE = 16 * 2**20
 """Bytes of a file to /read: more than any context holds."""
@@ -176,3 +174,32 @@ COMMANDS = {
     ]
 }
 ALIASES = {"?": "help", "exit": "bye", "quit": "bye"}
+
+
+def take(chat: Chat, text: str) -> None:
+    """Run the command in `text`, which begins with a slash, or ask the question. Two slashes begin a question with one."""
+    try:
+        if text.startswith("/") and not text.startswith("//"):
+            run(chat, text)
+        elif text.strip():
+            chat.answer(chat.dialogue.ask(text[1:] if text.startswith("//") else text))
+    except (QwenError, MemoryError) as error:
+        chat.fail(str(error) or "not enough memory")
+
+
+def run(chat: Chat, text: str) -> None:
+    """Run a command. Raises InputError for an unknown one and for missing or needless arguments, QwenError where it fails."""
+    word, *rest = text[1:].split(maxsplit=1) or [""]
+    name = ALIASES.get(word, word)
+    argument = "".join(rest).strip()
+    command = COMMANDS.get(name)
+    if command is None:
+        if "\n" in text:  # a paste: it can be edited
+            chat.dialogue.draft = text
+        near = suggestion(name, COMMANDS, "/") or ": /help lists them, // begins a message with a slash"
+        raise InputError(f"unknown command /{name[:40]}{near}")
+    if argument and not command.arguments:
+        raise InputError(f"/{name} takes no argument")
+    if not argument and command.arguments and not command.arguments.startswith("["):
+        raise InputError(f"/{name} needs {command.arguments}")
+    command.run(chat, argument)

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from ...errors import InputError
 from .._common import say
+from .commands import take
 from .conversation import Chat
 from .multiline import continued, finished
 
@@ -18,7 +19,7 @@ def converse(chat: Chat) -> None:
     lines = Lines(sys.stdin.buffer)
     while not chat.ended and not lines.ended:
         try:
-            chat.take(lines.turn())
+            take(chat, lines.turn())
         except InputError as error:
             chat.fail(str(error))
 

@@ -15,7 +15,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 from ...dialogue.settings import names
 from .._common import say, warn
-from .commands import COMMANDS
+from .commands import COMMANDS, take
 from .conversation import Chat
 from .history import PrivateHistory, history_path
 from .multiline import continued, finished
@@ -28,7 +28,7 @@ def converse(chat: Chat) -> None:
         draft, chat.dialogue.draft = chat.dialogue.draft, ""
         try:
             text = session.prompt("> ", default=draft)
-            chat.take(finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
+            take(chat, finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
         except EOFError:
             return
         except (KeyboardInterrupt, click.Abort):
