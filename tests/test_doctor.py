@@ -20,7 +20,10 @@ from qwencli import __version__
 from qwencli.backends.cpu import backend as cpu
 from qwencli.backends.cpu.team import physical_cores
 from qwencli.kernels import isa, jit
-from qwencli.measure import doctor
+from qwencli.machine import doctor
+from qwencli.machine.advice import advice
+from qwencli.machine.kernel_cache import kernel_cache
+from qwencli.machine.self_check import check, check_apart
 from qwencli.system.host import Host, NumaNode
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's files and signals")
@@ -160,10 +163,18 @@ def test_a_server_with_two_nodes(tmp_path: Path) -> None:
     assert host.nodes() == [NumaNode(0, "0-1", 1_024_000), NumaNode(1, "2-3", 2_048_000)]
     assert host.memory() == (16_384_000, 9_216_000)
     assert host.virtual() is True
+    assert host.cpu_name() == "X"
     assert (
         host.steal() == 40 / 1000
     )  # of user, nice, system, idle, iowait, irq, softirq, steal; guest is part of user
     assert host.huge_pages() == "madvise"
+
+
+def test_every_cpu_has_a_name_of_one_line(tmp_path: Path) -> None:
+    for text in "", "model name\t:\n", "model name\t: \nflags\t\t: fpu\n", "processor : 0\n":
+        for host in machine(tmp_path, {"proc/cpuinfo": text}), Host(tmp_path / "none"), Host():
+            assert host.cpu_name().strip()
+            assert "\n" not in host.cpu_name()
 
 
 FILES = [
@@ -337,16 +348,16 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
 def test_advice(name: str) -> None:
     changes, expected = ADVICE[name]
     facts = deepcopy(SOUND)
-    assert doctor.advice(facts) == []
+    assert advice(facts) == []
     for key, change in changes.items():
         facts[key] |= change
-    lines = doctor.advice(facts)
+    lines = advice(facts)
     assert len(lines) == len(expected)
     assert all(line.startswith(begin) for line, begin in zip(lines, expected))
 
 
 def test_advice_for_several_nodes() -> None:
-    (line,) = doctor.advice(SOUND | {"numa": 2 * SOUND["numa"]})
+    (line,) = advice(SOUND | {"numa": 2 * SOUND["numa"]})
     assert line.startswith("memory is spread over 2 NUMA nodes")
 
 
@@ -354,7 +365,7 @@ def test_advice_for_several_nodes() -> None:
 
 
 def test_the_kernels_give_what_numpy_gives() -> None:
-    assert doctor.check_apart(isa.choose().name) == "ok"
+    assert check_apart(isa.choose().name) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +382,7 @@ def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, wrong: Calla
     monkeypatch.setattr(
         cpu.CPUBackend, "run", lambda *args: {name: wrong(x) for name, x in run(*args).items()}
     )
-    assert doctor.check().startswith("they give other logits than NumPy")
+    assert check().startswith("they give other logits than NumPy")
 
 
 @posix
@@ -391,9 +402,9 @@ def test_a_check_that_ends_badly_is_a_line(
     (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert expected in doctor.check_apart("generic")
+    assert expected in check_apart("generic")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    assert doctor.check_apart("generic").startswith("they could not be run")
+    assert check_apart("generic").startswith("they could not be run")
 
 
 # The cache
@@ -424,7 +435,7 @@ def test_clearing_takes_kernels_and_nothing_else(cache: Path, tmp_path: Path, ca
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     (cache / f"neon-{20 * '2'}").symlink_to(outside)
-    found = {folder["name"]: folder for folder in doctor.cache()["folders"]}
+    found = {folder["name"]: folder for folder in kernel_cache()["folders"]}
     assert found == {
         current.name: {
             "name": current.name,
@@ -445,15 +456,15 @@ def test_clearing_takes_kernels_and_nothing_else(cache: Path, tmp_path: Path, ca
 
 @posix
 def test_why_kernels_are_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.cache() == {"folder": str(cache), "why_not": None, "folders": []}
+    assert kernel_cache() == {"folder": str(cache), "why_not": None, "folders": []}
     assert not cache.exists()
     monkeypatch.setenv("QWENCLI_CACHE", "/dev/null/cache")
-    assert doctor.cache()["why_not"] == "/dev/null: Not a directory"
+    assert kernel_cache()["why_not"] == "/dev/null: Not a directory"
     monkeypatch.setenv("QWENCLI_CACHE", str(cache))
     folder = jit.Kernels(isa.choose()).folder
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert doctor.cache()["why_not"] == f"{folder}: others can write to it"
+    assert kernel_cache()["why_not"] == f"{folder}: others can write to it"
 
 
 # The command

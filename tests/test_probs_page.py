@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qwencli.measure.probs_page import explanation, page
+from qwencli.cli._probs_page import explanation, page
 from qwencli.sampling.sampler import TokenReport
 
 HOSTILE = [

@@ -45,7 +45,7 @@ class Probabilities:
     def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
         """Say how the answer's token at `place` was chosen, if that was asked for."""
         if self.explain and (report := seq.reports.get(place)):
-            from ..measure.probs_page import explanation
+            from ._probs_page import explanation
 
             say(explanation(report, lambda token: tokenizer.decode([token])))
 
@@ -67,8 +67,8 @@ class Probabilities:
     def write_page(self, seq: Sequence, tokenizer: Tokenizer, model: str, prompt: str) -> None:
         """Write the page, if one was asked for. Raises QwenError where that fails."""
         if self.show_probs:
-            from ..measure.probs_page import page
             from ..system.files import replacing
+            from ._probs_page import page
 
             text = page(
                 [report for _, report in sorted(seq.reports.items())], tokenizer.token_bytes, model, prompt

@@ -26,8 +26,8 @@ def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
     Kernels are checked in a process of their own, and what the memory and the cores can do is measured; the first time that compiles
     kernels.
     """
-    from ..measure.doctor import clear_cache as clear
-    from ..measure.doctor import examine
+    from ..machine.doctor import examine
+    from ..machine.kernel_cache import clear_cache as clear
 
     if clear_cache:
         n_files, n_bytes = clear()

@@ -58,7 +58,7 @@ def warmup(
     paths = [choose_model(wanted).path for wanted in models]
     from ..backends.kv_cache import CacheTypes
     from ..gguf.file import GGUFFile
-    from ..measure.warmup import warm_up
+    from ..machine.warmup import warm_up
     from ..network.model import load_model
 
     done = []

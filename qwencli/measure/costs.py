@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from ..backends.cpu.program import activation_kind, weight_info
 from ..backends.kv_cache import HALVES, TYPES, CacheTypes
+from ..machine.peak import Peak
 from ..network.config import DeltaNets
 from ..network.graph import N_OUTPUTS, Attention, ExpertLinear, Linear, Route, Tensor
 from ..network.model import Model
-from .limits import Limits
 
 
 class Cost(NamedTuple):
@@ -36,13 +36,13 @@ class Cost(NamedTuple):
     def times(self, n: int) -> Cost:
         return Cost(*(n * x for x in self))
 
-    def read_seconds(self, limits: Limits) -> float:
-        """The least time that reading takes on a machine of these limits."""
-        return self.n_bytes / limits.bandwidth
+    def read_seconds(self, peak: Peak) -> float:
+        """The least time that reading takes at that peak."""
+        return self.n_bytes / peak.bandwidth
 
-    def compute_seconds(self, limits: Limits) -> float:
-        """The least time that computing takes on a machine of these limits."""
-        return self.products / limits.products + self.flops / limits.flops
+    def compute_seconds(self, peak: Peak) -> float:
+        """The least time that computing takes at that peak."""
+        return self.products / peak.products + self.flops / peak.flops
 
 
 class Extent(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -51,6 +52,11 @@ class Host:
     def _number(self, *parts: str) -> int | None:
         text = self._read(*parts) or ""
         return int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else None
+
+    def cpu_name(self) -> str:
+        """What the CPU calls itself, or its architecture."""
+        name = re.search(r"^model name\s*:\s*(\S.*)", self._read("proc/cpuinfo") or "", re.M)
+        return name[1] if name else platform.processor() or platform.machine() or "unknown CPU"
 
     def virtual(self) -> bool | None:
         """Whether this is a virtual machine."""

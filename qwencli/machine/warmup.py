@@ -23,7 +23,7 @@ from ..kernels.isa import available
 from ..kernels.jit import KernelError
 from ..kernels.layout import FORMATS
 from ..network.model import Model, load_model
-from . import limits
+from . import peak
 
 MOST_TOKENS = 512
 """Of a step: more need no other kernels."""
@@ -99,7 +99,7 @@ def kernels_of_model(
     """The kernels for an ISA of whatever the commands do with a model. Raises ModelError for one that has none."""
     if missing := what_has_no_kernels(model):
         raise ModelError(f"{model.file.path}: there are no compiled kernels for {', '.join(missing)}")
-    found = {*limits.SPECS, *stopwatch.SPECS}
+    found = {*peak.SPECS, *stopwatch.SPECS}
     for each in [
         model,
         *(

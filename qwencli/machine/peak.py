@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured by a team of threads in half a second: reading memory, and multiplying."""
+"""The most that this machine can do, measured by a team of threads in half a second: reading memory, and multiplying."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ STEPS: dict[str, int] = {"dot4": 2 * 4 * layout.LANES, "fma": 2 * layout.LANES}
 TILES = [(4, 4), (2, 2)]
 """Registers that are multiplied with each other: the more the better, where there are as many."""
 SPECS = (
-    "limits:fill",
-    *(f"limits:read:{n}" for n in sorted({n for n, *_ in READS})),
-    *(f"limits:multiply:{step}:{rows}:{columns}" for step in STEPS for rows, columns in TILES),
+    "peak:fill",
+    *(f"peak:read:{n}" for n in sorted({n for n, *_ in READS})),
+    *(f"peak:multiply:{step}:{rows}:{columns}" for step in STEPS for rows, columns in TILES),
 )
-"""The kernels that measure_limits needs besides the team's."""
+"""The kernels that measure_peak needs besides the team's."""
 LEAST_BUFFER, SHARE_OF_MEMORY = 2**28, 8
 FACTOR_BYTES, TURNS = 4096, 4096
 REPEATS = 6
@@ -39,7 +39,7 @@ UNINTERRUPTED = 2**20  # chunks: a run takes milliseconds
 
 
 @dataclass(frozen=True)
-class Limits:
+class Peak:
     """Bytes a second that are read from memory; operations a second on int8 factors with int32 sums, and on float32.
 
     A product and its addition are two operations.
@@ -49,16 +49,16 @@ class Limits:
     products: float
     flops: float
 
-    def best(self, other: Limits) -> Limits:
+    def best(self, other: Peak) -> Peak:
         """The best of both: a neighbour on the same machine makes a measurement smaller, nothing makes it larger."""
-        return Limits(
+        return Peak(
             max(self.bandwidth, other.bandwidth),
             max(self.products, other.products),
             max(self.flops, other.flops),
         )
 
 
-def measure_limits(n_threads: int | None = None, report: Report | None = None) -> Limits:
+def measure_peak(n_threads: int | None = None, report: Report | None = None) -> Peak:
     """The best of several loops on so many threads, by default one a physical core. `report` is told what is compiled. Raises QwenError."""
     try:
         kernels = kernels_of(choose().name)
@@ -70,13 +70,13 @@ def measure_limits(n_threads: int | None = None, report: Report | None = None) -
         raise QwenError(f"{error} (please report this)") from error
     loops = Loops(Team(kernels, n_threads or physical_cores(), 64), addresses)
     try:
-        return Limits(loops.bandwidth(), loops.arithmetic("dot4"), loops.arithmetic("fma"))
+        return Peak(loops.bandwidth(), loops.arithmetic("dot4"), loops.arithmetic("fma"))
     finally:
         loops.team.close()
 
 
 class Loops:
-    """The loops of kernels/limits.py."""
+    """The loops of kernels/peak.py."""
 
     def __init__(self, team: Team, addresses: dict[str, int]) -> None:
         self.team = team
@@ -101,9 +101,9 @@ class Loops:
         """Bytes a second, all threads together, of a buffer that is too large for the caches."""
         n_bytes = buffer_bytes()
         memory = np.empty(n_bytes, np.uint8)
-        self.seconds("limits:fill", n_bytes, READS[0][2], address_of(memory))
+        self.seconds("peak:fill", n_bytes, READS[0][2], address_of(memory))
         fastest = min(
-            self.seconds(f"limits:read:{n_streams}", n_bytes, chunk, address_of(memory), ahead)
+            self.seconds(f"peak:read:{n_streams}", n_bytes, chunk, address_of(memory), ahead)
             for _ in range(REPEATS)
             for n_streams, ahead, chunk in READS
         )
@@ -112,7 +112,7 @@ class Loops:
     def arithmetic(self, step: str) -> float:
         """Operations a second, all threads together."""
         return max(
-            self._rate(f"limits:multiply:{step}:{rows}:{columns}") * rows * columns * STEPS[step]
+            self._rate(f"peak:multiply:{step}:{rows}:{columns}") * rows * columns * STEPS[step]
             for rows, columns in TILES
         )
 
