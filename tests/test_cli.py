@@ -57,7 +57,7 @@ def test_a_terminal_without_a_command_is_shown_what_can_be_done() -> None:
         ("rnu", " Did you mean run?"),
         ("tokenise", " Did you mean tokenize or detokenize?"),
         ("frobnicate", ""),
-        ("_common", ""),
+        ("_options", ""),
     ],
 )
 def test_unknown_commands_suggest_near_ones(call: Call, typed: str, hint: str) -> None:
@@ -124,7 +124,7 @@ def test_what_needs_no_numbers_imports_none(args: list[str], monkeypatch: pytest
         "info x y",
         "frobnicate",
         "--frobnicate",
-        "_common",
+        "_options",
         "__init__",
     ],
 )

@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import QwenError
-from ._common import printable
+from ._streams import printable
 
 WELCOME = """\
 qwencli runs Qwen models from GGUF files on this machine's CPU.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ._common import printable, write_text
+from ._streams import printable, write_text
 
 if TYPE_CHECKING:
     from ..measure.figures import Result

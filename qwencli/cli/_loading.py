@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._bar import Bar
-from ._common import (
+from ._models import Wanted, choose_model, model_option
+from ._options import (
     backend_option,
     cache_type_k_option,
     cache_type_v_option,
-    check_context,
     fit_option,
     mmap_option,
-    say,
     threads_option,
 )
-from ._models import Wanted, choose_model, model_option
+from ._streams import say, warn
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -94,6 +93,14 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         wrapper = option(wrapper)
     return wrapper
+
+
+def check_context(n_ctx: int, trained: int) -> None:
+    """Warn of a context longer than the model was trained for; it is used all the same."""
+    if n_ctx > trained:
+        warn(
+            f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that"
+        )
 
 
 session_option = click.option(

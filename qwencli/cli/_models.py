@@ -16,7 +16,7 @@ from ..hub.choice import ModelPath, find_model
 from ..hub.places import VARIABLE
 from ..units import size
 from ._bar import Bar
-from ._common import printable, say
+from ._streams import printable, say
 
 if TYPE_CHECKING:
     from ..hub.downloads import RemoteModel

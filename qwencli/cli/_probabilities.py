@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import say
+from ._streams import say
 
 if TYPE_CHECKING:
     from ..engine.engine import Sequence

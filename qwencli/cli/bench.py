@@ -14,8 +14,9 @@ import click
 
 from ..backends.kv_cache import TYPES, CacheTypes
 from ._bench_table import print_table
-from ._common import example, say, write_text
 from ._models import Wanted, choose_model, models_option
+from ._options import example
+from ._streams import say, write_text
 
 if TYPE_CHECKING:
     from ..measure.figures import Result, Test

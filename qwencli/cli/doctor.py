@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from ..units import size
-from ._common import example, json_option, printable, say, write_text
 from ._models import Wanted, fetched, model_option
+from ._options import example, json_option
+from ._streams import printable, say, write_text
 
 
 @click.command(epilog=example("qwencli doctor", "qwencli doctor -m model.gguf --json"))

@@ -16,16 +16,9 @@ from ..gguf.file import GGUFFile
 from ..gguf.metadata import ARRAY, LazyArray
 from ..gguf.types import FILE_TYPES
 from ..units import size
-from ._common import (
-    cache_type_k_option,
-    cache_type_v_option,
-    example,
-    json_option,
-    mmap_option,
-    printable,
-    write_text,
-)
 from ._models import Wanted, choose_model, model_argument
+from ._options import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option
+from ._streams import printable, write_text
 
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
 

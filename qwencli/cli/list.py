@@ -16,7 +16,8 @@ import click
 from ..errors import QwenError
 from ..hub.installed import Installed, installed
 from ..units import size
-from ._common import example, json_option, printable, write_text
+from ._options import example, json_option
+from ._streams import printable, write_text
 
 
 @click.command("list", epilog=example("qwencli list", "qwencli list --json"))

@@ -8,21 +8,19 @@ import time
 import click
 
 from ._bar import Bar
-from ._common import (
+from ._loading import check_context
+from ._models import Wanted, choose_model, model_option
+from ._options import (
     backend_option,
     cache_type_k_option,
     cache_type_v_option,
-    check_context,
     example,
     fit_option,
     json_option,
     mmap_option,
-    read_text,
-    say,
     threads_option,
-    write_text,
 )
-from ._models import Wanted, choose_model, model_option
+from ._streams import read_text, say, write_text
 
 
 @click.command(

@@ -7,8 +7,9 @@ import json
 import click
 
 from ..errors import InputError
-from ._common import example, json_option, write_text
 from ._models import fetch
+from ._options import example, json_option
+from ._streams import write_text
 
 
 @click.command(

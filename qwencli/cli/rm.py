@@ -8,7 +8,8 @@ import click
 
 from ..errors import QwenError
 from ..units import size
-from ._common import example, say
+from ._options import example
+from ._streams import say
 
 
 @click.command(

@@ -7,8 +7,9 @@ import json
 import click
 
 from ..errors import InputError
-from ._common import example, json_option, mmap_option, read_text, write_text
 from ._models import Wanted, choose_model, model_option
+from ._options import example, json_option, mmap_option
+from ._streams import read_text, write_text
 
 
 @click.command(

@@ -7,8 +7,9 @@ import json
 import click
 
 from ._bar import Bar
-from ._common import cache_type_k_option, cache_type_v_option, example, json_option, say, write_text
 from ._models import Wanted, choose_model, models_option
+from ._options import cache_type_k_option, cache_type_v_option, example, json_option
+from ._streams import say, write_text
 
 
 @click.command(

@@ -11,10 +11,11 @@ import click
 
 from .._answers import Thinking, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
-from .._common import example, json_option, say
 from .._grammar import Grammar, grammar_options
 from .._loading import Loader, kept_session, loading_options, session_option
+from .._options import example, json_option
 from .._sampling import sampling_options
+from .._streams import say
 
 if TYPE_CHECKING:
     from ...dialogue.dialogue import ChatModel

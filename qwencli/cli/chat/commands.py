@@ -11,7 +11,7 @@ from ...dialogue.settings import changed, check_name, parse, shown, suggestion, 
 from ...dialogue.transcript import Transcript, save
 from ...errors import InputError, QwenError
 from ...system.files import read_file
-from .._common import say
+from .._streams import say
 from .conversation import Chat
 
 MAX_FILE = 16 * 2**20

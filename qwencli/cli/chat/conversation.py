@@ -14,7 +14,7 @@ from ...dialogue.transcript import load
 from ...text.chat.answers import Event
 from .._answers import AnswerPrinter, answer_fields
 from .._bar import Bar
-from .._common import say, write_text
+from .._streams import say, write_text
 
 Show = Callable[[Iterator[Event]], None]
 

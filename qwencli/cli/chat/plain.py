@@ -6,7 +6,7 @@ import sys
 from typing import BinaryIO
 
 from ...errors import InputError
-from .._common import say
+from .._streams import say
 from .commands import take
 from .conversation import Chat
 from .multiline import continued, finished

@@ -14,7 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from ...dialogue.settings import names
-from .._common import say, warn
+from .._streams import say, warn
 from .commands import COMMANDS, take
 from .conversation import Chat
 from .history import PrivateHistory, history_path

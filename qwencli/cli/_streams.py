@@ -1,4 +1,4 @@
-"""What several commands share: options, reading text. Nothing here imports more than it must."""
+"""What commands read and write: text in UTF-8, data to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -7,41 +7,7 @@ import sys
 
 import click
 
-from ..backends.kv_cache import TYPES
 from ..errors import InputError, QwenError
-
-mmap_option = click.option(
-    "--no-mmap", is_flag=True, help="Read the file instead of mapping it (it may then change while in use)."
-)
-threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1, 1024), help="Threads. Default: as many as there are cores."
-)
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(["auto", "cpu", "numpy"]),
-    default="auto",
-    help="cpu: compiled kernels. numpy: the slow float32 reference. Default: cpu, if it has the file's types.",
-)
-cache_type_k_option, cache_type_v_option = (
-    click.option(
-        f"-ct{letter}",
-        f"--cache-type-{letter}",
-        type=click.Choice(list(TYPES)),
-        help=f"As what {what} are kept in the KV cache. Default: f16. q8_0 takes half the memory, q4_0 a quarter.",
-    )
-    for letter, what in (("k", "keys"), ("v", "values"))
-)
-fit_option = click.option(
-    "--fit/--no-fit",
-    default=None,
-    help="Take the longest context up to -c that fits into the free memory; or don't look whether it fits.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-def example(*lines: str) -> str:
-    """An epilog that shows example calls as they stand."""
-    return "\b\nExamples:\n" + "\n".join("  " + line for line in lines)
 
 
 def printable(text: str) -> str:
@@ -91,11 +57,3 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     print(f"qwencli: warning: {printable(message)}", file=sys.stderr, flush=True)
-
-
-def check_context(n_ctx: int, trained: int) -> None:
-    """Warn of a context longer than the model was trained for; it is used all the same."""
-    if n_ctx > trained:
-        warn(
-            f"a context of {n_ctx} is more than the {trained} that the model was trained for; answers may get worse beyond that"
-        )
