@@ -142,7 +142,7 @@ def test_texts_that_are_no_utf8_or_no_file(call: Call, story: Path, tmp_path: Pa
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9 au lait")
     cases = {
-        latin: "not a UTF-8 text: byte 0xe9 at offset 3",
+        latin: "not UTF-8 text: byte 0xe9 at offset 3",
         tmp_path: "cannot be read: Is a directory",
         tmp_path / "none": "cannot be read: No such file or directory",
     }
@@ -155,7 +155,7 @@ def test_texts_that_are_no_utf8_or_no_file(call: Call, story: Path, tmp_path: Pa
             assert call(*command, path) == (1, "", f"qwencli: error: {path}: {expected}\n")
         assert call(*command, "-", stdin=b"\xff")[::2] == (
             1,
-            "qwencli: error: stdin: not a UTF-8 text: byte 0xff at offset 0\n",
+            "qwencli: error: stdin: not UTF-8 text: byte 0xff at offset 0\n",
         )
 
 

@@ -310,7 +310,7 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     ),
     "no cache": (
         {"cache": {"why_not": "/c: Read-only file system"}},
-        ["compiled kernels can't be kept, so that each run"],
+        ["compiled kernels can't be kept, so each run"],
     ),
     "stale kernels": (
         {
@@ -327,14 +327,11 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     "hyperthreads": ({"threads": {"chosen": 4, "cores": 4, "allowed_cores": 4}}, ["8 CPUs share 4 cores"]),
     "a quota": (
         {"threads": {"chosen": 2, "quota": 2.5, "quota_file": "/f"}},
-        ["/f leaves 2.5 CPUs' time to this process: -t is 2 by default"],
+        ["/f allows this process 2.5 CPUs' time: -t is 2 by default"],
     ),
     "a quota above": ({"threads": {"quota": 16.0, "quota_file": "/f"}}, []),
-    "little memory": (
-        {"model": {"size": 9 * 10**9}},
-        ["the model has 9.0 GB, but 8.0 GB of memory are free"],
-    ),
-    "a limit": ({"memory": {"free": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory are free"]),
+    "little memory": ({"model": {"size": 9 * 10**9}}, ["the model has 9.0 GB, but 8.0 GB of memory is free"]),
+    "a limit": ({"memory": {"free": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory is free"]),
     "a slow format": ({"model": {"slow": ["Q5_0"]}}, ["there are no compiled kernels for Q5_0"]),
     "neighbours": ({"cpu": {"steal": 0.05}}, ["other virtual machines took 5 % of the CPU time"]),
     "nothing known": (
@@ -499,7 +496,10 @@ def test_the_text_has_each_fact_and_each_advice(
     monkeypatch.setattr(Host, "steal", lambda host: 0.25)  # which may change from one call to the next
     monkeypatch.setenv(isa.VARIABLE, "generic")
     code, out, err = call("doctor", "-m", "none.gguf")
-    assert (code, err) == (0, "checking the kernels for generic, which are compiled first: some seconds\n")
+    assert (code, err) == (
+        0,
+        "checking the kernels for generic, which have to be compiled first: a few seconds\n",
+    )
     assert f"qwencli {__version__}, Python {platform.python_version()}" in out
     assert (
         "generic, $QWENCLI_ISA asks for generic, check failed: they ended their process with the signal 4"

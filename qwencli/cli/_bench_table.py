@@ -23,11 +23,11 @@ COLUMNS = {
     "GB/s": 13,
     "GFLOP/s": 13,
 }
-"""The columns of the table and how wide they are, those that are negative with their text at the left: llama-bench's, then ours."""
+"""The columns of the table, llama-bench's and then ours, and their widths; a negative one means that the text is on the left."""
 
 
 def print_table(results: Iterable[Result], with_types: bool = False) -> None:
-    """llama-bench's table with two more columns, then what the machine can do, then the profiles."""
+    """llama-bench's table with two more columns, then the machine's peak, then the profiles."""
     columns = {
         name: width for name, width in COLUMNS.items() if with_types or name not in ("type_k", "type_v")
     }
@@ -89,7 +89,7 @@ def rule(widths: Iterable[int]) -> str:
 
 
 def profile_table(result: Result) -> str:
-    """Where a test's time went; the last line is the test itself, where rows run side by side and nobody looks at the clock."""
+    """Where a test's time went. The last line is the test itself, where rows overlap and nothing stops to look at the clock."""
     head, widths = ("operation", "calls", "ms", "GB/s", "GFLOP/s", "of the limit"), (-24, 8, 10, 8, 9, 12)
     text = f"\n{result.test.name}, threads: {result.n_threads}\n\n" + row(head, widths) + rule(widths)
     for kind in result.profile:

@@ -1,4 +1,4 @@
-"""The options of SamplingParams, made from its settings. Those that are seldom needed show with --help-sampling alone."""
+"""The options of SamplingParams, made from its settings. Those that are rarely needed are shown by --help-sampling only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = [s for s in SETTINGS.values() if s.options]
 
 
 class NumberRange(click.FloatRange):
-    """A FloatRange that refuses NaN too, which compares as neither too small nor too large."""
+    """A FloatRange that refuses NaN too, which is neither too small nor too large by comparison."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -46,13 +46,13 @@ LISTS: dict[str, dict[str, Any]] = {
     "dry_sequence_breakers": {"metavar": "TEXT", "multiple": True},
     "samplers": {"callback": parsed(parse_samplers), "metavar": "NAMES"},
 }
-"""Options that are no numbers: what click is told of them."""
+"""What click is told about options that aren't numbers."""
 NOTES = {
     "logit_bias": "May be given several times.",
-    "dry_sequence_breakers": "May be given several times; 'none' for no such text.",
+    "dry_sequence_breakers": "May be given several times; 'none' for none at all.",
     "samplers": f"Default: '{'; '.join(SETTINGS['samplers'].default)}'.",
 }
-"""What their help adds."""
+"""What is added to their help."""
 
 
 def option(s: Setting, about: str, hidden: bool) -> click.Option:
@@ -98,7 +98,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         expose_value=False,
         is_eager=True,
         callback=show_help,
-        help="Show the options of the other samplers, and exit.",
+        help="Show the options of the other samplers and exit.",
     )
     wrapper.__click_params__ = [*getattr(command, "__click_params__", []), about, *reversed(options)]  # type: ignore[attr-defined]
     return wrapper

@@ -11,12 +11,12 @@ from ..errors import InputError, QwenError
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped: names and values from a file must not steer the terminal."""
+    """`text` with control characters escaped: names and values from a file must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_text(path: str | None) -> str:
-    """The text of a file, or of stdin for None or '-'. Raises InputError if it is no UTF-8, QwenError if it cannot be read."""
+    """The text of a file, or of stdin for None or '-'. Raises InputError if it isn't UTF-8, QwenError if it can't be read."""
     try:
         if path in (None, "-"):
             name, raw = "stdin", sys.stdin.buffer.read()
@@ -27,19 +27,19 @@ def read_text(path: str | None) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name}: not a UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}"
+            f"{name}: not UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}"
         ) from None
     except OSError as error:
         raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def write_text(text: str) -> None:
-    """Write to stdout as UTF-8, whatever the locale, and at once."""
+    """Write to stdout at once, as UTF-8 whatever the locale."""
     write_bytes(text.encode("utf-8", "replace"))
 
 
 def write_bytes(data: bytes) -> None:
-    """Write to stdout at once. A closed pipe ends the command as if it were done: whoever read it has enough."""
+    """Write to stdout at once. A closed pipe ends the command as if it were done: its reader has seen enough."""
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -51,7 +51,7 @@ def write_bytes(data: bytes) -> None:
 
 
 def say(message: str) -> None:
-    """Talk to the user, on stderr."""
+    """Tell the user something, on stderr."""
     print(printable(message), file=sys.stderr, flush=True)
 
 

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-MOST_VALUES = 1000  # of an option: more is a slip
+MOST_VALUES = 1000  # of an option: more is a mistake
 
 
 def numbers(*names: str, low: int, high: int, default: str | None, text: str) -> Option:
-    """An option that takes lists such as 128,512 or 1-4 or 1-9+2 or 64-512*2, as llama-bench does, and several of them: one list."""
+    """An option that takes lists such as 128,512 or 1-4 or 1-9+2 or 64-512*2, as llama-bench does; given several times, they are joined."""
 
     def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[int]:
         found: list[int] = []
         for part in (part for value in values for part in value.split(",")):
             match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", part)
             if not match:
-                raise click.BadParameter(f"'{part}' is no number and no range such as 1-4 or 64-512*2.")
+                raise click.BadParameter(f"'{part}' is neither a number nor a range such as 1-4 or 64-512*2.")
             number, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
             if not low <= number <= last <= high:
                 raise click.BadParameter(f"{part} is not in the range {low}<=x<={high}.")
@@ -51,7 +51,7 @@ def numbers(*names: str, low: int, high: int, default: str | None, text: str) ->
 
 
 def cache_types(letter: str) -> Option:
-    """An option that takes a list of types, as llama-bench does, and several of them."""
+    """An option that takes a list of types, as llama-bench does; given several times, they are joined."""
 
     def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
         found = [name for value in values for name in value.split(",")]
@@ -67,7 +67,7 @@ def cache_types(letter: str) -> Option:
         metavar="TYPE,...",
         multiple=True,
         callback=read,
-        help=f"As what {'keys' if letter == 'k' else 'values'} are kept: {', '.join(TYPES)}. Default: f16.",
+        help=f"The type of the {'keys' if letter == 'k' else 'values'} in the KV cache: {', '.join(TYPES)}. Default: f16.",
     )
 
 
@@ -75,7 +75,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     matches = [(value, re.fullmatch(r"(\d{1,8}),(\d{1,8})", value)) for value in values]
     for value, match in matches:
         if not match:
-            raise click.BadParameter(f"'{value}' is no pair of numbers such as 512,128.")
+            raise click.BadParameter(f"'{value}' isn't a pair of numbers such as 512,128.")
     return [(int(match[1]), int(match[2])) for _, match in matches if match]
 
 
@@ -89,24 +89,33 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 )
 @models_option
 @numbers(
-    "-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test."
+    "-p",
+    "--n-prompt",
+    low=0,
+    high=2**24,
+    default="512",
+    text="Prompt tokens to process (pp); 0 = no such test.",
 )
-@numbers(
-    "-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg), 0 for no such test."
-)
+@numbers("-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg); 0 = no such test.")
 @click.option(
     "-pg",
     "n_pg",
     metavar="P,N",
     multiple=True,
     callback=read_pairs,
-    help="A prompt and a generation timed together (pp+tg).",
+    help="Time a prompt and a generation together (pp+tg).",
 )
-@numbers("-d", "--n-depth", low=0, high=2**24, default="0", text="Tokens that are in the context before.")
+@numbers("-d", "--n-depth", low=0, high=2**24, default="0", text="Tokens that are in the context already.")
 @numbers(
-    "-npl", "--n-parallel", "n_seq", low=1, high=64, default="1", text="Sequences at once; t/s is their sum."
+    "-npl",
+    "--n-parallel",
+    "n_seq",
+    low=1,
+    high=64,
+    default="1",
+    text="Sequences at once; t/s counts all of them.",
 )
-@numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens of a step.")
+@numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens in one step.")
 @numbers(
     "-t",
     "--threads",
@@ -114,11 +123,11 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     low=1,
     high=1024,
     default=None,
-    text="Threads. Default: as many as there are cores.",
+    text="Threads to use. Default: one per core.",
 )
 @cache_types("k")
 @cache_types("v")
-@click.option("--no-fit", is_flag=True, help="Don't look whether the tests fit into the free memory.")
+@click.option("--no-fit", is_flag=True, help="Don't check whether the tests fit into free memory.")
 @click.option(
     "-r",
     "--repetitions",
@@ -126,7 +135,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     type=click.IntRange(1, 10000),
     default=5,
     show_default=True,
-    help="Times each test is run.",
+    help="How often each test is run.",
 )
 @click.option(
     "-o",
@@ -134,7 +143,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     type=click.Choice(["md", "json", "csv", "jsonl"]),
     default="md",
     show_default=True,
-    help="What is printed.",
+    help="Output format.",
 )
 @click.option(
     "--profile",
@@ -157,10 +166,10 @@ def bench(
     output: str,
     profile: bool,
 ) -> None:
-    """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
+    """Measure a model's speed with random tokens: llama-bench's tests, and how close each comes to what this machine can do.
 
-    Beside tokens a second the table has what was read of weights and KV cache and what was computed, each with its share of what
-    loops that do nothing else reach on the same threads in the same run.
+    Besides tokens per second, the table shows how much was read of the weights and the KV cache and how much was computed, each with
+    its share of what loops that do nothing else reach on the same threads in the same run.
     """
     pairs = [*((p, 0) for p in n_prompt), *((0, n) for n in n_gen), *n_pg]
     tests = [(*pair, depth, seqs) for seqs, depth, pair in product(n_seq, n_depth, pairs) if any(pair)]
@@ -185,7 +194,7 @@ def run(
     profile: bool,
     fit: bool,
 ) -> Iterator[Result]:
-    """The results as they come, with a bar on stderr."""
+    """The results as they come, with a bar on stderr. Raises QwenError."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
 
@@ -226,7 +235,7 @@ def print_json_lines(results: Iterable[Result]) -> None:
 
 
 def print_csv(results: Iterable[Result]) -> None:
-    """A line of names, then a line a test with every value in quotes; lists are left out."""
+    """A line of names, then a line per test with every value in quotes; lists are left out."""
     for i, result in enumerate(results):
         facts = {name: value for name, value in result.as_dict().items() if not isinstance(value, list)}
         line = io.StringIO()

@@ -19,13 +19,12 @@ from ._streams import printable, say, write_text
 @click.option(
     "--clear-cache",
     is_flag=True,
-    help="Delete the compiled kernels, of this and of other versions, and do nothing else.",
+    help="Delete all compiled kernels, those of other versions too, and do nothing else.",
 )
 def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
-    """Show what was found on this machine, what is used of it, and what would make it faster.
+    """Show what was found on this machine, how much of it is used, and what would make it faster.
 
-    Kernels are checked in a process of their own, and what the memory and the cores can do is measured; the first time that compiles
-    kernels.
+    The kernels are checked in a process of their own, and the speed of memory and cores is measured; the first call compiles kernels.
     """
     from ..machine.doctor import examine
     from ..machine.kernel_cache import clear_cache as clear

@@ -53,7 +53,7 @@ def info(
 
 
 def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
-    """The facts, as `--json` prints them; None where the file does not say."""
+    """The facts, as `--json` prints them; None where the file doesn't say. Raises FormatError for a damaged file."""
     from ..engine.fit import measure
     from ..network.model import load_model
 
@@ -136,7 +136,7 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
 
 
 def plain(value: Any) -> Any:
-    """A value of the metadata for JSON, which has no NaN; arrays that are long or hold arrays are only described."""
+    """A value of the metadata for JSON, which has no NaN; arrays that are long or contain arrays are only described."""
     if not isinstance(value, LazyArray):
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
     return (

@@ -40,7 +40,7 @@ from ._streams import read_text, say, write_text
     type=click.IntRange(4, 2**30),
     default=512,
     show_default=True,
-    help="Tokens a chunk.",
+    help="Tokens per chunk.",
 )
 @fit_option
 @click.option(
@@ -50,7 +50,7 @@ from ._streams import read_text, say, write_text
     type=click.IntRange(1, 2**20),
     default=2048,
     show_default=True,
-    help="Tokens a step: part of a chunk, or several chunks.",
+    help="Tokens per step: part of a chunk, or several chunks.",
 )
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option

@@ -1,4 +1,4 @@
-"""Where models lie: the embedded one, ./models, and the cache of the Hugging Face hub."""
+"""Where models are: the embedded one, ./models, and the cache of the Hugging Face hub."""
 
 from __future__ import annotations
 

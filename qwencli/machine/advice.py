@@ -8,11 +8,11 @@ from ..kernels import isa
 from ..units import size
 
 STEAL = 0.02
-"""The share of CPU time from which on it is worth a line that others take it."""
+"""The share of CPU time taken by others that is worth a line."""
 
 
 def advice(facts: dict[str, Any]) -> list[str]:
-    """A line for each thing that could be better."""
+    """A line for each thing that could be better; `facts` are those of `examine`."""
     return [
         *about_kernels(facts["isa"], facts["cache"]),
         *about_threads(facts["threads"], facts["numa"]),
@@ -27,7 +27,7 @@ def about_kernels(found: dict[str, Any], kept: dict[str, Any]) -> list[str]:
         lines.append(found["why_not"])
     elif found["chosen"] != found["available"][0]:
         lines.append(
-            f"${isa.VARIABLE} chooses {found['chosen']}; {found['available'][0]}, which this CPU has, is faster"
+            f"${isa.VARIABLE} chooses {found['chosen']}; {found['available'][0]}, which this CPU supports, is faster"
         )
     elif found["chosen"] == "generic":
         lines.append(
@@ -39,7 +39,7 @@ def about_kernels(found: dict[str, Any], kept: dict[str, Any]) -> list[str]:
         lines.append(f"the kernels for {found['chosen']} fail their check: {instead}, and please report it")
     if kept["why_not"]:
         lines.append(
-            f"compiled kernels can't be kept, so that each run compiles them again: {kept['why_not']}; "
+            f"compiled kernels can't be kept, so each run compiles them again: {kept['why_not']}; "
             "choose another folder with $QWENCLI_CACHE"
         )
     if stale := [folder for folder in kept["folders"] if not folder["current"]]:
@@ -58,11 +58,11 @@ def about_threads(found: dict[str, Any], nodes: list[dict[str, Any]]) -> list[st
         )
     if found["allowed_cores"] < found["allowed"]:
         lines.append(
-            f"{found['allowed']} CPUs share {found['allowed_cores']} cores: one thread a core is used, since more seldom help"
+            f"{found['allowed']} CPUs share {found['allowed_cores']} cores: one thread per core is used, since more rarely help"
         )
     if found["quota"] is not None and found["quota"] < found["allowed_cores"]:
         lines.append(
-            f"{found['quota_file']} leaves {found['quota']:g} CPUs' time to this process: -t is {found['chosen']} by default, "
+            f"{found['quota_file']} allows this process {found['quota']:g} CPUs' time: -t is {found['chosen']} by default, "
             "since more threads would be stopped again and again"
         )
     if len(nodes) > 1:
@@ -76,12 +76,12 @@ def about_threads(found: dict[str, Any], nodes: list[dict[str, Any]]) -> list[st
 def about_memory(found: dict[str, Any], model: dict[str, Any]) -> list[str]:
     if model["size"] and found["free"] is not None and model["size"] > found["free"]:
         return [
-            f"the model has {size(model['size'])}, but {size(found['free'])} of memory are free: what doesn't fit is read from the disk"
+            f"the model has {size(model['size'])}, but {size(found['free'])} of memory is free: what doesn't fit is read from disk"
             " for each token; take a smaller model or quantization"
         ]
     if model["slow"]:
         return [
-            f"there are no compiled kernels for {', '.join(model['slow'])}, which the model has: it runs on the slow NumPy backend"
+            f"there are no compiled kernels for {', '.join(model['slow'])}, which the model uses: it runs on the slow NumPy backend"
         ]
     return []
 
@@ -89,6 +89,6 @@ def about_memory(found: dict[str, Any], model: dict[str, Any]) -> list[str]:
 def about_figures(found: dict[str, Any]) -> list[str]:
     if found["steal"] is not None and found["steal"] > STEAL:
         return [
-            f"other virtual machines took {100 * found['steal']:.0f} % of the CPU time since this one was started: speeds will vary"
+            f"other virtual machines have taken {100 * found['steal']:.0f} % of the CPU time since this one started: speeds will vary"
         ]
     return []

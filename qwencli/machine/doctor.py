@@ -48,13 +48,13 @@ FEATURES = (
     "sve2",
     "lse",
 )
-"""LLVM's names of what kernels use, or might one day."""
+"""LLVM's names of the CPU features that kernels use, or might one day."""
 
 
 def examine(model: str | None = None, report: Callable[[str], None] | None = None) -> dict[str, Any]:
     """All facts, as `qwencli doctor --json` prints them; what can't be found is None.
 
-    It takes some seconds: a check of the kernels in a process of its own, and a measurement. `report` is told what is compiled.
+    This takes a few seconds: a check of the kernels in a process of its own, and a measurement. `report` is told what is compiled.
     """
     host = Host()
     facts: dict[str, Any] = {
@@ -67,7 +67,9 @@ def examine(model: str | None = None, report: Callable[[str], None] | None = Non
         "model": which_model(model),
     }
     if report and facts["isa"]["chosen"] and not jit.Kernels(isa.choose()).folder.exists():
-        report(f"checking the kernels for {facts['isa']['chosen']}, which are compiled first: some seconds")
+        report(
+            f"checking the kernels for {facts['isa']['chosen']}, which have to be compiled first: a few seconds"
+        )
     facts["isa"]["self_check"] = check_apart(facts["isa"]["chosen"]) if facts["isa"]["chosen"] else None
     facts["limits"] = measured(report) if facts["isa"]["self_check"] == "ok" else None
     facts["cache"] = kernel_cache()
@@ -114,7 +116,7 @@ def instruction_set() -> dict[str, Any]:
 
 
 def threads(host: Host) -> dict[str, Any]:
-    """CPUs are hardware threads. `allowed` are those of this process's affinity, `quota` what a cgroup leaves of their time."""
+    """CPUs are hardware threads. `allowed` is the process's affinity, `quota` how many CPUs' time a cgroup allows it."""
     n_cpus = os.cpu_count() or 1
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(n_cpus))
     quota = host.quota()
@@ -142,7 +144,7 @@ def memory(host: Host) -> dict[str, Any]:
 
 
 def which_model(chosen: str | None) -> dict[str, Any]:
-    """The model that a command would take, and why it can't be run, if so."""
+    """The model that a command would use, or why it can't be run."""
     found: dict[str, Any] = {"path": None, "reason": None, "size": None, "slow": [], "error": None}
     try:
         path, reason = find_model(chosen)
@@ -155,7 +157,7 @@ def which_model(chosen: str | None) -> dict[str, Any]:
 
 
 def measured(report: Callable[[str], None] | None) -> dict[str, float] | None:
-    """Bytes a second from memory, operations a second on int8 and on float32, by as many threads as are used."""
+    """Bytes per second from memory, operations per second on int8 and on float32, with as many threads as commands use."""
     try:
         peak = measure_peak(None, report)
     except QwenError:

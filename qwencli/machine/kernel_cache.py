@@ -16,7 +16,7 @@ FOLDER_NAME = re.compile(r"([a-z0-9_]+)-[0-9a-f]{20}")
 
 
 def kernel_cache() -> dict[str, Any]:
-    """Folders of compiled kernels. `current` are those that this version uses on this machine."""
+    """The folders of compiled kernels. `current` are those that this version uses on this machine."""
     folder = jit.cache_folder()
     current = {jit.Kernels(each).folder.name for each in isa.available()}
     folders = []
@@ -46,7 +46,7 @@ def kernel_folders() -> list[Path]:
 
 
 def kernel_files(folder: Path) -> list[Path]:
-    """The kernels in a folder, what was noted of them, and what a killed process left of one."""
+    """The kernels in a folder, the notes on them, and what killed processes left behind."""
     try:
         return [
             path
@@ -72,7 +72,7 @@ def why_not_kept(folder: Path) -> str | None:
 
 
 def clear_cache() -> tuple[int, int]:
-    """Delete all compiled kernels, also those of other versions. Returns how many files, and their bytes. Those of others stay."""
+    """Delete all compiled kernels, those of other versions too, and return how many files and bytes. Files of other kinds stay."""
     n_files = n_bytes = 0
     for folder in kernel_folders():
         for file in kernel_files(folder):

@@ -55,7 +55,10 @@ def check_apart(name: str) -> str:
 
 
 def check() -> str:
-    """Compare the logits of compiled kernels with the NumPy backend's: many tokens, then one more, of the embedded model's kind of text."""
+    """Compare the compiled kernels' logits with the NumPy backend's: many tokens at once, then one more. "ok", or what is wrong.
+
+    Raises QwenError.
+    """
     model = load_model(GGUFFile(EMBEDDED))
     *tokens, last = Tokenizer(model.file).encode(TEXT)
     found = []

@@ -20,7 +20,7 @@ from .costs import Cost, Costs, Extent, kind_of
 from .figures import Kind, Result, Test
 
 Step = list[tuple[KVSequence, I32]]
-"""The tokens that continue some sequences."""
+"""For some sequences, the tokens that continue them."""
 
 
 def run_bench(
@@ -36,8 +36,8 @@ def run_bench(
 ) -> Iterator[Result]:
     """Run each test `repeat` times and yield its result. `n_batch` is the most tokens of a step.
 
-    A warm-up goes before each test; depth is filled before it, too. With `profile` a test is run once more, kernel by kernel.
-    `progress` is called with a test and how many of its repetitions are done, first 0. Raises InputError, QwenError.
+    Each test is preceded by a warm-up, and its depth is filled before it too. With `profile`, a test is run once more, kernel by kernel.
+    `progress` is called with a test and how many of its repetitions are done, first with 0. Raises InputError, QwenError.
     """
     for test in tests:
         check(model, test)
@@ -70,14 +70,14 @@ def check(model: Model, test: Test) -> None:
     length, n_ctx = test.n_prompt + test.n_gen + test.n_depth, model.config.n_ctx
     if not test.n_tokens or min(test) < 0:
         raise InputError(
-            f"nothing to measure with {test.n_prompt} tokens of a prompt, {test.n_gen} to generate, {test.n_seq} sequences"
+            f"nothing to measure with {test.n_prompt} prompt tokens, {test.n_gen} to generate, {test.n_seq} sequences"
         )
     if length > n_ctx:
         raise InputError(f"{test.name} needs a context of {length} tokens, more than the model's {n_ctx}")
 
 
 class Runner:
-    """Runs tests on a backend, with random tokens. What fills the depth is kept from test to test."""
+    """Runs tests on a backend, with random tokens. The tokens that fill the depth are kept from test to test."""
 
     def __init__(self, backend: Backend, n_batch: int) -> None:
         self._backend, self._n_batch = backend, n_batch
@@ -85,7 +85,7 @@ class Runner:
         self._random = np.random.default_rng(0)
 
     def warm_up(self, test: Test) -> None:
-        """The whole prompt, but only one token."""
+        """The whole prompt, but only one token of the answer."""
         self._rewind(test)
         self._run(self._steps(test.n_prompt, min(test.n_gen, 1)))
 
@@ -109,7 +109,7 @@ class Runner:
         return total
 
     def profile(self, test: Test, costs: dict[str, Cost]) -> list[Kind]:
-        """The test once more, kernel by kernel: those that take longest come first."""
+        """The test once more, kernel by kernel; the kinds that take longest come first."""
         assert isinstance(self._backend, CPUBackend)
         self._rewind(test)
         seconds, calls = defaultdict[str, float](float), Counter[str]()
@@ -132,7 +132,7 @@ class Runner:
                 self._run([[(seq, self._tokens(min(missing, self._n_batch)))]])
 
     def _steps(self, n_prompt: int, n_gen: int) -> list[Step]:
-        """The prompts of all sequences, one behind the other, then a token of each at a time."""
+        """The prompts of all sequences, one after the other, then one token of each at a time."""
         steps: list[Step] = []
         room = 0
         for seq in self._sequences:

@@ -18,7 +18,7 @@ from .model_names import describe
 
 
 class Test(NamedTuple):
-    """What is timed: `n_prompt` tokens of a prompt, then `n_gen` one by one, behind `n_depth` others; of `n_seq` sequences at once."""
+    """What is timed: `n_prompt` tokens of a prompt, then `n_gen` one by one, after `n_depth` others; for `n_seq` sequences at once."""
 
     n_prompt: int = 0
     n_gen: int = 0
@@ -27,7 +27,7 @@ class Test(NamedTuple):
 
     @property
     def name(self) -> str:
-        """llama-bench's, with the number of sequences where there are several."""
+        """llama-bench's name, with the number of sequences if there are several."""
         parts = [f"pp{self.n_prompt}"] * bool(self.n_prompt) + [f"tg{self.n_gen}"] * bool(self.n_gen)
         return (
             "+".join(parts)
@@ -42,7 +42,7 @@ class Test(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """A line of a profile: what the kernels of one kind cost and took, for the whole test."""
+    """A line of a profile: the cost of the kernels of one kind and the time that they took, over the whole test."""
 
     name: str
     calls: int
@@ -50,7 +50,7 @@ class Kind:
     cost: Cost
 
     def share(self, peak: Peak) -> float:
-        """The least time that the machine needs, for reading or for computing, as a share of the time taken."""
+        """The least time that the machine needs, for reading or for computing, as a share of the time that was taken."""
         return max(self.cost.read_seconds(peak), self.cost.compute_seconds(peak)) / self.seconds
 
     def as_dict(self, peak: Peak) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Result:
-    """A test's times, each of the whole test, what it had to do, and the machine's peak, measured around it.
+    """A test's times, each of the whole test, its cost, and the machine's peak, measured before and after it.
 
-    `isa` is what the kernels are compiled for, None where the NumPy backend ran.
+    `isa` is what the kernels are compiled for, None if the NumPy backend ran.
     """
 
     test: Test
@@ -86,7 +86,7 @@ class Result:
 
     @property
     def samples_ts(self) -> list[float]:
-        """Tokens a second of each repetition, those of all sequences together."""
+        """Tokens per second of each repetition, all sequences together."""
         return [1e9 * self.test.n_tokens / ns for ns in self.samples_ns]
 
     @property
@@ -99,7 +99,7 @@ class Result:
         return sum(info.n_bytes for info in self.model.file.tensors.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """The keys of llama-bench's JSON that mean something here, and ours; times in ns, rates in bytes, operations, tokens a second."""
+        """The keys of llama-bench's JSON that mean something here, and ours; times in ns, rates in bytes, operations, tokens per second."""
         test, peak, cost = self.test, self.peak, self.cost
         bandwidth_share, ops_share = (
             cost.read_seconds(peak) / self.seconds,
@@ -144,5 +144,5 @@ class Result:
 
 
 def deviation(samples: Sequence[float]) -> float:
-    """The standard deviation of a sample, as llama-bench's: 0 for a single one."""
+    """The standard deviation of a sample, as in llama-bench: 0 for a single value."""
     return stdev(samples) if len(samples) > 1 else 0.0

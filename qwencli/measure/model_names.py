@@ -21,7 +21,7 @@ SIZES = {
     (64, 5120): "32B",
     (80, 8192): "72B",
 }
-"""What models of so many layers and values a token are called: the files' own labels count parameters in one way or another."""
+"""Names of models by their numbers of layers and of values per token: the files' own labels count parameters in different ways."""
 DELTA_SIZES = {(24, 1024): "0.8B", (24, 2048): "2B", (32, 2560): "4B", (32, 4096): "9B", (64, 5120): "27B"}
 EXPERTS_SIZES = {
     ("qwen2moe", 24): "A2.7B",
@@ -35,7 +35,7 @@ EXPERTS_SIZES = {
     ("qwen35moe", 48): "122B.A10B",
     ("qwen35moe", 60): "397B.A17B",
 }
-"""Those with delta nets, and those with experts."""
+"""Models with delta nets, and models with experts."""
 
 
 def describe(model: Model) -> str:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 """A first token and, for each, the tokens that must follow it to complete a breaker's text; () where it is complete."""
 MAX_TAIL = 20
-"""Tokens that may follow the first."""
+"""The most tokens that may follow the first."""
 
 
 def find_breakers(
     texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]
 ) -> Breakers:
-    """The breakers for some texts, in a vocabulary of these words; `encode` gives the tokens of a text.
+    """The breakers for some texts in a vocabulary, whose token i stands for the bytes words[i]; `encode` gives the tokens of a text.
 
-    A token breaks alone if it contains the text. If it ends with the text's beginning the tokens of the rest, at most MAX_TAIL, must
-    follow it.
+    A token that contains a text is a breaker by itself. One that ends with a text's beginning is a breaker if the tokens of the rest, at
+    most MAX_TAIL, follow it.
     """
     breakers: dict[int, list[tuple[int, ...]]] = {}
     for text in texts:

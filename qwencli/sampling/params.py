@@ -217,9 +217,9 @@ class SamplingParams:
 
     @classmethod
     def from_metadata(cls, metadata: Metadata, **chosen: Any) -> SamplingParams:
-        """llama.cpp's defaults, over them the file's `general.sampling.*`, over both what is `chosen` and not None.
+        """llama.cpp's defaults, overridden by the file's `general.sampling.*`, and both by what is `chosen` and not None.
 
-        Raises ModelError where the file's values cannot be followed, InputError for chosen ones.
+        Raises ModelError for values of the file that can't be used, InputError for chosen ones.
         """
         values: dict[str, Any] = {}
         for s in NUMBERS.values():

@@ -1,4 +1,4 @@
-"""The settings that are no numbers: how they are written, and what they may be."""
+"""The settings that aren't numbers: how they are written, and what they may be."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LETTERS = {
     "x": "xtc",
     "t": "temperature",
 }
-"""llama.cpp's letters for its samplers, and their names, in its order."""
+"""llama.cpp's letters for its samplers and their names, in its order."""
 SAMPLERS = tuple(LETTERS.values())
 ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"} | {
     alias: name for name in SAMPLERS for alias in (name, name.replace("_", "-"), name.replace("_", ""))
@@ -29,11 +29,11 @@ MAX_TOKEN = 2**31 - 1
 """The largest id that a token can have."""
 MAX_BIAS = 1e4
 MAX_BREAKER = 40
-"""Bytes of a text that breaks repetitions; llama.cpp cuts longer ones."""
+"""The most bytes of a text that breaks repetitions; llama.cpp cuts longer ones off."""
 
 
 def parse_samplers(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of samplers, one by one or in a string with semicolons between them, as SAMPLERS has them.
+    """The samplers that are meant, by the names in SAMPLERS: from a list, or from a string with semicolons between the names.
 
     llama.cpp's other spellings are understood too: top-k, topk, nucleus, temp, typ. Raises InputError.
     """

@@ -1,4 +1,4 @@
-"""Chats at a terminal: a line editor with history and completion, and what Ctrl-C and Ctrl-D mean."""
+"""Chats at a terminal: a line editor with history and completion, Ctrl-C and Ctrl-D."""
 
 from __future__ import annotations
 
