@@ -240,7 +240,7 @@ DRAW = Record(
 """How a row's token is chosen: settings, the random number; recent tokens, how many there are, the address of their numbers (i64, none
 twice) and of how often each occurred (i64)."""
 
-# -- the executor and measurements: see runtime.py, clock.py, limits.py -------------------------------------------------
+# -- the executor and measurements: see runtime.py, clock.py, peak.py -------------------------------------------------
 
 ROW = Record("row", "kernel args count divisor first last")
 """A row of a program: addresses of its kernel, of the arguments, and of a count (chunks = count / divisor, rounded up); the first row of
@@ -251,8 +251,8 @@ STATUS = Record("status", "step parked", n_bytes=128)
 """Of a thread: the step that it is in, or 0; 1 while it is parked."""
 CLOCK = Arguments("clock:read", "one function first second", writes="")
 """The number of chunks, 1; the system's clock function and its two arguments, of which one is the address of the result."""
-FILL = Arguments("limits:fill", "amount unit address", writes="address")
-READ = Arguments("limits:read", "amount unit address ahead", writes="")
+FILL = Arguments("peak:fill", "amount unit address", writes="address")
+READ = Arguments("peak:read", "amount unit address ahead", writes="")
 """Bytes in all and a chunk; bytes to prefetch ahead."""
-MULTIPLY = Arguments("limits:multiply", "amount unit address", writes="")
+MULTIPLY = Arguments("peak:multiply", "amount unit address", writes="")
 """Turns in all and a chunk; the address of DATA_BYTES of factors."""

@@ -21,7 +21,8 @@ from qwencli.backends.cpu.memory import Inputs
 from qwencli.kernels import isa
 from qwencli.kernels.arguments import CHOOSE
 from qwencli.kernels.layout import SAMPLING_SCRATCH
-from qwencli.sampling import Sampler, SamplingParams
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.sampler import Sampler
 
 N_VOCAB, N_TOKENS = 151_936, 2000
 EVERYTHING: dict[str, Any] = {

@@ -8,10 +8,10 @@ from kernel_calls import call, packed
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
 from qwencli.kernels.arguments import CHOOSE, DRAW
-from qwencli.sampling import NOT_FINITE, Draw, choose
 from qwencli.sampling.candidates import all_of, weights
 from qwencli.sampling.filters import min_p, temperature, top_k, top_p
 from qwencli.sampling.penalties import penalties
+from qwencli.sampling.sampler import NOT_FINITE, Draw, choose
 
 ISAS = [i.name for i in isa.available()]
 PLAIN = Draw(

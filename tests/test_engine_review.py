@@ -18,7 +18,8 @@ from qwencli.backends.kv_cache import PAGE, KVCache, KVSequence
 from qwencli.backends.protocol import Batch
 from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError, QwenError
-from qwencli.sampling import Draw, SamplingParams
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.sampler import Draw
 
 GREEDY = SamplingParams(temp=0)
 N_VOCAB = 10

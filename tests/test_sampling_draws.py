@@ -22,8 +22,9 @@ from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
 from qwencli.kernels.arguments import CHOOSE
 from qwencli.network.model import Model, load_model
-from qwencli.sampling import NOT_FINITE, Draw, Sampler, SamplingParams
+from qwencli.sampling import SamplingParams
 from qwencli.sampling.mirostat import adapted
+from qwencli.sampling.sampler import NOT_FINITE, Draw, Sampler
 
 LOGITS_OF_12 = np.float32([2.0, 1.5, 1.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -1.0, -2.0, -4.0])
 PAIRS: naive.Pairs = list(enumerate(LOGITS_OF_12.tolist()))

@@ -36,13 +36,14 @@ PACKAGES = [
     ("text",),
     ("answer_text",),
     ("llm",),
-    ("dialogue", "measure"),
+    ("dialogue", "machine"),
+    ("measure",),
     ("server",),
     ("cli",),
     ("__main__",),
 ]
 """The parts of the package, lowest first. Each imports from itself and from those below; parts in one row never import each other."""
-USES_KERNELS = {"kernels", "backends", "sampling", "measure"}
+USES_KERNELS = {"kernels", "backends", "sampling", "machine"}
 SIZES = "kernels.formats"
 """The one file of the kernels that the reader of files imports as well. It imports nothing itself."""
 USED_BY = {

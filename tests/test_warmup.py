@@ -17,8 +17,8 @@ from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, jit
 from qwencli.kernels.formats import FORMATS
 from qwencli.kernels.jit import Kernels
-from qwencli.measure import warmup
-from qwencli.measure.warmup import InFormat, kernels_of_model, warm_up
+from qwencli.machine import warmup
+from qwencli.machine.warmup import InFormat, kernels_of_model, warm_up
 from qwencli.network.model import Model, load_model
 
 TEXT = b"the and in a " * 30

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..network.graph import HIDDEN as HIDDEN
 from ..network.graph import LOGITS as LOGITS
 from ..network.model import Model
-from ..sampling import Draw, choose
+from ..sampling.sampler import Draw, choose
 from .kv_cache import CacheTypes, KVCache, KVSequence
 
 F32 = NDArray[np.float32]

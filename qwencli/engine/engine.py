@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from ..backends.kv_cache import PAGE, KVSequence
 from ..backends.protocol import F32, I32, Backend, Batch, Segment, first_bad_layer
 from ..errors import ContextFull, InputError, QwenError
-from ..sampling import NOT_FINITE, Breakers, Constraint, Report, Sampler, SamplingParams
+from ..sampling import Breakers, Constraint, SamplingParams
+from ..sampling.sampler import NOT_FINITE, Sampler, TokenReport
 from .prefix_cache import PrefixCache
 
 
@@ -42,7 +43,7 @@ class Sequence:
     """Tokens that the DRY sampler's repetitions don't reach across."""
     constraint: Constraint | None = None
     """What the answer has to follow. When it is complete, the answer ends as with a token of `end_ids`."""
-    reports: dict[int, Report] = field(default_factory=dict)
+    reports: dict[int, TokenReport] = field(default_factory=dict)
     """What the sampler chose from, by place in the answer, if `sampling` asks for it."""
 
     def __post_init__(self) -> None:

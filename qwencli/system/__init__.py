@@ -1,1 +1,1 @@
-"""The operating system's part: the machine, files written whole, processes under limits."""
+"""What depends on the operating system: the machine, files written whole, processes under limits."""

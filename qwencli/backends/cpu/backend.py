@@ -19,7 +19,7 @@ from ...kernels.jit import KernelError, Kernels, Progress, Report
 from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
 from ...network.model import Model
-from ...sampling import NOT_FINITE, Draw
+from ...sampling.sampler import NOT_FINITE, Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
 from .lower import lower

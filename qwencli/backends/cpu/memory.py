@@ -15,7 +15,7 @@ from ...errors import InputError, QwenError
 from ...kernels import layout
 from ...kernels.arguments import DRAW, LIKELIHOOD, POINTERS, QUANTIZED
 from ...network.graph import N_OUTPUTS, N_TOKENS
-from ...sampling import Draw
+from ...sampling.sampler import Draw
 
 I64 = NDArray[np.int64]
 Bytes = NDArray[np.uint8]

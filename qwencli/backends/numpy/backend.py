@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...network.graph import Graph, Weight
 from ...network.model import Model
-from ...sampling import Draw
+from ...sampling.sampler import Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy, score_with_numpy
 from .memory import KVPages, States, WeightReader

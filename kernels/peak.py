@@ -1,4 +1,4 @@
-"""What the machine can do at most: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
+"""The most that the machine can do: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
 
 from __future__ import annotations
 
