@@ -108,7 +108,7 @@ HOLES: dict[str, tuple[bytes, str]] = {
     ),  # wraps to 4
     "CVE-2024-23496 in an array": (
         array(8, 2, string("x") + number("Q", MAX - 7) + bytes(64)),
-        "a string of metadata key 'a' lies out",
+        "a string of metadata key 'a' extends beyond",
     ),
     "CVE-2024-23496 name": (
         table(number("Q", MAX) + bytes(64)),
@@ -200,7 +200,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "version 4": (header(version=4), "GGUF version 4, expected 2 or 3"),
     "big-endian": (
         b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-        "a big-endian GGUF file; only little-endian ones are read",
+        "a big-endian GGUF file, expected a little-endian one",
     ),
     "more pairs than there are": (
         header(n_kv=2, rest=pair("a", "u8", 1) + bytes(12)),
@@ -212,15 +212,15 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "a key twice": (
         header(n_kv=2, rest=pair("a", "u8", 1) + pair("a", "u8", 2)),
-        "metadata key 'a' stands twice",
+        "metadata key 'a' appears twice",
     ),
-    "a key that is no UTF-8": (
+    "a key that isn't UTF-8": (
         header(n_kv=1, rest=pair(b"a\xff", "u8", 1)),
-        r"a key-value pair holds a string that is no UTF-8: b'a\xff'",
+        r"a key-value pair has a string that isn't UTF-8: b'a\xff'",
     ),
-    "a value that is no UTF-8": (
+    "a value that isn't UTF-8": (
         metadata(a__b=("str", b"caf\xe9")),
-        r"metadata key 'a.b' holds a string that is no UTF-8: b'caf\xe9'",
+        r"metadata key 'a.b' has a string that isn't UTF-8: b'caf\xe9'",
     ),
     "a key of 65536 bytes": (
         header(n_kv=1, rest=pair("k" * 65536, "u8", 1)),
@@ -235,23 +235,23 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         metadata(a=("bool", 2)),
         "metadata key 'a': a boolean has the value 2, expected 0 or 1",
     ),
-    "a tensor twice": (table(entry("t", (8,)), entry("t", (8,), offset=32)), "tensor 't' stands twice"),
+    "a tensor twice": (table(entry("t", (8,)), entry("t", (8,), offset=32)), "tensor 't' appears twice"),
     "a tensor without dimensions": (table(entry("t", ())), "tensor 't' has 0 dimensions, expected 1 to 4"),
     "a name of 65 bytes": (
         table(entry("n" * 65, (8,))),
         "the table entry of tensor 0 has a name of 65 bytes, expected 64 at most",
     ),
-    "a name that is no UTF-8": (
+    "a name that isn't UTF-8": (
         table(entry(b"\xff", (8,))),
-        r"the table entry of tensor 0 holds a string that is no UTF-8: b'\xff'",
+        r"the table entry of tensor 0 has a string that isn't UTF-8: b'\xff'",
     ),
     "an unknown tensor type": (
         table(entry("t", (8,), 43)),
-        "unknown type 43 (GGML's types end at 42: the file is damaged, of a fork, or",
+        "unknown type 43 (GGML's types end at 42: the file is damaged, made for a fork, or",
     ),
     "a type of ik_llama.cpp": (
         table(entry("t", (8,), 139)),
-        "unknown type 139 (IQ4_K, which only ik_llama.cpp reads: take a file of the",
+        "unknown type 139 (IQ4_K, which only ik_llama.cpp reads: use a file of the",
     ),
     "a repacked type": (
         table(entry("t", (8,), 212)),
@@ -259,11 +259,11 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "a type of PrismML": (
         table(entry("t", (8,), 142)),
-        "unknown type 142 (PQ2_0, which only PrismML's llama.cpp reads: take a file",
+        "unknown type 142 (PQ2_0, which only PrismML's llama.cpp reads: use a file",
     ),
     "a type of bitnet.cpp": (
         table(entry("t", (8,), 36)),
-        "tensor 't' has the unknown type 36 (I2_S, which only bitnet.cpp reads: take",
+        "tensor 't' has the unknown type 36 (I2_S, which only bitnet.cpp reads: use",
     ),
     "a removed tensor type": (
         table(entry("t", (8,), 4)),

@@ -108,7 +108,7 @@ def test_arrays_are_decoded_when_read(tmp_path: Path) -> None:
     }
     file = GGUFFile(Gguf(metadata).write(tmp_path / "lazy.gguf"))
     assert file.metadata["good"].read() == ["x"]
-    with pytest.raises(FormatError, match="'bad': string 1 is no UTF-8"):
+    with pytest.raises(FormatError, match="'bad': string 1 isn't UTF-8"):
         file.metadata["bad"].read()
     with pytest.raises(FormatError, match="'flags': a boolean has the value 7"):
         file.metadata["flags"].read()
@@ -307,6 +307,6 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
     files = parts(tiny(), 3)
     files[2].tensors.append(files[0].tensors[1])
     with pytest.raises(
-        FormatError, match=r"00003-of-00003\.gguf: tensor 'output_norm.weight' stands in an earlier part too"
+        FormatError, match=r"00003-of-00003\.gguf: tensor 'output_norm.weight' is in an earlier part too"
     ):
         GGUFFile(write_parts(tmp_path, files)[0])

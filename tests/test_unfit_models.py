@@ -276,11 +276,11 @@ UNFIT: dict[str, tuple[Change, str]] = {
         without("tokenizer.ggml.tokens"),
         "'tokenizer.ggml.tokens' is missing, expected an array",
     ),
-    "a token that is no UTF-8": (
+    "a token that isn't UTF-8": (
         tokens([*TOKENS[:-1], b"\xc3("]),
-        r"'tokenizer.ggml.tokens': string 267 is no UTF-8: b'\xc3('",
+        r"'tokenizer.ggml.tokens': string 267 isn't UTF-8: b'\xc3('",
     ),
-    "a token twice": (tokens([*TOKENS[:-1], "Ġthe"]), "token 'Ġthe' stands twice in tokenizer.ggml.tokens"),
+    "a token twice": (tokens([*TOKENS[:-1], "Ġthe"]), "token 'Ġthe' appears twice in tokenizer.ggml.tokens"),
     "a byte missing": (
         tokens([*TOKENS[:33], "xx", *TOKENS[34:]]),
         "tokens lacks 1 of the 256 single bytes, such as 0x42",
@@ -411,7 +411,7 @@ TEMPLATES = {
     ),
     "reaches for Python": ("{{ ''.__class__.__mro__ }}", "fails on this conversation: SecurityError"),
     "imports": ("{% include '/etc/passwd' %}", "fails on this conversation"),
-    "half a surrogate pair": (r"{{ '\ud800' }}", "the text is no valid Unicode"),
+    "half a surrogate pair": (r"{{ '\ud800' }}", "the text isn't valid Unicode"),
     "nothing": ("{# #}", "the prompt is empty"),
 }
 
