@@ -323,7 +323,7 @@ NEXT: dict[str, tuple[Change, str]] = {
     ),
     "an early converter's": (
         renamed("blk.0.attn_qkv.weight", "blk.0.ssm_in.weight"),
-        "'blk.0.ssm_in.weight' is of an early converter",
+        "'blk.0.ssm_in.weight' is from an early converter",
     ),
     "gates of other heads": (
         shaped("blk.0.ssm_ba.weight", 32, 4),
