@@ -1,4 +1,4 @@
-"""The NumPy backend, layer by layer, against transformers' Qwen2 and Qwen3."""
+"""The NumPy backend, layer by layer, compared with transformers' Qwen2 and Qwen3."""
 
 import importlib.util
 import json
@@ -116,7 +116,7 @@ def test_several_sequences_in_a_batch_do_not_see_each_other(tiny: tuple[NumpyBac
     b, fetch = tiny
     prompts = [prompt(2, 90), prompt(3, 5), prompt(4, 70)]
     sequences = [KVSequence() for _ in prompts]
-    starts = [60, 0, 69]  # one in the middle of its prompt, one at its begin, one with a single token to go
+    starts = [60, 0, 69]  # in the middle of a prompt, at the start of one, and with a single token to go
     for seq, tokens, start in zip(sequences, prompts, starts):
         if start:
             b.run(["result_norm"], Batch([Segment(seq, tokens[:start], 0)]))

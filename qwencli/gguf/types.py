@@ -11,7 +11,7 @@ from ..kernels import formats
 class GGMLType(NamedTuple):
     """A tensor type: `block_size` weights are stored together in `block_bytes` bytes.
 
-    A matrix of a type that is `scaled` comes with another tensor: one F32 value, by which products of the matrix are multiplied.
+    A matrix of a `scaled` type comes with a second tensor: one F32 value, by which products with the matrix are multiplied.
     """
 
     id: int
@@ -21,7 +21,7 @@ class GGMLType(NamedTuple):
     scaled: bool = False
 
     def n_bytes(self, n_weights: int) -> int:
-        """Bytes of `n_weights` weights, a multiple of `block_size`."""
+        """The bytes of `n_weights` weights, which has to be a multiple of `block_size`."""
         return n_weights // self.block_size * self.block_bytes
 
 
@@ -40,7 +40,7 @@ REMOVED_TYPES = {
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
-"""Types that GGML no longer reads; files that hold them must be converted again."""
+"""Types that GGML no longer reads; files with such tensors must be converted again."""
 
 FORK_TYPES = {
     "bitnet.cpp": {36: "I2_S"},
@@ -113,21 +113,19 @@ FORK_TYPES = {
         399: "Q8_K_R8",
     },
 }
-"""Types that only a fork of llama.cpp reads, by its name; their numbers are those of its ggml.h."""
+"""Types that only a fork of llama.cpp reads, by the name of the fork; the numbers are from its ggml.h."""
 
 
 def unknown_type(type_id: int) -> str:
-    """What is known of a number that is none of GGML_TYPES, and what to do, for an error message."""
+    """What is known about a type that is not in GGML_TYPES, and what to do about it, for an error message."""
     for fork, names in FORK_TYPES.items():
         if type_id in names:
             return (
-                f"{names[type_id]}, which only {fork} reads: take a file of the model in one of GGML's types"
+                f"{names[type_id]}, which only {fork} reads: use a file of the model in one of GGML's types"
             )
     if type_id in REMOVED_TYPES:
         return f"{REMOVED_TYPES[type_id]}, which GGML no longer reads: convert the model again"
-    return (
-        f"GGML's types end at {max(GGML_TYPES)}: the file is damaged, of a fork, or newer than this program"
-    )
+    return f"GGML's types end at {max(GGML_TYPES)}: the file is damaged, made for a fork, or newer than this program"
 
 
 FILE_TYPES = {
@@ -168,4 +166,4 @@ FILE_TYPES = {
     40: "Q1_0",
     41: "Q2_0",
 }
-"""`general.file_type`: the mix of types that the file's maker asked for (`enum llama_ftype` in llama.h)."""
+"""`general.file_type`: the mix of types that was chosen when the file was made (`enum llama_ftype` in llama.h)."""
