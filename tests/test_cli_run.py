@@ -27,7 +27,7 @@ def test_verbose_adds_one_closing_line(run: Call, story: Path) -> None:
     code, out, err = run("-p", "hi", "-v")
     assert (code, out) == (0, TEXT)
     assert re.search(
-        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ MB\n$",
+        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ [MG]B\n$",
         err,
     )
 
