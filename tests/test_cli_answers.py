@@ -191,11 +191,11 @@ def test_a_session_is_where_the_next_run_begins(run: Call, tmp_path: Path) -> No
     session, prompt = tmp_path / "s", "Once upon a time there was a little boy " * 8
     first = answer(run("--raw", "-p", prompt, "-n", "4", "--json", "--session", session))
     again = answer(run("--raw", "-p", prompt, "-n", "4", "--json", "--session", session))
-    assert [first["timings"]["cached_n"], again["timings"]["cached_n"]] == [0, first["prompt_tokens"] - 1]
+    assert [first["timings"]["cache_n"], again["timings"]["cache_n"]] == [0, first["prompt_tokens"] - 1]
     assert again["tokens"] == first["tokens"]
     longer = prompt + first["text"] + " and"
     on = answer(run("--raw", "-p", longer, "-n", "8", "--json", "--session", session))
-    assert on["timings"]["cached_n"] >= first["prompt_tokens"]
+    assert on["timings"]["cache_n"] >= first["prompt_tokens"]
     assert on["tokens"] == answer(run("--raw", "-p", longer, "-n", "8", "--json"))["tokens"]
 
 

@@ -32,7 +32,7 @@ PACKAGES = [
     ("backends",),
     ("engine",),
     ("text",),
-    ("answer_text",),
+    ("request",),
     ("llm",),
     ("dialogue", "measure"),
     ("server",),
@@ -54,7 +54,7 @@ USED_BY = {
     "starlette": {"server"},
     "pydantic": {"server"},
     "uvicorn": {"server.run", "server.http.protocol"},
-    "prometheus_client": {"server.http.metrics"},
+    "prometheus_client": {"server.llamacpp.metrics"},
     "llguidance": {"text.grammar.constraints", "text.grammar.child"},
 }
 """Packages that only some parts may import, so that the others start fast and stay free of them."""

@@ -17,7 +17,7 @@ from ..text.chat.thinking import CLOSE, OPEN
 from ._common import printable, write_text
 
 if TYPE_CHECKING:
-    from ..dialogue.dialogue import Answer
+    from ..dialogue.dialogue import CollectedAnswer
     from ..text.chat.template import ChatTemplate
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -95,7 +95,7 @@ def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def answer_fields(answer: Answer) -> dict[str, Any]:
+def answer_fields(answer: CollectedAnswer) -> dict[str, Any]:
     """An answer's text, thinking and tool calls under the names that every --json has for them."""
     message = answer.message()
     return {"text": message.pop("content")} | {

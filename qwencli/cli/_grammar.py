@@ -39,11 +39,13 @@ class Grammar:
         from ..text.grammar.constraints import grammar, json_schema, regex
 
         if self.json_schema is not None:
-            return json_schema(llm, text_or_file(self.json_schema, r"\s*[{\[]|\s*(true|false)\s*$"))
+            return json_schema(
+                llm.vocabulary, text_or_file(self.json_schema, r"\s*[{\[]|\s*(true|false)\s*$")
+            )
         if self.grammar is not None:
-            return grammar(llm, text_or_file(self.grammar, r"[\w-]+\s*::=|(?s:.*\n)|\s*start\s*:"))
+            return grammar(llm.vocabulary, text_or_file(self.grammar, r"[\w-]+\s*::=|(?s:.*\n)|\s*start\s*:"))
         assert self.regex is not None
-        return regex(llm, self.regex)
+        return regex(llm.vocabulary, self.regex)
 
 
 def text_or_file(value: str, text: str) -> str:

@@ -29,7 +29,7 @@ from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
 
 if TYPE_CHECKING:
-    from ..dialogue.dialogue import Answer, Events
+    from ..dialogue.dialogue import CollectedAnswer, Events
     from ..dialogue.local import LocalChat
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -134,7 +134,7 @@ def run(
     params = llm.sampling(**sampling, **probabilities.sampling())
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
-    chat = LocalChat(llm, template, stop, ignore_eos, bar, constraint=grammar.start(llm))
+    chat = LocalChat(llm, template, stop, ignore_eos, bar, grammar=grammar.start(llm))
     chat.on_token = lambda place: probabilities.explanation(chat.sequence, place, llm.tokenizer)
     with kept_session(llm, session):
         events = chat.go_on(prompt, settings) if raw else chat.answer(messages(prompt, system), settings)
@@ -152,9 +152,9 @@ def generate(
     chat: LocalChat, events: Events, bar: Bar, thinking: Thinking, probabilities: Probabilities, as_json: bool
 ) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
-    from ..dialogue.dialogue import Answer
+    from ..dialogue.dialogue import CollectedAnswer
 
-    answer, printer, held = Answer(), AnswerPrinter(thinking.hide_thinking), []
+    answer, printer, held = CollectedAnswer(), AnswerPrinter(thinking.hide_thinking), []
     hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text in pieces
     cancelled = False
     try:
@@ -179,7 +179,7 @@ def generate(
     return 130 if cancelled else 0
 
 
-def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> dict[str, Any]:
+def as_object(chat: LocalChat, answer: CollectedAnswer, probabilities: Probabilities) -> dict[str, Any]:
     """An answer as --json shows it."""
     seq = chat.sequence
     about = {"tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason}
@@ -193,9 +193,9 @@ def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> 
 
 def closing_line(chat: LocalChat) -> str:
     t, memory = chat.stats(), peak_memory()
-    cached = f"{t['cached_n']:.0f} of them cached, " if t["cached_n"] else ""
+    cached = f"{t['cache_n']:.0f} of them cached, " if t["cache_n"] else ""
     parts = [
-        f"prompt {t['prompt_n'] + t['cached_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",
+        f"prompt {t['prompt_n'] + t['cache_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",
         f"generation {t['predicted_n']:.0f} tokens, {t['predicted_per_second']:.1f} t/s",
         f"stopped by {chat.stop_reason}",
     ]

@@ -161,7 +161,7 @@ def serve(
     """
     try:
         from ..server import run
-        from ..server.service.config import Config
+        from ..server.options import ServerOptions
         from ..server.service.service import Service
     except ModuleNotFoundError as error:
         if (error.name or "qwencli").startswith("qwencli"):
@@ -174,7 +174,7 @@ def serve(
     llm = loader.load(chat=template is None)
     if not keys and not run.is_loopback(host):
         warn(f"everybody who reaches {host} can use this server: --api-key asks for a key")
-    config = Config(
+    options = ServerOptions(
         name=alias or llm.file.path.name,
         sampling=llm.sampling(**sampling),
         max_tokens=None if max_tokens == -1 else max_tokens,
@@ -200,7 +200,7 @@ def serve(
         if not loader.quiet:
             say(f"listening on {run.url(sockets, host, tls is not None)} ({about}); Ctrl-C ends")
 
-    run.serve(Service(llm, n_slots, n_queue, pooling), config, sockets, grace, ready, tls)
+    run.serve(Service(llm, n_slots, n_queue, pooling), options, sockets, grace, ready, tls)
     return 0
 
 

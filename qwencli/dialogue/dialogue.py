@@ -60,7 +60,7 @@ class ChatModel(Protocol):
         """
 
     def stats(self) -> dict[str, float]:
-        """Of the last answer, with llama.cpp's names: prompt_n (tokens processed), cached_n (reused), prompt_ms, predicted_n, ..."""
+        """Of the last answer, with llama.cpp's names: prompt_n (tokens processed), cache_n (reused), prompt_ms, predicted_n, ..."""
 
 
 class Dialogue:
@@ -134,7 +134,7 @@ class Dialogue:
 
     def _answer(self, messages: list[Message]) -> Iterator[Event]:
         """Let the model answer `messages`, which become the dialogue's as soon as there is an answer."""
-        answer, complete, n_messages = Answer(), False, len(messages)
+        answer, complete, n_messages = CollectedAnswer(), False, len(messages)
         try:
             for event in self._events(messages):
                 if len(messages) < n_messages:
@@ -194,7 +194,7 @@ def drop_oldest(messages: list[Message]) -> bool:
     return True
 
 
-class Answer:
+class CollectedAnswer:
     """What the events of an answer add up to."""
 
     def __init__(self) -> None:

@@ -94,7 +94,7 @@ class StreamedAnswer:
 
     def stats(self) -> dict[str, float]:
         """Tokens and milliseconds by llama.cpp's names, as the server gives them; times are else measured here, counts left out."""
-        given = {"cached_n" if name == "cache_n" else name: value for name, value in self._timings.items()}
+        given = dict(self._timings)
         if not given:
             given = {
                 "predicted_n": self._usage.get("completion_tokens"),
@@ -104,7 +104,7 @@ class StreamedAnswer:
             prompt: Any = self._usage.get("prompt_tokens")
             cached = mapping(self._usage.get("prompt_tokens_details")).get("cached_tokens") or 0
             if is_count(prompt) and is_count(cached):
-                given |= {"prompt_n": prompt - cached, "cached_n": cached}
+                given |= {"prompt_n": prompt - cached, "cache_n": cached}
         return {name: value for name, value in given.items() if is_count(value)}
 
 

@@ -21,13 +21,14 @@ from starlette.applications import Starlette
 
 from ..errors import InputError, QwenError
 from ..llm import LLM
+from ..request.request import Request
 from ..sampling import SamplingParams
 from ..text.tokenizer import SHORT_TEXT
+from .apis import APIS
 from .http.app import build_app
 from .http.guard import is_loopback
 from .http.protocol import Protocol
-from .service.config import Config
-from .service.generation import Request
+from .options import ServerOptions
 from .service.service import Counters, Service
 
 __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
@@ -123,7 +124,7 @@ def prepare(llm: LLM) -> None:
         kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False, types)))
 
 
-async def warm_up(service: Service, config: Config) -> None:
+async def warm_up(service: Service, options: ServerOptions) -> None:
     """Generate once, so that no request has to wait for what is done only once. What it leaves is forgotten."""
     llm = service.llm
     await asyncio.to_thread(prepare, llm)
@@ -133,12 +134,12 @@ async def warm_up(service: Service, config: Config) -> None:
         )  # what long texts need keeps all threads waiting
     tokens = [0] * min(WARM_TOKENS, llm.engine.n_ctx - 2)
     if tokens:
-        for sampling in SamplingParams(temp=0), replace(config.sampling, seed=0):
+        for sampling in SamplingParams(temp=0), replace(options.sampling, seed=0):
             async for _ in service.generate(Request(tokens, sampling, max_tokens=2, ignore_eos=True)):
                 pass
-    if config.template:
+    if options.template:
         with suppress(QwenError):  # requests will hear of it
-            await asyncio.to_thread(config.template.render, [{"role": "user", "content": "hello"}])
+            await asyncio.to_thread(options.template.render, [{"role": "user", "content": "hello"}])
     while llm.engine.prefixes.make_room():
         pass
     service.counters = Counters()
@@ -153,13 +154,13 @@ class Server(uvicorn.Server):
         self,
         app: Starlette,
         service: Service,
-        config: Config,
+        options: ServerOptions,
         grace: float,
         ready: Callable[[], None] = lambda: None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # requests have a log of their own
-        protocol = type("Protocol", (Protocol,), {"timeout": config.timeout})
+        protocol = type("Protocol", (Protocol,), {"timeout": options.timeout})
         settings = uvicorn.Config(
             app,
             http=protocol,
@@ -214,7 +215,7 @@ def signals(stop: Callable[[], None]) -> Generator[None, None, None]:
 
 def serve(
     service: Service,
-    config: Config,
+    options: ServerOptions,
     sockets: list[socket.socket],
     grace: float = 30,
     ready: Callable[[], None] = lambda: None,
@@ -228,8 +229,8 @@ def serve(
 
     async def run() -> None:
         service.start()
-        await warm_up(service, config)
-        server = Server(build_app(service, config), service, config, grace, ready, tls)
+        await warm_up(service, options)
+        server = Server(build_app(service, options, APIS), service, options, grace, ready, tls)
         with signals(server.stop):
             await server.serve(sockets)
 

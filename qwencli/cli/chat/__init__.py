@@ -137,7 +137,7 @@ def local_model(
     llm = loader.load(chat=chosen is None)
     from ...dialogue.local import LocalChat
 
-    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead, constraint=grammar.start(llm))
+    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead, grammar=grammar.start(llm))
     kept = ExitStack()
     kept.enter_context(kept_session(llm, session))
     kept.callback(model.close)

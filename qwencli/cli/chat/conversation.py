@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ...dialogue.dialogue import Answer, Dialogue, Events
+from ...dialogue.dialogue import CollectedAnswer, Dialogue, Events
 from ...dialogue.settings import changed, suggestion
 from ...dialogue.transcript import load
 from ...errors import InputError, QwenError
@@ -98,7 +98,7 @@ def printing_json(dialogue: Dialogue) -> Show:
     """Shows each answer as one JSON object in a line."""
 
     def show(events: Iterator[Event]) -> None:
-        answer = Answer()
+        answer = CollectedAnswer()
         for event in events:
             answer.add(event)
         about = {"stop_reason": dialogue.model.stop_reason, "timings": dialogue.model.stats()}

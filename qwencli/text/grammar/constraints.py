@@ -22,7 +22,6 @@ from .gbnf import gbnf_to_lark
 if TYPE_CHECKING:
     from subprocess import Popen
 
-    from ...llm import LLM
     from ..tokenizer import Tokenizer
 
 Start = Callable[[], Constraint]
@@ -43,7 +42,7 @@ WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
 """What may stand between the parts of JSON, as llama.cpp has it: without a limit, weak models write nothing else."""
 
 
-def json_schema(llm: LLM, schema: Mapping[str, Any] | bool | str) -> Start:
+def json_schema(vocabulary: Vocabulary, schema: Mapping[str, Any] | bool | str) -> Start:
     """Answers that are JSON of this schema (2020-12), its properties in the order in which they stand there.
 
     Raises InputError for a schema that is broken, that nothing can satisfy, or that asks for what cannot be ensured while writing.
@@ -59,39 +58,38 @@ def json_schema(llm: LLM, schema: Mapping[str, Any] | bool | str) -> Start:
         raise InputError(f"the JSON schema is no JSON: {error}") from None
     except RecursionError:
         raise InputError("the JSON schema is nested too deeply") from None
-    return compiled(llm, "JSON schema", text)
+    return compiled(vocabulary, "JSON schema", text)
 
 
-def json_object(llm: LLM) -> Start:
+def json_object(vocabulary: Vocabulary) -> Start:
     """Answers that are any JSON object."""
-    return json_schema(llm, {"type": "object"})
+    return json_schema(vocabulary, {"type": "object"})
 
 
-def lark(llm: LLM, text: str) -> Start:
+def lark(vocabulary: Vocabulary, text: str) -> Start:
     """Answers that follow a grammar in llguidance's variant of Lark (docs/syntax.md in guidance-ai/llguidance). Raises InputError."""
-    return compiled(llm, "grammar", text)
+    return compiled(vocabulary, "grammar", text)
 
 
-def gbnf(llm: LLM, text: str) -> Start:
+def gbnf(vocabulary: Vocabulary, text: str) -> Start:
     """Answers that follow a grammar as llama.cpp has them (grammars/README.md in ggml-org/llama.cpp). Raises InputError."""
-    return compiled(llm, "grammar", gbnf_to_lark(text))
+    return compiled(vocabulary, "grammar", gbnf_to_lark(text))
 
 
-def grammar(llm: LLM, text: str) -> Start:
+def grammar(vocabulary: Vocabulary, text: str) -> Start:
     """Answers that follow a grammar in Lark, which has a rule `start`, or else in GBNF. Raises InputError."""
-    return (lark if re.search(r"^\s*start\s*(\[[^\]]*\]\s*)?:(?!:)", text, re.M) else gbnf)(llm, text)
+    return (lark if re.search(r"^\s*start\s*(\[[^\]]*\]\s*)?:(?!:)", text, re.M) else gbnf)(vocabulary, text)
 
 
-def regex(llm: LLM, pattern: str) -> Start:
+def regex(vocabulary: Vocabulary, pattern: str) -> Start:
     """Answers that match a regular expression as a whole, in the syntax of Rust's `regex`. Raises InputError."""
-    return compiled(llm, "regular expression", pattern)
+    return compiled(vocabulary, "regular expression", pattern)
 
 
-def compiled(llm: LLM, kind: str, text: str) -> Start:
+def compiled(vocabulary: Vocabulary, kind: str, text: str) -> Start:
     """What a text says of answers; `kind` is one of grammar_child's. Raises InputError."""
     if len(text) > MAX_TEXT[kind]:
         raise InputError(f"the {kind} has {len(text)} characters, expected {MAX_TEXT[kind]} at most")
-    vocabulary = llm.vocabulary
     matcher = vocabulary.compiled(kind, text)
     return lambda: Guided(vocabulary, matcher)
 
