@@ -389,7 +389,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(
     llm: LLM, kind: Callable[..., Start], text: Any, error: str
 ) -> None:
     with pytest.raises(InputError, match=error) as info:
-        kind(llm, text)
+        kind(llm.vocabulary, text)
     assert "\n" not in str(info.value)
     assert len(str(info.value)) < 500
 
@@ -441,7 +441,7 @@ HOSTILE: list[tuple[Callable[..., Start], Any]] = [
 @pytest.mark.parametrize(("kind", "text"), HOSTILE)
 def test_a_hostile_grammar_takes_nothing_down(llm: LLM, kind: Callable[..., Start], text: Any) -> None:
     with pytest.raises(InputError):
-        kind(llm, text)
+        kind(llm.vocabulary, text)
 
 
 def test_a_grammar_that_takes_forever_to_compile(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,4 +475,4 @@ def test_a_grammar_is_tried_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(QwenError, match=r"need the package llguidance: pip install 'qwencli\[grammar\]'$"):
-        regex(LLM(EMBEDDED, backend="numpy"), "a")
+        regex(LLM(EMBEDDED, backend="numpy").vocabulary, "a")

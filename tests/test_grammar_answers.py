@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from command_line import Call
@@ -15,6 +16,7 @@ from engine_runs import finish
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 from random_schemas import random_schema
+from serving import serving
 from test_grammar import bytes_of, no_child
 
 from qwencli.dialogue.dialogue import Settings
@@ -27,7 +29,7 @@ from qwencli.request.request import Request
 from qwencli.sampling import NOT_FINITE, Constraint, Sampler, SamplingParams
 from qwencli.text.chat.after_thinking import AfterThinking
 from qwencli.text.chat.answers import Content, Reasoning
-from qwencli.text.grammar.constraints import Guided, Start, json_object, json_schema, regex
+from qwencli.text.grammar.constraints import Guided, Start, gbnf, json_object, json_schema, regex
 
 __all__ = ["no_child"]
 PERSON = {
@@ -330,6 +332,31 @@ def test_a_text_that_goes_on_is_held_to_it_at_once(llm: LLM) -> None:
     )
     assert re.fullmatch("[0-9]{3}", said)
     assert chat.stop_reason == "eos"
+
+
+@pytest.mark.parametrize("bias", [0.0, 100.0])
+def test_a_grammar_says_where_an_answer_ends_whatever_is_ignored(llm: LLM, bias: float) -> None:
+    """The same from the library and from both HTTP APIs: an end token that the grammar allows is never part of the answer."""
+    prompt, ends = "1 + 1 = ", sorted(llm.tokenizer.eog_ids)
+    grammar, biases = "root ::= [0-9]{1,3}", [(token, bias) for token in ends]
+    request = Request(
+        llm.tokenizer.encode(prompt),
+        llm.sampling(temp=0, logit_bias=biases),
+        20,
+        ignore_eos=True,
+        grammar=gbnf(llm.vocabulary, grammar),
+    )
+    answer = llm.begin(request)
+    said = "".join(llm.run(answer))
+    body = {"prompt": prompt, "grammar": grammar, "temperature": 0, "max_tokens": 20}
+    body |= {"logit_bias": biases, "ignore_eos": True, "return_tokens": True}
+    with serving() as server:
+        own = httpx.post(f"{server.url}/completion", json=body, timeout=60).json()
+        [choice] = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"]
+    assert re.fullmatch("[0-9]{1,3}", said)
+    assert not set(answer.sequence.generated) & set(ends)
+    assert (own["content"], own["tokens"], own["stop_type"]) == (said, answer.sequence.generated, "eos")
+    assert (choice["text"], choice["tokens"], choice["finish_reason"]) == (said, own["tokens"], "stop")
 
 
 # Commands
