@@ -224,7 +224,7 @@ def test_a_foreign_file_is_not_overwritten(chat: Chat, tmp_path: Path) -> None:
     assert result == (
         1,
         ANSWER,
-        f"error: {notes}: a file that is no transcript of ours, so it is left alone; /save! overwrites it\n",
+        f"error: {notes}: not a transcript of qwencli, so it is left alone; /save! overwrites it\n",
     )
     assert notes.read_text(encoding="utf-8") == "my notes"
     assert messages(chat("hi", f"/save! {notes}"), notes) == turn("hi")
@@ -261,8 +261,8 @@ BAD: list[tuple[str | bytes, str]] = [
     ("/read .", ".: cannot be read: "),
     ("/save .", ".: "),
     ("/save missing/x", "missing/x: "),
-    ("/load note", "note: no transcript: "),
-    ("/save note", "note: a file that is no transcript of ours, "),
+    ("/load note", "note: not a transcript: "),
+    ("/save note", "note: not a transcript of qwencli, "),
     ("/read bin", "bin: not a UTF-8 text: "),
     ("/read large", f"large: larger than {MAX_FILE // 2**20} MB"),
     ("/read a\0b", "no path has a zero byte"),

@@ -179,7 +179,7 @@ def test_who_gets_out_of_the_sandbox_finds_closed_doors(tmp_path: Path) -> None:
     """What templates can't do because jinja2 keeps them in, the process can't do either."""
     program = f"""
 import os, resource, socket, sys
-from qwencli.confined import limit_resources
+from qwencli.system.confined import limit_resources
 limit_resources(1 << 29, alone=True)
 for name, attempt in {{
         "read": lambda: open({__file__!r}), "write": lambda: open({str(tmp_path / "file")!r}, "w"), "connect": lambda: socket.socket(),
@@ -220,7 +220,7 @@ def test_starting_early() -> None:
         template.start()
     broken.start()
     assert say("a", template) == "a"
-    with pytest.raises(ModelError, match="no valid Jinja"):
+    with pytest.raises(ModelError, match="isn't valid Jinja"):
         broken.render([])
 
 

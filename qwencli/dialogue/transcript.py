@@ -22,7 +22,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class Transcript(NamedTuple):
-    """A conversation, the settings that it was held with, and in words which model answered."""
+    """A conversation, its settings, and the name of the model that answered."""
 
     model: str
     settings: Settings
@@ -32,12 +32,11 @@ class Transcript(NamedTuple):
 def save(path: str | os.PathLike[str], transcript: Transcript, overwrite: bool = False) -> None:
     """Write a transcript, whole or not at all, readable by the user alone.
 
-    A file that is no transcript is left alone unless `overwrite`. Raises InputError for one, QwenError where nothing can be written.
+    A file that isn't a transcript is only written over with `overwrite`. Raises InputError for such a file, QwenError where the file cannot
+    be written.
     """
     if not overwrite and os.path.exists(path) and not _may_go(path):
-        raise InputError(
-            f"{path}: a file that is no transcript of ours, so it is left alone; /save! overwrites it"
-        )
+        raise InputError(f"{path}: not a transcript of qwencli, so it is left alone; /save! overwrites it")
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -60,16 +59,16 @@ def _may_go(path: str | os.PathLike[str]) -> bool:
 
 
 def load(path: str | os.PathLike[str]) -> Transcript:
-    """Read a transcript. Raises FormatError if it is none, QwenError if it cannot be read."""
+    """Read a transcript. Raises FormatError if the file isn't one, QwenError if it cannot be read."""
     raw = read_file(path, MAX_BYTES)
     if len(raw) > MAX_BYTES:
-        raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, which no transcript is")
+        raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, so not a transcript")
     try:
         return _parsed(raw)
     except RecursionError:
-        raise FormatError(f"{path}: no transcript: nested too deeply") from None
+        raise FormatError(f"{path}: not a transcript: nested too deeply") from None
     except (ValueError, InputError) as error:  # JSON's and UTF-8's errors are ValueErrors
-        raise FormatError(f"{path}: no transcript: {error}") from None
+        raise FormatError(f"{path}: not a transcript: {error}") from None
 
 
 def _parsed(raw: bytes) -> Transcript:
@@ -82,7 +81,7 @@ def _parsed(raw: bytes) -> Transcript:
         content.get("version") == VERSION, f"its version is {content.get('version')!r}, expected {VERSION}"
     )
     model, settings, messages = (content.get(key) for key in ("model", "settings", "messages"))
-    _check(_is_text(model), "its model is no text")
+    _check(_is_text(model), "its model is not a text")
     _check(isinstance(settings, dict), "it has no settings")
     _check(isinstance(messages, list), "it has no messages")
     for i, message in enumerate(messages):
@@ -96,10 +95,12 @@ def _check_message(i: int, m: Any) -> None:
     _check(isinstance(m, dict) and m.get("role") in ROLES, f"{where} has no role of {', '.join(ROLES)}")
     _check(m["role"] != "system" or i == 0, f"{where} is a system message, which only the first can be")
     calls = m.get("tool_calls", [])
-    _check(isinstance(calls, list) and all(map(_is_call, calls)), f"the tool calls of {where} are none")
-    _check(_is_text(m.get("content")), f"the content of {where} is no text")
+    _check(
+        isinstance(calls, list) and all(map(_is_call, calls)), f"{where} has tool calls that are not OpenAI's"
+    )
+    _check(_is_text(m.get("content")), f"the content of {where} is not a text")
     for key in m.keys() - {"role", "content", "tool_calls"}:
-        _check(_is_text(m[key]), f"{key} of {where} is no text")
+        _check(_is_text(m[key]), f"{key} of {where} is not a text")
 
 
 def _is_call(call: Any) -> bool:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._answers import Thinking, length_option, named_template, template_option, thinking_options
+from .._answers import ThinkingOptions, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
 from .._common import example, json_option, say
-from .._grammar import Grammar, grammar_options
+from .._grammar import GrammarOptions, grammar_options
 from .._loading import Loader, kept_session, loading_options, session_option
 from .._sampling import sampling_options
 
@@ -62,11 +62,11 @@ def chat(
     system: str | None,
     transcript: str | None,
     session: str | None,
-    thinking: Thinking,
+    thinking: ThinkingOptions,
     context_shift: bool,
     chat_template: str | None,
     max_tokens: int | None,
-    grammar: Grammar,
+    grammar: GrammarOptions,
     sampling: dict[str, Any],
     as_json: bool,
 ) -> int:
@@ -128,7 +128,7 @@ def local_model(
     template: str | None,
     session: str | None,
     sampling: dict[str, Any],
-    grammar: Grammar,
+    grammar: GrammarOptions,
     bar: Bar,
     look_ahead: bool,
 ) -> Opened:
@@ -149,7 +149,7 @@ def remote_model(
     template: str | None,
     session: str | None,
     sampling: dict[str, Any],
-    grammar: Grammar,
+    grammar: GrammarOptions,
     url: str,
     api_key: str | None,
 ) -> Opened:

@@ -1,4 +1,4 @@
-"""A chat as its user has it: a line is a command or a question, answers are shown, and what fails is told in one line."""
+"""A chat for its user: a line is a command or a question, answers are shown as they come, and errors are one line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Show = Callable[[Iterator[Event]], None]
 
 
 class Chat:
-    """Runs what the user enters. `model` is the model's name in transcripts, `show` writes an answer while it comes."""
+    """Runs what the user enters. `model` is the model's name in transcripts; `show` writes an answer as it comes."""
 
     def __init__(self, dialogue: Dialogue, model: str, show: Show) -> None:
         self.dialogue, self.model, self._show = dialogue, model, show
         self.ended = self.failed = False
 
     def take(self, text: str) -> None:
-        """Run a command, which begins with a slash, or ask a question; two slashes begin a question with one."""
+        """Run a command, which starts with a slash, or ask a question; two slashes start a question with one."""
         try:
             if text.startswith("/") and not text.startswith("//"):
                 self._command(text)
@@ -39,7 +39,7 @@ class Chat:
             self.fail(str(error) or "not enough memory")
 
     def answer(self, events: Events) -> None:
-        """Show an answer. However it ends, the dialogue knows what was written of it."""
+        """Show an answer. However it ends, the dialogue keeps what was written of it."""
         with closing(events):
             self._show(events)
         if self.dialogue.model.stop_reason == "context":
@@ -50,7 +50,7 @@ class Chat:
         say(f"error: {message}")
 
     def load(self, path: str, chosen: dict[str, Any] | None = None) -> None:
-        """Go on with a saved chat and its settings, but for the `chosen` ones. Raises QwenError and changes nothing if it cannot be."""
+        """Go on with a saved chat and its settings, except for the `chosen` ones. Changes nothing where that raises QwenError."""
         saved = load(path)
         settings = changed(saved.settings, chosen or {})
         settings.tools = self.dialogue.settings.tools
@@ -62,7 +62,7 @@ class Chat:
         name, argument = ALIASES.get(word, word), "".join(rest).strip()
         command = COMMANDS.get(name)
         if command is None:
-            if "\n" in text:  # a paste: it can be mended
+            if "\n" in text:  # a paste, which the user may want to mend
                 self.dialogue.draft = text
             near = suggestion(name, COMMANDS, "/") or ": /help lists them, // begins a message with a slash"
             raise InputError(f"unknown command /{name[:40]}{near}")
@@ -74,10 +74,11 @@ class Chat:
 
 
 def printing(hide_thinking: bool, bar: Bar) -> Show:
-    """Shows answers as text, each with a newline behind it, and the progress of what is read before."""
+    """Shows answers as text, each followed by a newline, and before that the progress of reading the prompt."""
 
     def show(events: Iterator[Event]) -> None:
-        printer, shown = AnswerPrinter(hide_thinking), False
+        printer = AnswerPrinter(hide_thinking)
+        shown = False
         bar.close()
         try:
             for event in events:
@@ -88,14 +89,14 @@ def printing(hide_thinking: bool, bar: Bar) -> Show:
         finally:
             bar.close()
             printer.end()
-            if shown or sys.stdout.isatty():  # where it is a blank line before the next question
+            if shown or sys.stdout.isatty():  # at a terminal it is a blank line before the next question
                 write_text("\n")
 
     return show
 
 
 def printing_json(dialogue: Dialogue) -> Show:
-    """Shows each answer as one JSON object in a line."""
+    """Shows each answer as one line of JSON."""
 
     def show(events: Iterator[Event]) -> None:
         answer = CollectedAnswer()

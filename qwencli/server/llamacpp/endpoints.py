@@ -73,7 +73,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """Each method answers an endpoint."""
+    """Each method answers an endpoint, unless its name starts with an underscore."""
 
     service: Service
     options: ServerOptions

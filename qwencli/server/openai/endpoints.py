@@ -62,7 +62,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
 
 
 class OpenAI:
-    """The endpoints."""
+    """Each method answers an endpoint, unless its name starts with an underscore."""
 
     def __init__(self, service: Service, options: ServerOptions) -> None:
         self._service, self._options, self._llm = service, options, service.llm

@@ -18,13 +18,13 @@ from ..http.errors import ApiError
 COUNT = 2**31 - 1
 N_SEEDS = 2**64
 MAX_STOPS, MAX_STOP = 32, 256
-"""Stop strings, and characters of each: all beginnings of each are looked for behind each token."""
+"""Stop strings, and characters of each: after each token the text is searched for every start of each."""
 MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
 """Biases, and characters of a text that one stands for."""
 
 
 class Fields(BaseModel):
-    """A JSON object. What is not named is ignored, null is as good as left out, and no value is taken for one of another type."""
+    """A JSON object. Unknown fields are ignored, null means left out, and no value is converted to another type."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -61,7 +61,7 @@ Number = Annotated[int, Field(ge=-1, le=COUNT)]
 
 
 class SamplingFields(Fields):
-    """How tokens are chosen. What is left out is as the server was started with."""
+    """How tokens are chosen. For what is left out the server's options hold."""
 
     temp: Annotated[float, within("temp")] | None = Field(None, alias="temperature")
     dynatemp_range: Annotated[float, within("dynatemp_range")] | None = None
@@ -144,7 +144,7 @@ def _tokens(what: int | str, tokenizer: Tokenizer) -> list[int]:
 
 
 def nth_seed(sampling: SamplingParams, i: int) -> SamplingParams:
-    """For the i-th answer to one prompt: the seed plus i, so that each can be had again alone."""
+    """For the i-th answer to one prompt: the seed plus i, so that each answer can be repeated alone."""
     return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + i) % N_SEEDS)
 
 
