@@ -119,7 +119,7 @@ def test_raw_prompts(run: Call, prompt: str, options: list[str], text: str | Non
     done = run("-p", prompt, "--raw", "-n", "3", "--ignore-eos", *options)
     if text is None:
         assert (done.code, done.out) == (1, "")
-        assert r"'\\xc3' is no valid UTF-8, or its escapes make it so" in done.err
+        assert r"'\\xc3' isn't valid UTF-8, or its escapes make it invalid" in done.err
     else:
         assert done.out == text
 
