@@ -179,7 +179,7 @@ def test_a_template_outside_the_sandbox_can_do_nothing(tmp_path: Path) -> None:
     """What jinja2's sandbox keeps templates from doing, the process itself can't do either."""
     program = f"""
 import os, resource, socket, sys
-from qwencli.confined import limit_resources
+from qwencli.system.confined import limit_resources
 limit_resources(1 << 29, alone=True)
 for name, attempt in {{
         "read": lambda: open({__file__!r}), "write": lambda: open({str(tmp_path / "file")!r}, "w"), "connect": lambda: socket.socket(),
