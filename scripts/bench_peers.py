@@ -300,7 +300,8 @@ def main(
     from tqdm import tqdm
 
     from qwencli import __version__
-    from qwencli.measure.machine import cpu_name, physical_cores
+    from qwencli.backends.cpu.team import physical_cores
+    from qwencli.system.host import Host
 
     chosen = tests.split(",")
     if unknown := sorted(set(chosen) - set(CHOICES)):
@@ -312,7 +313,7 @@ def main(
     with tqdm(total=len(models) * repeat * len(chosen) * 2, unit="process", disable=None, leave=False) as bar:
         compared = [compare(model, chosen, threads, repeat, peer_python, bar.update) for model in models]
     report = {
-        "cpu": cpu_name(),
+        "cpu": Host().cpu_name(),
         "n_threads": threads,
         "date": date.today().isoformat(),
         "repeat": repeat,

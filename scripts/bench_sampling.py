@@ -19,8 +19,10 @@ import numpy as np
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.cpu.memory import Inputs
 from qwencli.kernels import isa
+from qwencli.kernels.arguments import CHOOSE
 from qwencli.kernels.layout import SAMPLING_SCRATCH
-from qwencli.sampling import Sampler, SamplingParams
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.sampler import Sampler
 
 N_VOCAB, N_TOKENS = 151_936, 2000
 EVERYTHING: dict[str, Any] = {
@@ -52,10 +54,16 @@ def main(repetitions: int = 1000) -> None:
 
 def compiled(sampler: Sampler, logits: np.ndarray, tokens: list[int]) -> Callable[[int], int]:
     """A draw as a step does it: fill in its settings, then one call."""
-    address = kernels_of(isa.choose(None).name).load(["sampling:choose"])["sampling:choose"]
+    address = kernels_of(isa.choose(None).name).load([CHOOSE.spec()])[CHOOSE.spec()]
     run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
     inputs, scratch = Inputs(1, 2), np.zeros(SAMPLING_SCRATCH, np.uint8)
-    args = np.array([0, logits.ctypes.data, N_VOCAB, inputs.draws.ctypes.data, inputs.chosen.ctypes.data])
+    args = CHOOSE.pack(
+        count=0,
+        logits=logits.ctypes.data,
+        n_vocab=N_VOCAB,
+        draws=inputs.draws.ctypes.data,
+        out=inputs.chosen.ctypes.data,
+    )
 
     def draw(i: int) -> int:
         chosen = sampler.draw(tokens, i)

@@ -33,8 +33,7 @@ def main(path: str, n_tokens: int) -> None:
     model = load_model(GGUFFile(path))
     median("fingerprint", model.file.fingerprint)
     backend, kv, draw = CPUBackend(model), KVSequence(), np.random.default_rng(0)
-    backend.reserve(kv, n_tokens)
-    backend.cache.commit(kv, n_tokens)
+    backend.cache.fill(kv, n_tokens, [])
     for page in kv.pages:
         memory = backend.page_bytes(page)
         memory[:] = draw.integers(0, 256, len(memory), np.uint8)

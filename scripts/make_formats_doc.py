@@ -28,9 +28,10 @@ from make_formats import MODELS, N_CTX, NOTES, TEXTS, file_of
 from mixes import TYPES
 
 from qwencli import __version__
+from qwencli.backends.cpu.team import physical_cores
 from qwencli.backends.numpy.dequantize import DEQUANTIZE
-from qwencli.kernels.layout import FORMATS
-from qwencli.measure.machine import cpu_name, physical_cores
+from qwencli.kernels.formats import FORMATS
+from qwencli.system.host import Host
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED, DOCUMENT = ROOT / "docs" / "formats.json", ROOT / "docs" / "formats.md"
@@ -164,7 +165,7 @@ def document(measured: dict[str, Any]) -> str:
 def type_row(kind: str, ours: dict[str, float]) -> str:
     _, _, block, n_bytes, _ = TYPES[kind]
     activations = (
-        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].kind, "")
+        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].family, "")
         if kind in FORMATS
         else ""
     )
@@ -253,7 +254,7 @@ def main(
             [peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]
         ).output.strip()
         measured["about"] = {
-            "cpu": cpu_name(),
+            "cpu": Host().cpu_name(),
             "threads": threads,
             "version": __version__,
             "peer": peer,

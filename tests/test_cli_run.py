@@ -218,7 +218,8 @@ def test_a_context_beyond_the_models_is_a_warning(run: Call) -> None:
     done = run("-p", "hi", "-c", "4096")
     assert (done.code, done.out) == (0, TEXT)
     assert (
-        "qwencli: warning: a context of 4096 is more than the 128 that the model was trained for" in done.err
+        "qwencli: warning: a context of 4096 is longer than the 128 that the model was trained for"
+        in done.err
     )
     assert run("-p", "hi", "-c", "4096", "-q").err == ""
 

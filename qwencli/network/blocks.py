@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..gguf.file import GGUFFile
 from .config import Config
-from .graph import DeltaNet, Graph, Tensor
+from .graph import HIDDEN, LOGITS, DeltaNet, Graph, Tensor
 from .model import Model, Weights
 
 
@@ -17,11 +17,14 @@ class Decoder:
     def __init__(self, file: GGUFFile, config: Config) -> None:
         self._file, self.c, self._g = file, config, Graph()
         self._w = Weights(file, self._g)
+        self._layers: list[Tensor] = []
 
     def embedding(self) -> Tensor:
-        return self._g.get_rows(
-            self._w("token_embd.weight", self.c.n_vocab, self.c.n_embd), self._g.tokens, "inp_embd"
-        )
+        """The rows of the batch's tokens: what the first layer starts from."""
+        weight = self._w("token_embd.weight", self.c.n_vocab, self.c.n_embd)
+        x = self._g.get_rows(weight, self._g.tokens, "inp_embd")
+        self._layers.append(x)
+        return x
 
     def model(self, x: Tensor) -> Model:
         """The model, ending in the last norm and the logits, [n_outputs, n_vocab].
@@ -29,14 +32,14 @@ class Decoder:
         If the file has no output matrix, the embedding is used.
         """
         g, w, c = self._g, self._w, self.c
-        x = self._norm(x, "output_norm", "result_norm")
+        x = self._norm(x, "output_norm", HIDDEN)
         output = w.optional("output.weight", c.n_vocab, c.n_embd) or w(
             "token_embd.weight", c.n_vocab, c.n_embd
         )
-        g.linear(output, x, "result_output", w.optional("output.bias", c.n_vocab))
+        g.linear(output, x, LOGITS, w.optional("output.bias", c.n_vocab))
         w.skip_layers(range(c.n_layer, c.n_blocks))
         w.check_all_used()
-        return Model(self._file, c, g)
+        return Model(self._file, c, g, tuple(self._layers))
 
     # -- blocks: each begins with a norm and ends with a sum --------------------------------------------------------------
 
@@ -117,7 +120,7 @@ class Decoder:
     def feed_forward(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
         """The dense SwiGLU network of layer i."""
         h = self._norm(x, f"blk.{i}.{norm}", f"{norm.replace('post_attention_norm', 'attn_post_norm')}-{i}")
-        return self._g.add(self._swiglu(h, i, "", self.c.n_ff, "ffn_out"), x, f"l_out-{i}")
+        return self._end_of_layer(self._swiglu(h, i, "", self.c.n_ff, "ffn_out"), x, i)
 
     def experts(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
         """The mixture of experts of layer i, plus the network that all tokens share, if there is one."""
@@ -150,7 +153,12 @@ class Decoder:
             weight = w.as_row(f"{name}_gate_inp_shexp.weight", c.n_embd)
             share = g.gate(shared, g.linear(weight, h, f"shared_expert_gate-{i}"), f"ffn_shexp_gated-{i}")
             y = g.add(share, y, f"ffn_out-{i}")
-        return g.add(y, x, f"l_out-{i}")
+        return self._end_of_layer(y, x, i)
+
+    def _end_of_layer(self, y: Tensor, x: Tensor, i: int) -> Tensor:
+        out = self._g.add(y, x, f"l_out-{i}")
+        self._layers.append(out)
+        return out
 
     # -- parts of blocks --------------------------------------------------------------------------------------------------
 

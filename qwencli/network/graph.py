@@ -16,6 +16,8 @@ from ..gguf.file import TensorInfo
 from .rope import RopeParams
 
 N_TOKENS, N_OUTPUTS = "n_tokens", "n_outputs"
+HIDDEN, LOGITS = "result_norm", "result_output"
+"""The tensors that every graph ends with: the last norm's output, [n_outputs, n_embd], and the logits, [n_outputs, n_vocab]."""
 Dim = int | str
 Shape = tuple[Dim, ...]
 

@@ -16,11 +16,12 @@ from .graph import Graph, Tensor
 
 @dataclass(frozen=True)
 class Model:
-    """What a backend needs to run a file."""
+    """What a backend needs to run a file. `layers` are the states between layers, from the embedding to the last layer's output."""
 
     file: GGUFFile
     config: Config
     graph: Graph
+    layers: tuple[Tensor, ...]
 
 
 class Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +29,7 @@ MEMORY_FILES = (
 """For cgroups v2 and v1."""
 
 
-class Node(NamedTuple):
+class NumaNode(NamedTuple):
     """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23"), and its memory in bytes, if known."""
 
     number: int
@@ -52,8 +53,13 @@ class Host:
         text = self._read(*parts) or ""
         return int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else None
 
+    def cpu_name(self) -> str:
+        """What the CPU calls itself, or its architecture."""
+        name = re.search(r"^model name\s*:\s*(\S.*)", self._read("proc/cpuinfo") or "", re.M)
+        return name[1] if name else platform.processor() or platform.machine() or "unknown CPU"
+
     def virtual(self) -> bool | None:
-        """Whether this is a virtual machine."""
+        """Whether this is a virtual machine; None if unknown."""
         flags = re.search(r"^(?:flags|Features)\s*:(.*)", self._read("proc/cpuinfo") or "", re.M)
         return (
             ("hypervisor" in flags[1].split() or self._read("sys/hypervisor/type") is not None)
@@ -155,7 +161,7 @@ class Host:
         chosen = re.search(r"\[(\w+)\]", self._read("sys/kernel/mm/transparent_hugepage/enabled") or "")
         return chosen[1] if chosen else None
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NumaNode]:
         """The NUMA nodes that have CPUs."""
         found = []
         for folder in self._root.joinpath("sys/devices/system/node").glob("node[0-9]*"):
@@ -166,5 +172,5 @@ class Host:
                     r"MemTotal:\s*([0-9]+) kB",
                     self._read("sys/devices/system/node", folder.name, "meminfo") or "",
                 )
-                found.append(Node(int(number), cpus, int(memory[1]) * 1024 if memory else None))
+                found.append(NumaNode(int(number), cpus, int(memory[1]) * 1024 if memory else None))
         return sorted(found)
