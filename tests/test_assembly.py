@@ -16,15 +16,13 @@ import other_cpus
 import pytest
 from blocks import SAMPLE
 
-from qwencli.kernels import layout
+from qwencli.kernels.formats import FORMATS
 from qwencli.kernels.tiles import Tiles
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="looks for x86 instructions"
 )
-FROZEN = {
-    name: f":{16 * block}" if kind == "q8_0" else "" for name, (block, _, kind) in layout.FORMATS.items()
-}
+FROZEN = {kind.name: f":{16 * kind.block_size}" if kind.family == "q8_0" else "" for kind in FORMATS.values()}
 ALL = [
     "attention:attend:64:f16:f16",
     *(f"matmul:{name.lower()}:{form}" for name in SAMPLE for form in (f"one{FROZEN[name]}", "many")),

@@ -119,7 +119,7 @@ def test_raw_prompts(run: Call, prompt: str, options: list[str], text: str | Non
     done = run("-p", prompt, "--raw", "-n", "3", "--ignore-eos", *options)
     if text is None:
         assert (done.code, done.out) == (1, "")
-        assert r"'\\xc3' is no valid UTF-8, or its escapes make it so" in done.err
+        assert r"'\\xc3' isn't valid UTF-8, or its escapes make it invalid" in done.err
     else:
         assert done.out == text
 
@@ -218,7 +218,8 @@ def test_a_context_beyond_the_models_is_a_warning(run: Call) -> None:
     done = run("-p", "hi", "-c", "4096")
     assert (done.code, done.out) == (0, TEXT)
     assert (
-        "qwencli: warning: a context of 4096 is more than the 128 that the model was trained for" in done.err
+        "qwencli: warning: a context of 4096 is longer than the 128 that the model was trained for"
+        in done.err
     )
     assert run("-p", "hi", "-c", "4096", "-q").err == ""
 

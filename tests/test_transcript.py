@@ -69,7 +69,7 @@ def test_a_transcript_is_overwritten_and_nothing_else(file: Path, tmp_path: Path
     foreign.write_text("my notes", encoding="utf-8")
     with pytest.raises(
         InputError,
-        match=r"notes\.txt: a file that is no transcript of ours, so it is left alone; /save! overwrites it$",
+        match=r"notes\.txt: not a transcript of qwencli, so it is left alone; /save! overwrites it$",
     ):
         save(foreign, other)
     assert foreign.read_text(encoding="utf-8") == "my notes"
@@ -196,6 +196,6 @@ def test_what_is_no_transcript(tmp_path: Path, what: str) -> None:
     content = WRONG[what]
     path = tmp_path / "x.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    with pytest.raises(FormatError, match=r"x\.json: no transcript: \S") as error:
+    with pytest.raises(FormatError, match=r"x\.json: not a transcript: \S") as error:
         load(path)
     assert "\n" not in str(error.value)

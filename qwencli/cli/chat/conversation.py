@@ -1,4 +1,4 @@
-"""A chat as its user has it: a line is a command or a question, answers are shown, and what fails is told in one line."""
+"""A chat as its user sees it: answers are shown while they come, and what fails is told in one line."""
 
 from __future__ import annotations
 
@@ -8,38 +8,26 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ...dialogue.dialogue import Answer, Dialogue, Events
-from ...dialogue.settings import changed, suggestion
+from ...dialogue.dialogue import CollectedAnswer, Dialogue, Events
+from ...dialogue.settings import changed
 from ...dialogue.transcript import load
-from ...errors import InputError, QwenError
 from ...text.chat.answers import Event
 from .._answers import AnswerPrinter, answer_fields
 from .._bar import Bar
-from .._common import say, write_text
-from .commands import ALIASES, COMMANDS
+from .._streams import say, write_text
 
 Show = Callable[[Iterator[Event]], None]
 
 
 class Chat:
-    """Runs what the user enters. `model` is the model's name in transcripts, `show` writes an answer while it comes."""
+    """Runs what the user enters. `model` is the model's name in transcripts; `show` writes an answer as it comes."""
 
     def __init__(self, dialogue: Dialogue, model: str, show: Show) -> None:
         self.dialogue, self.model, self._show = dialogue, model, show
         self.ended = self.failed = False
 
-    def take(self, text: str) -> None:
-        """Run a command, which begins with a slash, or ask a question; two slashes begin a question with one."""
-        try:
-            if text.startswith("/") and not text.startswith("//"):
-                self._command(text)
-            elif text.strip():
-                self.answer(self.dialogue.ask(text[1:] if text.startswith("//") else text))
-        except (QwenError, MemoryError) as error:
-            self.fail(str(error) or "not enough memory")
-
     def answer(self, events: Events) -> None:
-        """Show an answer. However it ends, the dialogue knows what was written of it."""
+        """Show an answer. However it ends, the dialogue keeps what was written of it."""
         with closing(events):
             self._show(events)
         if self.dialogue.model.stop_reason == "context":
@@ -50,34 +38,20 @@ class Chat:
         say(f"error: {message}")
 
     def load(self, path: str, chosen: dict[str, Any] | None = None) -> None:
-        """Go on with a saved chat and its settings, but for the `chosen` ones. Raises QwenError and changes nothing if it cannot be."""
+        """Go on with a saved chat and its settings, except for the `chosen` ones. Changes nothing where that raises QwenError."""
         saved = load(path)
         settings = changed(saved.settings, chosen or {})
         settings.tools = self.dialogue.settings.tools
         self.dialogue.clear()
         self.dialogue.messages, self.dialogue.settings = list(saved.messages), settings
 
-    def _command(self, text: str) -> None:
-        word, *rest = text[1:].split(maxsplit=1) or [""]
-        name, argument = ALIASES.get(word, word), "".join(rest).strip()
-        command = COMMANDS.get(name)
-        if command is None:
-            if "\n" in text:  # a paste: it can be mended
-                self.dialogue.draft = text
-            near = suggestion(name, COMMANDS, "/") or ": /help lists them, // begins a message with a slash"
-            raise InputError(f"unknown command /{name[:40]}{near}")
-        if argument and not command.arguments:
-            raise InputError(f"/{name} takes no argument")
-        if not argument and command.arguments and not command.arguments.startswith("["):
-            raise InputError(f"/{name} needs {command.arguments}")
-        command.run(self, argument)
-
 
 def printing(hide_thinking: bool, bar: Bar) -> Show:
-    """Shows answers as text, each with a newline behind it, and the progress of what is read before."""
+    """Shows answers as text, each followed by a newline, and before that the progress of reading the prompt."""
 
     def show(events: Iterator[Event]) -> None:
-        printer, shown = AnswerPrinter(hide_thinking), False
+        printer = AnswerPrinter(hide_thinking)
+        shown = False
         bar.close()
         try:
             for event in events:
@@ -88,17 +62,17 @@ def printing(hide_thinking: bool, bar: Bar) -> Show:
         finally:
             bar.close()
             printer.end()
-            if shown or sys.stdout.isatty():  # where it is a blank line before the next question
+            if shown or sys.stdout.isatty():  # at a terminal it is a blank line before the next question
                 write_text("\n")
 
     return show
 
 
 def printing_json(dialogue: Dialogue) -> Show:
-    """Shows each answer as one JSON object in a line."""
+    """Shows each answer as one line of JSON."""
 
     def show(events: Iterator[Event]) -> None:
-        answer = Answer()
+        answer = CollectedAnswer()
         for event in events:
             answer.add(event)
         about = {"stop_reason": dialogue.model.stop_reason, "timings": dialogue.model.stats()}
