@@ -59,7 +59,7 @@ def model_of(folder: Path, arch: str, mix: str = "F16") -> Model:
 
 
 def run(backend: Backend, kv: KVSequence, tokens: Sequence[int], steps: Sequence[int] = (1000,)) -> Logits:
-    """The logits of all tokens that the sequence doesn't hold yet, in steps of so many."""
+    """The logits of all tokens that the sequence doesn't hold yet, in steps of that many."""
     found = []
     for n in steps:
         if piece := tokens[kv.length : kv.length + n]:

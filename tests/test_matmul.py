@@ -43,7 +43,7 @@ def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> None:
-    """Sizes are no multiple of anything; one token, several, many."""
+    """Sizes aren't multiples of anything; one token, several, many."""
     rng = np.random.default_rng(0)
     w = random_rows(name, 51, columns(name), rng)
     bias = rng.standard_normal(51).astype(np.float32)
