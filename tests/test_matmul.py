@@ -7,14 +7,31 @@ from gguf import GGMLQuantizationType, quants
 from guarded import guarded
 from kernel_calls import Quantized, call
 
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.numpy.dequantize import to_float32
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import isa, layout
 from qwencli.kernels.arguments import EMBED
+from qwencli.kernels.tiles import Tiles
 
 FORMATS = list(layout.FORMATS)
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 ISAS = [i.name for i in isa.available()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(request: pytest.FixtureRequest) -> None:
+    """All kernels of the chosen tests at once: one by one each would wait for a process of its own."""
+    tests = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    params = [item.callspec.params for item in tests if hasattr(item, "callspec")]
+    for isa_name in ISAS:
+        tiles = Tiles(isa_name)
+        names = {each["name"] for each in params if each["isa_name"] == isa_name and "name" in each}
+        specs = [f"ops:prepare:copy:{kind}" for kind in ("q8k", "q8_0", "bf16")]
+        for name in sorted(names):
+            specs += [tiles.one(name, columns(name)), tiles.many(name)]
+            specs += [f"ops:embed:{name.lower()}"] if isa_name == ISAS[0] or name in SAMPLE else []
+        kernels_of(isa_name).load(specs)
 
 
 def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

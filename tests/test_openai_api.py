@@ -149,7 +149,7 @@ def test_events_are_as_openai_writes_them(story_server: Serving) -> None:
 
 
 def test_usage_and_timings(demo: Serving) -> None:
-    prompt = demo.config.template.encode(demo.service.llm.tokenizer, QUESTION)  # type: ignore[union-attr]
+    prompt = demo.options.template.encode(demo.service.llm.tokenizer, QUESTION)  # type: ignore[union-attr]
     chat(demo, temperature=0)
     answer = chat(demo, temperature=0)
     n = answer.usage.completion_tokens

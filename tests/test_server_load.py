@@ -17,8 +17,9 @@ from serving import Serving, endless, serving, until
 
 from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
+from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams
-from qwencli.server.service.generation import Generation, Request
+from qwencli.server.service.generation import Generation
 from qwencli.server.service.service import FAIR_BATCH, Service
 
 pytestmark = pytest.mark.skipif(

@@ -34,7 +34,7 @@ PACKAGES = [
     ("backends",),
     ("engine",),
     ("text",),
-    ("answer_text",),
+    ("request",),
     ("llm",),
     ("dialogue", "machine"),
     ("measure",),
@@ -43,6 +43,9 @@ PACKAGES = [
     ("__main__",),
 ]
 """The parts of the package, lowest first. Each imports from itself and from those below; parts in one row never import each other."""
+HTTP_APIS = tuple(path.parent.name for path in sorted((ROOT / "qwencli" / "server").glob("*/endpoints.py")))
+SERVER = [("options",), ("service",), ("http",), ("shared",), HTTP_APIS, ("apis",), ("run",)]
+"""The parts of qwencli/server, lowest first, with the same rules. http/ knows no API, and an API, a folder with endpoints, no other."""
 USES_KERNELS = {"kernels", "backends", "sampling", "machine"}
 SIZES = "kernels.formats"
 """The one file of the kernels that the reader of files imports as well. It imports nothing itself."""
@@ -59,7 +62,7 @@ USED_BY = {
     "starlette": {"server"},
     "pydantic": {"server"},
     "uvicorn": {"server.run", "server.http.protocol"},
-    "prometheus_client": {"server.http.metrics"},
+    "prometheus_client": {"server.llamacpp.metrics"},
     "llguidance": {"text.grammar.constraints", "text.grammar.child"},
 }
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
@@ -189,6 +192,23 @@ def test_no_files_import_each_other() -> None:
 def test_the_package_has_few_files_of_its_own() -> None:
     """What is not named by its room has to be read to be found."""
     assert len([*(ROOT / "qwencli").glob("*.py")]) <= 10
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("server.")])
+def test_imports_within_the_server_go_downwards(name: str) -> None:
+    rows = {each: i for i, row in enumerate(SERVER) for each in row}
+    own_part = name.split(".")[1]
+    assert own_part in rows, f"give {own_part} its place in SERVER"
+    for target in own(name):
+        other = target.removeprefix("server.").split(".")[0]
+        assert not target.startswith("server.") or other == own_part or rows[other] < rows[own_part], (
+            f"{name} imports {target}, which does not lie below it"
+        )
+
+
+def test_all_http_apis_are_served() -> None:
+    assert {"openai", "llamacpp"} <= set(HTTP_APIS)
+    assert set(own("server.apis")) == {f"server.{api}.endpoints" for api in HTTP_APIS}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])

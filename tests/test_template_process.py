@@ -220,7 +220,7 @@ def test_starting_early() -> None:
         template.start()
     broken.start()
     assert say("a", template) == "a"
-    with pytest.raises(ModelError, match="no valid Jinja"):
+    with pytest.raises(ModelError, match="isn't valid Jinja"):
         broken.render([])
 
 

@@ -394,11 +394,11 @@ def test_narrow_token_types_are_read_as_numbers(tmp_path: Path) -> None:
 
 
 TEMPLATES = {
-    "open block": ("{% if %}", "no valid Jinja"),
-    "unknown tag": ("{% frobnicate %}", "no valid Jinja"),
-    "brackets without end": ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "no valid Jinja"),
-    "more loops than Python nests": ("{% for a in 'x' %}" * 30 + "{% endfor %}" * 30, "no valid Jinja"),
-    "a number of 5000 digits": ("{{" + "1" * 5000 + "}}", "no valid Jinja"),
+    "open block": ("{% if %}", "isn't valid Jinja"),
+    "unknown tag": ("{% frobnicate %}", "isn't valid Jinja"),
+    "brackets without end": ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "isn't valid Jinja"),
+    "more loops than Python nests": ("{% for a in 'x' %}" * 30 + "{% endfor %}" * 30, "isn't valid Jinja"),
+    "a number of 5000 digits": ("{{" + "1" * 5000 + "}}", "isn't valid Jinja"),
     "raises": ("{{ raise_exception('only\nrobots') }}", "refuses this conversation: only\\nrobots"),
     "unknown variable": ("{{ nobody.name }}", "fails on this conversation: UndefinedError"),
     "divides by zero": (

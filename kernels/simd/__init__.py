@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from ..layout import LANES
 from .emitter import Emitter
-from .types import (
+from .vectors import (
     F32,
     F32X4,
     F32X16,

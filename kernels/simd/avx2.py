@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from .generic import dot_bf16
-from .types import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
+from .vectors import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
 
 __all__ = [
     "PICKS_WORDS",

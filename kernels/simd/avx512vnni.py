@@ -9,7 +9,7 @@ from llvmlite import ir
 from . import generic
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
 from .emitter import has_feature
-from .types import F32X16, I8X64, I16X32, I32X16
+from .vectors import F32X16, I8X64, I16X32, I32X16
 
 __all__ = [
     "PICKS_WORDS",

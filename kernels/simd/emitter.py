@@ -13,7 +13,7 @@ from numba.core import cgutils
 
 from ..isa import named, target
 from ..layout import LANES
-from .types import F32, F32X16, I8, I16, I32, I32X4, I64, like
+from .vectors import F32, F32X16, I8, I16, I32, I32X4, I64, like
 
 _isa: Any = None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .types import F32, F32X16, I8X64, I16, I16X32, I32, I32X16, like
+from .vectors import F32, F32X16, I8X64, I16, I16X32, I32, I32X16, like
 
 RAISED = True
 REGISTERS = 4

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
 from .generic import PICKS_WORDS, dot_bf16, packed
-from .types import I8, I16, I32
+from .vectors import I8, I16, I32
 
 __all__ = [
     "PICKS_WORDS",

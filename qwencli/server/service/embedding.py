@@ -10,7 +10,7 @@ from ...engine.engine import Engine
 
 
 class Embedding:
-    """A text on its way to its embedding, read in steps: `pooling` is "last", the last token's state, or "mean", that of all."""
+    """A text that is read in steps to get its embedding: with `pooling` "last" the last token's state, with "mean" the mean of all."""
 
     def __init__(self, tokens: list[int], pooling: str) -> None:
         self._tokens, self._pooling = tokens, pooling
