@@ -15,7 +15,7 @@ from gguf_builder import STORY, TOKENS
 
 QWENCLI = (
     shutil.which("qwencli", path=str(Path(sys.executable).parent))
-    or "qwencli is not installed beside this Python"
+    or "qwencli is not installed next to this Python"
 )
 COMMANDS = [
     "bench",

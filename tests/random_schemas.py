@@ -1,4 +1,4 @@
-"""Random JSON schemas of the kinds that people use, of which every answer is short."""
+"""Random JSON schemas of the kinds that people use, all of whose answers are short."""
 
 from __future__ import annotations
 
