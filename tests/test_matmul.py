@@ -96,7 +96,7 @@ def test_extreme_blocks(isa_name: str, name: str) -> None:
 @pytest.mark.parametrize("kind", ["q8k", "q8_0"])
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_quantized_activations(isa_name: str, kind: str) -> None:
-    """Within half a step of what they stand for, with the sums of their quants, for ordinary, zero, tiny and huge values."""
+    """Within half a step of the values that they represent, with the sums of their quants, for ordinary, zero, tiny and huge values."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((5, 512)).astype(np.float32)
     x[1], x[2], x[3] = 0, x[2] * 1e-30, x[3] * 1e4
