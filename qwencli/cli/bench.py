@@ -35,7 +35,9 @@ def numbers(*names: str, low: int, high: int, default: str | None, text: str) ->
             match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", part)
             if not match:
                 raise click.BadParameter(f"'{part}' is neither a number nor a range such as 1-4 or 64-512*2.")
-            number, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+            number = int(match[1])
+            last = int(match[2] or match[1])
+            step = int(match[4] or 1)
             if not low <= number <= last <= high:
                 raise click.BadParameter(f"{part} is not in the range {low}<=x<={high}.")
             while number <= last:
@@ -205,7 +207,8 @@ def run(
     from ..measure.figures import Test
     from ..network.model import load_model
 
-    loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
+    loaded = [load_model(GGUFFile(path)) for path in paths]
+    wanted = [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time
     for model, chosen, n_batch in product(loaded, types, n_batches):

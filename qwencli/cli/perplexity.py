@@ -100,7 +100,8 @@ def perplexity(
         fit=fit,
         n_batch=n_batch,
     )
-    n_ctx, n_batch = min(n_ctx, llm.engine.n_ctx), min(n_batch, llm.engine.n_ctx)
+    n_ctx = min(n_ctx, llm.engine.n_ctx)
+    n_batch = min(n_batch, llm.engine.n_ctx)
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

@@ -63,7 +63,8 @@ def warmup(
     from ..network.model import load_model
 
     done = []
-    loaded, types = [load_model(GGUFFile(path)) for path in paths], CacheTypes(cache_type_k, cache_type_v)
+    loaded = [load_model(GGUFFile(path)) for path in paths]
+    types = CacheTypes(cache_type_k, cache_type_v)
     for found in warm_up(loaded, isas, all_formats, say, Bar(unit="kernel"), tune, types):
         done.append(found)
         if not as_json:
