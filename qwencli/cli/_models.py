@@ -89,7 +89,7 @@ def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
             "--hf-repo",
             metavar="USER/REPO[:QUANT]",
             multiple=several,
-            help="A model from the Hugging Face hub, named as for llama.cpp; fetched if it is not on this machine.",
+            help="A model from the Hugging Face hub, named as in llama.cpp; fetched if it is not on this machine.",
         ),
     ):
         wrapper = option(wrapper)

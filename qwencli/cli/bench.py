@@ -168,10 +168,10 @@ def bench(
     output: str,
     profile: bool,
 ) -> None:
-    """Measure a model's speed with random tokens: llama-bench's tests, and how close each comes to what this machine can do.
+    """Measure a model's speed with llama-bench's tests.
 
-    Besides tokens per second, the table shows how much was read of the weights and the KV cache and how much was computed, each with
-    its share of what loops that do nothing else reach on the same threads in the same run.
+    The tokens are random. Besides tokens per second, the table shows how much was read of the weights and the KV cache and how much was
+    computed, each with its share of what loops that do nothing else reach on the same threads in the same run.
     """
     pairs = [*((p, 0) for p in n_prompt), *((0, n) for n in n_gen), *n_pg]
     tests = [(*pair, depth, seqs) for seqs, depth, pair in product(n_seq, n_depth, pairs) if any(pair)]

@@ -22,9 +22,10 @@ from ._streams import printable, say, write_text
     help="Delete all compiled kernels, those of other versions too, and do nothing else.",
 )
 def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
-    """Show what was found on this machine, how much of it is used, and what would make it faster.
+    """Examine this machine, and say what would make it faster.
 
-    The kernels are checked in a process of their own, and the speed of memory and cores is measured; the first call compiles kernels.
+    What was found is shown, and how much of it is used. The kernels are checked in a process of their own, and the speed of memory and
+    cores is measured; the first call compiles kernels.
     """
     from ..machine.doctor import examine
     from ..machine.kernel_cache import clear_cache as clear

@@ -55,7 +55,10 @@ def info(
     as_json: bool,
     no_mmap: bool,
 ) -> None:
-    """Show what a model file holds: architecture, size, types, metadata, and the memory that a context takes."""
+    """Show what a model file holds.
+
+    That is its architecture, size, types and metadata, and the memory that a context takes.
+    """
     chosen = choose_model(model, quiet=model is not None)
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
     facts = describe(file, CacheTypes(cache_type_k, cache_type_v))

@@ -73,9 +73,10 @@ def perplexity(
     as_json: bool,
     no_mmap: bool,
 ) -> None:
-    """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
+    """Measure how well a model predicts a text.
 
-    The running value after each chunk goes to stdout, then the final estimate and its standard error.
+    The algorithm is llama.cpp's, and lower is better. The running value after each chunk goes to stdout, then the final estimate and its
+    standard error.
     """
     text = read_text(file)
     chosen = choose_model(model)
