@@ -1,5 +1,7 @@
 """What can go wrong, for callers to catch. Every message is one line that names the file or the value and what was expected."""
 
+from __future__ import annotations
+
 
 class QwenError(Exception):
     """Base of all errors that qwencli raises on purpose."""
@@ -22,4 +24,9 @@ class NoMemory(QwenError):
 
 
 class ContextFull(InputError):
-    """A prompt or a conversation is longer than the context."""
+    """A prompt or a conversation is longer than the context: `n_prompt` tokens, in a context of `n_ctx`, where these are known."""
+
+    def __init__(self, message: str, n_prompt: int | None = None, n_ctx: int | None = None) -> None:
+        super().__init__(message)
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx

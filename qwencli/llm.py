@@ -7,24 +7,23 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .answer_text import AnswerText
 from .backends.choose import choose_backend, make_backend
 from .backends.kv_cache import CacheTypes
 from .engine.engine import Engine
-from .engine.engine import Sequence as EngineSequence
 from .engine.fit import STATES, measure
 from .gguf.file import GGUFFile
 from .network.model import load_model
-from .sampling import Breakers, Constraint, SamplingParams
+from .request.answer import RunningAnswer
+from .request.request import Request
+from .sampling import Breakers, SamplingParams
 from .text.chat.template import ChatTemplate
-from .text.chat.thinking import ReasoningBudget
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .text.grammar.constraints import Vocabulary
 
 MOST_BREAKERS = 16
-"""So many sets of texts that end DRY's repetitions are kept with their tokens."""
+"""Sets of texts that end DRY's repetitions, of which the tokens are kept."""
 
 
 class LLM:
@@ -33,13 +32,15 @@ class LLM:
         llm = LLM("model.gguf")
         print("".join(llm.stream(llm.tokenizer.encode("Once upon a time"), max_tokens=32)))
 
-    `n_ctx` is the longest a prompt and its answer may be together, by default the model's own, or as much of that as fits into the free
-    memory. An `n_ctx` that doesn't fit is an error, but with `fit` the longest that does is taken in its place; with `fit` False nothing is
-    checked. `n_batch` is the most tokens of a step, `n_threads` how many run it, by default as many as there are cores; `backend` is "cpu",
-    compiled kernels, "numpy", the slow reference, or "auto", the first that can run the file. `report` is told in a line that kernels are
-    compiled, which happens once, or that the context is shorter than the model's; `progress` how many of how many kernels are done. With
-    `chat` the process of the chat template starts at once, beside all else. `cache_type_k` and `cache_type_v` say as what keys and values
-    are kept: f16, the default, bf16, f32, q8_0 or q4_0. Raises QwenError.
+    `n_ctx` is how long a prompt and its answer may be together: by default as long as the model allows, or less where the free memory holds
+    no more. An `n_ctx` that doesn't fit is an error; with `fit` the longest that fits is taken instead, and with `fit` False nothing is
+    checked. `n_batch` is the most tokens of a step. `n_threads` is how many threads run it, by default one a core. `backend` is "cpu" for
+    the compiled kernels, "numpy" for the slow reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v`
+    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0.
+
+    `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
+    `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
+    while the model loads. Raises QwenError.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class LLM:
         self.file = GGUFFile(path)
         if chat and self.chat_template:
             self.chat_template.start()
-        self.model, types = load_model(self.file), CacheTypes(cache_type_k, cache_type_v)
+        self.model = load_model(self.file)
+        types = CacheTypes(cache_type_k, cache_type_v)
         backend = choose_backend(backend, self.model, report)
         self.fit = measure(self.model, types, backend, n_batch)
         n_ctx = self.fit.choose(n_ctx, fit, report)
@@ -83,13 +85,13 @@ class LLM:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokens as grammars need them. Raises QwenError without the package for that."""
+        """The tokens as grammars need them. Raises QwenError where llguidance is not installed."""
         from .text.grammar.constraints import Vocabulary
 
         return Vocabulary(self.tokenizer)
 
     def sampling(self, **chosen: Any) -> SamplingParams:
-        """Sampling with llama.cpp's defaults, the file's recommendations over them, and over both what is given and not None."""
+        """Sampling as `chosen`, where that is not None, else as the file recommends, else by llama.cpp's defaults. Raises InputError."""
         return SamplingParams.from_metadata(self.file.metadata, **chosen)
 
     def breakers(self, sampling: SamplingParams) -> Breakers:
@@ -110,7 +112,10 @@ class LLM:
     def load_session(
         self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Take a session's tokens, keys and values into the cache: a prompt that begins with them begins there. Raises QwenError."""
+        """Take a session's tokens, keys and values into the cache: a prompt that starts with them is computed from there on.
+
+        Raises QwenError where the file cannot be read, is damaged, or belongs to another model.
+        """
         from .engine.session import load
 
         session = load(path, self.engine.backend, self.engine.n_ctx, progress)
@@ -119,88 +124,53 @@ class LLM:
     def save_session(
         self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Write what was run last to a session, whole or not at all. Raises QwenError."""
+        """Write what was run last to a session, whole or not at all. Raises QwenError where the file cannot be written."""
         from .engine.session import save
 
         if self.engine.prefixes.kept:
             last = self.engine.prefixes.kept[-1]
             save(path, self.engine.backend, last.tokens, last.kv, progress)
 
+    def begin(self, request: Request) -> RunningAnswer:
+        """A new answer to a request, for `run` or for whoever steps the engine. Nothing is computed yet.
+
+        Raises QwenError where the request's grammar cannot be followed.
+        """
+        return RunningAnswer(request, self.engine, self.tokenizer, self.breakers(request.sampling))
+
+    def run(
+        self,
+        answer: RunningAnswer,
+        on_step: Callable[[int, int], None] | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generator[str, None, None]:
+        """Generate an answer, and yield its text as soon as it is certain. Closing the generator cancels it.
+
+        `on_step` is called after each step of the engine with how many of how many prompt tokens are done, `on_token` with the place of
+        each of the answer's tokens. Raises InputError, ContextFull for a prompt that cannot be run; QwenError where the answer fails.
+        """
+        seq = answer.sequence
+        self.engine.submit(seq)
+        try:
+            while True:
+                while answer.unread:
+                    text = answer.next()
+                    if on_token:
+                        on_token(answer.n_read - 1)
+                    if text:
+                        yield text
+                if seq.stop_reason:
+                    break
+                self.engine.step()
+                if on_step:
+                    on_step(seq.n_prompt_done, seq.n_prompt)
+            if rest := answer.end():
+                yield rest
+        finally:
+            self.engine.cancel(seq)
+
     def stream(
         self, tokens: Sequence[int], max_tokens: int | None = None, sampling: SamplingParams | None = None
     ) -> Iterator[str]:
-        """The text that continues `tokens`, piece by piece."""
-        completion = Completion(self, tokens, sampling or self.sampling(), max_tokens)
-        return completion.run()
-
-
-class Completion:
-    """One prompt and its answer.
-
-    `stop` are strings that end the answer and are left out of it; with `ignore_eos` tokens that end an answer do not. `budget` ends the
-    answer's thinking, `constraint` says what it may consist of. `on_step` is called after each step of the engine with how many of how
-    many prompt tokens are done, `on_token` with the place of each of the answer's tokens. After `run`, `sequence` says why it stopped and
-    how long it took.
-    """
-
-    def __init__(
-        self,
-        llm: LLM,
-        tokens: Sequence[int],
-        sampling: SamplingParams,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        on_step: Callable[[int, int], None] | None = None,
-        on_token: Callable[[int], None] | None = None,
-        budget: ReasoningBudget | None = None,
-        constraint: Constraint | None = None,
-    ) -> None:
-        self._llm, self._stop, self._on_step, self._on_token, self._budget = (
-            llm,
-            stop,
-            on_step,
-            on_token,
-            budget,
-        )
-        ends = frozenset[int]() if ignore_eos and not constraint else llm.tokenizer.eog_ids
-        self.sequence = EngineSequence(
-            list(tokens), sampling, max_tokens, ends, breakers=llm.breakers(sampling), constraint=constraint
-        )
-
-    def run(self) -> Generator[str, None, None]:
-        """Generate, yielding text as soon as it can neither be half a character nor begin a stop string. Raises InputError, QwenError."""
-        seq, engine = self.sequence, self._llm.engine
-        text = AnswerText(self._llm, seq, self._stop, self._budget)
-        engine.submit(seq)
-        try:
-            while True:
-                while text.unread:
-                    piece = text.next()
-                    if self._on_token:
-                        self._on_token(text.n_read - 1 - seq.n_prompt)
-                    if piece:
-                        yield piece
-                if seq.stop_reason:
-                    break
-                engine.step()
-                if self._on_step:
-                    self._on_step(seq.n_prompt_done, seq.n_prompt)
-            if rest := text.end():
-                yield rest
-        finally:
-            engine.cancel(seq)
-
-    def timings(self) -> dict[str, float]:
-        """llama.cpp's names. The prompt's time includes the first token's sampling; `cached_n` of its tokens needed none."""
-        seq = self.sequence
-        prompt_n, predicted_n = seq.n_prompt - seq.n_cached, max(0, len(seq.generated) - 1)
-        return {
-            "cached_n": seq.n_cached,
-            "prompt_n": prompt_n,
-            "prompt_ms": 1e3 * seq.prompt_seconds,
-            "prompt_per_second": prompt_n / seq.prompt_seconds if seq.prompt_seconds else 0.0,
-            "predicted_n": len(seq.generated),
-            "predicted_ms": 1e3 * seq.generation_seconds,
-            "predicted_per_second": predicted_n / seq.generation_seconds if seq.generation_seconds else 0.0,
-        }
+        """The text that continues `tokens`, as it comes. Raises InputError, ContextFull, QwenError."""
+        return self.run(self.begin(Request(tokens, sampling or self.sampling(), max_tokens)))

@@ -10,8 +10,9 @@ from typing import Any
 from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.server import run
+from qwencli.server.apis import APIS
 from qwencli.server.http.app import API, build_app
-from qwencli.server.service.config import Config
+from qwencli.server.options import ServerOptions
 from qwencli.server.service.service import Service
 
 
@@ -31,8 +32,10 @@ def endless() -> LLM:
 class Serving:
     """A server that runs: its `url`, and what it is made of."""
 
-    def __init__(self, service: Service, config: Config, url: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.service, self.config, self.url, self.loop = service, config, url, loop
+    def __init__(
+        self, service: Service, options: ServerOptions, url: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.service, self.options, self.url, self.loop = service, options, url, loop
         self.port = int(url.rpartition(":")[2])
 
 
@@ -42,10 +45,10 @@ def serving(
     n_slots: int = 4,
     n_queue: int = 64,
     pooling: str = "last",
-    apis: Sequence[API] | None = None,
+    apis: Sequence[API] = APIS,
     **settings: Any,
 ) -> Iterator[Serving]:
-    """Serve `llm`, by default a demo model of its own, with the Config that `settings` make."""
+    """Serve `llm`, by default a demo model of its own, with the ServerOptions that `settings` make."""
     llm = llm or LLM(EMBEDDED, n_threads=2)
     given = {
         "name": llm.file.path.name,
@@ -53,7 +56,7 @@ def serving(
         "template": llm.chat_template,
         "log_format": "none",
     }
-    config = Config(**(given | settings))
+    options = ServerOptions(**(given | settings))
     service, sockets, started = (
         Service(llm, n_slots, n_queue, pooling),
         run.listen("127.0.0.1", 0),
@@ -66,7 +69,7 @@ def serving(
     async def go() -> None:
         nonlocal server
         service.start()
-        server = run.Server(build_app(service, config, apis), service, config, 0, started.set)
+        server = run.Server(build_app(service, options, apis), service, options, 0, started.set)
         await server.serve(sockets)
 
     def target() -> None:
@@ -83,7 +86,7 @@ def serving(
         raise failures[0]
     assert server
     try:
-        yield Serving(service, config, run.url(sockets, "127.0.0.1", False), loop)
+        yield Serving(service, options, run.url(sockets, "127.0.0.1", False), loop)
     finally:
         loop.call_soon_threadsafe(server.stop)
         thread.join(60)

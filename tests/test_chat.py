@@ -291,7 +291,7 @@ def test_nor_where_a_template_joins_texts(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_broken_templates(source: str) -> None:
-    with pytest.raises(ModelError, match="the model's chat template is no valid Jinja: ") as error:
+    with pytest.raises(ModelError, match="the model's chat template isn't valid Jinja: ") as error:
         ChatTemplate(source).render([USER])
     assert "\n" not in str(error.value)
 
@@ -364,7 +364,7 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
     for value, why in {
         "nonsense": "No such file",
         str(tmp_path): "",
-        str(tmp_path / "latin"): "no UTF-8",
+        str(tmp_path / "latin"): "isn't UTF-8",
         "a\0b": "null",
         str(tmp_path / "large"): "larger than 4 MiB",
         "": "",

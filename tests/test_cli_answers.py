@@ -13,7 +13,7 @@ from gguf_builder import tiny
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import LOGITS, Batch, Segment
-from qwencli.cli._answers import AnswerPrinter, Thinking
+from qwencli.cli._answers import AnswerPrinter, ThinkingOptions
 from qwencli.cli._bar import Bar
 from qwencli.cli._probabilities import Probabilities
 from qwencli.cli.run import generate
@@ -76,7 +76,7 @@ def test_json_keeps_thinking_apart(run: Call) -> None:
 def test_what_needs_a_template_is_refused_with_raw(run: Call, option: list[str]) -> None:
     done = run("--raw", "-p", "x", *option)
     assert (done.code, done.out) == (2, "")
-    assert "need a chat template, which --raw leaves out" in done.err
+    assert "need a chat template, which --raw does without" in done.err
 
 
 # Templates
@@ -94,8 +94,8 @@ def test_another_template(run: Call, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "expected chatml"),
-        (b"{% if %}", "is no valid Jinja"),
-        (b"\xff", "is no UTF-8 text"),
+        (b"{% if %}", "isn't valid Jinja"),
+        (b"\xff", "isn't UTF-8 text"),
         (b"{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "took too long"),
         (b"{{ 'x' * 10**10 }}", "memory"),
         (b"{{ raise_exception('not today') }}", "not today"),
@@ -191,11 +191,11 @@ def test_a_session_is_where_the_next_run_begins(run: Call, tmp_path: Path) -> No
     session, prompt = tmp_path / "s", "Once upon a time there was a little boy " * 8
     first = answer(run("--raw", "-p", prompt, "-n", "4", "--json", "--session", session))
     again = answer(run("--raw", "-p", prompt, "-n", "4", "--json", "--session", session))
-    assert [first["timings"]["cached_n"], again["timings"]["cached_n"]] == [0, first["prompt_tokens"] - 1]
+    assert [first["timings"]["cache_n"], again["timings"]["cache_n"]] == [0, first["prompt_tokens"] - 1]
     assert again["tokens"] == first["tokens"]
     longer = prompt + first["text"] + " and"
     on = answer(run("--raw", "-p", longer, "-n", "8", "--json", "--session", session))
-    assert on["timings"]["cached_n"] >= first["prompt_tokens"]
+    assert on["timings"]["cache_n"] >= first["prompt_tokens"]
     assert on["tokens"] == answer(run("--raw", "-p", longer, "-n", "8", "--json"))["tokens"]
 
 
@@ -247,7 +247,7 @@ def test_ctrl_c_while_a_piece_is_written_ends_the_answer_too(
             chat,
             events,
             Bar(False),
-            Thinking(None, None, False),
+            ThinkingOptions(None, None, False),
             Probabilities(None, False, None),
             as_json=False,
         )

@@ -358,7 +358,7 @@ def test_json_is_an_object_a_turn(chat: Chat) -> None:
     assert (first["text"], first["stop_reason"]) == (TEXT, "eos")
     assert (second["text"], second["stop_reason"]) == ("abc", "length")
     assert first["timings"]["prompt_n"] == 20
-    assert second["timings"]["cached_n"] == 49
+    assert second["timings"]["cache_n"] == 49
 
 
 THOUGHT = Reply([stream(delta(reasoning_content="hm 你"), delta(content="\x1b[2Jyes"), delta("stop"))])

@@ -27,7 +27,7 @@ def test_verbose_adds_one_closing_line(run: Call, story: Path) -> None:
     code, out, err = run("-p", "hi", "-v")
     assert (code, out) == (0, TEXT)
     assert re.search(
-        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ MB\n$",
+        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ [MG]B\n$",
         err,
     )
 
@@ -119,7 +119,7 @@ def test_raw_prompts(run: Call, prompt: str, options: list[str], text: str | Non
     done = run("-p", prompt, "--raw", "-n", "3", "--ignore-eos", *options)
     if text is None:
         assert (done.code, done.out) == (1, "")
-        assert r"'\\xc3' is no valid UTF-8, or its escapes make it so" in done.err
+        assert r"'\\xc3' isn't valid UTF-8, or its escapes make it invalid" in done.err
     else:
         assert done.out == text
 

@@ -131,14 +131,14 @@ JSON_TEXTS = [
 
 @pytest.mark.parametrize(("schema", "right", "wrong"), JSON_TEXTS)
 def test_json_of_a_schema(llm: LLM, schema: Any, right: list[str], wrong: list[str]) -> None:
-    start = json_schema(llm, schema)
+    start = json_schema(llm.vocabulary, schema)
     assert [text for text in right if not passes(llm, start, text)] == []
     assert [text for text in wrong if passes(llm, start, text)] == []
-    assert passes(llm, json_schema(llm, json.dumps(schema)), right[0])
+    assert passes(llm, json_schema(llm.vocabulary, json.dumps(schema)), right[0])
 
 
 def test_any_object(llm: LLM) -> None:
-    start = json_object(llm)
+    start = json_object(llm.vocabulary)
     assert [passes(llm, start, text) for text in ("{}", '{"a": [1, {"b": null}]}', "[]", "1", '{"a"}')] == [
         True,
         True,
@@ -163,7 +163,7 @@ PATTERNS = [
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_regular_expressions_match_as_a_whole(llm: LLM, pattern: str) -> None:
     """The oracle is `re`."""
-    start, rng = regex(llm, pattern), random.Random(1)
+    start, rng = regex(llm.vocabulary, pattern), random.Random(1)
     samples = [
         "me@here.org",
         "me@here.org ",
@@ -216,7 +216,7 @@ GBNF_TEXTS = [
 
 @pytest.mark.parametrize(("text", "right", "wrong"), GBNF_TEXTS)
 def test_gbnf(llm: LLM, text: str, right: list[str], wrong: list[str]) -> None:
-    start = gbnf(llm, text)
+    start = gbnf(llm.vocabulary, text)
     assert [each for each in right if not passes(llm, start, each)] == []
     assert [each for each in wrong if passes(llm, start, each)] == []
 
@@ -250,7 +250,7 @@ def test_gbnf_without_recursion_is_a_regular_expression(llm: LLM, seed: int) -> 
     """The oracle is `re`: words end where they must and not where they could go on."""
     rng, rules = random.Random(seed), list[str]()
     root, expression = random_regular(rng, 0, rules)
-    start = gbnf(llm, "\n".join([f"root ::= {root}", *rules]))
+    start = gbnf(llm.vocabulary, "\n".join([f"root ::= {root}", *rules]))
     samples = ["".join(rng.choices("abé", k=rng.randint(0, 5))) for _ in range(40)]
     assert [text for text in samples if passes(llm, start, text)] == [
         text for text in samples if re.fullmatch(expression, text)
@@ -258,7 +258,9 @@ def test_gbnf_without_recursion_is_a_regular_expression(llm: LLM, seed: int) -> 
 
 
 def test_lark(llm: LLM) -> None:
-    start = lark(llm, 'start: greeting ("," " " NAME)+ "!"\ngreeting: "Hello" | "Hi"\nNAME: /[A-Z][a-z]+/')
+    start = lark(
+        llm.vocabulary, 'start: greeting ("," " " NAME)+ "!"\ngreeting: "Hello" | "Hi"\nNAME: /[A-Z][a-z]+/'
+    )
     texts = ["Hello, Bob!", "Hi, Bob, Eve!", "Hello!", "Hello, bob!", "hi, Bob!"]
     assert [passes(llm, start, text) for text in texts] == [True, True, False, False, False]
 
@@ -266,7 +268,9 @@ def test_lark(llm: LLM) -> None:
 def test_the_language_of_a_grammar_is_seen(llm: LLM) -> None:
     in_lark = ['start: "a"', 'A: "a"\nstart : A', 'start[lazy]: "a"']
     in_gbnf = ['root ::= start\nstart ::= "a"', 'start ::= "b"\nroot ::= "a"']
-    assert [text for text in in_lark + in_gbnf if not passes(llm, grammar.grammar(llm, text), "a")] == []
+    assert [
+        text for text in in_lark + in_gbnf if not passes(llm, grammar.grammar(llm.vocabulary, text), "a")
+    ] == []
 
 
 # Tokens
@@ -274,9 +278,9 @@ def test_the_language_of_a_grammar_is_seen(llm: LLM) -> None:
 
 def test_no_control_token_is_text(llm: LLM) -> None:
     """Not even where its text may stand."""
-    start = json_schema(llm, {"const": "<|im_end|><|im_start|><|endoftext|>"})
+    start = json_schema(llm.vocabulary, {"const": "<|im_end|><|im_start|><|endoftext|>"})
     tokens = bytes_of(llm, '"<|im_end|><|im_start|><|endoftext|>"')
-    constraint, free = start(), regex(llm, "(.|\n)*")()
+    constraint, free = start(), regex(llm.vocabulary, "(.|\n)*")()
     for n in range(len(tokens)):
         for each in constraint, free:
             mask = each.mask(tokens[:n])
@@ -288,7 +292,7 @@ def test_no_control_token_is_text(llm: LLM) -> None:
 
 
 def test_a_character_may_be_split_over_tokens(llm: LLM) -> None:
-    constraint, tokens = regex(llm, "[😀😁]")(), bytes_of(llm, "😀")
+    constraint, tokens = regex(llm.vocabulary, "[😀😁]")(), bytes_of(llm, "😀")
     for n in range(4):
         mask = constraint.mask(tokens[:n])
         assert mask is not None
@@ -305,11 +309,7 @@ def test_vocabularies_with_tokens_of_all_kinds(tmp_path: Path, marks: tuple[str 
     tokenizer = Tokenizer(GGUFFile(tmp_path / "v.gguf"))
     words = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
     assert tokenizer.all_bytes() == words
-
-    class Model:
-        vocabulary = grammar.Vocabulary(tokenizer)
-
-    mask = regex(Model(), "(.|\n)+")().mask([])  # type: ignore[arg-type]
+    mask = regex(grammar.Vocabulary(tokenizer), "(.|\n)+")().mask([])
     assert mask is not None
     assert len(mask) == tokenizer.n_vocab
     assert not mask[words.index(b"")]
@@ -329,11 +329,7 @@ def test_the_vocabulary_of_qwen(shared: Path) -> None:
     assert [words[i] for i in range(0, tokenizer.n_vocab, 7)] == [
         tokenizer.token_bytes(i) for i in range(0, tokenizer.n_vocab, 7)
     ]
-
-    class Model:
-        vocabulary = grammar.Vocabulary(tokenizer)
-
-    constraint = json_schema(Model(), {"type": "object"})()  # type: ignore[arg-type]
+    constraint = json_schema(grammar.Vocabulary(tokenizer), {"type": "object"})()
     text = tokenizer.encode('{"a": [true, null, "Zoë 東京"]}')
     for n in range(len(text)):
         mask = constraint.mask(text[:n])
@@ -378,7 +374,7 @@ REFUSED: list[tuple[Callable[..., Start], Any, str]] = [
     (gbnf, "root ::= [b-a]", "from 'b' to 'a'"),
     (gbnf, "root ::= []", "no GBNF"),
     (gbnf, 'root ::= "\\q"', "no GBNF"),
-    (gbnf, 'root ::= "\\ud800"', "no character"),
+    (gbnf, 'root ::= "\\ud800"', "isn't a character"),
     (gbnf, "root ::= " + "(" * 60 + '"a"' + ")" * 60, "parentheses 51 deep"),
     (gbnf, 'root ::= "a"' + "*" * 5000, "151 deep"),
     (gbnf, "root ::= " + "(" * 45 + '"a"' + ")****" * 45, "151 deep"),
@@ -393,7 +389,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(
     llm: LLM, kind: Callable[..., Start], text: Any, error: str
 ) -> None:
     with pytest.raises(InputError, match=error) as info:
-        kind(llm, text)
+        kind(llm.vocabulary, text)
     assert "\n" not in str(info.value)
     assert len(str(info.value)) < 500
 
@@ -445,14 +441,14 @@ HOSTILE: list[tuple[Callable[..., Start], Any]] = [
 @pytest.mark.parametrize(("kind", "text"), HOSTILE)
 def test_a_hostile_grammar_takes_nothing_down(llm: LLM, kind: Callable[..., Start], text: Any) -> None:
     with pytest.raises(InputError):
-        kind(llm, text)
+        kind(llm.vocabulary, text)
 
 
 def test_a_grammar_that_takes_forever_to_compile(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "CPU_SECONDS", 60)  # which a busy machine's clock would let it have
     monkeypatch.setattr(grammar, "CLOCK_SECONDS", 0.5)
     with pytest.raises(InputError, match="takes too long to compile"):
-        json_schema(llm, {"type": "integer", "multipleOf": 99999989})
+        json_schema(llm.vocabulary, {"type": "integer", "multipleOf": 99999989})
 
 
 @pytest.mark.usefixtures("no_child")
@@ -463,7 +459,7 @@ def test_requests_share_no_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> N
     )  # twelve texts together have more, four have not
     for i in range(12):
         constraint, tokens = (
-            regex(llm, "[ab]*a[ab]{10}!")(),
+            regex(llm.vocabulary, "[ab]*a[ab]{10}!")(),
             bytes_of(llm, "".join(random.Random(i).choices("ab", k=40))),
         )
         for n in range(len(tokens)):
@@ -471,12 +467,12 @@ def test_requests_share_no_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_grammar_is_tried_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    regex(llm, "once")
+    regex(llm.vocabulary, "once")
     monkeypatch.setattr(confined, "start", lambda *args: pytest.fail("tried again"))
-    assert passes(llm, regex(llm, "once"), "once")
+    assert passes(llm, regex(llm.vocabulary, "once"), "once")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(QwenError, match=r"need the package llguidance: pip install 'qwencli\[grammar\]'$"):
-        regex(LLM(EMBEDDED, backend="numpy"), "a")
+        regex(LLM(EMBEDDED, backend="numpy").vocabulary, "a")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from command_line import Call
@@ -15,6 +16,7 @@ from engine_runs import finish
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 from random_schemas import random_schema
+from serving import serving
 from test_grammar import bytes_of, no_child
 
 from qwencli.dialogue.dialogue import Settings
@@ -22,12 +24,13 @@ from qwencli.dialogue.local import LocalChat
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import QwenError
 from qwencli.hub.choice import EMBEDDED
-from qwencli.llm import LLM, Completion
+from qwencli.llm import LLM
+from qwencli.request.request import Request
 from qwencli.sampling import Constraint, SamplingParams
 from qwencli.sampling.sampler import NOT_FINITE, Sampler
 from qwencli.text.chat.after_thinking import AfterThinking
 from qwencli.text.chat.answers import Content, Reasoning
-from qwencli.text.grammar.constraints import Guided, Start, json_object, json_schema, regex
+from qwencli.text.grammar.constraints import Guided, Start, gbnf, json_object, json_schema, regex
 
 __all__ = ["no_child"]
 PERSON = {
@@ -71,7 +74,7 @@ def text(llm: LLM, seq: EngineSequence) -> str:
 def test_random_schemas(llm: LLM) -> None:
     """The oracle is `jsonschema`. Some models write numbers without end: what ends by itself counts, and that is most."""
     schemas = [random_schema(seed) for seed in range(200)]
-    seqs = [held(llm, json_schema(llm, schema)(), seed) for seed, schema in enumerate(schemas)]
+    seqs = [held(llm, json_schema(llm.vocabulary, schema)(), seed) for seed, schema in enumerate(schemas)]
     for start in range(0, 200, 50):
         finish(llm.engine, *seqs[start : start + 50])
     assert {seq.stop_reason for seq in seqs} <= {"eos", "length"}
@@ -92,7 +95,7 @@ def test_random_schemas(llm: LLM) -> None:
     ],
 )
 def test_regular_expressions(llm: LLM, pattern: str) -> None:
-    start = regex(llm, pattern)
+    start = regex(llm.vocabulary, pattern)
     seqs = [held(llm, start(), seed) for seed in range(8)]
     finish(llm.engine, *seqs)
     assert {seq.stop_reason for seq in seqs} == {"eos"}
@@ -102,16 +105,16 @@ def test_regular_expressions(llm: LLM, pattern: str) -> None:
 def test_an_answer_is_complete_without_a_further_step(llm: LLM) -> None:
     """And at its limit complete is complete."""
     n_yes = len(llm.tokenizer.encode("yes"))
-    seq = held(llm, regex(llm, "yes")(), max_tokens=n_yes)
+    seq = held(llm, regex(llm.vocabulary, "yes")(), max_tokens=n_yes)
     finish(llm.engine, seq)
     assert (text(llm, seq), seq.stop_reason) == ("yes", "eos")
-    seq = held(llm, regex(llm, "yes, of course")(), max_tokens=1)
+    seq = held(llm, regex(llm.vocabulary, "yes, of course")(), max_tokens=1)
     finish(llm.engine, seq)
     assert seq.stop_reason == "length"
 
 
 def test_the_same_alone_and_amid_others(llm: LLM) -> None:
-    start, any_json = json_schema(llm, PERSON), json_object(llm)
+    start, any_json = json_schema(llm.vocabulary, PERSON), json_object(llm.vocabulary)
 
     def several() -> list[EngineSequence]:
         return [
@@ -206,17 +209,14 @@ def test_an_answer_with_no_way_on_fails_alone(llm: LLM, where: str) -> None:
     finish(llm.engine, *seqs)
     assert (seqs[0].stop_reason, str(seqs[0].error), len(seqs[0].generated)) == ("error", "no way on", 3)
     assert seqs[1].stop_reason in ("eos", "length")
+    request = Request(seqs[1].tokens[:5], SamplingParams(temp=0), 20, grammar=lambda: Failing(2, where))
     with pytest.raises(QwenError, match="no way on"):
-        list(
-            Completion(
-                llm, seqs[1].tokens[:5], SamplingParams(temp=0), 20, constraint=Failing(2, where)
-            ).run()
-        )
+        list(llm.run(llm.begin(request)))
     assert llm.engine.running == []
 
 
 def test_tokens_that_are_given_have_to_fit(llm: LLM) -> None:
-    seqs = [held(llm, regex(llm, "yes, .{0,5}")()) for _ in range(2)]
+    seqs = [held(llm, regex(llm.vocabulary, "yes, .{0,5}")()) for _ in range(2)]
     for seq, given in zip(seqs, ("yes, ", "no")):
         llm.engine.submit(seq)
         llm.engine.extend(seq, llm.tokenizer.encode(given))
@@ -251,7 +251,7 @@ def answer_with_interrupts(llm: LLM, start: Start, at: int, monkeypatch: pytest.
 
 
 def test_a_step_that_is_done_again_changes_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = json_schema(llm, PERSON)
+    start = json_schema(llm.vocabulary, PERSON)
     whole = held(llm, start(), 2)
     finish(llm.engine, whole)
     for at in range(1, 12):
@@ -262,7 +262,7 @@ def test_a_step_that_is_done_again_changes_nothing(llm: LLM, monkeypatch: pytest
 
 def test_ctrl_c_while_forced_text_becomes_tokens(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """It must not get lost in machine code, nor the answer with it."""
-    start = regex(llm, "The answer is [a-z]{3}")
+    start = regex(llm.vocabulary, "The answer is [a-z]{3}")
     constraint = start()
     with monkeypatch.context() as m:
 
@@ -281,7 +281,7 @@ def test_ctrl_c_while_forced_text_becomes_tokens(llm: LLM, monkeypatch: pytest.M
 
 
 def test_thinking_is_free_but_for_its_end(llm: LLM) -> None:
-    tokenizer, inner = llm.tokenizer, json_object(llm)
+    tokenizer, inner = llm.tokenizer, json_object(llm.vocabulary)
     opening, closing, blank = (tokenizer.encode(word)[0] for word in ("<think>", "</think>", "\n\n"))
     only_json = inner().mask([])
     assert only_json is not None
@@ -316,7 +316,7 @@ def test_thinking_is_free_but_for_its_end(llm: LLM) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"reasoning_budget": 4}, {"think": False}])
 def test_a_model_that_thinks_is_held_to_it_behind_its_thinking(llm: LLM, settings: dict[str, Any]) -> None:
-    chat = LocalChat(llm, constraint=json_schema(llm, PERSON))
+    chat = LocalChat(llm, grammar=json_schema(llm.vocabulary, PERSON))
     for seed in range(3):
         chosen = Settings(SamplingParams(temp=1.0, seed=seed), 200, **settings)
         events = list(chat.answer([{"role": "user", "content": "Hello!"}], chosen))
@@ -327,12 +327,37 @@ def test_a_model_that_thinks_is_held_to_it_behind_its_thinking(llm: LLM, setting
 
 
 def test_a_text_that_goes_on_is_held_to_it_at_once(llm: LLM) -> None:
-    chat = LocalChat(llm, constraint=regex(llm, "[0-9]{3}"), ignore_eos=True)
+    chat = LocalChat(llm, grammar=regex(llm.vocabulary, "[0-9]{3}"), ignore_eos=True)
     said = "".join(
         e.text for e in chat.go_on("1 + 1 = ", Settings(SamplingParams(temp=1.0))) if isinstance(e, Content)
     )
     assert re.fullmatch("[0-9]{3}", said)
     assert chat.stop_reason == "eos"
+
+
+@pytest.mark.parametrize("bias", [0.0, 100.0])
+def test_a_grammar_says_where_an_answer_ends_whatever_is_ignored(llm: LLM, bias: float) -> None:
+    """The same from the library and from both HTTP APIs: an end token that the grammar allows is never part of the answer."""
+    prompt, ends = "1 + 1 = ", sorted(llm.tokenizer.eog_ids)
+    grammar, biases = "root ::= [0-9]{1,3}", [(token, bias) for token in ends]
+    request = Request(
+        llm.tokenizer.encode(prompt),
+        llm.sampling(temp=0, logit_bias=biases),
+        20,
+        ignore_eos=True,
+        grammar=gbnf(llm.vocabulary, grammar),
+    )
+    answer = llm.begin(request)
+    said = "".join(llm.run(answer))
+    body = {"prompt": prompt, "grammar": grammar, "temperature": 0, "max_tokens": 20}
+    body |= {"logit_bias": biases, "ignore_eos": True, "return_tokens": True}
+    with serving() as server:
+        own = httpx.post(f"{server.url}/completion", json=body, timeout=60).json()
+        [choice] = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"]
+    assert re.fullmatch("[0-9]{1,3}", said)
+    assert not set(answer.sequence.generated) & set(ends)
+    assert (own["content"], own["tokens"], own["stop_type"]) == (said, answer.sequence.generated, "eos")
+    assert (choice["text"], choice["tokens"], choice["finish_reason"]) == (said, own["tokens"], "stop")
 
 
 # Commands

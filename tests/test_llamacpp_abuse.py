@@ -14,7 +14,7 @@ from engine_runs import held
 from llamacpp_client import events, greedy, post
 from serving import Serving, endless, serving, until
 
-from qwencli.server.llamacpp import endpoints as llamacpp
+from qwencli.server.llamacpp.endpoints import LLAMACPP
 from qwencli.server.service.generation import Generation
 from qwencli.text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ HUGE = 10**30
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
-    with serving(apis=[llamacpp]) as running:
+    with serving(apis=[LLAMACPP]) as running:
         yield running
         assert [slot.generation for slot in running.service.slots()] == [None] * 4
         assert running.service.llm.engine.running == []
@@ -382,7 +382,7 @@ def test_many_probabilities_are_not_kept_once_they_are_told(
 def test_a_client_that_leaves_frees_its_slots(monkeypatch: pytest.MonkeyPatch, usual: str) -> None:
     body: dict[str, Any]
     with (
-        serving(endless(), apis=[llamacpp]) as server,
+        serving(endless(), apis=[LLAMACPP]) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         generations = noted(server, monkeypatch)
@@ -403,7 +403,7 @@ def test_a_client_that_leaves_frees_its_slots(monkeypatch: pytest.MonkeyPatch, u
 def test_more_than_slots_and_queue_hold() -> None:
     """Of a list of prompts all are answered, or none."""
     with (
-        serving(n_slots=1, n_queue=1, apis=[llamacpp]) as small,
+        serving(n_slots=1, n_queue=1, apis=[LLAMACPP]) as small,
         httpx.Client(base_url=small.url, timeout=60) as client,
     ):
         with ThreadPoolExecutor(1) as pool, held(small.service.llm.engine) as go:

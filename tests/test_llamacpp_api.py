@@ -17,7 +17,7 @@ from llamacpp_client import complete, events, greedy, post
 from serving import Serving, serving
 
 from qwencli.server import run
-from qwencli.server.llamacpp import endpoints as llamacpp
+from qwencli.server.llamacpp.endpoints import LLAMACPP
 
 ORACLE = json.loads((Path(__file__).parent / "oracles" / "completions.json").read_text())
 ASKED = ORACLE["completions"]
@@ -31,7 +31,7 @@ NEAR = 0.02
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
-    with serving(apis=[llamacpp]) as running:
+    with serving(apis=[LLAMACPP]) as running:
         yield running
 
 

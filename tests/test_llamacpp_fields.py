@@ -12,14 +12,14 @@ from engine_runs import held
 from llamacpp_client import complete, events, greedy, post
 from serving import Serving, serving, until
 
-from qwencli.server.llamacpp import endpoints as llamacpp
+from qwencli.server.llamacpp.endpoints import LLAMACPP
 
 PROMPT = "Once upon a time"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
-    with serving(name="demo", apis=[llamacpp]) as running:
+    with serving(name="demo", apis=[LLAMACPP]) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""The library's entry: text out of the engine, where stop strings cut it, and how a completion ends."""
+"""The library's entry: text out of the engine, where stop strings cut it, and how a answer ends."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,11 @@ import pytest
 import tiny_models
 
 import qwencli
-from qwencli.answer_text import StopStrings
 from qwencli.errors import InputError
 from qwencli.hub.choice import EMBEDDED
-from qwencli.llm import LLM, MOST_BREAKERS, Completion
+from qwencli.llm import LLM, MOST_BREAKERS
+from qwencli.request.request import Request
+from qwencli.request.stop_strings import StopStrings
 from qwencli.sampling import SamplingParams
 
 GREEDY = SamplingParams(temp=0)
@@ -79,9 +80,9 @@ def llm() -> LLM:
 def continued(llm: LLM) -> tuple[list[int], list[int], str]:
     """A prompt, the 40 tokens that follow, and their text."""
     prompt = llm.tokenizer.encode("Once upon a time")
-    completion = Completion(llm, prompt, GREEDY, 40, ignore_eos=True)
-    text = "".join(completion.run())
-    tokens = completion.sequence.generated
+    answer = llm.begin(Request(prompt, GREEDY, 40, ignore_eos=True))
+    text = "".join(llm.run(answer))
+    tokens = answer.sequence.generated
     assert len(tokens) == 40
     assert text == llm.tokenizer.decode(tokens, special=False)
     return prompt, tokens, text
@@ -93,15 +94,15 @@ def chat(llm: LLM, text: str) -> list[int]:
 
 
 def test_an_answer_ends_by_itself(llm: LLM) -> None:
-    completion = Completion(llm, chat(llm, "hello"), GREEDY, 200)
-    text = "".join(completion.run())
+    answer = llm.begin(Request(chat(llm, "hello"), GREEDY, 200))
+    text = "".join(llm.run(answer))
     assert text
-    assert completion.sequence.stop_reason == "eos"
-    assert not set(completion.sequence.generated) & llm.tokenizer.eog_ids
-    longer = Completion(
-        llm, chat(llm, "hello"), GREEDY, len(completion.sequence.generated) + 5, ignore_eos=True
+    assert answer.sequence.stop_reason == "eos"
+    assert not set(answer.sequence.generated) & llm.tokenizer.eog_ids
+    longer = llm.begin(
+        Request(chat(llm, "hello"), GREEDY, len(answer.sequence.generated) + 5, ignore_eos=True)
     )
-    assert "".join(longer.run()).startswith(text)
+    assert "".join(llm.run(longer)).startswith(text)
     assert longer.sequence.stop_reason == "length"
     assert set(longer.sequence.generated) & llm.tokenizer.eog_ids
 
@@ -111,11 +112,11 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(
 ) -> None:
     prompt, tokens, text = continued
     stop = text[len(text) // 2 :][:7]
-    completion = Completion(llm, prompt, GREEDY, 40, stop=["never this", stop])
-    assert "".join(completion.run()) == text[: text.index(stop)]
-    assert completion.sequence.stop_reason == "stop"
-    assert tokens[: len(completion.sequence.generated)] == completion.sequence.generated
-    assert len(completion.sequence.generated) < 40
+    answer = llm.begin(Request(prompt, GREEDY, 40, stop=["never this", stop]))
+    assert "".join(llm.run(answer)) == text[: text.index(stop)]
+    assert answer.sequence.stop_reason == "stop"
+    assert tokens[: len(answer.sequence.generated)] == answer.sequence.generated
+    assert len(answer.sequence.generated) < 40
     assert llm.engine.running == []
 
 
@@ -124,51 +125,52 @@ def test_a_stop_string_that_the_last_token_completes(
 ) -> None:
     prompt, tokens, _ = continued
     first = llm.tokenizer.decode(tokens[:1])
-    completion = Completion(llm, prompt, GREEDY, 1, stop=[first])
-    assert "".join(completion.run()) == ""
-    assert completion.sequence.stop_reason == "stop"
+    answer = llm.begin(Request(prompt, GREEDY, 1, stop=[first]))
+    assert "".join(llm.run(answer)) == ""
+    assert answer.sequence.stop_reason == "stop"
 
 
 def test_what_only_might_have_been_a_stop_string_comes_out_at_the_end(
     llm: LLM, continued: tuple[list[int], list[int], str]
 ) -> None:
     prompt, _, text = continued
-    completion = Completion(llm, prompt, GREEDY, 40, stop=[text[-5:] + "\0"], ignore_eos=True)
-    assert "".join(completion.run()) == text
-    assert completion.sequence.stop_reason == "length"
+    answer = llm.begin(Request(prompt, GREEDY, 40, stop=[text[-5:] + "\0"], ignore_eos=True))
+    assert "".join(llm.run(answer)) == text
+    assert answer.sequence.stop_reason == "length"
 
 
 def test_half_a_character_at_the_end_becomes_a_replacement_character(llm: LLM) -> None:
     halves = 0
     for seed in range(80):  # random tokens often end inside a character
         anything = SamplingParams(temp=100, top_k=0, top_p=1, min_p=0, seed=seed)
-        completion = Completion(llm, llm.tokenizer.encode("é🦙"), anything, 1, ignore_eos=True)
-        text = "".join(completion.run())
-        assert text == llm.tokenizer.decode(completion.sequence.generated, special=False)
+        answer = llm.begin(Request(llm.tokenizer.encode("é🦙"), anything, 1, ignore_eos=True))
+        text = "".join(llm.run(answer))
+        assert text == llm.tokenizer.decode(answer.sequence.generated, special=False)
         halves += text.endswith("\ufffd")
     assert halves
 
 
 def test_the_context_ends_an_answer(continued: tuple[list[int], list[int], str]) -> None:
     prompt, tokens, _ = continued
-    completion = Completion(LLM(EMBEDDED, n_ctx=len(prompt) + 6), prompt, GREEDY, ignore_eos=True)
-    list(completion.run())
-    assert (completion.sequence.generated, completion.sequence.stop_reason) == (tokens[:6], "context")
+    llm = LLM(EMBEDDED, n_ctx=len(prompt) + 6)
+    answer = llm.begin(Request(prompt, GREEDY, ignore_eos=True))
+    list(llm.run(answer))
+    assert (answer.sequence.generated, answer.sequence.stop_reason) == (tokens[:6], "context")
 
 
 def test_no_tokens_asked_for(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
-    completion = Completion(llm, continued[0], GREEDY, 0)
-    assert list(completion.run()) == []
-    assert completion.sequence.stop_reason == "length"
+    answer = llm.begin(Request(continued[0], GREEDY, 0))
+    assert list(llm.run(answer)) == []
+    assert answer.sequence.stop_reason == "length"
 
 
 def test_who_stops_reading_stops_the_work(llm: LLM, continued: tuple[list[int], list[int], str]) -> None:
-    completion = Completion(llm, continued[0], GREEDY)
-    run = completion.run()
+    answer = llm.begin(Request(continued[0], GREEDY))
+    run = llm.run(answer)
     next(run)
-    assert llm.engine.running == [completion.sequence]
+    assert llm.engine.running == [answer.sequence]
     run.close()
-    assert completion.sequence.stop_reason == "cancelled"
+    assert answer.sequence.stop_reason == "cancelled"
     assert llm.engine.running == []
 
 
@@ -186,7 +188,7 @@ def test_two_completions_in_turn_keep_their_own_text(
 def test_progress_is_told_after_each_step(llm: LLM) -> None:
     prompt = llm.tokenizer.encode("a story " * 300)
     done: list[int] = []
-    list(Completion(llm, prompt, GREEDY, 3, on_step=lambda n, total: done.append(n)).run())
+    list(llm.run(llm.begin(Request(prompt, GREEDY, 3)), on_step=lambda n, total: done.append(n)))
     assert done[0] < len(prompt) == done[-1]
     assert done == sorted(done)
 

@@ -9,7 +9,8 @@ from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.errors import ContextFull
 from qwencli.hub.choice import EMBEDDED
-from qwencli.llm import LLM, Completion
+from qwencli.llm import LLM
+from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams
 from qwencli.text.chat.answers import Content, Reasoning
 from qwencli.text.chat.template import ChatTemplate
@@ -40,9 +41,9 @@ def ask(chat: LocalChat, *messages: dict[str, Any], **settings: Any) -> tuple[st
 
 
 def completed(llm: LLM, prompt: list[int], n: int | None = None) -> list[int]:
-    completion = Completion(llm, prompt, GREEDY, n)
-    assert list(completion.run()) or True
-    return completion.sequence.generated
+    answer = llm.begin(Request(prompt, GREEDY, n))
+    assert list(llm.run(answer)) or True
+    return answer.sequence.generated
 
 
 def test_thinking_is_told_from_what_is_said(chat: LocalChat) -> None:
@@ -111,10 +112,10 @@ def test_a_next_turn_computes_only_what_is_new(chat: LocalChat) -> None:
     ask(chat, QUESTION)
     said = chat.llm.tokenizer.decode(chat.sequence.generated)
     first = len(chat.sequence.tokens)
-    assert chat.stats()["cached_n"] == 0
+    assert chat.stats()["cache_n"] == 0
     turns = QUESTION, {"role": "assistant", "content": said}, {"role": "user", "content": "And of Italy?"}
     again = ask(chat, *turns)
-    assert chat.stats()["cached_n"] == first, "all that was said, to the last token"
+    assert chat.stats()["cache_n"] == first, "all that was said, to the last token"
     assert chat.stats()["prompt_n"] == chat.sequence.n_prompt - first
     fresh = LLM(EMBEDDED)
     assert ask(LocalChat(fresh, plain), *turns) == again
@@ -128,7 +129,7 @@ def test_another_branch_uses_what_it_has_in_common(chat: LocalChat) -> None:
         {"role": "system", "content": "Answer in short sentences."},
         {"role": "user", "content": "Hello"},
     )
-    assert chat.stats()["cached_n"] >= len(chat.llm.tokenizer.encode("Answer in short sentences."))
+    assert chat.stats()["cache_n"] >= len(chat.llm.tokenizer.encode("Answer in short sentences."))
 
 
 def test_an_answer_stands_in_the_conversation_with_the_tokens_it_was_written_in(llm: LLM) -> None:

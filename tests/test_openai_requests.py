@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serving import Serving, serving
 
-from qwencli.server.openai.endpoints import ChatRequest, CompletionRequest, EmbeddingRequest
+from qwencli.server.openai.fields import ChatRequest, CompletionRequest, EmbeddingRequest
 
 USER = {"role": "user", "content": "Hi"}
 PATHS = {
@@ -277,7 +277,7 @@ def test_fields_without_effect_and_with(http: httpx.Client, demo: Serving) -> No
         "model": "x",
     }
     body = CompletionRequest.model_validate_json(json.dumps({"prompt": "a"} | given))
-    params = body.sampling(demo.config.sampling, demo.service.llm.tokenizer)
+    params = body.sampling(demo.options.sampling, demo.service.llm.tokenizer)
     wire = {"temperature": "temp", "repeat_last_n": "penalty_last_n"}
     expected = given | {
         "top_k": 0,

@@ -14,9 +14,9 @@ from test_openai_api import NO_THINKING, QUESTION, chat, joined, text
 from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.server.http.errors import ApiError
-from qwencli.server.openai.endpoints import call_schema
-from qwencli.server.service.config import Config
-from qwencli.server.shared.conversations import ConversationFields, rendered
+from qwencli.server.openai.forms import call_schema
+from qwencli.server.options import ServerOptions
+from qwencli.server.shared.conversations import ConversationFields, prompt_of
 from qwencli.text.chat.template import ChatTemplate
 from qwencli.text.tokenizer import Tokenizer
 
@@ -236,7 +236,7 @@ def llm() -> LLM:
 
 def shown(llm: LLM, template: ChatTemplate = SHOWN, think: bool = True, **fields: Any) -> str:
     body = ConversationFields.model_validate_json(json.dumps(fields))
-    prompt, _ = rendered(body, llm, Config("", template=template), think)
+    prompt = prompt_of(body, llm, ServerOptions("", template=template), think).rendered
     return prompt.text.replace(prompt.guard, "")
 
 
@@ -284,7 +284,8 @@ def test_tools_reach_the_template_as_they_are(llm: LLM) -> None:
 
 def test_what_users_write_names_no_control_tokens(llm: LLM) -> None:
     body = ConversationFields.model_validate({"messages": [{"role": "user", "content": "<|im_end|>"}]})
-    prompt, _ = rendered(body, llm, Config("", template=ChatTemplate.named("chatml")), True)
+    options = ServerOptions("", template=ChatTemplate.named("chatml"))
+    prompt = prompt_of(body, llm, options, True).rendered
     end: int = Tokenizer(llm.file).encode("<|im_end|>", parse_special=True)[0]
     assert prompt.encode(llm.tokenizer).count(end) == 1
 
@@ -313,11 +314,11 @@ def test_who_decides_about_thinking(
     server: dict[str, Any], kwargs: dict[str, Any], budget: dict[str, Any], expected: Any
 ) -> None:
     body = ConversationFields.model_validate({"messages": QUESTION, "chat_template_kwargs": kwargs} | budget)
-    assert body.thinking(Config("", **server)) == expected
+    assert body.thinking(ServerOptions("", **server)) == expected
 
 
 def test_a_model_without_a_template(llm: LLM) -> None:
     body = ConversationFields.model_validate({"messages": QUESTION})
     with pytest.raises(ApiError, match="no chat template") as caught:
-        rendered(body, llm, Config(""), True)
+        prompt_of(body, llm, ServerOptions(""), True)
     assert caught.value.status == 501

@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import Serving, serving
 from starlette.routing import Route
 
+from qwencli.server.apis import APIS
 from qwencli.server.http import static
 from qwencli.server.http.app import build_app
 
@@ -32,7 +33,7 @@ def test_every_endpoint_is_described(server: Serving) -> None:
     pages = {page.path for page in static.routes()}
     routes = [
         route
-        for route in build_app(server.service, server.config).routes
+        for route in build_app(server.service, server.options, APIS).routes
         if isinstance(route, Route) and route.path not in pages
     ]
     expected = {

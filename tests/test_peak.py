@@ -1,11 +1,15 @@
 """The machine's peak: the loops do the work that their figures are of."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from kernel_calls import packed
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.cpu.memory import address_of
 from qwencli.backends.cpu.team import RUNTIME, Kernel, Team
+from qwencli.kernels.arguments import FILL, MULTIPLY, READ, Arguments
 from qwencli.kernels.isa import available
 from qwencli.machine import peak
 from qwencli.machine.peak import Peak, measure_peak
@@ -17,18 +21,21 @@ def addresses(request: pytest.FixtureRequest) -> dict[str, int]:
     return found
 
 
-def call(address: int, args: list[int], chunk: int) -> np.ndarray:
+def call(
+    addresses: dict[str, int], kernel: Arguments, *variant: object, chunk: int, **args: Any
+) -> np.ndarray:
     """Run one chunk; what it leaves in scratch memory, 64 bytes."""
-    arguments, scratch = np.array(args, np.int64), np.zeros(64, np.uint8)
-    Kernel(address)(address_of(arguments), chunk, address_of(scratch))
+    words, scratch = packed(kernel, **args), np.zeros(64, np.uint8)
+    Kernel(addresses[kernel.spec(*variant)])(address_of(words), chunk, address_of(scratch))
     return scratch
 
 
-@pytest.mark.parametrize("spec", [spec for spec in peak.SPECS if "read" in spec])
-def test_every_byte_of_a_chunk_is_read(addresses: dict[str, int], spec: str) -> None:
+@pytest.mark.parametrize("n_streams", sorted({n for n, *_ in peak.READS}))
+def test_every_byte_of_a_chunk_is_read(addresses: dict[str, int], n_streams: int) -> None:
     data = np.random.default_rng(1).integers(-(2**31), 2**31, 3 * 4096, np.int32)
+    whole = {"amount": data.nbytes, "unit": 4 * 4096, "address": data, "ahead": 0}
     for chunk in 0, 2:
-        found = call(addresses[spec], [data.nbytes, 4 * 4096, address_of(data), 0], chunk).view(np.int32)
+        found = call(addresses, READ, n_streams, chunk=chunk, **whole).view(np.int32)
         part = data[4096 * chunk : 4096 * (chunk + 1)].reshape(-1, 16)
         np.testing.assert_array_equal(
             found, part.sum(axis=0, dtype=np.int64).astype(np.int32)
@@ -37,7 +44,7 @@ def test_every_byte_of_a_chunk_is_read(addresses: dict[str, int], spec: str) -> 
 
 def test_a_chunk_is_filled_and_nothing_beside_it(addresses: dict[str, int]) -> None:
     data = np.zeros((3, 1024), np.int32)
-    call(addresses["peak:fill"], [data.nbytes, 4096, address_of(data)], 1)
+    call(addresses, FILL, chunk=1, amount=data.nbytes, unit=4096, address=data)
     np.testing.assert_array_equal(data.sum(axis=1), [0, 1024, 0])
     assert data[1].all()
 
@@ -51,9 +58,8 @@ def columns_of(data: np.ndarray, turns: int, n_columns: int) -> np.ndarray:
 @pytest.mark.parametrize(("rows", "columns"), peak.TILES)
 def test_int8_products_are_all_done(addresses: dict[str, int], rows: int, columns: int) -> None:
     data, turns = np.random.default_rng(2).integers(0, 128, peak.FACTOR_BYTES).astype(np.uint8), 70
-    found = call(addresses[f"peak:multiply:dot4:{rows}:{columns}"], [turns, turns, address_of(data)], 0).view(
-        np.int32
-    )
+    work = {"amount": turns, "unit": turns, "address": data}
+    found = call(addresses, MULTIPLY, "dot4", rows, columns, chunk=0, **work).view(np.int32)
     xs, ys = data.reshape(-1, 64)[:rows].astype(np.int64), columns_of(data, turns, columns).astype(np.int64)
     expected = np.einsum("rv,tcv->v", xs, ys).reshape(16, 4).sum(axis=1)
     np.testing.assert_array_equal(found, expected)
@@ -65,9 +71,8 @@ def test_float_products_are_all_done(addresses: dict[str, int], rows: int, colum
         np.random.default_rng(3).integers(-8, 9, peak.FACTOR_BYTES // 4).astype(np.float32),
         70,
     )  # sums are exact
-    found = call(addresses[f"peak:multiply:fma:{rows}:{columns}"], [turns, turns, address_of(data)], 0).view(
-        np.float32
-    )
+    work = {"amount": turns, "unit": turns, "address": data}
+    found = call(addresses, MULTIPLY, "fma", rows, columns, chunk=0, **work).view(np.float32)
     np.testing.assert_array_equal(
         found, np.einsum("rv,tcv->v", data.reshape(-1, 16)[:rows], columns_of(data, turns, columns))
     )
@@ -76,9 +81,12 @@ def test_float_products_are_all_done(addresses: dict[str, int], rows: int, colum
 def test_each_form_is_timed_over_the_whole_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[str, int]] = []
     monkeypatch.setattr(peak, "buffer_bytes", lambda: 2**24)
-    monkeypatch.setattr(
-        peak.Loops, "seconds", lambda self, spec, amount, *rest: done.append((spec, amount)) or 0.5
-    )
+
+    def seconds(self: peak.Loops, kernel: Arguments, *variant: object, amount: int, **args: int) -> float:
+        done.append((kernel.spec(*variant), amount))
+        return 0.5
+
+    monkeypatch.setattr(peak.Loops, "seconds", seconds)
     loops = peak.Loops(Team(kernels_of(available()[0].name), 1, 64), {})
     assert loops.bandwidth() == 2**24 / 0.5
     assert {amount for _, amount in done} == {2**24}

@@ -196,13 +196,13 @@ def test_a_port_that_is_taken_is_named_in_one_line(call: Call) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid: no address"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid: not an address"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1 port 8080: "),
         (["--ssl-key-file", "no.pem", "--ssl-cert-file", "no.pem"], "no.pem: No such file or directory"),
         (["--ssl-key-file", "bad.pem"], "give both --ssl-key-file and --ssl-cert-file, or none of them"),
         (
             ["--ssl-key-file", "bad.pem", "--ssl-cert-file", "bad.pem"],
-            "bad.pem, bad.pem: no certificate and its key in PEM form",
+            "bad.pem, bad.pem: not a certificate and its key in PEM form",
         ),
         (["--api-key-file", "no.txt"], "no.txt: cannot be read: No such file or directory"),
         (["--api-key-file", "empty.txt"], "empty.txt: expected at least one key"),
@@ -234,7 +234,7 @@ def test_without_its_packages_it_says_what_to_install(call: Call, monkeypatch: p
 def test_an_open_door_is_warned_of(tmp_path: Path) -> None:
     with serve("--host", "0.0.0.0") as server:
         assert (
-            "qwencli: warning: everybody who reaches 0.0.0.0 can use this server: --api-key asks for a key"
+            "qwencli: warning: anyone who can reach 0.0.0.0 can use this server: --api-key asks for a key"
             in server.lines
         )
         assert server.url.startswith("http://127.0.0.1:")

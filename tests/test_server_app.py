@@ -19,12 +19,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from qwencli.server.apis import APIS
 from qwencli.server.http import limits, logs
-from qwencli.server.http.app import build_app
+from qwencli.server.http.app import API, build_app
 from qwencli.server.http.errors import ApiError
 from qwencli.server.http.requests import check_amount
-from qwencli.server.llamacpp import endpoints as llamacpp
-from qwencli.server.openai import endpoints as openai
 from qwencli.server.service.generation import Generation
 
 HELLO = {"prompt": "Once upon a time", "n_predict": 4, "temperature": 0}
@@ -76,8 +75,8 @@ class Probes:
         return Response(await request.body())
 
 
-def apis(probes: Probes) -> list[Any]:
-    return [openai, llamacpp, probes]
+def apis(probes: Probes) -> list[API]:
+    return [*APIS, API(probes.routes)]
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +294,9 @@ def test_all_but_the_page_and_health_ask_for_a_key() -> None:
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         routes = [
-            route for route in build_app(server.service, server.config).routes if isinstance(route, Route)
+            route
+            for route in build_app(server.service, server.options, APIS).routes
+            if isinstance(route, Route)
         ]
         paths = {route.path for route in routes}
         assert {
@@ -598,7 +599,7 @@ def test_prompts_are_in_the_log_where_that_was_asked_for(lines: list[str]) -> No
 
 
 def test_the_log_knows_what_an_unexpected_error_was(lines: list[str]) -> None:
-    with serving(apis=[Probes()], log_format="none") as server:
+    with serving(apis=[API(Probes().routes)], log_format="none") as server:
         httpx.get(server.url + "/probe/nothing", timeout=60)  # nothing but this is left out
         httpx.get(server.url + "/probe/fail", timeout=60)
         until(lambda: len(lines) == 1)
@@ -609,7 +610,7 @@ def test_the_log_knows_what_an_unexpected_error_was(lines: list[str]) -> None:
 
 
 def test_the_log_knows_what_cut_an_answer_off(lines: list[str]) -> None:
-    with serving(apis=[Probes()], log_format="none") as server:
+    with serving(apis=[API(Probes().routes)], log_format="none") as server:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.get(server.url + "/probe/half", timeout=60)
         until(lambda: len(lines) == 1)

@@ -17,8 +17,9 @@ from serving import Serving, endless, serving, until
 
 from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
+from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams
-from qwencli.server.service.generation import Generation, Request
+from qwencli.server.service.generation import Generation
 from qwencli.server.service.service import FAIR_BATCH, Service
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +35,7 @@ def test_many_clients_of_all_kinds(tmp_path: Path) -> None:
         [sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for part in "\nall ", "\nsame ", "200: ", "400: ", "all complete, exit status 0":
+    for part in "\nall ", "\nsame ", "200: ", "400: ", "all complete, exit code 0":
         assert part in done.stdout
 
 

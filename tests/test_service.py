@@ -14,9 +14,10 @@ from qwencli.backends.kv_cache import PAGE, KVSequence
 from qwencli.backends.protocol import HIDDEN, Batch, Segment
 from qwencli.errors import ContextFull, InputError, QwenError
 from qwencli.hub.choice import EMBEDDED
-from qwencli.llm import LLM, Completion
+from qwencli.llm import LLM
+from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams
-from qwencli.server.service.generation import Busy, Generation, Request
+from qwencli.server.service.generation import Busy, Generation
 from qwencli.server.service.service import Service
 
 GREEDY = SamplingParams(temp=0)
@@ -35,7 +36,8 @@ def tokens_of(llm: LLM, text: str) -> list[int]:
 def alone(llm: LLM, text: str, sampling: SamplingParams, n: int, stop: tuple[str, ...] = ()) -> str:
     while llm.engine.prefixes.make_room():
         pass
-    return "".join(Completion(llm, tokens_of(llm, text), sampling, n, stop, ignore_eos=True).run())
+    request = Request(tokens_of(llm, text), sampling, n, stop, ignore_eos=True)
+    return "".join(llm.run(llm.begin(request)))
 
 
 def serve(llm: LLM, work: Callable[[Service], Coroutine[Any, Any, Any]], **options: Any) -> Any:
@@ -104,7 +106,7 @@ def test_stop_strings(llm: LLM) -> None:
         generation = service.generate(
             Request(tokens_of(llm, PROMPTS[0]), GREEDY, 40, (stop, "never this"), ignore_eos=True)
         )
-        return await text_of(generation), generation.sequence.stop_reason, generation.stop_word
+        return await text_of(generation), generation.sequence.stop_reason, generation.answer.stop_word
 
     assert serve(llm, work) == (expected, "stop", stop)
 

@@ -17,6 +17,8 @@ from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import Batch, Segment
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
+from qwencli.kernels.formats import FORMATS
+from qwencli.kernels.isa import ISAS
 from qwencli.network import architectures
 from qwencli.network.model import known_architectures, load_model
 
@@ -32,7 +34,7 @@ PACKAGES = [
     ("backends",),
     ("engine",),
     ("text",),
-    ("answer_text",),
+    ("request",),
     ("llm",),
     ("dialogue", "machine"),
     ("measure",),
@@ -41,7 +43,12 @@ PACKAGES = [
     ("__main__",),
 ]
 """The parts of the package, lowest first. Each imports from itself and from those below; parts in one row never import each other."""
+HTTP_APIS = tuple(path.parent.name for path in sorted((ROOT / "qwencli" / "server").glob("*/endpoints.py")))
+SERVER = [("options",), ("service",), ("http",), ("shared",), HTTP_APIS, ("apis",), ("run",)]
+"""The parts of qwencli/server, lowest first, with the same rules. http/ knows no API, and an API, a folder with endpoints, no other."""
 USES_KERNELS = {"kernels", "backends", "sampling", "machine"}
+SIZES = "kernels.formats"
+"""The one file of the kernels that the reader of files imports as well. It imports nothing itself."""
 USED_BY = {
     "click": {"cli"},
     "tqdm": {"cli"},
@@ -55,7 +62,7 @@ USED_BY = {
     "starlette": {"server"},
     "pydantic": {"server"},
     "uvicorn": {"server.run", "server.http.protocol"},
-    "prometheus_client": {"server.http.metrics"},
+    "prometheus_client": {"server.llamacpp.metrics"},
     "llguidance": {"text.grammar.constraints", "text.grammar.child"},
 }
 """Packages that only some parts may import, so that the others start fast and stay free of them."""
@@ -163,7 +170,10 @@ def test_imports_go_downwards(name: str) -> None:
         assert target == "" or part(target) == part(name) or layer(target) < layer(name), (
             f"{name} imports {target}, which does not lie below it"
         )
-        assert part(target) != "kernels" or part(name) in USES_KERNELS, f"{name} imports {target}"
+        if part(target) == "kernels":
+            assert part(name) in USES_KERNELS or (part(name), target) == ("gguf", SIZES), (
+                f"{name} imports {target}"
+            )
 
 
 def test_circles_are_found() -> None:
@@ -184,9 +194,56 @@ def test_the_package_has_few_files_of_its_own() -> None:
     assert len([*(ROOT / "qwencli").glob("*.py")]) <= 10
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("server.")])
+def test_imports_within_the_server_go_downwards(name: str) -> None:
+    rows = {each: i for i, row in enumerate(SERVER) for each in row}
+    own_part = name.split(".")[1]
+    assert own_part in rows, f"give {own_part} its place in SERVER"
+    for target in own(name):
+        other = target.removeprefix("server.").split(".")[0]
+        assert not target.startswith("server.") or other == own_part or rows[other] < rows[own_part], (
+            f"{name} imports {target}, which does not lie below it"
+        )
+
+
+def test_all_http_apis_are_served() -> None:
+    assert {"openai", "llamacpp"} <= set(HTTP_APIS)
+    assert set(own("server.apis")) == {f"server.{api}.endpoints" for api in HTTP_APIS}
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])
 def test_kernels_import_nothing_else_of_the_package(name: str) -> None:
     assert {part(target) for target in own(name)} <= {"kernels"}
+
+
+def test_sizes_of_blocks_come_from_a_table_that_imports_nothing() -> None:
+    assert own(SIZES) == []
+    assert foreign(SIZES) == set()
+    folder = ROOT / "kernels" / "quants"
+    formats = {path.stem for path in folder.glob("*.py") if not path.name.startswith("_")}
+    assert formats == {name.lower() for name in FORMATS}
+    for name in formats:
+        assert f'BLOCK, BYTES, KIND = sizes("{name.upper()}")\n' in (folder / f"{name}.py").read_text(
+            encoding="utf-8"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])
+def test_only_the_files_of_instruction_sets_name_instructions(name: str) -> None:
+    """Intrinsics of one kind of processor. Others, such as llvm.fma, exist for all of them."""
+    found = re.findall(r"llvm\.(?:x86|aarch64|arm)\b", FILES[name].read_text(encoding="utf-8"))
+    assert not found or name.removeprefix("kernels.simd.") in {isa.name for isa in ISAS}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if part(name) in ("engine", "llm", "server", "dialogue", "cli")]
+)
+def test_only_backends_and_what_measures_them_know_names_of_tensors(name: str) -> None:
+    found = re.findall(
+        r"\b(?:HIDDEN|LOGITS|result_norm|result_output|inp_embd|l_out)\b",
+        FILES[name].read_text(encoding="utf-8"),
+    )
+    assert found == []
 
 
 def test_the_package_itself_imports_no_more_than_its_errors() -> None:

@@ -1,4 +1,4 @@
-"""Showing an answer while it comes, its thinking apart from what it says."""
+"""Options for answers, and how an answer is shown as it comes, its thinking apart from the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..text.chat.thinking import CLOSE, OPEN
 from ._streams import printable, write_text
 
 if TYPE_CHECKING:
-    from ..dialogue.dialogue import Answer
+    from ..dialogue.dialogue import CollectedAnswer
     from ..text.chat.template import ChatTemplate
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -39,12 +39,12 @@ length_option = click.option(
     type=click.IntRange(-1, 2**31 - 1),
     metavar="N",
     callback=lambda ctx, param, value: None if value == -1 else value,
-    help="Generate at most N tokens an answer. Default, and -1: until the context is full.",
+    help="Generate at most N tokens per answer. Default, and -1: until the context is full.",
 )
 
 
 def named_template(value: str | None) -> ChatTemplate | None:
-    """What --chat-template means, its process started. Raises InputError."""
+    """The template that --chat-template names, with its process started. Raises InputError."""
     if value is None:
         return None
     from ..text.chat.template import ChatTemplate
@@ -55,8 +55,8 @@ def named_template(value: str | None) -> ChatTemplate | None:
 
 
 @dataclass
-class Thinking:
-    """What was said of a model's thinking: whether and how long it may, and whether that is shown."""
+class ThinkingOptions:
+    """The options for thinking: whether the model may think, how long, and whether its thinking is shown."""
 
     think: bool | None
     reasoning_budget: int | None
@@ -64,21 +64,22 @@ class Thinking:
 
     @property
     def asked(self) -> bool:
-        """Whether anything was said that the model is to obey."""
+        """Whether an option was given that changes the answer."""
         return self.think is not None or self.reasoning_budget is not None
 
 
 def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Passed on to the command as one Thinking, `thinking`."""
+    """Passed to the command as `thinking`, one ThinkingOptions."""
 
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
         return command(
-            thinking=Thinking(*(kwargs.pop(name) for name in Thinking.__dataclass_fields__)), **kwargs
+            thinking=ThinkingOptions(*(kwargs.pop(name) for name in ThinkingOptions.__dataclass_fields__)),
+            **kwargs,
         )
 
     for option in (
-        click.option("--hide-thinking", is_flag=True, help="Show the answer alone."),
+        click.option("--hide-thinking", is_flag=True, help="Show only the answer."),
         click.option(
             "--reasoning-budget",
             type=click.IntRange(0, 2**31 - 1),
@@ -95,8 +96,8 @@ def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def answer_fields(answer: Answer) -> dict[str, Any]:
-    """An answer's text, thinking and tool calls under the names that every --json has for them."""
+def answer_fields(answer: CollectedAnswer) -> dict[str, Any]:
+    """An answer's text, thinking and tool calls, by the names that --json has for them in every command."""
     message = answer.message()
     return {"text": message.pop("content")} | {
         name: value for name, value in message.items() if name != "role"
@@ -104,7 +105,7 @@ def answer_fields(answer: Answer) -> dict[str, Any]:
 
 
 class AnswerPrinter:
-    """Writes an answer to stdout: thinking dimmed at a terminal, else between its tags; `hide_thinking` leaves it out."""
+    """Writes an answer to stdout. Thinking is dimmed at a terminal, else put between its tags; `hide_thinking` leaves it out."""
 
     def __init__(self, hide_thinking: bool = False) -> None:
         self._hide, self._terminal = hide_thinking, sys.stdout.isatty()
@@ -113,7 +114,7 @@ class AnswerPrinter:
         self._thinking = False
 
     def add(self, event: Event) -> None:
-        """Show a piece at once."""
+        """Show an event at once."""
         thinks = isinstance(event, Reasoning)
         if thinks and self._hide:
             return
@@ -124,11 +125,11 @@ class AnswerPrinter:
             write_text(shown(event.text) if self._terminal else event.text)
 
     def end(self) -> None:
-        """To be called also where an answer is broken off."""
+        """To be called at the end, also of an answer that is broken off."""
         if self._terminal:
             write_text((PLAIN if self._thinking and self._open == DIM else "") + "\n")
 
 
 def shown(text: str) -> str:
-    """Text for a terminal, its control characters escaped: a model must not steer it. Joiners and spaces of all scripts stay."""
+    """Text for a terminal, with its control characters escaped: a model must not control it. Joiners and spaces of all scripts stay."""
     return CONTROL.sub(lambda match: printable(match[0]), text)

@@ -1,4 +1,4 @@
-"""Options by which an answer is held to something."""
+"""Options that say what an answer has to follow."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Grammar:
-    """What an answer is held to: one of these at most."""
+class GrammarOptions:
+    """The options for what an answer has to follow, of which at most one can be given."""
 
     json_schema: str | None
     grammar: str | None
@@ -33,31 +33,34 @@ class Grammar:
         return any(value is not None for value in vars(self).values())
 
     def start(self, llm: LLM) -> Start | None:
-        """Compiled for a model, None for nothing. Raises InputError."""
+        """Compiled for a model, None where no option was given. Raises InputError, QwenError."""
         if not self:
             return None
         from ..text.grammar.constraints import grammar, json_schema, regex
 
         if self.json_schema is not None:
-            return json_schema(llm, text_or_file(self.json_schema, r"\s*[{\[]|\s*(true|false)\s*$"))
+            return json_schema(
+                llm.vocabulary, text_or_file(self.json_schema, r"\s*[{\[]|\s*(true|false)\s*$")
+            )
         if self.grammar is not None:
-            return grammar(llm, text_or_file(self.grammar, r"[\w-]+\s*::=|(?s:.*\n)|\s*start\s*:"))
+            return grammar(llm.vocabulary, text_or_file(self.grammar, r"[\w-]+\s*::=|(?s:.*\n)|\s*start\s*:"))
         assert self.regex is not None
-        return regex(llm, self.regex)
+        return regex(llm.vocabulary, self.regex)
 
 
 def text_or_file(value: str, text: str) -> str:
-    """The value itself if it begins as `text`, a regular expression, says; else what is in the file of that name."""
+    """The value itself if its start matches `text`, a regular expression; else what is in the file of that name. Raises QwenError."""
     return value if re.match(text, value) else read_text(value)
 
 
 def grammar_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Passed on to the command as one Grammar, `grammar`."""
+    """Passed to the command as `grammar`, one GrammarOptions."""
 
     @wraps(command)
     def wrapper(**kwargs: Any) -> Any:
         return command(
-            grammar=Grammar(*(kwargs.pop(name) for name in Grammar.__dataclass_fields__)), **kwargs
+            grammar=GrammarOptions(*(kwargs.pop(name) for name in GrammarOptions.__dataclass_fields__)),
+            **kwargs,
         )
 
     for option in (

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..units import size
 from ._answers import (
     AnswerPrinter,
-    Thinking,
+    ThinkingOptions,
     answer_fields,
     length_option,
     named_template,
@@ -22,7 +22,7 @@ from ._answers import (
     thinking_options,
 )
 from ._bar import Bar
-from ._grammar import Grammar, grammar_options
+from ._grammar import GrammarOptions, grammar_options
 from ._loading import Loader, kept_session, loading_options, session_option
 from ._options import example, json_option
 from ._probabilities import Probabilities, probability_options
@@ -30,7 +30,7 @@ from ._sampling import sampling_options
 from ._streams import read_text, warn, write_text
 
 if TYPE_CHECKING:
-    from ..dialogue.dialogue import Answer, Events
+    from ..dialogue.dialogue import CollectedAnswer, Events
     from ..dialogue.local import LocalChat
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -57,7 +57,7 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @click.option(
     "--raw",
     is_flag=True,
-    help="Continue the prompt as it stands, without the chat template; control tokens in it are recognised.",
+    help="Continue the prompt as it is, without the chat template; control tokens in it are recognised.",
 )
 @click.option(
     "--stop",
@@ -65,15 +65,15 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
     multiple=True,
     help="End at this text, which is left out. May be given several times.",
 )
-@click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
-@click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop as they stand.")
+@click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the answer.")
+@click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop literally.")
 @grammar_options
 @session_option
 @sampling_options
 @probability_options
 @json_option
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Show progress and speed also where stderr is no terminal."
+    "-v", "--verbose", is_flag=True, help="Show progress and speed even if stderr isn't a terminal."
 )
 def run(
     prompt: str | None,
@@ -82,12 +82,12 @@ def run(
     loader: Loader,
     system: str | None,
     chat_template: str | None,
-    thinking: Thinking,
+    thinking: ThinkingOptions,
     raw: bool,
     stop: tuple[str, ...],
     ignore_eos: bool,
     no_escape: bool,
-    grammar: Grammar,
+    grammar: GrammarOptions,
     session: str | None,
     sampling: dict[str, Any],
     probabilities: Probabilities,
@@ -96,7 +96,7 @@ def run(
 ) -> int:
     """Generate text that answers or continues a prompt.
 
-    If the model has a chat template the prompt is one user turn; --raw continues it as it stands. The generated text alone goes to stdout.
+    If the model has a chat template the prompt is one user turn; --raw continues it as it is. Only the generated text goes to stdout.
     """
     if prompt is not None and file is not None:
         raise click.UsageError("give -p or -f, not both")
@@ -104,10 +104,10 @@ def run(
         raise click.UsageError("give -q or -v, not both")
     if raw and (system is not None or chat_template is not None or thinking.asked):
         raise click.UsageError(
-            "--system, --chat-template and what is said of thinking need a chat template, which --raw leaves out"
+            "--system, --chat-template and the options for thinking need a chat template, which --raw does without"
         )
     if probabilities.logprobs is not None and not as_json:
-        raise click.UsageError("--logprobs needs --json, where it shows")
+        raise click.UsageError("--logprobs needs --json, which shows them")
     if prompt is None and file is None and sys.stdin.isatty():
         raise click.UsageError("give a prompt with -p, -f or on stdin")
     if prompt is None:
@@ -117,7 +117,8 @@ def run(
     elif not no_escape:
         prompt = unescape(prompt)
     if not no_escape:
-        system, stop = system and unescape(system), tuple(map(unescape, stop))
+        system = system and unescape(system)
+        stop = tuple(map(unescape, stop))
     if not prompt:
         raise InputError("the prompt is empty, expected text in -p, -f or on stdin")
 
@@ -127,7 +128,7 @@ def run(
     if not raw and template is None and llm.chat_template is None:
         raw = True
         if not loader.quiet and (system is not None or thinking.asked):
-            warn("the model has no chat template, so --system and what is said of thinking are left out")
+            warn("the model has no chat template, so --system and the options for thinking are ignored")
 
     from ..dialogue.dialogue import Settings
     from ..dialogue.local import LocalChat
@@ -135,7 +136,7 @@ def run(
     params = llm.sampling(**sampling, **probabilities.sampling())
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     bar = Bar(not loader.quiet and (verbose or sys.stderr.isatty()), delay=1, desc="prompt", unit="tok")
-    chat = LocalChat(llm, template, stop, ignore_eos, bar, constraint=grammar.start(llm))
+    chat = LocalChat(llm, template, stop, ignore_eos, bar, grammar=grammar.start(llm))
     chat.on_token = lambda place: probabilities.explanation(chat.sequence, place, llm.tokenizer)
     with kept_session(llm, session):
         events = chat.go_on(prompt, settings) if raw else chat.answer(messages(prompt, system), settings)
@@ -150,13 +151,20 @@ def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 
 def generate(
-    chat: LocalChat, events: Events, bar: Bar, thinking: Thinking, probabilities: Probabilities, as_json: bool
+    chat: LocalChat,
+    events: Events,
+    bar: Bar,
+    thinking: ThinkingOptions,
+    probabilities: Probabilities,
+    as_json: bool,
 ) -> int:
     """Stream the answer to stdout, or collect it for one JSON object. Returns the exit code."""
-    from ..dialogue.dialogue import Answer
+    from ..dialogue.dialogue import CollectedAnswer
 
-    answer, printer, held = Answer(), AnswerPrinter(thinking.hide_thinking), []
-    hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text in pieces
+    answer = CollectedAnswer()
+    printer = AnswerPrinter(thinking.hide_thinking)
+    held = []
+    hold = probabilities.explain and sys.stdout.isatty()  # the lines would cut the text into pieces
     cancelled = False
     try:
         with closing(events):
@@ -180,7 +188,7 @@ def generate(
     return 130 if cancelled else 0
 
 
-def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> dict[str, Any]:
+def as_object(chat: LocalChat, answer: CollectedAnswer, probabilities: Probabilities) -> dict[str, Any]:
     """An answer as --json shows it."""
     seq = chat.sequence
     about = {"tokens": seq.generated, "prompt_tokens": seq.n_prompt, "stop_reason": seq.stop_reason}
@@ -194,9 +202,9 @@ def as_object(chat: LocalChat, answer: Answer, probabilities: Probabilities) -> 
 
 def closing_line(chat: LocalChat) -> str:
     t, memory = chat.stats(), peak_memory()
-    cached = f"{t['cached_n']:.0f} of them cached, " if t["cached_n"] else ""
+    cached = f"{t['cache_n']:.0f} of them cached, " if t["cache_n"] else ""
     parts = [
-        f"prompt {t['prompt_n'] + t['cached_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",
+        f"prompt {t['prompt_n'] + t['cache_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",
         f"generation {t['predicted_n']:.0f} tokens, {t['predicted_per_second']:.1f} t/s",
         f"stopped by {chat.stop_reason}",
     ]
@@ -216,7 +224,7 @@ def peak_memory() -> int | None:
 def unescape(text: str) -> str:
     r"""Replace \n, \r, \t, \', \", \\ and \xHH by what they stand for, as llama.cpp does; other backslashes stay.
 
-    Raises InputError if the bytes written as \xHH are no UTF-8.
+    Raises InputError if the bytes written as \xHH aren't UTF-8.
     """
 
     def replace(match: re.Match[bytes]) -> bytes:
@@ -225,4 +233,6 @@ def unescape(text: str) -> str:
     try:
         return re.sub(rb"\\([nrt'\"\\]|x[0-9a-fA-F]{2})", replace, text.encode()).decode()
     except UnicodeError:
-        raise InputError(f"the text {text[:40]!r} is no valid UTF-8, or its escapes make it so") from None
+        raise InputError(
+            f"the text {text[:40]!r} isn't valid UTF-8, or its escapes make it invalid"
+        ) from None

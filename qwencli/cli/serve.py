@@ -19,7 +19,7 @@ KEY_VARIABLES = ["QWENCLI_API_KEY", "LLAMA_API_KEY"]
 
 
 def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option of llama-server for what is always done here."""
+    """An option of llama-server's for what is always done here."""
     return click.option(*names, is_flag=True, hidden=True, expose_value=False)
 
 
@@ -39,7 +39,7 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     help="Where to listen; 0.0.0.0 is every network.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any that is free."
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any that is free."
 )
 @click.option(
     "-np",
@@ -67,13 +67,13 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     "max_tokens",
     type=click.IntRange(-1, 2**31 - 1),
     metavar="N",
-    help="Tokens of an answer where the request does not say. Default, and -1: until the context is full.",
+    help="The most tokens of an answer where the request doesn't say. Default, and -1: until the context is full.",
 )
 @click.option(
     "--api-key",
     metavar="KEY",
     envvar=KEY_VARIABLES,
-    help="Ask for this key; several with commas between them. Default: $QWENCLI_API_KEY, $LLAMA_API_KEY.",
+    help="Ask for this key, or one of several with commas between them. Default: $QWENCLI_API_KEY, $LLAMA_API_KEY.",
 )
 @click.option("--api-key-file", metavar="FILE", help="Ask for one of the keys in this file, one a line.")
 @click.option("--ssl-key-file", metavar="FILE", help="Speak HTTPS with this private key, PEM.")
@@ -81,7 +81,7 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 @click.option(
     "--cors-origins",
     metavar="ORIGINS",
-    help="Sites whose pages may use the server, with commas between them; * is all.",
+    help="Sites whose pages may use the server, with commas between them; * means all.",
 )
 @click.option("-a", "--alias", metavar="NAME", help="The model's name in answers. Default: the file's.")
 @click.option(
@@ -91,7 +91,7 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="How long a client may take to send a request, and to take what it is sent.",
+    help="How long a client may take to send a request, and to accept what it is sent.",
 )
 @click.option(
     "--grace",
@@ -99,34 +99,34 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="How long running requests may go on at the end (SIGTERM, Ctrl-C).",
+    help="How long requests may go on after SIGTERM or Ctrl-C.",
 )
 @template_option
 @click.option(
-    "--think/--no-think", default=None, help="Whether the model thinks first where the request does not say."
+    "--think/--no-think", default=None, help="Whether the model thinks first where the request doesn't say."
 )
 @click.option(
     "--reasoning-budget",
     type=click.IntRange(-1, 2**31 - 1),
     metavar="N",
-    help="End thinking after N tokens where the request does not say; -1 = never.",
+    help="End thinking after N tokens where the request doesn't say; -1 = never.",
 )
 @click.option(
     "--pooling",
     type=click.Choice(["last", "mean"]),
     default="last",
     show_default=True,
-    help="What an embedding is made of: the last token or the mean of all.",
+    help="What an embedding is: the last token's state, or the mean of all.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Of the line for each request.",
+    help="The form of the log's line for each request.",
 )
-@click.option("--log-prompts", is_flag=True, help="Put prompts and answers into the log.")
-@click.option("--no-ui", "--no-webui", is_flag=True, help="Leave the page at / out.")
+@click.option("--log-prompts", is_flag=True, help="Write prompts and answers to the log.")
+@click.option("--no-ui", "--no-webui", is_flag=True, help="Serve no page at /.")
 @always_so("-cb", "--cont-batching")
 @always_so("--jinja")
 @always_so("--metrics")
@@ -158,11 +158,11 @@ def serve(
 ) -> int:
     """Answer HTTP requests, of OpenAI's API and of llama.cpp's, and show a page for chats.
 
-    The options are llama-server's. What a request leaves open is taken from here, the sampling options too.
+    The options are llama-server's. They hold for what a request leaves open, the sampling options too.
     """
     try:
         from ..server import run
-        from ..server.service.config import Config
+        from ..server.options import ServerOptions
         from ..server.service.service import Service
     except ModuleNotFoundError as error:
         if (error.name or "qwencli").startswith("qwencli"):
@@ -170,12 +170,12 @@ def serve(
         raise QwenError(f'the server needs the package {error.name}: pip install "qwencli[server]"') from None
     keys = api_keys(api_key, api_key_file)
     tls = run.certificate(ssl_key_file, ssl_cert_file)
-    sockets = run.listen(host, port)  # before the model, which may take a while
+    sockets = run.listen(host, port)  # before loading the model, which may take a while
     template = named_template(chat_template)
     llm = loader.load(chat=template is None)
     if not keys and not run.is_loopback(host):
-        warn(f"everybody who reaches {host} can use this server: --api-key asks for a key")
-    config = Config(
+        warn(f"anyone who can reach {host} can use this server: --api-key asks for a key")
+    options = ServerOptions(
         name=alias or llm.file.path.name,
         sampling=llm.sampling(**sampling),
         max_tokens=None if max_tokens == -1 else max_tokens,
@@ -201,12 +201,12 @@ def serve(
         if not loader.quiet:
             say(f"listening on {run.url(sockets, host, tls is not None)} ({about}); Ctrl-C ends")
 
-    run.serve(Service(llm, n_slots, n_queue, pooling), config, sockets, grace, ready, tls)
+    run.serve(Service(llm, n_slots, n_queue, pooling), options, sockets, grace, ready, tls)
     return 0
 
 
 def api_keys(value: str | None, file: str | None) -> tuple[str, ...]:
-    """The keys of both options. Raises InputError where an option has none, or one that no header can hold."""
+    """The keys of both options. Raises InputError where an option gives no key, or one that a header cannot hold."""
     texts = {"--api-key": items(value)} if value is not None else {}
     if file is not None:
         try:

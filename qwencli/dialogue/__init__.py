@@ -1,1 +1,1 @@
-"""Conversations: what was said and under which settings, and who answers, a model here or one behind a server."""
+"""Conversations: what was said, with which settings, and who answers: a model here or a server."""

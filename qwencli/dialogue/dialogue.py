@@ -1,4 +1,4 @@
-"""A conversation with a model: its messages, and what the user does to them. Neither the model nor the terminal is in here."""
+"""A conversation with a model: its messages, and what the user does to them. It knows neither a model nor a terminal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ Events = Generator[Event, None, None]
 
 @dataclass
 class Settings:
-    """How a model answers. With `think` None it may think: a template here is told so, a server nothing. `reasoning_budget` are tokens
-    of thinking at most, 0 for none.
+    """How a model answers. `reasoning_budget` is the most tokens of thinking, 0 for none.
+
+    With `think` None it may think: a template here is told so, a server is told nothing.
 
     Raises InputError for values that make no sense.
     """
@@ -47,7 +48,7 @@ class Settings:
 
 
 class ChatModel(Protocol):
-    """Whoever answers: a model on this machine, or one behind a server."""
+    """What answers: a model on this machine, or one on a server."""
 
     @property
     def stop_reason(self) -> str | None:
@@ -60,17 +61,18 @@ class ChatModel(Protocol):
         """
 
     def stats(self) -> dict[str, float]:
-        """Of the last answer, with llama.cpp's names: prompt_n (tokens processed), cached_n (reused), prompt_ms, predicted_n, ..."""
+        """Figures of the last answer by llama.cpp's names, see request/timings.py; those that are not known are left out."""
 
 
 class Dialogue:
-    """The messages, oldest first, in OpenAI's form, and the user's means to change them.
+    """The messages, oldest first, in OpenAI's form, and what a user can do to them.
 
-    What is asked joins the messages together with its answer. Where no answer comes, for an error or because it was stopped before a
-    word of it was there, the messages stay as they were and the question lies in `draft`, ready to be edited. What was written of an
-    answer that was stopped later stays.
+    A question joins the messages together with its answer. Where no answer comes, because of an error or because it was stopped before
+    its first word, the messages stay as they were and the question is put into `draft`, ready to be edited. An answer that was stopped
+    later is kept as far as it was written.
 
-    `may_drop` is asked where the conversation fills the context: whether its oldest turns may go. `report` is told what went.
+    `may_drop` is called where the conversation fills the context, and says whether its oldest turns may be dropped. `report` is called with
+    a line that says what was dropped.
     """
 
     def __init__(
@@ -91,12 +93,12 @@ class Dialogue:
         """Whether the last answer filled the context."""
 
     def ask(self, text: str) -> Events:
-        """Ask, and pass on the answer while it comes; closing stops it. Raises ContextFull, QwenError."""
+        """Ask, and pass on the answer as it comes; closing the generator stops it. Raises ContextFull, QwenError."""
         self.draft = text
         yield from self._answer([*self.messages, {"role": "user", "content": self.attached + text}])
 
     def regenerate(self) -> Events:
-        """Answer the last question anew. Raises InputError if there is none, ContextFull, QwenError."""
+        """Answer the last question again. Raises InputError if there is none, ContextFull, QwenError."""
         yield from self._answer(self.messages[: self._last_question() + 1])
 
     def undo(self) -> str:
@@ -108,11 +110,11 @@ class Dialogue:
         return question
 
     def edit(self) -> None:
-        """As `undo`, with the question in `draft`."""
+        """Like `undo`, and put the question into `draft`."""
         self.draft = self.undo()
 
     def clear(self) -> None:
-        """Begin anew, under the same system message."""
+        """Start over with the same system message."""
         self.messages = self.messages[: n_system(self.messages)]
         self.draft = self.attached = ""
         self._cut = False
@@ -133,8 +135,10 @@ class Dialogue:
         return questions[-1]
 
     def _answer(self, messages: list[Message]) -> Iterator[Event]:
-        """Let the model answer `messages`, which become the dialogue's as soon as there is an answer."""
-        answer, complete, n_messages = Answer(), False, len(messages)
+        """Let the model answer `messages`, which become the dialogue's once there is an answer."""
+        answer = CollectedAnswer()
+        complete = False
+        n_messages = len(messages)
         try:
             for event in self._events(messages):
                 if len(messages) < n_messages:
@@ -152,7 +156,7 @@ class Dialogue:
                 self._cut = complete and self.model.stop_reason == "context"
 
     def _events(self, messages: list[Message]) -> Iterator[Event]:
-        """The model's answer. Where the conversation is too long and turns may go, they go from `messages`."""
+        """The model's answer. Where the conversation is too long, turns that may be dropped are dropped from `messages`."""
         allowed = None
         if self._cut and len(turns(messages)) > 1:
             allowed = self.may_drop() and drop_oldest(messages)
@@ -170,20 +174,20 @@ class Dialogue:
 
 
 def n_system(messages: Sequence[Message]) -> int:
-    """How many messages at the beginning are the system's: 0 or 1."""
+    """How many messages at the start are the system's: 0 or 1."""
     return int(bool(messages) and messages[0]["role"] == "system")
 
 
 def turns(messages: Sequence[Message]) -> list[int]:
-    """Where turns begin: at each question, the first one right behind the system message."""
+    """Where turns start: at each question, but the first one right after the system message."""
     questions = [i for i, m in enumerate(messages) if m["role"] == "user"]
     return [n_system(messages), *questions[1:]] if questions else []
 
 
 def drop_oldest(messages: list[Message]) -> bool:
-    """Drop whole turns, the oldest first, but never the last: so many that a quarter of the text before the last question goes.
+    """Drop the oldest turns, as many as make up a quarter of the text before the last question, but never the last turn.
 
-    A drop costs the next answer that what stays is processed anew, so it makes room for more than one turn. Returns whether any went.
+    After a drop what is left has to be computed again, so one drop makes room for more than one turn. Returns whether any were dropped.
     """
     begins = turns(messages)
     if len(begins) < 2:
@@ -194,7 +198,7 @@ def drop_oldest(messages: list[Message]) -> bool:
     return True
 
 
-class Answer:
+class CollectedAnswer:
     """What the events of an answer add up to."""
 
     def __init__(self) -> None:
@@ -210,7 +214,7 @@ class Answer:
             self.calls.append(event)
 
     def message(self) -> dict[str, Any]:
-        """The assistant's message in OpenAI's form, its thinking as `reasoning_content`."""
+        """The assistant's message in OpenAI's form, with its thinking as `reasoning_content`."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning

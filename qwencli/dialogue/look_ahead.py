@@ -1,4 +1,4 @@
-"""What a next turn will begin with, computed while its user reads and types."""
+"""Computes what the next turn will start with, while the user reads and types."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..errors import QwenError
 from ..sampling import SamplingParams
 
 STEP = 64
-"""Tokens a step: who wants the engine waits for the end of one."""
+"""Tokens a step. Whoever wants the engine waits for one step at most."""
 
 
 class LookAhead:
-    """Reads tokens into the cache in a thread of its own. The engine is its alone from `start` until `stop`."""
+    """Reads tokens into the cache in a thread of its own. From `start` until `stop` nobody else may use the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -23,25 +23,25 @@ class LookAhead:
         self._stopping = False
 
     def start(self, prompt: Callable[[], list[int]]) -> None:
-        """Read what `prompt` gives, which is called in the thread."""
+        """Read the tokens that `prompt` returns; it is called in the thread."""
         self.stop()
         self._stopping = False
         self._thread = threading.Thread(target=self._read, args=(prompt,), name="look-ahead", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End it after the step that runs. What was read stays in the cache."""
+        """End the reading after the current step. What was read stays in the cache."""
         self._stopping = True
         self.wait()
 
     def wait(self) -> None:
-        """Wait until all is read."""
+        """Wait until everything is read."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def _read(self, prompt: Callable[[], list[int]]) -> None:
-        with suppress(QwenError, MemoryError):  # it was only to save time; the turn itself will tell
+        with suppress(QwenError, MemoryError):  # it only saves time; the turn itself will report the error
             seq = Sequence(prompt(), SamplingParams(temp=0), max_tokens=1)
             try:
                 if not self._stopping:

@@ -14,15 +14,15 @@ from ..text.chat.tool_calls import mapping
 MAX_EVENT = 2**20
 """Bytes of one event."""
 MAX_COUNT = 1e15
-"""No server has honest figures above it, and floats are exact up to there."""
+"""Figures above it are not believed. Floats are exact up to there."""
 
 
 def events(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The data of server-sent events, cut anywhere into pieces (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+    """The data of server-sent events that come in pieces (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-    An event that the stream's end cuts off is dropped. Raises QwenError for one of more than MAX_EVENT bytes.
+    An event that is cut off by the end of the stream is dropped. Raises QwenError for one of more than MAX_EVENT bytes.
     """
-    pending, data, size = b"", [], 0
+    pending, data, size = b"", list[bytes](), 0
     for piece in pieces:
         *lines, pending = (pending + piece).split(b"\n")
         for line in lines:
@@ -39,7 +39,7 @@ def events(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class StreamedAnswer:
-    """An answer while it arrives in chunks: what they become, why they ended, and what they say of their cost."""
+    """An answer that arrives in chunks: its events, why it ended, and what it cost."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None) -> None:
         self.finish: str | None = None
@@ -47,11 +47,11 @@ class StreamedAnswer:
         self._calls: list[PartialCall] = []
         self._usage: Mapping[str, Any] = {}
         self._timings: Mapping[str, Any] = {}
-        self.begun = False  # something of it has arrived
+        self.begun = False  # whether something of it has arrived
         self._begin = self._first = self._last = time.monotonic()
 
     def add(self, chunk: dict[str, Any]) -> Iterator[Event]:
-        """The events of a chunk: `choices` with a `delta`, or with a whole `message` where the server does not stream; or none."""
+        """The events of a chunk: of its `choices` with a `delta`, or with a whole `message` where the server does not stream."""
         self._usage = mapping(chunk.get("usage")) or self._usage
         self._timings = mapping(chunk.get("timings")) or self._timings
         choices = chunk.get("choices")
@@ -74,7 +74,7 @@ class StreamedAnswer:
             self._add_call(mapping(call))
 
     def _add_call(self, delta: Mapping[str, Any]) -> None:
-        """A call's first delta names it, later ones add to its arguments. Some servers give several calls one index, but never one id."""
+        """A call's first delta names it, later ones add to its arguments. Some servers give two calls one index, but never one id."""
         index, id, function = delta.get("index"), text(delta.get("id")), mapping(delta.get("function"))
         if not function:
             return
@@ -93,8 +93,8 @@ class StreamedAnswer:
         self._calls = []
 
     def stats(self) -> dict[str, float]:
-        """Tokens and milliseconds by llama.cpp's names, as the server gives them; times are else measured here, counts left out."""
-        given = {"cached_n" if name == "cache_n" else name: value for name, value in self._timings.items()}
+        """Tokens and milliseconds by llama.cpp's names, as the server gives them. Where it doesn't, times are measured here."""
+        given = dict(self._timings)
         if not given:
             given = {
                 "predicted_n": self._usage.get("completion_tokens"),
@@ -104,7 +104,7 @@ class StreamedAnswer:
             prompt: Any = self._usage.get("prompt_tokens")
             cached = mapping(self._usage.get("prompt_tokens_details")).get("cached_tokens") or 0
             if is_count(prompt) and is_count(cached):
-                given |= {"prompt_n": prompt - cached, "cached_n": cached}
+                given |= {"prompt_n": prompt - cached, "cache_n": cached}
         return {name: value for name, value in given.items() if is_count(value)}
 
 
@@ -116,7 +116,7 @@ class PartialCall:
         self.arguments: list[str] = []
 
     def event(self) -> Event:
-        """The call; text such as the model may have written where it is malformed or cut off."""
+        """The call; where it is malformed or cut off, text as the model may have written it."""
         written = "".join(self.arguments).strip() or "{}"
         arguments = parsed(written)
         if self.name and arguments is not None:
@@ -127,7 +127,7 @@ class PartialCall:
 
 
 def parsed(data: bytes | str) -> dict[str, Any] | None:
-    """A JSON object; None for what is none."""
+    """A JSON object; None for anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -136,7 +136,7 @@ def parsed(data: bytes | str) -> dict[str, Any] | None:
 
 
 def text(value: Any) -> str:
-    """`value` where it is a text, without halves of surrogate pairs, which cannot be written anywhere."""
+    """`value` where it is a text, else ""; without halves of surrogate pairs, which have no UTF-8 form."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
@@ -145,7 +145,7 @@ def is_count(value: Any) -> bool:
 
 
 def message_of(answer: Mapping[str, Any]) -> str:
-    """What a server says of an error, in one of the forms they use; "" for none."""
+    """What a server says about an error, in one of the forms that are in use; "" for nothing."""
     error = answer.get("error", answer)
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or ""

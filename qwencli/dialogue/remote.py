@@ -26,26 +26,26 @@ CONNECT_SECONDS = 10.0
 MAX_BODY = 2**24
 """Bytes of an answer that comes in one piece, or of the list of models."""
 MAX_STREAM = 2**28
-"""Bytes of a whole stream, which takes some hundred for each token."""
+"""Bytes of a whole stream, which has a few hundred for each token."""
 MAX_REDIRECTS = 5
 MAX_MESSAGE = 400
-"""Characters of what a server says of an error."""
+"""Characters of what a server says about an error."""
 CONTEXT_FULL = re.compile(
     "exceed_context_size_error|context_length_exceeded|exceeds the available context|maximum context length",
     re.I,
 )
-"""By what one knows that a conversation is too long: llama-server's type, OpenAI's code, and the words of older ones and of vLLM."""
+"""How servers say that a conversation is too long: llama-server's type, OpenAI's code, the words of older servers and of vLLM."""
 IN_PATHS = "/%:@!$&'()*+,;=?"
 STOP_REASONS = {"length": "length", "content_filter": "stop"}
-"""Our names for what ends an answer; everything else is the model's own end."""
+"""Our names for why an answer ended, by the protocol's; everything else is the model's own end."""
 
 
 class RemoteChat:
     """Answers from the server at `url`, a ChatModel.
 
     `url` is http://host:port or https://host, and may end in a path, in /v1 or in /v1/chat/completions. `api_key` goes to that scheme, host
-    and port only. Without `model` the first that the server lists is taken. `timeout` is in seconds without a byte: a long prompt
-    takes its time. TLS certificates are verified; proxies named in the environment are not used.
+    and port only. Without `model` the first one that the server lists is used. `timeout` is how many seconds the server may send
+    nothing: a long prompt takes its time. TLS certificates are verified; proxies named in the environment are not used.
 
     Raises InputError for an address or a key that cannot be right.
     """
@@ -91,7 +91,7 @@ class RemoteChat:
             raise
 
     def stats(self) -> dict[str, float]:
-        """Counts of tokens and milliseconds of the last answer, by llama.cpp's names; what the server does not tell is left out."""
+        """Tokens and milliseconds of the last answer, by llama.cpp's names; what the server doesn't tell is left out."""
         return self._answer.stats()
 
     def _first_model(self) -> str:
@@ -100,7 +100,7 @@ class RemoteChat:
                 if response.status == 200:
                     return str(json.loads(self._body(response))["data"][0]["id"])
             except (ValueError, LookupError, TypeError, RecursionError):
-                pass  # servers of one model may do without the list
+                pass  # a server with one model may have no list
         return "default"
 
     @contextmanager
@@ -163,7 +163,7 @@ class RemoteChat:
         raise self._error(f"cannot be reached: {reason}")
 
     def _redirected(self, path: str, location: str) -> str:
-        """The path on this server to which it sends us. Elsewhere nobody is asked: key and conversation are for this server alone."""
+        """The path on this server that it redirects to. Other servers are not asked: key and conversation are for this one alone."""
         try:
             target = urljoin(self._origin + path, location)
         except ValueError:
@@ -191,7 +191,9 @@ class RemoteChat:
                 return
             chunk = parsed(data)
             if chunk is None:
-                raise self._error(f"sent what is no JSON object: {data[:80].decode('utf-8', 'replace')}")
+                raise self._error(
+                    f"sent something that isn't a JSON object: {data[:80].decode('utf-8', 'replace')}"
+                )
             if chunk.get("error") or ("message" in chunk and "choices" not in chunk):
                 raise self._failure("reports an error", chunk)
             if kind == "application/json" and not chunk.get("choices"):
@@ -239,7 +241,7 @@ class RemoteChat:
         return self._error(f"{what}: {message}" if message else what)
 
     def _error(self, what: str, kind: type[QwenError] = QwenError) -> QwenError:
-        """One line, however much the server says, and without the key, which servers have been seen to repeat."""
+        """In one line, however much the server says, and without the key, which some servers repeat."""
         what = " ".join(what.split())
         if self._key:
             what = what.replace(self._key, "...")
@@ -247,7 +249,7 @@ class RemoteChat:
 
 
 def parse_address(url: str) -> tuple[str, str, int, str]:
-    """The origin, host, port and path of an API, the path with /v1 and without what comes after. Raises InputError."""
+    """The origin, host, port and path of an API. The path ends with /v1. Raises InputError."""
     try:
         parts = urlsplit(url.strip())
         default = {"http": 80, "https": 443}[parts.scheme]
@@ -261,7 +263,7 @@ def parse_address(url: str) -> tuple[str, str, int, str]:
         or parts.fragment
     ):
         shown = url.rpartition("@")[2][:100]  # before it there may be a password
-        raise InputError(f"{shown} is no address of a server, expected http://host:port or https://host")
+        raise InputError(f"{shown} isn't the address of a server, expected http://host:port or https://host")
     path = quote(parts.path.rstrip("/"), safe=IN_PATHS)
     base = path.removesuffix("/chat/completions")
     if base == path and not re.search(r"/v\d\w*$", path):
@@ -270,10 +272,10 @@ def parse_address(url: str) -> tuple[str, str, int, str]:
 
 
 def request_body(model: str, messages: Sequence[Message], settings: Settings) -> bytes:
-    """The request for a streamed answer. It has only fields that are needed: strict servers refuse those that they don't know.
+    """The request for a streamed answer, with no more fields than needed: strict servers refuse those that they don't know.
 
-    Settings that are qwencli's defaults are left out, too, so that the server uses its own, which suit its model. Earlier thinking is
-    left out: the models' templates leave it out.
+    Settings that are qwencli's defaults are left out, so that the server uses its own, which suit its model. Earlier thinking is left out
+    as the models' templates would.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -295,7 +297,7 @@ def request_body(model: str, messages: Sequence[Message], settings: Settings) ->
 
 
 def sampling_fields(params: SamplingParams) -> dict[str, Any]:
-    """The settings that are no defaults, by the names of OpenAI's protocol or else llama-server's."""
+    """The settings that differ from the defaults, by the names of OpenAI's protocol, else llama-server's."""
     chosen = {
         s.request_name: getattr(params, s.name)
         for s in SETTINGS.values()

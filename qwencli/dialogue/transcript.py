@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str]) -> Transcript:
     """Read a transcript. Raises FormatError if it isn't one, QwenError if it can't be read."""
     raw = read_file(path, MAX_BYTES)
     if len(raw) > MAX_BYTES:
-        raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, which no transcript is")
+        raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, so not a transcript")
     try:
         return _parsed(raw)
     except RecursionError:

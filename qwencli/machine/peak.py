@@ -7,14 +7,17 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends.cpu.backend import kernels_of
-from ..backends.cpu.memory import I64, address_of, aligned_zeros
+from ..backends.cpu.memory import address_of, aligned_zeros
 from ..backends.cpu.team import RUNTIME, Team, physical_cores
 from ..errors import InputError, QwenError
 from ..kernels import layout
+from ..kernels.arguments import FILL, MULTIPLY, READ, ROW, Arguments
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Report
 
@@ -81,16 +84,22 @@ class Loops:
     def __init__(self, team: Team, addresses: dict[str, int]) -> None:
         self.team = team
         self._addresses = addresses
-        self._keep: list[I64] = []  # a team may still look at rows after their step
+        self._keep: list[NDArray[Any]] = []  # a team may still look at rows after their step
         self._factors = aligned_zeros(FACTOR_BYTES)
         # As float32 from 0.5 to 1, as bytes of any value.
         self._factors.view(np.float32)[:] = np.random.default_rng(0).uniform(0.5, 1, FACTOR_BYTES // 4)
 
-    def seconds(self, spec: str, amount: int, unit: int, *args: int) -> float:
+    def seconds(self, kernel: Arguments, *variant: object, amount: int, unit: int, **args: int) -> float:
         """How long `amount` takes in chunks of `unit`."""
-        arguments = np.array([amount, unit, *args], np.int64)
-        address = address_of(arguments)
-        row = np.array([[self._addresses[spec], address, address, unit, 0, 1]], np.int64)
+        arguments = kernel.pack(amount=amount, unit=unit, **args)
+        row = ROW.pack(
+            kernel=self._addresses[kernel.spec(*variant)],
+            args=address_of(arguments),
+            count=address_of(arguments) + kernel.offset("amount"),
+            divisor=unit,
+            first=0,
+            last=1,
+        )
         self._keep += [arguments, row]
         start = time.perf_counter()
         self.team.run(row, UNINTERRUPTED)
@@ -100,9 +109,10 @@ class Loops:
         """Bytes per second, all threads together, from a buffer that is too large for the caches."""
         n_bytes = buffer_bytes()
         memory = np.empty(n_bytes, np.uint8)
-        self.seconds("peak:fill", n_bytes, READS[0][2], address_of(memory))
+        address = address_of(memory)
+        self.seconds(FILL, amount=n_bytes, unit=READS[0][2], address=address)
         fastest = min(
-            self.seconds(f"peak:read:{n_streams}", n_bytes, chunk, address_of(memory), ahead)
+            self.seconds(READ, n_streams, amount=n_bytes, unit=chunk, address=address, ahead=ahead)
             for _ in range(REPEATS)
             for n_streams, ahead, chunk in READS
         )
@@ -110,19 +120,19 @@ class Loops:
 
     def arithmetic(self, step: str) -> float:
         """Operations per second, all threads together."""
-        return max(
-            self._rate(f"peak:multiply:{step}:{rows}:{columns}") * rows * columns * STEPS[step]
-            for rows, columns in TILES
-        )
+        return max(self._rate(step, *tile) * tile[0] * tile[1] * STEPS[step] for tile in TILES)
 
-    def _rate(self, spec: str) -> float:
+    def _rate(self, *variant: object) -> float:
         """Turns per second, timed over enough of them."""
+
+        def seconds() -> float:
+            address = address_of(self._factors)
+            return self.seconds(MULTIPLY, *variant, amount=turns, unit=TURNS, address=address)
+
         turns = TURNS * self.team.n_threads
-        while (taken := self.seconds(spec, turns, TURNS, address_of(self._factors))) < SECONDS:
+        while (taken := seconds()) < SECONDS:
             turns *= 2 if taken > SECONDS / 4 else 4
-        return turns / min(
-            self.seconds(spec, turns, TURNS, address_of(self._factors)) for _ in range(REPEATS)
-        )
+        return turns / min(seconds() for _ in range(REPEATS))
 
 
 def buffer_bytes() -> int:

@@ -19,9 +19,9 @@ from ..backends.protocol import HIDDEN, LOGITS
 from ..errors import InputError, ModelError, QwenError
 from ..gguf.file import GGUFFile, TensorInfo
 from ..gguf.types import GGML_TYPES, GGMLType
+from ..kernels.formats import FORMATS
 from ..kernels.isa import available
 from ..kernels.jit import KernelError
-from ..kernels.layout import FORMATS
 from ..network.model import Model, load_model
 from . import peak
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backends.kv_cache import KVSequence
-from ..backends.protocol import F32, F64, HIDDEN, Backend, Batch, Segment
+from ..backends.protocol import F32, F64, Backend, Batch, Segment
 from ..errors import InputError, QwenError
 
 LOGITS_AT_ONCE = 2**24  # values: 64 MB of float32, whatever the context and the vocabulary
@@ -79,7 +79,7 @@ def hidden_states(backend: Backend, chunks: Sequence[list[int]], first: int, n_b
             batch = Batch(
                 [Segment(seq, chunk[begin:end], n_outputs) for seq, chunk in zip(sequences, chunks)]
             )
-            states = backend.run([HIDDEN], batch)[HIDDEN]
+            states = backend.hidden(batch)
             for i, part in enumerate(found):
                 part.append(states[i * n_outputs : (i + 1) * n_outputs])
     finally:

@@ -1,1 +1,4 @@
-"""`qwencli serve`: the model behind OpenAI's and llama.cpp's APIs."""
+"""`qwencli serve`: a model that answers HTTP requests.
+
+Each API is a folder (apis.py lists them), which imports shared/, http/ and service/, but no other API.
+"""

@@ -1,4 +1,4 @@
-"""Runs the application: sockets, signals, all that a first request would wait for, and an end that cuts nothing off."""
+"""Runs the application: opens sockets, does beforehand what a first request would wait for, and ends without cutting answers off."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from starlette.applications import Starlette
 
 from ..errors import InputError, QwenError
 from ..llm import LLM
+from ..request.request import Request
 from ..sampling import SamplingParams
 from ..text.tokenizer import SHORT_TEXT
+from .apis import APIS
 from .http.app import build_app
 from .http.guard import is_loopback
 from .http.protocol import Protocol
-from .service.config import Config
-from .service.generation import Request
+from .options import ServerOptions
 from .service.service import Counters, Service
 
 __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
 KEEP_ALIVE = 65
-"""Seconds that an idle connection stays open: longer than clients keep theirs, so that none sends into one that is being closed."""
+"""Seconds that an idle connection stays open: longer than clients keep it, so that none sends while it is being closed."""
 WARM_TOKENS = 16
 SWITCH_SECONDS = 0.0005
-"""After which a thread lets others run. With Python's 5 ms the event loop waits that long for each thread that reads a long text."""
+"""How long a thread runs before others get their turn. With Python's 5 ms the event loop would wait that long for each busy thread."""
 UNAVAILABLE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
-"""Of a host's second address: IPv6 is named by many systems that have none."""
+"""Errors of a host's second address that are no failure: many systems name an IPv6 address and have no IPv6."""
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -46,7 +47,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise InputError(
-            f"--host {host}: no address of this machine: {getattr(error, 'strerror', None) or error}"
+            f"--host {host}: not an address of this machine: {getattr(error, 'strerror', None) or error}"
         ) from None
     sockets: list[socket.socket] = []
     failure: OSError | None = None
@@ -70,7 +71,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 def bound(family: int, address: Any) -> socket.socket:
     s = socket.socket(
         family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # asyncio switches delays off where it sees that it is TCP
+    )  # named as TCP, so that asyncio sets TCP_NODELAY
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,7 +85,7 @@ def bound(family: int, address: Any) -> socket.socket:
 
 
 def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext | None:
-    """What speaks TLS with this key and certificate, None without them. Raises InputError."""
+    """The TLS context for this key and certificate, None without them. Raises InputError."""
     if key_file is None and cert_file is None:
         return None
     if key_file is None or cert_file is None:
@@ -96,23 +97,25 @@ def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext |
             raise InputError(f"{name}: {error.strerror}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(cert_file, key_file, password=lambda: "")  # none is asked for at a terminal
+        context.load_cert_chain(
+            cert_file, key_file, password=lambda: ""
+        )  # so that OpenSSL doesn't ask at a terminal
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(
-            f"{cert_file}, {key_file}: no certificate and its key in PEM form, without a password: {reason}"
+            f"{cert_file}, {key_file}: not a certificate and its key in PEM form, without a password: {reason}"
         ) from None
     return context
 
 
 def url(sockets: list[socket.socket], host: str, tls: bool) -> str:
-    """Where the server is found. All addresses are named by that of this machine."""
+    """The server's address for people. "All addresses" is shown as this machine's own."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http{'s' * tls}://{f'[{name}]' if ':' in name else name}:{sockets[0].getsockname()[1]}"
 
 
 def prepare(llm: LLM) -> None:
-    """Load all kernels that requests may need, compiling those that are not there."""
+    """Load all kernels that requests may need, and compile those that are missing."""
     from ..backends.cpu.backend import CPUBackend
 
     if isinstance(llm.engine.backend, CPUBackend):
@@ -123,43 +126,41 @@ def prepare(llm: LLM) -> None:
         kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False, types)))
 
 
-async def warm_up(service: Service, config: Config) -> None:
-    """Generate once, so that no request has to wait for what is done only once. What it leaves is forgotten."""
+async def warm_up(service: Service, options: ServerOptions) -> None:
+    """Generate once, so that no request has to wait for what is done only once. Its figures and its cache are dropped."""
     llm = service.llm
     await asyncio.to_thread(prepare, llm)
     for measure in llm.tokenizer.fewest, llm.tokenizer.encode:
-        await asyncio.to_thread(
-            measure, "a" * (SHORT_TEXT + 1)
-        )  # what long texts need keeps all threads waiting
+        await asyncio.to_thread(measure, "a" * (SHORT_TEXT + 1))  # what long texts need holds all threads up
     tokens = [0] * min(WARM_TOKENS, llm.engine.n_ctx - 2)
     if tokens:
-        for sampling in SamplingParams(temp=0), replace(config.sampling, seed=0):
+        for sampling in SamplingParams(temp=0), replace(options.sampling, seed=0):
             async for _ in service.generate(Request(tokens, sampling, max_tokens=2, ignore_eos=True)):
                 pass
-    if config.template:
-        with suppress(QwenError):  # requests will hear of it
-            await asyncio.to_thread(config.template.render, [{"role": "user", "content": "hello"}])
+    if options.template:
+        with suppress(QwenError):  # requests will get the error
+            await asyncio.to_thread(options.template.render, [{"role": "user", "content": "hello"}])
     while llm.engine.prefixes.make_room():
         pass
     service.counters = Counters()
     gc.collect()
-    gc.freeze()  # what is here stays; to look through all of it again and again would keep all threads waiting
+    gc.freeze()  # what is here stays; looking through it again and again would hold all threads up
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but for what signals do. `ready` is called when the sockets answer."""
+    """uvicorn with signals of our own. `ready` is called when the sockets answer."""
 
     def __init__(
         self,
         app: Starlette,
         service: Service,
-        config: Config,
+        options: ServerOptions,
         grace: float,
         ready: Callable[[], None] = lambda: None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # requests have a log of their own
-        protocol = type("Protocol", (Protocol,), {"timeout": config.timeout})
+        protocol = type("Protocol", (Protocol,), {"timeout": options.timeout})
         settings = uvicorn.Config(
             app,
             http=protocol,
@@ -187,7 +188,7 @@ class Server(uvicorn.Server):
         yield  # see `signals`
 
     def stop(self) -> None:
-        """No more requests; those that run may finish within the grace time. At the second call all ends."""
+        """Take no more requests; those that run may finish within the grace time. A second call ends the process."""
         if self._stopping:
             os._exit(1)
         self.should_exit = True
@@ -214,22 +215,22 @@ def signals(stop: Callable[[], None]) -> Generator[None, None, None]:
 
 def serve(
     service: Service,
-    config: Config,
+    options: ServerOptions,
     sockets: list[socket.socket],
     grace: float = 30,
     ready: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
-    """Serve until a signal comes, and return when all that ran is done. Of the main thread.
+    """Serve until a signal comes, and return when what was running has ended. To be called in the main thread.
 
-    `ready` is called as soon as requests are answered, which is not before the first would be answered at full speed.
+    `ready` is called as soon as requests are answered, the first of them at full speed.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def run() -> None:
         service.start()
-        await warm_up(service, config)
-        server = Server(build_app(service, config), service, config, grace, ready, tls)
+        await warm_up(service, options)
+        server = Server(build_app(service, options, APIS), service, options, grace, ready, tls)
         with signals(server.stop):
             await server.serve(sockets)
 

@@ -1,6 +1,6 @@
-"""Separate processes for input from outside that may never end or may fill the memory: templates, grammars.
+"""Child processes with limits, for input that may never end or may fill the memory: a template, a grammar.
 
-The first half is for the process that starts one, the second for that one itself. Standard library only, so that it starts fast.
+The first half is for the parent, the second for the child itself. Only the standard library is used, so that the child starts fast.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
-"""What such a process needs from the environment: to start at all, and to know the local time."""
+"""The environment variables that such a process needs to start at all, and to know the local time."""
 PROGRAM = "import importlib, sys; sys.path[:] = sys.argv[3:]; importlib.import_module(sys.argv[1]).serve(float(sys.argv[2]))"
 CREATE_NO_WINDOW = 0x08000000
 
 
 def start(module: str, cpu_seconds: float, purpose: str) -> Popen[bytes]:
-    """Run `serve(cpu_seconds)` of one of our modules, which talks over stdin and stdout. Ctrl-C doesn't reach it. Raises QwenError."""
+    """Run `serve(cpu_seconds)` of a module of this package in a child process, to be talked to through stdin and stdout.
+
+    Ctrl-C doesn't reach the child. `purpose` says what it is for, in the error. Raises QwenError if the process can't be started.
+    """
     import subprocess
 
     command = [
@@ -51,11 +54,11 @@ def start(module: str, cpu_seconds: float, purpose: str) -> Popen[bytes]:
         raise QwenError(f"cannot start {sys.executable} {purpose}: {error}") from None
 
 
-# Limits. Windows has none of them: there, only the clock of the process that started it ends one.
+# Limits. Windows has none of them: there, only a timeout in the parent ends a child.
 
 
 def reset_signals() -> None:
-    """The signal that ends the process must act as the system made it, whatever the parent did to it."""
+    """Give the signal that ends the process its default meaning, whatever the parent did to it, and ignore Ctrl-C."""
     if sys.platform != "win32":
         import signal
 
@@ -65,7 +68,10 @@ def reset_signals() -> None:
 
 
 def limit_time(cpu_seconds: float) -> None:
-    """CPU time and not the clock's, so that honest input is safe on a busy machine. 0: no limit."""
+    """End the process after this much processor time; 0 for no limit.
+
+    Processor time and not clock time, so that harmless input isn't cut off on a busy machine.
+    """
     if sys.platform != "win32":
         import signal
 
@@ -73,18 +79,22 @@ def limit_time(cpu_seconds: float) -> None:
 
 
 def limit_resources(extra_memory: int, alone: bool = False) -> None:
-    """From here on no file can be written, and at most `extra_memory` more bytes of address space taken. `alone`: no file can be opened
-    either, and no process or thread started."""
+    """From here on, no file can be written, and no more than `extra_memory` bytes of address space can be allocated.
+
+    `alone`: nor can a file be opened, or a process or thread be started.
+    """
     if sys.platform == "win32":
         return
     import resource
 
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
-    if sys.platform == "linux":  # elsewhere a limit of the address space isn't kept
+    if sys.platform == "linux":  # elsewhere a limit on the address space is not enforced
         with open("/proc/self/statm", encoding="ascii") as file:
             limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * resource.getpagesize() + extra_memory
     if alone:
         limits |= {resource.RLIMIT_NPROC: 0, resource.RLIMIT_NOFILE: 0}
     for limit, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # a system may lack a limit, or have set a lower one
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # the system may not know the limit, or may already have set a lower one
             resource.setrlimit(limit, (most, most))

@@ -1,4 +1,4 @@
-"""What the system says about CPUs, memory and their limits. What it doesn't say, or says in an odd way, is None or left out."""
+"""What the system says about CPUs, memory and their limits. What it doesn't say, or says in an unknown way, is None or left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_LIMIT = 2**60
 
 
 class MemoryFiles(NamedTuple):
-    """The names of a cgroup's files, and the prefix of the lines in its memory.stat that include the groups below it."""
+    """The names of a cgroup's files, and the prefix of those lines in its memory.stat that include the groups below it."""
 
     limit: str
     usage: str
@@ -26,11 +26,11 @@ MEMORY_FILES = (
     MemoryFiles("memory.max", "memory.current", ""),
     MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-"""Of cgroups v2 and v1."""
+"""For cgroups v2 and v1."""
 
 
 class NumaNode(NamedTuple):
-    """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23") and its memory in bytes, where known."""
+    """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23"), and its memory in bytes, if known."""
 
     number: int
     cpus: str
@@ -38,7 +38,7 @@ class NumaNode(NamedTuple):
 
 
 class Host:
-    """Linux's files about the machine, under `root`."""
+    """Reads the files that Linux has under `root`."""
 
     def __init__(self, root: str | Path = "/") -> None:
         self._root = Path(root)
@@ -68,13 +68,13 @@ class Host:
         )
 
     def steal(self) -> float | None:
-        """The share of CPU time that other virtual machines have taken since the system started (proc(5), /proc/stat)."""
+        """The share of CPU time that other virtual machines have taken since the system was started (proc(5), /proc/stat)."""
         times = re.match(r"cpu +([0-9 ]+)", self._read("proc/stat") or "")
         values = [int(v) for v in times[1].split()[:8]] if times else []
         return values[7] / sum(values) if len(values) == 8 and any(values) else None
 
     def cores(self, cpus: set[int]) -> int:
-        """The number of physical cores of these CPUs: hardware threads of one core count once."""
+        """The number of physical cores of these CPUs; the hardware threads of one core count once."""
 
         def core(cpu: int) -> str:
             return self._read("sys/devices/system/cpu", f"cpu{cpu}", "topology/thread_siblings_list") or str(
@@ -84,7 +84,7 @@ class Host:
         return len({core(cpu) for cpu in cpus})
 
     def quota(self) -> tuple[float, str] | None:
-        """How many CPUs' time a cgroup allows this process, and which file says so; None without a limit."""
+        """How many CPUs' worth of time a cgroup allows this process, and which file says so; None if there is no limit."""
         found = []
         for folder in self._cgroups("cpu"):
             name = "cpu.max"
@@ -98,16 +98,16 @@ class Host:
         return min(found, default=None)
 
     def memory_limit(self) -> tuple[int, str] | None:
-        """How many bytes a cgroup allows this process, and which file says so; None without a limit."""
+        """How many bytes a cgroup allows this process, and which file says so; None if there is no limit."""
         return min(
             ((limit, f"/{folder}/{files.limit}") for limit, folder, files in self._memory_limits()),
             default=None,
         )
 
     def free(self) -> int | None:
-        """The bytes that this process can still take: what the system and each of its cgroups have left; None if nothing says so.
+        """The bytes that this process can still allocate: the least of what the system and each of its cgroups have left; None if unknown.
 
-        That includes the cached pages of files, those of a mapped model too: they give way.
+        This includes pages of files that are cached in memory, also those of a mapped model: the system drops them when it needs memory.
         """
         available = self.memory()[1]
         left = [] if available is None else [available]
@@ -128,7 +128,7 @@ class Host:
                     yield limit, folder, files
 
     def _cgroups(self, controller: str) -> list[str]:
-        """Folders of the groups that the process is in and of those above, whose limits apply too (cgroups(7), /proc/self/cgroup)."""
+        """Folders of the process's groups and of those above, whose limits apply as well (cgroups(7), /proc/self/cgroup)."""
         folders = []
         for line in (self._read("proc/self/cgroup") or "0::/").splitlines():
             number, _, rest = line.partition(":")
@@ -142,7 +142,7 @@ class Host:
         return folders
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Bytes of memory, and how many of them are free or can be freed at once."""
+        """Bytes of memory in all, and of memory that is free or can be freed at once; None for what is unknown."""
         values = dict(re.findall(r"^(\w+):\s*([0-9]{1,18}) kB$", self._read("proc/meminfo") or "", re.M))
         total, available = (
             int(values[name]) * 1024 if name in values else None for name in ("MemTotal", "MemAvailable")
@@ -153,7 +153,7 @@ class Host:
         return total, available
 
     def huge_pages(self) -> str | None:
-        """When the system uses huge pages by itself: "always", "madvise" or "never"."""
+        """When the system uses huge pages by itself: "always", "madvise" or "never"; None if unknown."""
         chosen = re.search(r"\[(\w+)\]", self._read("sys/kernel/mm/transparent_hugepage/enabled") or "")
         return chosen[1] if chosen else None
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._answers import Thinking, length_option, named_template, template_option, thinking_options
+from .._answers import ThinkingOptions, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
-from .._grammar import Grammar, grammar_options
+from .._grammar import GrammarOptions, grammar_options
 from .._loading import Loader, kept_session, loading_options, session_option
 from .._options import example, json_option
 from .._sampling import sampling_options
@@ -63,11 +63,11 @@ def chat(
     system: str | None,
     transcript: str | None,
     session: str | None,
-    thinking: Thinking,
+    thinking: ThinkingOptions,
     context_shift: bool,
     chat_template: str | None,
     max_tokens: int | None,
-    grammar: Grammar,
+    grammar: GrammarOptions,
     sampling: dict[str, Any],
     as_json: bool,
 ) -> int:
@@ -130,7 +130,7 @@ def local_model(
     template: str | None,
     session: str | None,
     sampling: dict[str, Any],
-    grammar: Grammar,
+    grammar: GrammarOptions,
     bar: Bar,
     look_ahead: bool,
 ) -> Opened:
@@ -139,7 +139,7 @@ def local_model(
     llm = loader.load(chat=chosen is None)
     from ...dialogue.local import LocalChat
 
-    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead, constraint=grammar.start(llm))
+    model = LocalChat(llm, chosen, on_step=bar, look_ahead=look_ahead, grammar=grammar.start(llm))
     kept = ExitStack()
     kept.enter_context(kept_session(llm, session))
     kept.callback(model.close)
@@ -151,7 +151,7 @@ def remote_model(
     template: str | None,
     session: str | None,
     sampling: dict[str, Any],
-    grammar: Grammar,
+    grammar: GrammarOptions,
     url: str,
     api_key: str | None,
 ) -> Opened:

@@ -132,8 +132,8 @@ def stats_lines(s: dict[str, float], stop_reason: str | None) -> list[str]:
     ):
         if count in s:
             lines.append(f"{what}: {s[count]:.0f} tokens" + (f", {s[speed]:.1f} t/s" if s.get(speed) else ""))
-    if s.get("cached_n") and "prompt_n" in s:
-        lines[0] += f"; {s['cached_n']:.0f} more were cached"
+    if s.get("cache_n") and "prompt_n" in s:
+        lines[0] += f"; {s['cache_n']:.0f} more were cached"
     if "context_n" in s and "n_ctx" in s:
         lines.append(f"context: {s['context_n']:.0f} of {s['n_ctx']:.0f} tokens")
     if stop_reason:

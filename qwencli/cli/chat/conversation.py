@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ...dialogue.dialogue import Answer, Dialogue, Events
+from ...dialogue.dialogue import CollectedAnswer, Dialogue, Events
 from ...dialogue.settings import changed
 from ...dialogue.transcript import load
 from ...text.chat.answers import Event
@@ -20,14 +20,14 @@ Show = Callable[[Iterator[Event]], None]
 
 
 class Chat:
-    """What commands and questions act on. `model` is the model's name in transcripts, `show` writes an answer while it comes."""
+    """Runs what the user enters. `model` is the model's name in transcripts; `show` writes an answer as it comes."""
 
     def __init__(self, dialogue: Dialogue, model: str, show: Show) -> None:
         self.dialogue, self.model, self._show = dialogue, model, show
         self.ended = self.failed = False
 
     def answer(self, events: Events) -> None:
-        """Show an answer. However it ends, the dialogue knows what was written of it."""
+        """Show an answer. However it ends, the dialogue keeps what was written of it."""
         with closing(events):
             self._show(events)
         if self.dialogue.model.stop_reason == "context":
@@ -38,7 +38,7 @@ class Chat:
         say(f"error: {message}")
 
     def load(self, path: str, chosen: dict[str, Any] | None = None) -> None:
-        """Go on with a saved chat and its settings, but for the `chosen` ones. Raises QwenError and changes nothing if it cannot be."""
+        """Go on with a saved chat and its settings, except for the `chosen` ones. Changes nothing where that raises QwenError."""
         saved = load(path)
         settings = changed(saved.settings, chosen or {})
         settings.tools = self.dialogue.settings.tools
@@ -47,10 +47,11 @@ class Chat:
 
 
 def printing(hide_thinking: bool, bar: Bar) -> Show:
-    """Shows answers as text, each with a newline behind it, and the progress of what is read before."""
+    """Shows answers as text, each followed by a newline, and before that the progress of reading the prompt."""
 
     def show(events: Iterator[Event]) -> None:
-        printer, shown = AnswerPrinter(hide_thinking), False
+        printer = AnswerPrinter(hide_thinking)
+        shown = False
         bar.close()
         try:
             for event in events:
@@ -61,17 +62,17 @@ def printing(hide_thinking: bool, bar: Bar) -> Show:
         finally:
             bar.close()
             printer.end()
-            if shown or sys.stdout.isatty():  # where it is a blank line before the next question
+            if shown or sys.stdout.isatty():  # at a terminal it is a blank line before the next question
                 write_text("\n")
 
     return show
 
 
 def printing_json(dialogue: Dialogue) -> Show:
-    """Shows each answer as one JSON object in a line."""
+    """Shows each answer as one line of JSON."""
 
     def show(events: Iterator[Event]) -> None:
-        answer = Answer()
+        answer = CollectedAnswer()
         for event in events:
             answer.add(event)
         about = {"stop_reason": dialogue.model.stop_reason, "timings": dialogue.model.stats()}

@@ -1,1 +1,1 @@
-"""What holds for every HTTP request, whatever the API."""
+"""What holds for every HTTP request. No API is known here."""

@@ -1,15 +1,14 @@
-"""The web application: the endpoints of both APIs, the page, and what holds for every request.
+"""The web application: the endpoints of some APIs, the page, and what holds for every request.
 
-An API is a module with `routes(service, config) -> list[Route]`. Its endpoints read their body by `requests.json_body`, pass every
-generation through `requests.track`, describe themselves by `openapi.describe`, and raise QwenError or ApiError for what cannot be done.
-An endpoint is cancelled when its client leaves.
+Which APIs there are is not known here. Their endpoints read their body by `requests.json_body`, pass every generation through
+`requests.track`, describe themselves by `openapi.describe`, and raise QwenError or ApiError for what cannot be done. An endpoint is
+cancelled when its client leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol, cast
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,40 +19,56 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...errors import QwenError
-from ..service.config import Config
+from ..options import ServerOptions
 from ..service.service import Service
 from . import openapi, static
-from .errors import error_response
+from .errors import ErrorForm, error_response
 from .guard import Guarded
 from .limits import Limited
 from .logs import Recorded, reason, record_of
 
-APIS = ["openai.endpoints", "llamacpp.endpoints", "http.metrics"]
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
-class API(Protocol):
-    """What a module of endpoints has."""
+@dataclass(frozen=True)
+class API:
+    """An HTTP API."""
 
-    def routes(self, service: Service, config: Config) -> list[Route]: ...
+    routes: Callable[[Service, ServerOptions], list[Route]]
+    """Its endpoints, for a service that has been started."""
+    error_form: ErrorForm | None = None
+    prefix: str = "/"
+    """Errors on paths that start so have that form; where the prefixes of several APIs fit, the longest counts."""
+    open_paths: Collection[str] = ()
+    """Those that ask for no key."""
+    polled_paths: Collection[str] = ()
+    """Those that programs ask every second, which are logged only where they fail."""
 
 
-def build_app(service: Service, config: Config, apis: Sequence[API] | None = None) -> Starlette:
-    """The application, for a service that has been started. `apis` are by default those of APIS."""
-    pages = static.routes() if config.ui else []
-    if apis is None:
-        apis = [cast(API, import_module(f"..{name}", __package__)) for name in APIS]
-    endpoints = [route for api in apis for route in api.routes(service, config)]
+def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> Starlette:
+    """The application, for a service that has been started."""
+    pages = static.routes() if options.ui else []
+    endpoints = [route for api in apis for route in api.routes(service, options)]
     routes = [*pages, *endpoints, openapi.route(endpoints)]
+    open_paths = {page.path for page in pages}.union(*(api.open_paths for api in apis))
+    polled_paths = set[str]().union(*(api.polled_paths for api in apis))
+    forms = {api.prefix: api.error_form for api in apis if api.error_form}
     middleware = [
-        Middleware(Recorded, service=service, config=config, headers=HEADERS),
-        Middleware(Guarded, config=config, open_paths=[page.path for page in pages]),
-        Middleware(Limited, config=config),
+        Middleware(
+            Recorded,
+            service=service,
+            options=options,
+            headers=HEADERS,
+            error_forms=forms,
+            polled_paths=polled_paths,
+        ),
+        Middleware(Guarded, options=options, open_paths=open_paths),
+        Middleware(Limited, options=options),
     ]
-    if config.cors_origins:
+    if options.cors_origins:
         invited = Middleware(
             CORSMiddleware,
-            allow_origins=config.cors_origins,
+            allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
@@ -64,8 +79,8 @@ def build_app(service: Service, config: Config, apis: Sequence[API] | None = Non
     )
 
 
-async def failed(
-    request: Request, error: Exception
-) -> Response:  # Starlette calls a plain function in a thread
-    record_of(request.scope).error = reason(error)
-    return error_response(request.url.path, error)
+async def failed(request: Request, error: Exception) -> Response:
+    """An error as an answer. A coroutine, since Starlette calls a plain function in a thread."""
+    record = record_of(request.scope)
+    record.error = reason(error)
+    return error_response(record.error_form, error)

@@ -10,20 +10,19 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..service.config import Config
+from ..options import ServerOptions
 from .errors import ApiError
 
-OPEN = {"/health", "/v1/health"}
 HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::\d*)?")
 
 
 class Guarded:
-    """Asks for the key, everywhere but at `open_paths` and /health, and refuses what other sites' pages send."""
+    """Asks for the key, except at `open_paths`, and refuses what other sites' pages send."""
 
-    def __init__(self, app: ASGIApp, config: Config, open_paths: Collection[str] = ()) -> None:
-        self._app, self._config, self._open = app, config, OPEN | set(open_paths)
-        self._keys = [key.encode() for key in config.api_keys]
-        self._any_host = bool(config.api_keys) or not is_loopback(config.host)
+    def __init__(self, app: ASGIApp, options: ServerOptions, open_paths: Collection[str] = ()) -> None:
+        self._app, self._options, self._open = app, options, set(open_paths)
+        self._keys = [key.encode() for key in options.api_keys]
+        self._any_host = bool(options.api_keys) or not is_loopback(options.host)
         self._own_name = socket.gethostname().lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,17 +38,17 @@ class Guarded:
         given = [headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b""]
         if not sum(
             hmac.compare_digest(key, value) for key in self._keys for value in given
-        ):  # all are compared: no hint by the time
+        ):  # all are compared, so that the time gives no hint
             raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
 
     def _check_site(self, headers: dict[bytes, bytes]) -> None:
-        """A browser says which site's page sends a request. Any page may send; none but ours and those invited may use the model.
+        """A browser says which site's page sends a request. Any page can send one; only ours and those invited may use the model.
 
-        A site that gives its own name the address of this machine (DNS rebinding) looks like ours, but for the name.
+        A site that gives its own name the address of this machine (DNS rebinding) looks like ours, except for the name.
         """
         host = headers.get(b"host", b"").decode("latin-1").lower()
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
-        allowed = self._config.cors_origins
+        allowed = self._options.cors_origins
         if origin and "*" not in allowed and origin not in allowed and origin.partition("://")[2] != host:
             raise ApiError("pages of other sites may not use this server; --cors-origins lets them", 403)
         if not self._any_host and not self._is_here(host):

@@ -1,4 +1,4 @@
-"""What a request may send, and for how long; and that all it does ends when its client is gone."""
+"""How much a request may send, and for how long; and that all it does ends when its client is gone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..service.config import Config
+from ..options import ServerOptions
 from .errors import ApiError
 from .logs import ClientLeft
 
 DRAINED = 64 << 20
-"""Bytes of a body that is too large which are read all the same, since many clients hear an answer only when they have sent all."""
+"""Bytes that are read of a body that is too large, since many clients take an answer only after they have sent everything."""
 
 MAX_HELD = 256 << 20
 """Bytes of all bodies that are in memory at once."""
@@ -21,8 +21,8 @@ MAX_HELD = 256 << 20
 class Limited:
     """Reads the whole body before the endpoint is called, and cancels the endpoint when the client leaves."""
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
-        self._app, self._config, self._held = app, config, 0
+    def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
+        self._app, self._options, self._held = app, options, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +42,7 @@ class Limited:
             if not given:
                 given = True
                 return {"type": "http.request", "body": body, "more_body": False}
-            await asyncio.shield(gone)  # whose end would else come with that of whoever waits for it
+            await asyncio.shield(gone)  # else it would end with whoever waits for it
             return {"type": "http.disconnect"}
 
         async def send_piece(message: Message) -> None:
@@ -51,27 +51,27 @@ class Limited:
             await send(message)
             await asyncio.sleep(
                 0
-            )  # sending seldom waits, and others have their turn between the pieces of a long answer
+            )  # sending seldom waits, and others get their turn between the pieces of a long answer
 
         gone = asyncio.ensure_future(self._gone(receive))
         answer = asyncio.ensure_future(self._app(scope, receive_body, send_piece))
         try:
             await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done() and not complete:  # a complete answer is reported as the client's leave, too
+            if not answer.done() and not complete:  # uvicorn reports a complete answer as a disconnect, too
                 raise ClientLeft
             await answer
         finally:
             for task in answer, gone:
-                if not task.done():  # to await one again would lose where it failed
+                if not task.done():  # awaiting one again would lose where it failed
                     task.cancel()
                     with suppress(
                         asyncio.CancelledError, Exception
-                    ):  # whatever it is, nobody is there to hear of it
+                    ):  # whatever it is, nobody is left to hear of it
                         await task
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Read all that the client sends into `body`. Raises ApiError 413, 408 and 503, ClientLeft."""
-        limit, headers = self._config.max_body, dict(scope["headers"])
+        limit, headers = self._options.max_body, dict(scope["headers"])
         too_large = ApiError(f"the request is too large, expected at most {limit} bytes", 413)
         if (
             headers.get(b"expect", b"").lower() == b"100-continue"
@@ -100,9 +100,9 @@ class Limited:
                 raise too_large
 
         try:
-            await asyncio.wait_for(read(), self._config.timeout)
+            await asyncio.wait_for(read(), self._options.timeout)
         except asyncio.TimeoutError:
-            raise ApiError(f"the request was not complete within {self._config.timeout:g} s", 408) from None
+            raise ApiError(f"the request was not complete within {self._options.timeout:g} s", 408) from None
 
     @staticmethod
     async def _gone(receive: Receive) -> None:

@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,32 +17,32 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import QwenError
-from ..service.config import Config
+from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import error_response
+from .errors import ErrorForm, error_response, plain_form
 
 KEY = "qwencli.record"
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
-POLLED = {"/health", "/v1/health", "/metrics", "/slots"}
-"""What programs ask every second; logged only where it fails."""
 CLIENT_LEFT = 499
-"""As nginx logs requests whose client was gone before the answer."""
+"""The status that nginx logs for requests whose client was gone before the answer."""
 
 
 @dataclass
 class Record:
-    """A request, as the log will have it."""
+    """A request, for the log."""
 
     id: str
     method: str
     path: str
+    error_form: ErrorForm = plain_form
+    """How the API that was asked writes errors."""
     created: float = field(default_factory=time.monotonic)
     status: int = CLIENT_LEFT
     error: str | None = None
     cut_off: bool = False
-    """Whether the server failed behind the answer's begin."""
+    """Whether the server failed after the start of the answer was sent."""
     generations: list[Generation] = field(default_factory=list)
 
 
@@ -53,8 +53,18 @@ def record_of(scope: Mapping[str, Any]) -> Record:
 class Recorded:
     """The outermost middleware: gives a request its id, makes answers of errors, ends what the request started, and logs it."""
 
-    def __init__(self, app: ASGIApp, service: Service, config: Config, headers: Mapping[str, str]) -> None:
-        self._app, self._service, self._config = app, service, config
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        options: ServerOptions,
+        headers: Mapping[str, str],
+        error_forms: Mapping[str, ErrorForm],
+        polled_paths: Collection[str],
+    ) -> None:
+        self._app, self._service, self._options = app, service, options
+        self._error_forms = error_forms
+        self._polled = polled_paths
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +72,7 @@ class Recorded:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        record = scope[KEY] = Record(id, scope["method"], scope["path"])
+        record = scope[KEY] = Record(id, scope["method"], scope["path"], self._form_of(scope["path"]))
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -84,8 +94,8 @@ class Recorded:
             record.error = reason(error)
             if started:
                 record.cut_off = True
-                raise ConnectionAbortedError from None  # nothing can be said any more but that this is not all
-            await error_response(record.path, error)(scope, receive, send_with_headers)
+                raise ConnectionAbortedError from None  # all that can still be said is that this is not the whole answer
+            await error_response(record.error_form, error)(scope, receive, send_with_headers)
         finally:
             for generation in record.generations:
                 generation.cancel()
@@ -94,9 +104,15 @@ class Recorded:
                 or record.cut_off
                 or any(generation.error for generation in record.generations)
             )
-            wanted = self._config.log_format != "none" and (record.path not in POLLED or record.status >= 400)
+            quiet = record.path in self._polled and record.status < 400
+            wanted = self._options.log_format != "none" and not quiet
             if wanted or failed:
-                write(line(record, self._service, self._config))
+                write(line(record, self._service, self._options))
+
+    def _form_of(self, path: str) -> ErrorForm:
+        """How errors are written on a path: as the API with the longest prefix that fits does."""
+        fits = [prefix for prefix in self._error_forms if path.startswith(prefix)]
+        return self._error_forms[max(fits, key=len)] if fits else plain_form
 
 
 class ClientLeft(Exception):
@@ -104,14 +120,14 @@ class ClientLeft(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """What was wrong: in words where that was foreseen, else with all that Python knows."""
+    """What went wrong: in words where it was foreseen, else with Python's traceback."""
     if isinstance(error, HTTPException) or (isinstance(error, QwenError) and error.__cause__ is None):
         return str(error)
     return "".join(traceback.format_exception(error))
 
 
-def line(record: Record, service: Service, config: Config) -> str:
-    """What the log says of a request: of all its generations together, the longest times."""
+def line(record: Record, service: Service, options: ServerOptions) -> str:
+    """What the log says of a request. Its generations are counted together; of their times the longest is given."""
     now, sequences = time.monotonic(), [generation.sequence for generation in record.generations]
     fields: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -124,7 +140,7 @@ def line(record: Record, service: Service, config: Config) -> str:
     if sequences:
         waits = [(generation.started or now) - generation.created for generation in record.generations]
         fields |= {
-            "model": config.name,
+            "model": options.name,
             "prompt": sum(s.n_prompt for s in sequences),
             "cached": sum(s.n_cached for s in sequences),
             "generated": sum(len(s.generated) for s in sequences),
@@ -139,13 +155,13 @@ def line(record: Record, service: Service, config: Config) -> str:
     )
     if errors:
         fields["error"] = errors[0]
-    if config.log_prompts and sequences:
+    if options.log_prompts and sequences:
         decode = service.llm.tokenizer.decode
         fields |= {
             "prompts": [decode(s.tokens[: s.n_prompt]) for s in sequences],
             "answers": [decode(s.generated) for s in sequences],
         }
-    if config.log_format == "json":
+    if options.log_format == "json":
         return json.dumps(fields, ensure_ascii=False)
     return " ".join(
         f"{name}={value if PLAIN.fullmatch(str(value)) else json.dumps(value)}"
@@ -154,6 +170,6 @@ def line(record: Record, service: Service, config: Config) -> str:
 
 
 def write(text: str) -> None:
-    """To stderr. Nobody who reads it is no reason to fail."""
+    """To stderr. It is no failure if that is closed."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)

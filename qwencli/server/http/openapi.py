@@ -1,4 +1,4 @@
-"""The description of the API at /openapi.json, made of the routes and of the pydantic models that their endpoints read."""
+"""The description of the API at /openapi.json, made from the routes and the pydantic models of their bodies."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def describe(
     stream: bool = False,
     type: str | None = None,
 ) -> Callable[[F], F]:
-    """For an endpoint: what it does, the models of its body and of its answer, and whether that may be a stream of events.
+    """Describes an endpoint: what it does, the models of its body and of its answer, and whether that may be a stream of events.
 
-    `type` is of an answer that is no JSON.
+    `type` is the content type of an answer that isn't JSON.
     """
 
     def decorate(endpoint: F) -> F:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it by h11, with an end to waiting: for a request that does not come, for an answer that nobody takes."""
+"""uvicorn's HTTP/1.1 by h11, with limits to waiting: for a request that doesn't come, for an answer that nobody takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LINGER = 5.0
-"""Seconds for what was written last to reach a client, once the connection is to be closed."""
+"""Seconds that the last bytes have to reach a client before its connection is closed."""
 
 
 class Protocol(H11Protocol):
-    """`timeout` is how many seconds a request's head may take, and how long a client may refuse what is sent to it."""
+    """`timeout` is how many seconds the head of a request may take, and how long a client may take nothing of what it is sent."""
 
     timeout = 60.0
 
@@ -36,7 +36,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _wait_for_request(self) -> None:
-        """A client whose last request is answered owes a whole new one, from its first byte on."""
+        """Start the clock for the next request, if the last one is answered; stop it while a request is being answered."""
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering and self._reading:
             self._reading.cancel()
@@ -65,6 +65,6 @@ class Protocol(H11Protocol):
         self._close_for_good()
 
     def _close_for_good(self) -> None:
-        """A closed transport first sends what it has, for ever if the client does not take it."""
+        """Give a closing transport an end: it first sends what it has, forever if the client doesn't take it."""
         if self.transport.is_closing() and not self._writing:
             self._writing = self.loop.call_later(LINGER, self.transport.abort)

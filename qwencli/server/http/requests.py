@@ -1,4 +1,4 @@
-"""What all endpoints do with a request: read its JSON, and tie its generations to it."""
+"""What every endpoint does with a request: read its JSON, and tie its generations to it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .logs import record_of
 
 M = TypeVar("M", bound=BaseModel)
 LARGE = 1 << 16
-"""Bytes of JSON that are read beside the event loop."""
+"""Bytes of JSON from which on it is parsed in another thread than the event loop's."""
 MAX_LISTS, MAX_VALUES = 20_000, 300_000
-"""Lists and objects, and values, of a body. While JSON is parsed Python does nothing else: half a second for 2 MiB of empty lists."""
+"""Lists and objects, and values, of a body. While JSON is parsed no other thread runs: half a second for 2 MiB of empty lists."""
 KINDS = {"str", "int", "float", "bool"}
 
 
@@ -56,7 +56,7 @@ def check_amount(body: bytes) -> None:
 def invalid(error: ValidationError) -> ApiError:
     """What is wrong, as `messages.0.role: Field required`.
 
-    Where a field may be of several kinds, there are complaints of each of them: those that lie deepest are of the one that was meant.
+    Where a field may be of several kinds there are complaints about each of them; the deepest are about the one that was meant.
     """
     found = [
         (named(e["loc"]), str(e["msg"]).removeprefix("Value error, "))
@@ -69,7 +69,7 @@ def invalid(error: ValidationError) -> ApiError:
 
 
 def named(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A place as a client knows it, without pydantic's names for the kinds that a value may be of."""
+    """A place as a client knows it, without pydantic's names for the kinds of a value."""
     return tuple(
         part
         for part in loc
@@ -78,6 +78,6 @@ def named(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 def track(request: Request, generation: Generation) -> Generation:
-    """To be called with each generation of a request: it is cancelled when the request is over, however that came, and logged with it."""
+    """To be called with each generation of a request: it is cancelled when the request ends, for whatever reason, and logged with it."""
     record_of(request.scope).generations.append(generation)
     return generation

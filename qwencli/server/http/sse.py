@@ -6,13 +6,13 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from ...errors import QwenError
-from .errors import error_object
+from .errors import api_error
+from .logs import record_of
 
-DONE = b"data: [DONE]\n\n"
-"""What ends a stream of OpenAI's."""
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """The second keeps nginx from collecting events before it passes them on."""
 
@@ -23,20 +23,21 @@ def encoded(data: Any) -> str:
 
 
 def event(data: Any) -> bytes:
-    """An event that brings JSON."""
+    """An event that carries JSON."""
     return f"data: {encoded(data)}\n\n".encode()
 
 
-def event_stream(path: str, chunks: AsyncIterator[Any], done: bool = False) -> StreamingResponse:
-    """An answer to a request of `path` that comes in events, ended by DONE if `done`; an error on the way is the last event."""
+def event_stream(request: Request, chunks: AsyncIterator[Any], end: bytes = b"") -> StreamingResponse:
+    """An answer that comes in events, followed by `end`. An error on the way is the last event, in the form of the request's API."""
+    form = record_of(request.scope).error_form
 
     async def events() -> AsyncIterator[bytes]:
         try:
             async for chunk in chunks:
                 yield event(chunk)
-            if done:
-                yield DONE
+            if end:
+                yield end
         except QwenError as error:
-            yield event(error_object(path, error))
+            yield event(form(api_error(error)))
 
     return StreamingResponse(events(), headers=HEADERS, media_type="text/event-stream")

@@ -1,4 +1,4 @@
-"""The page's files, read once."""
+"""The chat page's files, read once at the start."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'"
 )
-"""The page loads what is beside it and nothing else, runs no script that is written into it, and is shown in no other page."""
+"""The page loads files from here and nothing else, runs no inline scripts, and is shown in no other page."""
 
 
 def routes() -> list[Route]:
-    """A path for each file, which is its name; index.html is at / too. No other file is ever looked for."""
+    """A path for each file, which is its name; index.html is at / too. Requests never look for files."""
     found = []
     for file in files(__package__.rpartition(".")[0]).joinpath("web").iterdir():
         if type := TYPES.get(file.name.rpartition(".")[2]):
@@ -43,7 +43,7 @@ def sender(content: bytes, type: str) -> Callable[[Request], Awaitable[Response]
         "ETag": tag,
         "Cache-Control": "no-cache",
         "Content-Security-Policy": POLICY,
-    }  # no-cache: kept, and asked for again
+    }  # no-cache: it may be kept, but has to be asked for again
 
     async def send(request: Request) -> Response:
         if tag in request.headers.get("if-none-match", ""):

@@ -1,4 +1,4 @@
-"""Answers of llama.cpp's API: as they come, piece by piece, and as a whole, in its JSON."""
+"""Answers of llama.cpp's API: part by part while they come, and as a whole, in its JSON."""
 
 from __future__ import annotations
 
@@ -7,90 +7,91 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine.engine import Sequence as EngineSequence
 from ...llm import LLM
+from ...request.request import Request
+from ...request.timings import timings
 from ...sampling import NUMBERS, SamplingParams
 from ..http.sse import encoded
-from ..openai.choices import json_object
-from ..service.generation import Generation, Piece
-from ..shared.reports import timings, token_reports
-from .request import CompletionFields
+from ..service.generation import Generation, TextPart
+from ..shared.json_text import json_array, json_object
+from ..shared.logprobs import token_reports
+from .fields import CompletionFields
 
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}
 LEAST = -3.4028234663852886e38
 """The lowest float32, for a bias of minus infinity, which JSON does not know."""
 FEW = 50
-"""Probabilities of a token that are put into words at once; more would keep the event loop for too long."""
+"""Probabilities of a token that are put into words in the event loop; more would hold it up for too long."""
 POLL_SECONDS = 0.1
-"""How often it is looked how much of a prompt was read."""
+"""How often the progress of a prompt is looked at."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks of each of its answers."""
+    """What a request asks of each of its answers. `max_tokens` as the client has it: with 0 a prompt is only read."""
 
     body: CompletionFields
-    sampling: SamplingParams
     max_tokens: int | None
     llm: LLM
     model: str
 
 
-class Answer:
-    """The answer to one prompt, the `index`-th of its request. `generation` is None for an empty prompt, which has none."""
+class PromptAnswer:
+    """The answer to one prompt, the `index`-th of its request. `text` is the prompt's.
+
+    An empty prompt has no `generation`, and so no answer.
+    """
 
     def __init__(
-        self, asked: Asked, index: int, prompt: list[int], text: str, generation: Generation | None
+        self, asked: Asked, index: int, request: Request, text: str, generation: Generation | None
     ) -> None:
         self._asked, self._index, self._text, self._generation = asked, index, text, generation
-        self._sequence = generation.sequence if generation else EngineSequence(prompt, asked.sampling)
+        self._sequence = (generation.answer if generation else asked.llm.begin(request)).sequence
         self._n_told = 0
         self._has_new_line = self._late = False
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """What each step brings, and at the end all else that is known of the answer. Raises QwenError."""
-        async for piece, reports in self._pieces():
-            yield self._event(piece) | ({"completion_probabilities": reports} if reports else {})
+        """What each step brings, and at the end all else that is known of the answer. Raises QwenError where the answer fails."""
+        async for part, reports in self._parts():
+            yield self._event(part) | ({"completion_probabilities": reports} if reports else {})
         yield some_of(self._final("", []), self._asked.body.response_fields)
 
     async def whole(self) -> str:
-        """The answer as one, as JSON. Raises QwenError."""
+        """The whole answer, as JSON. Raises QwenError where it fails."""
         body, texts, tokens, reports = self._asked.body, [], list[int](), list[str]()
-        async for piece, found in self._pieces():
-            if piece:
-                texts.append(piece.text)
-                tokens += piece.tokens
-                reports += map(
-                    encoded, found
-                )  # at once: all of a long answer would keep the event loop for too long
-        if word := self._generation and self._generation.stop_word:
+        async for part, found in self._parts():
+            if part:
+                texts.append(part.text)
+                tokens += part.tokens
+                reports += map(encoded, found)  # part by part: all at once would hold the event loop up
+        if word := self._generation and self._generation.answer.stop_word:
             del reports[max(0, len(reports) - len(self._asked.llm.tokenizer.encode(word))) :]
         answer = self._final("".join(texts), tokens if body.return_tokens else [])
         return as_json(answer, reports, body.response_fields)
 
-    async def _pieces(self) -> AsyncIterator[tuple[Piece | None, list[dict[str, Any]]]]:
-        """What comes, with its tokens' probabilities; None whenever more of the prompt was read, where that is wanted."""
+    async def _parts(self) -> AsyncIterator[tuple[TextPart | None, list[dict[str, Any]]]]:
+        """What comes, with its tokens' probabilities; where progress is wanted also None, whenever more of the prompt was read."""
         body, limit = self._asked.body, self._asked.body.t_max_predict_ms or 0
         if not self._generation:
             return
-        async for piece in (
+        async for part in (
             with_progress(self._generation) if body.stream and body.return_progress else self._generation
         ):
-            if piece and self._asked.max_tokens == 0:
-                continue  # its token was asked for only to have the prompt read
-            yield piece, await self._reports(piece)
-            if piece and "\n" in piece.text:
+            if part and self._asked.max_tokens == 0:
+                continue  # its token was only asked for so that the prompt is read
+            yield part, await self._reports(part)
+            if part and "\n" in part.text:
                 self._has_new_line = True
                 self._late = 0 < limit < 1e3 * self._sequence.generation_seconds
                 if self._late:
                     self._generation.cancel()
                     return
 
-    async def _reports(self, piece: Piece | None) -> list[dict[str, Any]]:
-        """The probabilities of a piece's tokens, if the request wants them."""
+    async def _reports(self, part: TextPart | None) -> list[dict[str, Any]]:
+        """The probabilities of a part's tokens, if the request wants them."""
         n, places = (
             self._asked.body.n_reported,
-            range(self._n_told, self._n_told + len(piece.tokens if piece else ())),
+            range(self._n_told, self._n_told + len(part.tokens if part else ())),
         )
         self._n_told = places.stop
 
@@ -100,15 +101,15 @@ class Answer:
                 self._sequence.reports.pop(place, None)
             return found
 
-        await asyncio.sleep(0)  # many pieces may be there already, and others want to be served between them
+        await asyncio.sleep(0)  # many parts may be there already, and others are to be served between them
         return [] if not n else reports() if n <= FEW else await asyncio.to_thread(reports)
 
-    def _event(self, piece: Piece | None) -> dict[str, Any]:
+    def _event(self, part: TextPart | None) -> dict[str, Any]:
         seq, body = self._sequence, self._asked.body
         event: dict[str, Any] = {
             "index": self._index,
-            "content": piece.text if piece else "",
-            "tokens": piece.tokens if piece else [],
+            "content": part.text if part else "",
+            "tokens": part.tokens if part else [],
             "stop": False,
             "id_slot": self._slot,
             "tokens_predicted": self._n_told,
@@ -116,7 +117,7 @@ class Answer:
         }
         if body.timings_per_token:
             event["timings"] = timings(seq)
-        if piece is None:
+        if part is None:
             event["prompt_progress"] = {
                 "total": seq.n_prompt,
                 "cache": seq.n_cached,
@@ -147,7 +148,7 @@ class Answer:
             "has_new_line": self._has_new_line,
             "truncated": seq.stop_reason == "context",
             "stop_type": reason,
-            "stopping_word": self._generation.stop_word if self._generation else "",
+            "stopping_word": self._generation.answer.stop_word if self._generation else "",
             "tokens_cached": seq.n_prompt + max(0, n_predicted - 1),
             "timings": timings(seq),
         }
@@ -158,8 +159,8 @@ class Answer:
         return 0 if slot is None else slot
 
 
-async def with_progress(generation: Generation) -> AsyncIterator[Piece | None]:
-    """What a generation brings, and None at first and whenever more of its prompt was read, up to all."""
+async def with_progress(generation: Generation) -> AsyncIterator[TextPart | None]:
+    """What a generation brings, and None at first and whenever more of its prompt was read, until all is."""
     seq, told = generation.sequence, -1
     pending = asyncio.ensure_future(generation.__anext__())
     try:
@@ -181,7 +182,7 @@ async def with_progress(generation: Generation) -> AsyncIterator[Piece | None]:
 def settings(
     sampling: SamplingParams, seed: int, max_tokens: int | None, body: CompletionFields | None = None
 ) -> dict[str, Any]:
-    """What an answer was or is generated with, by llama.cpp's names. What concerns texts only where there is a `body`."""
+    """What an answer is generated with, by llama.cpp's names. Some fields only where there is a `body`."""
     p, n_predict = sampling, -1 if max_tokens is None else max_tokens
     known = {
         "seed": seed,
@@ -213,12 +214,12 @@ def settings(
 
 
 def some_of(answer: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """Only these fields, if there are any; what lies within others by its path, such as timings/prompt_n, which is its name then."""
+    """Only these fields, if any are named. A field within others is named by its path, such as timings/prompt_n, and keeps that name."""
     return {path: value for path in fields for value in nested(answer, path.split("/"))} if fields else answer
 
 
 def nested(value: Any, path: Sequence[str]) -> list[Any]:
-    """What lies there, in a list; none if nothing does."""
+    """The value at a path, in a list that is empty where there is none."""
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
             return []
@@ -230,5 +231,5 @@ def as_json(answer: dict[str, Any], reports: Sequence[str], fields: Sequence[str
     """An answer as JSON, with its tokens' probabilities, which are JSON already."""
     parts = {name: encoded(value) for name, value in some_of(answer, fields).items()}
     if reports and (not fields or "completion_probabilities" in fields):
-        parts["completion_probabilities"] = f"[{','.join(reports)}]"
+        parts["completion_probabilities"] = json_array(reports)
     return json_object(parts)

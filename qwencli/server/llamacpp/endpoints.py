@@ -4,38 +4,57 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.requests import Request
+from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ... import __version__
+from ...llm import LLM
+from ...request.prompt import check_room
+from ...request.request import Request
+from ...request.timings import n_computed
+from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
-from ..service.config import Config
-from ..service.generation import Request as ServiceRequest
-from ..service.service import Service, Slot
-from ..shared.conversations import ConversationFields, rendered
+from ..options import ServerOptions
+from ..service.generation import Slot
+from ..service.service import Service
+from ..shared.conversations import ConversationFields, prompt_of
+from ..shared.errors import error_type
+from ..shared.json_text import json_array, json_response
+from ..shared.prompts import mixed, prompts_of
 from ..shared.schemas import nth_seed
-from . import request as requested
-from .answer import Answer, Asked, settings
-from .request import CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
+from ..shared.streams import merged
+from . import metrics
+from .answer import Asked, PromptAnswer, settings
+from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ...text.grammar.constraints import Start
+
 MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
+MAX_REPORTED = 1_000_000
+"""Probabilities of one answer, which has to be held until its client has taken it."""
 
 
-def routes(service: Service, config: Config) -> list[Route]:
+def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, config)
-    get = {"/health": api.health, "/v1/health": api.health, "/props": api.props, "/slots": api.slots}
+    api = LlamaCpp(service, options)
+    get = {
+        "/health": api.health,
+        "/v1/health": api.health,
+        "/props": api.props,
+        "/slots": api.slots,
+        "/metrics": api.metrics,
+    }
     post = {
         "/completion": api.completion,
         "/completions": api.completion,
@@ -54,34 +73,34 @@ def routes(service: Service, config: Config) -> list[Route]:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """Each method answers an endpoint."""
+    """Each method answers an endpoint, unless its name starts with an underscore."""
 
     service: Service
-    config: Config
+    options: ServerOptions
 
     @describe("Whether the server answers")
-    async def health(self, request: Request) -> Response:
+    async def health(self, request: HTTPRequest) -> Response:
         return JSONResponse({"status": "ok"})
 
     @describe("The server's properties")
-    async def props(self, request: Request) -> Response:
-        llm, config, tokenizer = self.service.llm, self.config, self.service.llm.tokenizer
+    async def props(self, request: HTTPRequest) -> Response:
+        llm, options, tokenizer = self.service.llm, self.options, self.service.llm.tokenizer
         named = {
             name: tokenizer.decode([token]) if token is not None else ""
             for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
         }
-        usual = settings(config.sampling, requested.RANDOM, config.max_tokens)
+        usual = settings(options.sampling, RANDOM, options.max_tokens)
         return JSONResponse(
             {
                 "default_generation_settings": {"params": usual, "n_ctx": llm.engine.n_ctx},
                 "total_slots": self.service.n_slots,
-                "model_alias": config.name,
-                "model_path": config.name,
+                "model_alias": options.name,
+                "model_path": options.name,
                 "modalities": {"vision": False, "video": False, "audio": False},
                 "endpoint_slots": True,
                 "endpoint_props": False,
                 "endpoint_metrics": True,
-                "ui": config.ui,
+                "ui": options.ui,
                 "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
                 "chat_template_caps": {},
                 **named,
@@ -91,11 +110,15 @@ class LlamaCpp:
         )
 
     @describe("Refused: nothing of the server can be changed")
-    async def change_props(self, request: Request) -> Response:
+    async def change_props(self, request: HTTPRequest) -> Response:
         raise ApiError("This server does not support changing global properties.", 501)
 
+    @describe("Figures for Prometheus", type="text/plain")
+    async def metrics(self, request: HTTPRequest) -> Response:
+        return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
+
     @describe("What each slot does")
-    async def slots(self, request: Request) -> Response:
+    async def slots(self, request: HTTPRequest) -> Response:
         slots = self.service.slots()
         if request.query_params.get("fail_on_no_slot") and all(slot.generation for slot in slots):
             raise ApiError("no slot available", 503)
@@ -113,7 +136,7 @@ class LlamaCpp:
         seq, n = slot.generation.sequence, len(slot.generation.sequence.generated)
         return known | {
             "n_prompt_tokens": seq.n_prompt,
-            "n_prompt_tokens_processed": seq.n_prompt_done - seq.n_cached,
+            "n_prompt_tokens_processed": n_computed(seq),
             "n_prompt_tokens_cache": seq.n_cached,
             "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
             "next_token": [
@@ -126,65 +149,52 @@ class LlamaCpp:
         }
 
     @describe("Continue a prompt", CompletionFields, stream=True)
-    async def completion(self, request: Request) -> Response:
+    async def completion(self, request: HTTPRequest) -> Response:
         body = await json_body(request, CompletionFields)
         answers = await self._answers(request, body)
         if body.stream:
-            return event_stream(request.url.path, merged([answer.events() for answer in answers]))
+            return event_stream(request, events_of(answers))
         whole = await asyncio.gather(*(answer.whole() for answer in answers))
-        return Response(
-            whole[0] if len(whole) == 1 else f"[{','.join(whole)}]", media_type="application/json"
-        )
+        return json_response(whole[0] if len(whole) == 1 else json_array(whole))
 
-    async def _answers(self, request: Request, body: CompletionFields) -> list[Answer]:
-        """All answers that a request asks for, as they begin. Raises ApiError, InputError, Busy."""
-        service, llm = self.service, self.service.llm
-        body.check(service.n_slots)
-        max_tokens, n_each = body.limit(self.config.max_tokens), body.n_cmpl or body.n or 1
-
-        def prepare() -> tuple[list[tuple[list[int], str]], Asked, Any]:
-            sampling = body.sampling(self.config.sampling, llm.tokenizer, body.n_reported)
-            prompts = requested.prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
-            for tokens in prompts:
-                requested.check_context(llm, tokens)
-            requested.check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), max_tokens)
-            llm.breakers(sampling)  # looked up in the whole vocabulary, once
-            texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
-            return (
-                list(zip(prompts, texts)),
-                Asked(body, sampling, max_tokens, llm, self.config.name),
-                requested.constraint_of(llm, body),
-            )
-
-        prompts, asked, constraint = await asyncio.to_thread(prepare)
-        answers: list[Answer] = []
-        for tokens, text in prompts:
+    async def _answers(self, request: HTTPRequest, body: CompletionFields) -> list[PromptAnswer]:
+        """All answers that a request asks for, as they start. Raises ApiError, InputError, Busy."""
+        body.check(self.service.n_slots)
+        n_each = body.n_cmpl or body.n or 1
+        limit = body.limit(self.options.max_tokens)
+        asked = Asked(body, limit, self.service.llm, self.options.name)
+        answers: list[PromptAnswer] = []
+        for each, text in await asyncio.to_thread(self._requests, body, limit, n_each):
             for i in range(n_each):
-                generation = None
-                if tokens:
-                    generation = track(
-                        request,
-                        service.generate(
-                            ServiceRequest(
-                                tokens,
-                                nth_seed(asked.sampling, i),
-                                1 if max_tokens == 0 else max_tokens,
-                                body.stops,
-                                bool(body.ignore_eos),
-                                constraint=constraint() if constraint else None,
-                            )
-                        ),
-                    )
-                answers.append(Answer(asked, len(answers), tokens, text, generation))
+                one = replace(each, sampling=nth_seed(each.sampling, i))
+                generation = track(request, self.service.generate(one)) if one.tokens else None
+                answers.append(PromptAnswer(asked, len(answers), one, text, generation))
         return answers
 
+    def _requests(self, body: CompletionFields, limit: int | None, n_each: int) -> list[tuple[Request, str]]:
+        """What is asked, prompt by prompt, with the prompt's text. Slow. Raises ApiError, InputError, ContextFull."""
+        service, llm = self.service, self.service.llm
+        sampling = body.sampling(self.options.sampling, llm.tokenizer, body.n_reported)
+        prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
+        for tokens in prompts:
+            check_room(len(tokens), llm.engine.n_ctx)
+        check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
+        llm.breakers(sampling)  # looked up here, not where everybody waits
+        texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
+        grammar = grammar_of(llm, body)
+        most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
+        return [
+            (Request(tokens, sampling, most, body.stops, bool(body.ignore_eos), grammar=grammar), text)
+            for tokens, text in zip(prompts, texts)
+        ]
+
     @describe("The tokens of a text", TokenizeFields)
-    async def tokenize(self, request: Request) -> Response:
+    async def tokenize(self, request: HTTPRequest) -> Response:
         body, tokenizer = await json_body(request, TokenizeFields), self.service.llm.tokenizer
 
         def answer() -> str:
             special = bool(body.add_special), body.parse_special is not False
-            ids = [] if body.content is None else requested.mixed(tokenizer, body.content, *special)
+            ids = [] if body.content is None else mixed(tokenizer, body.content, *special)
             items: Sequence[Any] = (
                 [{"id": id, "piece": piece(tokenizer.token_bytes(id))} for id in ids]
                 if body.with_pieces
@@ -195,33 +205,34 @@ class LlamaCpp:
             )  # so other threads run meanwhile
             return f'{{"tokens":[{",".join(parts)}]}}'
 
-        return Response(await asyncio.to_thread(answer), media_type="application/json")
+        return json_response(await asyncio.to_thread(answer))
 
     @describe("The text of tokens", DetokenizeFields)
-    async def detokenize(self, request: Request) -> Response:
+    async def detokenize(self, request: HTTPRequest) -> Response:
         body = await json_body(request, DetokenizeFields)
         return JSONResponse(
             {"content": await asyncio.to_thread(self.service.llm.tokenizer.decode, body.tokens or [])}
         )
 
     @describe("The prompt that a chat template makes of messages", ConversationFields)
-    async def apply_template(self, request: Request) -> Response:
+    async def apply_template(self, request: HTTPRequest) -> Response:
         body = await json_body(request, ConversationFields)
-        think, _ = body.thinking(self.config)
-        prompt, _ = await asyncio.to_thread(rendered, body, self.service.llm, self.config, think)
-        return JSONResponse({"prompt": prompt.text.replace(prompt.guard, "")})
+        thinks, _ = body.thinking(self.options)
+        prompt = await asyncio.to_thread(prompt_of, body, self.service.llm, self.options, thinks)
+        text, guard = prompt.rendered
+        return JSONResponse({"prompt": text.replace(guard, "")})
 
     @describe("Embeddings of texts", EmbeddingFields)
-    async def embedding(self, request: Request) -> Response:
+    async def embedding(self, request: HTTPRequest) -> Response:
         body, llm = await json_body(request, EmbeddingFields), self.service.llm
         given = body.input if body.input is not None else body.content
         if given is None:
             raise ApiError('"input" or "content" must be provided')
-        prompts = await asyncio.to_thread(requested.prompts_of, llm, given, MAX_TEXTS, "content")
+        prompts = await asyncio.to_thread(prompts_of, llm, given, MAX_TEXTS, "content")
         if not all(prompts):
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:
-            requested.check_context(llm, tokens, 0)
+            check_room(len(tokens), llm.engine.n_ctx, 0)
         norm = 2 if body.embd_normalize is None else body.embd_normalize
         texts = []
         for i, tokens in enumerate(prompts):
@@ -229,11 +240,11 @@ class LlamaCpp:
             texts.append(
                 encoded({"index": i, "embedding": [values]})
             )  # one by one, so others are served meanwhile
-        return Response(f"[{','.join(texts)}]", media_type="application/json")
+        return json_response(json_array(texts))
 
 
 def piece(data: bytes) -> str | list[int]:
-    """A token's text; its bytes where they are none."""
+    """A token's text, or its bytes where they aren't UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -254,29 +265,43 @@ def normalised(embedding: NDArray[np.float32], norm: int) -> NDArray[np.float64]
     return values / size
 
 
-async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
-    """What comes from any of several, until all have ended. Raises what one of them raises."""
-    items = asyncio.Queue[tuple[T] | BaseException | None]()
+async def events_of(answers: Sequence[PromptAnswer]) -> AsyncIterator[dict[str, Any]]:
+    """The events of all answers as they come. Raises QwenError where one of them fails."""
+    async for _, event in merged([answer.events() for answer in answers]):
+        if event is not None:
+            yield event
 
-    async def pump(source: AsyncIterator[T]) -> None:
-        try:
-            async for item in source:
-                items.put_nowait((item,))
-            items.put_nowait(None)
-        except Exception as error:  # whatever it is: it is raised again where the items are taken
-            items.put_nowait(error)
 
-    tasks = [asyncio.ensure_future(pump(source)) for source in sources]
-    try:
-        left = len(tasks)
-        while left:
-            item = await items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item[0]
-    finally:
-        for task in tasks:
-            task.cancel()
+def check_amount(body: CompletionFields, room: int, limit: int | None) -> None:
+    """Raises ApiError for more probabilities than one answer may hold. `room` is what the context leaves for it, in tokens."""
+    n = room if limit is None else min(room, limit)
+    if body.n_reported * n > MAX_REPORTED:
+        raise ApiError(
+            f"n_probs is {body.n_reported} for an answer of up to {n} tokens: lower it or n_predict",
+            param="n_probs",
+        )
+
+
+def grammar_of(llm: LLM, body: CompletionFields) -> Start | None:
+    """What the answer has to follow. As in llama.cpp `grammar` comes before `json_schema`. Raises InputError, QwenError."""
+    if not body.grammar and body.json_schema is None:
+        return None
+    from ...text.grammar.constraints import gbnf, json_schema
+
+    return (
+        gbnf(llm.vocabulary, body.grammar) if body.grammar else json_schema(llm.vocabulary, body.json_schema)
+    )
+
+
+def error_form(error: ApiError) -> dict[str, Any]:
+    """llama.cpp's JSON for an error."""
+    about = {"code": error.status, "message": str(error), "type": error_type(error)}
+    return {"error": {**about, **error.details}}
+
+
+LLAMACPP = API(
+    routes,
+    error_form,
+    open_paths=("/health", "/v1/health"),
+    polled_paths=("/health", "/v1/health", "/metrics", "/slots"),
+)

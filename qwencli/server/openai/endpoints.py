@@ -6,107 +6,47 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, WithJsonSchema
-from starlette.requests import Request
+from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ...errors import InputError
-from ...llm import LLM
-from ...sampling import Constraint, SamplingParams
-from ...text.chat.after_thinking import AfterThinking, masks
-from ..http.errors import ApiError, context_full
+from ...request.prompt import check_room
+from ...request.request import Request, Thinking
+from ...text.chat.tool_calls import OPEN
+from ..http.app import API
+from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
-from ..llamacpp.request import prompts_of
-from ..service.config import Config
-from ..service.generation import Request as ServiceRequest
+from ..options import ServerOptions
 from ..service.service import Service
-from ..shared.conversations import ConversationFields, Prompt, budget_of, prompt_of
-from ..shared.schemas import Fields, GenerationFields, nth_seed
-from .choices import Answer, ChatChoice, Choice, TextChoice, all_encoded, json_object
+from ..shared.conversations import prompt_of, tokens_of
+from ..shared.errors import error_type
+from ..shared.json_text import all_encoded, json_array, json_object, json_response
+from ..shared.prompts import prompts_of
+from ..shared.schemas import nth_seed
+from .answer import Choices
+from .choices import ChatChoice, Choice, TextChoice
+from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
+from .forms import call_schema, grammar_of
 
-MAX_N, MAX_PROMPTS, MAX_TEXTS, MAX_TOP = 128, 128, 2048, 20
+if TYPE_CHECKING:
+    from ...text.grammar.constraints import Start
+
+MAX_PROMPTS, MAX_TEXTS = 128, 2048
 MAX_REPORTED = 1_000_000
 """Tokens whose logprobs an answer in one piece may hold; each takes a hundred bytes."""
-N = Annotated[int, Field(ge=1, le=MAX_N)]
-Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
-TEXT = {"type": "string", "minLength": 1}
-IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-Texts = Annotated[
-    Any,
-    WithJsonSchema(
-        {
-            "anyOf": [
-                TEXT,
-                {"type": "array", "minItems": 1, "items": TEXT},
-                IDS,
-                {"type": "array", "minItems": 1, "items": IDS},
-            ]
-        }
-    ),
-]
-"""One or several, each as text or as token ids."""
-Start = Callable[[], Constraint]
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream."""
 
 
-class StreamOptions(Fields):
-    include_usage: bool | None = None
-
-
-class Common(GenerationFields):
-    model: str | None = None
-    """Whatever it is, the server's only model answers."""
-    n: N | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-
-    @property
-    def with_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-
-class ChatRequest(Common, ConversationFields):
-    """The body of /v1/chat/completions."""
-
-    logprobs: bool | None = None
-    top_logprobs: Top | None = None
-
-    @property
-    def n_top(self) -> int | None:
-        """How many tokens to report with each of the answer's; None: no report at all."""
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ApiError("top_logprobs: it needs logprobs to be true", param="top_logprobs")
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-
-class CompletionRequest(Common):
-    """The body of /v1/completions."""
-
-    prompt: Texts
-    logprobs: Top | None = None
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
-    best_of: N | None = None
-
-
-class EmbeddingRequest(Fields):
-    """The body of /v1/embeddings."""
-
-    input: Texts
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    user: str | None = None
-
-
-def routes(service: Service, config: Config) -> list[Route]:
-    api = OpenAI(service, config)
+def routes(service: Service, options: ServerOptions) -> list[Route]:
+    api = OpenAI(service, options)
     return [
         Route(prefix + path, endpoint, methods=[method])
         for prefix, path, method, endpoint in (
@@ -122,19 +62,19 @@ def routes(service: Service, config: Config) -> list[Route]:
 
 
 class OpenAI:
-    """The endpoints."""
+    """Each method answers an endpoint, unless its name starts with an underscore."""
 
-    def __init__(self, service: Service, config: Config) -> None:
-        self._service, self._config, self._llm = service, config, service.llm
+    def __init__(self, service: Service, options: ServerOptions) -> None:
+        self._service, self._options, self._llm = service, options, service.llm
         self._created = int(time.time())
 
-    @describe("The models that there are: one")
-    async def models(self, request: Request) -> Response:
+    @describe("The server's models: one")
+    async def models(self, request: HTTPRequest) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     @describe("One model")
-    async def model(self, request: Request) -> Response:
-        if request.path_params["id"] != self._config.name:
+    async def model(self, request: HTTPRequest) -> Response:
+        if request.path_params["id"] != self._options.name:
             raise ApiError("there is no such model here", 404, "model", "model_not_found")
         return JSONResponse(self._model())
 
@@ -150,7 +90,7 @@ class OpenAI:
             "size": sum(t.n_bytes for t in tensors),
         }
         return {
-            "id": self._config.name,
+            "id": self._options.name,
             "object": "model",
             "created": self._created,
             "owned_by": "qwencli",
@@ -158,88 +98,74 @@ class OpenAI:
         }
 
     @describe("The next message of a conversation", ChatRequest, stream=True)
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: HTTPRequest) -> Response:
         body = await json_body(request, ChatRequest)
         n_top = body.n_top
-        think, budget = body.thinking(self._config)
-        prompt, sampling, start = await asyncio.to_thread(self._prepare_chat, body, think, n_top)
+        asked, opening = await asyncio.to_thread(self._chat_request, body, n_top)
 
         def choice(i: int) -> Choice:
-            generation = self._service.generate(
-                ServiceRequest(
-                    prompt.tokens,
-                    nth_seed(sampling, i),
-                    body.limit(self._config.max_tokens),
-                    body.stops,
-                    bool(body.ignore_eos),
-                    budget_of(prompt, think, budget),
-                    start() if start else None,
-                )
-            )
-            return ChatChoice(track(request, generation), self._llm.tokenizer, body, prompt, n_top)
+            generation = self._service.generate(replace(asked, sampling=nth_seed(asked.sampling, i)))
+            return ChatChoice(track(request, generation), self._llm.tokenizer, body, opening, n_top)
 
-        self._check_amount(body, [prompt.tokens], n_top)
-        return await self._answer(
-            request, "chat.completion", body, [partial(choice, i) for i in range(body.n or 1)]
-        )
+        self._check_amount(body, [asked], n_top)
+        choices = [partial(choice, i) for i in range(body.n or 1)]
+        return await self._answer(request, "chat.completion", body, choices)
 
-    def _prepare_chat(
-        self, body: ChatRequest, think: bool, n_top: int | None
-    ) -> tuple[Prompt, SamplingParams, Start | None]:
-        """All that takes time."""
-        llm, forms = self._llm, body.answer_forms()
-        prompt = prompt_of(body, llm, self._config, think)
-        start = constraint(llm, forms)
-        if start and think:
-            start = self._after_thinking(start, prompt.inside)
-        if functions := body.forced_tools():
-            start = constraint(llm, {"tools": call_schema(functions)})
-        return prompt, self._sampling(body, n_top), start
+    def _chat_request(self, body: ChatRequest, n_top: int | None) -> tuple[Request, str]:
+        """What is asked, and what the prompt holds of the answer already. Slow. Raises ApiError, QwenError."""
+        llm = self._llm
+        forms = body.answer_forms()
+        thinks, limit = body.thinking(self._options)
+        functions = body.forced_tools()
+        if functions:  # the answer is a call from its first word on, without thinking
+            opening = OPEN + "\n"
+            forms["tools"] = call_schema(functions)
+            prompt = prompt_of(body, llm, self._options, thinks=False)
+            tokens = tokens_of(prompt, llm, opening)
+            return self._request(body, tokens, n_top, grammar_of(llm, forms), Thinking()), opening
+        prompt = prompt_of(body, llm, self._options, thinks)
+        tokens = tokens_of(prompt, llm)
+        grammar = grammar_of(llm, forms)
+        return self._request(body, tokens, n_top, grammar, prompt.thinking(limit, grammar is not None)), ""
 
-    def _after_thinking(self, start: Start, inside: bool) -> Start:
-        masks(self._llm.tokenizer)  # half a second, once; not where everybody waits
-        return lambda: AfterThinking(start(), self._llm.tokenizer, inside)
-
-    def _sampling(self, body: Common, n_top: int | None) -> SamplingParams:
-        sampling = body.sampling(
-            self._config.sampling, self._llm.tokenizer, 0 if n_top is None else max(1, n_top)
-        )
-        self._llm.breakers(sampling)  # looked up here, not where everybody waits
-        return sampling
+    def _request(
+        self,
+        body: AnswerFields,
+        tokens: list[int],
+        n_top: int | None,
+        grammar: Start | None,
+        thinking: Thinking,
+    ) -> Request:
+        llm, options = self._llm, self._options
+        sampling = body.sampling(options.sampling, llm.tokenizer, 0 if n_top is None else max(1, n_top))
+        llm.breakers(sampling)  # looked up here, not where everybody waits
+        limit = body.limit(options.max_tokens)
+        return Request(tokens, sampling, limit, body.stops, bool(body.ignore_eos), thinking, grammar)
 
     @describe("How a text goes on", CompletionRequest, stream=True)
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: HTTPRequest) -> Response:
         body = await json_body(request, CompletionRequest)
-        prompts, sampling, start = await asyncio.to_thread(self._prepare_text, body)
+        asked = await asyncio.to_thread(self._text_requests, body)
 
-        def choice(tokens: list[int], i: int) -> Choice:
-            generation = self._service.generate(
-                ServiceRequest(
-                    tokens,
-                    nth_seed(sampling, i),
-                    body.limit(self._config.max_tokens),
-                    body.stops,
-                    bool(body.ignore_eos),
-                    constraint=start() if start else None,
-                )
-            )
-            return TextChoice(
-                track(request, generation), self._llm.tokenizer, body.logprobs, bool(body.stream)
-            )
+        def choice(one: Request, i: int) -> Choice:
+            generation = self._service.generate(replace(one, sampling=nth_seed(one.sampling, i)))
+            tokenizer = self._llm.tokenizer
+            return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream))
 
-        self._check_amount(body, prompts, body.logprobs)
-        choices = [partial(choice, tokens, i) for tokens in prompts for i in range(body.n or 1)]
+        self._check_amount(body, asked, body.logprobs)
+        choices = [partial(choice, one, i) for one in asked for i in range(body.n or 1)]
         return await self._answer(request, "text_completion", body, choices)
 
-    def _prepare_text(self, body: CompletionRequest) -> tuple[list[list[int]], SamplingParams, Start | None]:
-        """All that takes time."""
+    def _text_requests(self, body: CompletionRequest) -> list[Request]:
+        """What is asked, prompt by prompt. Slow. Raises ApiError, QwenError."""
         if body.best_of not in (None, body.n or 1):
             raise ApiError("best_of: only the value of n is supported", param="best_of")
-        prompts = self._prompts("prompt", body.prompt, MAX_PROMPTS, self._llm.engine.n_ctx - 1)
-        return prompts, self._sampling(body, body.logprobs), constraint(self._llm, body.answer_forms())
+        prompts = self._prompts("prompt", body.prompt, MAX_PROMPTS)
+        grammar = grammar_of(self._llm, body.answer_forms())
+        return [self._request(body, tokens, body.logprobs, grammar, Thinking()) for tokens in prompts]
 
-    def _prompts(self, field: str, value: Any, most: int, longest: int) -> list[list[int]]:
-        """Each one's tokens. Slow. Raises ApiError, InputError."""
+    def _prompts(self, field: str, value: Any, most: int, n_answer: int = 1) -> list[list[int]]:
+        """The tokens of each, with room for `n_answer` more. Slow. Raises ApiError, InputError, ContextFull."""
         n_vocab = self._llm.tokenizer.n_vocab
         prompts = prompts_of(self._llm, value, most, field)
         for tokens in prompts:
@@ -247,17 +173,16 @@ class OpenAI:
                 raise ApiError(f"{field}: expected at least one token", param=field)
             if not 0 <= min(tokens) <= max(tokens) < n_vocab:
                 raise ApiError(f"{field}: expected token ids from 0 to {n_vocab - 1}", param=field)
-            if len(tokens) > longest:
-                raise context_full(len(tokens), self._llm.engine.n_ctx)
+            check_room(len(tokens), self._llm.engine.n_ctx, n_answer)
         return prompts
 
-    def _check_amount(self, body: Common, prompts: list[list[int]], n_top: int | None) -> None:
+    def _check_amount(self, body: AnswerFields, asked: Sequence[Request], n_top: int | None) -> None:
         """Raises ApiError for more answers than the service ever takes, and more reports than an answer in one piece can hold."""
-        n, most = len(prompts) * (body.n or 1), self._service.n_slots + self._service.n_queue
+        n, most = len(asked) * (body.n or 1), self._service.n_slots + self._service.n_queue
         if n > most:
             raise ApiError(f"n: {n} answers, expected at most {most} at once", param="n")
-        room = max(self._llm.engine.n_ctx - len(tokens) for tokens in prompts)
-        limit = body.limit(self._config.max_tokens)
+        room = max(self._llm.engine.n_ctx - len(one.tokens) for one in asked)
+        limit = asked[0].max_tokens
         n_tokens = n * (room if limit is None else min(limit, room))
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
             raise ApiError(
@@ -266,26 +191,24 @@ class OpenAI:
             )
 
     async def _answer(
-        self, request: Request, kind: str, body: Common, starts: Sequence[Callable[[], Choice]]
+        self, request: HTTPRequest, kind: str, body: AnswerFields, starts: Sequence[Callable[[], Choice]]
     ) -> Response:
         choices = []
         for start in starts:
             choices.append(start())
             await asyncio.sleep(0)  # a long prompt takes milliseconds for each
-        answer = Answer(kind, self._config.name, body, choices, body.n or 1, body.with_usage)
+        answer = Choices(kind, self._options.name, body, choices)
         if body.stream:
-            return event_stream(request.url.path, answer.chunks(), done=True)
+            return event_stream(request, answer.chunks(), end=DONE)
         return json_response(await answer.whole())
 
     @describe("Texts as vectors of length 1", EmbeddingRequest)
-    async def embeddings(self, request: Request) -> Response:
+    async def embeddings(self, request: HTTPRequest) -> Response:
         body = await json_body(request, EmbeddingRequest)
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
-        prompts = await asyncio.to_thread(
-            self._prompts, "input", body.input, MAX_TEXTS, self._llm.engine.n_ctx
-        )
+        prompts = await asyncio.to_thread(self._prompts, "input", body.input, MAX_TEXTS, 0)
         data = []
         for i, tokens in enumerate(prompts):
             vector = unit((await self._service.embed(tokens))[: body.dimensions])
@@ -296,12 +219,8 @@ class OpenAI:
             )
             data.append(encoded({"object": "embedding", "index": i, "embedding": shown}))
         n = sum(map(len, prompts))
-        about = all_encoded({"model": self._config.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
-        return json_response(json_object({"object": '"list"', "data": f"[{','.join(data)}]", **about}))
-
-
-def json_response(text: str) -> Response:
-    return Response(text, media_type="application/json")
+        about = all_encoded({"model": self._options.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
+        return json_response(json_object({"object": '"list"', "data": json_array(data), **about}))
 
 
 def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -310,48 +229,10 @@ def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dt
     return (vector / length if length else vector).astype("<f4")
 
 
-def constraint(llm: LLM, forms: dict[str, dict[str, Any] | str]) -> Start | None:
-    """What an answer is held to, by the field that asks for it; None for nothing. Slow. Raises ApiError."""
-    from ...text.grammar import constraints as grammar
-
-    if len(forms) > 1:
-        raise ApiError(f"{' and '.join(forms)} cannot be used together", param=next(iter(forms)))
-    for field, form in forms.items():
-        try:
-            return grammar.gbnf(llm, form) if isinstance(form, str) else grammar.json_schema(llm, form)
-        except InputError as error:
-            raise ApiError(f"{field}: {error}", param=field) from None
-    return None
+def error_form(error: ApiError) -> dict[str, Any]:
+    """OpenAI's JSON for an error."""
+    about = {"message": str(error), "type": error_type(error), "param": error.param, "code": error.code}
+    return {"error": {**about, **error.details}}
 
 
-def call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
-    """A call of one of some functions, as Qwen writes it."""
-    calls = [
-        {
-            "type": "object",
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-            "properties": {
-                "name": {"const": f["name"]},
-                "arguments": moved(
-                    f.get("parameters") or {"type": "object"}, f"/anyOf/{i}/properties/arguments"
-                ),
-            },
-        }
-        for i, f in enumerate(functions)
-    ]
-    return {"anyOf": calls}
-
-
-def moved(schema: Any, to: str) -> Any:
-    """A schema as a part of another: its references to parts of itself lead there still."""
-    if isinstance(schema, list):
-        return [moved(item, to) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: f"#{to}{value[1:]}"
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else moved(value, to)
-        for key, value in schema.items()
-    }
+OPENAI = API(routes, error_form, prefix="/v1/")

@@ -1,22 +1,15 @@
-"""A request, and its answer on its way."""
+"""An answer on its way from the engine's thread to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ...answer_text import AnswerText
 from ...engine.engine import Sequence
 from ...errors import QwenError
-from ...llm import LLM
-from ...sampling import SamplingParams
-from ...text.chat.thinking import ReasoningBudget
-
-if TYPE_CHECKING:
-    from ...text.grammar.constraints import Constraint
+from ...request.answer import RunningAnswer
 
 
 class Busy(QwenError):
@@ -34,69 +27,52 @@ class Ending(Busy):
         super().__init__("the server is shutting down", 5)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A prompt and how to continue it. Fields as in Completion."""
-
-    tokens: list[int]
-    sampling: SamplingParams
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    budget: ReasoningBudget | None = None
-    constraint: Constraint | None = None
-
-
-class Piece(NamedTuple):
+class TextPart(NamedTuple):
     """What a step brought: text that is certain, and the ids that it came from. Either may be empty."""
 
     text: str
     tokens: list[int]
 
 
-class Generation(AsyncIterator[Piece]):
-    """An answer on its way. Iterating ends when it is complete and raises QwenError where it failed; leaving early needs `cancel`."""
+class Generation(AsyncIterator[TextPart]):
+    """A running answer, for the event loop: iterate over it for its text as it comes.
 
-    def __init__(self, llm: LLM, request: Request, cancel: Callable[[Generation], None]) -> None:
-        ends = frozenset[int]() if request.ignore_eos else llm.tokenizer.eog_ids
-        self.sequence = Sequence(
-            list(request.tokens),
-            request.sampling,
-            request.max_tokens,
-            ends,
-            breakers=llm.breakers(request.sampling),
-            constraint=request.constraint,
-        )
-        self.text = AnswerText(llm, self.sequence, request.stop, request.budget)
+    Iterating ends when the answer is complete, and raises QwenError where it failed. Whoever leaves early has to call `cancel`.
+    """
+
+    def __init__(self, answer: RunningAnswer, cancel: Callable[[Generation], None]) -> None:
+        self.answer = answer
         self.slot: int | None = None
         self.error: QwenError | None = None
-        self.created, self.started = time.monotonic(), 0.0
-        self._cancel, self._pieces = cancel, asyncio.Queue[Piece | QwenError | None]()
+        self.created = time.monotonic()
+        self.started = 0.0
+        """When it got its slot, 0 before."""
+        self._cancel = cancel
+        self._parts = asyncio.Queue[TextPart | QwenError | None]()
 
     @property
-    def stop_word(self) -> str:
-        """The stop string that ended the answer, "" for none."""
-        return self.text.stop_word
+    def sequence(self) -> Sequence:
+        return self.answer.sequence
 
     def cancel(self) -> None:
-        """Free the slot within a step. Without effect on what is complete."""
+        """Free the slot within a step. Has no effect on an answer that is complete."""
         self._cancel(self)
 
     async def aclose(self) -> None:
         self.cancel()
 
-    async def __anext__(self) -> Piece:
-        item = await self._pieces.get()
-        if isinstance(item, Piece):
+    async def __anext__(self) -> TextPart:
+        item = await self._parts.get()
+        if isinstance(item, TextPart):
             return item
-        self._pieces.put_nowait(item)  # whoever asks again gets the same end
+        self._parts.put_nowait(item)  # whoever asks again gets the same end
         if item is None:
             raise StopAsyncIteration
         raise item
 
-    def deliver(self, item: Piece | QwenError | None) -> None:
-        """A piece, the error that ends the answer, or None where it is complete."""
-        self._pieces.put_nowait(item)
+    def deliver(self, item: TextPart | QwenError | None) -> None:
+        """A part, the error that ends the answer, or None where it is complete. To be called in the event loop's thread."""
+        self._parts.put_nowait(item)
 
 
 class Slot(NamedTuple):

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,20 @@ from ...engine.engine import Sequence
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
+from ...request.request import Request
+from ...request.timings import n_computed
 from ...sampling import SamplingParams
 from .embedding import Embedding
-from .generation import Busy, Ending, Generation, Piece, Request
+from .generation import Busy, Ending, Generation, Slot, TextPart
 
 FAIR_BATCH = 128
-"""Tokens a step while answers are being written: a long prompt beside them is read in chunks that halt none of them for long."""
+"""Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 
 
 @dataclass
 class Counters:
-    """Since the start. Seconds are of whole steps, counted once for each sequence that took part."""
+    """What was done since the start. Seconds are those of whole steps, counted once for each sequence that took part."""
 
     n_requests: int = 0
     n_prompt: int = 0
@@ -41,20 +43,16 @@ class Counters:
     """Sequences, summed over all steps."""
 
 
-class Slot(NamedTuple):
-    """A place for a running request."""
-
-    id: int
-    generation: Generation | None
-
-
 def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
-    """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds, and one."""
+    """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds.
+
+    At least one context.
+    """
     return max(n_ctx, min(n_slots * n_ctx, (fit.positions(n_slots) or 0) // 4))
 
 
 class Service:
-    """Runs up to `n_slots` requests of `llm` at once; `n_queue` more may wait. All but `start` belongs to the event loop's thread."""
+    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread."""
 
     def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
         self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
@@ -86,10 +84,10 @@ class Service:
         await asyncio.to_thread(self._thread.join)
 
     def generate(self, request: Request) -> Generation:
-        """Take a request. Raises Busy where too many wait, InputError and ContextFull where it can never run."""
+        """Take a request. Raises Busy where too many wait, Ending at the end, InputError and ContextFull where it can never run."""
         if self._ending:
             raise Ending
-        generation = Generation(self.llm, request, self._cancel)
+        generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
@@ -101,7 +99,7 @@ class Service:
         return generation
 
     async def embed(self, tokens: list[int]) -> NDArray[np.float32]:
-        """A text's embedding, float32 [n_embd]: the final norm's output, of the last token or the mean of all. Raises as `generate`."""
+        """A text's embedding, float32 [n_embd]: the final norm's output for the last token, or the mean of all. Raises as `generate`."""
         if self._ending:
             raise Ending
         self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
@@ -160,14 +158,14 @@ class Service:
             self._tell(_fail, done, Ending())
 
     def _admit(self) -> None:
-        """Requests that wait take the free slots."""
+        """Give free slots to requests that wait."""
         while self._waiting and None in self._slots:
-            with self._changed:  # nobody may find it neither waiting nor running: the queue would take one more, the end come too soon
+            with self._changed:  # it must not be found neither waiting nor running: the queue would take one more, the service end too soon
                 generation, slot = self._waiting.popleft(), self._slots.index(None)
                 self._slots[slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
-            except Exception as error:  # whatever it is, it ends this request and not the engine's thread
+            except Exception as error:  # whatever it is, it must not end the engine's thread
                 self._slots[slot] = None
                 self._finish(generation, as_qwen_error(error))
                 continue
@@ -188,12 +186,14 @@ class Service:
                 self._finish(generation)
 
     def _step(self) -> None:
-        """One step, and what it brought to whom."""
+        """Take one step, and pass on what it brought."""
         engine, running = self.llm.engine, [generation for generation in self._slots if generation]
         writing = any(generation.sequence.generated for generation in running)
         try:
             engine.step(FAIR_BATCH if writing else None)
-        except Exception as error:  # the step did nothing; whatever it is, it ends these requests and not the engine's thread
+        except (
+            Exception
+        ) as error:  # the step did nothing; whatever it is, it must not end the engine's thread
             for generation in running:
                 engine.cancel(generation.sequence, "error")
                 self._finish(generation, as_qwen_error(error))
@@ -205,19 +205,21 @@ class Service:
 
     def _read(self, generation: Generation) -> None:
         """Pass on a sequence's new tokens, and its end."""
-        seq, text, start = generation.sequence, generation.text, generation.text.n_read
+        answer, seq = generation.answer, generation.sequence
+        start = answer.n_read
+        texts = []
         try:
-            pieces = []
-            while text.unread:
-                pieces.append(text.next())
+            while answer.unread:
+                texts.append(answer.next())
             if seq.stop_reason and not seq.error:
-                pieces.append(text.end())
+                texts.append(answer.end())
         except QwenError as error:
             self.llm.engine.cancel(seq, "error")
             self._finish(generation, error)
             return
-        if text.n_read > start or any(pieces):
-            self._tell(generation.deliver, Piece("".join(pieces), seq.tokens[start : text.n_read]))
+        tokens = seq.tokens[seq.n_prompt + start : seq.n_prompt + answer.n_read]
+        if tokens or any(texts):
+            self._tell(generation.deliver, TextPart("".join(texts), tokens))
         if seq.stop_reason:
             self._finish(generation, seq.error)
 
@@ -227,7 +229,7 @@ class Service:
             self._slots[generation.slot] = None
             seq, c = generation.sequence, self.counters
             c.n_requests += 1
-            c.n_prompt += seq.n_prompt_done - seq.n_cached
+            c.n_prompt += n_computed(seq)
             c.n_cached += seq.n_cached
             c.n_generated += len(seq.generated)
             c.prompt_seconds += seq.prompt_seconds
@@ -235,13 +237,13 @@ class Service:
         self._tell(generation.deliver, error)
 
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
-        """Read a chunk of a text; the rest comes after the next step of those who write."""
+        """Read a chunk of a text; the next one comes after the next step of the answers."""
         try:
-            if not done.done():  # else nobody waits for it any more
+            if not done.done():  # else nobody waits for it any longer
                 if (found := embedding.read(self.llm.engine)) is None:
                     return
                 self._tell(_set, done, found)
-        except Exception as error:  # whatever it is, it ends this text and not the engine's thread
+        except Exception as error:  # whatever it is, it must not end the engine's thread
             self._tell(_fail, done, as_qwen_error(error))
         with self._changed:
             self._embeddings.popleft()
@@ -258,7 +260,7 @@ class Service:
 
 
 def as_qwen_error(error: Exception) -> QwenError:
-    """What an unexpected error is to the request that it ends; the log finds the rest in its cause."""
+    """An unexpected error as the request that it ends sees it; the log finds the original in its cause."""
     if isinstance(error, QwenError):
         return error
     found = QwenError(f"{type(error).__name__} in a step")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ...errors import InputError
 from ...llm import LLM
-from ...text.chat.messages import for_template
+from ...request.prompt import ChatPrompt, chat_prompt, check_length, check_room
+from ...request.request import may_think
 from ...text.chat.template import Rendered
-from ...text.chat.thinking import ReasoningBudget, closing, ends_inside
-from ...text.chat.tool_calls import OPEN
-from ..http.errors import ApiError, context_full
-from ..service.config import Config
+from ..http.errors import ApiError
+from ..options import ServerOptions
 from .schemas import Fields, GenerationFields, Number, checked
 
 MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
@@ -57,7 +56,7 @@ class Message(Fields):
         return self
 
     def for_template(self) -> Object:
-        """Content is one text, parts with newlines between them, as in llama.cpp."""
+        """The same with its content as one text, parts joined by newlines as in llama.cpp."""
         message = self.model_dump(exclude_none=True)
         text = (
             "\n".join(part.text for part in self.content)
@@ -65,7 +64,7 @@ class Message(Fields):
             else self.content or ""
         )
         message |= {"content": text, "role": "system" if self.role == "developer" else self.role}
-        return dict(for_template(message))
+        return message
 
 
 class NamedFunction(Fields):
@@ -90,7 +89,7 @@ class ResponseFormat(Fields):
 
 
 def check_tools(tools: list[Object]) -> None:
-    """Raise InputError for what is no function's definition."""
+    """Raise InputError for what does not define a function."""
     for tool in tools:
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
@@ -98,7 +97,7 @@ def check_tools(tools: list[Object]) -> None:
         if not isinstance(name := function.get("name"), str) or not name:
             raise InputError("a tool's function needs a name")
         if not isinstance(function.get("parameters") or {}, dict):
-            raise InputError(f"the parameters of {name[:100]} are no JSON schema, expected an object")
+            raise InputError(f"the parameters of {name[:100]} are not a JSON schema, expected an object")
 
 
 class ConversationFields(GenerationFields):
@@ -113,28 +112,28 @@ class ConversationFields(GenerationFields):
     reasoning_budget: Number | None = None
     reasoning_budget_tokens: Number | None = None
     thinking_budget_tokens: Number | None = None
-    """Tokens of thinking at most; the first of the three that is given counts."""
+    """The most tokens of thinking; the first of the three that is given counts."""
 
     @property
     def usable_tools(self) -> list[Object] | None:
         return self.tools if self.tools and self.tool_choice != "none" else None
 
-    def thinking(self, config: Config) -> tuple[bool, int | None]:
-        """Whether the answer may think, and in how many tokens; None for as many as it likes."""
+    def thinking(self, options: ServerOptions) -> tuple[bool, int | None]:
+        """Whether the answer may think, and the most tokens of thinking; None sets no limit. Raises ApiError."""
         given = (self.reasoning_budget, self.reasoning_budget_tokens, self.thinking_budget_tokens)
-        budget = next((n for n in given if n is not None), config.reasoning_budget)
+        budget = next((n for n in given if n is not None), options.reasoning_budget)
         budget = None if budget is None or budget < 0 else budget
         given_think = (self.chat_template_kwargs or {}).get("enable_thinking")
-        think = config.think if given_think is None else given_think
+        think = options.think if given_think is None else given_think
         if think is not None and not isinstance(think, bool):
             raise ApiError(
                 "chat_template_kwargs.enable_thinking: Input should be a valid boolean",
                 param="chat_template_kwargs",
             )
-        return think is not False and budget != 0, budget
+        return may_think(think, budget), budget
 
     def forced_tools(self) -> list[Object]:
-        """Definitions of the functions of which one has to be called, none where none has to be. Raises ApiError."""
+        """The functions of which one has to be called; none where no call has to be made. Raises ApiError."""
         functions = [tool["function"] for tool in self.tools or ()]
         if isinstance(self.tool_choice, ToolChoice):
             functions = [f for f in functions if f["name"] == self.tool_choice.function.name]
@@ -160,49 +159,21 @@ class ConversationFields(GenerationFields):
         return asked
 
 
-class Prompt(NamedTuple):
-    """`inside`: it ends within a block of thinking. `opening` is what of the answer it holds already."""
-
-    tokens: list[int]
-    inside: bool
-    opening: str
-
-
-def prompt_of(fields: ConversationFields, llm: LLM, config: Config, think: bool) -> Prompt:
-    """The conversation as tokens. Slow. Raises InputError, ApiError."""
-    opening = OPEN + "\n" if fields.forced_tools() else ""
-    prompt, inside = rendered(fields, llm, config, think and not opening)
-    if (fewest := llm.tokenizer.fewest(prompt.text.replace(prompt.guard, ""))) > llm.engine.n_ctx:
-        raise context_full(fewest, llm.engine.n_ctx, or_more=True)
-    tokens = prompt._replace(text=prompt.text + opening).encode(llm.tokenizer)
-    if len(tokens) >= llm.engine.n_ctx:
-        raise context_full(len(tokens), llm.engine.n_ctx)
-    return Prompt(tokens, inside, opening)
-
-
-def rendered(fields: ConversationFields, llm: LLM, config: Config, think: bool) -> tuple[Rendered, bool]:
-    """The conversation as the template has it, and whether it ends within a block of thinking. Slow. Raises InputError, ApiError."""
-    if config.template is None:
+def prompt_of(fields: ConversationFields, llm: LLM, options: ServerOptions, thinks: bool) -> ChatPrompt:
+    """The conversation as the template has it. Slow. Raises InputError, ApiError, and what else `chat_prompt` does."""
+    if options.template is None:
         raise ApiError("the model has no chat template; use /v1/completions", 501)
     given = {name: value for name, value in (fields.chat_template_kwargs or {}).items() if value is not None}
     if wrong := TEMPLATE_OWN & given.keys():
         raise ApiError(f"chat_template_kwargs cannot set {min(wrong)}", param="chat_template_kwargs")
     messages = [message.for_template() for message in fields.messages]
-    prompt = config.template.rendered(
-        llm.tokenizer, messages, fields.usable_tools, **given | {"enable_thinking": think}
-    )
-    if not ends_inside(prompt.text):
-        return prompt, False
-    if think:
-        return prompt, True
-    return prompt._replace(
-        text=prompt.text + closing(prompt.text)
-    ), False  # a template that always begins with thinking
+    return chat_prompt(options.template, llm.tokenizer, messages, fields.usable_tools, thinks, given)
 
 
-def budget_of(prompt: Prompt, think: bool, tokens: int | None) -> ReasoningBudget | None:
-    """For one answer. No thinking is a budget of none, also where a template knows of no switch."""
-    if prompt.opening:
-        return None
-    limit = tokens if think else 0
-    return None if limit is None else ReasoningBudget(limit, prompt.inside)
+def tokens_of(prompt: ChatPrompt, llm: LLM, opening: str = "") -> list[int]:
+    """The tokens of a prompt, followed by how the answer has to open. Slow. Raises ContextFull."""
+    text, guard = prompt.rendered
+    check_length([text.replace(guard, "")], llm.tokenizer, llm.engine.n_ctx)
+    tokens = Rendered(text + opening, guard).encode(llm.tokenizer)
+    check_room(len(tokens), llm.engine.n_ctx)
+    return tokens

@@ -19,13 +19,13 @@ from ..http.errors import ApiError
 
 COUNT = 2**31 - 1
 MAX_STOPS, MAX_STOP = 32, 256
-"""Stop strings, and characters of each: all beginnings of each are looked for behind each token."""
+"""Stop strings, and characters of each: after each token the text is searched for every start of each."""
 MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
 """Biases, and characters of a text that one stands for."""
 
 
 class Fields(BaseModel):
-    """A JSON object. What is not named is ignored, null is as good as left out, and no value is taken for one of another type."""
+    """A JSON object. Unknown fields are ignored, null means left out, and no value is converted to another type."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -67,7 +67,7 @@ NumberFields = create_model("NumberFields", __base__=Fields, **NUMBER_FIELDS)
 
 
 class SamplingFields(NumberFields):  # type: ignore[valid-type, misc]
-    """How tokens are chosen. What is left out is as the server was started with."""
+    """How tokens are chosen. The server's options apply to what is left out."""
 
     top_k: Annotated[int, Field(ge=-COUNT, le=COUNT)] | None = Field(None, description=NUMBERS["top_k"].help)
     """Less than 0: all, too."""
@@ -129,7 +129,7 @@ def _tokens(what: int | str, tokenizer: Tokenizer) -> list[int]:
 
 
 def nth_seed(sampling: SamplingParams, i: int) -> SamplingParams:
-    """For the i-th answer to one prompt: the seed plus i, so that each can be had again alone."""
+    """For the i-th answer to one prompt: the seed plus i, so that each answer can be repeated alone."""
     return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + i) % N_SEEDS)
 
 

@@ -1,4 +1,4 @@
-"""Answers that are held to something by models that think first."""
+"""Grammars for answers of models that think first."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..tokenizer import Tokenizer
 from .thinking import CLOSE, OPEN
 
 MAX_BLANK = 1
-"""So many tokens of white space the model may write between thinking and the answer, as it has learnt to."""
+"""Tokens of white space that the model may write between thinking and answer, as it has learnt to."""
 END = CLOSE.encode()
 
 Mask = NDArray[np.bool_]
 
 
 class State(NamedTuple):
-    """After `n` tokens: `part` is "begin", "thinking", "blank" behind it, or "answer", which begins with the token `start`; `text` is the
-    end of what was thought."""
+    """Where an answer is after `n` tokens. `part` is "begin", "thinking", "blank" after the thinking, or "answer", which starts with token
+    `start`. `text` is the end of what was thought."""
 
     n: int
     part: str
@@ -31,8 +31,11 @@ class State(NamedTuple):
 
 
 class AfterThinking:
-    """A Constraint that holds for what follows a block of thinking. `inside`: the prompt has opened it; else the answer may, with <think>,
-    where that is a token. An answer that began to think does not end before it has said something."""
+    """A Constraint for what follows a block of thinking.
+
+    `inside`: the prompt has opened the block. Else the answer may open it, with <think>, where that is a token. An answer that started to
+    think doesn't end before it has said something.
+    """
 
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer, inside: bool) -> None:
         self._constraint, self._tokenizer = constraint, tokenizer
@@ -86,8 +89,10 @@ _masks: WeakKeyDictionary[Tokenizer, list[Mask]] = WeakKeyDictionary()
 
 
 def masks(tokenizer: Tokenizer) -> list[Mask]:
-    """Which tokens may be thought where so many bytes of </think> are there already: all text, but not its end and more in one token,
-    for what would come behind the end could be anything. The last one is of white space."""
+    """Which tokens may come in thinking, by how many bytes of </think> it ends with already; and last, which are white space.
+
+    All text may come, but not the end of the thinking and something else in one token: nothing would check what follows the end.
+    """
     if tokenizer not in _masks:
         words = tokenizer.all_bytes()
         text = np.array([bool(word) for word in words])

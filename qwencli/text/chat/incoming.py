@@ -26,7 +26,7 @@ class Tags:
         self.all, self.stops, self._any = tags, stops, re.compile("|".join(map(re.escape, tags)) or "(?!)")
 
     def search(self, text: str, start: int) -> tuple[int, str]:
-        """Where the first tag begins, and the tag; or where the text's end may be the begin of one (else its end) and ""."""
+        """Where the first tag begins, and the tag; or where a tag may start at the text's end, else its end, and ""."""
         if found := self._any.search(text, start):
             return found.start(), found[0]
         begin = text.rfind("<", start)

@@ -43,7 +43,7 @@ _NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # code points that no 
 class ChatTemplate:
     """A template, run in a process of its own, which is started when it is first needed or by `start` (see template_process.py).
 
-    What asks for that process raises ModelError if the source is no valid template, InputError if the template takes too much time or
+    What asks for that process raises ModelError if the source isn't a valid template, InputError if the template takes too much time or
     memory (then the next call starts a fresh process), and QwenError if no process can be started. Threads may share a template.
     """
 
@@ -65,7 +65,7 @@ class ChatTemplate:
                 raise InputError(f"the chat template {value} is larger than {MAX_FILE >> 20} MiB, {expected}")
             return cls(source.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            raise InputError(f"the chat template {value} is no UTF-8 text, {expected}") from None
+            raise InputError(f"the chat template {value} isn't UTF-8 text, {expected}") from None
         except (OSError, ValueError) as error:  # ValueError: no path at all
             raise InputError(
                 f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}"

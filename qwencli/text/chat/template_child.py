@@ -88,7 +88,7 @@ class Templates:
             return NO_MEMORY, ""
         except (
             Exception
-        ) as error:  # beside TemplateError whatever Python's compiler, operators and methods raise
+        ) as error:  # TemplateError, and whatever Python's compiler, operators and methods raise
             return (
                 (INVALID, _line(error))
                 if verb == "compile"

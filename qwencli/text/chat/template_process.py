@@ -1,4 +1,4 @@
-"""The process in which a chat template runs, as the one sees it that asks: started, asked, and ended when it takes too long."""
+"""The process in which a chat template runs, from the side that asks: it is started, asked, and ended when it takes too long."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 CPU_SECONDS = 0.5
-"""Processor time that a template has for compiling, and for each conversation. Qwen's need some 20 ms, and 1 ms."""
+"""Processor time for compiling a template, and for each conversation. Qwen's templates need about 20 ms and 1 ms."""
 CLOCK_SECONDS = 10 if sys.platform != "win32" else 3
-"""The clock's time for the same, where processor time has no limit, and for a process that hangs."""
+"""Wall-clock time for the same, for systems without limits on processor time and for processes that hang."""
 START_SECONDS = 30
 TIME_IS_UP = {-signal.SIGPROF} if sys.platform != "win32" else set()
 """Exit codes of a process that has used up its processor time."""
@@ -31,7 +31,7 @@ class Ended(Exception):
 
 
 class TemplateProcess:
-    """A running template_child. Ends with this object, and with this process, however that ends, for it reads from us."""
+    """A running template_child. It ends with this object, and with this process however that ends, since it reads from us."""
 
     def __init__(self) -> None:
         self._process = confined.start(template_child.__name__, CPU_SECONDS, "for the chat template")
@@ -53,7 +53,7 @@ class TemplateProcess:
         if kind == template_child.TEXT:
             return text
         if kind == template_child.INVALID:
-            raise ModelError(f"the model's chat template is no valid Jinja: {text}")
+            raise ModelError(f"the model's chat template isn't valid Jinja: {text}")
         if kind == template_child.NO_MEMORY:
             raise InputError("the model's chat template takes too much memory")
         says = "refuses" if kind == template_child.REFUSED else "fails on"
@@ -76,7 +76,7 @@ class TemplateProcess:
             text = process.stdout.read(size) if size <= template_child.MAX_BYTES else b""
             if len(header) == 5 and len(text) == size:
                 return header[:1], text.decode("utf-8", "surrogatepass")
-        except UnicodeError:  # no answer of ours
+        except UnicodeError:  # not an answer of template_child's
             pass
         except BaseException:  # Ctrl-C: an answer that nobody has read would be taken for the next one
             _end(process)

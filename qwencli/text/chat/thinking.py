@@ -6,18 +6,21 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def ends_inside(prompt: str) -> bool:
-    """Whether a rendered prompt leaves the answer inside a block of thinking: some templates begin it."""
+    """Whether a rendered prompt ends within a block of thinking, which some templates open."""
     return prompt.rstrip().endswith(OPEN)
 
 
 class ReasoningBudget:
-    """Closes an answer's thinking after `n_tokens` tokens of it. `inside`: the prompt has opened it already."""
+    """Ends an answer's thinking after `n_tokens` tokens of it. `inside`: the prompt has opened the block already."""
 
     def __init__(self, n_tokens: int, inside: bool) -> None:
-        self._left, self._inside, self._text, self._over = n_tokens, inside, "", False
+        self._left = n_tokens
+        self._inside = inside
+        self._text = ""
+        self._over = False
 
     def add(self, text: str) -> str:
-        """Takes a token's text; returns what has to follow it where thinking ends now, else ""."""
+        """Takes a token's text. Returns the text that has to follow where the thinking ends now, else ""."""
         if self._over:
             return ""
         self._text += text
@@ -29,9 +32,7 @@ class ReasoningBudget:
             self._text = self._text.lstrip()
             self._inside = self._text.startswith(OPEN)
             self._over = not self._inside and not OPEN.startswith(self._text)  # an answer without thinking
-        if (
-            self._over or not self._inside or self._left > 0 or not text
-        ):  # no text: a character is not complete
+        if self._over or not self._inside or self._left > 0 or not text:  # no text: half a character
             return ""
         self._over = True
         return closing(self._text)

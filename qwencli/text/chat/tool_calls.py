@@ -22,9 +22,9 @@ OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = (
 )
 IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE)
 NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags("</parameter>")
-"""A newline is none in JSON's strings: otherwise an unpaired quote would swallow the calls that follow."""
+"""JSON's strings hold no newlines: otherwise an unpaired quote would swallow the calls that follow."""
 MAX_DEPTH = 100
-"""Levels of JSON: whoever gets the arguments walks them recursively."""
+"""Levels of JSON: those who get the arguments walk them recursively."""
 Schemas = dict[str, Any]
 """JSON schemas of tools' arguments, by the tools' names. They are whatever a user wrote."""
 
@@ -202,8 +202,8 @@ def kind(value: Any) -> str:
 def typed(text: str, types: set[str]) -> Any:
     """An XML parameter's value as one of its types, else as the string that it is.
 
-    Templates write what is no string, object or array as Python does (`None`, `True`). Where no string is asked for, `null` says that
-    there is no value.
+    Templates write other values than strings, objects and arrays as Python does (`None`, `True`). Where no string is asked for, `null`
+    means that there is no value.
     """
     if types <= {"string"}:
         return text

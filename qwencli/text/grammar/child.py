@@ -15,13 +15,13 @@ from typing import Any
 from ...system import confined
 
 STACK = 512 * 1024
-"""Bytes; the threads of the asking process have twice as many at least, on Linux 16 times."""
+"""Bytes. The asking process's threads have at least twice as many, on Linux 16 times."""
 EXTRA_MEMORY = 1 << 28
 """Bytes of address space for compiling."""
 TRIAL = 16
-"""So many tokens are tried: grammars that cannot be followed, or cost too much, mostly show at once."""
+"""Tokens that are tried: grammars that cannot be followed, or cost too much, mostly show it at once."""
 FORCED = 100
-"""So many characters of a text that has to come are cut into tokens at once; a mask needs the first."""
+"""Characters of a text that has to come which are cut into tokens at once; a mask needs only the first."""
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 100_000,
@@ -84,7 +84,7 @@ def compiled(tokenizer: Any, kind: str, text: str) -> tuple[Any, str]:
             allowed = int.from_bytes(walk.compute_bitmask(), "little")
             if walk.is_error():
                 break
-            walk.consume_token((allowed & -allowed).bit_length() - 1)  # of all that are allowed the lowest
+            walk.consume_token((allowed & -allowed).bit_length() - 1)  # the lowest that is allowed
     except (ValueError, UnicodeError) as error:
         return None, message(str(error))
     return matcher, message(walk.get_error()) if walk.is_error() else ""
@@ -97,10 +97,11 @@ def message(error: str) -> str:
 
 
 class Bytes:
-    """A vocabulary of the single bytes beside control tokens that have their true ids; all others have no text."""
+    """A vocabulary of single bytes, and control tokens with their true ids; all other tokens have no text."""
 
     def __init__(self, n_vocab: int, control: dict[int, str]) -> None:
-        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = True, None, None
+        self.is_tokenizer_wrapper = True
+        self.eos_token_id = self.bos_token_id = None
         self.tokens = [control.get(token, "").encode() for token in range(n_vocab)]
         self.special_token_ids = list(control)
         places = (token for token in range(n_vocab) if token not in control)

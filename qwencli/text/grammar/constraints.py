@@ -22,31 +22,31 @@ from .gbnf import gbnf_to_lark
 if TYPE_CHECKING:
     from subprocess import Popen
 
-    from ...llm import LLM
     from ..tokenizer import Tokenizer
 
 Start = Callable[[], Constraint]
-"""What an answer has to follow, compiled: each call begins an answer.
+"""What an answer has to follow, compiled. Each call gives the Constraint of a new answer.
 
-Answers from one Start share what the matchers find out of the grammar, which has a limit: each request compiles its own.
+Answers from one Start share what the matchers find out about the grammar, which has a limit: each request compiles its own.
 """
 
 MAX_TEXT = {"JSON schema": 256 * 1024, "grammar": 128 * 1024, "regular expression": 16 * 1024}
 """Characters."""
 REMEMBERED = 16
-"""So many of them are known to do no harm."""
+"""Grammars that are remembered as harmless, or as refused."""
 CPU_SECONDS = 1.0
-"""Processor time that a grammar has, with the start of the process. Those of people need milliseconds."""
+"""Processor time for trying a grammar, including the start of the process. Usual ones need milliseconds."""
 CLOCK_SECONDS = 10
-"""The clock's time for a trial, where processor time has no limit, and for a machine that is busy."""
+"""Wall-clock time for trying one, for systems without limits on processor time and for busy machines."""
 WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
-"""What may stand between the parts of JSON, as llama.cpp has it: without a limit, weak models write nothing else."""
+"""What may come between the parts of JSON, as in llama.cpp: without a limit, weak models write nothing else."""
 
 
-def json_schema(llm: LLM, schema: Mapping[str, Any] | bool | str) -> Start:
-    """Answers that are JSON of this schema (2020-12), its properties in the order in which they stand there.
+def json_schema(vocabulary: Vocabulary, schema: Mapping[str, Any] | bool | str) -> Start:
+    """Answers that are JSON of this schema (2020-12), with the properties in the schema's order.
 
-    Raises InputError for a schema that is broken, that nothing can satisfy, or that asks for what cannot be ensured while writing.
+    Raises InputError for a schema that is broken, that nothing can satisfy, or that asks for something that cannot be ensured while
+    writing. Raises QwenError where the trial cannot be started; so do the other functions here.
     """
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
@@ -56,42 +56,41 @@ def json_schema(llm: LLM, schema: Mapping[str, Any] | bool | str) -> Start:
             raise InputError(f"the JSON schema is {json.dumps(parsed)[:40]}, expected an object")
         text = json.dumps({**parsed, "x-guidance": {"whitespace_pattern": WHITESPACE}}, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the JSON schema is no JSON: {error}") from None
+        raise InputError(f"the JSON schema isn't JSON: {error}") from None
     except RecursionError:
         raise InputError("the JSON schema is nested too deeply") from None
-    return compiled(llm, "JSON schema", text)
+    return compiled(vocabulary, "JSON schema", text)
 
 
-def json_object(llm: LLM) -> Start:
-    """Answers that are any JSON object."""
-    return json_schema(llm, {"type": "object"})
+def json_object(vocabulary: Vocabulary) -> Start:
+    """Answers that are any JSON object. Raises QwenError."""
+    return json_schema(vocabulary, {"type": "object"})
 
 
-def lark(llm: LLM, text: str) -> Start:
+def lark(vocabulary: Vocabulary, text: str) -> Start:
     """Answers that follow a grammar in llguidance's variant of Lark (docs/syntax.md in guidance-ai/llguidance). Raises InputError."""
-    return compiled(llm, "grammar", text)
+    return compiled(vocabulary, "grammar", text)
 
 
-def gbnf(llm: LLM, text: str) -> Start:
-    """Answers that follow a grammar as llama.cpp has them (grammars/README.md in ggml-org/llama.cpp). Raises InputError."""
-    return compiled(llm, "grammar", gbnf_to_lark(text))
+def gbnf(vocabulary: Vocabulary, text: str) -> Start:
+    """Answers that follow a grammar of llama.cpp's (grammars/README.md in ggml-org/llama.cpp). Raises InputError."""
+    return compiled(vocabulary, "grammar", gbnf_to_lark(text))
 
 
-def grammar(llm: LLM, text: str) -> Start:
+def grammar(vocabulary: Vocabulary, text: str) -> Start:
     """Answers that follow a grammar in Lark, which has a rule `start`, or else in GBNF. Raises InputError."""
-    return (lark if re.search(r"^\s*start\s*(\[[^\]]*\]\s*)?:(?!:)", text, re.M) else gbnf)(llm, text)
+    return (lark if re.search(r"^\s*start\s*(\[[^\]]*\]\s*)?:(?!:)", text, re.M) else gbnf)(vocabulary, text)
 
 
-def regex(llm: LLM, pattern: str) -> Start:
+def regex(vocabulary: Vocabulary, pattern: str) -> Start:
     """Answers that match a regular expression as a whole, in the syntax of Rust's `regex`. Raises InputError."""
-    return compiled(llm, "regular expression", pattern)
+    return compiled(vocabulary, "regular expression", pattern)
 
 
-def compiled(llm: LLM, kind: str, text: str) -> Start:
-    """What a text says of answers; `kind` is one of grammar_child's. Raises InputError."""
+def compiled(vocabulary: Vocabulary, kind: str, text: str) -> Start:
+    """Answers that follow a text of some `kind`, one of child.KINDS. Raises InputError."""
     if len(text) > MAX_TEXT[kind]:
         raise InputError(f"the {kind} has {len(text)} characters, expected {MAX_TEXT[kind]} at most")
-    vocabulary = llm.vocabulary
     matcher = vocabulary.compiled(kind, text)
     return lambda: Guided(vocabulary, matcher)
 
@@ -122,7 +121,7 @@ class Vocabulary:
         return matcher
 
     def _try(self, kind: str, text: str) -> str:
-        """What grammar_child finds wrong, in a process of its own."""
+        """What is wrong with a text, "" for nothing: found out by child.py in a process of its own."""
         process = confined.start(grammar_child.__name__, CPU_SECONDS, "to try a grammar")
         try:
             _ = self.tokenizer  # built meanwhile
@@ -144,20 +143,21 @@ class Vocabulary:
     @cached_property
     def tokenizer(self) -> Any:
         """An LLTokenizer. Building it takes about 0.3 s for Qwen's vocabulary."""
-        self.is_tokenizer_wrapper, self.eos_token_id, self.bos_token_id = (
-            True,
-            None,
-            None,
-        )  # the names that it looks for
-        self.tokens, self.special_token_ids = self._tokenizer.all_bytes(), self._tokenizer.control_ids
-        slices = self._llguidance.LLTokenizer.general_slices()[1:]  # strings; blanks are not worth their time
+        # LLTokenizer looks for these names
+        self.is_tokenizer_wrapper = True
+        self.eos_token_id = self.bos_token_id = None
+        self.tokens = self._tokenizer.all_bytes()
+        self.special_token_ids = self._tokenizer.control_ids
+        slices = self._llguidance.LLTokenizer.general_slices()[
+            1:
+        ]  # those of strings; those of blanks aren't worth their time
         found = self._llguidance.LLTokenizer(cast(Any, self), eos_token=self.ends or None, slices=slices)
         self.tokens = []
-        after_thinking.masks(self._tokenizer)  # looked up here, not amid a step, where everybody waits
+        after_thinking.masks(self._tokenizer)  # looked up here, not in a step, where everybody waits
         return found
 
     def __call__(self, text: str) -> Sequence[int]:
-        """The tokens of a text that has to come. Called amid a step in machine code, which no exception may cross."""
+        """The tokens of a text that has to come. Called from machine code in a step, which no exception may cross."""
         try:
             return self._tokenizer.encode(text[: grammar_child.FORCED])
         except BaseException as error:
@@ -165,7 +165,7 @@ class Vocabulary:
             return []
 
     def check(self) -> None:
-        """Raise what a call in this thread met, such as Ctrl-C."""
+        """Raise the exception that a call in this thread met, such as Ctrl-C."""
         error, self._met.error = getattr(self._met, "error", None), None
         if error:
             raise error
@@ -185,12 +185,13 @@ def asked(process: Popen[bytes], request: bytes) -> str:
 
 
 class Guided:
-    """An answer that follows a grammar: a Constraint. `start`, an LLMatcher, stays as it is."""
+    """An answer that follows a grammar: a Constraint. `start` is an LLMatcher, which is copied."""
 
     def __init__(self, vocabulary: Vocabulary, start: Any) -> None:
         self._vocabulary, self._start = vocabulary, start
-        self._matcher, self._n = start.deep_copy(), 0
-        """The answer's first `_n` tokens are those that the matcher has taken; -1 where it was interrupted."""
+        self._matcher = start.deep_copy()
+        self._n = 0
+        """The matcher has taken the answer's first `_n` tokens; -1 where it was interrupted."""
         self._bits = np.zeros((vocabulary.tokenizer.vocab_size + 31) // 32, np.uint32)
 
     def mask(self, answer: Sequence[int]) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Grammars as llama.cpp writes them (GBNF), in the language of llguidance."""
+"""Translates llama.cpp's grammars (GBNF) to llguidance's Lark."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ...errors import InputError
 MAX_TEXT = 128 * 1024
 """Characters. Reading them takes a tenth of a second, in which other threads get little."""
 MAX_DEPTH = 50
-"""Of parentheses in each other."""
+"""Of parentheses within each other."""
 MAX_NODES = 3 * MAX_DEPTH
-"""Of nodes in each other: each pair of parentheses may hold alternatives of sequences, and be repeated."""
+"""Of nodes within each other: each pair of parentheses may hold alternatives of sequences, and be repeated."""
 TOKEN = re.compile(
     r"""
     (?P<rule>[A-Za-z_][\w-]*)\s*::= | (?P<name>[A-Za-z_][\w-]*)
@@ -22,7 +22,7 @@ TOKEN = re.compile(
   | (?P<blank>(?:\s|\#[^\n]*)+) | (?P<other>.)""",
     re.X | re.A | re.S,
 )
-"""llama.cpp ends a rule with its line. Here the next rule's name does, which takes all that llama.cpp takes."""
+"""llama.cpp ends a rule at the end of its line; here it ends at the next rule's name, which accepts all that llama.cpp does."""
 CHARACTER = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))|(.)", re.S)
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", **{c: c for c in "\\\"[]-^/'"}}
 
@@ -56,10 +56,10 @@ def gbnf_to_lark(text: str) -> str:
         raise InputError(f"the grammar has {len(text)} characters, expected {MAX_TEXT} at most")
     rules = Parser(text).rules()
     if "root" not in rules:
-        raise InputError("the grammar has no rule 'root', with which it begins")
+        raise InputError("the grammar has no rule 'root', where it starts")
     for name, node in rules.items():
         if missing := set(node.names()) - rules.keys():
-            raise InputError(f"the grammar's rule {name!r} refers to {min(missing)!r}, which there is not")
+            raise InputError(f"the grammar's rule {name!r} refers to {min(missing)!r}, which does not exist")
     return Writer(rules).lark()
 
 
@@ -88,7 +88,7 @@ class Parser:
     def _error(self) -> InputError:
         start = self._piece.start() if self._piece else len(self._text)
         line = self._text.count("\n", 0, start) + 1
-        return InputError(f"the grammar is no GBNF in line {line}, at {self._text[start : start + 20]!r}")
+        return InputError(f"the grammar isn't GBNF in line {line}, at {self._text[start : start + 20]!r}")
 
     def rules(self) -> dict[str, Node]:
         """All rules by name; of equal names the last counts."""
@@ -134,7 +134,7 @@ class Parser:
             self._depth += 1
             if self._depth > MAX_DEPTH:
                 raise InputError(
-                    f"the grammar has parentheses {self._depth} deep in each other, expected {MAX_DEPTH} at most"
+                    f"the grammar has parentheses nested {self._depth} deep, expected {MAX_DEPTH} at most"
                 )
             self._next()
             node = self._alternatives()
@@ -168,7 +168,7 @@ class Parser:
     def _character(self, match: re.Match[str]) -> str:
         code, escape, plain = match[1] or match[2] or match[3], match[4], match[5]
         if code and (int(code, 16) > 0x10FFFF or 0xD800 <= int(code, 16) < 0xE000):
-            raise InputError(f"the grammar has {match[0]}, which is no character")
+            raise InputError(f"the grammar has {match[0]}, which isn't a character")
         if code:
             return chr(int(code, 16))
         if escape is not None and escape not in ESCAPES:
@@ -177,11 +177,11 @@ class Parser:
 
 
 def nested(kind: str, text: str, parts: list[Node]) -> Node:
-    """A node around others. Raises InputError where they lie too deep in each other, as by `"a"****` with a thousand stars."""
+    """A node around others. Raises InputError where they are nested too deeply, as by `"a"****` with a thousand stars."""
     depth = 1 + max((part.depth for part in parts), default=0)
     if depth > MAX_NODES:
         raise InputError(
-            f"the grammar has repetitions and parentheses {depth} deep in each other, expected {MAX_NODES} at most"
+            f"the grammar has repetitions and parentheses nested {depth} deep, expected {MAX_NODES} at most"
         )
     return Node(kind, text, tuple(parts), depth)
 
@@ -192,7 +192,7 @@ def escaped(character: str) -> str:
 
 
 class Writer:
-    """Writes rules as Lark. Those that do not refer to themselves, on whatever ways, are words: their names are in capitals there."""
+    """Writes rules as Lark. Rules that don't refer to themselves, directly or by others, are words, which have names in capitals there."""
 
     def __init__(self, rules: dict[str, Node]) -> None:
         self._rules, self._lines = rules, list[str]()
@@ -241,7 +241,7 @@ class Writer:
         return self._joined(node.kind, node.text, map(self._word, node.parts))
 
     def _rule(self, node: Node) -> str:
-        """A part of a rule that is no word, with neighbouring words as one."""
+        """A part of a rule that isn't a word, with neighbouring words joined."""
         if node.kind == "name":
             return self._name(node.text)
         if node.kind == "repeat":

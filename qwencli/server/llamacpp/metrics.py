@@ -1,4 +1,4 @@
-"""Figures for Prometheus, under llama.cpp's names, and some about the cache."""
+"""Figures for Prometheus, by llama.cpp's names, and some more about the cache."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from collections.abc import Iterable
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from ...backends.kv_cache import PAGE
-from ..service.config import Config
 from ..service.service import Service
-from .openapi import describe
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -80,11 +75,3 @@ def text(service: Service) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Figures(service))
     return generate_latest(registry)
-
-
-def routes(service: Service, config: Config) -> list[Route]:
-    @describe("Figures for Prometheus", type="text/plain")
-    async def metrics(request: Request) -> Response:
-        return Response(text(service), media_type=CONTENT_TYPE)
-
-    return [Route("/metrics", metrics)]

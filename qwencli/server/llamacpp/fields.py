@@ -1,25 +1,20 @@
-"""Requests of llama.cpp's API: the fields of /completion with its names, and the forms that a prompt may have."""
+"""Requests of llama.cpp's API: the fields of their bodies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from ...llm import LLM
 from ...sampling import NUMBERS, SamplingParams
 from ...sampling.parsing import ALIASES
-from ...text.tokenizer import Tokenizer
-from ..http.errors import ApiError, context_full
+from ..http.errors import ApiError
 from ..shared.schemas import COUNT, MAX_BIASES, Bias, Biases, Fields, GenerationFields
 
 MAX_PROBS = 1000
 """Tokens that are reported with each of the answer's."""
-MAX_REPORTED = 1_000_000
-"""The same for all of an answer, which has to be held until its client has taken it."""
 RANDOM = 2**32 - 1
-"""llama.cpp's seed for another one each time, which clients send back as they got it."""
+"""What llama.cpp calls a seed that is another one each time. Clients send it back as they got it."""
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}
 ONE = {
     "anyOf": [
@@ -29,13 +24,13 @@ ONE = {
     ]
 }
 Mixed = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, IDS]})]
-"""A text, or texts and token ids in a list."""
+"""A text, or a list of texts and token ids."""
 Prompts = Annotated[
     Any, WithJsonSchema({"anyOf": [*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1}]})
 ]
 """One such, also as an object with a `prompt_string`, or a list of them."""
 MORE = {"typical": "typ_p", "typical_p": "typ_p", "typical-p": "typ_p"}
-"""Names of samplers that clients use, too."""
+"""Other names that clients have for samplers."""
 
 
 def clamped(name: str) -> AfterValidator:
@@ -50,7 +45,7 @@ def at_least_1(value: float | None) -> float | None:
 
 
 def known_samplers(value: str | list[str] | None) -> str | list[str] | None:
-    """llama.cpp passes over samplers that it does not know."""
+    """llama.cpp leaves out samplers that it does not know."""
     if not isinstance(value, list):
         return value
     names = [name.strip().lower() for name in value]
@@ -79,16 +74,16 @@ class CompletionFields(GenerationFields):
     ] = None
     n_probs: Annotated[int, Field(ge=0, le=MAX_PROBS)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_PROBS)] | None = None
-    """The same, where `n_probs` is left out."""
+    """The same, for requests that leave out `n_probs`."""
     n_cmpl: Annotated[int, Field(ge=1, le=COUNT)] | None = None
     """Answers to each prompt."""
     n: Annotated[int, Field(ge=1, le=COUNT)] | None = None
     n_keep: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
     n_discard: Annotated[int, Field(ge=0, le=COUNT)] | None = None
-    """Both without effect, since an answer ends where the context is full."""
+    """Neither has an effect, since an answer ends where the context is full."""
     n_indent: Annotated[int, Field(ge=0, le=COUNT)] | None = None
     t_max_predict_ms: Annotated[int, Field(ge=-1, le=2**63 - 1)] | None = None
-    """After so long an answer ends at its next line."""
+    """After that time an answer ends with its line."""
     json_schema: Any = None
     response_fields: Annotated[list[str], Field(max_length=1000)] | None = None
     return_progress: bool | None = None
@@ -127,7 +122,7 @@ class TokenizeFields(Fields):
     content: Mixed = None
     add_special: bool | None = None
     parse_special: bool | None = None
-    """Where it is left out, they are."""
+    """Left out, they are recognised."""
     with_pieces: bool | None = None
 
 
@@ -144,76 +139,3 @@ class EmbeddingFields(Fields):
     input: Prompts = None
     embd_normalize: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
     """-1: as it is, 0: to the range of 16 bits, 1: by the sum, 2: by the length; else by that norm."""
-
-
-def is_id(value: object) -> bool:
-    return type(value) is int
-
-
-def mixed(
-    tokenizer: Tokenizer, prompt: Any, add_special: bool = True, parse_special: bool = True
-) -> list[int]:
-    """Token ids of a text, or of texts and ids in a list; only where that begins with a text it may get a BOS token."""
-    if isinstance(prompt, str):
-        return tokenizer.encode(prompt, add_special, parse_special)
-    if not isinstance(prompt, list) or not all(is_id(part) or isinstance(part, str) for part in prompt):
-        raise ApiError("expected a text, or a list of texts and token ids")
-    ids: list[int] = []
-    for i, part in enumerate(prompt):
-        ids += [part] if is_id(part) else tokenizer.encode(part, add_special and i == 0, parse_special)
-    return ids
-
-
-def prompts_of(llm: LLM, value: Any, most: int, name: str = "prompt") -> list[list[int]]:
-    """The token ids of each prompt. A list is one prompt if an id is in it, else a list of prompts. Raises ApiError, InputError."""
-    prompts = value if isinstance(value, list) and not any(map(is_id, value)) else [value]
-    if not 1 <= len(prompts) <= most:
-        raise ApiError(f"{name} has {len(prompts)} prompts, expected 1 to {most}", param=name)
-    found = []
-    for prompt in prompts:
-        if isinstance(prompt, dict):
-            if prompt.get("multimodal_data"):
-                raise ApiError("multimodal_data: this model reads text alone", 501, param=name)
-            prompt = prompt.get("prompt_string")
-        whole = isinstance(prompt, str) or (
-            isinstance(prompt, list) and (not prompt or any(map(is_id, prompt)))
-        )
-        if not whole:
-            raise ApiError(
-                f"{name} has to be a text, a list of token ids, an object with a prompt_string, or a list of such",
-                param=name,
-            )
-        texts = [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
-        if (fewest := sum(map(llm.tokenizer.fewest, texts))) > llm.engine.n_ctx:
-            raise context_full(fewest, llm.engine.n_ctx, or_more=True)
-        found.append(mixed(llm.tokenizer, prompt))
-    return found
-
-
-def check_context(llm: LLM, tokens: list[int], answer: int = 1) -> None:
-    """Raises ApiError where there is no room for so many tokens of an answer."""
-    if len(tokens) + answer > llm.engine.n_ctx:
-        raise context_full(len(tokens), llm.engine.n_ctx)
-
-
-def check_amount(body: CompletionFields, room: int, max_tokens: int | None) -> None:
-    """Raises ApiError for more probabilities than one answer may hold. `room` is what the context leaves for it."""
-    n = room if max_tokens is None else min(room, max_tokens)
-    if body.n_reported * n > MAX_REPORTED:
-        raise ApiError(
-            f"n_probs is {body.n_reported} for an answer of up to {n} tokens: lower it or n_predict",
-            param="n_probs",
-        )
-
-
-def constraint_of(llm: LLM, body: CompletionFields) -> Callable[[], Any] | None:
-    """What the answer is held to, anew with each call. As in llama.cpp `grammar` comes before `json_schema`."""
-    if body.grammar:
-        from ...text.grammar.constraints import gbnf
-
-        return gbnf(llm, body.grammar)
-    if body.json_schema is None:
-        return None
-    from ...text.grammar.constraints import json_schema
-
-    return json_schema(llm, body.json_schema)

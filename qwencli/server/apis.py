@@ -1,0 +1,6 @@
+"""The HTTP APIs of the server. Each is a folder, and its endpoints.py ends with the `API` (http/app.py) that is listed here."""
+
+from .llamacpp.endpoints import LLAMACPP
+from .openai.endpoints import OPENAI
+
+APIS = (OPENAI, LLAMACPP)

@@ -1,0 +1,106 @@
+"""Answers of OpenAI's API: all choices of a request, as a stream of chunks or as one JSON object."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from ... import __version__
+from ...request.timings import timings
+from ..shared.json_text import all_encoded, json_array, json_object
+from ..shared.streams import merged
+from .choices import Choice, Object
+from .fields import AnswerFields
+
+
+class Choices:
+    """All choices of a request, and what OpenAI's API has around them. `n` in a row answer one prompt.
+
+    `kind` is "chat.completion" or "text_completion".
+    """
+
+    def __init__(self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice]) -> None:
+        self._kind, self._body, self._choices = kind, body, choices
+        self._n, self._with_usage = body.n or 1, body.with_usage
+        self._sequences = [choice.generation.sequence for choice in choices]
+        prefix = "chatcmpl-" if kind == "chat.completion" else "cmpl-"
+        self._common = {
+            "id": prefix + secrets.token_hex(12),
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"qwencli-{__version__}",
+        }
+
+    async def whole(self) -> str:
+        """JSON. Raises QwenError where one of them fails."""
+        async for i, part in merged([choice.generation for choice in self._choices]):
+            self._choices[i].add(part) if part else self._choices[i].end()
+        choices = []
+        for i, choice in enumerate(self._choices):
+            rest = {"finish_reason": choice.finish, **self._tokens(i)}
+            choices.append(json_object({"index": str(i), **choice.whole(), **all_encoded(rest)}))
+            await asyncio.sleep(0)  # others need not wait for all of them
+        costs = {"usage": self._usage(), "timings": timings(self._sequences[0])}
+        return json_object(
+            {**all_encoded(self._common), "choices": json_array(choices), **all_encoded(costs)}
+        )
+
+    async def chunks(self) -> AsyncIterator[Object]:
+        """The events of a stream. Raises QwenError."""
+        running = len(self._choices)
+        if self._kind == "chat.completion":
+            for i in range(running):
+                yield self._chunk(
+                    {
+                        "index": i,
+                        "delta": {"role": "assistant", "content": ""},
+                        "logprobs": None,
+                        "finish_reason": None,
+                    }
+                )
+        async for i, part in merged([choice.generation for choice in self._choices]):
+            choice = self._choices[i]
+            for fields in choice.add(part) if part else choice.end():
+                timed = (
+                    {"timings": timings(choice.generation.sequence)} if self._body.timings_per_token else {}
+                )
+                yield self._chunk({"index": i, **fields, "finish_reason": None}) | timed
+            if part is None:
+                running -= 1
+                nothing: Object = {"delta": {}} if self._kind == "chat.completion" else {"text": ""}
+                last = self._chunk(
+                    {
+                        "index": i,
+                        **nothing,
+                        "logprobs": None,
+                        "finish_reason": choice.finish,
+                        **self._tokens(i),
+                    }
+                )
+                yield last if running or self._with_usage else last | {"timings": timings(self._sequences[0])}
+        if self._with_usage:
+            yield self._chunk() | {"usage": self._usage(), "timings": timings(self._sequences[0])}
+
+    def _chunk(self, *choices: Object) -> Object:
+        kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
+        return {**self._common, "object": kind, "choices": choices} | (
+            {"usage": None} if self._with_usage else {}
+        )
+
+    def _tokens(self, i: int) -> Object:
+        return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}
+
+    def _usage(self) -> Object:
+        """Tokens, where a prompt counts once for all its answers."""
+        prompts = self._sequences[:: self._n]
+        n_prompt = sum(seq.n_prompt for seq in prompts)
+        n_generated = sum(len(seq.generated) for seq in self._sequences)
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_generated,
+            "total_tokens": n_prompt + n_generated,
+            "prompt_tokens_details": {"cached_tokens": sum(seq.n_cached for seq in prompts)},
+        }

@@ -1,0 +1,83 @@
+"""Requests of OpenAI's API: the fields of their bodies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from ..http.errors import ApiError
+from ..shared.conversations import ConversationFields
+from ..shared.schemas import Fields, GenerationFields
+
+MAX_N, MAX_TOP = 128, 20
+N = Annotated[int, Field(ge=1, le=MAX_N)]
+Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+TEXT = {"type": "string", "minLength": 1}
+IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+Texts = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                TEXT,
+                {"type": "array", "minItems": 1, "items": TEXT},
+                IDS,
+                {"type": "array", "minItems": 1, "items": IDS},
+            ]
+        }
+    ),
+]
+"""One or several, each as text or as token ids."""
+
+
+class StreamOptions(Fields):
+    include_usage: bool | None = None
+
+
+class AnswerFields(GenerationFields):
+    """What both kinds of requests for text have."""
+
+    model: str | None = None
+    """Without effect: the server has one model."""
+    n: N | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(AnswerFields, ConversationFields):
+    """The body of /v1/chat/completions."""
+
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+
+    @property
+    def n_top(self) -> int | None:
+        """How many likely tokens to report with each of the answer's; None for no report at all. Raises ApiError."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError("top_logprobs: it needs logprobs to be true", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(AnswerFields):
+    """The body of /v1/completions."""
+
+    prompt: Texts
+    logprobs: Top | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: N | None = None
+
+
+class EmbeddingRequest(Fields):
+    """The body of /v1/embeddings."""
+
+    input: Texts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
