@@ -18,7 +18,7 @@ from ..fuse import fuse, quantized_forms
 from ..memory import Args, Inputs, Value, address_of
 from ..program import Program, activation_kind, weight_info
 from . import delta, experts, gates, heads, products  # noqa: F401 -- each registers what it lowers
-from .registry import LOWER
+from .registry import lowers
 
 
 def what_has_no_kernels(model: Model) -> list[str]:
@@ -56,9 +56,9 @@ def lower(
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
         if not isinstance(node.op, (Input, Weight)):
-            if type(node.op) not in LOWER:
+            if type(node.op) not in lowers:
                 raise p.not_alone(node.name)
-            LOWER[type(node.op)](p, node)
+            lowers[type(node.op)](p, node)
         for source in node.src:
             if last_use[source.name] == i:
                 p.release(source)

@@ -14,7 +14,7 @@ from ..fuse import Plus
 from ..memory import Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
 from . import heads
-from .registry import LOWER, lowers
+from .registry import lowers
 
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
@@ -69,7 +69,7 @@ def plus(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Plus)
     *sources, other = node.src
     op = node.op.op
-    LOWER[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=p.compact(other))
+    lowers[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=p.compact(other))
 
 
 @lowers(Linear)
