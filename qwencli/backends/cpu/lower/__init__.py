@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....kernels import layout
+from ....kernels import formats, layout
 from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
 from ....network.graph import N_OUTPUTS, Graph, Input, Tensor, Weight
@@ -28,7 +28,7 @@ def what_has_no_kernels(model: Model) -> list[str]:
         for node in model.graph.nodes.values()
         if isinstance(node.op, Weight) and len(node.shape) > 1
     )
-    missing = sorted({info.type.name for info in matrices} - layout.FORMATS.keys())
+    missing = sorted({info.type.name for info in matrices} - formats.FORMATS.keys())
     nets = model.config.delta_nets
     sizes = {model.config.head_dim, *([nets.head_dim] if nets else [])}
     return missing + [f"heads of {size} values" for size in sorted(sizes) if size % layout.LANES]
