@@ -12,7 +12,7 @@ from qwencli.kernels import formats
 
 
 def test_the_compiled_kernels_run_what_they_can() -> None:
-    from qwencli.hub.choice import EMBEDDED
+    from qwencli.hub.places import EMBEDDED
 
     said: list[str] = []
     assert isinstance(LLM(EMBEDDED, report=said.append).engine.backend, CPUBackend)
