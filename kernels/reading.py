@@ -10,13 +10,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from .arguments import Record
-from .simd import F32, I64, Emitter
+from .simd import F32, I64, Address, Emitter
 
 KINDS = {"i64": (I64, types.int64), "f32": (F32, types.float32), "f64": (ir.DoubleType(), types.float64)}
 """LLVM's and Numba's types of a field."""
 
 
-def load(e: Emitter, record: Record, address: Any) -> Any:
+def load(e: Emitter, record: Record, address: Address) -> Any:
     """The fields of the record at an address, as LLVM values by name. Those that nobody looks at cost nothing."""
     return record.tuple(
         *(e.load(KINDS[kind][0], address, record.offset(field)) for field, kind in record.kinds.items())

@@ -28,7 +28,7 @@ NOTHING = 2.0**-100
 
 class Blocks(NamedTuple):
     """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` of i8x64 the
-    factors for the query's first quants and, where there are two, for those 16 behind; `wide` says that they are `raised`, else `offset`
+    factors for the query's first quants and, where there are two, for the 16 after them; `wide` says that they are `raised`, else `offset`
     is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
     """
 
@@ -213,5 +213,5 @@ class Blocks(NamedTuple):
                                 offset,
                             )
                         )
-                for result in results:  # behind all loads: at its end a tile has the same query twice
+                for result in results:  # after all loads: at its end a tile has the same query twice
                     e.store(*result)

@@ -14,7 +14,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NewType
 
 from llvmlite import ir
 from numba import types
@@ -35,6 +35,18 @@ I8, I16, I32, I64, HALF, F32 = (
 I8X16, I8X32, I8X64 = (ir.VectorType(I8, n) for n in (16, 32, 64))
 I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
 I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
+
+
+class Value:
+    """An LLVM value, as a type checker sees it: llvmlite has no types."""
+
+    type: Any
+
+
+Address = NewType("Address", Value)
+"""An i64 that is an address."""
+Vector = NewType("Vector", Value)
+"""Lanes of floats or integers."""
 
 
 class BFloatType(ir.types.Type):  # type: ignore[misc]
@@ -88,26 +100,26 @@ class Emitter:
     def float(self, value: float, kind: Any = F32) -> Any:
         return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
-    def at(self, address: Any, offset: Any) -> Any:
+    def at(self, address: Address, offset: Any) -> Any:
         if isinstance(offset, int):
             return self.b.add(address, self.int(offset)) if offset else address
         return self.b.add(address, offset)
 
-    def load(self, kind: Any, address: Any, offset: Any = 0) -> Any:
+    def load(self, kind: Any, address: Address, offset: Any = 0) -> Any:
         value = self.b.load(self.b.inttoptr(self.at(address, offset), kind.as_pointer()))
         value.align = 1
         return value
 
-    def store(self, value: Any, address: Any, offset: Any = 0) -> None:
+    def store(self, value: Any, address: Address, offset: Any = 0) -> None:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
-    def stream(self, value: Any, address: Any, offset: Any = 0) -> None:
+    def stream(self, value: Vector, address: Address, offset: Any = 0) -> None:
         """Store to an aligned place that isn't looked at again soon: past the caches, where the ISA can."""
         store = self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer()))
         store.align = value.type.count * 4
         store.set_metadata("nontemporal", self.b.module.add_metadata([self.int(1, I32)]))
 
-    def prefetch(self, address: Any, level: int = 1) -> None:
+    def prefetch(self, address: Address, level: int = 1) -> None:
         """Ask for a cache line that will be read soon, into the cache of `level`. It may lie anywhere: nothing is read if it can't be."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
         read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
@@ -320,7 +332,7 @@ class Emitter:
             acc = self.fma(b.bitcast(part(x), F32X16), b.bitcast(part(y), F32X16), acc)
         return acc
 
-    def load_f16(self, address: Any, offset: Any = 0) -> Any:
+    def load_f16(self, address: Address, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))
 
     def sums_of_quarters(self, vectors: Sequence[Any]) -> Any:
