@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -23,7 +22,7 @@ def load(e: Emitter, record: Record, address: Address) -> Any:
     )
 
 
-def reader(record: Record) -> Callable[[Any], Any]:
+def reader(record: Record) -> Any:
     """f(address) for Numba code: the fields of the record there, as Numba values by name."""
     kinds = [KINDS[kind][1] for kind in record.kinds.values()]
     result = types.BaseTuple.from_types(kinds, record.tuple)
@@ -39,7 +38,7 @@ def reader(record: Record) -> Callable[[Any], Any]:
     return intrinsic(read)
 
 
-def writer(record: Record) -> Callable[..., Any]:
+def writer(record: Record) -> Any:
     """f(address, field=value, ...) for Numba code: stores all fields of a record."""
     kinds = [KINDS[kind][1] for kind in record.kinds.values()]
 
