@@ -50,7 +50,7 @@ def number(code: str, value: float) -> bytes:
 
 
 def string(text: str | bytes) -> bytes:
-    """Bytes are taken as they are, so that a string can hold what isn't UTF-8."""
+    """Bytes are taken as they are, so that a string can contain bytes that aren't UTF-8."""
     raw = text if isinstance(text, bytes) else text.encode()
     return number("Q", len(raw)) + raw
 

@@ -103,7 +103,7 @@ def logit_bias(pairs: Pairs, bias: Sequence[tuple[int, float]]) -> Pairs:
 def repetitions(
     tokens: Sequence[int], allowed_length: int, breakers: dict[int, list[tuple[int, ...]]]
 ) -> dict[int, int]:
-    """Of each token that followed an earlier occurrence of the text's end, the length of the longest one after the last breaker."""
+    """For each token that followed an earlier occurrence of the text's end, the length of the longest one after the last breaker."""
     start = 0
     for i, head in enumerate(tokens):
         complete = [

@@ -1,4 +1,4 @@
-"""Random JSON schemas of the kinds that people use, whose answers are all short."""
+"""Random JSON schemas of the kinds that people use, all of whose answers are short."""
 
 from __future__ import annotations
 

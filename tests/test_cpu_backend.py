@@ -22,7 +22,7 @@ from qwencli.engine.engine import Engine
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
-from qwencli.kernels import isa, layout
+from qwencli.kernels import formats, isa
 from qwencli.measure.perplexity import perplexity
 from qwencli.network.graph import Weight
 from qwencli.network.model import Model, load_model
@@ -135,7 +135,7 @@ def test_perplexity_is_llama_cpps(shared: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
 def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, arch: str) -> None:
-    """Alone and together with the logits. What is refused leaves the sequence as it was."""
+    """Alone and together with the logits. What is rejected leaves the sequence as it was."""
     c = tiny_models.config(arch, hidden_size=64)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 3))
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
@@ -159,7 +159,7 @@ def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, 
                     found.reshape(expected.shape), expected, atol=2e-3, err_msg=node.name
                 )
             backend.cache.release(seq)
-    assert refused == {"kv"}, "a handle of the cache is no tensor of numbers"
+    assert refused == {"kv"}, "a handle of the cache isn't a tensor of numbers"
 
 
 def test_what_is_fetched_together_has_the_bits_of_what_is_fetched_alone(demo: Model) -> None:
@@ -219,7 +219,7 @@ def test_tensors_of_a_type_without_kernels_are_named(
             add_tensor(self, tensor_name, tensor)
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
-    monkeypatch.delitem(layout.FORMATS, kind.name)
+    monkeypatch.delitem(formats.FORMATS, kind.name)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 0))
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
     with pytest.raises(ModelError, match=rf"m\.gguf: tensor '{name}' has the type {kind.name}, expected"):
@@ -239,7 +239,7 @@ def test_ctrl_c_in_a_step(demo: Model, n_threads: int) -> None:
     engine = Engine(backend, 4096, n_batch=2500)
 
     def step(seconds: float) -> None:
-        """Interrupted that many seconds after machine code is first entered, which has far more to do than that."""
+        """Interrupted this many seconds after machine code is entered, which has far more to do than that."""
         enter, timers = backend._team._step, [seconds]
         assert enter
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits whatever is beside."""
+"""Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits in any company."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from qwencli.backends.protocol import Batch, Segment
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
-from qwencli.kernels import isa, layout
+from qwencli.kernels import formats, isa, layout
 from qwencli.kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, PRODUCT_BYTES, ROUTE, SPREAD
 from qwencli.kernels.tiles import Tiles
 from qwencli.network.model import Model, load_model
@@ -27,7 +27,7 @@ from qwencli.network.model import Model, load_model
 ISAS = [i.name for i in isa.available()]
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 FORMATS = ["Q4_K", "Q8_0", "NVFP4", "F16", "BF16"]
-"""One of each family of products, and one with scales beside."""
+"""One of each family of products, and one with additional scales."""
 ROUTES = [(1, 1), (6, 2), (37, 5), (64, 8), (3, 3)]
 
 
@@ -240,7 +240,7 @@ class Products:
     def __init__(self, isa_name: str, name: str, n_expert: int, n_rows: int, side: str) -> None:
         rng = np.random.default_rng(3)
         self.isa, self.name, self.side, self.n_expert, self.n_rows = isa_name, name, side, n_expert, n_rows
-        self.kind, self.n_cols = layout.FORMATS[name].family, columns(name)
+        self.kind, self.n_cols = formats.FORMATS[name].family, columns(name)
         self.w = guarded(
             random_rows(name, n_expert * n_rows, self.n_cols, rng).reshape(n_expert, n_rows, -1), side
         )

@@ -23,7 +23,7 @@ from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import QwenError
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.request.request import Request
 from qwencli.sampling import Constraint, SamplingParams
@@ -229,7 +229,7 @@ def test_tokens_that_are_given_have_to_fit(llm: LLM) -> None:
 
 
 def answer_with_interrupts(llm: LLM, start: Start, at: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """With Ctrl-C behind the matcher's `at`-th work."""
+    """With Ctrl-C after the matcher has worked for the `at`-th time."""
     calls, check = 0, Guided._check
 
     def interrupted(self: Guided, answer: Sequence[int]) -> None:

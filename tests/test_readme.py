@@ -16,7 +16,7 @@ import click
 import pytest
 
 from qwencli.cli import cli
-from qwencli.hub.choice import EMBEDDED, VARIABLE
+from qwencli.hub.places import EMBEDDED, VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def options(name: str) -> set[str]:
 
 
 def calls(line: str) -> list[list[str]]:
-    """The words after `qwencli` in each call in a shell line: its subcommand and arguments."""
+    """The words after `qwencli` in each call of a shell line: its subcommand and arguments."""
     words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
     found: list[list[str]] = []
     inside = False

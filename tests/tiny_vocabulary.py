@@ -8,7 +8,7 @@ from os import PathLike
 import gguf
 from gguf import TokenType
 
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 
 SPECIAL = {
     "<|endoftext|>": TokenType.CONTROL,
@@ -35,7 +35,7 @@ of ſ (which some take for the s of a contraction) with an s, two digits."""
 
 @cache
 def words_and_merges() -> tuple[list[str], list[str]]:
-    """The embedded model's ordinary tokens and its merges, read by the `gguf` package, with those of ACROSS after them."""
+    """The embedded model's ordinary tokens and its merges, read by the `gguf` package, followed by those of ACROSS."""
     fields = gguf.GGUFReader(EMBEDDED).fields
     tokens, types, merges = (
         fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges")
