@@ -13,12 +13,16 @@ from llvmlite import ir
 
 from . import kv, layout
 from .activations import quantize_row
+from .arguments import ATTEND, ITEM, MERGE, PARTS, POINTERS
 from .kv._tiles import VECTORS, Ahead
 from .ops import tokens_of
-from .simd import F32, F32X16, I32, I32X16, I64, LANES, Emitter, i64, intrinsic_of, load_i64, void
+from .reading import load, reader
+from .simd import F32, F32X16, I32, I32X16, LANES, Emitter, f32, i64, intrinsic_of, load_i64, void
 
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
 PAGES_A_SPLIT = SPLIT // PAGE
+ITEM_BYTES, PARTS_BYTES = ITEM.n_bytes, PARTS.n_bytes
+read_pointers, read_item, read_parts = reader(POINTERS), reader(ITEM), reader(PARTS)
 
 
 def build(name: str, *variant: str) -> Any:
@@ -85,12 +89,12 @@ TILE_QUERIES, SMALL_TILE_QUERIES = 4, 2
 
 
 def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
-    """args: q, out, address of the addresses of items, records and partials, n_head, n_head_kv, scale (f32 bits), offset of the layer.
+    """A chunk is an item for one key-value head.
 
-    A chunk is an item for one key-value head. An item is 8 int64: first token, tokens, position of the first, first split, end of splits,
-    partial slot or -1 for a final result, page table (addresses), unused. Scratch: for each query of an item scores, a running and a merged
-    partial result, a factor, and what of the query and its weights is quantized for the types of keys and values.
+    Scratch: for each query of an item scores, a running and a merged partial result, a factor, and what of the query and its weights is
+    quantized for the types of keys and values.
     """
+    read = reader(ATTEND)
     head_dim = int(head_dim_text)
     width = head_dim + LANES  # floats of a partial result
     keys_as, values_as = kv.named(k_type), kv.named(v_type)
@@ -114,7 +118,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
         return e.at(q, b.mul(b.add(b.mul(b.udiv(n, shared), n_head), b.urem(n, shared)), e.int(4 * head_dim)))
 
     def score_of(tile: int) -> Any:
-        @intrinsic_of(void, i64, i64, i64, i64, i64, i64, i64, i64)
+        @intrinsic_of(void, i64, i64, i64, i64, i64, i64, f32, i64)
         def score(
             e: Emitter,
             q: Any,
@@ -126,15 +130,14 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             scale: Any,
             memory: Any,
         ) -> None:
-            values = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), e.int(0))
             """Scores of `tile` queries from `first` on."""
+            values = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), e.int(0))
             numbers = tile_numbers(e, tile, first, n_queries)
             out = places(e, numbers, memory)
             queries = [
                 e.at(place, query_at) if keys_as.QUANTIZED else query_address(e, q, n_head, shared, n)
                 for n, place in zip(numbers, out)
             ]
-            scale = e.b.bitcast(e.b.trunc(scale, I32), F32)
             keys_as.score_tile(e, queries, keys, scale, out, head_dim, Ahead(values, values_bytes))
 
         return score
@@ -219,42 +222,33 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
         copy_floats(e, e.at(memory, merged), out, width)
 
     def attend(args, chunk, scratch):
-        q, out, pointers, n_head = (
-            load_i64(args),
-            load_i64(args + 8),
-            load_i64(args + 16),
-            load_i64(args + 24),
-        )
-        n_head_kv, scale, layer_offset = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
-        items, partials = load_i64(pointers), load_i64(pointers + 16)
-        item, kv_head = items + 8 * layout.ITEM_WORDS * (chunk // n_head_kv), chunk % n_head_kv
-        first_token, n_tokens, first_position = load_i64(item), load_i64(item + 8), load_i64(item + 16)
-        begin, end, slot, pages = (
-            load_i64(item + 24),
-            load_i64(item + 32),
-            load_i64(item + 40),
-            load_i64(item + 48),
-        )
-        shared = n_head // n_head_kv
-        n_queries = n_tokens * shared
+        a = read(args)
+        pointers = read_pointers(a.pointers)
+        item = read_item(pointers.items + ITEM_BYTES * (chunk // a.n_head_kv))
+        kv_head = chunk % a.n_head_kv
+        first_token, first_position, pages = item.first_token, item.first_position, item.pages
+        n_head = a.n_head
+        shared = n_head // a.n_head_kv
+        n_queries = item.n_tokens * shared
         n_tiled = (n_queries + TILE_QUERIES - SMALL_TILE_QUERIES - 1) // TILE_QUERIES * TILE_QUERIES
-        q_first = q + 4 * head_dim * (first_token * n_head + kv_head * shared)
-        slab = layer_offset + (keys_bytes + values_bytes) * kv_head
-        fetch_keys(load_i64(pages + 8 * begin * PAGES_A_SPLIT) + slab)
+        q_first = a.q + 4 * head_dim * (first_token * n_head + kv_head * shared)
+        slab = a.layer_offset + (keys_bytes + values_bytes) * kv_head
+        fetch_keys(load_i64(pages + 8 * item.first_split * PAGES_A_SPLIT) + slab)
         for i in range(n_queries):
             prepare(q_first, n_head, shared, i, scratch + per_query * i)
-        for split in range(begin, end):
+        for split in range(item.first_split, item.end_split):
             for i in range(n_queries):
                 clear(scratch + per_query * i)
-            last_page = min((split + 1) * PAGES_A_SPLIT, (first_position + n_tokens + PAGE - 1) // PAGE)
+            last_page = min((split + 1) * PAGES_A_SPLIT, (first_position + item.n_tokens + PAGE - 1) // PAGE)
             for page in range(split * PAGES_A_SPLIT, last_page):
                 keys = load_i64(pages + 8 * page) + slab
-                values, n_before = keys + keys_bytes, first_position + 1 - page * PAGE
+                values = keys + keys_bytes
+                n_before = first_position + 1 - page * PAGE
                 following = load_i64(pages + 8 * page + 8) + slab if page + 1 < last_page else 0
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
-                    score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
+                    score(q_first, n_head, shared, i, n_queries, keys, a.scale, scratch)
                 for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):
-                    small_score(q_first, n_head, shared, i, n_queries, keys, scale, scratch)
+                    small_score(q_first, n_head, shared, i, n_queries, keys, a.scale, scratch)
                 for i in range(n_queries):
                     n_valid = first_position + i // shared + 1 - page * PAGE
                     if n_valid > 0:
@@ -269,26 +263,26 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
                         small_weigh(i, n_queries, values, following, n_before, shared, scratch)
             for i in range(n_queries):
                 memory = scratch + per_query * i
-                if split == begin:
+                if split == item.first_split:
                     take(memory)
                 elif first_position + i // shared >= split * SPLIT:
                     merge(memory)
         for i in range(n_queries):
-            memory, head = scratch + per_query * i, kv_head * shared + i % shared
-            if slot < 0:
-                write_final(memory, out + 4 * head_dim * ((first_token + i // shared) * n_head + head))
+            memory = scratch + per_query * i
+            head = kv_head * shared + i % shared
+            if item.slot < 0:
+                write_final(memory, a.out + 4 * head_dim * ((first_token + i // shared) * n_head + head))
             else:
-                write_partial(memory, partials + 4 * width * (slot * n_head + head))
+                write_partial(memory, pointers.partials + 4 * width * (item.slot * n_head + head))
 
     return attend
 
 
 def build_merge(head_dim_text: str, kind: str) -> Any:
-    """args: count, unit, out, address of the addresses of items, records and partials, n_head, quants, scales, sums.
-
-    Partial results of the tokens whose positions were split become `out`, whose rows are then quantized for the product that follows:
-    `kind` says how. A token's record is 2 int64: first partial slot, how many, 0 if `out` is there already.
+    """Partial results of the tokens whose positions were split become `out`, whose rows are then quantized for the product that follows:
+    `kind` says how.
     """
+    read = reader(MERGE)
     head_dim = int(head_dim_text)
     width = head_dim + LANES
 
@@ -302,22 +296,22 @@ def build_merge(head_dim_text: str, kind: str) -> Any:
 
     @intrinsic_of(void, i64, i64)
     def quantize(e: Emitter, args: Any, token: Any) -> None:
-        out, n_head, q, d, sums = (e.load(I64, args, 8 * i) for i in (2, 4, 5, 6, 7))
-        quantize_row(e, kind, out, q, d, sums, e.b.mul(n_head, e.int(head_dim)), token)
+        a = load(e, MERGE, args)
+        n_cols = e.b.mul(a.n_head, e.int(head_dim))
+        quantize_row(e, kind, a.out, a.quants, a.scales, a.sums, n_cols, token)
 
     def merge(args, chunk, scratch):
-        out, pointers, n_head = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
-        partials = load_i64(pointers + 16)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        a = read(args)
+        pointers = read_pointers(a.pointers)
+        first, last = tokens_of(args, chunk)
         for token in range(first, last):
-            record = load_i64(pointers + 8) + 8 * layout.RECORD_WORDS * token
-            slot, count = load_i64(record), load_i64(record + 8)
-            if count > 0:
-                for head in range(n_head):
-                    total = partials + 4 * width * (slot * n_head + head)
-                    for i in range(1, count):
-                        merge_two(total, partials + 4 * width * ((slot + i) * n_head + head))
-                    divide(total, out + 4 * head_dim * (token * n_head + head))
+            parts = read_parts(pointers.parts + PARTS_BYTES * token)
+            if parts.n_slots > 0:
+                for head in range(a.n_head):
+                    total = pointers.partials + 4 * width * (parts.first_slot * a.n_head + head)
+                    for i in range(1, parts.n_slots):
+                        merge_two(total, total + 4 * width * a.n_head * i)
+                    divide(total, a.out + 4 * head_dim * (token * a.n_head + head))
             quantize(args, token)
 
     return merge

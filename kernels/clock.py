@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .simd import I32, I64, Emitter, i64, intrinsic_of, ir, load_i64, void
+from .arguments import CLOCK
+from .reading import reader
+from .simd import I32, I64, Emitter, i64, intrinsic_of, ir, void
 
 
 def build(name: str) -> Any:
@@ -17,9 +19,11 @@ def call_clock(e: Emitter, function: Any, first: Any, second: Any) -> None:
 
 
 def build_read() -> Any:
-    """args: 1, the address of the system's clock function, its two arguments, of which one is the address of the result."""
+    """Calls the system's clock function."""
+    read_arguments = reader(CLOCK)
 
     def read(args, chunk, scratch):
-        call_clock(load_i64(args + 8), load_i64(args + 16), load_i64(args + 24))
+        a = read_arguments(args)
+        call_clock(a.function, a.first, a.second)
 
     return read

@@ -1,17 +1,11 @@
 """From a kernel's Python function to an object file: the only place where Numba's and LLVM's options are set.
 
-Numba types and lowers the function; its IR is then optimized and turned into machine code by our own target machine, so that `generic`
-and `avx2` really are compiled for a lesser CPU, or for a CPU of another kind, and nothing that the process compiles with Numba otherwise
-is affected.
+Numba types and lowers the function; its IR is then optimized and turned into machine code by a target machine of our own. So `generic` and
+`avx2` really are compiled for a lesser CPU, or for one of another kind, and whatever else the process compiles with Numba is unaffected.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-import threading
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -20,8 +14,9 @@ from numba import types
 from numba.core import codegen, compiler, registry
 from numba.core.compiler_lock import global_compiler_lock
 
-from . import jit, simd
-from .isa import ISA, Target, named, target
+from .isa import ISA, Target, target
+from .simd.emitter import set_isa
+from .specs import find, symbol
 
 SIGNATURE = (types.int64,) * 3
 
@@ -53,9 +48,8 @@ class KernelLibrary(codegen.CPUCodeLibrary):
             if not function.is_declaration and function.name != entry:
                 function.linkage = "internal"
         options = llvm.create_pipeline_tuning_options(speed_level=3)
-        options.loop_vectorization = options.slp_vectorization = (
-            False  # what should be vectors is written as vectors
-        )
+        options.loop_vectorization = False  # what should be vectors is written as vectors
+        options.slp_vectorization = False
         options.loop_unrolling = False
         passes = llvm.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
@@ -64,14 +58,14 @@ class KernelLibrary(codegen.CPUCodeLibrary):
         return module
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        """Not Numba's passes over each function, before those over the module: a quarter of the time, and the inner loops are the same."""
+        """Skip Numba's passes over each function before those over the module: they take a quarter of the time and change no inner loop."""
 
     def _finalize_specific(self) -> None:
         pass
 
 
 class KernelCodegen(codegen.CPUCodegen):
-    """Numba's code generator, for this machine, and a target machine for `isa`, which may be another's."""
+    """Numba's code generator for this machine, with a target machine for `isa`, which may belong to another."""
 
     _library_class = KernelLibrary
 
@@ -98,7 +92,7 @@ def target_machine(kind: Target) -> Any:
 
 @global_compiler_lock
 def lower(isa: ISA, spec: str) -> KernelLibrary:
-    """Type and lower a kernel and put a plain C entry point beside it."""
+    """Type and lower a kernel and add a plain C entry point. Raises whatever Numba or the kernel's module raises."""
     typing = registry.cpu_target.typing_context
     typing.refresh()
     base = registry.cpu_target.target_context
@@ -107,18 +101,18 @@ def lower(isa: ISA, spec: str) -> KernelLibrary:
     flags = compiler.Flags()
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"
-    library: KernelLibrary = context.codegen().create_library(jit.symbol(spec))
-    simd.set_isa(isa.name)
+    library: KernelLibrary = context.codegen().create_library(symbol(spec))
+    set_isa(isa.name)
     result = compiler.compile_extra(
-        typing, context, jit.find(spec), SIGNATURE, types.void, flags, {}, library=library
+        typing, context, find(spec), SIGNATURE, types.void, flags, {}, library=library
     )
-    library.add_ir_module(_entry_point(context, result.fndesc.llvm_func_name, jit.symbol(spec)))
+    library.add_ir_module(_entry_point(context, result.fndesc.llvm_func_name, symbol(spec)))
     library.finalize()
     return library
 
 
 def _entry_point(context: Any, kernel: str, name: str) -> ir.Module:
-    """A module with the function `name` that calls the kernel as Numba wants it called."""
+    """A module with the function `name`, which calls the kernel by Numba's calling convention."""
     module = context.create_module("entry")
     callee = ir.Function(module, context.call_conv.get_function_type(types.void, SIGNATURE), kernel)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 3), name)
@@ -130,41 +124,11 @@ def _entry_point(context: Any, kernel: str, name: str) -> ir.Module:
 
 @global_compiler_lock
 def compile_kernel(isa: ISA, spec: str) -> bytes:
-    """The object file of a kernel."""
-    return lower(isa, spec).object_code(jit.symbol(spec))
+    """The object file of a kernel. Raises what `lower` does."""
+    return lower(isa, spec).object_code(symbol(spec))
 
 
 @global_compiler_lock
 def assembly(isa: ISA, spec: str) -> str:
-    """The machine code of a kernel as text, for tests that look at it."""
-    return lower(isa, spec).assembly(jit.symbol(spec))
-
-
-def end_with_parent(folder: str) -> None:
-    """Wait for the end of stdin, a pipe: the process that started this one has ended, and nobody will look into the folder."""
-    os.read(0, 1)
-    os.chdir(Path(folder).parent)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
-
-
-def main() -> None:
-    """A worker of jit.py: python -m qwencli.kernels.compiler ISA FOLDER SPEC...
-
-    Each worker is given all kernels and takes those that no other one has taken.
-    """
-    name, folder, *specs = sys.argv[1:]
-    threading.Thread(target=end_with_parent, args=(folder,), daemon=True).start()
-    for spec in specs:
-        path = Path(folder, jit.symbol(spec))
-        try:
-            path.with_suffix(jit.CLAIMED).touch(exist_ok=False)
-        except FileExistsError:  # another worker has taken it
-            continue
-        part = path.with_suffix(".part")
-        part.write_bytes(compile_kernel(named(name), spec))
-        part.replace(path)
-
-
-if __name__ == "__main__":
-    main()
+    """The machine code of a kernel as text, for tests that read it. Raises what `lower` does."""
+    return lower(isa, spec).assembly(symbol(spec))

@@ -1,9 +1,8 @@
 """Gated delta nets: the convolution before them, their gates, and the recurrence itself.
 
-Every sequence of a step has a segment, whose record of layout.STATE_WORDS int64 says: first token, tokens, address of the state before
-(0 for zeros), address of the state behind, how many tokens stand before a border inside of the segment (0 if there is none), address of
-the state there. No state is written that is read. Tokens pass one by one and all sums have one order, so that the state and the results
-are the same bits however a sequence is cut into segments.
+Every sequence of a step has a segment, which arguments.STATE describes; a segment may have a border inside, where the state is kept too.
+No state is written that is read. Tokens pass one by one and all sums have one order, so that the state and the results are the same bits
+however a sequence is cut into segments.
 
 A layer's part of a state: the last d_conv - 1 rows that entered the convolution; then for each head its matrix S in blocks of WIDTH
 columns, each with its rows one after the other, so that what a chunk works on is contiguous and stays in the first cache.
@@ -14,12 +13,15 @@ from __future__ import annotations
 from typing import Any
 
 from . import activations, layout
+from .arguments import CONV, GATES, POINTERS, SCAN, STATE
 from .ops import tokens_of
+from .reading import reader
 from .runtime import fence
-from .simd import F32, F32X16, I32, Emitter, i64, intrinsic_of, load_f32, load_i64, store_f32, void
+from .simd import F32, F32X16, Emitter, f32, i64, intrinsic_of, load_f32, store_f32, void
 
 LANES = layout.LANES
-RECORDS = 24  # where their address is among the step's pointers
+STATE_BYTES = STATE.n_bytes
+read_pointers, read_state = reader(POINTERS), reader(STATE)
 AT_ONCE = 4  # rows of S in the body of a loop
 
 
@@ -49,12 +51,11 @@ def clear_of(n_bytes: int) -> Any:
 
 
 def build_conv(d_text: str, d_conv_text: str) -> Any:
-    """args: pointers of the step, heads, heads a chunk, heads of queries, x, weight, out, eps (f32 bits), offset of the layer in a state.
-
-    out = silu of the convolution; of queries and keys divided by sqrt(sum of squares of the head + eps), of queries by sqrt(d) too. A
+    """out = silu of the convolution; of queries and keys divided by sqrt(sum of squares of the head + eps), of queries by sqrt(d) too. A
     chunk has some heads of a segment, of d channels each; x and out are float32 [tokens, heads, d], weight [heads * d, d_conv].
     """
     d, d_conv = int(d_text), int(d_conv_text)
+    read = reader(CONV)
     n_before, head_bytes = d_conv - 1, 4 * d
 
     @intrinsic_of(i64)
@@ -91,7 +92,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
                 total = b.fmul(x, tap) if total is None else e.fma(x, tap, total)
             e.store(activations.silu(e, total), out, offset)
 
-    @intrinsic_of(void, i64, i64, i64)
+    @intrinsic_of(void, i64, f32, i64)
     def normalise(e: Emitter, out: Any, eps: Any, is_query: Any) -> None:
         b, n = e.b, e.int(d)
 
@@ -99,7 +100,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
             value = e.load(kind, out, offset)
             return b.fmul(value, value)
 
-        total = b.fadd(activations.sum_of(e, n, square), b.bitcast(b.trunc(eps, I32), F32))
+        total = b.fadd(activations.sum_of(e, n, square), eps)
         scale = b.select(b.icmp_signed("!=", is_query, e.int(0)), e.float(d**-0.5), e.float(1.0))
         scale = b.fdiv(scale, e.call("llvm.sqrt.f32", F32, total))
         activations.each_lane(
@@ -113,27 +114,22 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
     copy, clear = copy_of(head_bytes), clear_of(head_bytes)
 
     def conv(args, chunk, scratch):
-        n_head, a_chunk, n_head_k = load_i64(args + 8), load_i64(args + 16), load_i64(args + 24)
-        all_x, weight, all_out = load_i64(args + 32), load_i64(args + 40), load_i64(args + 48)
-        eps, layer_offset = load_i64(args + 56), load_i64(args + 64)
-        a_segment = (n_head + a_chunk - 1) // a_chunk
-        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_segment)
-        first, n, before, behind = (
-            load_i64(record),
-            load_i64(record + 8),
-            load_i64(record + 16),
-            load_i64(record + 24),
-        )
-        border, at_border = load_i64(record + 32), load_i64(record + 40)
-        row, taps, rows = head_bytes * n_head, memory_of_taps(), memory_of_rows()
-        first_head = chunk % a_segment * a_chunk
-        for head in range(first_head, min(first_head + a_chunk, n_head)):
+        a = read(args)
+        n_chunks = (a.n_head + a.chunk_heads - 1) // a.chunk_heads  # of a segment
+        state = read_state(read_pointers(a.pointers).states + STATE_BYTES * (chunk // n_chunks))
+        n, before = state.n, state.before
+        row = head_bytes * a.n_head
+        taps, rows = memory_of_taps(), memory_of_rows()
+        first_head = chunk % n_chunks * a.chunk_heads
+        for head in range(first_head, min(first_head + a.chunk_heads, a.n_head)):
             column = head_bytes * head
-            x, out, n_near = all_x + row * first + column, all_out + row * first + column, min(n, n_before)
-            load_taps(weight + column * d_conv, taps)
+            x = a.x + row * state.first + column
+            out = a.out + row * state.first + column
+            n_near = min(n, n_before)
+            load_taps(a.weight + column * d_conv, taps)
             for i in range(n_before):  # what the first tokens look at, one after the other
                 if before:
-                    copy(before + layer_offset + row * i + column, rows + head_bytes * i)
+                    copy(before + a.layer_offset + row * i + column, rows + head_bytes * i)
                 else:
                     clear(rows + head_bytes * i)
             for i in range(n_near):
@@ -143,16 +139,16 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
                     convolve(rows + head_bytes * t, head_bytes, taps, out + row * t)
                 else:
                     convolve(x + row * (t - n_before), row, taps, out + row * t)
-                if head < 2 * n_head_k:
-                    normalise(out + row * t, eps, head < n_head_k)
-            for i in range(2 if border else 1):
-                done, state = (border, at_border) if i else (n, behind)
+                if head < 2 * a.n_head_k:
+                    normalise(out + row * t, a.eps, head < a.n_head_k)
+            for i in range(2 if state.border else 1):
+                done, kept = (state.border, state.at_border) if i else (n, state.after)
                 for j in range(n_before):
                     seen = done + j
                     source = (
                         rows + head_bytes * seen if seen < n_before + n_near else x + row * (seen - n_before)
                     )
-                    copy(source, state + layer_offset + row * j + column)
+                    copy(source, kept + a.layer_offset + row * j + column)
 
     return conv
 
@@ -169,9 +165,8 @@ def picked(e: Emitter, parts: list[Any], indices: list[int]) -> Any:
 
 
 def build_gates() -> Any:
-    """args: count, unit, alpha, beta, bytes from token to token, heads of a group, bytes from group to group, n_head, dt, a, decay,
-    strength. decay = exp(a * softplus(alpha + dt)) and strength = sigmoid(beta), float32 [tokens, n_head].
-    """
+    """decay = exp(a * softplus(alpha + dt)) and strength = sigmoid(beta), float32 [tokens, n_head]."""
+    read = reader(GATES)
 
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def gates_of(e: Emitter, decay: Any, strength: Any, dt: Any, a: Any, n: Any) -> None:
@@ -186,32 +181,27 @@ def build_gates() -> Any:
         activations.each_lane(e, n, write)
 
     def gates(args, chunk, scratch):
-        alpha, beta, token_bytes = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
-        n_group, group_bytes, n_head = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
-        dt, a, all_decay, all_strength = (
-            load_i64(args + 64),
-            load_i64(args + 72),
-            load_i64(args + 80),
-            load_i64(args + 88),
-        )
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        a = read(args)
+        first, last = tokens_of(args, chunk)
         for t in range(first, last):
-            decay, strength = all_decay + 4 * n_head * t, all_strength + 4 * n_head * t
-            for head in range(n_head):
-                place = token_bytes * t + group_bytes * (head // n_group) + 4 * (head % n_group)
-                store_f32(decay + 4 * head, load_f32(alpha + place))
-                store_f32(strength + 4 * head, load_f32(beta + place))
-            gates_of(decay, strength, dt, a, n_head)
+            decay = a.decay + 4 * a.n_head * t
+            strength = a.strength + 4 * a.n_head * t
+            for head in range(a.n_head):
+                place = (
+                    a.token_bytes * t + a.group_bytes * (head // a.group_heads) + 4 * (head % a.group_heads)
+                )
+                store_f32(decay + 4 * head, load_f32(a.alpha + place))
+                store_f32(strength + 4 * head, load_f32(a.beta + place))
+            gates_of(decay, strength, a.dt, a.a, a.n_head)
 
     return gates
 
 
 def build_scan(d_text: str) -> Any:
-    """args: pointers of the step, n_head_k, n_head_v, 1 if value head h has the key head h % n_head_k (else h // (n_head_v / n_head_k)),
-    blocks a chunk, qkv as the convolution gives them, decay, strength, out, offset of the layer's matrices in a state.
-
-    A chunk has some blocks of columns of a segment's heads. out is float32 [tokens, n_head_v, d].
+    """The recurrence over `qkv` as the convolution gives them. A chunk has some blocks of columns of a segment's heads; out is float32
+    [tokens, n_head_v, d].
     """
+    read = reader(SCAN)
     d = int(d_text)
     width = layout.state_width(d)
     vectors, block_bytes, head_bytes = range(width // LANES), 4 * d * width, 4 * d
@@ -296,63 +286,50 @@ def build_scan(d_text: str) -> Any:
     copy, clear = copy_of(block_bytes), clear_of(block_bytes)
 
     def scan(args, chunk, scratch):
-        n_head_k, n_head_v, tiled, a_chunk = (
-            load_i64(args + 8),
-            load_i64(args + 16),
-            load_i64(args + 24),
-            load_i64(args + 32),
-        )
-        qkv, decays, strengths = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
-        all_out, offset = load_i64(args + 64), load_i64(args + 72)
-        n_blocks = n_head_v * (d // width)
-        a_segment = (n_blocks + a_chunk - 1) // a_chunk
-        record = load_i64(load_i64(args) + RECORDS) + 8 * layout.STATE_WORDS * (chunk // a_segment)
-        first, n, before, behind = (
-            load_i64(record),
-            load_i64(record + 8),
-            load_i64(record + 16),
-            load_i64(record + 24),
-        )
-        border, at_border = load_i64(record + 32), load_i64(record + 40)
-        row, products = head_bytes * (2 * n_head_k + n_head_v), memory_of_products()
-        first_block = chunk % a_segment * a_chunk
-        end = min(first_block + a_chunk, n_blocks)
+        a = read(args)
+        n_blocks = a.n_head_v * (d // width)
+        n_chunks = (n_blocks + a.chunk_blocks - 1) // a.chunk_blocks  # of a segment
+        segment = read_state(read_pointers(a.pointers).states + STATE_BYTES * (chunk // n_chunks))
+        first, n, before = segment.first, segment.n, segment.before
+        row = head_bytes * (2 * a.n_head_k + a.n_head_v)
+        products = memory_of_products()
+        first_block = chunk % n_chunks * a.chunk_blocks
+        end = min(first_block + a.chunk_blocks, n_blocks)
         for block in range(first_block, end):
             head, column = block // (d // width), block % (d // width) * 4 * width
-            shared = head % n_head_k if tiled else head // (n_head_v // n_head_k)
-            place = offset + block_bytes * block
-            new = behind + place
+            shared = head % a.n_head_k if a.tiled else head // (a.n_head_v // a.n_head_k)
+            place = a.layer_offset + block_bytes * block
+            new = segment.after + place
             state = before + place if before else new
             if before == 0:
                 clear(new)
-            q, k = (
-                qkv + row * first + head_bytes * shared,
-                qkv + row * first + head_bytes * (n_head_k + shared),
-            )
-            v = qkv + row * first + head_bytes * (2 * n_head_k + head) + column
-            out = all_out + head_bytes * (n_head_v * first + head) + column
-            gate = 4 * (n_head_v * first + head)
+            q = a.qkv + row * first + head_bytes * shared
+            k = a.qkv + row * first + head_bytes * (a.n_head_k + shared)
+            v = a.qkv + row * first + head_bytes * (2 * a.n_head_k + head) + column
+            out = a.out + head_bytes * (a.n_head_v * first + head) + column
+            decay = a.decay + 4 * (a.n_head_v * first + head)
+            strength = a.strength + 4 * (a.n_head_v * first + head)
             look_up(state, k, products)
             if n == 1:
                 following = state + block_bytes if block + 1 < end else state
-                update_alone(state, new, q, k, v, decays + gate, strengths + gate, following, products, out)
+                update_alone(state, new, q, k, v, decay, strength, following, products, out)
             for t in range(n if n > 1 else 0):
-                gate_of_t, following = gate + 4 * n_head_v * t, k + row * min(t + 1, n - 1)
+                of_token = 4 * a.n_head_v * t
                 update(
                     state,
                     new,
                     q + row * t,
                     k + row * t,
                     v + row * t,
-                    decays + gate_of_t,
-                    strengths + gate_of_t,
-                    following,
+                    decay + of_token,
+                    strength + of_token,
+                    k + row * min(t + 1, n - 1),
                     products,
-                    out + head_bytes * n_head_v * t,
+                    out + head_bytes * a.n_head_v * t,
                 )
                 state = new
-                if t + 1 == border:
-                    copy(new, at_border + place)
+                if t + 1 == segment.border:
+                    copy(new, segment.at_border + place)
         if n == 1:
             fence()  # what was streamed comes before what says that it is done
 

@@ -1,10 +1,8 @@
 """Mixtures of experts: which of them a token takes, tokens put together by expert, products of each expert with its tokens, sums.
 
 Each token has `n_used` slots, the likeliest expert in the first. A place is where a slot's rows lie: for one token it is the slot; for
-many tokens places are sorted by expert, then by token. A product with an expert is one with a matrix: a record of its arguments, as
-matmul.py has them, is written into the thread's scratch, and that module's kernel is called, whose address is an argument here.
-
-Arguments, int64 each: see the function that reads them. `count` is the address of the number of tokens, `unit` how many make a chunk.
+many tokens places are sorted by expert, then by token. A product with an expert is one with a matrix: its arguments are written into
+the thread's scratch, and a kernel of matmul.py is called, whose address is an argument here.
 """
 
 from __future__ import annotations
@@ -13,9 +11,22 @@ from typing import Any
 
 from numba import njit, types
 
-from . import layout
 from .activations import F32X1, each_lane, lanes, sum_of
+from .arguments import (
+    COMBINE,
+    COPIED,
+    ENTRY,
+    GROUP,
+    MANY,
+    ONE,
+    PRODUCT,
+    PRODUCT_BYTES,
+    QUANTIZED,
+    ROUTE,
+    SPREAD,
+)
 from .ops import tokens_of
+from .reading import reader, writer
 from .runtime import call_kernel
 from .sampling import exp
 from .simd import (
@@ -35,11 +46,13 @@ from .simd import (
 
 LEAST_SUM = 2.0**-14
 """By which a token's weights are divided at least: the smallest normal half float, as llama.cpp has it."""
-ENTRY_BYTES = 8 * layout.ENTRY_WORDS
-STEPS, RECORD = 32, 80
-"""Offsets among the arguments of a product."""
 IN_PLACE = 2
-"""An expert with so many tokens or fewer is multiplied in place: to unpack its weights would take longer."""
+"""An expert with that many tokens or fewer is multiplied in place: to unpack its weights would take longer."""
+ENTRY_BYTES, COPIED_BYTES = ENTRY.n_bytes, COPIED.n_bytes
+COUNT_OF_ENTRY = ENTRY.offset("count")
+FIRST_COPIED, N_COPIED = SPREAD.offset("x_source"), 1 + len(QUANTIZED.split())
+read_entry, write_entry, read_copied = reader(ENTRY), writer(ENTRY), reader(COPIED)
+write_product = writer(PRODUCT)
 
 store_i32 = intrinsic_of(void, i64, i64)(lambda e, address, value: e.store(e.b.trunc(value, I32), address))
 
@@ -78,22 +91,19 @@ def softmax_parts(e: Emitter, logits: Any, n: Any, out: Any) -> None:
 
 
 def build_route() -> Any:
-    """args: count, unit, logits, n_expert, n_used, normalised, ids (i32), weights (f32).
-
-    Of each token's experts the likeliest, of equals those of lower numbers. Where a logit is NaN all weights are, and ids still are
-    those of experts.
+    """Of each token's experts the likeliest, of equals those of lower numbers. Where a logit is NaN all weights are, and ids are those of
+    experts all the same.
     """
+    read = reader(ROUTE)
 
     def route(args, chunk, scratch):
-        all_logits, n_expert, n_used = load_i64(args + 16), load_i64(args + 24), load_i64(args + 32)
-        normalised, all_ids, all_weights = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        a = read(args)
+        n_expert, n_used = a.n_expert, a.n_used
+        first, last = tokens_of(args, chunk)
         for t in range(first, last):
-            logits, ids, weights = (
-                all_logits + 4 * n_expert * t,
-                all_ids + 4 * n_used * t,
-                all_weights + 4 * n_used * t,
-            )
+            logits = a.logits + 4 * n_expert * t
+            ids = a.ids + 4 * n_used * t
+            weights = a.weights + 4 * n_used * t
             for expert in range(n_expert):
                 value = load_f32(logits + 4 * expert)
                 if expert < n_used:
@@ -114,7 +124,7 @@ def build_route() -> Any:
                 weight = exp(load_f32(weights + 4 * i) - load_f32(scratch)) / load_f32(scratch + 4)
                 store_f32(weights + 4 * i, weight)
                 total += weight
-            if normalised:
+            if a.normalised:
                 if total < LEAST_SUM:
                     total = types.float32(LEAST_SUM)
                 for i in range(n_used):
@@ -124,44 +134,35 @@ def build_route() -> Any:
 
 
 def build_group() -> Any:
-    """args: count, 1 (chunk), n_used, n_expert, ids, places (i32), ends (i64, one an expert), entries, n_products, chunks, totals (i64).
-
-    An entry of layout.ENTRY_WORDS for each expert that has tokens: its number, its first place, how many it has. For each product with
-    them the number of its chunks, of which it has `chunks` an expert.
-    """
+    """An ENTRY for each expert that has tokens, and for each product with them the number of its chunks."""
+    read = reader(GROUP)
 
     def group(args, chunk, scratch):
-        n, n_expert, ids = (
-            load_i64(load_i64(args)) * load_i64(args + 16),
-            load_i64(args + 24),
-            load_i64(args + 32),
-        )
-        places, ends, entry = load_i64(args + 40), load_i64(args + 48), load_i64(args + 56)
-        for expert in range(n_expert):
-            store_i64(ends + 8 * expert, 0)
+        a = read(args)
+        n = load_i64(a.count) * a.n_used
+        for expert in range(a.n_expert):
+            store_i64(a.ends + 8 * expert, 0)
         for i in range(n):
-            end = ends + 8 * load_i32(ids + 4 * i)
+            end = a.ends + 8 * load_i32(a.ids + 4 * i)
             store_i64(end, load_i64(end) + 1)
-        place, n_entries = 0, 0
-        for expert in range(n_expert):
-            count = load_i64(ends + 8 * expert)
-            store_i64(ends + 8 * expert, place)
+        place = 0
+        n_entries = 0
+        for expert in range(a.n_expert):
+            count = load_i64(a.ends + 8 * expert)
+            store_i64(a.ends + 8 * expert, place)
             if count > 0:
-                store_i64(entry, expert)
-                store_i64(entry + 8, place)
-                store_i64(entry + 16, count)
+                entry = a.entries + ENTRY_BYTES * n_entries
+                write_entry(entry, expert=expert, place=place, count=count)
                 place += count
                 n_entries += 1
-                entry += ENTRY_BYTES
         for i in range(n):
-            end = ends + 8 * load_i32(ids + 4 * i)
+            end = a.ends + 8 * load_i32(a.ids + 4 * i)
             place = load_i64(end)
-            store_i32(places + 4 * i, place)
+            store_i32(a.places + 4 * i, place)
             store_i64(end, place + 1)
-        for product in range(load_i64(args + 64)):
-            store_i64(
-                load_i64(args + 80) + 8 * product, n_entries * load_i64(load_i64(args + 72) + 8 * product)
-            )
+        for product in range(a.n_products):
+            chunks = load_i64(a.chunks + 8 * product)
+            store_i64(a.totals + 8 * product, n_entries * chunks)
 
     return group
 
@@ -177,72 +178,80 @@ def copy(e: Emitter, source: Any, target: Any, n_bytes: Any) -> None:
 
 
 def build_spread() -> Any:
-    """args: count, unit, n_used, places, then four times: source, target, bytes a row. Each token's rows copied to its places."""
+    """Each token's rows copied to its places."""
+    read = reader(SPREAD)
 
     def spread(args, chunk, scratch):
-        n_used, places = load_i64(args + 16), load_i64(args + 24)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        a = read(args)
+        first, last = tokens_of(args, chunk)
         for t in range(first, last):
-            for which in range(4):
-                array = args + 32 + 24 * which
-                source, target, n_bytes = load_i64(array), load_i64(array + 8), load_i64(array + 16)
-                for i in range(n_used * t, n_used * t + n_used):
-                    copy(source + n_bytes * t, target + n_bytes * load_i32(places + 4 * i), n_bytes)
+            for which in range(N_COPIED):
+                rows = read_copied(args + FIRST_COPIED + COPIED_BYTES * which)
+                for i in range(a.n_used * t, a.n_used * t + a.n_used):
+                    target = rows.target + rows.n_bytes * load_i32(a.places + 4 * i)
+                    copy(rows.source + rows.n_bytes * t, target, rows.n_bytes)
 
     return spread
 
 
 @njit(inline="always")
-def write_record(args, record, expert, place, count):
+def write_record(a, record, expert, place, count):
     """The arguments of a product with an expert, whose rows are those from `place` on, as many as `count` is the address of.
 
-    What differs from expert to expert, by its index: 2 weights, 6 to 9 x and its quantized form, 10 y (11 is a step), 14 scale.
+    `a` has those for expert 0 and place 0.
     """
-    for i in range(0, 8 * layout.PRODUCT_WORDS, 8):
-        store_i64(record + i, load_i64(args + RECORD + i))
-    store_i64(record, count)
-    store_i64(record + 16, load_i64(record + 16) + expert * load_i64(args + STEPS))
-    store_i64(record + 112, load_i64(record + 112) + expert * load_i64(args + STEPS + 8))
-    for i in range(0, 32, 8):
-        store_i64(record + 48 + i, load_i64(record + 48 + i) + place * load_i64(args + STEPS + 16 + i))
-    store_i64(record + 80, load_i64(record + 80) + place * load_i64(record + 88))
+    write_product(
+        record,
+        count=count,
+        chunk_rows=a.chunk_rows,
+        w=a.w + expert * a.w_step,
+        row_bytes=a.row_bytes,
+        n_rows=a.n_rows,
+        n_cols=a.n_cols,
+        x=a.x + place * a.x_step,
+        quants=a.quants + place * a.quants_step,
+        scales=a.scales + place * a.scales_step,
+        sums=a.sums + place * a.sums_step,
+        y=a.y + place * a.y_stride,
+        y_stride=a.y_stride,
+        bias=a.bias,
+        residual=a.residual,
+        scale=a.scale + expert * a.scale_step,
+    )
 
 
 def build_one() -> Any:
-    """args: kernel for one token, 0, chunks an expert, ids (i32), then steps in bytes: from an expert to the next of weights and of scales,
-    from a place to the next of x, quants, scales and sums; then the product's arguments for expert 0 and place 0.
-
-    One token, whose places are its slots; steps from place to place are 0 where all of them read the same activations.
-    """
+    """One token, whose places are its slots."""
+    read = reader(ONE)
 
     def one(args, chunk, scratch):
-        n_chunks = load_i64(args + 16)
-        slot = chunk // n_chunks
-        write_record(args, scratch, load_i32(load_i64(args + 24) + 4 * slot), slot, load_i64(args + RECORD))
-        call_kernel(load_i64(args), scratch, chunk - slot * n_chunks, scratch + layout.PRODUCT_BYTES)
+        a = read(args)
+        slot = chunk // a.expert_chunks
+        write_record(a, scratch, load_i32(a.ids + 4 * slot), slot, a.count)
+        call_kernel(a.one, scratch, chunk - slot * a.expert_chunks, scratch + PRODUCT_BYTES)
 
     return one
 
 
 def build_many() -> Any:
-    """args: kernels for one token and for many, chunks an expert, entries (see build_group), and more as in build_one."""
+    """Many tokens, in their experts' entries."""
+    read = reader(MANY)
 
     def many(args, chunk, scratch):
-        n_chunks = load_i64(args + 16)
-        number = chunk // n_chunks
-        entry = load_i64(args + 24) + ENTRY_BYTES * number
-        write_record(args, scratch, load_i64(entry), load_i64(entry + 8), entry + 16)
-        kernel = load_i64(args) if load_i64(entry + 16) <= IN_PLACE else load_i64(args + 8)
-        call_kernel(kernel, scratch, chunk - number * n_chunks, scratch + layout.PRODUCT_BYTES)
+        a = read(args)
+        number = chunk // a.expert_chunks
+        address = a.entries + ENTRY_BYTES * number
+        entry = read_entry(address)
+        write_record(a, scratch, entry.expert, entry.place, address + COUNT_OF_ENTRY)
+        kernel = a.few if entry.count <= IN_PLACE else a.many
+        call_kernel(kernel, scratch, chunk - number * a.expert_chunks, scratch + PRODUCT_BYTES)
 
     return many
 
 
 def build_combine() -> Any:
-    """args: count, unit, y, places or 0, weights (f32), n_used, n_cols, out, residual or 0.
-
-    The sum over a token's slots, in their order, of its rows of y times their weights, plus the residual. Without places they are slots.
-    """
+    """The sum over a token's slots, in their order, of its rows of y times their weights, plus the residual."""
+    read = reader(COMBINE)
 
     @intrinsic_of(void, i64, i64, f32, i64)
     def first_slot(e: Emitter, y: Any, out: Any, weight: Any, n: Any) -> None:
@@ -273,24 +282,20 @@ def build_combine() -> Any:
         )
 
     def combine(args, chunk, scratch):
-        y, places, weights, n_used = (
-            load_i64(args + 16),
-            load_i64(args + 24),
-            load_i64(args + 32),
-            load_i64(args + 40),
-        )
-        n_cols, all_out, residual = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        a = read(args)
+        n_cols, n_used = a.n_cols, a.n_used
+        first, last = tokens_of(args, chunk)
         for t in range(first, last):
-            out = all_out + 4 * n_cols * t
+            out = a.out + 4 * n_cols * t
             for i in range(n_used * t, n_used * t + n_used):
-                place = load_i32(places + 4 * i) if places else i
-                row, weight = y + 4 * n_cols * place, load_f32(weights + 4 * i)
+                place = load_i32(a.places + 4 * i) if a.places else i
+                row = a.y + 4 * n_cols * place
+                weight = load_f32(a.weights + 4 * i)
                 if i == n_used * t:
                     first_slot(row, out, weight, n_cols)
                 else:
                     add_slot(row, out, weight, n_cols)
-            if residual:
-                add_row(residual + 4 * n_cols * t, out, n_cols)
+            if a.residual:
+                add_row(a.residual + 4 * n_cols * t, out, n_cols)
 
     return combine

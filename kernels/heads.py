@@ -6,8 +6,10 @@ from typing import Any
 
 from . import kv, layout
 from .activations import each_lane, rms_norm
+from .arguments import ROTATE, STORE
 from .ops import tokens_of
-from .simd import F32, I32, Emitter, i64, intrinsic_of, load_i64, void
+from .reading import reader
+from .simd import Emitter, f32, i64, intrinsic_of, load_i64, void
 
 PAGE = layout.PAGE
 
@@ -26,7 +28,7 @@ def rotate_head(
     b = e.b
     has_norm = b.icmp_unsigned("!=", weight, e.int(0))
     with b.if_then(has_norm):
-        rms_norm(e, x, weight, out, head_dim, b.bitcast(b.trunc(eps, I32), F32))
+        rms_norm(e, x, weight, out, head_dim, eps)
     with b.if_then(b.and_(b.not_(has_norm), b.icmp_unsigned("!=", x, out))):
         each_lane(e, head_dim, lambda offset, kind: e.store(e.load(kind, x, offset), out, offset))
     half = b.lshr(n_rot, e.int(1))
@@ -41,42 +43,29 @@ def rotate_head(
     each_lane(e, half, rotate)
 
 
-rotate_one = intrinsic_of(void, *[i64] * 7)(rotate_head)
+rotate_one = intrinsic_of(void, i64, i64, i64, f32, i64, i64, i64)(rotate_head)
 
 
 def build_rotate() -> Any:
-    """args: count, unit, x, n_head, head_dim, weight or 0, eps (f32 bits), table, n_rot; out, bytes of x from token to token and from head
-    to head. Queries; out, where they follow each other, may be x where they do so too.
-    """
+    """Queries. `out`, where heads follow each other, may be x where they do so too."""
+    read = reader(ROTATE)
 
     def rotate(args, chunk, scratch):
-        x, n_head, head_dim, weight = (
-            load_i64(args + 16),
-            load_i64(args + 24),
-            load_i64(args + 32),
-            load_i64(args + 40),
-        )
-        eps, table, n_rot = load_i64(args + 48), load_i64(args + 56), load_i64(args + 64)
-        out, token_bytes, head_bytes = load_i64(args + 72), load_i64(args + 80), load_i64(args + 88)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
+        a = read(args)
+        first, last = tokens_of(args, chunk)
         for t in range(first, last):
-            for head in range(n_head):
-                to = out + 4 * head_dim * (t * n_head + head)
-                rotate_one(
-                    x + token_bytes * t + head_bytes * head,
-                    to,
-                    weight,
-                    eps,
-                    table + 4 * n_rot * t,
-                    n_rot,
-                    head_dim,
-                )
+            angles = a.table + 4 * a.n_rot * t
+            for head in range(a.n_head):
+                x = a.x + a.token_bytes * t + a.head_bytes * head
+                out = a.out + 4 * a.head_dim * (t * a.n_head + head)
+                rotate_one(x, out, a.weight, a.eps, angles, a.n_rot, a.head_dim)
 
     return rotate
 
 
 def build_store(k_type: str, v_type: str) -> Any:
-    """args: as rotate's for the keys, then values, address of each token's page, slots in these, offset of the layer in a page."""
+    """Keys, rotated where they lie, and values, which go to their pages."""
+    read = reader(STORE)
     (k_block, k_bytes), (v_block, v_bytes) = layout.KV_TYPES[k_type], layout.KV_TYPES[v_type]
 
     @intrinsic_of(void, i64, i64, i64, i64, i64, i64)
@@ -85,30 +74,19 @@ def build_store(k_type: str, v_type: str) -> Any:
         kv.named(v_type).store_value(e, v, values, slot, head_dim)
 
     def store(args, chunk, scratch):
-        k, n_head, head_dim, weight = (
-            load_i64(args + 16),
-            load_i64(args + 24),
-            load_i64(args + 32),
-            load_i64(args + 40),
-        )
-        eps, table, n_rot, v = (
-            load_i64(args + 48),
-            load_i64(args + 56),
-            load_i64(args + 64),
-            load_i64(args + 72),
-        )
-        pages, slots, layer_offset = load_i64(args + 80), load_i64(args + 88), load_i64(args + 96)
-        first, last = tokens_of(load_i64(args), load_i64(args + 8), chunk)
-        keys_bytes, values_bytes = (
-            PAGE * (head_dim // k_block) * k_bytes,
-            PAGE * (head_dim // v_block) * v_bytes,
-        )
+        a = read(args)
+        first, last = tokens_of(args, chunk)
+        keys_bytes = PAGE * (a.head_dim // k_block) * k_bytes
+        values_bytes = PAGE * (a.head_dim // v_block) * v_bytes
         for t in range(first, last):
-            keys, slot = load_i64(pages + 8 * t) + layer_offset, load_i64(slots + 8 * t)
-            for head in range(n_head):
-                x = 4 * head_dim * (t * n_head + head)
-                rotate_one(k + x, k + x, weight, eps, table + 4 * n_rot * t, n_rot, head_dim)
-                store_head(k + x, v + x, keys, keys + keys_bytes, slot, head_dim)
+            angles = a.table + 4 * a.n_rot * t
+            keys = load_i64(a.pages + 8 * t) + a.layer_offset
+            slot = load_i64(a.slots + 8 * t)
+            for head in range(a.n_head):
+                place = 4 * a.head_dim * (t * a.n_head + head)
+                k = a.k + place
+                rotate_one(k, k, a.weight, a.eps, angles, a.n_rot, a.head_dim)
+                store_head(k, a.v + place, keys, keys + keys_bytes, slot, a.head_dim)
                 keys += keys_bytes + values_bytes
 
     return store

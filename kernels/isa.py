@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 VARIABLE = "QWENCLI_ISA"
 OLDEST_LLVM = 21
-"""In older ones intrinsics take other types. Numba has this or a newer one from 0.66 on."""
+"""In older versions intrinsics take other types. Numba brings this one or a newer one since 0.66."""
 
 
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 
 
 class ISA(NamedTuple):
-    """`name` is a file's in `simd/`; `machines` are those that may have it, "" any; `needs` are LLVM's names of CPU features; `cpu` is what
-    LLVM compiles for, with these features, "" the CPU we run on."""
+    """`name` is that of a file in `simd/`; `machines` are the kinds of processor that may have it, () for any kind; `needs` are the
+    CPU features that it needs, by LLVM's names; `cpu` is what LLVM compiles for, with these features, "" the CPU we run on."""
 
     name: str
     machines: tuple[str, ...]
@@ -30,7 +30,7 @@ ISAS = (  # best first
     ISA("avx512vnni", X86, ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"), ""),
     ISA("avxvnni", X86, ("avx2", "fma", "f16c", "avxvnni"), "x86-64-v3"),
     ISA("avx2", X86, ("avx2", "fma", "f16c"), "x86-64-v3"),
-    # not for the very CPU: its name would bring features, SVE among them, that the system may not have enabled
+    # not for the CPU by its name: that would bring features, SVE among them, that the system may not have enabled
     ISA("neon_i8mm", ARM, ("neon", "dotprod", "i8mm"), "generic"),
     ISA("neon_dotprod", ARM, ("neon", "dotprod"), "generic"),
     ISA("neon", ARM, ("neon",), "generic"),
@@ -39,7 +39,7 @@ ISAS = (  # best first
 
 
 class Target(NamedTuple):
-    """What LLVM compiles for: its triple, the CPU's name and the features beyond that CPU's."""
+    """What LLVM compiles for: a triple, a CPU's name, and features that this CPU may lack."""
 
     triple: str
     cpu: str
@@ -47,11 +47,11 @@ class Target(NamedTuple):
 
 
 class ISAError(ValueError):
-    """The ISA that was asked for doesn't exist, this CPU lacks it, or LLVM is too old for all of them."""
+    """The ISA that was asked for doesn't exist, this CPU lacks it, or LLVM is too old for any of them."""
 
 
 def machine() -> str:
-    """The processor that this process runs on, or believes to: "x86_64", "aarch64", on macOS "arm64"."""
+    """The kind of processor that this process runs on, as far as it can tell: "x86_64", "aarch64", on macOS "arm64"."""
     import llvmlite.binding as llvm
 
     return str(llvm.get_process_triple()).partition("-")[0].lower()
@@ -59,6 +59,7 @@ def machine() -> str:
 
 @cache
 def cpu_features() -> frozenset[str]:
+    """The features of this CPU, by LLVM's names."""
     import llvmlite.binding as llvm
 
     found = {name for name, present in llvm.get_host_cpu_features().items() if present}
@@ -66,13 +67,13 @@ def cpu_features() -> frozenset[str]:
 
 
 def _arm_features() -> set[str]:
-    """What LLVM doesn't find: on Linux it looks for neither `dotprod` nor `i8mm`, on macOS for nothing."""
+    """Features that LLVM doesn't look for: on Linux `dotprod` and `i8mm` are among them, on macOS all are."""
     if sys.platform == "linux":  # bits of AT_HWCAP and AT_HWCAP2, from the kernel's uapi/asm/hwcap.h
         getauxval = ctypes.CDLL(None).getauxval
         getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
         bits = {"neon": (16, 1), "lse": (16, 8), "dotprod": (16, 20), "i8mm": (26, 13)}
         return {name for name, (word, bit) in bits.items() if getauxval(word) >> bit & 1}
-    found = {"neon"}  # macOS and Windows don't run without
+    found = {"neon"}  # macOS and Windows require it
     if sys.platform == "darwin":
         read, value, size = ctypes.CDLL(None).sysctlbyname, ctypes.c_int(0), ctypes.c_size_t(4)
         for name, key in {"lse": "FEAT_LSE", "dotprod": "FEAT_DotProd", "i8mm": "FEAT_I8MM"}.items():
@@ -98,7 +99,7 @@ def available() -> list[ISA]:
 
 
 def choose(name: str | None = None) -> ISA:
-    """The ISA called `name`, by default $QWENCLI_ISA, else the best. Raises ISAError, which lists those that this CPU has."""
+    """The ISA called `name`, by default $QWENCLI_ISA, else the best one. Raises ISAError, which lists those that this CPU has."""
     import llvmlite.binding as llvm
 
     if llvm.llvm_version_info[0] < OLDEST_LLVM:
@@ -117,12 +118,12 @@ def choose(name: str | None = None) -> ISA:
 
 
 def named(name: str) -> ISA:
-    """An ISA of any machine, to compile for."""
+    """An ISA of any machine, to compile for. Raises StopIteration for an unknown name."""
     return next(isa for isa in ISAS if isa.name == name)
 
 
 def target(isa: ISA) -> Target:
-    """What to compile for. An ISA of another machine is compiled for Linux, so that its code can be looked at here."""
+    """What to compile for. An ISA of another machine is compiled for Linux, so that its code can be read here."""
     import llvmlite.binding as llvm
 
     native = not isa.machines or machine() in isa.machines
@@ -130,7 +131,6 @@ def target(isa: ISA) -> Target:
     if not isa.cpu:
         return Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     cpu = isa.cpu if isa.machines or machine() in X86 else "generic"
-    atomics = (
-        cpu_features() & {"lse"} if native else set()
-    )  # many cores that claim chunks need them; no ISA does
+    # no ISA needs these atomics, but many cores that claim chunks do
+    atomics = cpu_features() & {"lse"} if native else set()
     return Target(triple, cpu, ",".join(f"+{name}" for name in (*isa.needs, *atomics)))

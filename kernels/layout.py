@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from .formats import FORMATS as FORMATS
 
 LANES = 16
 
@@ -14,67 +14,19 @@ Q8_0_BLOCK, Q8_0_SUMS_BYTES = 32, 4
 """Q8_0 activations, in three arrays: i8 quants, and for each block of 32 an f32 scale, rounded to half precision, and two i16: the sum of
 the quants and that of the first 16."""
 
-
-class Format(NamedTuple):
-    """Weights and bytes of a block, and the family that says what activations the kernels multiply a tensor type with."""
-
-    block: int
-    n_bytes: int
-    kind: str
-
-
-FORMATS = {
-    "F32": Format(1, 4, "float"),
-    "F16": Format(1, 2, "float"),
-    "BF16": Format(1, 2, "bf16"),
-    "Q1_0": Format(128, 18, "q8_0"),
-    "Q2_0": Format(64, 18, "q8_0"),
-    "Q4_0": Format(32, 18, "q8_0"),
-    "Q4_1": Format(32, 20, "q8_0"),
-    "Q5_0": Format(32, 22, "q8_0"),
-    "Q5_1": Format(32, 24, "q8_0"),
-    "Q8_0": Format(32, 34, "q8_0"),
-    "IQ4_NL": Format(32, 18, "q8_0"),
-    "MXFP4": Format(32, 17, "q8_0"),
-    "NVFP4": Format(64, 36, "q8_0"),
-    "TQ1_0": Format(256, 54, "q8k"),
-    "TQ2_0": Format(256, 66, "q8k"),
-    "Q2_K": Format(256, 84, "q8k"),
-    "Q3_K": Format(256, 110, "q8k"),
-    "Q4_K": Format(256, 144, "q8k"),
-    "Q5_K": Format(256, 176, "q8k"),
-    "Q6_K": Format(256, 210, "q8k"),
-    "IQ1_S": Format(256, 50, "q8k"),
-    "IQ1_M": Format(256, 56, "q8k"),
-    "IQ2_XXS": Format(256, 66, "q8k"),
-    "IQ2_XS": Format(256, 74, "q8k"),
-    "IQ2_S": Format(256, 82, "q8k"),
-    "IQ3_XXS": Format(256, 98, "q8k"),
-    "IQ3_S": Format(256, 110, "q8k"),
-    "IQ4_XS": Format(256, 136, "q8k"),
-}
-
 PANEL_ROWS = 32
 """Rows of a weight that are unpacked together when there are many tokens."""
 BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
 """Bytes of the largest panel block of 16 rows, for 256 and for 32 weights."""
 
-PRODUCT_WORDS, PRODUCT_BYTES = 15, 128
-"""int64 of a product's arguments (see matmul.py), and what a thread's scratch has before a panel for those of a product with an expert."""
-ENTRY_WORDS = 3
-"""int64 of what says which expert has which places."""
-
 PAGE = 64
 """Positions of a KV page: for each layer and key-value head its keys, then its values, as the files in kv/ say."""
 KV_BLOCK = 32
 KV_TYPES = {
-    "f16": (1, 2),
-    "bf16": (1, 2),
-    "f32": (1, 4),
-    "q8_0": (KV_BLOCK, KV_BLOCK + 2),
-    "q4_0": (KV_BLOCK, KV_BLOCK // 2 + 2),
+    name.lower(): (FORMATS[name].block_size, FORMATS[name].block_bytes)
+    for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 }
-"""Values that are stored together, and their bytes."""
+"""What keys and values can be kept as, by llama.cpp's names: values that are stored together, and their bytes."""
 SPLIT = 256
 """Positions that one work item of attention reads when there is one token: fixed, so that the order of sums doesn't depend on threads."""
 
@@ -103,16 +55,9 @@ class Word:
     EPOCH, ABORT, STOP = 0, 16, 32
     ROWS, N_ROWS, CLAIMS, YIELD, RESUME, FINISHED, SPINS, PATIENCE = range(48, 56)
     STATUS = 64
-    STATUS_WORDS = 16
+    """From here on an arguments.STATUS for each thread."""
 
 
-ROW_WORDS, CLAIM_WORDS = 6, 16
-"""int64 of a program row, and of a row's claim and count."""
-STATE_WORDS = 8
-"""int64 of what recurrent layers need to know of a sequence's tokens in a step: the first, how many, the address of the state before them
-(0: zeros) and of the one behind; behind how many of them the state is kept besides (0: none), and the address of that; 2 unused."""
-ITEM_WORDS, RECORD_WORDS = 8, 2
-"""int64 of an item of attention, and of a token's record of its merge."""
 QUERIES_AT_ONCE = 32
 """About how many queries an item of attention has when there are many tokens."""
 
@@ -140,9 +85,6 @@ def attention_scratch(n_queries: int, head_dim: int, k_type: str, v_type: str) -
 
 MAX_TOP_K = 256
 """The largest top-k that is sampled in machine code."""
-DRAW_WORDS = 11
-"""int64 of what a sampled row needs: temperature, top-p, min-p, repeat, frequency and presence penalty, random number (each the bits of a
-float64), top-k, number of recent tokens, their address and that of how often each occurred (i64 each, no token twice)."""
 SAMPLING_SCRATCH = 16 * MAX_TOP_K
 """Bytes for the candidates' logits and ids."""
 

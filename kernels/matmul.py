@@ -4,9 +4,7 @@
 cache while all tokens pass. What makes them agree: integers inside a block, where order doesn't matter, and floats across blocks in block
 order; for float weights 16 running sums over the columns and one final tree.
 
-Arguments, int64 each, by their index: 0 address of the number of tokens, 1 rows a chunk, 2 weights, 3 bytes a row, 4 rows, 5 columns,
-6 x (f32), 7 quants, 8 scales, 9 sums, 10 y, 11 bytes between y's tokens, 12 bias or 0, 13 residual or 0 (laid out as y; may be y), and
-for formats that are SCALED 14 a float that products are multiplied by.
+The arguments are arguments.PRODUCT.
 """
 
 from __future__ import annotations
@@ -18,7 +16,9 @@ from typing import Any
 from numba import njit
 
 from . import layout
-from .products import Args, blocks, clamped_tokens, finish_rows, floats, if_token, kquants, prefetch_share
+from .arguments import PRODUCT
+from .products import blocks, clamped_tokens, finish_rows, floats, if_token, kquants, prefetch_share, product
+from .reading import reader
 from .simd import LANES, Emitter, i64, intrinsic_of, load_i64, void
 from .tiles import Tile
 
@@ -37,15 +37,20 @@ def build(name: str, form: str, variant: str = "") -> Any:
     return (build_many_floats if FAMILIES[quant.KIND] is floats else build_many)(quant, Tile.parse(variant))
 
 
-def is_scaled(quant: ModuleType) -> bool:
-    return getattr(quant, "SCALED", False)
+read_product = reader(PRODUCT)
 
 
 @njit(inline="always")
 def rows_of(args, chunk):
     """The first and the last + 1 row of a chunk."""
-    first = chunk * load_i64(args + 8)
-    return first, min(first + load_i64(args + 8), load_i64(args + 32))
+    a = read_product(args)
+    first = chunk * a.chunk_rows
+    return first, min(first + a.chunk_rows, a.n_rows)
+
+
+@njit(inline="always")
+def n_tokens_of(args):
+    return load_i64(read_product(args).count)
 
 
 def build_one(quant: ModuleType, n_cols: str) -> Any:
@@ -55,11 +60,11 @@ def build_one(quant: ModuleType, n_cols: str) -> Any:
 
     @intrinsic_of(void, i64, i64, i64)
     def multiply(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.in_place(e, quant, Args.load(e, args, is_scaled(quant)), row, token, **frozen)
+        family.in_place(e, quant, product(e, quant, args), row, token, **frozen)
 
     def one(args, chunk, scratch):
         first, last = rows_of(args, chunk)
-        for token in range(load_i64(load_i64(args))):
+        for token in range(n_tokens_of(args)):
             for row in range(first, last, step):
                 multiply(args, row, token)
 
@@ -71,17 +76,17 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
     n_vectors, n_tile = shape
     n_small, tile_rows = min(SMALL_TILE_TOKENS, n_tile), n_vectors * LANES
 
-    def following(e: Emitter, a: Args, row: Any, offset: Any) -> Any:
+    def following(e: Emitter, a: Any, row: Any, offset: Any) -> Any:
         """The address of a row of the panel that follows the one from `row` on."""
         return e.b.add(a.w, e.b.mul(e.b.add(row, e.b.add(offset, e.int(layout.PANEL_ROWS))), a.row_bytes))
 
-    def panel_at(e: Emitter, a: Args, panel: Any, vector: Any) -> Any:
+    def panel_at(e: Emitter, a: Any, panel: Any, vector: Any) -> Any:
         return e.b.add(panel, e.b.mul(vector, family.panel_bytes(e, quant, a)))
 
     @intrinsic_of(void, i64, i64)
     def fetch(e: Emitter, args: Any, row: Any) -> None:
         """Ask for the panel from `row` on: the first of a chunk, whose rows the one before it couldn't fetch."""
-        a = Args.load(e, args)
+        a = product(e, quant, args)
         start = following(e, a, row, e.int(-layout.PANEL_ROWS))
         with e.loop(
             e.b.lshr(a.row_bytes, e.int(1))
@@ -90,7 +95,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 
     @intrinsic_of(void, i64, i64, i64)
     def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
-        a = Args.load(e, args)
+        a = product(e, quant, args)
         with e.loop(e.int(layout.PANEL_ROWS // LANES)) as r:
             family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r))
 
@@ -98,7 +103,8 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
             """Rows `first` ... of the panel from `row` on."""
-            a, b = Args.load(e, args, is_scaled(quant)), e.b
+            b = e.b
+            a = product(e, quant, args)
             ahead = following(e, a, row, first)
             ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, e.int(0))
             panels = [
@@ -117,7 +123,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)
-        n_tokens = load_i64(load_i64(args))
+        n_tokens = n_tokens_of(args)
         if n_tokens > 0:
             fetch(args, first)
             for row in range(first, last, layout.PANEL_ROWS):
@@ -142,7 +148,12 @@ def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
         @intrinsic_of(void, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
             floats.tile(
-                e, quant, Args.load(e, args), row, [e.b.add(token, e.int(t)) for t in range(n_tile)], n_rows
+                e,
+                quant,
+                product(e, quant, args),
+                row,
+                [e.b.add(token, e.int(t)) for t in range(n_tile)],
+                n_rows,
             )
 
         return tile
@@ -151,7 +162,7 @@ def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
 
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)
-        n_tokens = load_i64(load_i64(args))
+        n_tokens = n_tokens_of(args)
         for start in range(0, n_tokens, TOKENS_IN_CACHE):
             end = min(start + TOKENS_IN_CACHE, n_tokens)
             for row in range(first, last, n_rows):

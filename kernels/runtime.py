@@ -3,11 +3,8 @@
 A row is done when its chunks are done, not when all threads have arrived: chunks are claimed and counted in words tagged with the step's
 number, so a thread that the system holds up while it holds nothing delays nobody, and one that is late from an earlier step does nothing.
 
-Program rows are 6 int64: kernel, arguments, address of a count, divisor (chunks = count / divisor, rounded up), first row of this row's
-group, 1 for the last row of a group. Rows of a group may run side by side; the next group waits for all of them.
-
-The team's state is an array of int64, see `layout.Word`. Each row has a claim and a count of chunks that aren't done, both as
-step << 32 | how many are left.
+A program's rows are arguments.ROW. Rows of a group may run side by side; the next group waits for all of them. Each row has an
+arguments.CLAIM. The team's state is an array of int64, see `layout.Word`.
 """
 
 from __future__ import annotations
@@ -17,14 +14,20 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
-from .layout import CLAIM_WORDS, ROW_WORDS, Word
+from .arguments import CLAIM, ROW, STATUS
+from .layout import Word
+from .reading import reader
 from .simd import I32, I64, Emitter, i64, intrinsic_of, load_i64, store_i64, void
 
 EPOCH, ABORT, STOP = (8 * i for i in (Word.EPOCH, Word.ABORT, Word.STOP))
 ROWS, N_ROWS, CLAIMS, YIELD = (8 * i for i in (Word.ROWS, Word.N_ROWS, Word.CLAIMS, Word.YIELD))
 RESUME, FINISHED, SPINS, PATIENCE = (8 * i for i in (Word.RESUME, Word.FINISHED, Word.SPINS, Word.PATIENCE))
-ROW_BYTES, CLAIM_BYTES = 8 * ROW_WORDS, 8 * CLAIM_WORDS
-LEFT = 0xFFFFFFFF
+ROW_BYTES, CLAIM_BYTES = ROW.n_bytes, CLAIM.n_bytes
+LEFT, UNDONE = CLAIM.offset("left"), CLAIM.offset("undone")
+STEP, PARKED = STATUS.offset("step"), STATUS.offset("parked")
+NUMBER = 0xFFFFFFFF
+"""Of a claim's word the half that isn't the step."""
+read_row = reader(ROW)
 
 
 def build(name: str) -> Any:
@@ -84,36 +87,36 @@ def wait_a_little(team, turns):
 
 
 @njit(inline="always")
-def n_chunks(entry):
-    return (load_i64(load_i64(entry + 16)) + load_i64(entry + 24) - 1) // load_i64(entry + 24)
+def n_chunks(row):
+    return (load_i64(row.count) + row.divisor - 1) // row.divisor
 
 
 @njit(inline="always")
-def claim(words, epoch, total):
+def take(claim, epoch, total):
     """The number of chunks that were left when one was claimed, 0 if none was, -1 if the step is over."""
     while True:
-        left = load_acquire(words)
+        left = load_acquire(claim + LEFT)
         tag = left >> 32
         if tag == epoch:
-            if left & LEFT == 0:
+            if left & NUMBER == 0:
                 return 0
-            if swap_if(words, left, left - 1):
-                return left & LEFT
+            if swap_if(claim + LEFT, left, left - 1):
+                return left & NUMBER
         elif tag > epoch:
             return -1
         else:  # the first to arrive opens the row: the count of what is not done, then the claims
-            undone = load_acquire(words + 8)
+            undone = load_acquire(claim + UNDONE)
             if undone >> 32 < epoch:
-                swap_if(words + 8, undone, epoch << 32 | total)
-            swap_if(words, left, epoch << 32 | total)
+                swap_if(claim + UNDONE, undone, epoch << 32 | total)
+            swap_if(claim + LEFT, left, epoch << 32 | total)
 
 
 @njit(inline="always")
-def wait_for(team, words, epoch):
-    """1 when the row of these words is done, -1 when the step is over or aborted."""
+def wait_for(team, claim, epoch):
+    """1 when the row of this claim is done, -1 when the step is over or aborted."""
     turns = 0
     while True:
-        undone = load_acquire(words + 8)
+        undone = load_acquire(claim + UNDONE)
         if undone == epoch << 32:
             return 1
         if undone >> 32 > epoch or load_acquire(team + ABORT):
@@ -123,40 +126,42 @@ def wait_for(team, words, epoch):
 
 
 @njit(inline="always")
-def run_rows(team, rows, total_rows, epoch, row, scratch, budget):
-    """Run rows from `row` on for the step `epoch`, at most `budget` chunks unless that is below 0.
+def run_rows(team, rows, total_rows, epoch, number, scratch, budget):
+    """Run rows from `number` on for the step `epoch`, at most `budget` chunks unless that is below 0.
 
     Gives the number of rows when all are done, -1 when the step is over or aborted, else the row to resume at.
     """
     claims = load_i64(team + CLAIMS)
-    while row < total_rows:
-        entry, words = rows + ROW_BYTES * row, claims + CLAIM_BYTES * row
-        total, mine = n_chunks(entry), 0
+    while number < total_rows:
+        row = read_row(rows + ROW_BYTES * number)
+        claim = claims + CLAIM_BYTES * number
+        total = n_chunks(row)
+        mine = 0
         while True:
             left = 0
             if budget != 0 and load_acquire(team + ABORT) == 0:
-                left = claim(words, epoch, total)
+                left = take(claim, epoch, total)
                 if left < 0:
                     return -1
             if left == 0:
                 break
-            call_kernel(load_i64(entry), load_i64(entry + 8), total - left, scratch)
+            call_kernel(row.kernel, row.args, total - left, scratch)
             mine += 1
             budget -= 1
         while mine:  # counted once a row: each count moves a cache line between cores
-            undone = load_acquire(words + 8)
-            if swap_if(words + 8, undone, undone - mine):
+            undone = load_acquire(claim + UNDONE)
+            if swap_if(claim + UNDONE, undone, undone - mine):
                 mine = 0
         if load_acquire(team + ABORT):
             return -1
         if budget == 0:
-            return row
-        if load_i64(entry + 40):
-            for earlier in range(load_i64(entry + 32), row + 1):
+            return number
+        if row.last:
+            for earlier in range(row.first, number + 1):
                 if wait_for(team, claims + CLAIM_BYTES * earlier, epoch) < 0:
                     return -1
-        row += 1
-    return row
+        number += 1
+    return number
 
 
 def build_publish() -> Any:
@@ -196,10 +201,7 @@ def build_step() -> Any:
 
 
 def build_worker() -> Any:
-    """kernel(team, address of the thread's status, scratch): runs steps until there was none for a while, then returns to be parked.
-
-    The status is the step that the thread is in, or 0, and behind it 1 while the thread is parked.
-    """
+    """kernel(team, address of the thread's STATUS, scratch): runs steps until there was none for a while, then returns to be parked."""
 
     def worker(team, status, scratch):
         last, turns = 0, 0
@@ -208,23 +210,21 @@ def build_worker() -> Any:
                 return
             epoch = load_acquire(team + EPOCH)
             if epoch != last and epoch & 1 == 0:
-                store_release(status, epoch)
-                rows, total = (
-                    load_acquire(team + ROWS),
-                    load_acquire(team + N_ROWS),
-                )  # in order: before the epoch is looked at again
-                if (
-                    load_acquire(team + EPOCH) == epoch
-                ):  # else a step began meanwhile, and rows may be of either
+                store_release(status + STEP, epoch)
+                # in order: both are read before the epoch is looked at again
+                rows = load_acquire(team + ROWS)
+                total = load_acquire(team + N_ROWS)
+                # else a step began meanwhile, and rows may be of either
+                if load_acquire(team + EPOCH) == epoch:
                     run_rows(team, rows, total, epoch, 0, scratch, -1)
                     last, turns = epoch, 0
-                store_release(status, 0)
+                store_release(status + STEP, 0)
             elif turns < load_i64(team + PATIENCE):
                 wait_a_little(team, turns)
                 turns += 1
             else:
-                store_release(status + 8, 1)
-                if load_acquire(team + EPOCH) == epoch or swap_if(status + 8, 1, 0) == 0:
+                store_release(status + PARKED, 1)
+                if load_acquire(team + EPOCH) == epoch or swap_if(status + PARKED, 1, 0) == 0:
                     return
                 turns = 0
 

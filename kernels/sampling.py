@@ -10,7 +10,9 @@ from numba import njit, types
 
 from . import layout
 from .activations import F32X1, each_lane
+from .arguments import CHOOSE, DRAW, LIKELIHOOD, SCORE
 from .attention import exp_scalar
+from .reading import reader
 from .simd import (
     F32,
     F32X16,
@@ -32,16 +34,12 @@ from .simd import (
 BLOCK = 64
 IDS = 8 * layout.MAX_TOP_K  # in scratch: f32 and i64 for each candidate, the likeliest first
 EXPONENT = 0x7F800000
-f64 = types.float64
+DRAW_BYTES, LIKELIHOOD_BYTES = DRAW.n_bytes, LIKELIHOOD.n_bytes
+read_draw = reader(DRAW)
 
 
 def build(name: str) -> Any:
     return {"choose": build_choose, "score": build_score}[name]()
-
-
-@intrinsic_of(f64, i64)
-def load_f64(e: Emitter, address: Any) -> Any:
-    return e.load(ir.DoubleType(), address)
 
 
 @intrinsic_of(f32, f32)
@@ -89,31 +87,27 @@ def consider(scratch, n_kept, limit, value, token):
 
 @njit(inline="always")
 def penalize(logits, draw):
-    repeat, frequency, presence = load_f64(draw + 24), load_f64(draw + 32), load_f64(draw + 40)
-    recent, counts = load_i64(draw + 72), load_i64(draw + 80)
-    for i in range(load_i64(draw + 64)):
-        place = logits + 4 * load_i64(recent + 8 * i)
+    repeat = types.float32(draw.repeat)
+    for i in range(draw.n_recent):
+        place = logits + 4 * load_i64(draw.recent + 8 * i)
         value = load_f32(place)
-        value = value * types.float32(repeat) if value <= 0 else value / types.float32(repeat)
-        store_f32(place, value - types.float32(load_i64(counts + 8 * i) * frequency + presence))
+        value = value * repeat if value <= 0 else value / repeat
+        count = load_i64(draw.counts + 8 * i)
+        store_f32(place, value - types.float32(count * draw.frequency + draw.presence))
 
 
 def build_choose() -> Any:
-    """args: count, logits, n_vocab, draws (layout.DRAW_WORDS int64 each), out (i64).
-
-    A chunk is a row of logits; out is the token, or -1 if a logit is not finite. Penalties change the logits in place.
-    """
+    """A chunk is a row of logits; out is the token, or -1 if a logit is not finite. Penalties change the logits in place."""
+    read = reader(CHOOSE)
 
     def choose(args, chunk, scratch):
-        n_vocab, draw = load_i64(args + 16), load_i64(args + 24) + 8 * layout.DRAW_WORDS * chunk
-        logits, out = load_i64(args + 8) + 4 * n_vocab * chunk, load_i64(args + 32) + 8 * chunk
+        a = read(args)
+        n_vocab = a.n_vocab
+        draw = read_draw(a.draws + DRAW_BYTES * chunk)
+        logits = a.logits + 4 * n_vocab * chunk
+        out = a.out + 8 * chunk
         penalize(logits, draw)
-        temp, top_p, min_p, limit = (
-            load_f64(draw),
-            load_f64(draw + 8),
-            load_f64(draw + 16),
-            load_i64(draw + 56),
-        )
+        temp, limit = draw.temp, draw.top_k
         n = 0
         for start in range(0, n_vocab, BLOCK):
             end = min(start + BLOCK, n_vocab)
@@ -134,22 +128,23 @@ def build_choose() -> Any:
         first = load_f32(scratch)
         if temp > 0 and n > 1:
             total = 0.0
-            if top_p < 1:
+            if draw.top_p < 1:
                 for i in range(n):
                     total += exp(load_f32(scratch + 4 * i) - first)
                 reached, i = 0.0, 0
-                while i < n and reached < top_p * total:
+                while i < n and reached < draw.top_p * total:
                     reached += exp(load_f32(scratch + 4 * i) - first)
                     i += 1
                 n = max(i, 1)
             kept = 1
-            while kept < n and (min_p <= 0 or exp(load_f32(scratch + 4 * kept) - first) >= min_p):
+            while kept < n and (draw.min_p <= 0 or exp(load_f32(scratch + 4 * kept) - first) >= draw.min_p):
                 kept += 1
             n = kept
             total = 0.0
             for i in range(n):  # divided as float64: as float32 the lowest temperatures would be 0
                 total += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
-            goal, reached, i = load_f64(draw + 48) * total, 0.0, 0
+            goal = draw.chance * total
+            reached, i = 0.0, 0
             while True:
                 reached += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
                 if reached > goal or i == n - 1:
@@ -163,10 +158,8 @@ def build_choose() -> Any:
 
 
 def build_score() -> Any:
-    """args: count, logits, n_vocab, targets (i64), out: the sum of exp(logit - the largest), and the target's logit - the largest, as f64.
-
-    A chunk is a row. Where a logit is NaN or infinite, -infinity except, so is one of the two.
-    """
+    """A chunk is a row. Where a logit is NaN or infinite, but for -infinity, so is one of a likelihood's two numbers."""
+    read = reader(SCORE)
 
     @intrinsic_of(void, i64, i64, i64, i64)
     def score_row(e: Emitter, logits: Any, n: Any, target: Any, out: Any) -> None:
@@ -186,12 +179,17 @@ def build_score() -> Any:
             b.store(b.fadd(b.load(sums[kind.count]), b.fpext(term, like(term, doubles))), sums[kind.count])
 
         each_lane(e, n, add)
-        e.store(b.fadd(e.tree(b.fadd, b.load(sums[16])), e.tree(b.fadd, b.load(sums[1]))), out)
+        e.store(
+            b.fadd(e.tree(b.fadd, b.load(sums[16])), e.tree(b.fadd, b.load(sums[1]))),
+            out,
+            LIKELIHOOD.offset("sum"),
+        )
         wanted = e.load(F32, logits, b.shl(target, e.int(2)))
-        e.store(b.fpext(b.fsub(wanted, largest), doubles), out, 8)
+        e.store(b.fpext(b.fsub(wanted, largest), doubles), out, LIKELIHOOD.offset("difference"))
 
     def score(args, chunk, scratch):
-        n_vocab, target = load_i64(args + 16), load_i64(load_i64(args + 24) + 8 * chunk)
-        score_row(load_i64(args + 8) + 4 * n_vocab * chunk, n_vocab, target, load_i64(args + 32) + 16 * chunk)
+        a = read(args)
+        target = load_i64(a.targets + 8 * chunk)
+        score_row(a.logits + 4 * a.n_vocab * chunk, a.n_vocab, target, a.out + LIKELIHOOD_BYTES * chunk)
 
     return score

@@ -101,7 +101,7 @@ class LLM:
             return {}
         found = self._breakers.get(texts)
         if found is None:
-            from .sampling.dry import find_breakers
+            from .sampling.breakers import find_breakers
 
             words = list(map(self.tokenizer.token_bytes, range(self.tokenizer.n_vocab)))
             found = self._breakers[texts] = find_breakers(texts, words, self.tokenizer.encode)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""How soon a chat's second turn begins, and a session in a new process: seconds to the first token, medians.
+"""How soon a chat's second turn starts, and a session in a new process: seconds to the first token, medians.
 
     scripts/bench_chat.py model.gguf [--tokens 2000] [--runs 5]
 
-Each turn's own messages are short; the history before them has so many tokens. Compile the kernels first: `qwencli warmup -m model.gguf`.
+The messages of each turn are short; `--tokens` is the length of the history before them. Compile the kernels first:
+`qwencli warmup -m model.gguf`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ QUESTION = "What does the second of these sentences say about the weather, and w
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--tokens", type=int, default=2000, help="of history")
+    parser.add_argument("--tokens", type=int, default=2000, help="length of the history")
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     llm = LLM(args.model)
@@ -43,7 +44,7 @@ def main() -> None:
             [second_turn(llm, text, llm.chat_template) for _ in range(args.runs)],
         )
         show(
-            "the same behind a pause, as at a terminal",
+            "the same after a pause, as at a terminal",
             [second_turn(llm, text, llm.chat_template, pause=True) for _ in range(args.runs)],
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -73,13 +74,11 @@ def history(llm: LLM, n_tokens: int) -> str:
 
 
 def second_turn(llm: LLM, text: str, template: ChatTemplate, pause: bool = False) -> float:
-    """Seconds from the second question to its answer's first token; with a pause that its user needs to read and type."""
+    """Seconds from the second question to the first token of its answer; `pause`: after time for the user to read and type."""
     while llm.engine.prefixes.make_room():
         pass
-    chat, settings = (
-        LocalChat(llm, template, look_ahead=pause),
-        Settings(SamplingParams(seed=1), 24, think=False),
-    )
+    chat = LocalChat(llm, template, look_ahead=pause)
+    settings = Settings(SamplingParams(seed=1), 24, think=False)
     messages: list[dict[str, str]] = [{"role": "user", "content": text}]
     list(chat.answer(messages, settings))
     chat.wait()
@@ -96,7 +95,7 @@ def second_turn(llm: LLM, text: str, template: ChatTemplate, pause: bool = False
 
 
 def cold(model: Path, prompt: str, *options: str) -> float:
-    """Seconds from the start of a process to the first byte of its answer."""
+    """Seconds from the start of a process to the first byte of its answer. Raises SystemExit if it fails."""
     command = [
         sys.executable,
         "-m",

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Our speed beside llama.cpp's, on the same files, with the same threads, in one run.
+"""Compare our speed with llama.cpp's, on the same files, with the same number of threads, in one run.
 
     python scripts/bench_peers.py model.gguf -t 2 --chart speed.png
 
-Both are measured in turn, several times, each in a fresh process; the figures are medians. Ours are those of `qwencli bench`, `qwencli
+The two are measured in turn, several times, each in a fresh process; the figures are medians. Ours come from `qwencli bench`, `qwencli
 perplexity` and `qwencli run`; llama.cpp runs through llama-cpp-python (extra `peers`) with `llama_decode` timed directly, see
 llama_cpp_speed.py. Measure on a machine that does nothing else.
 """
@@ -31,7 +31,7 @@ N_CTX, CHUNKS, START_CTX = 512, 8, 4096
 
 
 class Test(NamedTuple):
-    """A line of the table. `shape` is prompt, generated tokens, depth and sequences of a test of `qwencli bench`, else None."""
+    """A row of the table. For tests of `qwencli bench`, `shape` is prompt, generated tokens, depth and sequences; otherwise None."""
 
     title: str
     unit: str
@@ -48,12 +48,12 @@ TESTS = {
     "memory": Test(f"peak memory, context {START_CTX}", "MB"),
 }
 CHOICES = [name for name in TESTS if name != "memory"]
-"""Those that can be asked for: the memory is that of the start's processes."""
+"""The tests that can be asked for; memory is measured together with "start"."""
 Figures = dict[str, float]
 
 
 class Run(NamedTuple):
-    """A process that has ended: its output, the seconds until it wrote something, and its largest resident memory in MB."""
+    """A process that has ended: its output, the seconds until its first output, and its peak resident memory in MB."""
 
     output: str
     first: float
@@ -61,7 +61,7 @@ class Run(NamedTuple):
 
 
 def run(command: list[str]) -> Run:
-    """Raises click.ClickException with the last line of its messages if it fails."""
+    """Run a command to its end. Raises click.ClickException with its last message if it fails."""
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL)
@@ -106,7 +106,7 @@ def ours(test: str, model: str, threads: int, text: str) -> Figures:
 
 
 def theirs(test: str, model: str, threads: int, python: str, n_prompt: int) -> Figures:
-    """`n_prompt` is how many tokens the prompt of `ours` has at the start."""
+    """`n_prompt` is the number of tokens of the prompt that `ours` uses for "start"."""
     shape = TESTS[test].shape
     what = (
         ("speed", *shape)
@@ -123,7 +123,7 @@ def theirs(test: str, model: str, threads: int, python: str, n_prompt: int) -> F
 def compare(
     model: str, tests: Sequence[str], threads: int, repeat: int, python: str, tick: Callable[[], object]
 ) -> dict[str, Any]:
-    """All figures of a model, as --json prints them."""
+    """All figures for a model, as --json prints them."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         text.write_text((ROOT / "README.md").read_text(encoding="utf-8") * 8, encoding="utf-8")
@@ -144,7 +144,7 @@ def compare(
 
 
 def first_run(model: str, threads: int, text: str, perplexity: bool) -> int:
-    """Compile what is missing, which isn't measured. Gives the number of tokens of the prompt "Hi" in the model's chat template."""
+    """Compile missing kernels, which isn't measured. Returns the number of tokens of the prompt "Hi" in the model's chat template."""
     command = [sys.executable, "-m", "qwencli"]
     if perplexity:
         run(
@@ -171,13 +171,13 @@ def first_run(model: str, threads: int, text: str, perplexity: bool) -> int:
 
 
 def judge(name: str, found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Medians and how many times better ours is; for tests of generation what we read a second and its share of the most that was seen."""
+    """The medians, and how many times better ours is; for generation also our bandwidth and its share of the highest that was seen."""
     medians = {engine: statistics.median(values) for engine, values in found[name].items()}
     ratio = medians[US] / medians[THEM] if TESTS[name].unit == "t/s" else medians[THEM] / medians[US]
     verdict: dict[str, Any] = {"unit": TESTS[name].unit, **medians, "ratio": ratio, "runs": found[name]}
     if (shape := TESTS[name].shape) and shape[1]:
         bandwidth, limit = (statistics.median(found[f"{name} {what}"][US]) for what in ("bandwidth", "limit"))
-        limit = max(limit, bandwidth / ratio)  # what llama.cpp reads the machine can
+        limit = max(limit, bandwidth / ratio)  # what llama.cpp reads, the machine can read
         verdict |= {"bandwidth": bandwidth, "bandwidth_share": bandwidth / limit}
     return verdict
 
@@ -205,7 +205,7 @@ def table(compared: Mapping[str, Any]) -> str:
 
 
 def draw(report: Mapping[str, Any], path: str) -> None:
-    """A panel for each model: llama.cpp's bars are 1, ours how many times as fast, with the figures in them."""
+    """Draw a panel for each model: llama.cpp's bars are 1, ours say how many times as fast we are, with the figures above them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -257,7 +257,10 @@ def draw(report: Mapping[str, Any], path: str) -> None:
     "models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True)
 )
 @click.option(
-    "-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core."
+    "-t",
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of both programs. Default: one per physical core.",
 )
 @click.option(
     "-r",
@@ -265,24 +268,24 @@ def draw(report: Mapping[str, Any], path: str) -> None:
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="Processes of each for every test.",
+    help="Processes of each program per test.",
 )
 @click.option(
     "--tests",
     default=",".join(CHOICES),
     show_default=True,
     metavar="NAME,...",
-    help="Which to run; the memory comes with the start.",
+    help="Tests to run; `start` also measures memory.",
 )
 @click.option(
-    "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not."
+    "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one doesn't."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--chart",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
-    help="Draw the ratios into a PNG file.",
+    help="Write a chart of the ratios to a PNG file.",
 )
 def main(
     models: tuple[str, ...],
@@ -293,11 +296,12 @@ def main(
     as_json: bool,
     chart: str | None,
 ) -> None:
-    """Compare with llama.cpp: medians and ratios. A ratio above 1 is better, also for seconds and memory."""
+    """Compare our speed with llama.cpp's: medians and ratios. A ratio above 1 means that ours is better, also for seconds and memory."""
     from tqdm import tqdm
 
     from qwencli import __version__
-    from qwencli.measure.machine import cpu_name, physical_cores
+    from qwencli.backends.cpu.team import physical_cores
+    from qwencli.system.host import Host
 
     chosen = tests.split(",")
     if unknown := sorted(set(chosen) - set(CHOICES)):
@@ -309,7 +313,7 @@ def main(
     with tqdm(total=len(models) * repeat * len(chosen) * 2, unit="process", disable=None, leave=False) as bar:
         compared = [compare(model, chosen, threads, repeat, peer_python, bar.update) for model in models]
     report = {
-        "cpu": cpu_name(),
+        "cpu": Host().cpu_name(),
         "n_threads": threads,
         "date": date.today().isoformat(),
         "repeat": repeat,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time what choosing one token takes with a vocabulary as large as Qwen's: machine code's chain, NumPy's, and that with every sampler on.
+"""Time how long it takes to choose one token, with a vocabulary as large as Qwen's: in machine code, in NumPy, and with all samplers on.
 
 python scripts/bench_sampling.py [REPETITIONS]
 """
@@ -19,8 +19,10 @@ import numpy as np
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.cpu.memory import Inputs
 from qwencli.kernels import isa
+from qwencli.kernels.arguments import CHOOSE
 from qwencli.kernels.layout import SAMPLING_SCRATCH
-from qwencli.sampling import Sampler, SamplingParams
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.sampler import Sampler
 
 N_VOCAB, N_TOKENS = 151_936, 2000
 EVERYTHING: dict[str, Any] = {
@@ -51,11 +53,17 @@ def main(repetitions: int = 1000) -> None:
 
 
 def compiled(sampler: Sampler, logits: np.ndarray, tokens: list[int]) -> Callable[[int], int]:
-    """A draw as a step does it: its settings laid out, one call."""
-    address = kernels_of(isa.choose(None).name).load(["sampling:choose"])["sampling:choose"]
+    """A draw as a step does it: fill in its settings, then one call."""
+    address = kernels_of(isa.choose(None).name).load([CHOOSE.spec()])[CHOOSE.spec()]
     run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
     inputs, scratch = Inputs(1, 2), np.zeros(SAMPLING_SCRATCH, np.uint8)
-    args = np.array([0, logits.ctypes.data, N_VOCAB, inputs.draws.ctypes.data, inputs.chosen.ctypes.data])
+    args = CHOOSE.pack(
+        count=0,
+        logits=logits.ctypes.data,
+        n_vocab=N_VOCAB,
+        draws=inputs.draws.ctypes.data,
+        out=inputs.chosen.ctypes.data,
+    )
 
     def draw(i: int) -> int:
         chosen = sampler.draw(tokens, i)
@@ -75,7 +83,7 @@ def show(name: str, choose: Callable[[int], int], repetitions: int) -> None:
         choose(i)
         times.append(time.perf_counter() - start)
     print(
-        f"{name:30} {1e3 * statistics.median(times[3:]):8.3f} ms a token, the best {1e3 * min(times[3:]):.3f}"
+        f"{name:30} {1e3 * statistics.median(times[3:]):8.3f} ms per token, best {1e3 * min(times[3:]):.3f}"
     )
 
 

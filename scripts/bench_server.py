@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The speed of `qwencli serve` as its clients have it, beside llama.cpp's own batches in the same run.
+"""The speed of `qwencli serve` as its clients see it, compared with llama.cpp's own batches in the same run.
 
     scripts/bench_server.py model.gguf -t 2 --peer-python path/to/python
 
-8 clients generate at once; a prompt of 128 tokens comes alone and while 7 others generate; a chat's second turn behind 2,000 tokens. A
-client that asks for nothing but /health meanwhile shows how long the event loop is busy. Prompts are random tokens. Medians of the runs;
-measure on a machine that does nothing else.
+Measured are 8 clients that generate at once; a prompt of 128 tokens, alone and while 7 others generate; and a chat's second turn after
+2,000 tokens. Meanwhile, a client that only asks for /health shows for how long the event loop is busy. Prompts are random tokens, figures
+are medians of the runs. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Server:
         self._process.wait(30)
 
     def times(self, prompt: list[int], n: int) -> list[float]:
-        """When each token of an answer came, in seconds from the request on."""
+        """When each token of an answer arrived, in seconds after the request."""
         connection = http.client.HTTPConnection(*self.address)
         body = {
             "prompt": prompt,
@@ -69,7 +69,7 @@ class Server:
 
     @contextmanager
     def writing(self, n: int) -> Iterator[None]:
-        """With n clients that generate until the block ends."""
+        """Have n clients generate until the block ends."""
         done, threads = threading.Event(), []
 
         def write(seed: int) -> None:
@@ -87,7 +87,7 @@ class Server:
 
     @contextmanager
     def watched(self, lags: list[float]) -> Iterator[None]:
-        """Ask for /health all the time; how long each answer took goes to `lags`."""
+        """Keep asking for /health until the block ends; the seconds of each answer are added to `lags`."""
         done = threading.Event()
 
         def watch() -> None:
@@ -111,7 +111,7 @@ def tokens(n: int, seed: object) -> list[int]:
 
 
 def together(server: Server, run: int) -> float:
-    """Tokens a second of all clients, from the moment on when all write until the first is done."""
+    """Tokens per second of all clients, from when all of them are generating until the first is done."""
     times: list[list[float]] = [[] for _ in range(N_CLIENTS)]
 
     def client(i: int) -> None:
@@ -122,8 +122,8 @@ def together(server: Server, run: int) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    begin, end = max(t[0] for t in times), min(t[-1] for t in times)
-    return sum(begin < t <= end for client_times in times for t in client_times) / (end - begin)
+    start, end = max(t[0] for t in times), min(t[-1] for t in times)
+    return sum(start < t <= end for client_times in times for t in client_times) / (end - start)
 
 
 def second_turn(server: Server, run: int) -> float:
@@ -133,7 +133,7 @@ def second_turn(server: Server, run: int) -> float:
 
 
 def peer(python: str, model: str, threads: int) -> float:
-    """llama.cpp's tokens a second with as many sequences at once."""
+    """llama.cpp's tokens per second with as many sequences at once."""
     command = [python, PEER, model, threads, "speed", 0, N_NEW, N_PROMPT, N_CLIENTS]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
     return float(json.loads(done.stdout)["t/s"])
@@ -168,9 +168,9 @@ def main() -> None:
         )
     first, later = median(alone), median(busy)
     print(
-        f"first token of a prompt of {N_PROMPT}: alone {first:.3f} s, with 7 others writing {later:.3f} s, ratio {later / first:.2f}"
+        f"first token of a prompt of {N_PROMPT}: alone {first:.3f} s, while 7 others generate {later:.3f} s, ratio {later / first:.2f}"
     )
-    print(f"second turn behind 2,000 tokens: {median(turns):.3f} s")
+    print(f"second turn after 2,000 tokens: {median(turns):.3f} s")
     lags.sort()
     print(
         f"/health meanwhile: median {1e3 * median(lags):.1f} ms, 99 % {1e3 * lags[int(0.99 * len(lags))]:.1f}, most {1e3 * lags[-1]:.1f}"

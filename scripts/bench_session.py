@@ -1,4 +1,4 @@
-"""How long a session takes to save and to load: `python scripts/bench_session.py MODEL [TOKENS]`. The file is in the page cache."""
+"""How long it takes to save and load a session: `python scripts/bench_session.py MODEL [TOKENS]`. The file is in the page cache."""
 
 from __future__ import annotations
 
@@ -26,17 +26,14 @@ def median(what: str, action: Callable[[], object]) -> None:
         start = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - start)
-    print(
-        f"{what:12} median {1000 * statistics.median(seconds):6.1f} ms, least {1000 * min(seconds):6.1f} ms"
-    )
+    print(f"{what:12} median {1000 * statistics.median(seconds):6.1f} ms, best {1000 * min(seconds):6.1f} ms")
 
 
 def main(path: str, n_tokens: int) -> None:
     model = load_model(GGUFFile(path))
     median("fingerprint", model.file.fingerprint)
     backend, kv, draw = CPUBackend(model), KVSequence(), np.random.default_rng(0)
-    backend.reserve(kv, n_tokens)
-    backend.cache.commit(kv, n_tokens)
+    backend.cache.fill(kv, n_tokens, [])
     for page in kv.pages:
         memory = backend.page_bytes(page)
         memory[:] = draw.integers(0, 256, len(memory), np.uint8)
@@ -45,9 +42,8 @@ def main(path: str, n_tokens: int) -> None:
         file = Path(folder) / "session"
         median("save", lambda: save(file, backend, tokens, kv))
         print(f"{file.stat().st_size:,} bytes")
-        median(
-            "load", lambda: load(file, CPUBackend(model), n_tokens)
-        )  # another backend each time: memory that was not touched before
+        # a new backend each time, so that its memory hasn't been touched before
+        median("load", lambda: load(file, CPUBackend(model), n_tokens))
 
 
 if __name__ == "__main__":

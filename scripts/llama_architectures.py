@@ -1,4 +1,4 @@
-"""What llama.cpp answers for a tiny model of each architecture, made by make_model.py."""
+"""llama.cpp's logits and perplexities for a tiny model of each architecture, made by make_model.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from shapes import TINIES, Shape
 
 N_TOKENS = 300
 ROWS = [0, 1, 5, 64, 255, 299]
-"""Positions whose logits are kept, of every eighth token."""
+"""Positions whose logits are kept, for every eighth token of the vocabulary."""
 
 FLOATS = {"type_k": 0, "type_v": 0}
-"""Options with which keys and values stay F32."""
+"""Options for llama.cpp that keep keys and values in F32."""
 
 
-class Answer(NamedTuple):
-    """Logits [n_tokens, n_vocab], and the perplexity of all tokens but the first."""
+class Evaluation(NamedTuple):
+    """Logits, [n_tokens, n_vocab], and the perplexity of all tokens but the first."""
 
     logits: NDArray[np.float64]
     perplexity: float
@@ -32,8 +32,8 @@ class Answer(NamedTuple):
         return self.logits.argmax(-1)
 
 
-def ask(model: Path, tokens: list[int], **options: Any) -> Answer:
-    """`options` are those of llama_cpp.Llama."""
+def evaluate(model: Path, tokens: list[int], **options: Any) -> Evaluation:
+    """Have llama.cpp compute the logits of all tokens. `options` are those of llama_cpp.Llama."""
     from llama_cpp import Llama
 
     llama = Llama(
@@ -50,11 +50,13 @@ def ask(model: Path, tokens: list[int], **options: Any) -> Answer:
     logits = llama.scores[: len(tokens)].astype(np.float64)
     llama.close()
     chances = np.logaddexp.reduce(logits[:-1], -1)
-    return Answer(logits, float(np.exp(np.mean(chances - logits[np.arange(len(tokens) - 1), tokens[1:]]))))
+    return Evaluation(
+        logits, float(np.exp(np.mean(chances - logits[np.arange(len(tokens) - 1), tokens[1:]])))
+    )
 
 
 def write_exact(model: Path, copy: Path) -> None:
-    """The same weights as F32: what llama.cpp multiplies by F16 it rounds to F16."""
+    """Write the same weights as F32: llama.cpp rounds what it multiplies by F16 weights to F16."""
     reader = gguf.GGUFReader(model)
     writer = gguf.GGUFWriter(copy, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
@@ -85,20 +87,21 @@ def draw_tokens(seed: int, s: Shape) -> list[int]:
 
 
 def answers_of(s: Shape, folder: Path) -> dict[str, Any]:
-    """The first random tokens for which rounding decides nothing, and what llama.cpp makes of them.
+    """The first random tokens for which rounding makes no difference, and what llama.cpp computes for them.
 
-    With experts it decides now and then: where two are wanted as much as each other, and what follows differs by more than rounding.
+    With experts it sometimes does: where two experts are equally likely, rounding chooses between them, and all that follows differs by
+    more than rounding. Raises RuntimeError if there are no such tokens.
     """
     path, small, exact_path = (folder / f"{name}.gguf" for name in ("f16", "q4_k_m", "f32"))
     hashes = [write(path, s, "F16"), write(small, s, "Q4_K_M")]
     write_exact(path, exact_path)
     for seed in range(500):
         tokens = draw_tokens(seed, s)
-        exact = ask(exact_path, tokens, **FLOATS)
-        found = ask(path, tokens)
+        exact = evaluate(exact_path, tokens, **FLOATS)
+        found = evaluate(path, tokens)
         if all(
             agree(other, exact)
-            for other in (found, ask(exact_path, tokens), ask(path, tokens, flash_attn=True))
+            for other in (found, evaluate(exact_path, tokens), evaluate(path, tokens, flash_attn=True))
         ):
             break
     else:
@@ -111,14 +114,14 @@ def answers_of(s: Shape, folder: Path) -> dict[str, Any]:
         "sha256": hashes,
         "tokens": tokens,
         "perplexity": float(f"{found.perplexity:.8g}"),
-        "perplexity_q4_k_m": float(f"{ask(small, tokens).perplexity:.8g}"),
+        "perplexity_q4_k_m": float(f"{evaluate(small, tokens).perplexity:.8g}"),
         "top": found.top.tolist(),
         "rows": ROWS,
         "exact_logits": [[round(x, 5) for x in row[::8].tolist()] for row in exact.logits[ROWS]],
     }
 
 
-def agree(a: Answer, b: Answer) -> bool:
+def agree(a: Evaluation, b: Evaluation) -> bool:
     return bool((a.top != b.top).sum() <= 1 and abs(a.perplexity / b.perplexity - 1) < 3e-4)
 
 

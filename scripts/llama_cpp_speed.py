@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""llama.cpp's side of scripts/bench_peers.py: one measurement, in a process of its own, printed as JSON. Needs only llama-cpp-python.
+"""llama.cpp's side of scripts/bench_peers.py: one measurement per process, printed as JSON. Needs only llama-cpp-python.
 
     python scripts/llama_cpp_speed.py model.gguf THREADS speed N_PROMPT N_GEN N_DEPTH N_SEQ
     python scripts/llama_cpp_speed.py model.gguf THREADS perplexity N_CTX CHUNKS
     python scripts/llama_cpp_speed.py model.gguf THREADS start N_PROMPT N_CTX
 
-Only `llama_decode` and the wait for its end are timed, with the settings of llama-bench (batches of 2048 tokens, 512 at once, flash
-attention where it chooses so). Tokens are random.
+Only `llama_decode` and the wait for its end are timed, with the settings of llama-bench (batches of 2048 tokens, 512 at a time, flash
+attention if llama.cpp chooses it). Tokens are random.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def silent(level: int, text: bytes, data: Any) -> None:
 
 
 class Peer:
-    """A model and a context of `n_ctx` tokens for each of `n_seq` sequences."""
+    """A model in llama.cpp, with a context of `n_ctx` tokens for each of `n_seq` sequences."""
 
     def __init__(self, path: str, n_threads: int, n_ctx: int, n_seq: int = 1) -> None:
         lc.llama_log_set(silent, None)
@@ -39,12 +39,10 @@ class Peer:
         if not model:
             sys.exit(f"llama.cpp can't load {path}")
         settings = lc.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = (
-            n_ctx * n_seq,
-            N_BATCH,
-            N_UBATCH,
-            n_seq,
-        )
+        settings.n_ctx = n_ctx * n_seq
+        settings.n_batch = N_BATCH
+        settings.n_ubatch = N_UBATCH
+        settings.n_seq_max = n_seq
         settings.n_threads = settings.n_threads_batch = n_threads
         self.context = lc.llama_init_from_model(model, settings)
         if not self.context:
@@ -54,17 +52,15 @@ class Peer:
         self._random = random.Random(0)
 
     def decode(self, counts: Sequence[tuple[int, int]], n_outputs: int = 1) -> float:
-        """Seconds of a step: for each pair (sequence, n) n more tokens, of which the last `n_outputs` want logits."""
+        """Seconds that a step takes: n more tokens for each pair (sequence, n), with logits for the last `n_outputs` of them."""
         entries = [(s, self.lengths[s] + i, i >= n - n_outputs) for s, n in counts for i in range(n)]
         batch = lc.llama_batch_init(len(entries), 0, 1)
         batch.n_tokens = len(entries)
         for i, (s, position, wanted) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = (
-                self._random.randrange(self.n_vocab),
-                position,
-                1,
-                s,
-            )
+            batch.token[i] = self._random.randrange(self.n_vocab)
+            batch.pos[i] = position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = s
             batch.logits[i] = wanted
         start = time.perf_counter()
         failed = lc.llama_decode(self.context, batch)
@@ -78,21 +74,21 @@ class Peer:
         return seconds
 
     def cut(self, length: int) -> None:
-        """Let all sequences have only their first `length` tokens."""
+        """Cut all sequences back to their first `length` tokens."""
         for s in range(len(self.lengths)):
             lc.llama_memory_seq_rm(lc.llama_get_memory(self.context), s, length, -1)
             self.lengths[s] = min(self.lengths[s], length)
 
 
 def speed(path: str, n_threads: int, n_prompt: int, n_gen: int, n_depth: int, n_seq: int) -> dict[str, float]:
-    """Tokens a second, all sequences together, as `qwencli bench` counts them."""
+    """Tokens per second, all sequences together, as `qwencli bench` counts them."""
     peer = Peer(path, n_threads, -(-(n_depth + n_prompt + n_gen) // 1024) * 1024, n_seq)
     for s in range(n_seq):
         while missing := n_depth - peer.lengths[s]:
             peer.decode([(s, min(missing, N_BATCH))])
 
     def test(n_gen: int) -> float:
-        """Prompts one after the other, then a token of each at a time."""
+        """Seconds for the prompts, one after the other, then for one token of each sequence per step."""
         prompts = [
             peer.decode([(s, min(n_prompt - done, N_BATCH))])
             for s in range(n_seq)
@@ -100,15 +96,15 @@ def speed(path: str, n_threads: int, n_prompt: int, n_gen: int, n_depth: int, n_
         ]
         return sum(prompts) + sum(peer.decode([(s, 1) for s in range(n_seq)]) for _ in range(n_gen))
 
-    test(min(n_gen, 1))  # a warm-up, as llama-bench's
+    test(min(n_gen, 1))  # a warm-up, as in llama-bench
     peer.cut(n_depth)
     return {"t/s": (n_prompt + n_gen) * n_seq / test(n_gen)}
 
 
 def perplexity(path: str, n_threads: int, n_ctx: int, n_chunks: int) -> dict[str, float]:
-    """Tokens a second of llama-perplexity's steps: as many chunks as fit into a batch, logits for their second halves.
+    """Tokens per second of llama-perplexity's steps: as many chunks as fit into a batch, with logits for their second halves.
 
-    Neither its tokenizing nor its softmax is counted.
+    Neither tokenizing nor the softmax is counted.
     """
     together = max(1, N_BATCH // n_ctx)
     peer = Peer(path, n_threads, n_ctx, together)
@@ -123,10 +119,10 @@ def perplexity(path: str, n_threads: int, n_ctx: int, n_chunks: int) -> dict[str
 
 
 def start(path: str, n_threads: int, n_prompt: int, n_ctx: int) -> dict[str, float]:
-    """Seconds from before llama.cpp is initialized to the first logits: without Python's start and without loading the library."""
-    begin = time.perf_counter()
+    """Seconds from before llama.cpp is initialized to the first logits; starting Python and loading the library aren't counted."""
+    began = time.perf_counter()
     Peer(path, n_threads, n_ctx).decode([(0, n_prompt)])
-    return {"s": time.perf_counter() - begin}
+    return {"s": time.perf_counter() - began}
 
 
 if __name__ == "__main__":

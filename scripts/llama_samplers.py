@@ -1,4 +1,4 @@
-"""What llama.cpp's own samplers leave of some logits, for the test of ours: random settings in several orders, and runs of Mirostat."""
+"""Which tokens llama.cpp's own samplers keep, to test ours against: random settings in several orders, and runs of Mirostat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 N_LOGITS = 70
-"""So many tokens have logits: the tiny vocabulary's first ones, single characters."""
+"""How many tokens have logits: the first ones of the tiny vocabulary, which are single characters."""
 SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 DEFAULTS: dict[str, Any] = {
     "temp": 0.8,
@@ -35,12 +35,12 @@ DEFAULTS: dict[str, Any] = {
     "samplers": SAMPLERS,
     "min_keep": 0,
 }
-"""llama.cpp's (common_params_sampling in common/common.h)."""
+"""llama.cpp's defaults (common_params_sampling in common/common.h)."""
 ALL_TOKENS = 10_000  # -1 in the settings
 
 
 def sampling_cases(vocabulary: Path) -> dict[str, Any]:
-    """Settings, logits, the tokens before and what is left; and runs of Mirostat. The vocabulary says which texts break repetitions."""
+    """Settings, logits, earlier tokens and what is left; and runs of Mirostat. The vocabulary is needed for DRY's breakers."""
     rnd, samplers = random.Random(2), Samplers(vocabulary)
     chains = []
     for i in range(120):
@@ -73,7 +73,7 @@ def random_logits(rnd: random.Random) -> list[float]:
 
 
 def random_tokens(rnd: random.Random) -> list[int]:
-    """With repetitions, also of passages, and now and then with texts that break them."""
+    """Tokens with repetitions, also of whole passages, and sometimes with DRY's breakers in them."""
     some = [rnd.randrange(N_LOGITS) for _ in range(rnd.choice([3, 12]))]
     return [
         token
@@ -126,7 +126,7 @@ def random_params(rnd: random.Random, i: int) -> dict[str, Any]:
 
 
 class Samplers:
-    """llama.cpp's samplers, put together as common/sampling.cpp does."""
+    """llama.cpp's samplers, put together as in common/sampling.cpp."""
 
     def __init__(self, vocabulary: Path) -> None:
         import llama_cpp
@@ -135,7 +135,7 @@ class Samplers:
         self._llama = llama_cpp.Llama(model_path=str(vocabulary), vocab_only=True, verbose=False)
 
     def left(self, chosen: dict[str, Any], logits: list[float], tokens: list[int]) -> list[tuple[int, float]]:
-        """The tokens that the chain leaves to choose from, and their probabilities, the likeliest first."""
+        """The tokens that the chain keeps, and their probabilities, the likeliest first."""
         p = DEFAULTS | chosen
         chain = self._chain(
             [self._logit_bias(p)] * bool(p["logit_bias"])
@@ -146,7 +146,7 @@ class Samplers:
         return self._apply(chain, logits)[0]
 
     def run_mirostat(self, p: dict[str, Any], steps: list[list[float]]) -> list[dict[str, Any]]:
-        """What is left at each step, and which of it was chosen."""
+        """What is left in each step, and which token was chosen."""
         cpp = self.cpp
         if p["mirostat"] == 1:
             last = cpp.llama_sampler_init_mirostat(N_LOGITS, 1, p["mirostat_tau"], p["mirostat_eta"], 100)
@@ -166,7 +166,7 @@ class Samplers:
         return chain
 
     def _apply(self, chain: Any, logits: list[float]) -> tuple[list[tuple[int, float]], int]:
-        """What is left and how likely it is, and the token that was chosen, if the chain chooses."""
+        """What is left, with probabilities, and the token that was chosen, -1 if the chain doesn't choose one."""
         cpp = self.cpp
         data = (cpp.llama_token_data * len(logits))(
             *(cpp.llama_token_data(i, logit, 0.0) for i, logit in enumerate(logits))

@@ -1,7 +1,8 @@
-"""Clients of scripts/load_server.py: they ask for what people ask for, leave in the middle, dawdle, and send nonsense.
+"""Clients for scripts/load_server.py: they ask for what people ask for, leave in the middle, dawdle, and send nonsense.
 
-Every request ends as "answered" (complete), "refused" (with the right status, in the API's form), "busy" (429 and when to come again),
-"left" (by the client) or, where it is none of these, "wrong". Plain sockets: other clients hide what a server does to a connection.
+Every request ends as "answered" (complete), "refused" (with the right status, in the API's format), "busy" (429 with the time to wait),
+"left" (by the client) or, if it is none of these, "wrong". They use plain sockets, since HTTP clients hide what a server does to a
+connection.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from typing import Any, NamedTuple
 TEXT = "once upon a time there was a little girl who liked to play in the park with her dog and a big red ball and her mom was very happy"
 WORDS = TEXT.split()
 SAME = ["Once upon a time", "The little dog", "Her mom said", "One day a boy", "In the big forest there was"]
-"""Prompts whose greedy answers have to be the same whatever else runs."""
+"""Prompts whose greedy answers have to be the same, whatever else is running."""
 SAME_TOKENS = 24
 N_CTX = 1024
 LONGEST = 90.0
-"""Seconds that a request may take at most, waiting included."""
+"""How many seconds a request may take, including the time in the queue."""
 Handler = Callable[["Client"], Awaitable[None]]
 
 
 class Wrong(Exception):
-    """What must not happen."""
+    """Something happened that must not happen."""
 
 
 class Gone(Wrong):
     """The server closed the connection before its answer was complete."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
@@ -49,7 +50,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Tally:
-    """What came of all requests. `seen` has the status of each by its id, None where the client left."""
+    """The outcomes of all requests. `seen` has the status of each by its id, None if the client left."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -61,7 +62,7 @@ class Tally:
 
 
 class Connection:
-    """HTTP/1.1, as little of it as is needed."""
+    """HTTP/1.1, as little of it as needed."""
 
     def __init__(self, port: int, buffer: int | None = None) -> None:
         self._port, self._buffer = port, buffer
@@ -79,7 +80,7 @@ class Connection:
         self.writer.close()
 
     def reset(self) -> None:
-        """Leave without a word: RST instead of FIN."""
+        """Leave abruptly: RST instead of FIN."""
         s = self.writer.get_extra_info("socket")
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -98,8 +99,8 @@ class Connection:
             n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:] if line)
         }
 
-    async def answer(self, method: str = "POST", pause: float = 0) -> Answer:
-        """The whole answer, read with a `pause` after each piece of a few bytes. Raises Gone."""
+    async def answer(self, method: str = "POST", pause: float = 0) -> Response:
+        """The whole answer, read with a `pause` after every few bytes. Raises Gone if the connection is closed before."""
         try:
             status, headers = await self.head()
             body = bytearray()
@@ -111,7 +112,7 @@ class Connection:
                     await self.reader.readexactly(2)
                     await asyncio.sleep(pause)
                 await self.reader.readexactly(2)
-            return Answer(status, headers, bytes(body))
+            return Response(status, headers, bytes(body))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise Gone(f"closed before the answer was complete ({type(error).__name__})") from None
 
@@ -121,8 +122,8 @@ def check(true: object, what: str) -> None:
         raise Wrong(what)
 
 
-def check_error(path: str, answer: Answer, expected: set[int]) -> str:
-    """ "busy" or "refused". Raises Wrong where the answer is not an error that was expected, in the API's form."""
+def check_error(path: str, answer: Response, expected: set[int]) -> str:
+    """ "busy" or "refused". Raises Wrong if the answer isn't an expected error in the API's format."""
     check(
         answer.status in expected,
         f"status {answer.status}, expected {sorted(expected)}: {answer.body[:200]!r}",
@@ -144,20 +145,18 @@ def check_error(path: str, answer: Answer, expected: set[int]) -> str:
     return "busy" if answer.status == 429 else "refused"
 
 
-def events(answer: Answer) -> list[Any]:
+def events(answer: Response) -> list[Any]:
     check(
         answer.headers["content-type"].startswith("text/event-stream"),
         f"type {answer.headers['content-type']}",
     )
     parts = answer.body.split(b"\n\n")
-    check(
-        parts[-1] == b"" and all(part.startswith(b"data: ") for part in parts[:-1]), "an event that is none"
-    )
+    check(parts[-1] == b"" and all(part.startswith(b"data: ") for part in parts[:-1]), "a malformed event")
     return [part[6:] if part[6:] == b"[DONE]" else json.loads(part[6:]) for part in parts[:-1]]
 
 
-def check_text(body: dict[str, Any], answer: Answer) -> str:
-    """The text of an answer of /completion, which has to be complete."""
+def check_text(body: dict[str, Any], answer: Response) -> str:
+    """The text of an answer of /completion. Raises Wrong if it isn't complete."""
     if body.get("stream"):
         found = events(answer)
         check(
@@ -174,12 +173,14 @@ def check_text(body: dict[str, Any], answer: Answer) -> str:
         f"ended as {last['stop_type']} after {n} of {most}",
     )
     full = last["tokens_evaluated"] + n >= N_CTX
-    check(last["stop_type"] != "limit" or n == most or full, f"{n} tokens of {most}, and none forbade more")
+    check(
+        last["stop_type"] != "limit" or n == most or full, f"{n} tokens of {most}, and nothing else ended it"
+    )
     return str(text)
 
 
-def check_choices(body: dict[str, Any], answer: Answer) -> str:
-    """The first text of an answer in OpenAI's form, which has to be complete."""
+def check_choices(body: dict[str, Any], answer: Response) -> str:
+    """The first text of an answer in OpenAI's format. Raises Wrong if the answer isn't complete."""
     n, chat = body.get("n", 1), "messages" in body
     texts = [""] * n
     if body.get("stream"):
@@ -213,7 +214,7 @@ def parsed(text: str) -> Any:
 
 
 class Client:
-    """One of many: does one thing after the other."""
+    """One of many clients; it does one thing after another."""
 
     def __init__(self, port: int, number: int, tally: Tally, seed: int) -> None:
         self.port, self.number, self.tally = port, number, tally
@@ -237,8 +238,8 @@ class Client:
 
     async def ask(
         self, method: str, path: str, body: bytes, connection: Connection | None = None, pause: float = 0
-    ) -> Answer:
-        """One request from its first byte to the last of its answer."""
+    ) -> Response:
+        """One request, from its first byte to the last byte of its answer."""
         if connection is None:
             async with Connection(self.port) as connection:
                 return await self.ask(method, path, body, connection, pause)
@@ -257,7 +258,7 @@ class Client:
     async def post(
         self, path: str, body: dict[str, Any], connection: Connection | None = None, pause: float = 0
     ) -> str | None:
-        """The complete text of an answer, None if the server was busy."""
+        """The complete text of an answer; None if the server was busy."""
         start = time.monotonic()
         answer = await self.ask("POST", path, json.dumps(body).encode(), connection, pause)
         if answer.status != 200:
@@ -356,18 +357,18 @@ async def text(client: Client) -> None:
 
 
 async def same(client: Client) -> None:
-    """Greedy answers do not depend on what else runs."""
+    """Greedy answers don't depend on what else is running."""
     prompt, stream = client.random.choice(SAME), client.random.random() < 0.5
     found = await client.post(
         "/completion", {"prompt": prompt, "n_predict": SAME_TOKENS, "temperature": 0, "stream": stream}
     )
     if found is not None:
         expected = client.tally.same.setdefault(prompt, found)
-        check(found == expected, f"{found!r}, alone it was {expected!r}")
+        check(found == expected, f"{found!r}, without other requests it was {expected!r}")
 
 
 async def leave(client: Client) -> None:
-    """Go away: before, in and after a prompt, in an answer; properly or by a reset."""
+    """Disconnects before, during or after the prompt, or during the answer, properly or with a reset."""
     r, id = client.random, client.id()
     path = r.choice(["/completion", "/v1/completions", "/v1/chat/completions"])
     body = {
@@ -398,7 +399,7 @@ async def leave(client: Client) -> None:
 
 
 async def slow_reader(client: Client) -> None:
-    """A small window, and a pause after each piece."""
+    """Reads with a small TCP window, and with a pause after each piece."""
     r = client.random
     async with Connection(client.port, buffer=2048) as connection:
         body = {
@@ -412,7 +413,7 @@ async def slow_reader(client: Client) -> None:
 
 
 async def byte_a_second(client: Client) -> None:
-    """Takes a long answer, a byte a second, and then no more."""
+    """Reads a long answer at a byte per second, then stops reading."""
     async with Connection(client.port, buffer=2048) as connection:
         id = client.id()
         client.tally.seen[id] = None
@@ -428,7 +429,7 @@ async def byte_a_second(client: Client) -> None:
 
 
 async def slow_headers(client: Client) -> None:
-    """Sends a head, or a body, a byte a second, until the server ends it."""
+    """Sends the head or the body at a byte per second, until the server closes the connection."""
     r, started = client.random, time.monotonic()
     in_body = r.random() < 0.5
     async with Connection(client.port) as connection:
@@ -450,7 +451,7 @@ async def slow_headers(client: Client) -> None:
 
 
 async def garbage(client: Client) -> None:
-    """What is no HTTP."""
+    """Sends what isn't HTTP."""
     r = client.random
     data = r.choice(
         [
@@ -563,13 +564,13 @@ async def too_long(client: Client) -> None:
 
 
 async def too_large(client: Client) -> None:
-    """More bytes than a request may have, up to 10 MB."""
+    """Sends more bytes than a request may have, up to 10 MB."""
     body = b'{"prompt": "' + b"a" * client.random.randint(2_200_000, 10_000_000) + b'"}'
     client.count(check_error("/completion", await client.ask("POST", "/completion", body), {413, 408}))
 
 
 async def absurd(client: Client) -> None:
-    """Sampling values that make no sense: an answer or a refusal."""
+    """Sends sampling values that make no sense: either an answer or an error is right."""
     path = client.random.choice(["/completion", "/v1/completions"])
     body = {"prompt": client.words(10), "n_predict": 10, "max_tokens": 10, **client.random.choice(ABSURD)}
     answer = await client.ask("POST", path, json.dumps(body).encode())
@@ -602,7 +603,7 @@ OTHERS = [
 
 
 async def others(client: Client) -> None:
-    """All that generates nothing."""
+    """Calls all endpoints that generate nothing."""
     method, path, body = client.random.choice(OTHERS)
     answer = await client.ask(method, path, json.dumps(body).encode() if isinstance(body, dict) else b"")
     if isinstance(body, int):
@@ -633,7 +634,7 @@ KINDS: dict[Handler, float] = {
 
 
 async def first_answers(port: int, tally: Tally) -> None:
-    """What `same` gets while nothing else runs."""
+    """The answers that `same` has to get, while nothing else is running."""
     client = Client(port, -1, tally, 0)
     client.kind = "same"
     for prompt in SAME:

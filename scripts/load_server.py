@@ -1,10 +1,10 @@
-"""`qwencli serve` under load: many clients for minutes, of which some leave, dawdle or send nonsense (scripts/load_clients.py).
+"""`qwencli serve` under load: many clients for minutes, some of which leave, dawdle or send nonsense (scripts/load_clients.py).
 
     python scripts/load_server.py                              # 200 clients, 300 seconds, the demo model
     python scripts/load_server.py -m model.gguf --clients 50 --seconds 60
 
-Prints a table, and ends with 1 if anything was not as it has to be: answers that are neither complete nor an error in the right form, a
-request without its line in the log, slots or requests left over, memory that grows, an end by SIGTERM with anything but 0.
+Prints a table, and exits with 1 if anything is wrong: an answer that is neither complete nor an error in the right format, a request
+without its line in the log, slots or requests left over, memory that grows, an exit code other than 0 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from pathlib import Path
 from typing import Any
 
 POLL, BLOCKED, STUCK = 0.02, 0.020, 5.0
-"""Seconds: between questions for /health, that a callback may take, and after which all threads' stacks are written down."""
+"""Seconds between requests for /health, seconds that a callback may take, and seconds after which all threads' stacks are written."""
 SAMPLED = 8
-"""Of so many callbacks the CPU time of one is measured."""
+"""The CPU time of one in this many callbacks is measured."""
 POLLED = ("/health", "/metrics", "/slots")
 GROWTH = 0.10
-"""Of resident memory between the first third and the end, beyond which it is not flat. Seconds below FEW say nothing about it."""
+"""By how much resident memory may grow between the first third and the end."""
 FEW = 60
+"""Runs shorter than this many seconds say nothing about growth."""
 
 
 class Server:
-    """`qwencli serve` in a process of its own, watched by `watched`."""
+    """`qwencli serve` in a child process, in which `watched` observes the event loop."""
 
     def __init__(self, folder: Path, args: list[str]) -> None:
         self.log, self.report = folder / "log", folder / "report"
@@ -79,7 +80,7 @@ class Server:
         return {name.removeprefix("llamacpp:"): float(value) for name, value in lines}
 
     def rss(self) -> float:
-        """Resident memory in MB; 0 where there is no /proc."""
+        """Resident memory in MB; 0 if there is no /proc."""
         try:
             found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
         except OSError:
@@ -87,7 +88,7 @@ class Server:
         return int(found[1]) / 1024 if found else 0.0
 
     def end(self) -> int:
-        """SIGTERM while answers are being written, and the exit status."""
+        """Send SIGTERM while answers are being generated. Returns the exit code."""
         body = json.dumps(
             {"prompt": "Once upon a time", "n_predict": 200, "ignore_eos": True, "stream": True}
         ).encode()
@@ -109,15 +110,18 @@ class Server:
 
 
 def watched(report: str, args: list[str]) -> None:
-    """Run qwencli, and write what its event loop did into `report`: how long callbacks took, and the CPU time of some."""
+    """Run qwencli, and write to `report` what its event loop did: how long callbacks took, and the CPU time of some."""
     calls: list[tuple[float, float, str]] = []
     pauses: list[float] = []
-    armed, stacks = [0.0], Path(f"{report}.stuck").open("w")  # noqa: SIM115 - as long as the process is there
+    armed, stacks = [0.0], Path(f"{report}.stuck").open("w")  # noqa: SIM115 - open as long as the process runs
     count, run_handle, began = [0], asyncio.events.Handle._run, [0.0]  # type: ignore[attr-defined]
 
     def run(self: Any) -> None:
         count[0] += 1
-        start, cpu = time.perf_counter(), 0.0 if count[0] % SAMPLED else time.thread_time()  # which is slow
+        start, cpu = (
+            time.perf_counter(),
+            0.0 if count[0] % SAMPLED else time.thread_time(),
+        )  # reading the CPU time is slow
         if start > armed[0] + 0.5:
             armed[0] = start
             faulthandler.dump_traceback_later(STUCK, file=stacks)
@@ -128,7 +132,7 @@ def watched(report: str, args: list[str]) -> None:
 
     def collected(phase: str, _: dict[str, Any]) -> None:
         if phase == "start":
-            began[0] = time.thread_time()  # other threads may have their turn before this is called again
+            began[0] = time.thread_time()  # CPU time, as other threads may run before the collection ends
         elif len(pauses) < 100_000:
             pauses.append(time.thread_time() - began[0])
 
@@ -153,7 +157,7 @@ def watched(report: str, args: list[str]) -> None:
 
     async def start_up(*args: Any, **kwargs: Any) -> None:
         await startup(*args, **kwargs)
-        calls.clear()  # nobody waits before
+        calls.clear()  # before, there are no clients that wait
         pauses.clear()
 
     runner.Server.startup = start_up  # type: ignore[method-assign]
@@ -166,7 +170,7 @@ def watched(report: str, args: list[str]) -> None:
 
 
 def named(handle: Any) -> str:
-    """Whose turn it was: of a task the coroutines, from the outermost to where it waits now."""
+    """What a callback ran; for a task its coroutines, from the outermost to the one that it waits in now."""
     owner = getattr(handle._callback, "__self__", None)
     if not isinstance(owner, asyncio.Task):
         return str(getattr(handle._callback, "__qualname__", handle._callback))
@@ -180,7 +184,7 @@ def named(handle: Any) -> str:
 
 
 def poll(port: int) -> None:
-    """Ask for /health until stdin ends, then print the seconds of each answer, and by how much its own sleeps were too long."""
+    """Ask for /health until stdin ends, then print how long each answer took, and by how much this process's own sleeps were too long."""
     done = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
     took, late = [], []
@@ -211,7 +215,7 @@ def shown(seconds: list[float]) -> str:
 
 
 def sample(server: Server, stop: threading.Event, samples: list[tuple[float, float]]) -> None:
-    """Memory, and the cache's size, every second."""
+    """Record memory and the size of the cache every second."""
     ended = False
     while not ended:
         samples.append((server.rss(), server.metrics()["kv_cache_capacity_tokens"]))
@@ -219,7 +223,7 @@ def sample(server: Server, stop: threading.Event, samples: list[tuple[float, flo
 
 
 def unlogged(log: str, seen: dict[str, int | None]) -> tuple[list[str], int]:
-    """Requests without exactly one line that has the status that the client saw; and lines that tell of a failure in the server."""
+    """Requests that don't have exactly one line in the log with the status that the client saw; and the number of tracebacks."""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     statuses: dict[str, list[int]] = {}
     for line in lines:
@@ -244,9 +248,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--timeout", type=float, default=20, help="of the server: how long clients may dawdle"
-    )
+    parser.add_argument("--timeout", type=float, default=20, help="the server's: how long clients may dawdle")
     parser.add_argument("--keep", type=Path, help="folder for the server's log and report")
     options, more = parser.parse_known_args()
     folder = options.keep or Path(tempfile.mkdtemp())
@@ -285,13 +287,13 @@ def main() -> int:
     problems += (
         bad
         + ([f"{tracebacks} tracebacks in {server.log}"] if tracebacks else [])
-        + ([f"exit status {code}"] if code else [])
+        + ([f"exit code {code}"] if code else [])
     )
     if took >= FEW and last > first * (1 + GROWTH):
         problems.append(f"memory grew from {first:.0f} to {last:.0f} MB")
     report = json.loads(server.report.read_text())
     print(
-        f"memory      {samples[0][0]:.0f} MB at first, {first:.0f} after a third, {last:.0f} at the end, "
+        f"memory      {samples[0][0]:.0f} MB at the start, {first:.0f} after a third, {last:.0f} at the end, "
         f"{max(rss for rss, _ in samples):.0f} at most"
     )
     print(
@@ -313,14 +315,14 @@ def main() -> int:
     for wall, cpu, name in report["largest"][:6]:
         print(f"            {1e3 * wall:6.1f} ms, {1e3 * cpu:6.1f} of CPU: {name}")
     print(f"gc          longest {1e3 * report['gc']:.1f} ms of CPU")
-    print(f"end         SIGTERM with 3 answers on their way: all complete, exit status {code}")
+    print(f"end         SIGTERM with 3 answers in progress: all complete, exit code {code}")
     for problem, n in Counter(re.sub(r"\d{4,}", "N", p)[:400] for p in problems).most_common(20):
         print(f"PROBLEM ({n}): {problem}")
     return 1 if problems else 0
 
 
 def left_over(server: Server) -> list[str]:
-    """What is still there when all clients have gone."""
+    """What the server still has to do a minute after all clients have gone."""
     end = time.monotonic() + 60
     while True:
         busy = [slot["id"] for slot in json.loads(server.get("/slots")) if slot["is_processing"]]

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Write the demo model in every tensor type that GGML can quantize to, and what llama.cpp's perplexity of each file is.
+"""Write the demo model in every tensor type that GGML can quantize to, and llama.cpp's perplexity of each file.
 
     python scripts/make_formats.py FOLDER [TYPE...]
 
-FOLDER gets a file for each TYPE (default: all) and a README that lists them, tests/oracles/formats.json the perplexities. All matrices of
-the layers are of the type, the embedding is of the type or, where that is too coarse for it, Q8_0. llama.cpp quantizes them, with an
-importance matrix of our own activations; to NVFP4 it cannot, so its blocks come from GGML's quantizer and are written here. Ternary types
-get weights that were made ternary before.
+FOLDER gets a file for each TYPE (default: all) and a README that lists them; tests/oracles/formats.json gets the perplexities. All matrices
+of the layers have the type. The embedding has it too, or Q8_0 if the type is too coarse. llama.cpp quantizes the files, with an importance
+matrix computed from our own activations. It can't quantize to NVFP4, so those blocks come from GGML's quantizer and are written here.
+Weights for ternary types are made ternary first.
 Needs the extra `oracle`, and `../shared/models`.
 """
 
@@ -65,7 +65,7 @@ MIXES = {
     "IQ2_S": "IQ2_M",
     "MXFP4": "MXFP4_MOE",
 }
-"""Tensor type: the mix of llama.cpp (`llama_ftype`) whose pure form has all matrices in it."""
+"""For each tensor type, the mix of llama.cpp (`llama_ftype`) that has all matrices in this type if it is made "pure"."""
 COARSE = {
     "Q2_K",
     "Q3_K",
@@ -81,9 +81,9 @@ COARSE = {
     "Q1_0",
     "Q2_0",
 }
-"""Types in which an embedding that is also the output matrix would leave little of the model."""
+"""Types that would ruin the model if the embedding, which is also the output matrix, had them."""
 TERNARY = {"TQ1_0", "TQ2_0", "Q2_0"}
-"""Types for models that were trained for them: llama.cpp only copies weights of three values, and leaves nothing of any others."""
+"""Types for models that were trained for them: llama.cpp copies weights that have only three values, and destroys all others."""
 TYPES = [*MIXES, "NVFP4"]
 INPUTS = {
     "attn_norm": ("attn_q", "attn_k", "attn_v"),
@@ -91,13 +91,13 @@ INPUTS = {
     "ffn_norm": ("ffn_gate", "ffn_up"),
     "ffn_swiglu": ("ffn_down",),
 }
-"""Names of activations, and of the weights that they are multiplied with."""
+"""The names of activations, and of the weights that they are multiplied with."""
 
 
 def importance_matrix() -> dict[str, F32]:
-    """The mean squares of what each weight of the layers is multiplied with, by its tensor's name: float32 [n_in].
+    """The mean squares of what each column of the layers' matrices is multiplied with, float32 [n_in], by the tensor's name.
 
-    Six of 24 bits are kept, so that the order of sums, which differs from machine to machine, seldom changes a file.
+    Only six of 24 bits are kept, so that the order of sums, which differs from machine to machine, seldom changes a file.
     """
     from qwencli.backends.kv_cache import KVSequence
     from qwencli.backends.numpy.backend import NumpyBackend
@@ -133,7 +133,7 @@ def file_of(folder: Path, kind: str) -> Path:
 
 
 def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
-    """The file of a type. Raises RuntimeError where llama.cpp cannot, or leaves a matrix in another type."""
+    """Write the file of a type. Raises RuntimeError if llama.cpp can't, or if it leaves a matrix in another type."""
     if kind == "NVFP4":
         write_copy(path, gguf.LlamaFileType.MOSTLY_NVFP4, as_nvfp4)
         return
@@ -148,11 +148,9 @@ def quantize(kind: str, path: Path, importance: Mapping[str, F32]) -> None:
         params.token_embedding_type = gguf.GGMLQuantizationType.Q8_0
     entries = (lc.llama_model_imatrix_data * (len(importance) + 1))()
     for entry, (name, values) in zip(entries, importance.items()):
-        entry.name, entry.data, entry.size = (
-            name.encode(),
-            values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
-            values.size,
-        )
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
     params.imatrix = ctypes.cast(entries, type(params.imatrix))
     with tempfile.TemporaryDirectory() as folder:
         source = SOURCE
@@ -167,7 +165,7 @@ Tensors = Iterator[tuple[str, NDArray[Any], gguf.GGMLQuantizationType]]
 
 
 def write_copy(path: Path, file_type: int, change: Callable[[str, F32], Tensors]) -> None:
-    """The demo model with other matrices in its layers; the embedding is Q8_0."""
+    """Write the demo model with changed matrices in its layers; the embedding becomes Q8_0."""
     reader, writer = gguf.GGUFReader(SOURCE), gguf.GGUFWriter(path, "qwen3")
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name not in (
@@ -184,7 +182,7 @@ def write_copy(path: Path, file_type: int, change: Callable[[str, F32], Tensors]
         found = (
             change(tensor.name, values)
             if tensor.name.startswith("blk.") and values.ndim == 2
-            else as_it_is(tensor.name, values)
+            else unchanged(tensor.name, values)
         )
         for name, data, kind in found:
             writer.add_tensor(name, data, raw_dtype=kind)
@@ -194,14 +192,16 @@ def write_copy(path: Path, file_type: int, change: Callable[[str, F32], Tensors]
     writer.close()
 
 
-def as_it_is(name: str, values: F32) -> Tensors:
+def unchanged(name: str, values: F32) -> Tensors:
     kind = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else gguf.GGMLQuantizationType.Q8_0
     yield name, gguf.quantize(values, kind), kind
 
 
 def as_ternary(name: str, values: F32) -> Tensors:
-    """Each weight as one of -d, 0 and d, of 256 in a row: what lies above 0.7 times their mean magnitude becomes d, the mean magnitude of
-    these (https://arxiv.org/abs/1605.04711)."""
+    """Make each weight one of -d, 0 and d, in blocks of 256 (https://arxiv.org/abs/1605.04711).
+
+    Weights above 0.7 times the block's mean magnitude become d or -d, where d is the mean magnitude of these; the others become 0.
+    """
     blocks = values.reshape(-1, 256)
     magnitudes = np.abs(blocks)
     kept = magnitudes > 0.7 * magnitudes.mean(1, keepdims=True)
@@ -214,8 +214,10 @@ def as_ternary(name: str, values: F32) -> Tensors:
 
 
 def as_nvfp4(name: str, values: F32) -> Tensors:
-    """Blocks by GGML's quantizer, and a scale for the tensor with which its largest weight becomes the largest that blocks hold, 6 times
-    an E4M3 scale of 448 (https://arxiv.org/abs/2509.25149)."""
+    """Blocks from GGML's quantizer, and a scale for the tensor (https://arxiv.org/abs/2509.25149).
+
+    The scale maps the largest weight to the largest value that a block can represent, 6 times an E4M3 scale of 448.
+    """
     kind = gguf.GGMLQuantizationType.NVFP4
     scale = np.abs(values).max() / np.float32(6 * 448)
     yield name, ggml_blocks(values / scale, kind), kind
@@ -223,14 +225,14 @@ def as_nvfp4(name: str, values: F32) -> Tensors:
 
 
 def ggml_library() -> ctypes.CDLL:
-    """GGML without its backends, as llama-cpp-python brings it."""
+    """GGML without its backends, from llama-cpp-python."""
     import llama_cpp
 
     return ctypes.CDLL(str(next(Path(llama_cpp.__file__).with_name("lib").glob("*ggml-base.*"))))
 
 
 def ggml_blocks(values: F32, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
-    """Rows quantized by `ggml_quantize_chunk`: uint8 [n_rows, bytes of a row]."""
+    """Rows quantized by `ggml_quantize_chunk`: uint8 [n_rows, bytes per row]."""
     n_rows, n_cols = values.shape
     block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
     rows, values = np.empty((n_rows, n_cols // block * n_bytes), np.uint8), np.ascontiguousarray(values)
@@ -242,14 +244,14 @@ def ggml_blocks(values: F32, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint
 
 
 def check_types(path: Path, kind: str) -> None:
-    """Raises RuntimeError if a matrix of a layer is of another type."""
+    """Raise RuntimeError if a matrix of a layer has another type."""
     from qwencli.gguf.file import GGUFFile
 
     found = {
         t.type.name for t in GGUFFile(path).tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")
     }
     if found != {kind}:
-        raise RuntimeError(f"{path}: the layers' matrices are of {', '.join(sorted(found))}, expected {kind}")
+        raise RuntimeError(f"{path}: the layers' matrices have {', '.join(sorted(found))}, expected {kind}")
 
 
 def running_perplexity(model: Path, text: bytes, **options: Any) -> list[float]:
@@ -285,13 +287,13 @@ def running_perplexity(model: Path, text: bytes, **options: Any) -> list[float]:
 
 
 def perplexities(model: Path) -> dict[str, float]:
-    """Of the whole of each text."""
+    """llama.cpp's perplexity of each text as a whole."""
     return {text: running_perplexity(model, (MODELS / text).read_bytes())[-1] for text in TEXTS}
 
 
 def main(folder: str, *kinds: str) -> None:
     if unknown := set(kinds) - set(TYPES):
-        sys.exit(f"no type is called {', '.join(sorted(unknown))}, expected some of {', '.join(TYPES)}")
+        sys.exit(f"unknown type {', '.join(sorted(unknown))}, expected {', '.join(TYPES)}")
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     found = json.loads(NOTES.read_text()) if NOTES.exists() else {}

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Measure every tensor type beside llama.cpp, and write docs/formats.md from all that was measured.
+"""Compare every tensor type with llama.cpp, and write docs/formats.md from all measurements so far.
 
     python scripts/make_formats.py FILES                                       first, once: the files, and llama.cpp's perplexities
-    python scripts/make_formats_doc.py --files FILES --speed -t 2 -r 3         everything, then the document
-    python scripts/make_formats_doc.py Q2_K IQ4_XS --speed -t 2 -r 5           the speed of two mixes again
-    python scripts/make_formats_doc.py                                         the document alone
+    python scripts/make_formats_doc.py --files FILES --speed -t 2 -r 3         measure everything, then write the document
+    python scripts/make_formats_doc.py Q2_K IQ4_XS --speed -t 2 -r 5           measure the speed of two mixes again
+    python scripts/make_formats_doc.py                                         only write the document
 
-Measurements are kept in docs/formats.json. Speeds are those of scripts/bench_peers.py: both engines in turn, each in a fresh process,
-medians, on a file of the shapes of Qwen3-0.6B that is written for it and removed afterwards.
+Measurements are kept in docs/formats.json. Speeds are measured as in scripts/bench_peers.py: both engines in turn, each in a fresh process,
+medians, on a file with the shapes of Qwen3-0.6B that is written for this purpose and removed afterwards.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from make_formats import MODELS, N_CTX, NOTES, TEXTS, file_of
 from mixes import TYPES
 
 from qwencli import __version__
+from qwencli.backends.cpu.team import physical_cores
 from qwencli.backends.numpy.dequantize import DEQUANTIZE
-from qwencli.kernels.layout import FORMATS
-from qwencli.measure.machine import cpu_name, physical_cores
+from qwencli.kernels.formats import FORMATS
+from qwencli.system.host import Host
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED, DOCUMENT = ROOT / "docs" / "formats.json", ROOT / "docs" / "formats.md"
 FIGURES = json.loads(NOTES.read_text())
 TESTS = "pp512", "tg64"
 MIX_OF = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2_S": "IQ2_M"}
-"""The mix of llama-quantize that most people have of a type, where it isn't named as the type."""
+"""The mix of llama-quantize that is most common for a type, where it doesn't have the type's name."""
 ORDER = (
     "F32",
     "F16",
@@ -71,28 +72,30 @@ ORDER = (
 INTRO = f"""\
 # Formats
 
-Written by `scripts/make_formats_doc.py` from what it measured. All types of GGML that hold weights run, with compiled kernels{{lacking}}.
-Not those that are only for activations (Q8_1, Q8_K), integers, and what only a fork of llama.cpp has; an error names it where it is known.
+Written by `scripts/make_formats_doc.py` from its measurements. All GGML types that hold weights run, with compiled kernels{{lacking}}.
+Types that are only used for activations (Q8_1, Q8_K), integers, and types that only exist in forks of llama.cpp don't run; the error
+names the type where it is known.
 
-A block of weights is stored with its scales, and multiplied as it lies in the file. Activations are quantized for it, as llama.cpp does:
-to blocks of 256 (Q8_K) or of 32 (Q8_0); beside floats they stay floats. NVFP4 has one more scale for each tensor (`blk.0.attn_q.scale`);
-a file without it is refused.
+A block of weights is stored together with its scales, and is multiplied as it is stored in the file. Activations are quantized to match, as
+in llama.cpp: to blocks of 256 (Q8_K) or of 32 (Q8_0); for float weights they stay floats. NVFP4 has one additional scale per tensor
+(`blk.0.attn_q.scale`); a file without it is rejected.
 
-How each type is verified: its weights are, bit for bit, what the `gguf` package makes of the blocks, and those that it cannot read what
-GGML's own library does; its products are, on every instruction set, those of these weights and the quantized activations, with the same
-bits for one token and for many, beside protected pages; and whole files come to llama.cpp's perplexity.
+How each type is verified: its weights are, bit for bit, those that the `gguf` package computes from the blocks, or, for types that the
+package can't read, those of GGML's own library. On every instruction set, products are compared with the products of these weights and the
+quantized activations, one token and many give the same bits, and the tensors are placed next to protected pages. And whole files reach
+llama.cpp's perplexity.
 
 ## Perplexity
 
-Of the demo model with all matrices of its layers in the type, `-c {N_CTX}`; ours / llama.cpp's, and how far apart they are. The model was
-not trained for one or two bits, and some of these types leave little of it: what counts here is that both engines come to the same.
-Blocks are llama.cpp's with an importance matrix; it cannot quantize to NVFP4, whose blocks are of GGML's quantizer.
+Of the demo model with all matrices of its layers in the type, with `-c {N_CTX}`: ours / llama.cpp's, and the difference. The model was not
+trained for one or two bits, and some of these types leave little of it; what matters here is that both engines agree. Blocks are
+llama.cpp's, with an importance matrix, except for NVFP4, to which it cannot quantize: those are from GGML's quantizer.
 
-| type | weights a block | bytes | bits a weight | weights by | activations | {" | | ".join(TEXTS)} | |
+| type | weights per block | bytes | bits per weight | weights from | activations | {" | | ".join(TEXTS)} | |
 |---|---:|---:|---:|---|---|---:|---:|---:|---:|
 """
 MIXES_INTRO = f"""
-The files that people download mix types. The same model as llama-quantize mixes them:
+The files that people download mix types. The same model, in llama-quantize's mixes:
 
 | file | {" | | ".join(TEXTS)} | |
 |---|---:|---:|---:|---:|
@@ -100,8 +103,10 @@ The files that people download mix types. The same model as llama-quantize mixes
 SPEED_INTRO = """
 ## Speed
 
-Tokens a second on the shapes of Qwen3-0.6B, ours / llama.cpp's in turn and the ratio, medians of some runs: a prompt of 512 tokens, and
-64 tokens one by one. {cpu}, {threads} threads, qwencli {version}, llama-cpp-python {peer}, {date}.
+Tokens per second with the shapes of Qwen3-0.6B: ours / llama.cpp's, measured in turn, and the ratio; medians of the number of runs given.
+pp512 is a prompt of 512 tokens, tg64 is 64 tokens generated one by one.
+
+{cpu}, {threads} threads, qwencli {version}, llama-cpp-python {peer}, {date}.
 
 | mix | MB | runs | pp512 | | tg64 | |
 |---|---:|---:|---:|---:|---:|---:|
@@ -109,7 +114,7 @@ Tokens a second on the shapes of Qwen3-0.6B, ours / llama.cpp's in turn and the 
 
 
 def published() -> dict[str, dict[str, float]]:
-    """llama-perplexity's figures of the demo model's files, by file and text, from the README beside them."""
+    """llama-perplexity's figures for the files of the demo model, by file and text, from the README next to them."""
     table = (MODELS / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"`(demo-\w+\.gguf)` \| \w+ \| [\d.]+ \| ([\d.]+) ± [\d.]+ \| ([\d.]+)", table)
     return {name: dict(zip(TEXTS, map(float, figures))) for name, *figures in rows}
@@ -141,7 +146,11 @@ def our_speed(mix: str, threads: int, repeat: int, python: str, tick: Callable[[
 
 def document(measured: dict[str, Any]) -> str:
     lacking = [kind for kind in ORDER if kind not in FORMATS]
-    text = INTRO.format(lacking=f", but for the slower NumPy's {', '.join(lacking)}" if lacking else "")
+    text = INTRO.format(
+        lacking=f", except {', '.join(lacking)}, which only run in the slower NumPy backend"
+        if lacking
+        else ""
+    )
     text += "\n".join(type_row(kind, measured["perplexity"].get(kind, {})) for kind in ORDER)
     text += "\n" + MIXES_INTRO
     for name, theirs in published().items():
@@ -156,7 +165,7 @@ def document(measured: dict[str, Any]) -> str:
 def type_row(kind: str, ours: dict[str, float]) -> str:
     _, _, block, n_bytes, _ = TYPES[kind]
     activations = (
-        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].kind, "")
+        {"q8k": "Q8_K", "q8_0": "Q8_0", "float": "F32", "bf16": "BF16"}.get(FORMATS[kind].family, "")
         if kind in FORMATS
         else ""
     )
@@ -174,7 +183,7 @@ def type_row(kind: str, ours: dict[str, float]) -> str:
 
 
 def pairs(ours: dict[str, float], theirs: dict[str, Any]) -> Iterator[str]:
-    """For each text both figures, and by how much ours is larger."""
+    """For each text, both figures, and by how much ours is larger."""
     for text in TEXTS:
         mine, other = ours.get(text), theirs.get(text)
         yield f"{mine:.4f} / {other:.4f}" if mine and other else ""
@@ -194,11 +203,11 @@ def speed_row(mix: str, speed: dict[str, Any]) -> str:
 @click.option(
     "--files",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The folder that make_formats.py wrote: measure perplexities.",
+    help="Measure perplexities of the files in this folder, which make_formats.py wrote.",
 )
-@click.option("--speed", is_flag=True, help="Measure speeds, of types that have compiled kernels.")
+@click.option("--speed", is_flag=True, help="Measure the speed of the types that have compiled kernels.")
 @click.option(
-    "-t", "--threads", type=click.IntRange(1), help="Threads of both. Default: one for each physical core."
+    "-t", "--threads", type=click.IntRange(1), help="Threads of both engines. Default: one per physical core."
 )
 @click.option(
     "-r",
@@ -206,10 +215,10 @@ def speed_row(mix: str, speed: dict[str, Any]) -> str:
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Processes of each engine for every test.",
+    help="Processes of each engine per test.",
 )
 @click.option(
-    "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one has not."
+    "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one doesn't."
 )
 def main(
     kinds: tuple[str, ...],
@@ -219,7 +228,7 @@ def main(
     repeat: int,
     peer_python: str,
 ) -> None:
-    """Measure what is asked for, of all types or of some, and write docs/formats.md."""
+    """Measure perplexities or speeds of some types (default: all), and write docs/formats.md."""
     from tqdm import tqdm
 
     chosen, threads = kinds or ORDER, threads or physical_cores()
@@ -245,7 +254,7 @@ def main(
             [peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]
         ).output.strip()
         measured["about"] = {
-            "cpu": cpu_name(),
+            "cpu": Host().cpu_name(),
             "threads": threads,
             "version": __version__,
             "peer": peer,

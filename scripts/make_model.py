@@ -1,6 +1,6 @@
 """Write a GGUF model with random weights: the shapes, types and size of a real Qwen file, without downloading or training one.
 
-Speed depends on shapes and types, not on values, so such a file serves for measurements; and in a shape of a few layers, for tests.
+Speed depends on shapes and types, not on values, so such a file is good enough for measurements, and with a few small layers for tests.
 Nothing is quantized: blocks are random bits with sane scales (random_blocks.py). Types are mixed as llama-quantize mixes them (mixes.py).
 """
 
@@ -32,23 +32,23 @@ from qwencli.gguf.types import FILE_TYPES
 from qwencli.text.tokenizer import Tokenizer
 
 QWEN_VOCAB = Path(__file__).resolve().parents[2] / "shared" / "data" / "ggml-vocab-qwen2.gguf"
-"""Qwen's own vocabulary, used for models of its size where the file is there."""
+"""Qwen's own vocabulary, used for models with as many tokens if the file exists."""
 
 
 # --- random weights ---
 
-PIECE_BYTES = 16 << 20  # what is made at a time
-CYCLE = 64  # tokens that --repeating goes round
+PIECE_BYTES = 16 << 20  # how much is generated at a time
+CYCLE = 64  # how many tokens --repeating goes through
 INTO_RESIDUAL = tuple(
     f"{name}.weight" for name in ("attn_output", "ssm_out", "ffn_down", "ffn_down_exps", "ffn_down_shexp")
 )
 
 
 def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator[NDArray[np.uint8]]:
-    """The tensor's bytes in pieces of some PIECE_BYTES. They depend on its name, shape, type and the seed alone.
+    """The tensor's bytes, in pieces of about PIECE_BYTES. They depend only on its name, shape and type, and on the seed.
 
-    Norms and scales lie about 1. With `repeating` the layers add nothing to the residual stream and row t of the output matrix is the
-    embedding of t's predecessor, in cycles of CYCLE tokens: the likeliest token after t is its successor.
+    Norms and scales are around 1. With `repeating`, the layers add nothing to the residual stream, and row t of the output matrix is the
+    embedding of t's predecessor, in cycles of CYCLE tokens. So the likeliest token after t is its successor.
     """
     name = "token_embd.weight" if repeating and t.name == "output.weight" else t.name
     rng = np.random.Generator(np.random.SFC64((seed, zlib.crc32(name.encode()))))
@@ -101,7 +101,7 @@ SPECIAL_TOKENS = [
     "<think>",
     "</think>",
 ]
-"""Qwen3's, in the order of their ids from 151643 on (tokenizer_config.json). With bars: control tokens; the others: user-defined."""
+"""Qwen3's, in the order of their ids, from 151643 on (tokenizer_config.json). With bars: control tokens, others are user-defined."""
 N_QWEN_BASE = 151643
 CHAT_TEMPLATE = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
@@ -118,7 +118,7 @@ class Vocabulary(NamedTuple):
     pre: str = "qwen2"
 
     def pad(self, n_vocab: int) -> Vocabulary:
-        """The vocabulary with `n_vocab` tokens; the new ones are unused, as llama.cpp's converter names them."""
+        """The vocabulary padded to `n_vocab` tokens; the new ones are unused, with the names that llama.cpp's converter gives them."""
         more = range(len(self.texts), n_vocab)
         return self._replace(
             texts=self.texts + [f"[PAD{i}]" for i in more], types=self.types + [TokenType.UNUSED] * len(more)
@@ -128,10 +128,10 @@ class Vocabulary(NamedTuple):
 def make_up_vocabulary(n_vocab: int) -> Vocabulary:
     """A byte-level BPE vocabulary: the bytes, syllables, words of two syllables, then Qwen3's special tokens.
 
-    Syllables are a consonant and a vowel, so no merge can spoil another and each token's text is encoded as that token. With 151,936
-    tokens the special ones have Qwen3's ids. Raises InputError where bytes, one merge and the special tokens don't fit.
+    A syllable is a consonant and a vowel, so no merge gets in the way of another, and each token's text is encoded as that token. With
+    151,936 tokens, the special tokens have Qwen3's ids. Raises InputError if the bytes, one merge and the special tokens don't fit.
     """
-    alphabet = sorted(ByteLevel.alphabet())  # in the order of their code points, as Qwen's
+    alphabet = sorted(ByteLevel.alphabet())  # in the order of their code points, as in Qwen's vocabulary
     n_base = min(N_QWEN_BASE, n_vocab - len(SPECIAL_TOKENS))
     if n_base <= len(alphabet):
         least = len(alphabet) + 1 + len(SPECIAL_TOKENS)
@@ -152,15 +152,15 @@ def make_up_vocabulary(n_vocab: int) -> Vocabulary:
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
-    """The vocabulary of a GGUF file. Raises QwenError if the file cannot be read or has none of Qwen's kind."""
+    """The vocabulary of a GGUF file. Raises QwenError if the file can't be read or its vocabulary isn't of Qwen's kind."""
     file = GGUFFile(path)
-    Tokenizer(file)  # refuses one that contradicts itself
+    Tokenizer(file)  # raises ModelError for a vocabulary that contradicts itself
     texts = file.metadata.array("tokenizer.ggml.tokens", str)
     types = file.metadata.array("tokenizer.ggml.token_type", int)
     for text in ("<|im_end|>", "<|endoftext|>"):
         if text not in texts:
             raise InputError(f"{path}: its vocabulary has no token {text}, expected one of Qwen's")
-    # old converters made padding user-defined tokens, which a tokenizer would look for in every text
+    # old converters made padding tokens user-defined, and a tokenizer would look for them in every text
     types = [
         TokenType.UNUSED if text == f"[PAD{i}]" else kind for i, (text, kind) in enumerate(zip(texts, types))
     ]
@@ -185,13 +185,13 @@ def write_model(
     repeating: bool = False,
     on_bytes: Callable[[int], object] = lambda n: None,
 ) -> None:
-    """Write the file, whole or not at all. `on_bytes` is called with the number of bytes whenever a piece of a tensor is written."""
+    """Write the file, completely or not at all. `on_bytes` is called with the number of bytes of each piece that is written."""
     plans = plan_tensors(s, mix, same_output=repeating)
     with whole_file(path) as temporary, closing(GGUFWriter(temporary, s.arch)) as writer:
         for t in plans:
             writer.add_tensor_info(
                 t.name, t.shape, np.dtype(np.float32), t.n_bytes, t.kind.id
-            )  # a number: it may not know the type
+            )  # the type by its number, since the writer may not know it
         add_metadata(writer, name, s, mix, vocab)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -207,7 +207,7 @@ def write_model(
 
 
 def add_metadata(w: GGUFWriter, name: str, s: Shape, mix: str, vocab: Vocabulary) -> None:
-    """The keys of a real Qwen file in their order. The writer must know the tensors already: the size label counts them."""
+    """Add the keys of a real Qwen file, in their order. The writer must know the tensors already: the size label counts them."""
     w.add_type("model")
     w.add_name(name)
     w.add_size_label(gguf.size_label(*w.get_total_parameter_count()))
@@ -229,7 +229,7 @@ def add_metadata(w: GGUFWriter, name: str, s: Shape, mix: str, vocab: Vocabulary
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, put in its place at the end; after an error or Ctrl-C it is gone and `path` is as it was."""
+    """A temporary file next to `path` that replaces it at the end; after an error or Ctrl-C it is removed, and `path` is as before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -244,12 +244,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A flag for each number of a Shape, None where it is not given."""
+    """Add an option for each number of a Shape; its value is None if it isn't given."""
     for field in reversed(fields(Shape)):
         if field.type in ("int", "float"):
             kind = click.IntRange(1, 2**24) if field.type == "int" else click.FloatRange(0, min_open=True)
             command = click.option(
-                "--" + field.name.replace("_", "-"), type=kind, help=f"Instead of the preset's {field.name}."
+                "--" + field.name.replace("_", "-"), type=kind, help=f"Replaces the preset's {field.name}."
             )(command)
     return command
 
@@ -264,7 +264,7 @@ def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(list(PRESETS)),
     default="tiny",
     show_default=True,
-    help="The shape of a real model; with -24l-16e only so many of its layers and experts.",
+    help="The shape of a real model; -24l-16e in the name: cut to 24 layers and 16 experts.",
 )
 @click.option(
     "--type",
@@ -272,12 +272,10 @@ def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(list(MIXES)),
     default="Q4_K_M",
     show_default=True,
-    help="The mix of tensor types, as llama-quantize chooses them.",
+    help="The mix of tensor types, as chosen by llama-quantize.",
 )
 @click.option(
-    "--repeating",
-    is_flag=True,
-    help=f"Weights with which greedy decoding goes round a cycle of {CYCLE} tokens.",
+    "--repeating", is_flag=True, help=f"Weights for which greedy decoding repeats a cycle of {CYCLE} tokens."
 )
 @click.option(
     "--seed",
@@ -290,7 +288,7 @@ def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--vocab",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Take the vocabulary of this GGUF file. Default: Qwen's in ../shared where it is there and fits, else a made-up one.",
+    help="Use the vocabulary of this GGUF file. Default: Qwen's from ../shared if it exists and fits, else a made-up one.",
 )
 @click.option(
     "--tied/--untied",
@@ -310,7 +308,9 @@ def make_model(
 ) -> None:
     """Write a GGUF model with random weights to OUT."""
     if repeating and tied:
-        raise click.UsageError("--repeating needs an output matrix of its own, so it can't be --tied")
+        raise click.UsageError(
+            "--repeating needs a separate output matrix, so it can't be combined with --tied"
+        )
     given = {
         key: value
         for key, value in (numbers | {"tied": False if repeating else tied}).items()

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Write the fixtures in tests/oracles: what transformers and llama.cpp answer, so that the tests need neither.
+"""Write the expected values in tests/oracles, computed by transformers and llama.cpp, so that the tests need neither.
 
     python scripts/make_oracles.py models [FOLDER SEED]     hidden states and logits of tiny Qwen2 and Qwen3 models, by transformers
     python scripts/make_oracles.py tokenizer VOCABULARY     token ids of some texts, by llama.cpp; VOCABULARY is its ggml-vocab-qwen2.gguf
-    python scripts/make_oracles.py sampling                 what llama.cpp's samplers leave of some logits, in several orders
-    python scripts/make_oracles.py perplexity TEXT MODEL... running perplexities of a text after each chunk of 256, from llama.cpp's logits
-    python scripts/make_oracles.py cache TEXT MODEL         the same with keys and values of each type
-    python scripts/make_oracles.py dequantize               random blocks of the types that the `gguf` package lacks as weights, by GGML
+    python scripts/make_oracles.py sampling                 which tokens llama.cpp's samplers keep, in several orders
+    python scripts/make_oracles.py perplexity TEXT MODEL... perplexities of a text after each chunk of 256, from llama.cpp's logits
+    python scripts/make_oracles.py cache TEXT MODEL         the same with each type of keys and values
+    python scripts/make_oracles.py dequantize               weights of random blocks, of types that the `gguf` package lacks, by GGML
     python scripts/make_oracles.py architectures            logits and perplexities of a tiny model of each architecture, by llama.cpp
     python scripts/make_oracles.py states                   hidden states of these models, by transformers
-    python scripts/make_oracles.py completions MODEL        how the demo model goes on with some prompts, and embeddings, by llama.cpp
+    python scripts/make_oracles.py completions MODEL        continuations of some prompts by the demo model, and embeddings, by llama.cpp
 
 Needs the extra `oracle`.
 """
@@ -31,7 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import tiny_models  # noqa: E402  (these lie beside the tests, which share them)
+import tiny_models  # noqa: E402  (these are next to the tests, which use them too)
 import tiny_vocabulary  # noqa: E402
 from make_formats import ggml_library, running_perplexity  # noqa: E402
 
@@ -69,13 +69,13 @@ MODELS: dict[str, tuple[dict[str, Any], list[int]]] = {
         [0, 1, 63, 255, 256, 300],
     ),
 }
-"""Name: the config, and the positions whose states are kept, of a prompt that ends with the last of them."""
+"""By name, the config, and the positions whose hidden states are kept; the prompt ends at the last of them."""
 
 
 def run_transformers(
     c: tiny_models.Config, tensors: dict[str, tiny_models.F32], tokens: list[int]
 ) -> dict[str, tiny_models.F32]:
-    """The states behind each layer (`l_out-0` ...) and the last norm, and the logits, each [n_tokens, ...], in float32."""
+    """The hidden states after each layer (`l_out-0` ...) and after the last norm, and the logits, each float32 [n_tokens, ...]."""
     import torch
     import transformers
 
@@ -106,7 +106,7 @@ def run_transformers(
 
 
 def hf_name(name: str) -> str:
-    """transformers' name of a tensor, as llama.cpp's converter maps them."""
+    """The name of a tensor in transformers, as llama.cpp's converter maps it."""
     whole = {
         "token_embd.weight": "model.embed_tokens.weight",
         "output_norm.weight": "model.norm.weight",
@@ -212,8 +212,11 @@ TEXTS = [
 
 
 def random_texts(n: int, seed: int) -> list[str]:
-    """Strings that mix all kinds of characters that are hard to split. Python 3.11's Unicode 14 keeps to what llama.cpp's tables know:
-    letters that came with Unicode 16 are letters for us but not for it."""
+    """Strings that mix all kinds of characters that are hard to split.
+
+    Run it with Python 3.11, whose Unicode 14 has only characters that llama.cpp's tables know: letters that are new in Unicode 16 are
+    letters for us but not for llama.cpp.
+    """
     rnd = random.Random(seed)
     known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
     kinds = [[c for c in known if unicodedata.category(c)[0] == kind] for kind in "LMNPSZ"]
@@ -296,7 +299,7 @@ def make_perplexity(text: str, *models: str) -> None:
 
 
 def make_cache(text: str, model: str) -> None:
-    """With flash attention, which llama.cpp needs for values that are quantized, and without its Hadamard rotation of heads before that."""
+    """With flash attention, which llama.cpp needs for quantized values, and without its Hadamard rotation of heads before quantization."""
     os.environ["LLAMA_ATTN_ROT_DISABLE"] = "1"
     kinds = {"f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q4_0": 2}
     running = {
@@ -320,7 +323,7 @@ def make_architectures() -> None:
 
 
 def make_states() -> None:
-    """At some positions every fourth value behind each layer and the last norm."""
+    """Every fourth value of the hidden states after each layer and after the last norm, at some positions."""
     from llama_architectures import N_TOKENS, TINIES, draw_tokens, write
     from transformers_architectures import CLASSES, states
 
@@ -358,8 +361,10 @@ GREEDY = [
 
 
 def make_completions(model: str) -> None:
-    """The likeliest tokens behind prompts, up to where two are so likely that rounding may decide, with the logprobs of the likeliest
-    three; and the states behind the last token of texts, of length 1."""
+    """The likeliest tokens after some prompts, with the logprobs of the likeliest three; and the embeddings of texts, of length 1.
+
+    A continuation ends where two tokens are so nearly equally likely that rounding may decide.
+    """
     from llama_cpp import LLAMA_POOLING_TYPE_LAST, Llama
 
     llama = Llama(model_path=model, n_ctx=256, logits_all=True, n_threads=2, verbose=False)

@@ -1,7 +1,7 @@
-"""Which tensor types a model's matrices get: the mixes of llama-quantize for Qwen models.
+"""Which tensor types the matrices of a model get: the mixes of llama-quantize for Qwen models.
 
 Source: llama_tensor_get_type_impl, tensor_type_fallback and tensor_requires_imatrix in llama.cpp's llama-quant.cpp. Mixes of types that
-need an importance matrix are as with one, the others as without.
+need an importance matrix are those that it makes with one, the others those that it makes without.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
 class Place(NamedTuple):
-    """Where a matrix is: layer i of `n_layer`; `n_gqa`: query heads for each key-value head; `nth` of its kind, as a layer can have two."""
+    """Where a matrix is: in layer i of `n_layer`, the `nth` of its kind, since a layer can have two.
+
+    `n_gqa` is the number of query heads per key-value head, `n_expert` the number of experts.
+    """
 
     i: int
     n_layer: int
@@ -25,17 +28,17 @@ class Place(NamedTuple):
 
     @property
     def has_more_bits(self) -> bool:
-        """In the first and the last eighth of the layers, and every third between."""
+        """Whether this is in the first or the last eighth of the layers, or in every third in between."""
         i, n = self.i, self.n_layer
         return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 Rule = Callable[[Place], "str | None"]
-"""Another type than the mix's usual one, if it gets one."""
+"""Gives a type other than the mix's usual one, or None."""
 
 
 class Mix(NamedTuple):
-    """The type of most matrices, those of the output matrix and of an embedding that is not also that, and exceptions by name."""
+    """The type of most matrices, that of the output matrix, that of a separate embedding, and exceptions by name."""
 
     usual: str
     output: str = "Q6_K"
@@ -56,12 +59,12 @@ def more_bits(kind: str) -> Rule:
 
 
 def if_shared(kind: str, otherwise: str | None = None) -> Rule:
-    """For heads that four or more query heads share."""
+    """The type for key-value heads that four or more query heads share, and the type for others."""
     return lambda p: kind if p.n_gqa >= 4 else otherwise
 
 
 def fewest_bits(kind: str, more: str, output: str | None = None) -> Mix:
-    """The mixes of IQ2 and IQ1 types; `more` is what the embedding and the important layers get."""
+    """A mix of IQ2 or IQ1 types; `more` is the type of the embedding and the important layers."""
     rules: dict[str, Rule] = {
         "attn_v": lambda p: "Q4_K" if p.n_gqa >= 4 or p.n_expert >= 4 else more,
         "ffn_down": lambda p: more if p.nth < p.n_layer // 8 else None,
@@ -160,7 +163,7 @@ MIXES = {
     "MXFP4": Mix("MXFP4"),
     "NVFP4": Mix("NVFP4", embedding="Q6_K"),
 }
-"""llama-quantize's names; the last two are none of its mixes, but all matrices of the layers in that type."""
+"""By llama-quantize's names. The last two aren't mixes of llama-quantize; they have all matrices of the layers in that type."""
 UNMIXED = {"F32", "F16", "BF16", "MXFP4", "NVFP4"}
 FALLBACKS = {
     "Q4_K": "Q5_0",
@@ -169,7 +172,7 @@ FALLBACKS = {
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
 }
-"""What llama-quantize takes for rows that are no multiple of the block."""
+"""What llama-quantize falls back to if a row isn't a multiple of the block."""
 
 
 EIGHT_Q5 = {
@@ -189,7 +192,7 @@ FEWEST = {"IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
 
 
 def with_eight_experts(mix: str, name: str) -> str | None:
-    """What llama-quantize gives attention in models of eight experts, Mixtral's number: its matrices are small beside those."""
+    """The type of attention in models with eight experts, as in Mixtral: there its matrices are small compared with the experts'."""
     if name in ("attn_k", "attn_v"):
         return "Q4_K" if mix in FEWEST else "Q8_0"
     if name == "attn_output":
@@ -198,7 +201,7 @@ def with_eight_experts(mix: str, name: str) -> str | None:
 
 
 def type_of_layer(mix: str, name: str, place: Place, n_in: int) -> GGMLType:
-    """Of the matrix or matrices `name` (such as attn_v) of a layer, which have rows of `n_in` weights."""
+    """The type of the matrix, or the matrices, called `name` (such as attn_v) in a layer, with rows of `n_in` weights."""
     usual, _, _, rules = MIXES[mix]
     kind = "attn_v" if name == "attn_qkv" else name.removesuffix("_exps").removesuffix("_shexp")
     other = with_eight_experts(mix, kind) if place.n_expert == 8 and mix not in UNMIXED else None
@@ -206,18 +209,18 @@ def type_of_layer(mix: str, name: str, place: Place, n_in: int) -> GGMLType:
 
 
 def type_of_output(mix: str, n_in: int) -> GGMLType:
-    """Of the output matrix, or of an embedding that is that too."""
+    """The type of the output matrix, or of an embedding that is also the output matrix."""
     usual, output, _, _ = MIXES[mix]
     return fitting_type("Q8_0" if n_in % TYPES[usual].block_size else output, n_in)
 
 
 def type_of_embedding(mix: str, n_in: int) -> GGMLType:
-    """Of an embedding beside an output matrix."""
+    """The type of an embedding if there is a separate output matrix."""
     return fitting_type(MIXES[mix].embedding or MIXES[mix].usual, n_in)
 
 
 def fitting_type(name: str, n_in: int) -> GGMLType:
-    """The type itself, or where its blocks don't divide rows of `n_in` weights the one that llama-quantize falls back to."""
+    """The type itself or, if rows of `n_in` weights can't be divided into its blocks, what llama-quantize falls back to."""
     for kind in (TYPES[name], TYPES[FALLBACKS.get(name, "F16")]):
         if n_in % kind.block_size == 0:
             return kind

@@ -1,4 +1,4 @@
-"""Random blocks of every tensor type: any bits, with scales that give weights of mean 0 and standard deviation WEIGHT_STD."""
+"""Random blocks of every tensor type: random bits, with scales that give weights a mean of 0 and a standard deviation of WEIGHT_STD."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 
 from qwencli.gguf.types import GGMLType
 
-WEIGHT_STD = 0.0239  # floats are a random sign and mantissa with one exponent: magnitudes 1/64 .. 1/32, and this their root mean square
+WEIGHT_STD = 0.0239  # the root mean square of floats with random sign and mantissa and a fixed exponent: magnitudes 1/64 .. 1/32
 Blocks = NDArray[np.uint8]
 
 
 class RandomBlock(NamedTuple):
-    """How to make random bits a valid block.
+    """How to turn random bits into a valid block.
 
-    `halves` maps offsets of the block's float16 fields to their mean in units of the first, d; `std` is that of the weights for d = 1
-    (of n equally likely steps it is sqrt((n*n - 1) / 12)). `signed`: d takes both signs, since the steps lean to one side.
+    `halves` maps the offsets of the block's float16 fields to their means, in units of the first, d. `std` is the standard deviation of
+    the weights for d = 1 (for n equally likely steps it is sqrt((n*n - 1) / 12)). `signed`: d takes both signs, because the mean of the
+    steps isn't 0.
     """
 
     halves: dict[int, float]
@@ -30,7 +31,9 @@ RANDOM_BLOCKS = {  # layouts: ggml-common.h
     "Q1_0": RandomBlock({0: 1}, 1),  # d or -d
     "Q2_0": RandomBlock({0: 1}, 1.23, signed=True),  # d * (q - 1)
     "Q4_0": RandomBlock({0: 1}, 4.61, signed=True),  # d * (q - 8)
-    "Q4_1": RandomBlock({0: 1, 2: -7.5}, 4.8),  # d * q + m, more than 4.61 because d and m vary apart
+    "Q4_1": RandomBlock(
+        {0: 1, 2: -7.5}, 4.8
+    ),  # d * q + m; more than 4.61, because d and m vary independently
     "Q5_0": RandomBlock({0: 1}, 9.23, signed=True),  # d * (q - 16)
     "Q5_1": RandomBlock({0: 1, 2: -15.5}, 9.63),  # d * q + m
     "Q8_0": RandomBlock({0: 1}, 73.9),  # d * q
@@ -55,24 +58,27 @@ RANDOM_BLOCKS = {  # layouts: ggml-common.h
     "IQ1_S": RandomBlock({0: 1}, 7.25),
 }
 FLOAT_BITS = {"F32": ("<u4", 23, 127), "F16": ("<u2", 10, 15), "BF16": ("<u2", 7, 127)}
-"""An unsigned integer of a float type's size, its mantissa's bits and its exponent's bias."""
+"""For each float type, an unsigned integer of the same size, the bits of the mantissa, and the bias of the exponent."""
 
 
 def scale_iq1_m(rng: np.random.Generator, blocks: Blocks) -> None:
-    """As IQ1_S; the half d has its nibbles in the high ones of every other byte from 49 on."""
+    """As for IQ1_S; the nibbles of the half float d are in the high halves of every other byte from 49 on."""
     half = (WEIGHT_STD / 7.25 * rng.uniform(0.8, 1.2, len(blocks))).astype("<f2").view("<u2")
     for i in range(4):
         blocks[:, 49 + 2 * i] = blocks[:, 49 + 2 * i] & 15 | (half >> 4 * i & 15).astype(np.uint8) << 4
 
 
 def scale_mxfp4(rng: np.random.Generator, blocks: Blocks) -> None:
-    """2**(e - 127) * one of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with a sign, of which the root mean square is sqrt(8.5625); e is 120, seldom 121."""
+    """Weights are 2**(e - 127) times 0, 0.5, 1, 1.5, 2, 3, 4 or 6 with a sign, whose root mean square is sqrt(8.5625).
+
+    e is 120, and rarely 121.
+    """
     share = (WEIGHT_STD**2 / 8.5625 * 4**7 - 1) / 3
     blocks[:, 0] = 120 + (rng.random(len(blocks)) < share)
 
 
 def scale_nvfp4(rng: np.random.Generator, blocks: Blocks) -> None:
-    """The same values times n / 512 for the byte n below 8 of every 16 weights, which is 3, 4 or 5."""
+    """The same values times n / 512, where n is the scale byte of every 16 weights: subnormal, so below 8, and here 3, 4 or 5."""
     blocks[:, :4] = rng.choice((3, 4, 5), (len(blocks), 4), p=(0.25, 0.35, 0.4))
 
 
@@ -81,7 +87,7 @@ SCALES: dict[str, Callable[[np.random.Generator, Blocks], None]] = {
     "MXFP4": scale_mxfp4,
     "NVFP4": scale_nvfp4,
 }
-"""Types whose scales are no halves of their own."""
+"""Types whose scales aren't float16 fields."""
 
 
 def random_blocks(rng: np.random.Generator, kind: GGMLType, n_blocks: int) -> Blocks:

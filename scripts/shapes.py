@@ -1,6 +1,6 @@
-"""Shapes of models: hyperparameters of Qwen's, and the tensors and metadata that a file of such a shape has.
+"""Shapes of models: the hyperparameters of Qwen's models, and the tensors and metadata of a file with such a shape.
 
-Sources: llama.cpp's converter (conversion/qwen*.py) and quantizer (llama-quant.cpp) for names, shapes, keys and what stays F32.
+Sources: llama.cpp's converter (conversion/qwen*.py) and quantizer (llama-quant.cpp) for names, shapes, keys, and what stays F32.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from qwencli.gguf.types import GGMLType
 
 Shapes = dict[str, tuple[int, ...]]
 BIASED = {"qwen2", "qwen2moe", "qwen2vl"}
-"""Architectures with biases of queries, keys and values; `qwen` has one of all three."""
+"""Architectures with separate biases for queries, keys and values; `qwen` has a single one for all three."""
 SAME_WIDTH = BIASED | {"qwen"}
-"""Their heads are together as wide as the embedding, so files don't give the width of one."""
+"""Architectures whose heads together are as wide as the embedding, so files don't give the width of a head."""
 RECURRENT = {"qwen3next", "qwen35", "qwen35moe"}
 """Architectures with gated delta nets in most layers."""
 DEEPSTACK = {"qwen3vl": 3, "qwen3vlmoe": 3}
-"""Layers that take images' features in."""
+"""How many layers take in features of images."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Hyperparameters, named as `qwencli.network.model.Config` names them. `tied`: the embedding is also the output matrix.
+    """Hyperparameters, with the names of `qwencli.network.config.Config`. `tied`: the embedding is also the output matrix.
 
-    `n_ff_shexp`: of the shared expert. `n_rot`: dimensions of a head that are rotated, if not all. `rope_sections`: of M-RoPE.
-    `n_k_heads`, `n_v_heads` and `d_state` (the width of their heads): of delta nets. `n_nextn`: layers behind the last one that
-    predict further tokens. `norm`: the mean of the norms' weights; `attn_norm`: of those before attention, if another;
-    `output_norm`: of the last one's, which spreads the logits.
+    `n_ff_shexp` is the width of the shared expert. `n_rot` is how many dimensions of a head are rotated, if not all; `rope_sections` are
+    those of M-RoPE. `n_k_heads`, `n_v_heads` and `d_state` (the width of their heads) are for delta nets. `n_nextn` is the number of
+    additional layers at the end that predict further tokens. `norm` is the mean of the norms' weights; `attn_norm` is that of the norms
+    before attention, if it differs, and `output_norm` that of the last norm, which spreads the logits.
     """
 
     arch: str
@@ -63,7 +63,7 @@ class Shape:
     output_norm: float = 1.0
 
     def check(self) -> None:
-        """Raise InputError for heads and experts that no model can have."""
+        """Raise InputError for numbers of heads or experts that no model can have."""
         if self.n_head % self.n_head_kv:
             raise InputError(
                 f"--n-head is {self.n_head}, expected a multiple of --n-head-kv {self.n_head_kv}"
@@ -82,11 +82,11 @@ class Shape:
         return self.n_layer + self.n_nextn
 
     def is_recurrent(self, i: int) -> bool:
-        """Whether layer i is a delta net: all but every fourth, and not those behind the last."""
+        """Whether layer i is a delta net: all but every fourth, and none of the additional ones at the end."""
         return self.arch in RECURRENT and i < self.n_layer and i % 4 != 3
 
 
-# config.json of the models on huggingface.co/Qwen; 0.6B and 1.7B are tied there, but their files hold both matrices
+# from config.json of the models on huggingface.co/Qwen; 0.6B and 1.7B are tied there, but their files have both matrices
 QWEN3_06B = Shape(
     "qwen3", n_layer=28, n_embd=1024, n_ff=3072, n_head=16, n_head_kv=8, head_dim=128, tied=False
 )
@@ -159,8 +159,8 @@ QWEN3_A3B = Shape(
 SPARSE_DELTA = replace(
     DELTA, n_embd=2048, n_head=16, n_v_heads=32, tied=False, n_expert=32, n_ff_exp=512, n_ff_shexp=512
 )
-CUT = {  # so that a file takes two gigabytes: fewer layers and experts. Attention adds little to these, or else tokens would become alike
-    # from layer to layer, and all of them would want the same experts
+CUT = {  # fewer layers and experts, so that a file takes two gigabytes. Attention adds little in these: otherwise tokens would become more
+    # alike from layer to layer, and all of them would take the same experts
     "qwen1.5-moe-a2.7b-12l-16e": Shape(
         "qwen2moe",
         n_layer=12,
@@ -184,7 +184,7 @@ CUT = {  # so that a file takes two gigabytes: fewer layers and experts. Attenti
         SPARSE_DELTA, arch="qwen3next", n_ff=5120, n_vocab=151936, rope_sections=(), n_expert_used=10
     ),
     "qwen3.5-35b-a3b-20l-32e": replace(SPARSE_DELTA, arch="qwen35moe", n_layer=20, n_ff=0, n_expert_used=8),
-    # each token reads as much of it as of qwen3-0.6b
+    # each token reads as many bytes as in qwen3-0.6b
     "qwen3moe-3b-a0.6b": replace(QWEN3_06B, arch="qwen3moe", n_expert=56, n_expert_used=6, n_ff_exp=512),
 }
 TINY = Shape(
@@ -222,17 +222,17 @@ TINIES = [
     TINY_QWEN2,
     replace(
         TINY_QWEN2, arch="qwen2vl", rope_sections=(8, 12, 12, 0), rms_eps=1e-9
-    ),  # llama.cpp takes 0, whatever the file says
+    ),  # llama.cpp uses 0, whatever the file says
     replace(TINY_MOE, arch="qwen2moe", head_dim=64, n_head_kv=4, n_expert_used=3, n_ff_shexp=512),
     replace(TINY_MOE, n_layer=3),
-    # llama.cpp doesn't rotate what sections leave over, here frequencies 61 and 62: with this base not to be seen
+    # llama.cpp doesn't rotate what the sections leave over, here frequencies 61 and 62; with this base the difference can't be seen
     replace(TINY, arch="qwen3vl", rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
     replace(TINY_MOE, arch="qwen3vlmoe", rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
     replace(TINY_SPARSE_DELTA, arch="qwen3next", n_ff=512, rope_sections=(), n_expert_used=2, n_ff_shexp=256),
     replace(TINY_DELTA, n_nextn=1),
     TINY_SPARSE_DELTA,
 ]
-"""One of each architecture, of a few layers. Attention looks at some tokens more than at others, so that no mistake is averaged away."""
+"""One of each architecture, with a few layers. Attention favours some tokens over others, so that no mistake is averaged away."""
 PRESETS = (
     REAL
     | {name: replace(s, norm=2.0, attn_norm=0.25) for name, s in CUT.items()}
@@ -257,7 +257,7 @@ PRESETS = (
 
 
 class TensorPlan(NamedTuple):
-    """A tensor to write; `shape` is rows first, as NumPy has it. With a `spread` it is F32: values evenly within that about `mean`."""
+    """A tensor to write. `shape` is rows first, as in NumPy. With a `spread` it is F32, with values evenly spread around `mean`."""
 
     name: str
     shape: tuple[int, ...]
@@ -271,9 +271,9 @@ class TensorPlan(NamedTuple):
 
 
 def plan_tensors(s: Shape, mix: str, same_output: bool = False) -> list[TensorPlan]:
-    """The tensors of a model in the order that llama-quantize writes them.
+    """The tensors of a model, in the order in which llama-quantize writes them.
 
-    With `same_output` the embedding gets the type of the output matrix also where the two are not tied.
+    With `same_output`, the embedding gets the type of the output matrix even if the two are not tied.
     """
     matrix, output = (s.n_vocab, s.n_embd), type_of_output(mix, s.n_embd)
     plans = [] if s.tied else with_scale(TensorPlan("output.weight", matrix, output))
@@ -290,7 +290,7 @@ def plan_tensors(s: Shape, mix: str, same_output: bool = False) -> list[TensorPl
 
 
 def layer_shapes(s: Shape, i: int) -> Shapes:
-    """Names, without `blk.<i>.`, and shapes of layer i's tensors."""
+    """The names, without `blk.<i>.`, and shapes of layer i's tensors."""
     shapes = {
         "attn_norm.weight": (s.n_embd,),
         "post_attention_norm.weight" if s.arch in RECURRENT else "ffn_norm.weight": (s.n_embd,),
@@ -315,7 +315,7 @@ def attention(s: Shape) -> Shapes:
         "attn_q.weight": (
             2 * n_q if s.arch in RECURRENT else n_q,
             s.n_embd,
-        ),  # there each head's output gate follows its query
+        ),  # each head's output gate follows its query
         "attn_k.weight": (n_kv, s.n_embd),
         "attn_v.weight": (n_kv, s.n_embd),
         "attn_output.weight": (s.n_embd, n_q),
@@ -358,7 +358,7 @@ def experts(s: Shape) -> Shapes:
 
 
 def plan_of_layer(s: Shape, mix: str, i: int, name: str, shape: tuple[int, ...]) -> list[TensorPlan]:
-    """Layer i's tensor, and the scale that stands beside one of a scaled type."""
+    """A tensor of layer i, with its scale if the type is a scaled one."""
     full = f"blk.{i}.{name}"
     if len(shape) == 1 or name in ("ffn_gate_inp.weight", "ssm_conv1d.weight"):
         return [TensorPlan(full, shape, TYPES["F32"], *values_of(name, s))]
@@ -370,8 +370,11 @@ def plan_of_layer(s: Shape, mix: str, i: int, name: str, shape: tuple[int, ...])
 
 
 def values_of(name: str, s: Shape) -> tuple[float, float]:
-    """The mean and spread of a tensor that is always F32: gates neither open nor shut, states that last for some to some dozens of tokens,
-    experts' logits of standard deviation 3, so that rounding seldom chooses an expert, and then one of little weight."""
+    """The mean and spread of a tensor that is always F32.
+
+    Gates are neither open nor shut, and states last for a few to a few dozen tokens. The logits of experts have a standard deviation of 3,
+    so that rounding seldom changes the choice of an expert, and then only of one with little weight.
+    """
     if name.startswith("ffn_gate_inp."):
         return 0.0, 3 / s.norm * (3 / s.n_embd) ** 0.5
     if name.startswith("ffn_gate_inp_shexp"):
@@ -388,7 +391,7 @@ def values_of(name: str, s: Shape) -> tuple[float, float]:
 
 
 def with_scale(t: TensorPlan) -> list[TensorPlan]:
-    """A tensor, and the scale (of each expert) that stands beside one of a scaled type."""
+    """A tensor, with its scale (one per expert) if the type is a scaled one."""
     if not t.kind.scaled:
         return [t]
     return [
@@ -401,7 +404,7 @@ def with_scale(t: TensorPlan) -> list[TensorPlan]:
 
 
 def add_hyperparameters(w: GGUFWriter, s: Shape) -> None:
-    """The architecture's keys, in the converter's order."""
+    """Add the architecture's keys, in the converter's order."""
     w.add_block_count(s.n_block)
     w.add_context_length(s.n_ctx)
     w.add_embedding_length(s.n_embd)
@@ -438,7 +441,7 @@ def add_delta_net(w: GGUFWriter, s: Shape) -> None:
     w.add_ssm_group_count(s.n_k_heads)
     w.add_ssm_time_step_rank(s.n_v_heads)
     w.add_ssm_inner_size(s.n_v_heads * s.d_state)
-    if s.arch != "qwen3next":  # whose config.json doesn't list its layers
+    if s.arch != "qwen3next":  # its config.json doesn't list its layers
         w.add_array(f"{s.arch}.attention.recurrent_layers", [s.is_recurrent(i) for i in range(s.n_block)])
     w.add_full_attention_interval(4)
     w.add_rope_dimension_count(s.n_rot or s.head_dim)

@@ -1,6 +1,6 @@
-"""What transformers answers for a tiny model of each architecture: the states behind each layer, in float32.
+"""The hidden states that transformers computes for a tiny model of each architecture, after each layer, in float32.
 
-A file's weights are turned back into what llama.cpp's converter (conversion/qwen*.py) made them from.
+The weights of a file are turned back into those that llama.cpp's converter (conversion/qwen*.py) would make it from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES = {
     "qwen35": "qwen3_5.Qwen3_5Text",
     "qwen35moe": "qwen3_5_moe.Qwen3_5MoeText",
 }
-"""Where transformers has the model; `qwen` is not in it."""
+"""Where transformers has the model; it doesn't have `qwen`."""
 NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -55,7 +55,7 @@ NAMES = {
 
 
 def states(path: Path, s: Shape, tokens: list[int]) -> dict[str, F32]:
-    """The states behind each layer (`l_out-0` ...) and the last norm, each [n_tokens, n_embd]."""
+    """The hidden states after each layer (`l_out-0` ...) and after the last norm, each float32 [n_tokens, n_embd]."""
     import torch
 
     module, name = CLASSES[s.arch].split(".")
@@ -141,7 +141,7 @@ def weights(path: Path, s: Shape) -> dict[str, F32]:
 
 
 def converted(layer: dict[str, F32], s: Shape) -> dict[str, F32]:
-    """A layer's weights, with transformers' names."""
+    """The weights of a layer, with transformers' names and layout."""
     found: dict[str, F32] = {}
     if s.n_expert:
         found["mlp.experts.gate_up_proj"] = np.concatenate(
@@ -171,7 +171,7 @@ def converted(layer: dict[str, F32], s: Shape) -> dict[str, F32]:
 
 
 def by_key_head(qkv: F32, z: F32, s: Shape) -> F32:
-    """Rows of queries, keys, values and gates in the order of key heads, each with all of its own."""
+    """Rows of queries, keys, values and gates, grouped by key head."""
     n_k = s.n_k_heads * s.d_state
     parts = [qkv[:n_k], qkv[n_k : 2 * n_k], qkv[2 * n_k :], z]
     return np.concatenate([part.reshape(s.n_k_heads, -1, s.n_embd) for part in parts], 1).reshape(
@@ -180,7 +180,7 @@ def by_key_head(qkv: F32, z: F32, s: Shape) -> F32:
 
 
 def grouped(part: str, value: F32, s: Shape) -> F32:
-    """Value heads in the order of the key heads that they share; in files they are dealt out to these in turn."""
+    """Value heads, grouped by the key head that they share; in files they are assigned to key heads in turn."""
 
     def group(rows: F32) -> F32:
         return rows.reshape(s.n_v_heads // s.n_k_heads, s.n_k_heads, -1).swapaxes(0, 1).reshape(rows.shape)

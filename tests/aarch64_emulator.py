@@ -9,7 +9,6 @@ import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -114,7 +113,9 @@ def program(code: bytes, image: bytes) -> bytes:
 
 
 class Image:
-    """Arrays at addresses of their own. Those of int64 may hold addresses in `known` arrays, which are then in the image, too."""
+    """Arrays at addresses of their own. Those of int64 and of records may hold addresses in `known` arrays, which are then in the image,
+    too.
+    """
 
     def __init__(self, table_bytes: int, known: Sequence[np.ndarray]) -> None:
         self.content = bytearray(table_bytes)
@@ -129,9 +130,9 @@ class Image:
             start = len(self.content)
             self.placed[host] = array, start
             self.content += array.tobytes()
-            if array.dtype == np.int64:
-                for i, value in enumerate(array.reshape(-1)):
-                    struct.pack_into("<q", self.content, start + 8 * i, self.translated(int(value)))
+            if holds_addresses(array):
+                for i, (value,) in enumerate(struct.iter_unpack("<q", array.tobytes())):
+                    struct.pack_into("<q", self.content, start + 8 * i, self.translated(value))
         return IMAGE + self.placed[host][1]
 
     def translated(self, value: int) -> int:
@@ -142,26 +143,28 @@ class Image:
 
     def copy_back(self, content: bytes) -> None:
         for array, start in self.placed.values():
-            if array.dtype != np.int64:
+            if not holds_addresses(array):
                 array[...] = np.frombuffer(content, array.dtype, array.size, start).reshape(array.shape)
+
+
+def holds_addresses(array: np.ndarray) -> bool:
+    return array.dtype == np.int64 or array.dtype.names is not None
 
 
 def run(
     cpu: str,
     code: bytes,
     entry: str,
-    args: Sequence[Any],
+    args: np.ndarray,
     n_chunks: int,
     scratch_bytes: int,
     known: Sequence[np.ndarray],
     folder: Path,
 ) -> None:
-    """Call a kernel of an object file on a CPU that qemu knows. Addresses that it finds in memory are in arrays of `known`."""
+    """Call a kernel of an object file on a CPU that qemu knows. Addresses among its arguments and in memory are in arrays of `known`."""
     linked, entries = link(code)
-    image = Image(32 * (n_chunks + 1), [*(a for a in args if isinstance(a, np.ndarray)), *known])
-    words = image.put(
-        np.array([a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in args], np.int64)
-    )
+    image = Image(32 * (n_chunks + 1), known)
+    words = image.put(args)
     scratch = image.put(np.zeros(scratch_bytes + 64, np.uint8))
     table = [(entries[entry], words, chunk, scratch) for chunk in range(n_chunks)] + [
         (0, len(image.content), 0, 0)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from gguf import quants
 
-from qwencli.kernels import layout
+from qwencli.kernels.formats import FORMATS, sizes
 
 HALVES = {
     "TQ1_0": [52],
@@ -38,7 +38,7 @@ BYTES = {"MXFP4": [0], "NVFP4": [0, 1, 2, 3]}
 SCALED = [*HALVES, *BYTES]
 FLOATS = {"F32": np.float32, "F16": np.float16}
 SAMPLE = (
-    list(layout.FORMATS)
+    list(FORMATS)
     if os.environ.get("QWENCLI_TEST_ALL")
     else [
         "F16",
@@ -63,7 +63,7 @@ SAMPLE = (
 
 def columns(name: str) -> int:
     """Of a small matrix: no multiple of more than a block."""
-    block, _, kind = layout.FORMATS[name]
+    block, _, kind = sizes(name)
     return 100 if kind in ("float", "bf16") else 3 * 256 if kind == "q8k" else 5 * block
 
 
@@ -79,7 +79,7 @@ def random_rows(
         )
     if name in FLOATS:
         return (scale * rng.standard_normal((n_rows, n_cols))).astype(FLOATS[name]).view(np.uint8)
-    block, n_bytes, _ = layout.FORMATS[name]
+    block, n_bytes, _ = sizes(name)
     blocks = rng.integers(0, 256, (n_rows, n_cols // block, n_bytes), dtype=np.uint8)
     if name != "NVFP4":  # whose scales are none so small; any byte is one
         set_scales(
@@ -92,7 +92,7 @@ def random_rows(
 
 def filled_rows(name: str, n_rows: int, n_cols: int, byte: int, half: float) -> np.ndarray:
     """Rows whose every byte is `byte`, with `half` as every scale."""
-    block, n_bytes, _ = layout.FORMATS[name]
+    block, n_bytes, _ = sizes(name)
     blocks = np.full((n_rows, n_cols // block, n_bytes), byte, np.uint8)
     set_scales(name, blocks, np.full((*blocks.shape[:2], len(HALVES.get(name) or BYTES[name])), half))
     return blocks.reshape(n_rows, -1)

@@ -1,7 +1,6 @@
-"""Kernels called one by one, outside a program: the arguments as numbers, the memory against protected pages."""
+"""Kernels called one by one, outside a program: the memory against protected pages."""
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,22 +8,35 @@ from guarded import guarded
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import layout
+from qwencli.kernels.arguments import COPY, PRODUCT, Arguments, Record
 from qwencli.kernels.tiles import Tiles
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
-def call(isa: str, spec: str, args: Sequence[Any], n_chunks: int = 1, scratch_bytes: int = 0) -> None:
-    """Run all chunks of a kernel. Arrays among `args` are passed by their address."""
-    words = np.array([a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in args], np.int64)
+def call(
+    isa: str,
+    kernel: Arguments,
+    *variant: object,
+    spec: str = "",
+    n_chunks: int = 1,
+    scratch_bytes: int = 0,
+    **args: Any,
+) -> None:
+    """Run all chunks of a kernel in a variant, or of the kernel `spec`. Arrays among `args` are passed by their address."""
+    spec = spec or kernel.spec(*variant)
+    words = packed(kernel, **args)
     scratch = guarded(np.zeros(max(scratch_bytes, 64), np.uint8), "after")
-    kernel = KERNEL(kernels_of(isa).load([spec])[spec])
+    function = KERNEL(kernels_of(isa).load([spec])[spec])
     for chunk in range(n_chunks):
-        kernel(words.ctypes.data, chunk, scratch.ctypes.data)
+        function(words.ctypes.data, chunk, scratch.ctypes.data)
 
 
-def bits(x: float) -> int:
-    return int(np.float32(x).view(np.int32))
+def packed(record: Record, **fields: Any) -> np.ndarray:
+    """A record, with arrays among its fields as their addresses; they have to live as long as it is used."""
+    return record.pack(
+        **{name: a.ctypes.data if isinstance(a, np.ndarray) else a for name, a in fields.items()}
+    )
 
 
 class Quantized:
@@ -39,11 +51,13 @@ class Quantized:
         self.d = guarded(np.zeros((n, max(d // 4, 1)), np.float32), side)
         self.sums = guarded(np.zeros((n, max(sums // 2, 2)), np.int16), side)
         if kind != "float":
-            call(
-                isa,
-                f"ops:prepare:copy:{kind}",
-                [np.array([n]), n, self.x, 0, n_cols, self.x, self.q, self.d, self.sums, 0],
-            )
+            count = np.array([n])
+            call(isa, COPY, kind, count=count, unit=n, x=self.x, n_cols=n_cols, **self.quantized)
+
+    @property
+    def quantized(self) -> dict[str, np.ndarray]:
+        """As arguments."""
+        return {"quants": self.q, "scales": self.d, "sums": self.sums}
 
     def dequantized(self) -> np.ndarray:
         """What the kernels multiply with, as float64."""
@@ -71,22 +85,24 @@ class Quantized:
         y = guarded(np.full((n, len(w)), np.nan, np.float32), self.side)
         weights = guarded(w, self.side)
         spec = Tiles(isa).one(name, n_cols) if form == "one" else Tiles(isa).many(name, tile)
-        args = [
-            np.array([n]),
-            chunk_rows,
-            weights,
-            w.shape[1],
-            len(w),
-            n_cols,
-            self.x,
-            self.q,
-            self.d,
-            self.sums,
-            y,
-            4 * len(w),
-            0 if bias is None else bias,
-            0 if residual is None else residual,
-            guarded(np.float32([scale]), self.side),
-        ]
-        call(isa, spec, args, -(-len(w) // chunk_rows), layout.panel_bytes(self.kind, n_cols))
+        call(
+            isa,
+            PRODUCT,
+            spec=spec,
+            n_chunks=-(-len(w) // chunk_rows),
+            scratch_bytes=layout.panel_bytes(self.kind, n_cols),
+            count=np.array([n]),
+            chunk_rows=chunk_rows,
+            w=weights,
+            row_bytes=w.shape[1],
+            n_rows=len(w),
+            n_cols=n_cols,
+            x=self.x,
+            **self.quantized,
+            y=y,
+            y_stride=4 * len(w),
+            bias=0 if bias is None else bias,
+            residual=0 if residual is None else residual,
+            scale=guarded(np.float32([scale]), self.side),
+        )
         return y

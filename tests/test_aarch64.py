@@ -8,7 +8,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import test_ops
 from blocks import SAMPLE, columns
 from guarded import guarded
 
-from qwencli.kernels import compiler, isa, jit
+from qwencli.kernels import compiler, isa
+from qwencli.kernels.arguments import Arguments
+from qwencli.kernels.specs import symbol
 from qwencli.kernels.tiles import Tiles
 
 CPUS = {"neon": "cortex-a72", "neon_dotprod": "neoverse-n1", "neon_i8mm": "max"}
@@ -66,12 +68,13 @@ COMPILED["neon"] = [*PRODUCTS, *OTHERS]
 CHILD = """
 import sys
 from pathlib import Path
-from qwencli.kernels import compiler, isa, jit
+from qwencli.kernels import compiler, isa
+from qwencli.kernels.specs import symbol
 isa.machine = lambda: "another"
 for spec in sys.argv[3:]:
     library, path = compiler.lower(isa.named(sys.argv[1]), spec), Path(sys.argv[2], spec.replace(":", "-"))
-    path.with_suffix(".s").write_text(library.assembly(jit.symbol(spec)))
-    path.with_suffix(".o").write_bytes(library.object_code(jit.symbol(spec)))
+    path.with_suffix(".s").write_text(library.assembly(symbol(spec)))
+    path.with_suffix(".o").write_bytes(library.object_code(symbol(spec)))
 """
 
 
@@ -129,7 +132,7 @@ def test_kernels_call_nothing_outside(
     """No library function for a conversion, an FMA, an atomic operation or a copy. And no SVE, which no set names."""
     symbols = list(emulator.symbols_of(kernels[isa_name, spec].code))
     assert [name for name, section, _ in symbols if section == 0 and name] == []
-    assert jit.symbol(spec) in [name for name, _, _ in symbols]
+    assert symbol(spec) in [name for name, _, _ in symbols]
     assert not [
         line for line in kernels[isa_name, spec].instructions if re.search(r"\b[zp]\d+\.[bhsd]", line)
     ]
@@ -198,11 +201,20 @@ def call(kernels: dict[tuple[str, str], Kernel], tmp_path: Path, monkeypatch: py
         return memory[-1]
 
     def call(
-        isa_name: str, spec: str, args: Sequence[Any], n_chunks: int = 1, scratch_bytes: int = 0
+        isa_name: str,
+        kernel: Arguments,
+        *variant: object,
+        spec: str = "",
+        n_chunks: int = 1,
+        scratch_bytes: int = 0,
+        **args: Any,
     ) -> None:
+        spec = spec or kernel.spec(*variant)
         found = kernels.get((isa_name, spec)) or kernels["neon", spec]
+        words = kernel_calls.packed(kernel, **args)
+        known = [*(a for a in args.values() if isinstance(a, np.ndarray)), *memory]
         emulator.run(
-            CPUS[isa_name], found.code, jit.symbol(spec), args, n_chunks, scratch_bytes, memory, tmp_path
+            CPUS[isa_name], found.code, symbol(spec), words, n_chunks, scratch_bytes, known, tmp_path
         )
 
     for module in kernel_calls, test_attention, test_delta, test_experts, test_matmul, test_ops:
@@ -212,19 +224,27 @@ def call(kernels: dict[tuple[str, str], Kernel], tmp_path: Path, monkeypatch: py
     return call
 
 
+PRIMITIVES = Arguments("primitives", "w s x y z halves floats out", writes="out")
+
+
 def build_primitives(variant: str) -> Any:
-    """args: w, s, x, y, z, halves, floats, out, 64 bytes for each chunk, but of out 512: dot4_wide, dot4, pairs and dot2 of w and s, fma
-    and fma_exact of x, y and z, halves as floats, floats as halves."""
-    from qwencli.kernels.simd import F32X16, I8X64, I16X16, I16X32, I32X16, I64, i64, intrinsic_of, void
+    """dot4_wide, dot4, pairs and dot2 of w and s, fma and fma_exact of x, y and z, halves as floats, floats as halves. A chunk takes 64
+    bytes of each array, but of out 512.
+    """
+    from qwencli.kernels.reading import load
+    from qwencli.kernels.simd import F32X16, I8X64, I16X16, I16X32, I32X16, i64, intrinsic_of, void
 
     @intrinsic_of(void, i64, i64)
     def apply(e: Any, args: Any, chunk: Any) -> None:
-        def load(i: int, kind: Any) -> Any:
-            return e.load(kind, e.load(I64, args, 8 * i), e.b.shl(chunk, e.int(6)))
+        a = load(e, PRIMITIVES, args)
 
-        w, s, x, y, z = load(0, I8X64), load(1, I8X64), load(2, F32X16), load(3, F32X16), load(4, F32X16)
+        def of_chunk(array: Any, kind: Any) -> Any:
+            return e.load(kind, array, e.b.shl(chunk, e.int(6)))
+
+        w, s = (of_chunk(array, I8X64) for array in (a.w, a.s))
+        x, y, z = (of_chunk(array, F32X16) for array in (a.x, a.y, a.z))
         low = e.b.and_(w, e.int(127, I8X64))
-        out = e.b.add(e.load(I64, args, 56), e.b.shl(chunk, e.int(9)))
+        out = e.b.add(a.out, e.b.shl(chunk, e.int(9)))
         acc = e.b.bitcast(x, I32X16)
         e.store(e.dot4_wide(acc, e.raised(w), s), out)
         e.store(e.dot4(acc, low, s), out, 64)
@@ -232,8 +252,8 @@ def build_primitives(variant: str) -> Any:
         e.store(e.dot2(acc, e.b.bitcast(w, I16X32), e.b.bitcast(s, I16X32)), out, 192)
         e.store(e.fma(x, y, z), out, 256)
         e.store(e.fma_exact(x, y, z), out, 320)
-        e.store(e.f16_to_f32(load(5, I16X16)), out, 384)
-        e.store(e.f32_to_f16(load(6, F32X16)), out, 448)
+        e.store(e.f16_to_f32(of_chunk(a.halves, I16X16)), out, 384)
+        e.store(e.f32_to_f16(of_chunk(a.floats, F32X16)), out, 448)
 
     def primitives(args, chunk, scratch):  # type: ignore[no-untyped-def]
         apply(args, chunk)
@@ -266,8 +286,10 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         floats = ties * rng.choice(np.float32([1 - 2**-20, 1, 1 + 2**-20]), ties.shape)
     out = np.zeros((n, 8, 16), np.int32)
     code = compiler.compile_kernel(isa.named(isa_name), "primitives:")
-    args = [w, s, x, y, z, np.concatenate([halves, 0 * halves], -1), floats, out]
-    emulator.run(CPUS[isa_name], code, jit.symbol("primitives:"), args, n, 0, [], tmp_path)
+    wide_halves = np.concatenate([halves, 0 * halves], -1)
+    arrays = {"w": w, "s": s, "x": x, "y": y, "z": z, "halves": wide_halves, "floats": floats, "out": out}
+    args = kernel_calls.packed(PRIMITIVES, **arrays)
+    emulator.run(CPUS[isa_name], code, symbol("primitives:"), args, n, 0, [*arrays.values()], tmp_path)
 
     def sums(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
         return (a.astype(np.int64) * b).reshape(n, -1, count).sum(-1)
@@ -308,7 +330,7 @@ def test_other_kernels_in_the_emulator(call: Call) -> None:
         test_attention.test_attention_with_scores_far_apart("neon", kinds)
         test_attention.test_a_token_does_not_see_what_comes_later_even_if_it_is_infinite("neon", kinds)
     test_ops.test_norms_and_gates("neon", 100)
-    test_ops.test_what_is_not_finite_stays_so("neon", "swiglu", [])
+    test_ops.test_what_is_not_finite_stays_so("neon", "swiglu")
     test_ops.test_gates_of_columns_heads_and_tokens("neon", 2, 37)
     for kind in "q8k", "q8_0":
         test_ops.test_results_are_quantized_on_the_way("neon", "norm", kind)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from guarded import guarded
-from kernel_calls import bits, call
+from kernel_calls import call, packed
 from kv_pages import BLOCKS, in_type, key_slab, value_slab
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import ATTEND, ITEM, MERGE, PARTS, POINTERS, ROTATE, STORE
 
 ISAS = [i.name for i in isa.available()]
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
@@ -67,49 +68,24 @@ def test_heads_are_normalised_and_rotated(isa_name: str, head_dim: int, n_rot: i
     for side in "before", "after":
         for w in weight, None:
             found = guarded(x, side)
-            norm = [0 if w is None else guarded(w, side), bits(EPS)]
-            turns = guarded(table(angles), side)
-            call(
-                isa_name,
-                "heads:rotate",
-                [
-                    np.array([5]),
-                    2,
-                    found,
-                    3,
-                    head_dim,
-                    *norm,
-                    turns,
-                    n_rot,
-                    found,
-                    12 * head_dim,
-                    4 * head_dim,
-                ],
-                n_chunks=3,
-            )
+            args = {
+                "count": np.array([5]),
+                "unit": 2,
+                "n_head": 3,
+                "head_dim": head_dim,
+                "weight": 0 if w is None else guarded(w, side),
+                "eps": EPS,
+                "table": guarded(table(angles), side),
+                "n_rot": n_rot,
+            }
+            in_place = {"x": found, "out": found, "token_bytes": 12 * head_dim, "head_bytes": 4 * head_dim}
+            call(isa_name, ROTATE, n_chunks=3, **args, **in_place)
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
-            wide = guarded(
-                np.concatenate([x, 0 * x], -1), side
-            )  # heads among others' columns, to where they follow each other
+            # heads among others' columns, to where they follow each other
+            wide = guarded(np.concatenate([x, 0 * x], -1), side)
             found = guarded(np.full_like(x, np.nan), side)
-            call(
-                isa_name,
-                "heads:rotate",
-                [
-                    np.array([5]),
-                    2,
-                    wide,
-                    3,
-                    head_dim,
-                    *norm,
-                    turns,
-                    n_rot,
-                    found,
-                    24 * head_dim,
-                    8 * head_dim,
-                ],
-                n_chunks=3,
-            )
+            columns = {"x": wide, "out": found, "token_bytes": 24 * head_dim, "head_bytes": 8 * head_dim}
+            call(isa_name, ROTATE, n_chunks=3, **args, **columns)
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
 
 
@@ -118,7 +94,7 @@ def test_heads_are_normalised_and_rotated(isa_name: str, head_dim: int, n_rot: i
 def test_keys_and_values_are_stored_as_their_types_say(
     isa_name: str, head_dim: int, k_type: str, v_type: str
 ) -> None:
-    """In the page and slot of their token, behind the layers before, with GGML's reference quantization; nothing else is touched."""
+    """In the page and slot of their token, after the layers before, with GGML's reference quantization; nothing else is touched."""
     rng = np.random.default_rng(head_dim)
     n, n_head, layer = 4, 2, 1
     k, v = rng.standard_normal((2, n, n_head, head_dim)).astype(np.float32)
@@ -136,22 +112,26 @@ def test_keys_and_values_are_stored_as_their_types_say(
     for side in "before", "after":
         pages = [guarded(np.full((layer + 1) * layer_bytes, 0x55, np.uint8), side) for _ in range(2)]
         keys = guarded(k, side)
-        args = [
-            np.array([n]),
-            2,
-            keys,
-            n_head,
-            head_dim,
-            0,
-            0,
-            guarded(table(angles), side),
-            head_dim,
-            guarded(v, side),
-            guarded(np.array([pages[p].ctypes.data for p, _ in places]), side),
-            guarded(np.array([s for _, s in places]), side),
-            layer * layer_bytes,
-        ]
-        call(isa_name, f"heads:store:{k_type}:{v_type}", args, n_chunks=2)
+        call(
+            isa_name,
+            STORE,
+            k_type,
+            v_type,
+            n_chunks=2,
+            count=np.array([n]),
+            unit=2,
+            k=keys,
+            n_head=n_head,
+            head_dim=head_dim,
+            weight=0,
+            eps=0,
+            table=guarded(table(angles), side),
+            n_rot=head_dim,
+            v=guarded(v, side),
+            pages=guarded(np.array([pages[p].ctypes.data for p, _ in places]), side),
+            slots=guarded(np.array([s for _, s in places]), side),
+            layer_offset=layer * layer_bytes,
+        )
         np.testing.assert_allclose(keys, rotated(k, None, angles), atol=3e-6)
         for p, page in enumerate(pages):
             assert (page[: layer * layer_bytes] == 0x55).all()
@@ -232,39 +212,51 @@ def attend(
     n, n_head, head_dim = q.shape
     n_head_kv = len(cache.k)
     shared, n_splits = n_head // n_head_kv, -(-(first + n) // SPLIT)
-    items, records = [], [(0, 0)] * n
+    parts = PARTS.zeros(n)
+    pieces = []
     if form == "one" and n == 1 and n_splits > 1:
-        items = [(0, 1, first, i, i + 1, i, cache.table.ctypes.data, 0) for i in range(n_splits)]
-        records = [(0, n_splits)]
+        parts["n_slots"] = n_splits
+        pieces = [(0, 1, i, i + 1, i) for i in range(n_splits)]
     else:
         size = max(1, layout.QUERIES_AT_ONCE // shared)
         for start in range(0, n, size):
             count = min(size, n - start)
-            items.append(
-                (
-                    start,
-                    count,
-                    first + start,
-                    0,
-                    -(-(first + start + count) // SPLIT),
-                    -1,
-                    cache.table.ctypes.data,
-                    0,
-                )
+            pieces.append((start, count, 0, -(-(first + start + count) // SPLIT), -1))
+    items = np.concatenate(
+        [
+            packed(
+                ITEM,
+                first_token=start,
+                n_tokens=count,
+                first_position=first + start,
+                first_split=first_split,
+                end_split=end_split,
+                slot=slot,
+                pages=cache.table,
             )
+            for start, count, first_split, end_split, slot in pieces
+        ]
+    )
     out = guarded(np.full((n, n_head * head_dim), np.nan, np.float32), side)
     partials = guarded(np.full(n_splits * n_head * (head_dim + layout.LANES), np.nan, np.float32), side)
-    tables = [guarded(np.array(x, np.int64), side) for x in (items, records)]
-    pointers = guarded(np.array([tables[0].ctypes.data, tables[1].ctypes.data, partials.ctypes.data]), side)
-    n_queries = max(item[1] for item in items) * shared
+    items, parts = guarded(items, side), guarded(parts, side)
+    pointers = packed(POINTERS, items=items, parts=parts, partials=partials, states=0)
+    shared_args = {"out": out, "pointers": guarded(pointers, side), "n_head": n_head}
     call(
         isa_name,
-        f"attention:attend:{head_dim}:{cache.types[0]}:{cache.types[1]}",
-        [guarded(q, side), out, pointers, n_head, n_head_kv, bits(scale), 0],
-        len(items) * n_head_kv,
-        layout.attention_scratch(n_queries, head_dim, *cache.types),
+        ATTEND,
+        head_dim,
+        *cache.types,
+        n_chunks=len(items) * n_head_kv,
+        scratch_bytes=layout.attention_scratch(int(items["n_tokens"].max()) * shared, head_dim, *cache.types),
+        q=guarded(q, side),
+        n_head_kv=n_head_kv,
+        scale=scale,
+        layer_offset=0,
+        **shared_args,
     )
-    call(isa_name, f"attention:merge:{head_dim}:f32", [np.array([n]), n, out, pointers, n_head, 0, 0, 0])
+    quantized = {"quants": 0, "scales": 0, "sums": 0}
+    call(isa_name, MERGE, head_dim, "f32", count=np.array([n]), unit=n, **shared_args, **quantized)
     return out.reshape(n, n_head, head_dim)
 
 

@@ -1,6 +1,6 @@
-"""What a damaged or hostile file gets: one line that names the file and the value, and exit code 1.
+"""Damaged and hostile files: the error is one line that names the file and the value, and the exit code is 1.
 
-Among the damaged files are those of the published holes of other GGUF readers, each under its number. The first five are described
+Among them are files that exploit published vulnerabilities of other GGUF readers, each under its number. The first five are described
 in Cisco Talos' reports TALOS-2024-1912 to -1916, the others in llama.cpp's advisories GHSA-vgg9-87g3-85w8, GHSA-3p4r-fq3f-q74v and
 GHSA-96jg-mvhq-q7q7; those without a number in its pull requests 24263 and 24759 and issues 27200 and 27203.
 """
@@ -30,7 +30,7 @@ def header(n_tensors: int = 0, n_kv: int = 0, version: int = 3, rest: bytes = b"
 def entry(
     name: str | bytes, dims: tuple[int, ...], type_id: int = F32, offset: int = 0, n_dims: int | None = None
 ) -> bytes:
-    """A line of the tensor table."""
+    """An entry of the tensor table."""
     count = number("I", len(dims) if n_dims is None else n_dims)
     return (
         string(name)
@@ -42,7 +42,7 @@ def entry(
 
 
 def table(*entries: bytes, data: int = 4096) -> bytes:
-    """A file with these tensors, and some bytes of data behind the table."""
+    """A file with these tensors, and some bytes of data after the table."""
     return header(len(entries), rest=b"".join(entries)) + bytes(data)
 
 
@@ -51,21 +51,21 @@ def metadata(**content: tuple[str, Any]) -> bytes:
 
 
 def array(elem_type: int, length: int, rest: bytes) -> bytes:
-    """A pair whose value is an array that says it has `length` elements."""
+    """A key-value pair whose value is an array that claims to have `length` elements."""
     return header(
         n_kv=1, rest=string("a") + number("I", 9) + number("I", elem_type) + number("Q", length) + rest
     )
 
 
 def typed_string(key: str, n_bytes: int) -> bytes:
-    """A pair whose value is a string that says it has `n_bytes` bytes, and has 256."""
+    """A key-value pair whose value is a string that claims to have `n_bytes` bytes, and has 256."""
     return header(n_kv=1, rest=string(key) + number("I", 8) + number("Q", n_bytes) + b"A" * 256)
 
 
 DEMO = EMBEDDED.read_bytes()[:200_000]
 
 HOLES: dict[str, tuple[bytes, str]] = {
-    # info->ne has room for four dimensions, n_dims was believed
+    # info->ne has room for four dimensions, n_dims was trusted
     "CVE-2024-21802 five": (
         table(entry("t", (1, 1, 1, 1, 1))),
         "tensor 't' has 5 dimensions, expected 1 to 4",
@@ -93,7 +93,7 @@ HOLES: dict[str, tuple[bytes, str]] = {
         "the header counts 209622091746699451 tensors, more than a file of",
     ),
     "CVE-2024-21836 largest": (header(MAX, rest=bytes(800)), f"the header counts {MAX} tensors"),
-    # n + 1 bytes for a string of n wraps to none
+    # the n + 1 bytes for a string of n bytes wrap to 0
     "CVE-2024-23496 key": (
         header(n_kv=1, rest=number("Q", MAX) + b"A" * 256),
         f"a name of {MAX} bytes, expected 65535 at most",
@@ -108,7 +108,7 @@ HOLES: dict[str, tuple[bytes, str]] = {
     ),  # wraps to 4
     "CVE-2024-23496 in an array": (
         array(8, 2, string("x") + number("Q", MAX - 7) + bytes(64)),
-        "a string of metadata key 'a' lies out",
+        "a string of metadata key 'a' extends beyond",
     ),
     "CVE-2024-23496 name": (
         table(number("Q", MAX) + bytes(64)),
@@ -128,12 +128,12 @@ HOLES: dict[str, tuple[bytes, str]] = {
         table(*(entry(f"t{i}", (2**62,), I8, i * 2**62) for i in range(4)), entry("t4", (32,), I8, 0)),
         "tensor 't0' [4611686018427387904] I8 ends at byte",
     ),
-    # the sum of the sizes fits 64 bits by a hair, what is added to it for the tensors' structs wraps it
+    # the sum of the sizes just fits into 64 bits, and wraps when the tensors' structs are added to it
     "CVE-2026-27940": (
         table(entry("a", (2**63 - 32,), I8, 0), entry("b", (2**63 - 32,), I8, 2**63 - 32)),
         "tensor 'a' [9223372036854775776] I8 ends at byte",
     ),
-    # a small buffer behind a huge tensor: 4 * 1024 * (2^52 + 1024) bytes are 4 MB modulo 2^64, 4 * 4 * (2^60 + 1) are 16
+    # a small buffer for a huge tensor: 4 * 1024 * (2^52 + 1024) bytes are 4 MB modulo 2^64, 4 * 4 * (2^60 + 1) are 16
     "CVE-2026-33298 4 MB": (
         table(entry("t", (1024, 2**52 + 1024))),
         "tensor 't' [4503599627371520, 1024] F32 ends at byte",
@@ -200,7 +200,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "version 4": (header(version=4), "GGUF version 4, expected 2 or 3"),
     "big-endian": (
         b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-        "a big-endian GGUF file; only little-endian ones are read",
+        "a big-endian GGUF file, expected a little-endian one",
     ),
     "more pairs than there are": (
         header(n_kv=2, rest=pair("a", "u8", 1) + bytes(12)),
@@ -212,15 +212,15 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "a key twice": (
         header(n_kv=2, rest=pair("a", "u8", 1) + pair("a", "u8", 2)),
-        "metadata key 'a' stands twice",
+        "metadata key 'a' appears twice",
     ),
-    "a key that is no UTF-8": (
+    "a key that isn't UTF-8": (
         header(n_kv=1, rest=pair(b"a\xff", "u8", 1)),
-        r"a key-value pair holds a string that is no UTF-8: b'a\xff'",
+        r"a key-value pair has a string that isn't UTF-8: b'a\xff'",
     ),
-    "a value that is no UTF-8": (
+    "a value that isn't UTF-8": (
         metadata(a__b=("str", b"caf\xe9")),
-        r"metadata key 'a.b' holds a string that is no UTF-8: b'caf\xe9'",
+        r"metadata key 'a.b' has a string that isn't UTF-8: b'caf\xe9'",
     ),
     "a key of 65536 bytes": (
         header(n_kv=1, rest=pair("k" * 65536, "u8", 1)),
@@ -235,23 +235,23 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         metadata(a=("bool", 2)),
         "metadata key 'a': a boolean has the value 2, expected 0 or 1",
     ),
-    "a tensor twice": (table(entry("t", (8,)), entry("t", (8,), offset=32)), "tensor 't' stands twice"),
+    "a tensor twice": (table(entry("t", (8,)), entry("t", (8,), offset=32)), "tensor 't' appears twice"),
     "a tensor without dimensions": (table(entry("t", ())), "tensor 't' has 0 dimensions, expected 1 to 4"),
     "a name of 65 bytes": (
         table(entry("n" * 65, (8,))),
         "the table entry of tensor 0 has a name of 65 bytes, expected 64 at most",
     ),
-    "a name that is no UTF-8": (
+    "a name that isn't UTF-8": (
         table(entry(b"\xff", (8,))),
-        r"the table entry of tensor 0 holds a string that is no UTF-8: b'\xff'",
+        r"the table entry of tensor 0 has a string that isn't UTF-8: b'\xff'",
     ),
     "an unknown tensor type": (
         table(entry("t", (8,), 43)),
-        "unknown type 43 (GGML's types end at 42: the file is damaged, of a fork, or",
+        "unknown type 43 (GGML's types end at 42: the file is damaged, made for a fork, or",
     ),
     "a type of ik_llama.cpp": (
         table(entry("t", (8,), 139)),
-        "unknown type 139 (IQ4_K, which only ik_llama.cpp reads: take a file of the",
+        "unknown type 139 (IQ4_K, which only ik_llama.cpp reads: use a file of the",
     ),
     "a repacked type": (
         table(entry("t", (8,), 212)),
@@ -259,11 +259,11 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "a type of PrismML": (
         table(entry("t", (8,), 142)),
-        "unknown type 142 (PQ2_0, which only PrismML's llama.cpp reads: take a file",
+        "unknown type 142 (PQ2_0, which only PrismML's llama.cpp reads: use a file",
     ),
     "a type of bitnet.cpp": (
         table(entry("t", (8,), 36)),
-        "tensor 't' has the unknown type 36 (I2_S, which only bitnet.cpp reads: take",
+        "tensor 't' has the unknown type 36 (I2_S, which only bitnet.cpp reads: use",
     ),
     "a removed tensor type": (
         table(entry("t", (8,), 4)),
@@ -321,7 +321,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 
 def message_of(path: Path, use_mmap: bool = True) -> str:
-    """The message of the FormatError or ModelError that opening the file raises."""
+    """The message of the FormatError or ModelError that is raised when the file is opened."""
     with pytest.raises((FormatError, ModelError)) as caught:
         GGUFFile(path, use_mmap)
     return str(caught.value)
@@ -409,7 +409,7 @@ def test_not_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
         assert (out, err.count("\n"), expected in err) == ("", 1, True)
 
 
-def test_a_folder_named_as_a_part(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_part(tmp_path: Path) -> None:
     for i, file in enumerate(parts(tiny(), 2)):
         file.write(tmp_path / f"m-{i + 1:05}-of-00002.gguf")
     (tmp_path / "m-00002-of-00002.gguf").unlink()

@@ -23,14 +23,16 @@ from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.cpu.team import RUNTIME
 from qwencli.backends.kv_cache import KVCache, KVSequence
 from qwencli.backends.protocol import LOGITS, Batch, Segment
-from qwencli.cli.bench import print_table
+from qwencli.cli._bench_table import print_table
 from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.choice import EMBEDDED
+from qwencli.machine.peak import Peak
 from qwencli.measure import bench
-from qwencli.measure.bench import Result, Runner, describe, deviation, run_bench
+from qwencli.measure.bench import Runner, run_bench
 from qwencli.measure.costs import Cost, Costs, Extent, kind_of
-from qwencli.measure.machine import Limits
+from qwencli.measure.figures import Result, deviation
+from qwencli.measure.model_names import describe
 from qwencli.network.config import DeltaNets, Experts
 from qwencli.network.model import Model, load_model
 
@@ -70,13 +72,13 @@ OUR_KEYS = {
     "machine_products",
     "machine_flops",
 }
-LIMITS = Limits(bandwidth=40e9, products=1000e9, flops=250e9)
+PEAK = Peak(bandwidth=40e9, products=1000e9, flops=250e9)
 
 
 @pytest.fixture
 def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """No measuring of the machine, which takes half a second."""
-    monkeypatch.setattr(bench, "measure_limits", lambda *arguments: LIMITS)
+    monkeypatch.setattr(bench, "measure_peak", lambda *arguments: PEAK)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def result(
         2048,
         list(samples),
         cost or Cost(1e9, 20e9, 5e9),
-        LIMITS,
+        PEAK,
         test_time="2025-04-24T11:58:50Z",
     )
 
@@ -140,7 +142,7 @@ def test_shares_are_of_the_limits(demo: Model) -> None:
     assert facts["ops_share"] == 0.25 + 0.5  # the time that int8 takes at best, and that float32 takes
     assert facts["machine_ops"] == pytest.approx(375e9 / 0.75)
     assert (
-        bench.Kind("matmul q8_0", 1, 0.5, Cost(10e9, 100e9)).share(LIMITS) == 0.5
+        bench.Kind("matmul q8_0", 1, 0.5, Cost(10e9, 100e9)).share(PEAK) == 0.5
     )  # reading takes longer than computing
 
 

@@ -11,7 +11,7 @@ from random_models import random_model
 from test_cpu_backend import divergence, logits, prompt_tokens
 from test_same_bits import assert_same, states, tokens_of
 
-from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.kv_cache import PAGE, TYPES, CacheTypes, KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.numpy.memory import rounded
@@ -32,6 +32,14 @@ PAIRS = [CacheTypes("q8_0", "q8_0"), CacheTypes("q4_0", "q4_0"), CacheTypes("bf1
 @pytest.fixture(scope="module")
 def demo() -> Model:
     return load_model(GGUFFile(EMBEDDED))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """The kernels of each pair of types at once: one by one each would wait for a process of its own."""
+    specs = [f"{kernel}:{k}:{v}" for k, v in PAIRS for kernel in ("heads:store", "attention:attend:64")]
+    for each in isa.available():
+        kernels_of(each.name).load(specs)
 
 
 def test_kernels_and_cache_know_the_same_types() -> None:

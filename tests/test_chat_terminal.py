@@ -64,10 +64,10 @@ def assistant(text: str) -> dict[str, str]:
 
 def test_a_chat(terminal: Open, story: Path) -> None:
     chat = terminal("-m", story, "--temp", "0")
-    assert plain(chat.ready()) == f"model: {story} (-m)\n/help for commands, Ctrl-D ends\n"
+    assert plain(chat.ready()) == f"model: {story} (-m)\n/help lists the commands, Ctrl-D ends the chat\n"
     assert chat.say("hi") == f"{TEXT}\n\n"
     assert chat.say("") == ""
-    known = re.search(r"; (\d+) more were known from before", chat.say("hi") + chat.say("/stats"))
+    known = re.search(r"; (\d+) more were cached", chat.say("hi") + chat.say("/stats"))
     assert known
     assert known[1] in ("49", "51"), (
         "all that was said, and the end of the answer where that was looked ahead"
@@ -484,7 +484,7 @@ def test_a_history_that_cannot_be_kept_is_told_once(terminal: Open, tmp_path: Pa
         shown += chat.ready()
         chat.send(CTRL_D)
         chat.end()
-    assert plain(shown).count("what you enter is not kept for later chats: ") == 1
+    assert plain(shown).count("entries are not kept for later chats: ") == 1
     assert os.listdir(tmp_path) == ["state"]
 
 

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 from guarded import guarded
-from kernel_calls import call
+from kernel_calls import call, packed
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
-from qwencli.sampling import NOT_FINITE, Draw, choose
+from qwencli.kernels.arguments import CHOOSE, DRAW
 from qwencli.sampling.candidates import all_of, weights
 from qwencli.sampling.filters import min_p, temperature, top_k, top_p
 from qwencli.sampling.penalties import penalties
+from qwencli.sampling.sampler import NOT_FINITE, Draw, choose
 
 ISAS = [i.name for i in isa.available()]
 PLAIN = Draw(
@@ -30,30 +31,45 @@ GREEDY = PLAIN._replace(temp=0.0)
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     for name in ISAS:
-        kernels_of(name).load(["sampling:choose"])
+        kernels_of(name).load([CHOOSE.spec()])
 
 
 def drawn(isa_name: str, logits: np.ndarray, draws: list[Draw], side: str = "after") -> list[int]:
     """Rows of logits through the kernel, as Inputs.set_draws lays the draws out."""
-    words, keep = np.zeros((len(draws), layout.DRAW_WORDS), np.int64), []
-    for row, d in zip(words, draws):
+    records, keep = [], []
+    for d in draws:
         recent, counts = (
             guarded(np.array(values or [0], np.int64), side) for values in ([*d.recent], [*d.recent.values()])
         )
         keep += [recent, counts]
-        row[:7] = np.array(
-            [d.temp, d.top_p, d.min_p, d.repeat_penalty, d.frequency_penalty, d.presence_penalty, d.chance]
-        ).view(np.int64)
-        row[7:] = d.top_k if d.temp > 0 else 1, len(d.recent), recent.ctypes.data, counts.ctypes.data
+        records.append(
+            packed(
+                DRAW,
+                temp=d.temp,
+                top_p=d.top_p,
+                min_p=d.min_p,
+                repeat=d.repeat_penalty,
+                frequency=d.frequency_penalty,
+                presence=d.presence_penalty,
+                chance=d.chance,
+                top_k=d.top_k if d.temp > 0 else 1,
+                n_recent=len(d.recent),
+                recent=recent,
+                counts=counts,
+            )
+        )
     chosen = guarded(np.full(len(draws), -2), side)
-    args = [
-        np.array([len(draws)]),
-        guarded(logits.astype(np.float32), side),
-        logits.shape[1],
-        guarded(words, side),
-        chosen,
-    ]
-    call(isa_name, "sampling:choose", args, len(draws), layout.SAMPLING_SCRATCH)
+    call(
+        isa_name,
+        CHOOSE,
+        n_chunks=len(draws),
+        scratch_bytes=layout.SAMPLING_SCRATCH,
+        count=np.array([len(draws)]),
+        logits=guarded(logits.astype(np.float32), side),
+        n_vocab=logits.shape[1],
+        draws=guarded(np.concatenate(records), side),
+        out=chosen,
+    )
     return list(chosen)
 
 

@@ -57,7 +57,7 @@ def test_a_terminal_without_a_command_is_shown_what_can_be_done() -> None:
         ("rnu", " Did you mean run?"),
         ("tokenise", " Did you mean tokenize or detokenize?"),
         ("frobnicate", ""),
-        ("_common", ""),
+        ("_options", ""),
     ],
 )
 def test_unknown_commands_suggest_near_ones(call: Call, typed: str, hint: str) -> None:
@@ -124,7 +124,7 @@ def test_what_needs_no_numbers_imports_none(args: list[str], monkeypatch: pytest
         "info x y",
         "frobnicate",
         "--frobnicate",
-        "_common",
+        "_options",
         "__init__",
     ],
 )
@@ -142,7 +142,7 @@ def test_texts_that_are_no_utf8_or_no_file(call: Call, story: Path, tmp_path: Pa
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9 au lait")
     cases = {
-        latin: "not a UTF-8 text: byte 0xe9 at offset 3",
+        latin: "not UTF-8 text: byte 0xe9 at offset 3",
         tmp_path: "cannot be read: Is a directory",
         tmp_path / "none": "cannot be read: No such file or directory",
     }
@@ -155,7 +155,7 @@ def test_texts_that_are_no_utf8_or_no_file(call: Call, story: Path, tmp_path: Pa
             assert call(*command, path) == (1, "", f"qwencli: error: {path}: {expected}\n")
         assert call(*command, "-", stdin=b"\xff")[::2] == (
             1,
-            "qwencli: error: stdin: not a UTF-8 text: byte 0xff at offset 0\n",
+            "qwencli: error: stdin: not UTF-8 text: byte 0xff at offset 0\n",
         )
 
 

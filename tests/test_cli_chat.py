@@ -145,7 +145,7 @@ def test_stats(chat: Chat) -> None:
     assert first.startswith("prompt: 20 tokens, ")
     assert answer.startswith("answer: 29 tokens, ")
     assert (context, reason) == ("context: 49 of 128 tokens", "stopped by: eos")
-    assert "; 49 more were known from before" in chat("hi", "hi", "/stats").err
+    assert "; 49 more were cached" in chat("hi", "hi", "/stats").err
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_foreign_file_is_not_overwritten(chat: Chat, tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str | bytes, str]] = [
-    (b"\xff\xfe", "line 1 is no UTF-8: byte 0xff"),
+    (b"\xff\xfe", "line 1 is not UTF-8: byte 0xff"),
     ("/foo", "unknown command /foo: /help lists them, // begins a message with a slash"),
     ("/ hi", "unknown command /hi: "),
     ("/", "unknown command /: "),
@@ -245,7 +245,7 @@ BAD: list[tuple[str | bytes, str]] = [
     ("/read", "/read needs FILE"),
     ("/save", "/save needs FILE"),
     ("/think", "/think needs on|off|auto"),
-    ("/think maybe", "/think is followed by on, off, auto, not maybe"),
+    ("/think maybe", "/think takes one of on, off, auto, not maybe"),
     ("/set tmp", "unknown setting tmp, did you mean temp?"),
     ("/set tmp 1", "unknown setting tmp, did you mean temp?"),
     ("/set temp hot", "temp is hot, expected a number"),
@@ -263,10 +263,10 @@ BAD: list[tuple[str | bytes, str]] = [
     ("/save missing/x", "missing/x: "),
     ("/load note", "note: not a transcript: "),
     ("/save note", "note: not a transcript of qwencli, "),
-    ("/read bin", "bin: not a UTF-8 text: "),
+    ("/read bin", "bin: not UTF-8 text: "),
     ("/read large", f"large: larger than {MAX_FILE // 2**20} MB"),
-    ("/read a\0b", "no path has a zero byte"),
-    ("/load a\0b", "no path has a zero byte"),
+    ("/read a\0b", "a path can't contain a zero byte"),
+    ("/load a\0b", "a path can't contain a zero byte"),
     ("x" * 200, "the conversation has 218 tokens, "),
 ]
 
@@ -322,7 +322,7 @@ def test_a_full_context_is_told(chat: Chat) -> None:
     code, out, err = chat("one", "two", "three...", "/clear", "four")
     assert (code, out) == (1, ANSWER * 3)
     assert err.startswith(
-        "--context-shift drops the oldest turns where the context is full\nerror: the conversation has 130 tokens, "
+        "--context-shift drops the oldest turns when the context is full\nerror: the conversation has 130 tokens, "
     )
     assert err.count("\n") == 2
 

@@ -242,12 +242,12 @@ def test_detokenize(call: Call, story: Path) -> None:
         assert call(*command, stdin=form).out == "the"
     assert call(*command) == (0, "", "")
     for ids, expected in (
-        (("x",), "'x' is no token id"),
-        (("1.5",), "'1.5' is no token id"),
-        (("1", "--", "-1"), "'-1' is no token id"),
+        (("x",), "'x' is not a token id"),
+        (("1.5",), "'1.5' is not a token id"),
+        (("1", "--", "-1"), "'-1' is not a token id"),
         ((268,), "token id 268 is outside the vocabulary, expected 0 to 267"),
-        ((2**64,), "'18446744073709551616' is no token id"),
-        (("٣",), "'٣' is no token id"),
+        ((2**64,), "'18446744073709551616' is not a token id"),
+        (("٣",), "'٣' is not a token id"),
     ):
         done = call(*command, *ids)
         assert (done.code, done.out) == (1, "")
@@ -279,7 +279,7 @@ def test_perplexity_output(call: Call, story: Path) -> None:
     )
     assert [f"{p:.4f}" for p in done["chunks"]] == re.findall(r"\](\d+\.\d{4}),", out)
     assert f"PPL = {done['ppl']:.4f} +/- {done['stderr']:.5f}\n" in out
-    assert "warning: a context of 144 is more than the 128" in call(*command[:-1], "144", stdin=text).err
+    assert "warning: a context of 144 is longer than the 128" in call(*command[:-1], "144", stdin=text).err
 
 
 def test_perplexity_of_a_text_too_short(call: Call, story: Path) -> None:

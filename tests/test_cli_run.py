@@ -27,7 +27,7 @@ def test_verbose_adds_one_closing_line(run: Call, story: Path) -> None:
     code, out, err = run("-p", "hi", "-v")
     assert (code, out) == (0, TEXT)
     assert re.search(
-        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ MB\n$",
+        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ [MG]B\n$",
         err,
     )
 
@@ -218,7 +218,8 @@ def test_a_context_beyond_the_models_is_a_warning(run: Call) -> None:
     done = run("-p", "hi", "-c", "4096")
     assert (done.code, done.out) == (0, TEXT)
     assert (
-        "qwencli: warning: a context of 4096 is more than the 128 that the model was trained for" in done.err
+        "qwencli: warning: a context of 4096 is longer than the 128 that the model was trained for"
+        in done.err
     )
     assert run("-p", "hi", "-c", "4096", "-q").err == ""
 

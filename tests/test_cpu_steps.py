@@ -19,7 +19,7 @@ from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.network.graph import Input, Weight
 from qwencli.network.model import Model, load_model
-from qwencli.sampling import Draw
+from qwencli.sampling.sampler import Draw
 
 TOKENS = np.random.RandomState(1).randint(0, 72, 11)
 

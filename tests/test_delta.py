@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from guarded import guarded
-from kernel_calls import bits, call
+from kernel_calls import call, packed
 from random_models import write_random_model
 from shapes import PRESETS
 
@@ -18,6 +18,7 @@ from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import CONV, GATES, POINTERS, SCAN, STATE
 from qwencli.network.model import Model, load_model
 
 ISAS = [i.name for i in isa.available()]
@@ -65,7 +66,7 @@ def compiled() -> None:
 
 
 class Pieces:
-    """A step's pieces of so many tokens each, with states of `n_bytes` before and behind, in random order in memory."""
+    """A step's pieces of that many tokens each, with states of `n_bytes` before and after, in random order in memory."""
 
     def __init__(
         self,
@@ -75,23 +76,23 @@ class Pieces:
         side: str,
         borders: Sequence[int] = (),
     ) -> None:
-        self.behind = [guarded(np.full(n_bytes, 0x55, np.uint8), side) for _ in lengths]
+        self.after = [guarded(np.full(n_bytes, 0x55, np.uint8), side) for _ in lengths]
         self.at_border = [guarded(np.full(n_bytes, 0x55, np.uint8), side) for _ in lengths]
         self.before = [None if state is None else guarded(state, side) for state in before]
-        self.records = np.zeros((len(lengths), layout.STATE_WORDS), np.int64)
-        for i, n in enumerate(lengths):
-            state = self.before[i]
-            border = borders[i] if borders else 0
-            self.records[i, :6] = (
-                sum(lengths[:i]),
-                n,
-                0 if state is None else state.ctypes.data,
-                self.behind[i].ctypes.data,
-                border,
-                self.at_border[i].ctypes.data if border else 0,
+        records = [
+            packed(
+                STATE,
+                first=sum(lengths[:i]),
+                n=n,
+                before=0 if self.before[i] is None else self.before[i],
+                after=self.after[i],
+                border=borders[i] if borders else 0,
+                at_border=self.at_border[i] if borders and borders[i] else 0,
             )
-        self.records = guarded(self.records, side)
-        self.pointers = guarded(np.array([1, 1, 1, self.records.ctypes.data]), side)
+            for i, n in enumerate(lengths)
+        ]
+        self.records = guarded(np.concatenate(records), side)
+        self.pointers = guarded(packed(POINTERS, items=1, parts=1, partials=1, states=self.records), side)
 
 
 def conv(
@@ -106,18 +107,22 @@ def conv(
 ) -> np.ndarray:
     out = guarded(np.full(x.shape, np.nan, F32), side)
     n_chunks = len(pieces.records) * -(-s.n_head // a_chunk)
-    args = [
-        pieces.pointers,
-        s.n_head,
-        a_chunk,
-        s.n_head_k,
-        guarded(x, side),
-        guarded(weight, side),
-        out,
-        bits(EPS),
-        offset,
-    ]
-    call(isa_name, f"delta:conv:{s.d}:{s.d_conv}", args, n_chunks)
+    call(
+        isa_name,
+        CONV,
+        s.d,
+        s.d_conv,
+        n_chunks=n_chunks,
+        pointers=pieces.pointers,
+        n_head=s.n_head,
+        chunk_heads=a_chunk,
+        n_head_k=s.n_head_k,
+        x=guarded(x, side),
+        weight=guarded(weight, side),
+        out=out,
+        eps=EPS,
+        layer_offset=offset,
+    )
     return out
 
 
@@ -157,13 +162,27 @@ def test_convolutions_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int])
                 out[first : first + n].reshape(expected.shape), expected, rtol=1e-5, atol=2e-6
             )
             history = np.concatenate([rows[i], mine])
-            kept = [(pieces.behind[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
+            kept = [(pieces.after[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
             for state, done in kept:
                 assert np.array_equal(
                     state[offset:].view(F32).reshape(rows[i].shape), history[done : done + s.d_conv - 1]
                 )
                 assert (state[:offset] == 0x55).all()
             first += n
+
+
+def gates(alpha: Any, beta: Any, n_columns: int, n_group: int, group_bytes: int = 0) -> dict[str, Any]:
+    """The arguments of gates that are columns of arrays with `n_columns`, by default all of them."""
+    strides = {"token_bytes": 4 * n_columns, "group_heads": n_group, "group_bytes": group_bytes}
+    return {"alpha": alpha, "beta": beta, **strides}
+
+
+def run_gates(isa_name: str, x: np.ndarray, a: np.ndarray, decay: np.ndarray, strength: np.ndarray) -> None:
+    """Of one token whose alphas and betas are x."""
+    n = len(x)
+    weights = {"n_head": n, "dt": np.zeros(n, F32), "a": a}
+    results = {"decay": decay, "strength": strength}
+    call(isa_name, GATES, count=np.array([1]), unit=1, **gates(x, x, n, n), **weights, **results)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -176,27 +195,15 @@ def test_gates(isa_name: str, n_head: int, n_group: int) -> None:
     for side in "before", "after":
         if groups == 1:
             alpha, beta = (guarded(4 * rng.standard_normal((n, n_head)).astype(F32), side) for _ in range(2))
-            strides = [4 * n_head, n_group, 0]
-            address = alpha.ctypes.data
+            columns = gates(alpha, beta, n_head, n_group)
         else:
             both = guarded(4 * rng.standard_normal((n, groups, 2, n_group)).astype(F32), side)
             beta, alpha = both[:, :, 0].reshape(n, n_head), both[:, :, 1].reshape(n, n_head)
-            strides = [8 * n_head, n_group, 8 * n_group]
-            address = both.ctypes.data + 4 * n_group
+            columns = gates(both.ctypes.data + 4 * n_group, both, 2 * n_head, n_group, 8 * n_group)
         decay, strength = (guarded(np.full((n, n_head), np.nan, F32), side) for _ in range(2))
-        weights = guarded(dt, side), guarded(a, side)
-        args = [
-            np.array([n]),
-            2,
-            address,
-            both if groups > 1 else beta,
-            *strides,
-            n_head,
-            *weights,
-            decay,
-            strength,
-        ]
-        call(isa_name, "delta:gates", args, n_chunks=3)
+        weights = {"n_head": n_head, "dt": guarded(dt, side), "a": guarded(a, side)}
+        results = {"decay": decay, "strength": strength}
+        call(isa_name, GATES, n_chunks=3, count=np.array([n]), unit=2, **columns, **weights, **results)
         np.testing.assert_allclose(
             decay, np.exp(a.astype(F64) * np.logaddexp(0, alpha.astype(F64) + dt)), rtol=2e-5, atol=1e-37
         )
@@ -212,11 +219,7 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     for exponent in range(0, 105, 15):
         a = np.full(n, -(2.0**exponent), F32)  # makes small softplus visible: exp(a * softplus(x))
         decay, strength = np.empty(n, F32), np.empty(n, F32)
-        call(
-            isa_name,
-            "delta:gates",
-            [np.array([1]), 1, x, x, 4 * n, n, 0, n, np.zeros(n, F32), a, decay, strength],
-        )
+        run_gates(isa_name, x, a, decay, strength)
         softplus = np.logaddexp(0, x.astype(F64))
         with np.errstate(over="ignore", under="ignore"):
             expected, argument = np.exp(a * softplus), a * softplus
@@ -228,11 +231,7 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     for bad in np.nan, np.inf, -np.inf:
         decay, strength = np.empty(1, F32), np.empty(1, F32)
         x = np.array([bad], F32)
-        call(
-            isa_name,
-            "delta:gates",
-            [np.array([1]), 1, x, x, 4, 1, 0, 1, np.zeros(1, F32), np.array([-1], F32), decay, strength],
-        )
+        run_gates(isa_name, x, np.array([-1], F32), decay, strength)
         with np.errstate(over="ignore", invalid="ignore"):
             assert np.array_equal(decay, np.exp(-np.logaddexp(0, x)), equal_nan=True)
             assert np.array_equal(strength, 1 / (1 + np.exp(-x)), equal_nan=True)
@@ -278,8 +277,22 @@ def scan(
 ) -> np.ndarray:
     qkv, decay, strength = (guarded(x, side) for x in step)
     out = guarded(np.full((len(qkv), s.n_head_v, s.d), np.nan, F32), side)
-    args = [pieces.pointers, s.n_head_k, s.n_head_v, s.tiled, a_chunk, qkv, decay, strength, out, offset]
-    call(isa_name, f"delta:scan:{s.d}", args, len(pieces.records) * -(-s.n_blocks // a_chunk))
+    call(
+        isa_name,
+        SCAN,
+        s.d,
+        n_chunks=len(pieces.records) * -(-s.n_blocks // a_chunk),
+        pointers=pieces.pointers,
+        n_head_k=s.n_head_k,
+        n_head_v=s.n_head_v,
+        tiled=s.tiled,
+        chunk_blocks=a_chunk,
+        qkv=qkv,
+        decay=decay,
+        strength=strength,
+        out=out,
+        layer_offset=offset,
+    )
     return out
 
 
@@ -320,7 +333,7 @@ def test_recurrence_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int]) -
         for i, n in enumerate(lengths):
             expected, behind = naive_scan(s, *(x[first : first + n] for x in step), matrices[i].astype(F32))
             np.testing.assert_allclose(out[first : first + n], expected, atol=2e-5)
-            kept = [(pieces.behind[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
+            kept = [(pieces.after[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
             for state, done in kept:
                 np.testing.assert_allclose(from_blocks(state[offset:], s), behind[done - 1], atol=2e-5)
                 assert (state[:offset] == 0x55).all()
@@ -357,7 +370,7 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
                 isa_name, s, [qkv.reshape(-1, s.n_head, s.d), *gates], pieces, matrices_at, "after", a_chunk
             )
             results.append(out[:length])
-            states.append(pieces.behind[0].copy())
+            states.append(pieces.after[0].copy())
             at_borders.append(pieces.at_border[0].copy())
         return np.concatenate(results), [state for state in states if state is not None], at_borders
 

@@ -20,8 +20,11 @@ from qwencli import __version__
 from qwencli.backends.cpu import backend as cpu
 from qwencli.backends.cpu.team import physical_cores
 from qwencli.kernels import isa, jit
-from qwencli.measure import doctor
-from qwencli.system.host import Host, Node
+from qwencli.machine import doctor
+from qwencli.machine.advice import advice
+from qwencli.machine.kernel_cache import kernel_cache
+from qwencli.machine.self_check import check, check_apart
+from qwencli.system.host import Host, NumaNode
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's files and signals")
 
@@ -157,13 +160,21 @@ def test_a_server_with_two_nodes(tmp_path: Path) -> None:
         },
     )
     assert (host.cores(set(range(8))), host.cores({0, 4}), host.cores({1, 2})) == (4, 1, 2)
-    assert host.nodes() == [Node(0, "0-1", 1_024_000), Node(1, "2-3", 2_048_000)]
+    assert host.nodes() == [NumaNode(0, "0-1", 1_024_000), NumaNode(1, "2-3", 2_048_000)]
     assert host.memory() == (16_384_000, 9_216_000)
     assert host.virtual() is True
+    assert host.cpu_name() == "X"
     assert (
         host.steal() == 40 / 1000
     )  # of user, nice, system, idle, iowait, irq, softirq, steal; guest is part of user
     assert host.huge_pages() == "madvise"
+
+
+def test_every_cpu_has_a_name_of_one_line(tmp_path: Path) -> None:
+    for text in "", "model name\t:\n", "model name\t: \nflags\t\t: fpu\n", "processor : 0\n":
+        for host in machine(tmp_path, {"proc/cpuinfo": text}), Host(tmp_path / "none"), Host():
+            assert host.cpu_name().strip()
+            assert "\n" not in host.cpu_name()
 
 
 FILES = [
@@ -299,7 +310,7 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     ),
     "no cache": (
         {"cache": {"why_not": "/c: Read-only file system"}},
-        ["compiled kernels can't be kept, so that each run"],
+        ["compiled kernels can't be kept, so each run"],
     ),
     "stale kernels": (
         {
@@ -316,14 +327,11 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     "hyperthreads": ({"threads": {"chosen": 4, "cores": 4, "allowed_cores": 4}}, ["8 CPUs share 4 cores"]),
     "a quota": (
         {"threads": {"chosen": 2, "quota": 2.5, "quota_file": "/f"}},
-        ["/f leaves 2.5 CPUs' time to this process: -t is 2 by default"],
+        ["/f allows this process 2.5 CPUs' time: -t is 2 by default"],
     ),
     "a quota above": ({"threads": {"quota": 16.0, "quota_file": "/f"}}, []),
-    "little memory": (
-        {"model": {"size": 9 * 10**9}},
-        ["the model has 9.0 GB, but 8.0 GB of memory are free"],
-    ),
-    "a limit": ({"memory": {"free": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory are free"]),
+    "little memory": ({"model": {"size": 9 * 10**9}}, ["the model has 9.0 GB, but 8.0 GB of memory is free"]),
+    "a limit": ({"memory": {"free": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory is free"]),
     "a slow format": ({"model": {"slow": ["Q5_0"]}}, ["there are no compiled kernels for Q5_0"]),
     "neighbours": ({"cpu": {"steal": 0.05}}, ["other virtual machines took 5 % of the CPU time"]),
     "nothing known": (
@@ -337,16 +345,16 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
 def test_advice(name: str) -> None:
     changes, expected = ADVICE[name]
     facts = deepcopy(SOUND)
-    assert doctor.advice(facts) == []
+    assert advice(facts) == []
     for key, change in changes.items():
         facts[key] |= change
-    lines = doctor.advice(facts)
+    lines = advice(facts)
     assert len(lines) == len(expected)
     assert all(line.startswith(begin) for line, begin in zip(lines, expected))
 
 
 def test_advice_for_several_nodes() -> None:
-    (line,) = doctor.advice(SOUND | {"numa": 2 * SOUND["numa"]})
+    (line,) = advice(SOUND | {"numa": 2 * SOUND["numa"]})
     assert line.startswith("memory is spread over 2 NUMA nodes")
 
 
@@ -354,7 +362,7 @@ def test_advice_for_several_nodes() -> None:
 
 
 def test_the_kernels_give_what_numpy_gives() -> None:
-    assert doctor.check_apart(isa.choose().name) == "ok"
+    assert check_apart(isa.choose().name) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +379,7 @@ def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, wrong: Calla
     monkeypatch.setattr(
         cpu.CPUBackend, "run", lambda *args: {name: wrong(x) for name, x in run(*args).items()}
     )
-    assert doctor.check().startswith("they give other logits than NumPy")
+    assert check().startswith("they give other logits than NumPy")
 
 
 @posix
@@ -391,9 +399,9 @@ def test_a_check_that_ends_badly_is_a_line(
     (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert expected in doctor.check_apart("generic")
+    assert expected in check_apart("generic")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    assert doctor.check_apart("generic").startswith("they could not be run")
+    assert check_apart("generic").startswith("they could not be run")
 
 
 # The cache
@@ -424,7 +432,7 @@ def test_clearing_takes_kernels_and_nothing_else(cache: Path, tmp_path: Path, ca
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     (cache / f"neon-{20 * '2'}").symlink_to(outside)
-    found = {folder["name"]: folder for folder in doctor.cache()["folders"]}
+    found = {folder["name"]: folder for folder in kernel_cache()["folders"]}
     assert found == {
         current.name: {
             "name": current.name,
@@ -445,15 +453,15 @@ def test_clearing_takes_kernels_and_nothing_else(cache: Path, tmp_path: Path, ca
 
 @posix
 def test_why_kernels_are_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.cache() == {"folder": str(cache), "why_not": None, "folders": []}
+    assert kernel_cache() == {"folder": str(cache), "why_not": None, "folders": []}
     assert not cache.exists()
     monkeypatch.setenv("QWENCLI_CACHE", "/dev/null/cache")
-    assert doctor.cache()["why_not"] == "/dev/null: Not a directory"
+    assert kernel_cache()["why_not"] == "/dev/null: Not a directory"
     monkeypatch.setenv("QWENCLI_CACHE", str(cache))
     folder = jit.Kernels(isa.choose()).folder
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert doctor.cache()["why_not"] == f"{folder}: others can write to it"
+    assert kernel_cache()["why_not"] == f"{folder}: others can write to it"
 
 
 # The command
@@ -488,7 +496,10 @@ def test_the_text_has_each_fact_and_each_advice(
     monkeypatch.setattr(Host, "steal", lambda host: 0.25)  # which may change from one call to the next
     monkeypatch.setenv(isa.VARIABLE, "generic")
     code, out, err = call("doctor", "-m", "none.gguf")
-    assert (code, err) == (0, "checking the kernels for generic, which are compiled first: some seconds\n")
+    assert (code, err) == (
+        0,
+        "checking the kernels for generic, which have to be compiled first: a few seconds\n",
+    )
     assert f"qwencli {__version__}, Python {platform.python_version()}" in out
     assert (
         "generic, $QWENCLI_ISA asks for generic, check failed: they ended their process with the signal 4"

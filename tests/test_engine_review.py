@@ -18,7 +18,8 @@ from qwencli.backends.kv_cache import PAGE, KVCache, KVSequence
 from qwencli.backends.protocol import Batch
 from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError, QwenError
-from qwencli.sampling import Draw, SamplingParams
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.sampler import Draw
 
 GREEDY = SamplingParams(temp=0)
 N_VOCAB = 10
@@ -29,7 +30,8 @@ class Backend:
 
     def __init__(self, max_pages: int = 10**6) -> None:
         self.model: Any = SimpleNamespace(config=SimpleNamespace(n_vocab=N_VOCAB), graph=None)
-        self.cache, self.max_pages = KVCache(), max_pages
+        self.cache = KVCache(make_page=self.make_page)
+        self.max_pages = max_pages
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
         self.draws: list[Draw] = []
@@ -44,14 +46,14 @@ class Backend:
             for page in piece.seq.pages[first : last + 1]:
                 assert self.owners()[page] <= 1, "a step writes to a page that belongs to several sequences"
         self.before()
+        batch.reserve(self.cache)  # as backends do, for those who use them without an engine
         batch.commit(self.cache)
         self.after()
         self.draws += draws
         return [(int(batch.tokens[i]) + 1) % N_VOCAB for i in batch.outputs]
 
-    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
-        self.cache.reserve(seq, n_tokens)
-        if any(page >= self.max_pages for page in seq.pages):
+    def make_page(self, page: int) -> None:
+        if page >= self.max_pages:
             raise QwenError("no memory")
 
     def copy_page(self, source: int, target: int) -> None:
@@ -113,6 +115,7 @@ def test_pages_are_written_by_one_and_free_in_the_end(seed: int) -> None:
         pass
     one = KVSequence()
     n_pages = backend.cache.n_pages
+    backend.max_pages = n_pages  # some were asked for when there was no memory
     backend.cache.reserve(one, n_pages * PAGE)
     assert sorted(one.pages) == list(range(n_pages)), "pages were lost, or freed twice"
 
@@ -135,6 +138,20 @@ def test_what_is_kept_makes_room_where_there_is_no_memory() -> None:
         while seq.stop_reason is None:
             engine.step()
         assert (seq.stop_reason, seq.error) == ("length", None)
+
+
+def test_each_step_reserves_once_for_each_sequence(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(backend, n_ctx=400, n_batch=100)
+    reserved: list[KVSequence] = []
+    reserve = backend.cache.reserve
+    monkeypatch.setattr(backend.cache, "reserve", lambda seq, n: (reserved.append(seq), reserve(seq, n)))
+    sequences = [Sequence([i] * 90, GREEDY, 3) for i in range(3)]
+    for seq in sequences:
+        engine.submit(seq)
+    while engine.running:
+        reserved.clear()
+        engine.step()
+        assert len(set(reserved)) == len(reserved)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, QwenError])

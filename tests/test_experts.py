@@ -1,5 +1,7 @@
 """Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits whatever is beside."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from blocks import columns, random_rows
@@ -18,6 +20,7 @@ from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, PRODUCT_BYTES, ROUTE, SPREAD
 from qwencli.kernels.tiles import Tiles
 from qwencli.network.model import Model, load_model
 
@@ -31,7 +34,7 @@ ROUTES = [(1, 1), (6, 2), (37, 5), (64, 8), (3, 3)]
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
-    specs = [f"experts:{name}" for name in ("route", "group", "spread", "one", "many", "combine")]
+    specs = [kernel.spec() for kernel in (ROUTE, GROUP, SPREAD, ONE, MANY, COMBINE)]
     for name in ISAS:
         tiles = Tiles(name)
         products = [spec for kind in FORMATS for spec in (tiles.one(kind, columns(kind)), tiles.many(kind))]
@@ -48,9 +51,16 @@ def route(
     weights = guarded(np.full((n, n_used), np.nan, np.float32), side)
     call(
         isa_name,
-        "experts:route",
-        [np.array([n]), 2, guarded(logits, side), n_expert, n_used, int(normalised), ids, weights],
-        -(-n // 2),
+        ROUTE,
+        n_chunks=-(-n // 2),
+        count=np.array([n]),
+        unit=2,
+        logits=guarded(logits, side),
+        n_expert=n_expert,
+        n_used=n_used,
+        normalised=normalised,
+        ids=ids,
+        weights=weights,
     )
     return ids, weights
 
@@ -108,26 +118,24 @@ def group(
     """Places like `ids`, entries, and the chunks of each product."""
     n, n_used = ids.shape
     places = guarded(np.full((n, n_used), -1, np.int32), side)
-    shapes = (n_expert,), (n_expert, layout.ENTRY_WORDS), (len(chunks),)
-    ends, entries, totals = (
-        guarded(np.full(shape, 99, np.uint64), side) for shape in shapes
+    ends, totals = (
+        guarded(np.full(n, 99, np.uint64), side) for n in (n_expert, len(chunks))
     )  # int64 may be addresses to the emulator
+    entries = guarded(np.full((n_expert, len(ENTRY.kinds)), 99, np.uint64), side)
     call(
         isa_name,
-        "experts:group",
-        [
-            np.array([n]),
-            1,
-            n_used,
-            n_expert,
-            guarded(ids, side),
-            places,
-            ends,
-            entries,
-            len(chunks),
-            guarded(chunks, side),
-            totals,
-        ],
+        GROUP,
+        count=np.array([n]),
+        one=1,
+        n_used=n_used,
+        n_expert=n_expert,
+        ids=guarded(ids, side),
+        places=places,
+        ends=ends,
+        entries=entries,
+        n_products=len(chunks),
+        chunks=guarded(chunks, side),
+        totals=totals,
     )
     return places, entries, totals
 
@@ -161,7 +169,8 @@ def test_tokens_are_put_together_by_expert(isa_name: str) -> None:
         for side in "before", "after":
             places, entries, totals = group(isa_name, ids, n_expert, chunks, side)
             assert np.array_equal(places, expected)
-            assert entries[: len(active)].tolist() == [list(entry) for entry in active]
+            found = entries.view(ENTRY.dtype)[: len(active), 0]
+            assert found[["expert", "place", "count"]].tolist() == active
             assert totals.tolist() == (len(active) * chunks).tolist()
 
 
@@ -176,8 +185,11 @@ def test_rows_are_spread_and_summed(isa_name: str) -> None:
         x = [rng.integers(0, 256, (9, 4 * size)).astype(np.uint8) for size in (width, 12)]
         out = [guarded(np.zeros((36, array.shape[1]), np.uint8), side) for array in x]
         at = guarded(places.astype(np.int32), side)
-        arrays = [0, 0, 0, guarded(x[0], side), out[0], 4 * width, 0, 0, 0, guarded(x[1], side), out[1], 48]
-        call(isa_name, "experts:spread", [np.array([9]), 2, 4, at, *arrays], 5)
+        copied = dict.fromkeys(SPREAD.kinds, 0)
+        copied |= {"quants_source": guarded(x[0], side), "quants_target": out[0], "quants_n_bytes": 4 * width}
+        copied |= {"sums_source": guarded(x[1], side), "sums_target": out[1], "sums_n_bytes": 48}
+        copied |= {"count": np.array([9]), "unit": 2, "n_used": 4, "places": at}
+        call(isa_name, SPREAD, n_chunks=5, **copied)
         for source, target in zip(x, out):
             assert np.array_equal(target[places], np.repeat(source[:, None], 4, 1))
         y, residual = (
@@ -191,27 +203,33 @@ def test_rows_are_spread_and_summed(isa_name: str) -> None:
             found = guarded(np.full((9, width), np.nan, np.float32), side)
             call(
                 isa_name,
-                "experts:combine",
-                [
-                    np.array([9]),
-                    2,
-                    guarded(y, side),
-                    at,
-                    guarded(weights, side),
-                    4,
-                    width,
-                    found,
-                    0 if added is None else guarded(added, side),
-                ],
-                5,
+                COMBINE,
+                n_chunks=5,
+                count=np.array([9]),
+                unit=2,
+                y=guarded(y, side),
+                places=at,
+                weights=guarded(weights, side),
+                n_used=4,
+                n_cols=width,
+                out=found,
+                residual=0 if added is None else guarded(added, side),
             )
             assert np.array_equal(found, total if added is None else total + added)
     one = guarded(np.zeros((1, 37), np.float32), "after")  # for one token places are slots
     rows = rng.standard_normal((4, 37)).astype(np.float32)
     call(
         isa_name,
-        "experts:combine",
-        [np.array([1]), 1, guarded(rows, "after"), 0, guarded(weights[:1], "after"), 4, 37, one, 0],
+        COMBINE,
+        count=np.array([1]),
+        unit=1,
+        y=guarded(rows, "after"),
+        places=0,
+        weights=guarded(weights[:1], "after"),
+        n_used=4,
+        n_cols=37,
+        out=one,
+        residual=0,
     )
     np.testing.assert_allclose(one[0], weights[0].astype(np.float64) @ rows, rtol=1e-5, atol=1e-5)
 
@@ -222,14 +240,14 @@ class Products:
     def __init__(self, isa_name: str, name: str, n_expert: int, n_rows: int, side: str) -> None:
         rng = np.random.default_rng(3)
         self.isa, self.name, self.side, self.n_expert, self.n_rows = isa_name, name, side, n_expert, n_rows
-        self.kind, self.n_cols = layout.FORMATS[name].kind, columns(name)
+        self.kind, self.n_cols = layout.FORMATS[name].family, columns(name)
         self.w = guarded(
             random_rows(name, n_expert * n_rows, self.n_cols, rng).reshape(n_expert, n_rows, -1), side
         )
         self.scales = guarded(rng.uniform(0.5, 2, n_expert).astype(np.float32), side)
         tiles = Tiles(isa_name)
         specs = tiles.one(name, self.n_cols), tiles.many(name)
-        self._kernels = [kernels_of(isa_name).load([spec])[spec] for spec in specs]
+        self._one, self._many = (kernels_of(isa_name).load([spec])[spec] for spec in specs)
 
     def exact(self, x: Quantized, rows: list[int], experts: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """For each of some rows of x its product with an expert in float64, and the sum of magnitudes, which bounds rounding."""
@@ -253,30 +271,38 @@ class Products:
     ) -> np.ndarray:
         """The rows of the places, float32 [n_places, n_rows]; `which` are ids or entries, `spread` says that x has a row for each."""
         n_chunks = -(-self.n_rows // chunk_rows)
-        arrays = [x.x, x.q, x.d, x.sums]
-        steps = [array.shape[1] * array.itemsize if spread else 0 for array in arrays]
+        arrays = {"x": x.x, **x.quantized}
+        steps = {
+            f"{name}_step": array.shape[1] * array.itemsize if spread else 0 for name, array in arrays.items()
+        }
         y = guarded(np.full((n_places, self.n_rows), np.nan, np.float32), self.side)
-        record = [
-            np.array([1]),
-            chunk_rows,
-            self.w,
-            self.w.shape[2],
-            self.n_rows,
-            self.n_cols,
-            *arrays,
-            y,
-            4 * self.n_rows,
-            0,
-            0,
-            self.scales,
-        ]
-        args = [*self._kernels, n_chunks, which, self.w[0].nbytes, 4, *steps, *record]
+        chosen: dict[str, Any] = (
+            {"one": self._one, "ids": which}
+            if form == "one"
+            else {"few": self._one, "many": self._many, "entries": which}
+        )
         call(
             self.isa,
-            f"experts:{form}",
-            args,
-            n_entries * n_chunks,
-            layout.PRODUCT_BYTES + layout.panel_bytes(self.kind, self.n_cols),
+            ONE if form == "one" else MANY,
+            n_chunks=n_entries * n_chunks,
+            scratch_bytes=PRODUCT_BYTES + layout.panel_bytes(self.kind, self.n_cols),
+            **chosen,
+            expert_chunks=n_chunks,
+            w_step=self.w[0].nbytes,
+            scale_step=4,
+            **steps,
+            count=np.array([1]),
+            chunk_rows=chunk_rows,
+            w=self.w,
+            row_bytes=self.w.shape[2],
+            n_rows=self.n_rows,
+            n_cols=self.n_cols,
+            **arrays,
+            y=y,
+            y_stride=4 * self.n_rows,
+            bias=0,
+            residual=0,
+            scale=self.scales,
         )
         return y
 
@@ -290,7 +316,9 @@ def test_products_with_experts(isa_name: str, name: str) -> None:
         products = Products(isa_name, name, 5, 51, side)
         ids = np.array([[4, 0], [4, 2], [4, 0], [4, 2], [2, 4], [4, 2], [2, 4], [4, 2], [2, 4]], np.int32)
         places, active = grouped(ids)
-        entries = guarded(np.array(active, np.int64), side)
+        entries = ENTRY.zeros(len(active))
+        entries["expert"], entries["place"], entries["count"] = zip(*active)
+        entries = guarded(entries, side)
         x = Quantized(
             isa_name, rng.standard_normal((ids.size, products.n_cols)).astype(np.float32), products.kind, side
         )

@@ -193,7 +193,7 @@ def test_what_fits() -> None:
     assert unknown.choose(2**40, None, None) == 2**40
 
 
-NEEDS = "a context of 1000 needs 7.1 MB (5.0 MB of weights, 1.0 MB for keys and values, 1.0 MB besides), 6.7 MB are free"
+NEEDS = "a context of 1000 needs 7.1 MB (5.0 MB of weights, 1.0 MB for keys and values, 1.0 MB for other data), 6.7 MB are free"
 
 
 def test_a_context_is_chosen() -> None:
@@ -212,10 +212,8 @@ def test_a_context_is_chosen() -> None:
     assert said[1].startswith("the context is 512 tokens: a context of 4096 needs 10.1 MB")
     with pytest.raises(InputError) as error:
         FIT.choose(1000, None, None)
-    assert (
-        str(error.value) == f"m.gguf: {NEEDS}: -c 512 would fit, --fit takes it; --no-fit tries all the same"
-    )
-    with pytest.raises(InputError, match=r"^m.gguf: tg 9 needs 7.3 MB .*; --no-fit tries all the same"):
+    assert str(error.value) == f"m.gguf: {NEEDS}: -c 512 would fit, --fit takes it; --no-fit tries anyway"
+    with pytest.raises(InputError, match=r"^m.gguf: tg 9 needs 7.3 MB .*; --no-fit tries anyway"):
         FIT.check("tg 9", 600, n_seq=2)
     FIT.check("tg 9", 600)
 
@@ -339,9 +337,7 @@ def test_a_context_that_was_asked_for_is_refused(call: Call, model: Path, free: 
         code, out, err = call(*command, "-m", model, "-c", 2000)
         assert (code, out) == (1, ""), command
         assert err.splitlines()[-1].startswith(f"qwencli: error: {model}: a context of 2000 needs "), command
-        assert err.endswith(" are free: -c 1024 would fit, --fit takes it; --no-fit tries all the same\n"), (
-            command
-        )
+        assert err.endswith(" are free: -c 1024 would fit, --fit takes it; --no-fit tries anyway\n"), command
 
 
 def test_the_longest_that_fits(call: Call, model: Path, free: Free) -> None:
@@ -399,7 +395,7 @@ def test_a_model_larger_than_the_memory(
         code, out, err = call(*RUN, "-m", model, *options)
         assert (code, out) == (1, "")
         assert re.search(
-            r"error: .*: even a context of (256|100) needs .* are free: take a smaller model .*; --no-fit tries all",
+            r"error: .*: even a context of (256|100) needs .* are free: take a smaller model .*; --no-fit tries anyway",
             err,
         )
     assert all(opened)  # it isn't read before it is known to fit
@@ -427,7 +423,7 @@ def test_bench_looks_before_it_measures(
     code, out, err = call("bench", "-m", model, "-p", 0, "-n", 8, "-d", 0, "-d", 500, "-npl", 3)
     assert (code, out) == (1, "")
     assert f"error: {model}: tg8 b3 @ d500 needs " in err
-    assert err.endswith(" are free; --no-fit tries all the same\n")
+    assert err.endswith(" are free; --no-fit tries anyway\n")
     monkeypatch.setattr("qwencli.measure.bench.run_bench", lambda *args: iter([]))
     assert (
         "needs"

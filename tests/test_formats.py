@@ -1,4 +1,4 @@
-"""Tensor types: their weights as floats, what belongs to them in a file, and whole files against llama.cpp."""
+"""Tensor types: their weights as floats, the scales that come with them, and the perplexity of whole files compared with llama.cpp's."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def logits(file: Gguf, path: Path) -> np.ndarray:
 
 
 def test_products_with_nvfp4_weights_are_multiplied_by_their_scale(tmp_path: Path) -> None:
-    """As llama.cpp does; `input_scale` is for activations of 4 bits, which neither has on a CPU."""
+    """As in llama.cpp; `input_scale` is for activations of 4 bits, which neither program uses on a CPU."""
     packed, plain = tiny(), tiny()
     for i, (name, scale) in enumerate([("blk.0.ffn_down", 0.013), ("blk.1.attn_output", -0.07)]):
         tensor = nvfp4(f"{name}.weight", 32, 64, i)
@@ -78,7 +78,7 @@ def test_products_with_nvfp4_weights_are_multiplied_by_their_scale(tmp_path: Pat
 
 @pytest.fixture(scope="session")
 def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the demo model in every type: what scripts/make_formats.py wrote, if QWENCLI_FORMATS names it, else a new one."""
+    """A folder with the demo model in every type, from scripts/make_formats.py: the one that QWENCLI_FORMATS names, else a new one."""
     if folder := os.environ.get("QWENCLI_FORMATS"):
         return Path(folder)
     pytest.importorskip(
@@ -89,7 +89,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def perplexity_of(path: Path, text: Path) -> float:
-    """As `qwencli perplexity -c 256` computes it, on the backend that runs the file."""
+    """The perplexity as `qwencli perplexity -c 256` computes it, in the backend that runs the file."""
     llm = LLM(path, report=lambda line: None)
     tokens = llm.tokenizer.encode(text.read_text(encoding="utf-8"), add_special=True)
     *_, last = perplexity(llm.engine.backend, tokens, 256)
@@ -97,7 +97,7 @@ def perplexity_of(path: Path, text: Path) -> float:
 
 
 @pytest.mark.parametrize("kind", FIGURES)
-def test_every_type_comes_to_the_perplexity_of_llama_cpp(shared: Path, formats: Path, kind: str) -> None:
+def test_every_type_has_the_perplexity_of_llama_cpp(shared: Path, formats: Path, kind: str) -> None:
     path = make_formats.file_of(formats, kind)
     if not path.exists():
         make_formats.quantize(kind, path, make_formats.importance_matrix())
@@ -106,7 +106,7 @@ def test_every_type_comes_to_the_perplexity_of_llama_cpp(shared: Path, formats: 
 
 
 def test_there_is_a_figure_for_every_type_that_holds_weights() -> None:
-    """Q8_1 and Q8_K are for activations, integers and doubles for what is no weight."""
+    """Q8_1 and Q8_K are for activations; integers and doubles are for tensors that aren't weights."""
     others = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
     assert FIGURES.keys() | others == {kind.name for kind in GGML_TYPES.values()}
     assert FIGURES.keys() == set(make_formats_doc.ORDER)

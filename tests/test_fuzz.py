@@ -1,7 +1,7 @@
 """A damaged model file loads or raises a QwenError: never another exception, a crash, a hang, nor more than 100 MB of memory.
 
-Each test starts this file as a script, in a process of its own whose address space is limited, and lets it damage one model in some
-hundred or thousand ways, which a seed repeats. The damaged file stays behind where one of them fails.
+Each test starts this file as a script, in a process with a limited address space, and lets it damage a model in some hundreds or
+thousands of ways, which the seed makes repeatable. If one of them fails, the damaged file is kept.
 """
 
 import gc
@@ -30,7 +30,7 @@ from qwencli.network.model import load_model
 from qwencli.text.tokenizer import Tokenizer
 
 MEMORY = 100 * 2**20
-SECONDS = 10  # for one file; a sound one takes some 30 ms
+SECONDS = 10  # for one file; a valid one takes about 30 ms
 TEXT = (
     "<|im_start|>user\nOnce upon a time, there was the naïve 1234 \U0001f600 and it's<|im_end|>\n\0 <think>"
 )
@@ -57,11 +57,11 @@ Patch = tuple[int, bytes]
 
 
 class Hang(BaseException):
-    """No Exception, so that nothing catches it."""
+    """Not an Exception, so that nothing catches it."""
 
 
 def use(path: Path) -> bool:
-    """All that happens to a file before it generates. Returns whether any of it worked."""
+    """Everything that is done with a file before it generates. Returns whether any of it worked."""
     try:
         file = GGUFFile(path)
     except QwenError:
@@ -92,8 +92,10 @@ def show(file: GGUFFile) -> None:
 
 
 def boundaries(path: Path) -> tuple[list[int], list[tuple[int, int]]]:
-    """Where things begin and the last ends, by the gguf package; and things as (begin, end), repeated so that about as many are of the
-    header and its pairs as of the tokenizer's arrays and of the tensor table."""
+    """Where the parts of a file begin and the last one ends, found by the gguf package; and the parts as (start, end).
+
+    Parts are repeated, so that there are about as many of the header and its pairs as of the tokenizer's arrays and of the tensor table.
+    """
     reader = gguf.GGUFReader(path)
     starts = sorted(
         {0, *(f.offset for f in reader.fields.values()), *(t.field.offset for t in reader.tensors)}
@@ -109,13 +111,15 @@ def boundaries(path: Path) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 def patches(path: Path, n: int, rng: random.Random) -> Iterator[Patch]:
-    """Bits flipped, bytes replaced, numbers of 1 to 8 bytes replaced by extreme ones, and bytes from elsewhere: half of the time near the
-    beginning of a key-value pair, an array or a tensor's entry, where types and counts stand."""
+    """Flipped bits, replaced bytes, numbers of 1 to 8 bytes replaced by extreme ones, and bytes copied from elsewhere in the file.
+
+    Half of them are near the beginning of a key-value pair, an array or a tensor's entry, where types and counts are.
+    """
     data = path.read_bytes()
     _, spans = boundaries(path)
     for _ in range(n):
-        begin, end = rng.choice(spans)
-        at = rng.randrange(begin, min(end, begin + 64) if rng.random() < 0.5 else end)
+        start, end = rng.choice(spans)
+        at = rng.randrange(start, min(end, start + 64) if rng.random() < 0.5 else end)
         kind = rng.randrange(4)
         if kind == 0:
             new = bytes([data[at] ^ 1 << rng.randrange(8)])
@@ -130,7 +134,7 @@ def patches(path: Path, n: int, rng: random.Random) -> Iterator[Patch]:
 
 
 def patched(path: Path, n: int, rng: random.Random) -> Iterator[str]:
-    """Damage the file in place, and undo it when the next one is asked for."""
+    """Damage the file in place, and undo that when the next damage is asked for."""
     for at, new in list(patches(path, n, rng)):
         with open(path, "r+b") as f:
             f.seek(at)
@@ -144,7 +148,7 @@ def patched(path: Path, n: int, rng: random.Random) -> Iterator[str]:
 
 
 def truncated(path: Path, n: int, rng: random.Random) -> Iterator[str]:
-    """Cut the file shorter and shorter: at `n` places, among them some on either side of where something begins."""
+    """Cut the file shorter and shorter, at `n` places, some of them just before or after where something begins."""
     size = path.stat().st_size
     starts, _ = boundaries(path)
     places = {p for s in starts for p in (s - 1, s, s + 1, s + 8) if 0 <= p < size}
@@ -163,7 +167,7 @@ def holes(path: Path, n: int, rng: random.Random) -> Iterator[str]:
 
 
 def limit() -> None:
-    """Room for no more than MEMORY beyond what the process has by now, and an end to what takes longer than SECONDS."""
+    """Allow the process no more than MEMORY beyond what it has already, and end whatever takes longer than SECONDS."""
     import resource  # not on Windows, where the test is skipped
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -176,12 +180,12 @@ def limit() -> None:
 
 
 def main(path: Path, damage: str, n: int) -> None:
-    """Damage the file in `n` ways and use it; print how often it could be used."""
+    """Damage the file in `n` ways and use it each time; print how often that worked."""
     ways = {"patched": patched, "truncated": truncated, "holes": holes}[damage](
         path, n, random.Random(f"{damage} {n}")
     )
     for _ in range(2):
-        assert use(path)  # all imports, caches and threads that a sound file makes
+        assert use(path)  # so that all imports, caches and threads of a valid file are there
     gc.collect()
     gc.freeze()
     limit()
@@ -190,7 +194,7 @@ def main(path: Path, damage: str, n: int) -> None:
         signal.alarm(SECONDS)
         try:
             n_used += use(path)
-        except BaseException as error:  # a panic of Rust's is no Exception
+        except BaseException as error:  # a panic in Rust isn't an Exception
             signal.alarm(0)
             print(f"{type(error).__name__} for the file {way}", file=sys.stderr)
             traceback.print_exc()
@@ -200,7 +204,7 @@ def main(path: Path, damage: str, n: int) -> None:
 
 
 def fuzz(path: Path, damage: str, n: int) -> int:
-    """The number of damaged files that could be used all the same."""
+    """The number of damaged files that could be used anyway."""
     done = subprocess.run(
         [sys.executable, __file__, str(path), damage, str(n)], capture_output=True, text=True, timeout=200
     )
@@ -227,7 +231,7 @@ def test_damaged_files_never_do_worse_than_an_error(tmp_path: Path, model: str, 
         tiny().write(path)
     n_used = fuzz(path, damage, n)
     if damage == "patched":
-        assert 0.1 * n < n_used < 0.9 * n  # both happen
+        assert 0.1 * n < n_used < 0.9 * n  # both outcomes happen
     else:
         assert n_used == 0
 

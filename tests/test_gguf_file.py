@@ -1,4 +1,4 @@
-"""GGUFFile on sound files: every type of value, both versions, split files, and the demo model against the gguf package's reader."""
+"""GGUFFile on valid files: every type of value, both versions, split files, and the demo model compared with the gguf package's reader."""
 
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def test_type_names(tmp_path: Path) -> None:
 
 
 def test_arrays_are_decoded_when_read(tmp_path: Path) -> None:
-    """What is wrong inside an array doesn't matter to those who don't read it."""
+    """An error inside an array doesn't matter to those who don't read it."""
     metadata: dict[str, tuple[str, Any]] = {
         "good": ("[str]", ["x"]),
         "bad": ("[str]", ["y", b"\xff\xfe"]),
@@ -108,14 +108,14 @@ def test_arrays_are_decoded_when_read(tmp_path: Path) -> None:
     }
     file = GGUFFile(Gguf(metadata).write(tmp_path / "lazy.gguf"))
     assert file.metadata["good"].read() == ["x"]
-    with pytest.raises(FormatError, match="'bad': string 1 is no UTF-8"):
+    with pytest.raises(FormatError, match="'bad': string 1 isn't UTF-8"):
         file.metadata["bad"].read()
     with pytest.raises(FormatError, match="'flags': a boolean has the value 7"):
         file.metadata["flags"].read()
 
 
 def test_tensors_of_all_ranks(tmp_path: Path) -> None:
-    """Shapes are in NumPy's order, whatever lies between the tensors and in whatever order they are named."""
+    """Shapes are in NumPy's order, whatever is between the tensors and in whatever order they are listed."""
     arrays = {
         f"rank{n}": np.arange(np.prod(range(2, 2 + n)), dtype=np.float32).reshape(tuple(range(2, 2 + n)))
         for n in range(1, 5)
@@ -156,7 +156,7 @@ def test_alignment(tmp_path: Path, alignment: int) -> None:
     assert file.data(file.tensors["b"]).view(np.float32).tolist() == [4, 5]
 
 
-def test_no_tensors_and_bytes_behind_the_last(tmp_path: Path) -> None:
+def test_no_tensors_and_bytes_after_the_last(tmp_path: Path) -> None:
     assert GGUFFile(Gguf().write(tmp_path / "nothing.gguf")).tensors == {}
     path = tmp_path / "longer.gguf"
     path.write_bytes(Gguf({}, [f32("a", [1])]).build() + b"behind")
@@ -166,7 +166,7 @@ def test_no_tensors_and_bytes_behind_the_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use_mmap", [True, False])
 @pytest.mark.parametrize("model", ["demo", "qwen3", "qwen2"])
 def test_models_as_the_gguf_package_reads_them(tmp_path: Path, model: str, use_mmap: bool) -> None:
-    """The demo model, and those that the tests build: our builder is checked too."""
+    """The demo model, and files that the tests build, so that our builder is checked too."""
     path = EMBEDDED if model == "demo" else tiny(model).write(tmp_path / "tiny.gguf")
     file, reader = GGUFFile(path, use_mmap), gguf.GGUFReader(path)
     theirs = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
@@ -200,7 +200,7 @@ def test_read_files_may_change(tmp_path: Path) -> None:
 
 
 def test_type_table_is_the_gguf_packages() -> None:
-    q2_0 = {42: ("Q2_0", 64, 18)}  # block_q2_0 in ggml-common.h, for a package that is older
+    q2_0 = {42: ("Q2_0", 64, 18)}  # block_q2_0 in ggml-common.h, for an older package
     theirs = q2_0 | {t.value: (t.name, *sizes) for t, sizes in gguf.GGML_QUANT_SIZES.items()}
     assert {t.id: (t.name, t.block_size, t.block_bytes) for t in GGML_TYPES.values()} == theirs
     forks = [number for names in FORK_TYPES.values() for number in names]
@@ -307,6 +307,6 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
     files = parts(tiny(), 3)
     files[2].tensors.append(files[0].tensors[1])
     with pytest.raises(
-        FormatError, match=r"00003-of-00003\.gguf: tensor 'output_norm.weight' stands in an earlier part too"
+        FormatError, match=r"00003-of-00003\.gguf: tensor 'output_norm.weight' is in an earlier part too"
     ):
         GGUFFile(write_parts(tmp_path, files)[0])

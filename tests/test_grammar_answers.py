@@ -26,7 +26,8 @@ from qwencli.errors import QwenError
 from qwencli.hub.choice import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.request.request import Request
-from qwencli.sampling import NOT_FINITE, Constraint, Sampler, SamplingParams
+from qwencli.sampling import Constraint, SamplingParams
+from qwencli.sampling.sampler import NOT_FINITE, Sampler
 from qwencli.text.chat.after_thinking import AfterThinking
 from qwencli.text.chat.answers import Content, Reasoning
 from qwencli.text.grammar.constraints import Guided, Start, gbnf, json_object, json_schema, regex

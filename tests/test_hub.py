@@ -160,11 +160,11 @@ def test_which_files_are_fetched(hub: Hub, call: Call, name: str, files: list[st
             f"{REPO} holds no none.gguf, choose one with {REPO}:TAG: Q4_K_M (0 MB), Q8_0 (0 MB)",
         ),
         ("maker/Empty", "maker/Empty holds no GGUF models"),
-        ("qwen3", "qwen3: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
-        ("../x", "../x: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
+        ("qwen3", "qwen3: not a name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
+        ("../x", "../x: not a name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"),
         (
             "a/../b.gguf",
-            "a/../b.gguf: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf",
+            "a/../b.gguf: not a name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf",
         ),
     ],
 )
@@ -205,7 +205,10 @@ def test_a_later_call_goes_on_where_one_gave_up(hub: Hub, call: Call, tmp_path: 
     assert call("list", "--json").out.count(REPO) == 0
     n_bytes, hub.status_after_break, n_before = part.stat().st_size, None, len(hub.ranges(FILE))
     assert n_bytes >= 2 * CHUNK
-    assert call("pull", REPO).err == f"fetching {FILE}, 174.1 kB, of which {n_bytes / 1000:.1f} kB are here\n"
+    assert (
+        call("pull", REPO).err
+        == f"fetching {FILE}, 174.1 kB, of which {n_bytes / 1000:.1f} kB is here already\n"
+    )
     assert hub.ranges(FILE)[n_before:] == [f"bytes={n_bytes}-"]
     assert (cache(tmp_path) / "snapshots" / COMMIT / FILE).read_bytes() == MODEL
 
@@ -243,7 +246,7 @@ def test_an_etag_that_is_no_name(hub: Hub, call: Call, tmp_path: Path) -> None:
     code, _, err = call("pull", REPO)
     assert (code, one_line(err)) == (
         1,
-        f"{REPO}: {hub.url} names no usable ETag for {FILE}, expected one of letters and digits",
+        f"{REPO}: {hub.url} gives no usable ETag for {FILE}, expected one of letters and digits",
     )
     assert not list(tmp_path.rglob("outside*"))
 
@@ -285,7 +288,7 @@ def test_a_disk_that_fills_up_meanwhile(hub: Hub, tmp_path: Path) -> None:
             hub_folder = tmp_path / "hf" / "hub"
             assert (
                 one_line(done.stderr)
-                == f"{hub_folder}: the disk is full; what was fetched of {REPO} stays there and is gone on with"
+                == f"{hub_folder}: the disk is full; what was fetched of {REPO} is kept there and will be resumed"
             )
     assert hub.ranges(FILE) == [None, f"bytes={5 * CHUNK + 5}-"]
     assert Path(done.stdout.strip()).read_bytes() == MODEL
@@ -341,7 +344,7 @@ def test_a_repository_that_does_not_exist(
     monkeypatch.setenv("HF_TOKEN", token)
     expected = f"no such repository on {hub.url}, or a private one that needs HF_TOKEN"
     for name in "maker/Storry-GGUF", "maker/Story":
-        assert one_line(call("pull", name).err) == f"{name}: {expected}; near names: {REPO}"
+        assert one_line(call("pull", name).err) == f"{name}: {expected}; similar names: {REPO}"
     assert one_line(call("pull", "nobody/xyz").err) == f"nobody/xyz: {expected}"
 
 
@@ -362,7 +365,7 @@ def test_what_is_no_hub(hub: Hub, call: Call) -> None:
     for hub.body in b"<html>", b"{}", b"[]":
         code, out, err = call("pull", REPO)
         assert (code, out) == (1, "")
-        assert one_line(err).startswith(f"{REPO}: {hub.url} does not answer as the hub does: ")
+        assert one_line(err).startswith(f"{REPO}: {hub.url} does not answer like the hub: ")
 
 
 def test_no_network(call: Call, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +431,7 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(hub: Hub, tmp_path: Path) -> Non
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
-    assert err.strip().endswith(f"\nstopped; `qwencli pull {REPO}:Q4_K_M` goes on from there")
+    assert err.strip().endswith(f"\nstopped; `qwencli pull {REPO}:Q4_K_M` resumes it")
     n_bytes = part.stat().st_size
     assert 0 < n_bytes <= 5 * CHUNK
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -20,21 +20,26 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Call, allow_ctrl_c
+from kernel_calls import packed
 
 from qwencli.kernels import isa, jit
+from qwencli.kernels.arguments import ADD
+from qwencli.kernels.workers import CLAIMED, compile_apart, n_workers_for
 
 SPEC = "ops:add"
 OTHERS = ["ops:gather", "heads:rotate"]
 CHILD = """
 import ctypes, json, sys
 from qwencli.kernels import isa, jit
+from qwencli.kernels.arguments import ADD
 kernels, reports = jit.Kernels(isa.choose()), []
 kernels.report = lambda message: (reports.append(message), print(message, file=sys.stderr, flush=True))
 address = kernels.load(sys.argv[1:])["ops:add"]
 x, out = (ctypes.c_float * 3)(1, 2, 3), (ctypes.c_float * 3)()
 count = ctypes.c_int64(1)
-args = (ctypes.c_int64 * 6)(ctypes.addressof(count), 1, ctypes.addressof(x), ctypes.addressof(x), 3, ctypes.addressof(out))
-ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)(ctypes.addressof(args), 0, 0)
+at = ctypes.addressof
+args = ADD.pack(count=at(count), unit=1, x=at(x), y=at(x), n_cols=3, out=at(out))
+ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)(args.ctypes.data, 0, 0)
 print(json.dumps({"numba": "numba" in sys.modules, "reports": reports, "out": list(out)}))
 """
 """Loads kernels and runs one of them."""
@@ -66,7 +71,7 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def works(kernels: jit.Kernels) -> bool:
     x, out, count = np.arange(5, dtype=np.float32), np.zeros(5, np.float32), np.array([1])
-    args = np.array([count.ctypes.data, 1, x.ctypes.data, x.ctypes.data, 5, out.ctypes.data])
+    args = packed(ADD, count=count, unit=1, x=x, y=x, n_cols=5, out=out)
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(kernels.load([SPEC])[SPEC])(args.ctypes.data, 0, 0)
     return np.array_equal(out, 2 * x)
 
@@ -74,7 +79,7 @@ def works(kernels: jit.Kernels) -> bool:
 @pytest.fixture(scope="module")
 def code() -> bytes:
     """The kernel's object file."""
-    return dict(jit.compile_apart(isa.choose(), [SPEC]))[SPEC]
+    return dict(compile_apart(isa.choose(), [SPEC]))[SPEC]
 
 
 class Cache:
@@ -265,14 +270,14 @@ def test_workers_share_the_kernels_and_each_is_known_when_it_is_done(
     commands = []
     popen = subprocess.Popen
     monkeypatch.setattr(
-        jit.subprocess,
+        subprocess,
         "Popen",
         lambda command, **options: (commands.append(command), popen(command, **options))[1],
     )
     kernels.load(specs)
     assert done == [(n, len(specs)) for n in range(len(specs) + 1)]
     assert sorted(written) == sorted(specs)
-    assert len(commands) == jit.n_workers_for(len(specs))
+    assert len(commands) == n_workers_for(len(specs))
     assert all(command[-len(specs)] == "sampling:choose" for command in commands)
 
 
@@ -322,7 +327,7 @@ def compiling(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def wait_for_workers(folder: Path) -> None:
     """Until one has begun a kernel."""
     deadline = time.monotonic() + 60
-    while not list(folder.rglob(f"*{jit.CLAIMED}")):
+    while not list(folder.rglob(f"*{CLAIMED}")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -386,6 +391,7 @@ def test_an_unknown_instruction_set(
 
 def test_an_instruction_set_that_this_cpu_lacks(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isa, "cpu_features", lambda: frozenset({"sse4.2", "ssse3"}))
+    monkeypatch.delenv(isa.VARIABLE, raising=False)
     assert isa.choose().name == "generic"
     monkeypatch.setenv(isa.VARIABLE, "avx2")
     done = call("run", "-p", "hi", "-n", "1")

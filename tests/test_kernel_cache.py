@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwencli.kernels import jit
+from qwencli.kernels import workers
 from qwencli.kernels.isa import choose
 from qwencli.kernels.jit import Kernels, cache_folder, trusted
 
@@ -91,7 +91,7 @@ def test_without_an_interpreter_kernels_are_compiled_here(
 def test_a_frozen_application_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(
-        jit.subprocess, "Popen", lambda *args, **options: pytest.fail("a process was started")
+        workers.subprocess, "Popen", lambda *args, **options: pytest.fail("a process was started")
     )
-    monkeypatch.setattr(jit, "_compile_here", lambda isa, spec: b"code")
-    assert list(jit.compile_apart(choose(), [SPEC])) == [(SPEC, b"code")]
+    monkeypatch.setattr(workers, "_compile_here", lambda isa, spec: b"code")
+    assert list(workers.compile_apart(choose(), [SPEC])) == [(SPEC, b"code")]

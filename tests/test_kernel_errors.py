@@ -10,7 +10,7 @@ from qwencli.backends.cpu import backend as cpu
 from qwencli.errors import InputError, QwenError
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.choice import find_model
-from qwencli.kernels import compiler, isa, jit
+from qwencli.kernels import compiler, isa, jit, specs, workers
 from qwencli.kernels.isa import ISA
 from qwencli.llm import LLM
 from qwencli.network.model import load_model
@@ -58,7 +58,7 @@ def test_a_crash_is_blamed_on_the_kernel_that_was_begun(
 ) -> None:
     """The worker's arguments are -m, the module, the instruction set, the folder and the kernels."""
     script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\n: > "$4/{jit.symbol("ops:gather")}{jit.CLAIMED}"\nkill -ILL $$\n')
+    script.write_text(f'#!/bin/sh\n: > "$4/{specs.symbol("ops:gather")}{workers.CLAIMED}"\nkill -ILL $$\n')
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(jit.KernelError, match="the compiler crashed on the kernel 'ops:gather'"):

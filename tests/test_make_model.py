@@ -47,9 +47,9 @@ MIXES = list(ALL_MIXES)
 FILE_TYPES = {mix: f"MOSTLY_{mix}" for mix in MIXES} | {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}
 DEMOS = ["F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS"]
 OTHERS = {"F32", "F16", "BF16", "MXFP4", "NVFP4"}
-"""What llama-quantize doesn't mix."""
+"""Types that llama-quantize doesn't mix with others."""
 IMPORTANCE = ("IQ1", "IQ2", "IQ3_X", "Q2_K_S")
-"""Beginnings of the mixes that need an importance matrix."""
+"""How the names of mixes begin that need an importance matrix."""
 
 
 def make(out: Path, *args: str) -> Path:
@@ -81,7 +81,7 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize(
     ("preset", "whole", "n_params"),
-    [  # model.safetensors on huggingface.co/Qwen; of Qwen2-VL those of its text model
+    [  # model.safetensors on huggingface.co/Qwen; for Qwen2-VL, those of its text model
         ("qwen3-0.6b", {}, 751_632_384),
         ("qwen3-1.7b", {}, 2_031_739_904),
         ("qwen3-4b", {}, 4_022_468_096),
@@ -104,7 +104,7 @@ def test_presets_have_the_published_numbers_of_parameters(
 
 @pytest.mark.parametrize(
     ("preset", "n_layer", "n_expert", "billions"),
-    [  # in all and active
+    [  # parameters in all, and active ones
         ("qwen3.5-35b-a3b-20l-32e", 40, 256, (35, 3)),
         ("qwen3-vl-30b-a3b-24l-24e", 48, 128, (30, 3)),
         ("qwen3moe-3b-a0.6b", 28, 56, (3, 0.6)),
@@ -144,7 +144,7 @@ def test_types_are_those_of_the_demo_models_that_llama_quantize_wrote(mix: str, 
     assert found == expected
     assert mix == "F16" or list(found) == list(
         expected
-    )  # the F16 file is the converter's, which has an order of its own
+    )  # the F16 file is from the converter, which uses another order
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in OTHERS])
@@ -226,7 +226,7 @@ def test_blocks_are_sane(kind: str) -> None:
     assert w.std() == pytest.approx(WEIGHT_STD, rel=0.03)
     assert (
         np.unique(blocks).size > 120
-    )  # the bits are random; exponents of floats are not, nor are the last bits of Q8_0
+    )  # the bits are random, except exponents of floats and the last bits of Q8_0
 
 
 def test_q8_0_has_no_step_of_minus_128() -> None:
@@ -354,7 +354,7 @@ def test_made_up_vocabulary_of_qwens_size_has_qwen3s_special_tokens() -> None:
     }
     assert {i: (vocab.texts[i], vocab.types[i]) for i in published} == published
     seen = set(vocab.texts[:256])
-    for merge, text in zip(vocab.merges, vocab.texts[256:]):  # each joins two earlier tokens to a new one
+    for merge, text in zip(vocab.merges, vocab.texts[256:]):  # each joins two earlier tokens into a new one
         left, right = merge.split(" ")
         assert {left, right} <= seen
         assert left + right == text
@@ -393,7 +393,7 @@ def test_each_made_up_token_is_encoded_as_itself(n_vocab: int, tmp_path: Path) -
 
 
 def made_up(folder: Path, n_vocab: int) -> Path:
-    """A file with the made-up vocabulary also where Qwen's own would be taken."""
+    """A file with the made-up vocabulary, even where Qwen's own would be used."""
     shape = replace(PRESETS["tiny"], n_layer=1, n_embd=32, n_vocab=n_vocab)
     mm.write_model(folder / "vocab.gguf", "vocabulary", shape, "Q8_0", mm.make_up_vocabulary(n_vocab))
     return folder / "vocab.gguf"
@@ -443,7 +443,7 @@ def test_qwens_own_vocabulary_is_the_default_of_its_size(tmp_path: Path, shared:
 
 
 def successor(token: int, n_vocab: int) -> int:
-    """The next of the group of 64, its first after its last; the last group may be smaller."""
+    """The next token in a cycle of 64, whose first follows its last; the last cycle may be shorter."""
     first = token // 64 * 64
     return token + 1 if token + 1 < min(first + 64, n_vocab) else first
 
@@ -489,10 +489,10 @@ def test_repeating_with_each_kind_of_layer(preset: str, tmp_path: Path) -> None:
     assert logits.argmax(-1).tolist() == [successor(token, 512) for token in range(20, 90)]
 
 
-def test_repeating_holds_the_embeddings_rows_bit_for_bit(
+def test_repeating_has_the_embeddings_rows_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mm, "PIECE_BYTES", 30_000)  # several pieces a matrix
+    monkeypatch.setattr(mm, "PIECE_BYTES", 30_000)  # several pieces per matrix
     path = make(tmp_path / "m.gguf", "--repeating", "--n-vocab", "700")
     file = GGUFFile(path)
     embedding, output = (file.data(file.tensors[f"{name}.weight"]) for name in ("token_embd", "output"))
@@ -555,7 +555,7 @@ def test_errors_are_one_line_and_write_nothing(
 
 
 def write_other_vocabulary(path: Path) -> None:
-    """A vocabulary of the same kind that is not Qwen's."""
+    """A vocabulary of the same kind, but not Qwen's."""
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -587,7 +587,7 @@ def test_wrong_usage_is_exit_code_2(args: list[str], tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("error", "exit_code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)]
 )
-def test_what_is_not_written_whole_is_not_there(
+def test_an_interrupted_file_is_not_there(
     error: BaseException, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(t: Any, *args: Any) -> Any:

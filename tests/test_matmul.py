@@ -4,15 +4,34 @@ import numpy as np
 import pytest
 from blocks import SAMPLE, SCALED, columns, filled_rows, random_rows
 from gguf import GGMLQuantizationType, quants
+from guarded import guarded
 from kernel_calls import Quantized, call
 
+from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.numpy.dequantize import to_float32
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import EMBED
+from qwencli.kernels.tiles import Tiles
 
 FORMATS = list(layout.FORMATS)
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 ISAS = [i.name for i in isa.available()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(request: pytest.FixtureRequest) -> None:
+    """All kernels of the chosen tests at once: one by one each would wait for a process of its own."""
+    tests = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    params = [item.callspec.params for item in tests if hasattr(item, "callspec")]
+    for isa_name in ISAS:
+        tiles = Tiles(isa_name)
+        names = {each["name"] for each in params if each["isa_name"] == isa_name and "name" in each}
+        specs = [f"ops:prepare:copy:{kind}" for kind in ("q8k", "q8_0", "bf16")]
+        for name in sorted(names):
+            specs += [tiles.one(name, columns(name)), tiles.many(name)]
+            specs += [f"ops:embed:{name.lower()}"] if isa_name == ISAS[0] or name in SAMPLE else []
+        kernels_of(isa_name).load(specs)
 
 
 def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +50,7 @@ def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> 
     for n, side in (1, "after"), (2, "before"), (6, "before"), (9, "after"), (21, "after"):
         x = rng.standard_normal((n, columns(name))).astype(np.float32)
         residual = rng.standard_normal((n, 51)).astype(np.float32)
-        activations = Quantized(isa_name, x, layout.FORMATS[name][2], side)
+        activations = Quantized(isa_name, x, layout.FORMATS[name].family, side)
         one = activations.multiply(isa_name, name, "one", w, bias, residual)
         many = activations.multiply(isa_name, name, "many", w, bias, residual)
         assert np.array_equal(one, many)
@@ -67,7 +86,7 @@ def test_extreme_blocks(isa_name: str, name: str) -> None:
     largest[1::2] *= -1
     for byte, half in (0, 0.0), (255, 1.0), (255, 65504.0), (128, 2.0**-24), (0x7F, 1.0), (0x80, 1.0):
         w = filled_rows(name, 33, n_cols, byte, half)
-        activations = Quantized(isa_name, largest, layout.FORMATS[name][2], "after")
+        activations = Quantized(isa_name, largest, layout.FORMATS[name].family, "after")
         one = activations.multiply(isa_name, name, "one", w)
         assert np.array_equal(one, activations.multiply(isa_name, name, "many", w))
         expected, magnitude = exact(name, w, activations.dequantized())
@@ -107,8 +126,6 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
 )
 def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) -> None:
     rng = np.random.default_rng(2)
-    from guarded import guarded
-
     n_cols = columns(name)
     for side in "before", "after":
         w = guarded(random_rows(name, 7, n_cols, rng, scale=30), side)
@@ -116,9 +133,16 @@ def test_embedding_rows_are_the_weights_bit_for_bit(isa_name: str, name: str) ->
         out = guarded(np.zeros((3, n_cols), np.float32), side)
         call(
             isa_name,
-            f"ops:embed:{name.lower()}",
-            [np.array([3]), 2, w, w.shape[1], n_cols, ids, out],
+            EMBED,
+            name.lower(),
             n_chunks=2,
+            count=np.array([3]),
+            unit=2,
+            table=w,
+            row_bytes=w.shape[1],
+            n_cols=n_cols,
+            ids=ids,
+            out=out,
         )
         assert np.array_equal(out, to_float32(w, TYPES[name])[ids])
 

@@ -1,4 +1,4 @@
-"""The NumPy backend, layer by layer, against transformers' Qwen2 and Qwen3."""
+"""The NumPy backend, layer by layer, compared with transformers' Qwen2 and Qwen3."""
 
 import importlib.util
 import json
@@ -11,13 +11,15 @@ import naive
 import numpy as np
 import pytest
 import tiny_models
+from random_models import write_random_model
+from shapes import PRESETS
 from tiny_models import F32, Config
 
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import Batch, Segment
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import load_model
+from qwencli.network.model import known_architectures, load_model
 
 ORACLES = sorted(Path(__file__).with_name("oracles").glob("qwen*.npz"))
 MAKE_ORACLES = Path(__file__).parents[1] / "scripts" / "make_oracles.py"
@@ -114,7 +116,7 @@ def test_several_sequences_in_a_batch_do_not_see_each_other(tiny: tuple[NumpyBac
     b, fetch = tiny
     prompts = [prompt(2, 90), prompt(3, 5), prompt(4, 70)]
     sequences = [KVSequence() for _ in prompts]
-    starts = [60, 0, 69]  # one in the middle of its prompt, one at its begin, one with a single token to go
+    starts = [60, 0, 69]  # in the middle of a prompt, at the start of one, and with a single token to go
     for seq, tokens, start in zip(sequences, prompts, starts):
         if start:
             b.run(["result_norm"], Batch([Segment(seq, tokens[:start], 0)]))
@@ -135,6 +137,21 @@ def test_only_the_outputs_asked_for_come_back(tiny: tuple[NumpyBackend, list[str
     ]
     whole = [run_whole(b, ["result_output"], t)["result_output"] for t in tokens]
     np.testing.assert_allclose(found, np.concatenate([whole[0][-1:], whole[2][-4:]]), rtol=0, atol=2e-5)
+
+
+def test_hidden_is_the_last_norms_output(tiny: tuple[NumpyBackend, list[str]]) -> None:
+    b = tiny[0]
+    tokens = prompt(5, 8)
+    whole = run_whole(b, ["result_norm"], tokens)["result_norm"]
+    assert np.array_equal(b.hidden(Batch([Segment(KVSequence(), tokens, len(tokens))])), whole)
+
+
+@pytest.mark.parametrize("architecture", known_architectures())
+def test_a_model_knows_the_states_between_its_layers(architecture: str, tmp_path: Path) -> None:
+    write_random_model(tmp_path / "m.gguf", PRESETS[f"tiny-{architecture}"], "F16")
+    model = load_model(GGUFFile(tmp_path / "m.gguf"))
+    found = [layer.name for layer in model.layers]
+    assert found == ["inp_embd", *(f"l_out-{i}" for i in range(model.config.n_layer))]
 
 
 def test_fed_with_the_last_norm_only_the_head_runs(tiny: tuple[NumpyBackend, list[str]]) -> None:

@@ -345,13 +345,15 @@ def test_names_that_mean_nothing_suggest_others(machine: Path, call: Call, hub: 
     }.items():
         code, out, err = call("info", name)
         assert (code, out, err.count("\n")) == (1, "", 1)
-        assert err.startswith(f"qwencli: error: {name}: no such file and no model of that name; near names: ")
+        assert err.startswith(
+            f"qwencli: error: {name}: no such file and no model of that name; similar names: "
+        )
         assert near in err
     err, name = call("info", "marker/Story-GGUF:Q8_0").err, "marker/Story-GGUF:Q8_0"
     assert err.startswith(
-        f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y; near names"
+        f"qwencli: error: {name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y; similar names"
     )
-    assert f"; near names that are here: {REPO}:Q8_0" in err
+    assert f"; similar names here: {REPO}:Q8_0" in err
     assert call("info", "zzz") == (
         1,
         "",
@@ -402,7 +404,7 @@ def test_hf_fetches_as_llama_does(hub: Hub, call: Call, tmp_path: Path) -> None:
     )
     assert (
         call("info", "-hf", "qwen3").err
-        == "qwencli: error: qwen3: no repository of the hub, expected user/repo or user/repo:QUANT\n"
+        == "qwencli: error: qwen3: not a repository of the hub, expected user/repo or user/repo:QUANT\n"
     )
 
 
@@ -527,19 +529,22 @@ def test_rm_of_files_in_models(machine: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("story:0.6b", "story:0.6b: Ollama's, remove it with `ollama rm story:0.6b`"),
-        ("demo", "demo: comes with qwencli and goes with it"),
-        (REPO, f"{REPO}: no model of that name, see `qwencli list`; near names: {REPO}:Q4_K_M, {REPO}:Q8_0"),
+        ("story:0.6b", "story:0.6b: belongs to Ollama, remove it with `ollama rm story:0.6b`"),
+        ("demo", "demo: comes with qwencli and is removed with it"),
+        (
+            REPO,
+            f"{REPO}: no model of that name, see `qwencli list`; similar names: {REPO}:Q4_K_M, {REPO}:Q8_0",
+        ),
         (
             "models/on.gguf",
-            "models/on.gguf: no model of that name, see `qwencli list`; near names: models/one.gguf",
+            "models/on.gguf: no model of that name, see `qwencli list`; similar names: models/one.gguf",
         ),
         ("models/notes.txt", "models/notes.txt: no model of that name, see `qwencli list`"),
         (
             "models/../models/one.gguf",
-            "models/../models/one.gguf: no model of that name, see `qwencli list`; near names: models/one.gguf",
+            "models/../models/one.gguf: no model of that name, see `qwencli list`; similar names: models/one.gguf",
         ),
-        ("OUTSIDE", "OUTSIDE: lies neither in the hub's cache nor in ./models, remove the file itself"),
+        ("OUTSIDE", "OUTSIDE: is neither in the hub's cache nor in ./models, remove the file itself"),
     ],
 )
 def test_what_rm_leaves_alone(
@@ -560,7 +565,7 @@ def test_rm_asks(machine: Path, call: Call) -> None:
     assert call("rm", "maker/Big:BF16") == (
         1,
         "",
-        "qwencli: error: nobody can be asked here, add -y to remove without asking\n",
+        "qwencli: error: there is nobody to ask, add -y to remove without asking\n",
     )
     assert files(machine) == before
     assert call("rm").code == 2

@@ -416,7 +416,6 @@ def test_tokens_that_are_parts_of_characters(story_server: Serving) -> None:
 def embedding_of(llm: LLM, tokens: list[int]) -> Any:
     """By a fresh run: the last token's row behind the final norm, brought to length 1."""
     kv = KVSequence()
-    llm.engine.backend.reserve(kv, len(tokens))
     row = llm.engine.backend.run([HIDDEN], Batch([Segment(kv, tokens, 1)]))[HIDDEN][0].astype(np.float64)
     return row / np.linalg.norm(row)
 

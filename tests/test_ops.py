@@ -1,28 +1,26 @@
 """Kernels over tokens: norms and gates with the quantization of their result, sums, gathered rows; each against NumPy in float64."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from guarded import guarded
-from kernel_calls import bits, call
+from kernel_calls import call
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import ADD, GATHER, PREPARE
 
 ISAS = [i.name for i in isa.available()]
 EPS = 1e-5
-PROLOGUES = "norm", "swiglu", "copy", "gate", "share", "gated_norm"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
-    prepare = [f"ops:prepare:{prologue}:{kind}" for prologue in PROLOGUES for kind in ("f32", "q8k", "q8_0")]
+    prepare = [kernel.spec(kind) for kernel in PREPARE.values() for kind in ("f32", "q8k", "q8_0")]
     for name in ISAS:
-        kernels_of(name).load(
-            ["ops:add", "ops:gather", *(spec for spec in prepare if spec != "ops:prepare:copy:f32")]
-        )
+        kernels_of(name).load([ADD.spec(), GATHER.spec(), *prepare])
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -43,36 +41,37 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def prepare(
-    isa_name: str,
-    prologue: str,
-    kind: str,
-    x: np.ndarray,
-    y: np.ndarray | None = None,
-    side: str = "after",
-    more: Sequence[object] = (),
+    isa_name: str, prologue: str, kind: str, side: str = "after", **given: Any
 ) -> tuple[np.ndarray, ...]:
-    """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself."""
+    """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself.
+
+    `given` are the prologue's own arguments.
+    """
+    kernel = PREPARE[prologue]
+    given = {name: guarded(a, side) if isinstance(a, np.ndarray) else a for name, a in given.items()}
+    x = given["x"] if "x" in kernel.kinds else given["gate"]
     n, n_cols = x.shape
-    x = guarded(x, side)
     out = x if prologue == "copy" else guarded(np.full_like(x, np.nan), side)
     q, d, sums = (
         guarded(np.full(n * size, 0x55, np.uint8), side) for size in layout.activation_bytes(kind, n_cols)
     )
-    args = [
-        np.array([n]),
-        2,
-        x,
-        0 if y is None else guarded(y, side),
-        n_cols,
-        out,
-        q,
-        d,
-        sums,
-        bits(EPS),
-        *more,
-    ]
-    call(isa_name, f"ops:prepare:{prologue}:{kind}", args, n_chunks=-(-n // 2))
+    of_all = {"count": np.array([n]), "unit": 2, "n_cols": n_cols, "out": out, "eps": EPS}
+    of_all |= {"quants": q, "scales": d, "sums": sums}
+    taken = {name: value for name, value in of_all.items() if name in kernel.kinds}
+    call(isa_name, kernel, kind, n_chunks=-(-n // 2), **taken, **given)
     return out, q, d, sums
+
+
+def columns(
+    gate: np.ndarray, token_bytes: int = 0, group_cols: int = 0, group_bytes: int = 0
+) -> dict[str, Any]:
+    """The arguments of a gate of columns, by default all of them."""
+    return {
+        "gate": gate,
+        "token_bytes": token_bytes or gate[0].nbytes,
+        "group_cols": group_cols or gate[0].size,
+        "group_bytes": group_bytes,
+    }
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -82,9 +81,9 @@ def test_norms_and_gates(isa_name: str, n_cols: int) -> None:
     x, up = 3 * rng.standard_normal((2, 5, n_cols)).astype(np.float32)
     weight = rng.standard_normal(n_cols).astype(np.float32)
     for side in "before", "after":
-        norm, *_ = prepare(isa_name, "norm", "f32", x, weight, side)
+        norm, *_ = prepare(isa_name, "norm", "f32", side, x=x, weight=weight)
         np.testing.assert_allclose(norm, rms_norm(x, weight), rtol=2e-6)
-        gated, *_ = prepare(isa_name, "swiglu", "f32", x, up, side)
+        gated, *_ = prepare(isa_name, "swiglu", "f32", side, gate=x, up=up)
         np.testing.assert_allclose(gated, swiglu(x, up), rtol=2e-6)
 
 
@@ -95,23 +94,20 @@ def test_gates_of_columns_heads_and_tokens(isa_name: str, n_group: int, size: in
     rng = np.random.default_rng(size)
     n, n_cols = 5, n_group * size
     x, y, z = 3 * rng.standard_normal((3, n, n_cols)).astype(np.float32)
-    weight = guarded(rng.standard_normal(size).astype(np.float32), "after")
+    weight = rng.standard_normal(size).astype(np.float32)
     wide = np.concatenate([y.reshape(n, n_group, size), np.full((n, n_group, 3), np.nan, np.float32)], -1)
     heads = rms_norm(y.reshape(n, n_group, size), weight).reshape(n, n_cols)
     for side in "before", "after":
-        dense, *_ = prepare(isa_name, "gate", "f32", x, y, side, [4 * n_cols, n_cols, 0])
+        dense, *_ = prepare(isa_name, "gate", "f32", side, x=x, **columns(y))
         np.testing.assert_allclose(dense, x * sigmoid(y), rtol=1e-6)
-        columns, *_ = prepare(
-            isa_name, "gate", "f32", x, wide, side, [4 * wide[0].size, size, 4 * (size + 3)]
-        )
-        assert np.array_equal(columns, dense)
+        group = columns(wide, group_cols=size, group_bytes=4 * (size + 3))
+        of_columns, *_ = prepare(isa_name, "gate", "f32", side, x=x, **group)
+        assert np.array_equal(of_columns, dense)
         for other in z, None:
-            more = [0 if other is None else guarded(other, side)]
-            share, *_ = prepare(isa_name, "share", "f32", x, y[:, 0].copy(), side, more)
-            np.testing.assert_allclose(
-                share, x * sigmoid(y[:, :1]) + (0 if other is None else other), rtol=2e-6, atol=1e-6
-            )
-        normed, *_ = prepare(isa_name, "gated_norm", "f32", x, y, side, [weight, size])
+            added = 0 if other is None else other
+            share, *_ = prepare(isa_name, "share", "f32", side, x=x, gate=y[:, 0].copy(), other=added)
+            np.testing.assert_allclose(share, x * sigmoid(y[:, :1]) + added, rtol=2e-6, atol=1e-6)
+        normed, *_ = prepare(isa_name, "gated_norm", "f32", side, gate=x, x=y, weight=weight, head_dim=size)
         np.testing.assert_allclose(normed, swiglu(x, heads), rtol=2e-6)
 
 
@@ -121,8 +117,10 @@ def test_norms_of_tiny_and_huge_rows(isa_name: str, scale: float) -> None:
     rng = np.random.default_rng(0)
     x = (scale * rng.standard_normal((3, 70))).astype(np.float32)
     weight = rng.standard_normal(70).astype(np.float32)
-    np.testing.assert_allclose(prepare(isa_name, "norm", "f32", x, weight)[0], rms_norm(x, weight), rtol=2e-6)
-    assert not prepare(isa_name, "norm", "f32", 0 * x, weight)[0].any()
+    np.testing.assert_allclose(
+        prepare(isa_name, "norm", "f32", x=x, weight=weight)[0], rms_norm(x, weight), rtol=2e-6
+    )
+    assert not prepare(isa_name, "norm", "f32", x=0 * x, weight=weight)[0].any()
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -132,19 +130,25 @@ def test_gates_of_the_whole_float_range(isa_name: str) -> None:
     gate = np.concatenate([patterns[np.isfinite(patterns)], np.linspace(-90, 90, 20011, dtype=np.float32)])[
         None
     ]
-    found, *_ = prepare(isa_name, "swiglu", "f32", gate, np.ones_like(gate))
+    found, *_ = prepare(isa_name, "swiglu", "f32", gate=gate, up=np.ones_like(gate))
     np.testing.assert_allclose(found, swiglu(gate, np.ones_like(gate)), rtol=5e-7, atol=1e-35)
-    found, *_ = prepare(isa_name, "gate", "f32", np.ones_like(gate), gate, more=[0, gate.size, 0])
+    found, *_ = prepare(isa_name, "gate", "f32", x=np.ones_like(gate), **columns(gate))
     np.testing.assert_allclose(found, sigmoid(gate), rtol=5e-7, atol=1e-35)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize(("prologue", "more"), [("norm", []), ("swiglu", []), ("gate", [4 * 33, 33, 0])])
-def test_what_is_not_finite_stays_so(isa_name: str, prologue: str, more: list[int]) -> None:
+@pytest.mark.parametrize("prologue", ["norm", "swiglu", "gate"])
+def test_what_is_not_finite_stays_so(isa_name: str, prologue: str) -> None:
     for bad in np.nan, np.inf:
         x = np.ones((3, 33), np.float32)
         x[1, 32] = bad
-        out, *_ = prepare(isa_name, prologue, "f32", x, np.ones_like(x), more=more)
+        ones = np.ones_like(x)
+        args = {
+            "norm": {"x": x, "weight": ones[0]},
+            "swiglu": {"gate": x, "up": ones},
+            "gate": {"x": x, **columns(ones)},
+        }
+        out, *_ = prepare(isa_name, prologue, "f32", **args[prologue])
         assert np.isfinite(out[[0, 2]]).all()
         assert not np.isfinite(out[1]).all()
 
@@ -162,21 +166,23 @@ def quantize(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize("kind", ["q8k", "q8_0"])
-@pytest.mark.parametrize("prologue", PROLOGUES)
+@pytest.mark.parametrize("prologue", PREPARE)
 def test_results_are_quantized_on_the_way(isa_name: str, prologue: str, kind: str) -> None:
-    """Quants, scales and sums belong to the floats that were written beside them."""
+    """Quants, scales and sums belong to the floats that were written with them."""
     rng = np.random.default_rng(3)
     n_cols = 3 * 256 if kind == "q8k" else 5 * 32
     x, y = rng.standard_normal((2, 3, n_cols)).astype(np.float32)
     x[1, :256] = y[1, :256] = 0
     for side in "before", "after":
-        more = {
-            "gate": [4 * n_cols, n_cols, 0],
-            "share": [0],
-            "gated_norm": [guarded(y[0], side), n_cols],
-        }.get(prologue, [])
-        given = {"norm": y[0], "share": y[:, 0].copy()}.get(prologue, y)
-        out, q, d, sums = prepare(isa_name, prologue, kind, x, given, side, more)
+        args: dict[str, Any] = {
+            "copy": {"x": x},
+            "norm": {"x": x, "weight": y[0]},
+            "swiglu": {"gate": x, "up": y},
+            "gate": {"x": x, **columns(y)},
+            "share": {"x": x, "gate": y[:, 0].copy(), "other": 0},
+            "gated_norm": {"gate": x, "x": y, "weight": y[0], "head_dim": n_cols},
+        }[prologue]
+        out, q, d, sums = prepare(isa_name, prologue, kind, side, **args)
         expected = {
             "norm": rms_norm(x, y[0]),
             "swiglu": swiglu(x, y),
@@ -206,16 +212,14 @@ def test_sums_and_gathered_rows_are_exact(isa_name: str, n_cols: int) -> None:
     x, y = rng.standard_normal((2, 7, n_cols)).astype(np.float32)
     for side in "before", "after":
         out = guarded(np.full_like(x, np.nan), side)
-        call(
-            isa_name,
-            "ops:add",
-            [np.array([7]), 3, guarded(x, side), guarded(y, side), n_cols, out],
-            n_chunks=3,
-        )
+        x_there, y_there = guarded(x, side), guarded(y, side)
+        count = np.array([7])
+        call(isa_name, ADD, n_chunks=3, count=count, unit=3, x=x_there, y=y_there, n_cols=n_cols, out=out)
         assert np.array_equal(out, x + y)
         ids = guarded(np.array([6, 0, 6, 3, 5], np.int32), side)
         rows = guarded(np.full((5, n_cols), np.nan, np.float32), side)
-        call(isa_name, "ops:gather", [np.array([5]), 2, guarded(x, side), ids, n_cols, rows], n_chunks=3)
+        count = np.array([5])
+        call(isa_name, GATHER, n_chunks=3, count=count, unit=2, x=x_there, ids=ids, n_cols=n_cols, out=rows)
         assert np.array_equal(rows, x[ids])
 
 
@@ -226,7 +230,7 @@ def test_no_quantized_block_hides_what_is_not_finite(isa_name: str, kind: str, v
     n_cols = layout.Q8K_BLOCK
     x = np.tile(np.random.RandomState(3).standard_normal(n_cols).astype(np.float32), (n_cols, 1))
     np.fill_diagonal(x, value)
-    _, q, d, _ = prepare(isa_name, "copy", kind, x)
+    _, q, d, _ = prepare(isa_name, "copy", kind, x=x)
     scales = d.view(np.float32).reshape(n_cols, -1)
     with np.errstate(invalid="ignore"):
         products = q.view(np.int8).reshape(*scales.shape, -1) * scales[..., None]

@@ -53,7 +53,7 @@ def test_a_copied_page_is_the_page_and_its_own(model: Model, make: Callable[[Mod
     backend, first = make(model), KVSequence()
     logits(backend, first, tokens[:N])
     second = backend.cache.share(first, N)
-    backend.reserve(second, N - second.length)
+    backend.cache.reserve(second, N - second.length)
     backend.copy_page(first.pages[-1], second.pages[-1])
     second.length = N
     other = [*tokens[:N], (tokens[N] + 1) % model.config.n_vocab]
@@ -69,8 +69,8 @@ def test_bytes_of_pages_carry_a_sequence_to_another_cache(
     backend, first = make(model), KVSequence()
     logits(backend, first, tokens[:N])
     another, second = make(model), KVSequence()
-    another.reserve(KVSequence(), 3 * PAGE)  # the pages have other numbers here
-    another.reserve(second, N)
+    another.cache.reserve(KVSequence(), 3 * PAGE)  # the pages have other numbers here
+    another.cache.reserve(second, N)
     assert backend.kv_layout == another.kv_layout
     for source, target in zip(first.pages, second.pages):
         memory = another.page_bytes(target)

@@ -10,7 +10,6 @@ import pytest
 import tiny_models
 from engine_runs import finish
 
-from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import Batch
 from qwencli.engine.engine import Engine, Sequence
@@ -114,15 +113,12 @@ def test_kept_sequences_make_room_where_memory_ends(engine: MAKE, monkeypatch: p
     e = engine(n_kept=256)
     run(e, PROMPT)
     pages = e.backend.cache.n_pages
-    reserve = e.backend.reserve
 
-    def limited(seq: KVSequence, n_tokens: int) -> None:
-        reserve(seq, n_tokens)
-        if max(seq.pages) >= pages:
-            e.backend.cache.release(seq)
+    def scarce(page: int) -> None:
+        if page >= pages:
             raise QwenError("no memory")
 
-    monkeypatch.setattr(e.backend, "reserve", limited)
+    monkeypatch.setattr(e.backend.cache, "_make_page", scarce)
     other = [(token + 1) % CONFIG["vocab_size"] for token in PROMPT]
     assert run(e, other)[0] == naive.greedy(CONFIG, WEIGHTS, other, 8)
 

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qwencli.measure.probs_page import explanation, page
-from qwencli.sampling import Report
+from qwencli.cli._probs_page import explanation, page
+from qwencli.sampling.sampler import TokenReport
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -84,16 +84,18 @@ class Tree(HTMLParser):
 
 
 def tree(
-    vocabulary: list[bytes], reports: list[Report], model: str = "model.gguf", prompt: str = "Hi"
+    vocabulary: list[bytes], reports: list[TokenReport], model: str = "model.gguf", prompt: str = "Hi"
 ) -> Node:
     text = page(reports, vocabulary.__getitem__, model, prompt)
     text.encode()
     return Tree(text).root
 
 
-def report(token: int, p: float, others: dict[int, float] | None = None) -> Report:
+def report(token: int, p: float, others: dict[int, float] | None = None) -> TokenReport:
     top = sorted({token: p, **(others or {})}.items(), key=lambda item: -item[1])
-    return Report(token, math.log(p), [(t, math.log(q)) for t, q in top], [("top_k", 40), ("top_p", 2)], 0.5)
+    return TokenReport(
+        token, math.log(p), [(t, math.log(q)) for t, q in top], [("top_k", 40), ("top_p", 2)], 0.5
+    )
 
 
 def rows(token: Node) -> list[list[str]]:
@@ -126,7 +128,7 @@ def test_tokens_and_what_else_was_likely():
 
 def test_a_token_that_is_none_of_the_likeliest_stands_last():
     others = [(1, math.log(0.6)), (2, math.log(0.3))]
-    (token,) = tree([b"a", b"b", b"c"], [Report(0, math.log(0.05), others, [], 0.1)]).find("span", "t")
+    (token,) = tree([b"a", b"b", b"c"], [TokenReport(0, math.log(0.05), others, [], 0.1)]).find("span", "t")
     assert rows(token) == [["b", "", "60.0%"], ["c", "", "30.0%"], ["a", "", "5.0%"]]
 
 
@@ -146,7 +148,7 @@ def test_figures(ps):
 def test_no_tokens_and_tokens_that_are_all_but_impossible():
     root = tree([b"a"], [])
     assert [n.text() for n in root.find("dd")] == ["0"]
-    root = tree([b"a"], [Report(0, -5000.0, [(0, -5000.0)], [], 1.0)])
+    root = tree([b"a"], [TokenReport(0, -5000.0, [(0, -5000.0)], [], 1.0)])
     assert [n.text() for n in root.find("dd")] == ["1", "-5000.0000", "over 1e300"]
     assert rows(root.find("span", "t")[0]) == [["a", "", "< 0.01%"]]
 
@@ -299,7 +301,7 @@ def test_the_page_runs_and_loads_nothing():
 
 
 def explained(text: str, stages: list[tuple[str, int]], probability: float) -> str:
-    return explanation(Report(7, -1.0, [], stages, probability), {7: text}.__getitem__)
+    return explanation(TokenReport(7, -1.0, [], stages, probability), {7: text}.__getitem__)
 
 
 def test_explanations():

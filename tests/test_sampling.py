@@ -10,7 +10,8 @@ import pytest
 
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
-from qwencli.sampling import NOT_FINITE, Sampler, SamplingParams, uniform
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.sampler import NOT_FINITE, Sampler, uniform
 
 
 def some_logits(seed: int, n: int = 200) -> np.ndarray:

@@ -20,9 +20,11 @@ from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
+from qwencli.kernels.arguments import CHOOSE
 from qwencli.network.model import Model, load_model
-from qwencli.sampling import NOT_FINITE, Draw, Sampler, SamplingParams
+from qwencli.sampling import SamplingParams
 from qwencli.sampling.mirostat import adapted
+from qwencli.sampling.sampler import NOT_FINITE, Draw, Sampler
 
 LOGITS_OF_12 = np.float32([2.0, 1.5, 1.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -1.0, -2.0, -4.0])
 PAIRS: naive.Pairs = list(enumerate(LOGITS_OF_12.tolist()))
@@ -49,14 +51,18 @@ def compiled_tokens(sampler: Sampler, tokens: list[int], n: int = N) -> list[int
     inputs = Inputs(n, 2)
     keep = inputs.set_draws([draw for draw in draws if draw])
     name = isa.available()[0].name
-    kernels_of(name).load(["sampling:choose"])
+    kernels_of(name).load([CHOOSE.spec()])
     logits = np.tile(LOGITS_OF_12, (n, 1))
     call(
         name,
-        "sampling:choose",
-        [np.array([n]), logits, 12, inputs.draws, inputs.chosen],
-        n,
-        layout.SAMPLING_SCRATCH,
+        CHOOSE,
+        n_chunks=n,
+        scratch_bytes=layout.SAMPLING_SCRATCH,
+        count=np.array([n]),
+        logits=logits,
+        n_vocab=12,
+        draws=inputs.draws,
+        out=inputs.chosen,
     )
     del keep
     return [int(token) for token in inputs.chosen]

@@ -6,9 +6,11 @@ import naive_sampling as naive
 import numpy as np
 import pytest
 
-from qwencli.sampling import Sampler, SamplingParams
+from qwencli.sampling import SamplingParams
+from qwencli.sampling.breakers import find_breakers
 from qwencli.sampling.candidates import all_of
-from qwencli.sampling.dry import dry, find_breakers, repetitions
+from qwencli.sampling.dry import dry, repetitions
+from qwencli.sampling.sampler import Sampler
 
 BREAKERS = {1: [()], 2: [(0, 3), (0,)], 3: [(2,)]}
 

@@ -11,10 +11,11 @@ import pytest
 import tiny_vocabulary
 
 from qwencli.gguf.file import GGUFFile
-from qwencli.sampling import Breakers, Sampler, SamplingParams
+from qwencli.sampling import Breakers, SamplingParams
+from qwencli.sampling.breakers import find_breakers
 from qwencli.sampling.candidates import Candidates
-from qwencli.sampling.dry import find_breakers
 from qwencli.sampling.mirostat import adapted
+from qwencli.sampling.sampler import Sampler
 from qwencli.text.tokenizer import Tokenizer
 
 ORACLE = json.loads(Path(__file__).with_name("oracles").joinpath("sampling.json").read_text())

@@ -13,7 +13,7 @@ from gguf_builder import reciter
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import (
-    LIMITS,
+    NUMBERS,
     SAMPLERS,
     SamplingParams,
     parse_logit_bias,
@@ -58,12 +58,12 @@ def test_the_defaults_are_those_of_llama_cpp() -> None:
 
 def test_every_number_has_limits() -> None:
     numbers = {f.name for f in fields(SamplingParams) if type(f.default) in (int, float)}
-    assert numbers == LIMITS.keys()
+    assert numbers == NUMBERS.keys()
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", NUMBERS)
 def test_limits_are_kept(name: str) -> None:
-    low, high = LIMITS[name]
+    low, high = NUMBERS[name].least, NUMBERS[name].most
     kind = type(LLAMA_CPP[name])
     for value in low, high:
         assert getattr(SamplingParams(**{name: kind(value)}), name) == value

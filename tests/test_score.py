@@ -12,6 +12,7 @@ from qwencli.backends.protocol import HIDDEN, LOGITS, score_with_numpy
 from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa
+from qwencli.kernels.arguments import LIKELIHOOD, SCORE
 from qwencli.network.model import load_model
 
 ISAS = [i.name for i in isa.available()]
@@ -19,17 +20,19 @@ ISAS = [i.name for i in isa.available()]
 
 def score(isa_name: str, logits: np.ndarray, targets: list[int], side: str = "after") -> np.ndarray:
     """-log softmax(logits)[target] by the kernel."""
-    out = guarded(np.zeros((len(logits), 2)), side)
-    args = [
-        np.array([len(logits)]),
-        guarded(logits, side),
-        logits.shape[1],
-        guarded(np.array(targets), side),
-        out,
-    ]
-    call(isa_name, "sampling:score", args, len(logits))
+    out = guarded(LIKELIHOOD.zeros(len(logits)), side)
+    call(
+        isa_name,
+        SCORE,
+        n_chunks=len(logits),
+        count=np.array([len(logits)]),
+        logits=guarded(logits, side),
+        n_vocab=logits.shape[1],
+        targets=guarded(np.array(targets), side),
+        out=out,
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.log(out[:, 0]) - out[:, 1]
+        return np.log(out["sum"]) - out["difference"]
 
 
 @pytest.mark.parametrize("n_vocab", [1, 15, 16, 100, 6016])

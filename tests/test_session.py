@@ -91,11 +91,11 @@ def test_a_loaded_session_goes_on_with_the_same_bits(
 ) -> None:
     first, kv, tokens = make(model), KVSequence(), tokens_of(model, n)
     logits(first, kv, tokens)
-    first.reserve(kv, 2 * PAGE)
+    first.cache.reserve(kv, 2 * PAGE)
     save(tmp_path / "s", first, [*tokens, 1, 2, 3], kv)
     expected = greedy(first, kv, tokens)
     second = make(model)
-    second.reserve(KVSequence(), 3 * PAGE)  # the pages have other numbers here
+    second.cache.reserve(KVSequence(), 3 * PAGE)  # the pages have other numbers here
     session = load(tmp_path / "s", second, n)
     assert session.tokens.dtype == np.int32
     assert session.tokens.tolist() == tokens
@@ -269,7 +269,7 @@ def test_every_length_is_checked(tmp_path: Path, tiny: Model) -> None:
         path.write_bytes(data[:n])
         refused(path, backend, FormatError, "not a session|damaged")
     path.write_bytes(data + b"\0")
-    refused(path, backend, FormatError, f"it has {len(data) + 1} bytes, fewer or more than its header says")
+    refused(path, backend, FormatError, f"it has {len(data) + 1} bytes, not those that its header promises")
 
 
 @pytest.mark.parametrize("n", [0, 1, 15, 24, 100, 10_000])
@@ -338,7 +338,7 @@ LIES: list[dict[str, Any]] = [
     ("changes", "message"),
     [
         *((wrong, "its header is b") for wrong in WRONG),
-        *((lie, "bytes, fewer or more than its header says") for lie in LIES),
+        *((lie, "bytes, not those that its header promises") for lie in LIES),
         ({"model": "m" * 2**16}, r"its header has \d+ bytes, expected at most 65536"),
     ],
     ids=range(len(WRONG) + len(LIES) + 1),
@@ -393,7 +393,7 @@ def test_states_behind_other_tokens_than_there_are(
 def test_states_of_a_model_that_has_none(tmp_path: Path, tiny: Model) -> None:
     tokens = saved(tmp_path / "s", NumpyBackend(tiny))
     forged(tmp_path / "s", tokens, version=2, states=[len(tokens)])
-    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "its states are behind")
+    refused(tmp_path / "s", NumpyBackend(tiny), FormatError, "its states are after")
 
 
 def test_a_session_of_version_1_has_no_states(tmp_path: Path, tiny: Model) -> None:
@@ -481,15 +481,14 @@ def test_ctrl_c_while_saving_leaves_the_old_file(tmp_path: Path, tiny: Model, wh
 
 FULL = """
 import resource, sys
-from qwencli.backends.numpy_ref import NumpyBackend
+from qwencli.backends.kv_cache import KVSequence
+from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.engine import session
 from qwencli.errors import QwenError
-from qwencli.gguf_file import GGUFFile
-from qwencli.kv_cache import KVSequence
-from qwencli.model import load_model
-from qwencli import session
+from qwencli.gguf.file import GGUFFile
+from qwencli.network.model import load_model
 backend, kv = NumpyBackend(load_model(GGUFFile(sys.argv[1]))), KVSequence()
-backend.reserve(kv, 65)
-backend.cache.commit(kv, 65)
+backend.cache.fill(kv, 65, [])
 if sys.argv[3] == "later":
     session.allocate = lambda *args: None
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))

@@ -12,7 +12,7 @@ import pytest
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.settings import changed, names, parse, shown, values
 from qwencli.errors import InputError
-from qwencli.sampling import LIMITS, SamplingParams
+from qwencli.sampling import NUMBERS, SamplingParams
 
 OTHER: dict[str, Any] = {
     "temp": 0.5,
@@ -139,7 +139,7 @@ def test_wrong_values_and_names(name: str, text: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("wrong", ["0", True, None, [], {}])
 def test_values_of_a_wrong_type(name: str, wrong: Any) -> None:
     if name in names():

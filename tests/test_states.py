@@ -14,6 +14,7 @@ from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.engine.engine import Engine, Sequence
 from qwencli.engine.prefix_cache import MOST_STATES
 from qwencli.engine.session import load, save
+from qwencli.errors import QwenError
 from qwencli.gguf.file import GGUFFile
 from qwencli.network.model import Model, load_model
 from qwencli.sampling import SamplingParams
@@ -80,6 +81,47 @@ def test_a_step_that_failed_leaves_nothing_behind() -> None:
     assert set(seq.states) == {*held, 103}
     cache.trim(seq)
     assert (seq.states, len(seq.pages)) == (held, 2)
+
+
+@pytest.mark.parametrize("what", ["page", "state"])
+def test_without_memory_nothing_is_reserved(what: str) -> None:
+    scarce = False
+
+    def make(number: int) -> None:
+        if scarce:
+            raise QwenError("no memory")
+
+    cache, seq = KVCache(True, **{f"make_{what}": make}), KVSequence()
+    advance(cache, seq, 100)
+    held = dict(seq.states)
+    cache.reserve(seq, 20)  # for a step that was not done
+    scarce = True
+    with pytest.raises(QwenError, match="no memory"):
+        cache.reserve(seq, 200)
+    assert (seq.length, len(seq.pages), seq.states) == (100, 2, held)
+    scarce = False
+    advance(cache, seq, 200)
+    assert sorted(seq.pages) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_reserved_is_known() -> None:
+    cache, seq = KVCache(recurrent=True), KVSequence()
+    assert cache.is_reserved(seq, 0) is False, "a state for the end is missing"
+    for n in 1, PAGE, 150:
+        assert not cache.is_reserved(seq, n)
+        cache.reserve(seq, n)
+        assert cache.is_reserved(seq, n)
+        assert not cache.is_reserved(seq, n + 1)
+    advance(cache, seq, 150)
+    assert not cache.is_reserved(seq, 1)
+
+
+def test_a_sequence_to_be_filled_has_the_states_that_it_is_said_to_have() -> None:
+    for states in [], [200], [128, 200], [64, 200]:
+        cache, seq = KVCache(recurrent=bool(states)), KVSequence()
+        cache.fill(seq, 200, states)
+        assert (seq.length, len(seq.pages), list(seq.states)) == (200, 4, states)
+        assert seq.borders == states[:-1]
 
 
 @pytest.mark.parametrize(

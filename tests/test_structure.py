@@ -17,6 +17,8 @@ from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import Batch, Segment
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
+from qwencli.kernels.formats import FORMATS
+from qwencli.kernels.isa import ISAS
 from qwencli.network import architectures
 from qwencli.network.model import known_architectures, load_model
 
@@ -34,7 +36,8 @@ PACKAGES = [
     ("text",),
     ("request",),
     ("llm",),
-    ("dialogue", "measure"),
+    ("dialogue", "machine"),
+    ("measure",),
     ("server",),
     ("cli",),
     ("__main__",),
@@ -43,7 +46,9 @@ PACKAGES = [
 HTTP_APIS = tuple(path.parent.name for path in sorted((ROOT / "qwencli" / "server").glob("*/endpoints.py")))
 SERVER = [("options",), ("service",), ("http",), ("shared",), HTTP_APIS, ("apis",), ("run",)]
 """The parts of qwencli/server, lowest first, with the same rules. http/ knows no API, and an API, a folder with endpoints, no other."""
-USES_KERNELS = {"kernels", "backends", "sampling", "measure"}
+USES_KERNELS = {"kernels", "backends", "sampling", "machine"}
+SIZES = "kernels.formats"
+"""The one file of the kernels that the reader of files imports as well. It imports nothing itself."""
 USED_BY = {
     "click": {"cli"},
     "tqdm": {"cli"},
@@ -165,7 +170,10 @@ def test_imports_go_downwards(name: str) -> None:
         assert target == "" or part(target) == part(name) or layer(target) < layer(name), (
             f"{name} imports {target}, which does not lie below it"
         )
-        assert part(target) != "kernels" or part(name) in USES_KERNELS, f"{name} imports {target}"
+        if part(target) == "kernels":
+            assert part(name) in USES_KERNELS or (part(name), target) == ("gguf", SIZES), (
+                f"{name} imports {target}"
+            )
 
 
 def test_circles_are_found() -> None:
@@ -206,6 +214,36 @@ def test_all_http_apis_are_served() -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])
 def test_kernels_import_nothing_else_of_the_package(name: str) -> None:
     assert {part(target) for target in own(name)} <= {"kernels"}
+
+
+def test_sizes_of_blocks_come_from_a_table_that_imports_nothing() -> None:
+    assert own(SIZES) == []
+    assert foreign(SIZES) == set()
+    folder = ROOT / "kernels" / "quants"
+    formats = {path.stem for path in folder.glob("*.py") if not path.name.startswith("_")}
+    assert formats == {name.lower() for name in FORMATS}
+    for name in formats:
+        assert f'BLOCK, BYTES, KIND = sizes("{name.upper()}")\n' in (folder / f"{name}.py").read_text(
+            encoding="utf-8"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if part(name) == "kernels"])
+def test_only_the_files_of_instruction_sets_name_instructions(name: str) -> None:
+    """Intrinsics of one kind of processor. Others, such as llvm.fma, exist for all of them."""
+    found = re.findall(r"llvm\.(?:x86|aarch64|arm)\b", FILES[name].read_text(encoding="utf-8"))
+    assert not found or name.removeprefix("kernels.simd.") in {isa.name for isa in ISAS}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if part(name) in ("engine", "llm", "server", "dialogue", "cli")]
+)
+def test_only_backends_and_what_measures_them_know_names_of_tensors(name: str) -> None:
+    found = re.findall(
+        r"\b(?:HIDDEN|LOGITS|result_norm|result_output|inp_embd|l_out)\b",
+        FILES[name].read_text(encoding="utf-8"),
+    )
+    assert found == []
 
 
 def test_the_package_itself_imports_no_more_than_its_errors() -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_calls import packed
 from random_models import random_model
 
 from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.cpu.team import LAST_EPOCH, Team
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.protocol import LOGITS, Batch, Segment
-from qwencli.kernels import isa, layout
+from qwencli.kernels import isa
+from qwencli.kernels.arguments import GATHER, ROW
 from qwencli.kernels.layout import Word
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -27,13 +29,13 @@ class Program:
     """Rows, group by group, and whatever they have the addresses of."""
 
     def __init__(self) -> None:
-        self.rows, self.keep = np.zeros((0, layout.ROW_WORDS), np.int64), []
+        self.rows, self.keep = ROW.zeros(0), []
 
-    def group(self, *rows: tuple[int, int, int, int]) -> None:
-        """Rows of (kernel, arguments, address of a count, divisor)."""
+    def group(self, *rows: dict[str, int]) -> None:
+        """Rows without their group."""
         first = len(self.rows)
-        self.rows = np.concatenate([self.rows, [(*row, first, 0) for row in rows]])
-        self.rows[-1, 5] = 1
+        self.rows = np.concatenate([self.rows, *(ROW.pack(**row, first=first, last=0) for row in rows)])
+        self.rows["last"][-1] = 1
 
     def call(self, *functions: tuple[Function, int]) -> None:
         """A group of Python functions of a chunk's number, each with its number of chunks."""
@@ -42,7 +44,8 @@ class Program:
             kernel = KERNEL(lambda args, chunk, scratch, function=function: function(chunk) and None)
             count = np.array([n])
             self.keep += [kernel, count]
-            rows.append((ctypes.cast(kernel, ctypes.c_void_p).value or 0, 0, count.ctypes.data, 1))
+            address = ctypes.cast(kernel, ctypes.c_void_p).value or 0
+            rows.append({"kernel": address, "args": 0, "count": count.ctypes.data, "divisor": 1})
         self.group(*rows)
 
 
@@ -65,7 +68,7 @@ class Shuffles(Program):
     def __init__(self, n_groups: int, n_parts: int = 4, part: int = 6, n_cols: int = 3) -> None:
         super().__init__()
         rng = np.random.default_rng(n_groups)
-        gather = kernels_of(isa.choose().name).load(["ops:gather"])["ops:gather"]
+        gather = kernels_of(isa.choose().name).load([GATHER.spec()])[GATHER.spec()]
         n = n_parts * part
         self.count, none = np.array([part]), np.array([0])
         self.orders = np.array([rng.permutation(n) for _ in range(n_groups)], np.int32).reshape(
@@ -77,20 +80,20 @@ class Shuffles(Program):
         for g in range(n_groups):
             rows = []
             for i in range(n_parts):
-                args = np.array(
-                    [
-                        self.count.ctypes.data,
-                        1,
-                        self.buffers[g].ctypes.data,
-                        self.orders[g, i].ctypes.data,
-                        n_cols,
-                        self.buffers[g + 1, i * part :].ctypes.data,
-                    ]
+                args = packed(
+                    GATHER,
+                    count=self.count,
+                    unit=1,
+                    x=self.buffers[g],
+                    ids=self.orders[g, i],
+                    n_cols=n_cols,
+                    out=self.buffers[g + 1, i * part :],
                 )
                 self.keep.append(args)
-                rows.append((gather, args.ctypes.data, self.count.ctypes.data, 1))
+                row = {"kernel": gather, "args": args.ctypes.data, "count": self.count.ctypes.data}
+                rows.append(row | {"divisor": 1})
                 if g % 5 == i:  # a row with nothing to do
-                    rows.append((0, 0, none.ctypes.data, 1))
+                    rows.append({"kernel": 0, "args": 0, "count": none.ctypes.data, "divisor": 1})
             self.group(*rows)
 
     def check(self, team: Team, n: int) -> None:
@@ -153,7 +156,7 @@ def test_rows_of_a_group_and_chunks_of_a_row_run_side_by_side(team: Callable[[in
 
 
 def parked(t: Team) -> bool:
-    return all(t._state[Word.STATUS + Word.STATUS_WORDS * i + 1] for i in range(1, t.n_threads))
+    return bool(t._statuses["parked"][1:].all())
 
 
 def test_threads_without_work_are_parked_and_woken(team: Callable[[int], Team]) -> None:
@@ -193,7 +196,7 @@ def test_an_interrupted_step_leaves_the_team_ready(team: Callable[[int], Team], 
 
     def abort(original: Callable[[], None] = t._abort) -> None:
         original()
-        inside.append(any(t._state[Word.STATUS + Word.STATUS_WORDS * j] for j in range(1, n_threads)))
+        inside.append(bool(t._statuses["step"][1:].any()))
 
     inside: list[
         bool

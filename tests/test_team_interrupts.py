@@ -11,8 +11,8 @@ import pytest
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.cpu.team import Team
+from qwencli.kernels.arguments import ROW
 from qwencli.kernels.isa import choose
-from qwencli.kernels.layout import ROW_WORDS
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -29,10 +29,11 @@ class Program:
 
         self._kernel = KERNEL(kernel)
         self.counts = np.array(chunks, np.int64)
-        self.rows = np.zeros((len(chunks), ROW_WORDS), np.int64)
-        address = ctypes.cast(self._kernel, ctypes.c_void_p).value
-        for i in range(len(chunks)):
-            self.rows[i] = address, i, self.counts.ctypes.data + 8 * i, 1, i, 1
+        self.rows = ROW.zeros(len(chunks))
+        self.rows["kernel"] = ctypes.cast(self._kernel, ctypes.c_void_p).value
+        self.rows["args"] = self.rows["first"] = np.arange(len(chunks))
+        self.rows["count"] = [self.counts[i:].ctypes.data for i in range(len(chunks))]
+        self.rows["divisor"] = self.rows["last"] = 1
 
     def check(self) -> None:
         """Each chunk ran once."""

@@ -1,4 +1,4 @@
-"""Chat templates that attack: out of the sandbox, without end, beyond the memory."""
+"""Hostile chat templates: they try to leave the sandbox, never end, or fill the memory."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ LINUX = sys.platform == "linux"
 
 @pytest.fixture(autouse=True)
 def _enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More processor time than users' templates have: what fails for another reason does so on a slow machine too."""
+    """More processor time than users' templates have, so that what fails for another reason does so on a slow machine too."""
     monkeypatch.setattr(template_process, "CPU_SECONDS", 30)
 
 
 @pytest.fixture
 def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less than users' templates have, so that those without end take less."""
+    """Less processor time than users' templates have, so that endless ones take less."""
     monkeypatch.setattr(template_process, "CPU_SECONDS", 0.2)
 
 
 @cache
 def one_of(*sources: str) -> ChatTemplate:
-    """Renders the `n`th of some templates: one process for all of them."""
+    """Renders the `n`th of some templates, with one process for all of them."""
     return ChatTemplate(
         "".join(f"{{% {'el' if i else ''}if n == {i} %}}{source}" for i, source in enumerate(sources))
         + "{% endif %}"
     )
 
 
-# Out of the sandbox
+# Attempts to leave the sandbox
 
 ESCAPES = {
     "CVE-2016-10745": "{{ '{0.__class__.__mro__}'.format('') }}",
@@ -123,7 +123,7 @@ def test_what_is_private_is_undefined(expression: str) -> None:
     assert one_of(*("{{ " + e + " }}" for e in PRIVATE)).render([USER], n=PRIVATE.index(expression)) == ""
 
 
-# Without end, beyond the memory
+# Endless templates, and those that fill the memory
 
 NS = "{% set ns = namespace(x=[1], y=[1], s='aaaaaaaaaaaaaaaaaaaa') %}"
 
@@ -229,7 +229,7 @@ def test_the_next_conversation_is_served(name: str) -> None:
 
 @pytest.mark.usefixtures("little_time")
 def test_deep_values_that_are_compared() -> None:
-    """What Python's own recursion ends in is an error or a crash, according to its version."""
+    """Too deep a recursion in Python is an error or a crash, depending on its version."""
     with pytest.raises(InputError, match=THE):
         ChatTemplate(again(50_000, "x = [ns.x]", "y = [ns.y]") + "{{ ns.x == ns.y }}").render([USER])
 

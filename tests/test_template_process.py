@@ -1,4 +1,4 @@
-"""The process that renders a chat template: how it starts, what it hears, and when it ends."""
+"""The process that renders chat templates: how it starts, what reaches it, and when it ends."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def interrupt() -> None:
         asked.wait(60)
-        time.sleep(0.05)  # so that the answer is waited for, most often
+        time.sleep(0.05)  # so that in most cases the answer is being waited for
         signal.pthread_kill(main, signal.SIGINT)
 
     monkeypatch.setattr(process.stdin, "flush", lambda: (flush(), asked.set()))
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # where the tests run in the background it may be ignored
+    )  # it may be ignored if the tests run in the background
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -131,7 +131,7 @@ def test_ctrl_c_while_a_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert say("b", template) == "b"  # and not what came too late
+    assert say("b", template) == "b"  # and not the answer that came too late
 
 
 @linux
@@ -175,8 +175,8 @@ def test_the_process_knows_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @posix
-def test_who_gets_out_of_the_sandbox_finds_closed_doors(tmp_path: Path) -> None:
-    """What templates can't do because jinja2 keeps them in, the process can't do either."""
+def test_a_template_outside_the_sandbox_can_do_nothing(tmp_path: Path) -> None:
+    """What jinja2's sandbox keeps templates from doing, the process itself can't do either."""
     program = f"""
 import os, resource, socket, sys
 from qwencli.system.confined import limit_resources
@@ -256,8 +256,8 @@ def test_no_process_can_be_started(path: str, why: str, monkeypatch: pytest.Monk
         b"T\0\0\1\0" + b"a" * 256,
     ],
 )
-def test_answers_that_are_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a process would send that a template has taken over."""
+def test_malformed_answers(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sent by a process that a template has taken over."""
     monkeypatch.setattr(template_child, "MAX_BYTES", 255)
     monkeypatch.setattr(
         confined,
@@ -271,7 +271,7 @@ def test_answers_that_are_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -
 def test_modules_are_found_where_the_parent_finds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """jinja2 may lie in any folder of sys.path, with whatever name."""
+    """jinja2 may be in any folder of sys.path, whatever its name."""
     import jinja2
 
     odd: Any = tmp_path / "ünd 'so'"

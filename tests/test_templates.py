@@ -260,7 +260,7 @@ QWEN35 = SimpleNamespace(
         "<tts_text_bos_single>",
     ],
 )
-"""A tokenizer's control tokens. Those of speech begin like `<think>` and `<tool_response>`, which templates look for."""
+"""A tokenizer's control tokens. Those for speech begin like `<think>` and `<tool_response>`, which templates look for."""
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -276,7 +276,7 @@ def test_what_guards_control_tokens_changes_nothing_else(name: str) -> None:
 
 
 def outcome(render: Callable[..., str], *args: Any, **variables: Any) -> tuple[str, str]:
-    """The rendered text, or the error that the template ends in, with its message in one line."""
+    """The rendered text, or the error that the template raises, with its message in one line."""
     try:
         return "text", render(*args, **variables)
     except InputError as error:
@@ -296,7 +296,7 @@ def outcome(render: Callable[..., str], *args: Any, **variables: Any) -> tuple[s
 
 
 def test_the_conversations_reach_what_templates_do(oracle: Callable[..., str]) -> None:
-    """Each template tells most of the conversations apart, with tools and without, and refuses some."""
+    """Each template renders most of the conversations differently, with tools and without, and rejects some."""
     assert len(CONVERSATIONS) >= 30
     for source in TEMPLATES.values():
         found = {

@@ -1,4 +1,4 @@
-"""The tokenizer against llama.cpp's ids: its own conformance cases, and answers stored by scripts/make_oracles.py."""
+"""The tokenizer compared with llama.cpp's: its own conformance cases, and ids stored by scripts/make_oracles.py."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def qwen2() -> Tokenizer:
 
 @pytest.fixture(params=["here", "by tokenizers"])
 def merging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merges texts of any length in one of the two ways that there are."""
+    """A tokenizer that merges texts of any length in one of the two ways that there are."""
     for name in "SHORT_TEXT", "SHORT_WORD":
         monkeypatch.setattr(tokenizer_module, name, 10**9 if request.param == "here" else -1)
 
@@ -82,11 +82,13 @@ def test_long_texts_and_long_words_have_the_ids_of_short_ones(tiny: Tokenizer) -
 
 
 def test_other_threads_run_while_a_long_text_is_encoded(tiny: Tokenizer) -> None:
-    """A server's other requests do not wait for it."""
+    """So a server's other requests don't wait for it."""
     done, turns, meanwhile = threading.Event(), 0, [0]
 
     def encode() -> None:
-        while max(meanwhile) <= 10 and len(meanwhile) < 50:  # again where the machine gave others no turn
+        while (
+            max(meanwhile) <= 10 and len(meanwhile) < 50
+        ):  # again if the machine didn't let other threads run
             before = turns
             tiny.encode("one two three. " * 50_000)
             meanwhile.append(turns - before)
@@ -119,7 +121,7 @@ def test_ids_are_those_of_llama_cpp(
 
 
 def test_the_stored_answers_cover_what_they_should() -> None:
-    """Where both patterns, or parsing special tokens or not, gave the same ids everywhere, they would show nothing."""
+    """If both patterns gave the same ids everywhere, or parsing and not parsing special tokens, the answers would prove nothing."""
     answers = [answer for _, answer in ORACLE["encode"]]
     assert sum(a["tiny"] != a["tiny-qwen35"] for a in answers) >= 5
     assert sum(a["tiny"][0] != a["tiny"][1] for a in answers) >= 10
@@ -174,7 +176,7 @@ def test_a_guard_keeps_text_from_being_a_token_and_is_dropped(tiny: Tokenizer) -
     assert tiny.encode(f"<think>{guard}", guard=guard) == tiny.encode("<think>")
 
 
-def test_a_surrogate_is_no_text(tiny: Tokenizer) -> None:
+def test_a_surrogate_is_an_error(tiny: Tokenizer) -> None:
     with pytest.raises(InputError, match="surrogate"):
         tiny.encode("a\ud800b")
 
@@ -238,7 +240,7 @@ def test_vocabularies_that_cannot_be_used(tmp_path: Path, key: str, value: Any, 
 
 @pytest.mark.parametrize("arch", ["qwen", "qwen2", "qwen2moe"])
 @pytest.mark.parametrize("pre", ["default", None])
-def test_files_older_than_patterns_have_qwens(tmp_path: Path, arch: str, pre: str | None) -> None:
+def test_files_that_name_no_pattern_use_qwens(tmp_path: Path, arch: str, pre: str | None) -> None:
     text = "don't 1234 \n\n  x\u0301y, !!\n 'RE"
     early, plain = (
         Tokenizer(changed(tmp_path / "v.gguf", "pre", pre, arch)),
@@ -250,7 +252,7 @@ def test_files_older_than_patterns_have_qwens(tmp_path: Path, arch: str, pre: st
 
 
 def changed(path: Path, key: str, value: Any, arch: str = "qwen2") -> GGUFFile:
-    """The tiny vocabulary with another value, or for None without that."""
+    """The tiny vocabulary with another value for a key, or without the key if the value is None."""
     words, merges = tiny_vocabulary.words_and_merges()
     facts: dict[str, Any] = {"model": "gpt2", "pre": "qwen2", "tokens": words, "merges": merges} | {
         key: value
@@ -270,7 +272,7 @@ def changed(path: Path, key: str, value: Any, arch: str = "qwen2") -> GGUFFile:
 
 
 def test_a_merge_of_unknown_tokens_among_tokens_in_order(tmp_path: Path) -> None:
-    """It is never applied, as in llama.cpp; the library that merges long texts refuses it."""
+    """It is never applied, as in llama.cpp; the library that merges long texts rejects it."""
     words, merges = tiny_vocabulary.words_and_merges()
     first = words.index(merges[0].replace(" ", ""))
     assert words[first : first + len(merges)] == [merge.replace(" ", "") for merge in merges]
@@ -299,7 +301,7 @@ def test_the_embedded_model_knows_its_own_special_tokens() -> None:
     assert {ids["<|im_end|>"], ids["<|endoftext|>"]} == tokenizer.eog_ids
 
 
-def test_no_text_has_fewer_tokens_than_said() -> None:
+def test_no_text_has_fewer_tokens_than_the_lower_bound() -> None:
     tokenizer = Tokenizer(GGUFFile(EMBEDDED))
     longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab))
     for text in "", "a", " " * longest, "the end of a story " * 300, "漢字" * 50, "\n" * 5000:

@@ -1,4 +1,4 @@
-"""What sound files get whose experts, states or sections fit no model: one line that names the file and the value, and exit code 1."""
+"""Valid files whose experts, states or sections no model can have: the error is one line with the file and the value; exit code 1."""
 
 from dataclasses import replace
 from functools import cache
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(arch: str, folder: Path) -> Gguf:
-    """A small model that runs, to be changed. Its weights are F32."""
+    """A small model that can be run, for the tests to change. Its weights are F32."""
     reader, file = gguf.GGUFReader(written(arch, folder)), Gguf()
     for key, value in reader.fields.items():
         if not key.startswith("GGUF."):
@@ -81,7 +81,7 @@ def lacking(key: str) -> Change:
 
 
 def filled(name: str, *values: float) -> Change:
-    """The tensor with these values over and over."""
+    """The tensor, filled with these values over and over."""
 
     def change(file: Gguf) -> None:
         dims = next(t.dims for t in file.tensors if t.name == name)
@@ -323,7 +323,7 @@ NEXT: dict[str, tuple[Change, str]] = {
     ),
     "an early converter's": (
         renamed("blk.0.attn_qkv.weight", "blk.0.ssm_in.weight"),
-        "'blk.0.ssm_in.weight' is of an early converter",
+        "'blk.0.ssm_in.weight' is from an early converter",
     ),
     "gates of other heads": (
         shaped("blk.0.ssm_ba.weight", 32, 4),
@@ -451,10 +451,10 @@ BROKEN: dict[str, tuple[str, Change]] = {
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_weights_that_are_no_numbers(
+def test_weights_that_are_not_finite(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, backend: str
 ) -> None:
-    """An expert's number made of NaN would lead anywhere."""
+    """An expert's number computed from NaN could be anything."""
     arch, change = BROKEN[name]
     file = small(arch, folder)
     change(file)

@@ -1,4 +1,4 @@
-"""What a sound file gets that describes no model which can run: one line that names the file and the value, and exit code 1."""
+"""Valid files that describe no model that can be run: the error is one line with the file and the value; exit code 1."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -276,11 +276,11 @@ UNFIT: dict[str, tuple[Change, str]] = {
         without("tokenizer.ggml.tokens"),
         "'tokenizer.ggml.tokens' is missing, expected an array",
     ),
-    "a token that is no UTF-8": (
+    "a token that isn't UTF-8": (
         tokens([*TOKENS[:-1], b"\xc3("]),
-        r"'tokenizer.ggml.tokens': string 267 is no UTF-8: b'\xc3('",
+        r"'tokenizer.ggml.tokens': string 267 isn't UTF-8: b'\xc3('",
     ),
-    "a token twice": (tokens([*TOKENS[:-1], "Ġthe"]), "token 'Ġthe' stands twice in tokenizer.ggml.tokens"),
+    "a token twice": (tokens([*TOKENS[:-1], "Ġthe"]), "token 'Ġthe' appears twice in tokenizer.ggml.tokens"),
     "a byte missing": (
         tokens([*TOKENS[:33], "xx", *TOKENS[34:]]),
         "tokens lacks 1 of the 256 single bytes, such as 0x42",
@@ -374,7 +374,7 @@ def test_unfit_model(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: st
     assert err.startswith(f"qwencli: error: {path}: ")
     assert expected in err
     assert (out, err.count("\n")) == ("", 1)
-    assert run_cli(["info", str(path)]) in (0, 1)  # shows what a file holds that can't be run
+    assert run_cli(["info", str(path)]) in (0, 1)  # also shows files that can't be run
     out, err = capfd.readouterr()
     assert (out == "") == (err != "")
 
@@ -386,7 +386,7 @@ def test_what_the_changes_start_from_runs(tmp_path: Path) -> None:
 
 
 def test_narrow_token_types_are_read_as_numbers(tmp_path: Path) -> None:
-    """A reader that takes any array for 32-bit integers runs over the end of this one."""
+    """A reader that takes every array for 32-bit integers reads past the end of this one."""
     file = tiny()
     file.metadata["tokenizer.ggml.token_type"] = ("[u8]", file.metadata["tokenizer.ggml.token_type"][1])
     llm = LLM(file.write(tmp_path / "narrow.gguf"))
@@ -411,7 +411,7 @@ TEMPLATES = {
     ),
     "reaches for Python": ("{{ ''.__class__.__mro__ }}", "fails on this conversation: SecurityError"),
     "imports": ("{% include '/etc/passwd' %}", "fails on this conversation"),
-    "half a surrogate pair": (r"{{ '\ud800' }}", "the text is no valid Unicode"),
+    "half a surrogate pair": (r"{{ '\ud800' }}", "the text isn't valid Unicode"),
     "nothing": ("{# #}", "the prompt is empty"),
 }
 
@@ -432,8 +432,8 @@ def test_bad_chat_template(tmp_path: Path, capfd: pytest.CaptureFixture[str], na
 
 @pytest.mark.usefixtures("story")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
-def test_weights_that_are_no_numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: float) -> None:
-    """3e38 is finite, the sums of its products are not."""
+def test_weights_that_are_not_finite(tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: float) -> None:
+    """3e38 is finite, but the sums of its products are not."""
     file = tiny()
     file.replace(f32("output_norm.weight", [bad] * N_EMBD))
     path, text = file.write(tmp_path / "nan.gguf"), tmp_path / "text"

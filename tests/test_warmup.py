@@ -15,10 +15,10 @@ from qwencli.cli._bar import Bar
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, jit
+from qwencli.kernels.formats import FORMATS
 from qwencli.kernels.jit import Kernels
-from qwencli.kernels.layout import FORMATS
-from qwencli.measure import warmup
-from qwencli.measure.warmup import InFormat, kernels_of_model, warm_up
+from qwencli.machine import warmup
+from qwencli.machine.warmup import InFormat, kernels_of_model, warm_up
 from qwencli.network.model import Model, load_model
 
 TEXT = b"the and in a " * 30

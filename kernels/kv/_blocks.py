@@ -3,9 +3,9 @@
 Of keys the quants lie in words of four bytes, [head_dim / 32][words][PAGE], so that positions are in lanes; of values two positions' bytes
 lie side by side, [head_dim / 32][PAGE / 2][bytes of a block][2]. Scales are [head_dim / 32][PAGE] of both.
 
-Queries are quantized to Q8_0, as llama.cpp does, and products summed as integers inside a block, then as floats in block order. Values are
-summed as integers, too, over the positions of a page: a position's weight times its scale becomes an i16, 32767 for the largest of a
-block's. That costs a product 2**-16 of the largest one at most, and a quant 2**-8 of the largest in its block.
+Queries are quantized to Q8_0, as llama.cpp does, and products are summed as integers inside a block, then as floats in block order. Values
+are summed as integers too, over the positions of a page: a position's weight times its scale becomes an i16, 32767 for the largest in a
+block. The error is at most 2**-16 of the largest product, and 2**-8 of a block's largest quant.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ._tiles import VECTORS, Ahead, side_by_side
 LARGEST = 32767.0
 """What the largest weight of a page becomes."""
 NOTHING = 2.0**-100
-"""Weights that are all smaller count as 0: their inverse might not be finite."""
+"""Where all weights are smaller they count as 0: the inverse might not be finite."""
 
 
 class Blocks(NamedTuple):
-    """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` of i8x64 the
-    factors for the query's first quants and, where there are two, for those 16 behind; `wide` says that they are `raised`, else `offset`
-    is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
+    """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` makes of
+    i8x64 the factors for the query's first quants and, where there are two, for the quants 16 after these; `wide` says that they are
+    `raised`, else `offset` is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
     """
 
     n_bytes: int
@@ -137,7 +137,7 @@ class Blocks(NamedTuple):
     def quantize_weights(
         self, e: Emitter, weights: Any, values: Any, n_valid: Any, memory: Any, head_dim: int
     ) -> None:
-        """[head_dim / 32][PAGE] i16, what a block's quants are multiplied with, then for each block an f32 scale of these."""
+        """[head_dim / 32][PAGE] i16, by which a block's quants are multiplied, then for each block the f32 scale of these."""
         b, n_blocks = e.b, head_dim // KV_BLOCK
         limit = e.splat(b.trunc(n_valid, I32))
         visible = [
@@ -213,5 +213,5 @@ class Blocks(NamedTuple):
                                 offset,
                             )
                         )
-                for result in results:  # behind all loads: at its end a tile has the same query twice
+                for result in results:  # after all loads: the last tile may have the same query twice
                     e.store(*result)

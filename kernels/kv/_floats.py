@@ -17,7 +17,7 @@ from ._tiles import VECTORS, Ahead, side_by_side
 
 
 class Floats(NamedTuple):
-    """`lane` is the LLVM type in memory, `widen(e, lanes)` makes float32 of it and `narrow(e, lanes)` rounds that; also for one value."""
+    """`lane` is the LLVM type in memory, `widen(e, lanes)` turns it into float32, `narrow(e, lanes)` rounds back; also for one value."""
 
     n_bytes: int
     lane: Any

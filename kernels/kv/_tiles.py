@@ -1,4 +1,4 @@
-"""How a page's scores and sums are divided into what registers hold, and what is fetched meanwhile."""
+"""How a page's scores and sums are divided into what registers can hold, and what is prefetched meanwhile."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ VECTORS = PAGE // LANES
 
 
 def side_by_side(e: Emitter) -> int:
-    """Vectors of a tile that are summed side by side for each of four queries: with more, sums would not stay in registers."""
+    """How many vectors of a tile are summed at once for each of four queries: with more, sums would not stay in registers."""
     return 4 if e.registers >= 32 else 1
 
 
 class Ahead(NamedTuple):
-    """`n_bytes` that are read next, from the address `start` on; nothing if that is 0."""
+    """The `n_bytes` from the address `start` on, which are read next; nothing if `start` is 0."""
 
     start: Any
     n_bytes: int
 
     def fetch(self, e: Emitter, i: Any, n: int) -> None:
-        """Ask for the i-th of n shares."""
+        """Prefetch the i-th of n shares."""
         with e.b.if_then(e.b.icmp_unsigned("!=", self.start, e.int(0))):
             prefetch_share(e, self.start, i, -(-self.n_bytes // n))

@@ -11,51 +11,35 @@ A family's module emits code for some rows and tokens, given a format's module `
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
+from ..arguments import PRODUCT
+from ..reading import load
 from ..simd import F32, I32, I64, Emitter
 
 PREFETCH_AHEAD = 16384
 
 
-class Args(NamedTuple):
-    """The arguments as LLVM values, int64 each (matmul.py says what they are)."""
-
-    count: Any
-    chunk_rows: Any
-    w: Any
-    row_bytes: Any
-    n_rows: Any
-    n_cols: Any
-    x: Any
-    q: Any
-    d: Any
-    sums: Any
-    y: Any
-    y_stride: Any
-    bias: Any
-    residual: Any
-    scale: Any = None
-
-    @classmethod
-    def load(cls, e: Emitter, address: Any, scaled: bool = False) -> Args:
-        """`scaled`: products are multiplied by the float at `scale`."""
-        return cls(*(e.load(I64, address, 8 * i) for i in range(len(cls._fields) - (not scaled))))
+def product(e: Emitter, quant: ModuleType, address: Any) -> Any:
+    """The arguments as LLVM values by name, `scale` None where the format has none."""
+    a = load(e, PRODUCT, address)
+    return a if getattr(quant, "SCALED", False) else a._replace(scale=None)
 
 
-def clamped_rows(e: Emitter, a: Args, row: Any, count: int) -> list[Any]:
+def clamped_rows(e: Emitter, a: Any, row: Any, count: int) -> list[Any]:
     """The addresses of `count` rows from `row` on; behind the last row the last one again, so that nothing outside is read."""
     last = e.b.sub(a.n_rows, e.int(1))
     return [e.b.add(a.w, e.b.mul(e.least(e.b.add(row, e.int(i)), last), a.row_bytes)) for i in range(count)]
 
 
-def clamped_tokens(e: Emitter, a: Args, token: Any, count: int) -> list[Any]:
+def clamped_tokens(e: Emitter, a: Any, token: Any, count: int) -> list[Any]:
     """The numbers of `count` tokens from `token` on, the last one repeated at the end."""
     last = e.b.sub(e.load(I64, a.count), e.int(1))
     return [e.least(e.b.add(token, e.int(i)), last) for i in range(count)]
 
 
-def if_token(e: Emitter, a: Args, token: Any) -> AbstractContextManager[Any]:
+def if_token(e: Emitter, a: Any, token: Any) -> AbstractContextManager[Any]:
     """A context whose body runs if there is a token of that number."""
     return e.b.if_then(e.b.icmp_signed("<", token, e.load(I64, a.count)))
 
@@ -76,7 +60,7 @@ def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int, stride: int = 0
         e.prefetch(e.at(first, line), level=2)
 
 
-def finish(e: Emitter, a: Args, value: Any, row: Any, token: Any) -> None:
+def finish(e: Emitter, a: Any, value: Any, row: Any, token: Any) -> None:
     """Scale a value, or 16 rows' values, add bias and residual, and store."""
     b = e.b
     if a.scale is not None:
@@ -91,7 +75,7 @@ def finish(e: Emitter, a: Args, value: Any, row: Any, token: Any) -> None:
     e.store(b.load(slot), a.y, place)
 
 
-def finish_rows(e: Emitter, a: Args, values: Any, row: Any, token: Any) -> None:
+def finish_rows(e: Emitter, a: Any, values: Any, row: Any, token: Any) -> None:
     """`finish` for some rows' values in lanes, of which only those before the last row exist."""
     b = e.b
     whole = b.icmp_signed("<=", b.add(row, e.int(values.type.count)), a.n_rows)

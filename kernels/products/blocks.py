@@ -11,7 +11,7 @@ from llvmlite import ir
 from ..quants._blocks import SCALES, VECTOR, Group
 from ..quants._quarts import add_products
 from ..simd import F32, F32X4, F32X16, I8X16, I16, I16X32, I32, I32X16, LANES, Emitter
-from . import Args, clamped_rows, finish, prefetch_rows, prefetch_share
+from . import clamped_rows, finish, prefetch_rows, prefetch_share
 
 ROWS_AT_ONCE = 8
 
@@ -50,7 +50,7 @@ def scaled(e: Emitter, integers: Sequence[Any], scales: Sequence[Any], x_scale: 
     return b.fadd(first, second[0]) if second else first
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int) -> None:
+def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int) -> None:
     """8 rows side by side; where fewer are left each is read as if it were 8. The columns are frozen: rows are at fixed distances."""
     b = e.b
     left = b.sub(a.n_rows, row)
@@ -64,7 +64,7 @@ def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int)
             finish(e, a, b.extract_element(values, e.int(0, I32)), this, token)
 
 
-def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols: int, stride: int) -> Any:
+def rows_in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int, stride: int) -> Any:
     """f32x8: the products of 8 rows, `stride` rows apart, four groups of each at once."""
     b, n_groups, per_block = e.b, n_cols // 32, quant.BLOCK // 32
     row_bytes = n_groups // per_block * quant.BYTES * stride
@@ -81,7 +81,7 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols:
             [Group(e.at(start, place), n, start, place, step * bytes_of_four) for place, n in places]
             for start in starts
         ]
-        q = b.add(b.add(a.q, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
+        q = b.add(b.add(a.quants, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
         low_x, high_x = (
             e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1)
         )
@@ -91,7 +91,7 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols:
             values = e.load(ir.VectorType(kind, len(numbers)), b.add(base, place))
             return e.shuffle(values, [step * (lane // 4) for lane in range(LANES)])
 
-        sums, x_scale = by_group(a.sums, I32), by_group(a.d, F32)
+        sums, x_scale = by_group(a.sums, I32), by_group(a.scales, F32)
         offsets = offset_sums(e, quant, sums)
         x_sum = b.fmul(x_scale, sum_of_all(e, sums)) if quant.FORM.mins else None
         for which, total in enumerate(totals):
@@ -128,11 +128,11 @@ def rows_in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any, n_cols:
     return e.concat(*(b.load(total) for total in totals))
 
 
-def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
+def panel_bytes(e: Emitter, quant: Any, a: Any) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(5)), e.int(quant.FORM.panel_bytes))
 
 
-def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any) -> None:
     b, form, per_block = e.b, quant.FORM, quant.BLOCK // 32
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(b.udiv(a.n_cols, e.int(quant.BLOCK))) as i:
@@ -152,12 +152,12 @@ def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
 
 
 def tile(
-    e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+    e: Emitter, quant: Any, a: Any, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
 ) -> list[list[Any]]:
     b, form = e.b, quant.FORM
     n_groups = b.lshr(a.n_cols, e.int(5))
     totals = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
-    acts = [b.add(a.q, b.mul(t, a.n_cols)) for t in tokens]
+    acts = [b.add(a.quants, b.mul(t, a.n_cols)) for t in tokens]
     scale_rows = [b.shl(b.mul(t, n_groups), e.int(2)) for t in tokens]
     count = 8 // form.n_scales
     with e.loop(n_groups) as i:
@@ -182,7 +182,7 @@ def tile(
         for r, group in enumerate(groups):
             scales = [e.load(F32X16, group, SCALES + k * VECTOR) for k in range(form.n_scales)]
             for t, place in enumerate(places):
-                x_scale = e.splat(e.load(F32, a.d, place))
+                x_scale = e.splat(e.load(F32, a.scales, place))
                 products = scaled(e, [of_half[r][t] for of_half in integers], scales, x_scale)
                 if form.mins:
                     least = e.load(F32X16, group, SCALES + form.n_scales * VECTOR)

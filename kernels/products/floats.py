@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..simd import F32X16, Emitter
-from . import Args, clamped_rows, finish, prefetch_rows
+from . import clamped_rows, finish, prefetch_rows
 
 ROWS_AT_ONCE = 1
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
+def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any) -> None:
     tile(e, quant, a, row, [token], ROWS_AT_ONCE)
 
 
-def tile(e: Emitter, quant: Any, a: Args, row: Any, tokens: Sequence[Any], n_rows: int) -> None:
+def tile(e: Emitter, quant: Any, a: Any, row: Any, tokens: Sequence[Any], n_rows: int) -> None:
     b = e.b
     rows = clamped_rows(e, a, row, n_rows)
-    x = a.q if quant.KIND == "bf16" else a.x
+    x = a.quants if quant.KIND == "bf16" else a.x
     acts = [b.add(x, b.mul(t, b.mul(a.n_cols, e.int(quant.X_BYTES)))) for t in tokens]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
     rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]

@@ -8,20 +8,20 @@ from typing import Any
 from .. import layout
 from ..quants._kquants import Act
 from ..simd import F32, F32X4, F32X16, LANES, Emitter
-from . import Args, clamped_rows, finish_rows, prefetch_rows, prefetch_share
+from . import clamped_rows, finish_rows, prefetch_rows, prefetch_share
 
 ROWS_AT_ONCE = 4
 
 
-def activations(e: Emitter, a: Args, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
+def activations(e: Emitter, a: Any, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
     """The number of blocks, and for each token its first block and the address of its scales."""
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(8))
     acts = []
     for t in tokens:
-        q = b.add(a.q, b.mul(t, a.n_cols))
+        q = b.add(a.quants, b.mul(t, a.n_cols))
         acts.append(Act(q, b.add(a.sums, b.mul(b.mul(t, n_blocks), e.int(layout.Q8K_SUMS_BYTES)))))
-    return n_blocks, acts, [b.add(a.d, b.shl(b.mul(t, n_blocks), e.int(2))) for t in tokens]
+    return n_blocks, acts, [b.add(a.scales, b.shl(b.mul(t, n_blocks), e.int(2))) for t in tokens]
 
 
 def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
@@ -32,7 +32,7 @@ def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
     ]
 
 
-def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
+def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any) -> None:
     """Four rows; where fewer are left the last one is read again."""
     b = e.b
     n_blocks, acts, (scale,) = activations(e, a, [token])
@@ -47,11 +47,11 @@ def in_place(e: Emitter, quant: Any, a: Args, row: Any, token: Any) -> None:
     finish_rows(e, a, b.load(total), row, token)
 
 
-def panel_bytes(e: Emitter, quant: Any, a: Args) -> Any:
+def panel_bytes(e: Emitter, quant: Any, a: Any) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(8)), e.int(quant.PANEL.n_bytes))
 
 
-def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any) -> None:
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(8))
     rows = clamped_rows(e, a, row, LANES)
@@ -65,7 +65,7 @@ def unpack(e: Emitter, quant: Any, a: Args, row: Any, panel: Any) -> None:
 
 
 def tile(
-    e: Emitter, quant: Any, a: Args, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+    e: Emitter, quant: Any, a: Any, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
 ) -> list[list[Any]]:
     b = e.b
     n_blocks, acts, scales = activations(e, a, tokens)

@@ -1,7 +1,7 @@
 """What the formats of 32-weight groups share: panels of 16 rows with the rows in lanes, activations in Q8_0.
 
-A panel holds, for each 32 weights of 16 rows: 8 vectors of four weights a lane, a vector of f32 scales, or two for 16 weights each, and
-where there are mins a vector of these.
+For each 32 weights of 16 rows, a panel holds 8 vectors with four weights in each lane, a vector of f32 scales (two if there is one for each
+16 weights) and, where there are mins, a vector of these.
 """
 
 from __future__ import annotations
@@ -9,20 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..simd import (
-    I8,
-    I8X16,
-    I8X64,
-    I16X16,
-    I16X32,
-    I32X4,
-    I32X16,
-    I64,
-    Emitter,
-    has_feature,
-    i64,
-    intrinsic_of,
-)
+from ..simd import I8, I8X16, I8X64, I16X16, I16X32, I32X4, I32X16, I64, Emitter, i64, intrinsic_of
 from ._kquants import gathered_halves
 from ._quarts import VECTOR
 
@@ -32,7 +19,8 @@ SCALES = 8 * VECTOR
 class Group(NamedTuple):
     """32 weights: the address of their block and which 32 of the block they are.
 
-    In place four groups of a row lie in `n_bytes` from `start` on, and their blocks `distance` behind it; else `n_bytes` is 0.
+    When multiplied in place, four groups of a row lie in `n_bytes` from `start` on, and each block `distance` bytes after `start`; else
+    `n_bytes` is 0.
     """
 
     block: Any
@@ -43,9 +31,9 @@ class Group(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What quants are: below 128, or if `wide` signed bytes, `raised` as the instruction set wants them.
+    """What quants are: bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them.
 
-    Each is lessened by `offset` and multiplied by its scale, of which there are `n_scales` in 32 weights; then the min is added.
+    `offset` is subtracted from each, and it is multiplied by its scale, of which there are `n_scales` in 32 weights; then the min is added.
     """
 
     offset: int = 0
@@ -65,15 +53,15 @@ def nibbles(e: Emitter, data: Any) -> tuple[Any, Any]:
     return e.b.and_(data, mask), e.b.and_(e.b.lshr(data, e.int(4, kind)), mask)
 
 
-def are_picked(groups: Sequence[Group], offset: int) -> bool:
-    """Whether four groups' words are put into order by the instruction that takes any 32 of two vectors."""
+def are_picked(e: Emitter, groups: Sequence[Group], offset: int) -> bool:
+    """Whether the words of four groups are put into order by the instruction that picks any 32 of two vectors."""
     whole_words = all((group.distance + offset) % 2 == 0 for group in groups)
-    return has_feature("avx512bw") and 64 <= groups[0].n_bytes <= 128 and whole_words
+    return e.picks_words and 64 <= groups[0].n_bytes <= 128 and whole_words
 
 
 def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
     """i8x64: the 16 bytes at `offset` of four groups' blocks."""
-    if not are_picked(groups, offset):
+    if not are_picked(e, groups, offset):
         return e.join([e.load(I8X16, group.block, offset) for group in groups])
     start, second = groups[0].start, groups[0].n_bytes - 64
     places = [group.distance + offset + 2 * i for group in groups for i in range(8)]
@@ -88,7 +76,7 @@ def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
 def halves(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
     """f32x16: the half float at `offset` of each group's block."""
     places = [group.distance + offset for group in groups[::4]]
-    if not (are_picked(groups, offset) and max(places) < 64):
+    if not (are_picked(e, groups, offset) and max(places) < 64):
         return gathered_halves(e, [group.block for group in groups], offset)
     pairs = []
     for i in 0, 2:  # two of the four rows
@@ -111,12 +99,12 @@ def nibble_quarts(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
 
 
 def looked_up(e: Emitter, table: Sequence[int], indices: Any) -> Any:
-    """Bytes of a table of 16, for bytes in lanes of any width."""
+    """Look up bytes, in lanes of any width, in a table of 16."""
     return e.b.bitcast(e.lookup(table, e.b.bitcast(indices, I8X64)), indices.type)
 
 
 def with_bits(e: Emitter, low: Any, data: Any, bits: Sequence[int], value: int) -> Any:
-    """`value` added to those of 64 bytes, in lanes of any width, whose bit of `data` is set; `bits` are 64 numbers of bits."""
+    """64 bytes, in lanes of any width, with `value` added where a bit of `data` is set: for byte i it is bit number `bits[i]`."""
     b = e.b
     added = b.select(
         e.bits(b.bitcast(data, I8X64) if data.type == I32X16 else data, bits),

@@ -1,4 +1,4 @@
-"""Activations in float32, as F32 and F16 weights are multiplied with."""
+"""Activations in float32, by which F32 and F16 weights are multiplied."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the formats share whose weights are rows of a grid: blocks of 256 weights, 8 or 4 of which an index names at once.
+"""What the formats share whose weights are rows of a grid: blocks of 256 weights, where each index stands for 8 or 4 of them.
 
-A format's module says in a `Format` where things are in a block.
+A format's module has a `Format`, which says where things are in a block.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from .. import layout
 from ..simd import F32X4, F32X16, I8, I8X32, I8X64, I16, I32, I32X16, I64, Emitter, i64, intrinsic_of
 from . import _kquants as k
 from ._blocks import nibbles
+from ._ktiles import Tile
 
 RAISED_BY = 64
-"""What makes numbers with signs unsigned in a panel: the largest is 62."""
+"""Added to signed numbers to make them unsigned in a panel: the largest is 62."""
 
 
 class Grid(NamedTuple):
-    """The grid of a format, by its name: rows of `n` numbers, each times `times` plus `plus`, as bytes."""
+    """The grid of the format `name`: rows of `n` numbers, each of them times `times` plus `plus`, as bytes."""
 
     name: str
     n: int
@@ -65,14 +66,14 @@ def lanes(e: Emitter, vector: Any) -> Callable[[int], Any]:
 
 
 def odd_signs(e: Emitter, sevens: Any) -> Any:
-    """Bytes with seven signs -> with eight, an even number of them set."""
+    """Bytes with seven signs -> bytes with eight, of which an even number is set."""
     kind = sevens.type
     ones = e.call(f"llvm.ctpop.v{kind.count}i8", kind, sevens)
     return e.b.or_(sevens, e.b.shl(ones, e.int(7, kind)))
 
 
 def signs_of_words(e: Emitter, words: Any) -> Any:
-    """i32x8 with four times seven signs, and a scale above -> i8x32."""
+    """i32x8 with four times seven signs, and a scale in the upper bits -> i8x32."""
     b, kind, total = e.b, words.type, None
     for i in range(4):
         seven = b.and_(b.shl(words, e.int(i, kind)), e.int(0x7F << 8 * i, kind))
@@ -86,7 +87,7 @@ def scales_of_words(e: Emitter, words: Any) -> Any:
 
 @njit(inline="always")
 def is_negative(signs, i):
-    """Sign i of eight, of which the seven lowest bits of `signs` tell."""
+    """Sign i of eight, of which the seven lowest bits of `signs` hold the first seven."""
     if i < 7:
         return signs >> i & 1
     signs &= 127
@@ -101,7 +102,7 @@ def odd(e: Emitter, numbers: Any) -> Any:
 
 
 def in_nibbles(e: Emitter, data: Any) -> Any:
-    """i8 lanes -> twice as many, of each byte first the lower four bits."""
+    """i8 lanes -> twice as many, the lower four bits of each byte before the upper ones."""
     n = data.type.count
     low, high = nibbles(e, data)
     return e.shuffle(low, [i // 2 + i % 2 * n for i in range(2 * n)], high)
@@ -118,13 +119,13 @@ Emit = Callable[[Emitter, Any], Any]
 class Format:
     """Blocks of 256 weights in `n_parts` parts: weight = d * factor * scale * (grid's number + delta - minus), with its sign.
 
-    What is read of the block at an address:
+    What is read from the block at an address:
 
     - `indices`: a function that gives the i-th index of a row of the grid, an i64;
     - `scales`: those of the parts, as i8 lanes from 0 on;
     - `signs`: a byte for each 8 weights, with a bit for each that is negative, i8x32;
     - `deltas`: a byte for each 8 weights, i8x32;
-    - `d`, which is given 4 or 16 addresses: f32 lanes.
+    - `d`, for 4 or 16 addresses: f32 lanes.
     """
 
     grid: Grid
@@ -142,11 +143,11 @@ class Format:
         return k.Panel(self.n_parts)
 
     @property
-    def tile(self) -> k.Tile:
-        return k.Tile(self.panel, minus=RAISED_BY if self.signs else self.minus)
+    def tile(self) -> Tile:
+        return Tile(self.panel, minus=RAISED_BY if self.signs else self.minus)
 
     def numbers(self, e: Emitter, p: Any) -> Iterator[tuple[Any, Any]]:
-        """Four times 64 weights of the block at p, as bytes below 128, and if there are signs which are negative, as i1x64."""
+        """Four times 64 weights of the block at p, as bytes below 128, and, if there are signs, which of them are negative, as i1x64."""
         index = self.indices(e, p)
         signs, deltas = (each and each(e, p) for each in (self.signs, self.deltas))
         n = 64 // self.grid.n
@@ -189,7 +190,7 @@ class Format:
         return e.b.mul(e.b.sext(sums, I32X16), e.int(-self.minus, I32X16))
 
     def unpack(self, e: Emitter, rows: Sequence[Any], panel: Any) -> None:
-        """By way of memory: first the weights of each row as bytes, one row behind the other, then four weights of all rows at once."""
+        """By way of memory: first the weights of each row as bytes, row after row, then four weights of all rows at once."""
         b, n_rows, into = e.b, len(rows), self.panel
         addresses, weights, scales = (e.memory(n_bytes * n_rows) for n_bytes in (8, 256, 16))
         for i, row in enumerate(rows):

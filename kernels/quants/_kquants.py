@@ -1,8 +1,8 @@
 """What the K-quants share: 256 weights a block, panels of 16 rows with the rows in lanes, activations in Q8_K.
 
-A panel holds, for each block of 16 rows: 64 vectors of four weights a lane ("quarts"), a vector of 32-bit scales for each part of the
-block, the mins (or once more the scales) of each two parts as pairs of i16, and the f32 scales d and dmin. Where quants are so small that
-their products with the scales are bytes, these are in the quarts, and the tokens have nothing to multiply by scales.
+For each block of 16 rows, a panel holds 64 vectors with four weights in each lane ("quarts"), a vector of 32-bit scales for each part of
+the block, the mins (or the scales again) of each two parts as pairs of i16, and the f32 scales d and dmin. Where quants are so small that
+their products with the scales fit into bytes, the quarts hold these products, and nothing is multiplied by scales for each token.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from .. import layout
-from ..simd import F32X4, F32X16, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter, like
-from ._quarts import VECTOR, add_products
+from ..simd import F32X4, I8X16, I8X32, I16, I16X16, I16X32, I32, I32X16, I64, Emitter, like
+from ._quarts import VECTOR
 
 QUARTS = 64 * VECTOR
 
@@ -27,7 +27,7 @@ class Act(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Offsets in a panel block whose weights have `n_parts` scales, or if `scaled` none: the quarts are multiplied by them already."""
+    """Offsets in a panel's block, whose weights have `n_parts` scales; if `scaled` it has none, since the quarts are multiplied by them."""
 
     n_parts: int
     scaled: bool = False
@@ -70,7 +70,7 @@ def side_by_side(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
 
 
 def of_each_row(numbers: Iterable[int], n_lanes: int) -> list[int]:
-    """Lanes of a vector that holds `n_lanes` for each of four rows: these of every row."""
+    """These lanes of every row, in a vector that holds `n_lanes` for each of four rows."""
     return [n_lanes * row + number for row in range(4) for number in numbers]
 
 
@@ -94,7 +94,7 @@ def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
 
 
 def gathered(e: Emitter, rows: Sequence[Any], offset: int, kind: Any) -> Any:
-    """The i16, i32 or i64 at `offset` of each of 4, 8 or 16 rows, in lanes. Put together by integers: vectors have enough to shuffle."""
+    """The i16, i32 or i64 at `offset` of each of 4, 8 or 16 rows, in lanes. Done with integers: the shuffle units are busy enough."""
     b, n = e.b, 64 // kind.width
     words = ir.Constant(ir.VectorType(I64, len(rows) // n), ir.Undefined)
     for i in range(0, len(rows), n):
@@ -136,7 +136,7 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
 
 
 def store_scales(e: Emitter, panel: Panel, address: Any, scales: Sequence[Any]) -> None:
-    """The scale of each part, i32x16 with the rows in lanes, and once more in pairs."""
+    """The scale of each part, i32x16 with the rows in lanes, and again in pairs."""
     b = e.b
     for j, scale in enumerate(scales):
         e.store(scale, address, panel.scales + j * VECTOR)
@@ -158,7 +158,7 @@ def of_each(
 ) -> list[Any]:
     """total_of(address, scales), an i32x16, of each of four rows; each has a quarter of the lanes of `scales`, 64 bytes.
 
-    With few registers in a loop: side by side LLVM begins with all rows at once and keeps them on the stack.
+    With few registers this is a loop: unrolled, LLVM would start all rows at once and keep them on the stack.
     """
     b, n = e.b, len(rows)
     own_type = scales and ir.VectorType(scales.type.element, scales.type.count // n)
@@ -205,7 +205,7 @@ def values_with_mins(
 
 
 def words_shifted(e: Emitter, shift: Callable[[Any, Any], Any], x: Any, n: Any) -> Any:
-    """Bytes shifted by n bits as i16: bits come in from the neighbour, which is for a mask to take away. CPUs have no shift of bytes."""
+    """Bytes shifted by n bits, as i16 since CPUs can't shift bytes: bits of the neighbour come in, which the caller has to mask out."""
     words = ir.VectorType(I16, x.type.count // 2)
     return e.b.bitcast(shift(e.b.bitcast(x, words), e.int(n, words)), x.type)
 
@@ -247,109 +247,3 @@ def of_four_lanes(e: Emitter, vector: Any) -> Any:
     for n in 4, 2:
         vector = e.b.add(*(e.shuffle(vector, of_each_row(range(first, n, 2), n)) for first in (0, 1)))
     return vector
-
-
-class Tile:
-    """The panel form of a K-quant's micro-kernel on one 256-block: R vectors of 16 rows times T tokens, integers until the end.
-
-    Quants are below 128, or if `wide` signed bytes, `raised` as the instruction set wants them. With `mins` the pairs are mins with a scale
-    of their own, dmin; else they are the scales, and every quant is lessened by `minus`.
-    """
-
-    def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
-        self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
-
-    def block(
-        self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
-    ) -> list[list[Any]]:
-        """[R][T] f32x16: what `values` gives for a row, with the rows in lanes. at_part(number) is called for each part of the block."""
-        b, p = e.b, self.panel
-        tokens = range(len(acts))
-        totals = [[e.var(e.int(0, I32X16)) for _ in tokens] for _ in panels]
-        per_part = 64 // p.n_parts
-        with e.loop(e.int(p.n_parts)) as part:  # all parts in a row hold more values than there are registers
-            at_part(part)
-            quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
-            scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
-            quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
-            zeros = [[e.int(0, I32X16)] * len(acts)] * len(panels)
-            partial = add_products(e, e.dot4_wide if self.wide else e.dot4, zeros, quarts, quants, per_part)
-            for r, address in enumerate(scales):
-                scale = e.load(I32X16, address, p.scales)
-                for t in tokens:
-                    b.store(b.add(b.load(totals[r][t]), b.mul(partial[r][t], scale)), totals[r][t])
-        return [
-            [self._scaled(e, address, b.load(totals[r][t]), acts[t]) for t in tokens]
-            for r, address in enumerate(panels)
-        ]
-
-    def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
-        b, p = e.b, self.panel
-        minus = self.minus + e.raised_by * self.wide
-        d = e.load(F32X16, address, p.d)
-        if not (self.mins or minus):
-            return b.fmul(d, b.sitofp(total, d.type))
-        offset = pairs_times_sums(e, p, address, a)
-        if minus:
-            return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(minus, I32X16))), d.type))
-        return less_mins(e, p, address, total, offset)
-
-
-class ScaledTile:
-    """As `Tile`, for a panel that is `scaled`: its bytes are the products of quants and scales, each lessened by `minus`."""
-
-    def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
-        self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
-
-    def block(
-        self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
-    ) -> list[list[Any]]:
-        b, p = e.b, self.panel
-        starts = [self._start(e, act) for act in acts]
-        totals = [[e.var(start) for start in starts] for _ in panels]
-        per_part = 64 // p.n_parts
-        with e.loop(e.int(p.n_parts)) as part:
-            at_part(part)
-            quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
-            quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
-            before = [[b.load(total) for total in of_row] for of_row in totals]
-            after = add_products(e, e.dot4_wide if self.wide else e.dot4, before, quarts, quants, per_part)
-            for of_row, new in zip(totals, after):
-                for total, value in zip(of_row, new):
-                    b.store(value, total)
-        return [
-            [self._value(e, address, b.load(total), act) for total, act in zip(of_row, acts)]
-            for address, of_row in zip(panels, totals)
-        ]
-
-    def _start(self, e: Emitter, act: Act) -> Any:
-        minus = self.minus + e.raised_by * self.wide
-        return e.splat(e.b.mul(sum_of_block(e, act), e.int(-minus, I32))) if minus else e.int(0, I32X16)
-
-    def _value(self, e: Emitter, address: Any, total: Any, act: Act) -> Any:
-        if self.mins:
-            return less_mins(e, self.panel, address, total, pairs_times_sums(e, self.panel, address, act))
-        return e.b.fmul(e.load(F32X16, address, self.panel.d), e.b.sitofp(total, F32X16))
-
-
-def sum_of_block(e: Emitter, act: Act) -> Any:
-    """The sum of an activation block's 256 quants, an i32."""
-    return e.sum_i32(
-        e.b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
-    )
-
-
-def pairs_times_sums(e: Emitter, panel: Panel, address: Any, act: Act) -> Any:
-    """A panel's pairs times the sums of the parts' activations, i32x16."""
-    b, offset = e.b, e.int(0, I32X16)
-    first = layout.SUMS_OF_16 if panel.n_parts == 16 else layout.SUMS_OF_32
-    for i in range(panel.n_parts // 2):
-        sums = b.bitcast(e.splat(e.load(I32, act.sums, first + 4 * i)), I16X32)
-        offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, panel.pairs + i * VECTOR), I16X32), sums)
-    return offset
-
-
-def less_mins(e: Emitter, panel: Panel, address: Any, total: Any, offset: Any) -> Any:
-    """d * total - dmin * offset"""
-    b, d, dmin = e.b, e.load(F32X16, address, panel.d), e.load(F32X16, address, panel.dmin)
-    return b.fsub(b.fmul(d, b.sitofp(total, d.type)), b.fmul(dmin, b.sitofp(offset, d.type)))

@@ -18,9 +18,9 @@ def add_products(
     acts: Sequence[Any],
     count: int,
 ) -> list[list[Any]]:
-    """[R][T] i32x16: starts[r][t] and the products of `count` vectors of panel r with as many times four bytes of token t.
+    """[R][T] i32x16: starts[r][t] plus the products of `count` vectors of panel r with four bytes of token t for each.
 
-    A loop, which LLVM unrolls where that is good. Unrolled before, all additions come after all products, which then don't fit registers.
+    A loop, which LLVM unrolls where that pays. Unrolled here, all additions would come after all products, too many for the registers.
     """
     b = e.b
     sums = [[e.var(start) for start in of_row] for of_row in starts]

@@ -1,5 +1,5 @@
-"""BF16: a weight is the upper half of a float32. Activations are rounded to BF16, too, as in llama.cpp, and where the CPU can
-multiplied in pairs."""
+"""BF16: a weight is the upper half of a float32. Activations are rounded to BF16 too, as in llama.cpp, and multiplied in pairs where the
+CPU can do that."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32, I16, I16X32, I32, Emitter, f32, i64, intrinsic_of
 
-BLOCK, BYTES, KIND = 1, 2, "bf16"
+BLOCK, BYTES, KIND = sizes("BF16")
 STEP, X_BYTES = 32, 2
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I16X16, Emitter, load_f16
 from ._floats import STEP, X_BYTES, add_products, load_one_x, load_x
 
@@ -23,7 +24,7 @@ __all__ = [
     "value",
 ]
 
-BLOCK, BYTES, KIND = 1, 2, "float"
+BLOCK, BYTES, KIND = sizes("F16")
 
 
 @njit(inline="always")

@@ -6,6 +6,7 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32, F32X16, Emitter, load_f32
 from ._floats import STEP, X_BYTES, add_products, load_one_x, load_x
 
@@ -23,7 +24,7 @@ __all__ = [
     "value",
 ]
 
-BLOCK, BYTES, KIND = 1, 4, "float"
+BLOCK, BYTES, KIND = sizes("F32")
 
 
 @njit(inline="always")

@@ -15,12 +15,13 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I8X32, I16, I16X16, I16X32, I64, Emitter, as_f32, f32, i64, intrinsic_of, like, load_u8
 from . import _grids as g
 from . import _kquants as k
 from .iq1_s import GRID, number
 
-BLOCK, BYTES, KIND = 256, 56, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ1_M")
 
 
 def d_bits(e: Emitter, words: Any) -> Any:

@@ -15,12 +15,13 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I8X32, I16, I16X32, Emitter, as_f32, load_f16, load_u8
 from . import _grids as g
 
-BLOCK, BYTES, KIND = 256, 50, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ1_S")
 GRID = g.Grid("IQ1_S", 8, times=8, plus=8)
-"""8 * (number + 1), to which deltas of 0 and 2 are added: with 9 less that is 8 * (number + delta)."""
+"""8 * (number + 1). Deltas of 0 and 2 are added, and 9 is subtracted, which makes 8 * (number + delta)."""
 number = GRID.number()
 
 

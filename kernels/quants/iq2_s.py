@@ -17,10 +17,11 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I8X32, I16X32, Emitter, as_f32, load_f16, load_u8
 from . import _grids as g
 
-BLOCK, BYTES, KIND = 256, 82, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ2_S")
 GRID = g.Grid("IQ2_S", 8)
 number = GRID.number()
 

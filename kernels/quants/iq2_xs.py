@@ -15,10 +15,11 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I8X32, I16, I16X32, I64, Emitter, as_f32, load_f16, load_u8
 from . import _grids as g
 
-BLOCK, BYTES, KIND = 256, 74, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ2_XS")
 GRID = g.Grid("IQ2_XS", 8)
 number = GRID.number()
 

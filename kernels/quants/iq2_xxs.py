@@ -14,10 +14,11 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I8X64, I32X16, I64, Emitter, as_f32, load_f16, load_i32, load_u8
 from . import _grids as g
 
-BLOCK, BYTES, KIND = 256, 66, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ2_XXS")
 GRID = g.Grid("IQ2_XXS", 8)
 number = GRID.number()
 

@@ -15,10 +15,11 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I32, I64, Emitter, as_f32, load_f16, load_i32, load_u8
 from . import _grids as g
 
-BLOCK, BYTES, KIND = 256, 98, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ3_XXS")
 GRID = g.Grid("IQ3_XXS", 4)
 number = GRID.number()
 

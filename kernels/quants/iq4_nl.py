@@ -7,12 +7,13 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, entry_of, four_nibbles, looked_up, nibble_quarts
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "VALUES", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 32, 18, "q8_0"
+BLOCK, BYTES, KIND = sizes("IQ4_NL")
 FORM = Form(wide=True)
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """kvalues_iq4nl in ggml-common.h."""

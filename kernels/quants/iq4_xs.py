@@ -16,13 +16,15 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X64, I16X16, I16X32, I32X16, I64, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import Tile
 from .iq4_nl import entry, raised_values
 
-BLOCK, BYTES, KIND = 256, 136, "q8k"
+BLOCK, BYTES, KIND = sizes("IQ4_XS")
 PANEL = k.Panel(8)
-TILE = k.Tile(PANEL, wide=True)
+TILE = Tile(PANEL, wide=True)
 
 
 @njit(inline="always")

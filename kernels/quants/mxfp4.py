@@ -10,18 +10,19 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32, I16, I32, I32X16, Emitter, as_f32, f32, i64, intrinsic_of, like, load_u8
 from ._blocks import Form, Group, entry_of, four_nibbles, looked_up, nibble_quarts
 from ._kquants import gathered
 
-BLOCK, BYTES, KIND = 32, 17, "q8_0"
+BLOCK, BYTES, KIND = sizes("MXFP4")
 DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 FORM = Form(offset=max(DOUBLED))
 entry = entry_of(DOUBLED)
 
 
 def power(e: Emitter, exponents: Any) -> Any:
-    """2**(exponent - 128) as f32, for i32 lanes or one i32. For 0 and 1 that is no normal float: bits of its mantissa."""
+    """2**(exponent - 128) as f32, for i32 lanes or one i32. For 0 and 1 the float is subnormal: a bit of its mantissa."""
     b, n = e.b, lambda value: e.int(value, exponents.type)
     normal, small = b.shl(b.sub(exponents, n(1)), n(23)), b.shl(b.add(exponents, n(1)), n(21))
     return b.bitcast(b.select(b.icmp_unsigned(">", exponents, n(1)), normal, small), like(exponents, F32))
@@ -36,7 +37,7 @@ def value(p, i):
 
 
 def raised_entries(e: Emitter, indices: Any) -> Any:
-    """DOUBLED, with the offset, of bytes in lanes of any width."""
+    """DOUBLED plus the offset, for bytes in lanes of any width."""
     return looked_up(e, [value + FORM.offset for value in DOUBLED], indices)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8X16, I8X64, Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, with_bits
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 128, 18, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q1_0")
 FORM = Form(offset=1)
 
 
@@ -22,7 +23,7 @@ def value(p, i):
 
 
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
-    """The four are one block."""
+    """The four groups are one block."""
     data, zero = e.load(I8X16, groups[0].block, 2), e.int(0, I8X64)
     low, high = (
         with_bits(e, zero, data, [32 * (i // 16) + 16 * half + i % 16 for i in range(64)], 2)

@@ -11,12 +11,13 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 64, 18, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q2_0")
 FORM = Form(offset=1)
 
 

@@ -15,12 +15,14 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X64, I16X16, I16X32, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import ScaledTile
 
-BLOCK, BYTES, KIND = 256, 84, "q8k"
+BLOCK, BYTES, KIND = sizes("Q2_K")
 PANEL = k.Panel(16, scaled=True)
-TILE = k.ScaledTile(PANEL, mins=True)
+TILE = ScaledTile(PANEL, mins=True)
 
 
 @njit(inline="always")

@@ -17,12 +17,14 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X32, I8X64, I16X16, I16X32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import ScaledTile
 
-BLOCK, BYTES, KIND = 256, 110, "q8k"
+BLOCK, BYTES, KIND = sizes("Q3_K")
 PANEL = k.Panel(8, scaled=True)
-TILE = k.ScaledTile(PANEL, wide=True)
+TILE = ScaledTile(PANEL, wide=True)
 
 
 @njit(inline="always")
@@ -37,8 +39,10 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, 1, 2, 4 and 8 times as large, in the order of `k.products_of_parts`, emitted where they are used: low and upper bits
-    lie at such a distance that one shift of the upper ones serves all."""
+    """Four i8x64, 1, 2, 4 and 8 times as large, in the order of `k.products_of_parts`, emitted where they are used.
+
+    The distance between lower and upper bits is such that one shift of the upper ones serves all four.
+    """
     b, both, bits = e.b, e.load(I8X64, p, 32), e.load(I8X32, p)
     upper = e.concat(*(k.words_shifted(e, shift, bits, 2) for shift in (b.shl, b.lshr)))
     for j in range(4):
@@ -74,7 +78,7 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
-    """What a byte holds is (scale - 32) * (4 - q), from -128 to 124, and d has the other sign: 128 is no byte."""
+    """A byte holds (scale - 32) * (4 - q), from -128 to 124, and d the opposite sign: q - 4 would give 128, which no byte can hold."""
     b, n = e.b, lambda value: e.int(value, I32X16)
     uppers, words, packed = (
         e.transposed(rows, 0, 8),
@@ -89,7 +93,7 @@ def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
         for i in range(first, first + 4):
             q = b.and_(b.lshr(words[8 * half + i], n(2 * j)), n(0x03030303))
             q = b.or_(q, b.shl(b.and_(b.lshr(uppers[i], n(part // 2)), n(0x01010101)), n(2)))
-            # four bytes in one product, as each is made positive by adding 128 to it
+            # four bytes in one product: adding 128 makes each of them positive
             byte = b.sub(b.mul(b.add(b.shl(scale, n(2)), n(128)), n(0x01010101)), b.mul(q, scale))
             e.store(e.raised(b.xor(byte, n(0x80808080))), panel, (32 * half + 8 * j + i) * k.VECTOR)
     e.store(b.fneg(k.gathered_halves(e, rows, 108)), panel, PANEL.d)

@@ -10,10 +10,11 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, four_nibbles, halves, nibble_quarts
 
-BLOCK, BYTES, KIND = 32, 18, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q4_0")
 FORM = Form(offset=8)
 
 

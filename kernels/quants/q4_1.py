@@ -7,12 +7,13 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, four_nibbles, halves, nibble_quarts
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "mins", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 32, 20, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q4_1")
 FORM = Form(mins=True)
 
 

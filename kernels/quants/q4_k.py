@@ -14,12 +14,14 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import Tile
 
-BLOCK, BYTES, KIND = 256, 144, "q8k"
+BLOCK, BYTES, KIND = sizes("Q4_K")
 PANEL = k.Panel(8)
-TILE = k.Tile(PANEL, mins=True)
+TILE = Tile(PANEL, mins=True)
 
 
 @njit(inline="always")

@@ -10,18 +10,19 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import Emitter, as_f32, load_f16, load_u8
 from ._blocks import Form, Group, four_nibbles, nibble_quarts, sixteens, with_bits
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 32, 22, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q5_0")
 FORM = Form(offset=16)
 
 
 @njit(inline="always")
 def quant(p, i):
-    """That of weight i, where p is the address of the fifth bits."""
+    """The fifth bit of weight i; p is the address of these bits."""
     return load_u8(p + 4 + i % 16) >> (i // 16 * 4) & 15 | (load_u8(p + i // 8) >> i % 8 & 1) << 4
 
 
@@ -31,7 +32,7 @@ def value(p, i):
 
 
 def four_of_five_bits(e: Emitter, groups: Sequence[Group], offset: int) -> tuple[Any, Any]:
-    """`load_four` for fifth bits at `offset` with nibbles behind them."""
+    """`load_four` for fifth bits at `offset`, followed by nibbles."""
     heads = sixteens(e, groups, 0)
     low, high = (
         with_bits(

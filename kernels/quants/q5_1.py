@@ -10,13 +10,14 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import Emitter, as_f32, load_f16
 from ._blocks import Form, Group
 from .q4_1 import mins, scales
 from .q5_0 import four_of_five_bits, quant, quarts_of_five_bits
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "mins", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 32, 24, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q5_1")
 FORM = Form(mins=True)
 
 

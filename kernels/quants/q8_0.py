@@ -7,12 +7,13 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import I8X16, Emitter, as_f32, load_f16, load_i8
 from ._blocks import Form, Group
 from .q4_0 import scales
 
 __all__ = ["BLOCK", "BYTES", "FORM", "KIND", "load_four", "quarts", "scales", "value"]
-BLOCK, BYTES, KIND = 32, 34, "q8_0"
+BLOCK, BYTES, KIND = sizes("Q8_0")
 FORM = Form(wide=True)
 
 

@@ -1,12 +1,12 @@
-"""TQ1_0: 256 weights in 54 bytes (block_tq1_0 in ggml-common.h), five of three values in a byte.
+"""TQ1_0: 256 weights in 54 bytes (block_tq1_0 in ggml-common.h), five digits of three values in a byte.
 
    0  32 bytes: digit n of byte i belongs to weight 32 * n + i
   32  16 bytes: digit n of byte i belongs to weight 160 + 16 * n + i
   48  4 bytes, with four digits each: digit n of byte i belongs to weight 240 + 4 * n + i
   52  f16 d
 
-A byte is a fraction of 256, and its digits those of the fraction to the base of 3: three times the byte is 256 times the first digit
-and a byte with the others. weight = d * (digit - 1)
+A byte stands for a fraction, of 256, and its digits are those of the fraction in base 3: three times the byte is 256 times the first
+digit plus a byte with the others. weight = d * (digit - 1)
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X16, I8X32, I8X64, I32, I32X4, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import ScaledTile, sum_of_block
 
-BLOCK, BYTES, KIND = 256, 54, "q8k"
+BLOCK, BYTES, KIND = sizes("TQ1_0")
 PANEL = k.Panel(8, scaled=True)
-TILE = k.ScaledTile(PANEL, minus=1)
+TILE = ScaledTile(PANEL, minus=1)
 RUNS = (0, 32, 5, 0), (32, 16, 5, 160), (48, 4, 4, 240)
-"""First byte, bytes, digits of each, the first weight."""
+"""For each run: its first byte, how many bytes it has, how many digits each has, its first weight."""
 
 
 @njit(inline="always")
@@ -41,14 +43,14 @@ def value(p, i):
 
 
 def block(e: Emitter, p: Any, runs: Sequence[int]) -> Any:
-    """i8x64: 32 bytes, 16 and, if there are three runs, 4 bytes, from as many offsets of p, then zeros."""
+    """i8x64: 32 bytes, 16 bytes and, if there are three runs, 4 bytes, each run from its offset of p, then zeros."""
     parts = [e.load(kind, p, offset) for kind, offset in zip((I8X32, I8X16, I32), runs)]
     end = e.int(0, I32X4) if len(parts) < 3 else e.b.insert_element(e.int(0, I32X4), parts[2], e.int(0, I32))
     return e.concat(parts[0], e.concat(parts[1], e.b.bitcast(end, I8X16)))
 
 
 def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
-    """Three times a byte less the next one is 256 times the digit: two products for each digit, and the digits themselves aren't needed."""
+    """Three times a byte minus the next byte is 256 times the digit. So there are two products for each digit; none is extracted."""
     b = e.b
 
     def factor(q: Any) -> Any:
@@ -64,8 +66,8 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
         return b.ashr(b.sub(b.mul(before, e.int(3, I32X16)), after), e.int(8, I32X16))
 
     total = k.sum_four(e, k.of_each(e, rows, total_of))
-    if e.raised_by:  # signed bytes are lessened by 128: 3 * 128 - 128 is 256, so their digits by 1
-        total = b.sub(total, e.splat(k.sum_of_block(e, act), 4))
+    if e.raised_by:  # 128 is subtracted from signed bytes; as 3 * 128 - 128 is 256, that is 1 from each digit
+        total = b.sub(total, e.splat(sum_of_block(e, act), 4))
     return b.fmul(k.gathered_halves(e, rows, 52), b.sitofp(total, F32X4))
 
 

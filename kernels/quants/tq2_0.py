@@ -13,12 +13,14 @@ from typing import Any
 
 from numba import njit
 
+from ..formats import sizes
 from ..simd import F32X4, I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
+from ._ktiles import ScaledTile, sum_of_block
 
-BLOCK, BYTES, KIND = 256, 66, "q8k"
+BLOCK, BYTES, KIND = sizes("TQ2_0")
 PANEL = k.Panel(8, scaled=True)
-TILE = k.ScaledTile(PANEL, minus=1)
+TILE = ScaledTile(PANEL, minus=1)
 
 
 @njit(inline="always")
@@ -38,7 +40,7 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
             )
         return total
 
-    total = b.sub(k.sum_four(e, k.of_each(e, rows, total_of)), e.splat(k.sum_of_block(e, act), 4))
+    total = b.sub(k.sum_four(e, k.of_each(e, rows, total_of)), e.splat(sum_of_block(e, act), 4))
     return b.fmul(k.gathered_halves(e, rows, 64), b.sitofp(total, F32X4))
 
 

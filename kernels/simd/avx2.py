@@ -6,11 +6,31 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
+from .generic import dot_bf16
+from .vectors import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
+
+__all__ = [
+    "PICKS_WORDS",
+    "RAISED",
+    "REGISTERS",
+    "dot2",
+    "dot4",
+    "dot4_wide",
+    "dot_bf16",
+    "f16_to_f32",
+    "f32_to_f16",
+    "fma",
+    "fma_exact",
+    "lookup",
+    "packed",
+    "pairs",
+    "pause",
+]
 
 I1, I32X8 = ir.IntType(1), ir.VectorType(I32, 8)
 RAISED = False
 REGISTERS = 8
+PICKS_WORDS = False
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
@@ -58,7 +78,7 @@ def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def dot4_wide(e: Any, acc: Any, w: Any, s: Any) -> Any:
-    """2 * 255 * 127 would not fit. So the bytes stay signed, and the other factor takes over their sign: 2 * 128 * 127 does."""
+    """2 * 255 * 127 would not fit. So the bytes stay signed, and their sign goes to the other factor: 2 * 128 * 127 fits."""
     signed = halves(e, lambda p, q: e.call("llvm.x86.avx2.psign.b", I8X32, p, q), s, w)
     return dot4(e, acc, e.call("llvm.abs.v64i8", I8X64, w, e.int(0, I1)), signed)
 

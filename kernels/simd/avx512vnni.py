@@ -6,15 +6,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import I8X64, I16X32, I32X16
+from . import generic
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
+from .emitter import has_feature
+from .vectors import F32X16, I8X64, I16X32, I32X16
 
 __all__ = [
+    "PICKS_WORDS",
     "RAISED",
     "REGISTERS",
     "dot2",
     "dot4",
     "dot4_wide",
+    "dot_bf16",
     "f16_to_f32",
     "f32_to_f16",
     "fma",
@@ -27,6 +31,23 @@ __all__ = [
 
 RAISED = True
 REGISTERS = 32
+PICKS_WORDS = True
+
+
+class BFloatType(ir.types.Type):  # type: ignore[misc]
+    """LLVM's `bfloat`, which llvmlite doesn't have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloatType)
+
+    def __hash__(self) -> int:
+        return hash(BFloatType)
+
+
+BF16X32 = ir.VectorType(BFloatType(), 32)
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
@@ -50,3 +71,11 @@ def pairs(e: Any, u: Any, s: Any) -> Any:
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
     return e.call("llvm.x86.avx512.vpdpwssd.512", I32X16, acc, x, y)
+
+
+def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
+    """In one instruction where the CPU has it: this ISA doesn't promise it."""
+    if not has_feature("avx512bf16"):
+        return generic.dot_bf16(e, acc, x, y)
+    factors = (e.b.bitcast(v, BF16X32) for v in (x, y))
+    return e.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X16, acc, *factors)

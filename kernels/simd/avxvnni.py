@@ -1,17 +1,33 @@
-"""AVX2 with VNNI, as CPUs without AVX-512 have it (Alder Lake and later): dot products of bytes in one instruction on 32-byte registers."""
+"""AVX2 with VNNI, on CPUs without AVX-512 (Alder Lake and later): dot products of bytes in one instruction on 32-byte registers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .avx2 import I32X8, f16_to_f32, f32_to_f16, fma, fma_exact, halves, lookup, packed, pairs, pause
+from .avx2 import (
+    I32X8,
+    PICKS_WORDS,
+    REGISTERS,
+    dot_bf16,
+    f16_to_f32,
+    f32_to_f16,
+    fma,
+    fma_exact,
+    halves,
+    lookup,
+    packed,
+    pairs,
+    pause,
+)
 
 __all__ = [
+    "PICKS_WORDS",
     "RAISED",
     "REGISTERS",
     "dot2",
     "dot4",
     "dot4_wide",
+    "dot_bf16",
     "f16_to_f32",
     "f32_to_f16",
     "fma",
@@ -23,7 +39,6 @@ __all__ = [
 ]
 
 RAISED = True
-REGISTERS = 8
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:

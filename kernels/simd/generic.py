@@ -6,10 +6,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import F32, I8X64, I16, I16X32, I32, like
+from .vectors import F32, F32X16, I8X64, I16, I16X32, I32, I32X16, like
 
 RAISED = True
 REGISTERS = 4
+PICKS_WORDS = False
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
@@ -103,5 +104,14 @@ def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
     return e.b.add(acc, _madd(e, x, y))
 
 
+def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
+    """A bf16 is the upper half of a float: the odd lanes are floats once the even ones are masked out."""
+    b, high = e.b, e.int(0xFFFF0000, I32X16)
+    x, y = b.bitcast(x, I32X16), b.bitcast(y, I32X16)
+    for part in lambda v: b.and_(v, high), lambda v: b.shl(v, e.int(16, I32X16)):
+        acc = e.fma(b.bitcast(part(x), F32X16), b.bitcast(part(y), F32X16), acc)
+    return acc
+
+
 def pause(e: Any) -> None:
-    """Nothing: there is no portable instruction."""
+    """Does nothing: there is no portable instruction."""

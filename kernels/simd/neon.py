@@ -6,16 +6,18 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import I8, I16, I32
 from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
-from .generic import packed
+from .generic import PICKS_WORDS, dot_bf16, packed
+from .vectors import I8, I16, I32
 
 __all__ = [
+    "PICKS_WORDS",
     "RAISED",
     "REGISTERS",
     "dot2",
     "dot4",
     "dot4_wide",
+    "dot_bf16",
     "f16_to_f32",
     "f32_to_f16",
     "fma",
@@ -70,7 +72,7 @@ def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
     return e.b.add(acc, in_registers(e, lambda x: _neighbours(e, x, I32X4), pairs(e, u, s)))
 
 
-dot4_wide = dot4  # 2 * 128 * 127 fits, too
+dot4_wide = dot4  # 2 * 128 * 127 fits too
 
 
 def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
@@ -81,5 +83,5 @@ def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
 
 
 def pause(e: Any) -> None:
-    """`isb sy` holds a core back about as long as x86's `pause`; `yield` does nothing on most."""
+    """`isb sy` delays a core about as long as x86's `pause`; `yield` does nothing on most cores."""
     e.call("llvm.aarch64.isb", ir.VoidType(), e.int(15, I32))

@@ -6,9 +6,11 @@ from typing import Any
 
 from .neon import (
     I32X4,
+    PICKS_WORDS,
     RAISED,
     REGISTERS,
     dot2,
+    dot_bf16,
     f16_to_f32,
     f32_to_f16,
     fma,
@@ -21,11 +23,13 @@ from .neon import (
 )
 
 __all__ = [
+    "PICKS_WORDS",
     "RAISED",
     "REGISTERS",
     "dot2",
     "dot4",
     "dot4_wide",
+    "dot_bf16",
     "f16_to_f32",
     "f32_to_f16",
     "fma",

@@ -6,7 +6,10 @@ from typing import Any
 
 from .neon import (
     I32X4,
+    PICKS_WORDS,
+    REGISTERS,
     dot2,
+    dot_bf16,
     f16_to_f32,
     f32_to_f16,
     fma,
@@ -19,11 +22,13 @@ from .neon import (
 )
 
 __all__ = [
+    "PICKS_WORDS",
     "RAISED",
     "REGISTERS",
     "dot2",
     "dot4",
     "dot4_wide",
+    "dot_bf16",
     "f16_to_f32",
     "f32_to_f16",
     "fma",
@@ -35,7 +40,6 @@ __all__ = [
 ]
 
 RAISED = True
-REGISTERS = 8
 
 
 def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The backend that a name stands for."""
+"""Backends by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from .protocol import Backend
 
 
 def choose_backend(name: str, model: Model, report: Callable[[str], None] | None) -> str:
-    """What "auto" stands for: "cpu" if it has kernels for all of the file's tensor types, else "numpy"."""
+    """The name itself, or for "auto" the backend to use: "cpu" if it has kernels for all that the model needs, else "numpy".
+
+    `report` is told when "auto" means the slow one.
+    """
     if name != "auto":
         return name
     from .cpu.lower import what_has_no_kernels
@@ -29,7 +32,10 @@ def make_backend(
     progress: Callable[[int, int], None] | None = None,
     cache_types: CacheTypes = DEFAULT_TYPES,
 ) -> Backend:
-    """The backend of that name, or of choose_backend's. Only its own modules are imported."""
+    """The backend of that name, as `choose_backend` understands it. Only its own modules are imported.
+
+    Raises InputError for cache types or an instruction set that can't be used, ModelError for a model that the backend can't run.
+    """
     if choose_backend(name, model, report) == "numpy":
         from .numpy.backend import NumpyBackend
 

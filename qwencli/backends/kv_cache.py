@@ -1,38 +1,35 @@
-"""Which page of the KV cache holds which positions of which sequence, and as what type; and which state a recurrent model has behind them.
+"""The KV cache's bookkeeping: which page holds which positions of which sequence, and which states a recurrent model has of it.
 
-What a page or a state looks like in memory is each backend's affair.
+What a page or a state looks like in memory is up to each backend.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..errors import InputError, NoMemory
+from ..errors import InputError, NoMemory, QwenError
 from ..gguf.types import GGML_TYPES
+from ..kernels.layout import KV_TYPES
 from ..units import size
 
 PAGE = 64
 """Positions a page."""
-TYPES = {
-    kind.name.lower(): kind
-    for kind in GGML_TYPES.values()
-    if kind.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-}
+TYPES = {kind.name.lower(): kind for kind in GGML_TYPES.values() if kind.name.lower() in KV_TYPES}
 """What keys and values can be kept as, by llama.cpp's names."""
 
 
 class CacheTypes(NamedTuple):
-    """As what keys and values are kept: names of TYPES, None for what the backend does by itself."""
+    """The types that keys and values are kept in: names of TYPES, None for the backend's own choice."""
 
     k: str | None = None
     v: str | None = None
 
     def chosen(self, default: str, head_dim: int) -> CacheTypes:
-        """Both types. Raises InputError for one that is unknown, or whose blocks a head of `head_dim` values can't be divided into."""
+        """Both types. Raises InputError for an unknown type, or one whose blocks don't divide a head of `head_dim` values."""
         for name in self:
             if name is not None and name not in TYPES:
                 raise InputError(
@@ -46,25 +43,25 @@ class CacheTypes(NamedTuple):
         return CacheTypes(self.k or default, self.v or default)
 
     def n_bytes(self, n_values: int) -> int:
-        """Bytes of keys of `n_values` numbers in all, and of as many values; of types that are chosen."""
+        """The bytes that `n_values` numbers of keys and as many of values take. Both types have to be chosen."""
         return sum(TYPES[name].n_bytes(n_values) for name in self if name is not None)
 
 
 DEFAULT_TYPES = CacheTypes()
 HALVES = CacheTypes("f16", "f16")
-"""What the CPU backend does by itself."""
+"""The CPU backend's own choice."""
 
 
 MOST_BORDERS = 4
-"""Borders of pages whose states a sequence keeps, beside its last two."""
+"""Page borders at which a sequence keeps a state, in addition to its last two states."""
 
 
 @dataclass(eq=False)
 class KVSequence:
-    """A sequence's place in the cache: position p lies in page `pages[p // PAGE]`, and `length` positions are filled.
+    """A sequence's place in the cache: position p is in page `pages[p // PAGE]`, and `length` positions are filled.
 
-    Where the model is recurrent `states` says which state the sequence has behind so many positions: it can go on from these alone.
-    Those in `borders` are kept.
+    Where the model is recurrent, `states` maps numbers of positions to the state after that many: the sequence can continue only from
+    one of these. The states at `borders`, multiples of PAGE, are kept for sequences that will begin alike.
     """
 
     pages: list[int] = field(default_factory=list)
@@ -74,14 +71,16 @@ class KVSequence:
 
 
 class Pool:
-    """Numbers from 0 on that are taken, shared and given back; the lowest that is free is taken first: there is memory for it already."""
+    """Numbers from 0 up that are taken, shared and given back. The lowest free one is taken first: it has memory already."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
         self._users: Counter[int] = Counter()
-        self.n_used = 0  # ever, so the number that backends hold memory for
+        self.n_used = 0
+        """How many numbers were ever taken: backends hold memory for that many."""
 
     def take(self) -> int:
+        """The lowest free number, which has one user now."""
         if not self._free:
             self._free.append(self.n_used)
             self.n_used += 1
@@ -94,30 +93,48 @@ class Pool:
         return self.n_used - len(self._free)
 
     def share(self, numbers: Iterable[int]) -> None:
+        """Give each of the numbers one more user."""
         self._users.update(numbers)
 
     def give(self, number: int) -> None:
+        """Take a user away; a number without any is free."""
         self._users[number] -= 1
         if not self._users[number]:
             heapq.heappush(self._free, number)
 
 
 class KVCache:
-    """Hands out pages. A page is taken when a position in it is needed, so a long context costs nothing until it is filled.
+    """The owner of all pages and states: it alone hands them out and takes them back.
 
-    Whole pages can belong to several sequences that begin alike; a page is free again when the last of them lets go. So it is with the
+    A page is taken when a position in it is needed, so a long context costs nothing until it is filled. In a step, `reserve` takes what a
+    sequence needs and `commit` makes it count; whoever gives up a sequence calls `release`.
+
+    Whole pages can belong to several sequences that begin alike; a page is free when the last of them lets go of it. The same holds for the
     states of a `recurrent` model: no state is changed once a step has written it, each step writes new ones.
+
+    `make_page` and `make_state` are called with each number that is handed out, to make memory for it, and raise QwenError if they can't.
     """
 
-    def __init__(self, recurrent: bool = False) -> None:
+    def __init__(
+        self,
+        recurrent: bool = False,
+        make_page: Callable[[int], object] = lambda page: None,
+        make_state: Callable[[int], object] = lambda state: None,
+    ) -> None:
         self.recurrent = recurrent
-        self._pages, self._states = Pool(), Pool()
+        self._make_page = make_page
+        self._make_state = make_state
+        self._pages = Pool()
+        self._states = Pool()
         self._most_bytes: int | None = None
-        self._page_bytes = self._state_bytes = 0
+        self._page_bytes = 0
+        self._state_bytes = 0
 
     def bound(self, most_bytes: int, page_bytes: int, state_bytes: int) -> None:
-        """Use no more than so many bytes, of which each page and each state takes some."""
-        self._most_bytes, self._page_bytes, self._state_bytes = most_bytes, page_bytes, state_bytes
+        """Hand out at most `most_bytes`, of which each page and each state takes as many as given."""
+        self._most_bytes = most_bytes
+        self._page_bytes = page_bytes
+        self._state_bytes = state_bytes
 
     @property
     def n_pages(self) -> int:
@@ -130,23 +147,44 @@ class KVCache:
         return self._states.n_used
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
-        """Give `seq` the pages for `n_tokens` more positions, and states for behind them and the last border of a page among them.
+        """Give `seq` what `n_tokens` more positions need: pages, and states for the end and for the last page border before it.
 
-        They count as filled only after `commit`. Raises NoMemory, and takes nothing, where that is more than there may be.
+        The positions count as filled only after `commit`. Where there is too little memory, raises QwenError (NoMemory for what `bound`
+        allows), and lets go of all that was reserved for the sequence.
         """
-        end, wanted = seq.length + n_tokens, set[int]()
-        if self.recurrent:
-            wanted = {end, border} if n_tokens > 1 and (border := end // PAGE * PAGE) > seq.length else {end}
-            self._drop_states(seq, lambda position: position not in (seq.length, *seq.borders, *wanted))
-        wanted -= seq.states.keys()
-        self._check_bound(max(0, n_pages_for(end) - len(seq.pages)), len(wanted))
-        while len(seq.pages) * PAGE < end:
-            seq.pages.append(self._pages.take())
-        for position in sorted(wanted):
-            seq.states[position] = self._states.take()
+        end = seq.length + n_tokens
+        wanted = self._wanted_states(seq.length, end)
+        self._drop_states(seq, lambda position: position not in (seq.length, *seq.borders, *wanted))
+        missing = wanted - seq.states.keys()
+        try:
+            self._check_bound(max(0, n_pages_for(end) - len(seq.pages)), len(missing))
+            while len(seq.pages) * PAGE < end:
+                seq.pages.append(self._pages.take())
+                self._make_page(seq.pages[-1])
+            for position in sorted(missing):
+                seq.states[position] = self._states.take()
+                self._make_state(seq.states[position])
+        except QwenError:
+            self.trim(seq)
+            raise
+
+    def is_reserved(self, seq: KVSequence, n_tokens: int) -> bool:
+        """Whether `seq` has what `n_tokens` more positions need."""
+        end = seq.length + n_tokens
+        return (
+            n_pages_for(end) <= len(seq.pages) and self._wanted_states(seq.length, end) <= seq.states.keys()
+        )
+
+    def _wanted_states(self, length: int, end: int) -> set[int]:
+        """The numbers of positions after which a step from `length` to `end` writes a state."""
+        if not self.recurrent:
+            return set()
+        border = end // PAGE * PAGE
+        return {end, border} if end - length > 1 and border > length else {end}
 
     def _check_bound(self, more_pages: int, more_states: int) -> None:
-        n_pages, n_states = self._pages.n_taken + more_pages, self._states.n_taken + more_states
+        n_pages = self._pages.n_taken + more_pages
+        n_states = self._states.n_taken + more_states
         n_bytes = n_pages * self._page_bytes + n_states * self._state_bytes
         if self._most_bytes is not None and n_bytes > self._most_bytes:
             raise NoMemory(
@@ -155,11 +193,12 @@ class KVCache:
             )
 
     def commit(self, seq: KVSequence, n_tokens: int) -> None:
-        """The step that wrote `n_tokens` positions is done; one that fails before this leaves the sequence as it was.
+        """The step that wrote `n_tokens` positions is done. A step that fails before this leaves the sequence as it was.
 
-        Of the states stay the last one, the one before the step, for who goes back by this step, and some at borders of pages.
+        Of the states these are kept: the last one, the one before the step, for a caller that goes back by this step, and some at borders.
         """
-        before, seq.length = seq.length, seq.length + n_tokens
+        before = seq.length
+        seq.length += n_tokens
         if not self.recurrent:
             return
         if n_tokens > 1:
@@ -171,29 +210,34 @@ class KVCache:
             thin(seq.borders, MOST_BORDERS)
         self._drop_states(seq, lambda position: position not in (before, seq.length, *seq.borders))
 
+    def fill(self, seq: KVSequence, n_tokens: int, states: Collection[int]) -> None:
+        """Give a new sequence `n_tokens` positions, whose pages and states the caller is to write.
+
+        It has states after the numbers of positions in `states`, in ascending order, as if steps had ended there. Raises QwenError.
+        """
+        for end in states or [n_tokens]:
+            n_more = end - seq.length
+            self.reserve(seq, n_more)
+            self.commit(seq, n_more)
+        seq.borders = [border for border in seq.borders if border in states]
+        self._drop_states(seq, lambda position: position not in states)
+
     def rewind(self, seq: KVSequence, length: int) -> None:
-        """Forget positions from `length` on; where the model is recurrent, from the last state before that on."""
+        """Forget positions from `length` on; where the model is recurrent, from the last state up to there."""
         seq.length = self.reach(seq, min(length, seq.length))
         seq.borders = [position for position in seq.borders if position <= seq.length]
         self._drop_states(seq, lambda position: position > seq.length)
 
     def reach(self, seq: KVSequence, length: int) -> int:
-        """How many of the first `length` positions another sequence could go on from."""
-        return (
-            max((position for position in seq.states if position <= length), default=0)
-            if self.recurrent
-            else length
-        )
-
-    def forget(self, seq: KVSequence, position: int) -> None:
-        """Let go of the state behind so many positions."""
-        seq.borders = [border for border in seq.borders if border != position]
-        self._drop_states(seq, lambda p: p == position)
+        """How many of the first `length` positions another sequence could continue from."""
+        if not self.recurrent:
+            return length
+        return max((position for position in seq.states if position <= length), default=0)
 
     def share(self, source: KVSequence, n_tokens: int) -> KVSequence:
         """A new sequence that begins with the first `n_tokens` positions of `source`, rounded down to whole pages, without a copy.
 
-        It has the source's states up to `n_tokens`, which may be one for more positions than its own.
+        It has the source's states up to `n_tokens`: one of them may lie beyond the new sequence's own positions.
         """
         n_pages = min(n_tokens, source.length) // PAGE
         seq = KVSequence(
@@ -209,9 +253,10 @@ class KVCache:
     def trim(self, seq: KVSequence) -> None:
         """Let go of pages and states that were reserved and not filled."""
         while len(seq.pages) > n_pages_for(seq.length):
-            self._pages.give(
+            page = (
                 seq.pages.pop()
-            )  # popped first: Ctrl-C may lose a page, but never free one twice
+            )  # before it is given back: Ctrl-C in between may lose a page, but never free one twice
+            self._pages.give(page)
         self._drop_states(seq, lambda position: position > seq.length)
 
     def release(self, seq: KVSequence) -> None:
@@ -227,7 +272,7 @@ class KVCache:
 
 
 def thin(positions: list[int], most: int) -> None:
-    """Drop positions, in ascending order, until `most` are left: each time the one whose neighbours are nearest to each other.
+    """Drop positions, in ascending order, until `most` are left: each time the one whose neighbours are closest to each other.
 
     The last one stays.
     """
@@ -237,5 +282,5 @@ def thin(positions: list[int], most: int) -> None:
 
 
 def n_pages_for(n_tokens: int) -> int:
-    """How many pages so many positions need."""
+    """How many pages that many positions need."""
     return -(-n_tokens // PAGE)

@@ -1,4 +1,9 @@
-"""The command line: one file a command in this folder, imported when it is called, and the one place where errors become messages."""
+"""The command line, and the one place where errors become messages.
+
+A file of this folder is a command, imported when it is called. Files whose name begins with an underscore hold what commands share:
+_options, _models, _loading, _sampling, _grammar, _answers and _probabilities are options with what belongs to them, _streams and _bar
+what is read and written, _bench_table and _probs_page what two commands print.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import QwenError
-from ._common import printable
+from ._streams import printable
 
 WELCOME = """\
 qwencli runs Qwen models from GGUF files on this machine's CPU.
@@ -92,7 +97,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _open_missing_streams() -> None:
-    """Where the caller closed a standard stream Python has None, which has no methods and makes `print` write to stdout."""
+    """If the caller closed a standard stream, Python has None for it, which has no methods and makes `print` write to stdout."""
     for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

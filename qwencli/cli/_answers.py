@@ -14,7 +14,7 @@ import click
 
 from ..text.chat.answers import Event, Reasoning, ToolCall
 from ..text.chat.thinking import CLOSE, OPEN
-from ._common import printable, write_text
+from ._streams import printable, write_text
 
 if TYPE_CHECKING:
     from ..dialogue.dialogue import CollectedAnswer

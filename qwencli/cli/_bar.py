@@ -1,4 +1,4 @@
-"""The progress of work that takes long."""
+"""Progress bars for work that takes long."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Bar:
-    """Call it with how much of how much is done: a bar on stderr until all of it is.
+    """A bar on stderr. Call it with the amount done and the total; it goes away when all is done.
 
-    It comes `delay` seconds after it was made or last closed, where it is `shown`, by default at a terminal. `options` are tqdm's.
+    It appears `delay` seconds after it was made or last closed, if it is `shown` at all: by default at a terminal. `options` are tqdm's.
     """
 
     def __init__(self, shown: bool | None = None, delay: float = 0.0, **options: Any) -> None:

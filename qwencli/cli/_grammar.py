@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import read_text
+from ._streams import read_text
 
 if TYPE_CHECKING:
     from ..llm import LLM

@@ -1,4 +1,4 @@
-"""The options by which a model is opened to generate, as one."""
+"""The options that say how a model is opened, gathered in one object that opens it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._bar import Bar
-from ._common import (
+from ._models import Wanted, choose_model, model_option
+from ._options import (
     backend_option,
     cache_type_k_option,
     cache_type_v_option,
-    check_context,
     fit_option,
     mmap_option,
-    say,
     threads_option,
 )
-from ._models import Wanted, choose_model, model_option
+from ._streams import say, warn
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loader:
-    """What was chosen of a model and how to run it."""
+    """The model that was chosen and how to run it."""
 
     model: Wanted | None
     n_ctx: int | None
@@ -43,7 +42,7 @@ class Loader:
     quiet: bool
 
     def load(self, chat: bool = False) -> LLM:
-        """Open the model, and say which it is unless `quiet`. `chat` as in LLM."""
+        """Open the model, and say which it is unless `quiet`. `chat` as in LLM. Raises QwenError."""
         chosen = choose_model(self.model, self.quiet)
         from ..llm import LLM
 
@@ -81,7 +80,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--ctx-size",
             "n_ctx",
             type=click.IntRange(1, 2**30),
-            help="Tokens of prompt and answer together. Default: the model's context, as far as it fits into memory.",
+            help="Context size in tokens, prompt and answer together. Default: the model's own, or what fits into memory.",
         ),
         fit_option,
         threads_option,
@@ -89,23 +88,31 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cache_type_k_option,
         cache_type_v_option,
         mmap_option,
-        click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr but errors."),
+        click.option("-q", "--quiet", is_flag=True, help="Write nothing but errors to stderr."),
     ]
     for option in reversed(options):
         wrapper = option(wrapper)
     return wrapper
 
 
+def check_context(n_ctx: int, trained: int) -> None:
+    """Warn about a context longer than the model was trained for; it is used all the same."""
+    if n_ctx > trained:
+        warn(
+            f"a context of {n_ctx} is longer than the {trained} that the model was trained for; answers may get worse beyond that"
+        )
+
+
 session_option = click.option(
     "--session",
     metavar="FILE",
-    help="Save the model's state to this file in the end, and begin with what it holds of the prompt already.",
+    help="Save the model's state to this file at the end, and start from what it already holds of the prompt.",
 )
 
 
 @contextmanager
 def kept_session(llm: LLM, path: str | None) -> Iterator[None]:
-    """Begin with the session in a file, if there is one, and save it in the end, with a bar where that takes long."""
+    """Start from the session in a file, if there is one, and save it at the end, with a bar if that takes long. Raises QwenError."""
     if path is None:
         yield
         return

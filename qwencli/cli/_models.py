@@ -1,4 +1,4 @@
-"""The options that say which model is meant, and finding, fetching and announcing it."""
+"""The options that say which model is meant; finding, fetching and announcing it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..errors import QwenError
-from ..hub.choice import VARIABLE, ModelPath, find_model
+from ..hub.choice import ModelPath, find_model
+from ..hub.places import VARIABLE
 from ..units import size
 from ._bar import Bar
-from ._common import printable, say
+from ._streams import printable, say
 
 if TYPE_CHECKING:
     from ..hub.downloads import RemoteModel
     from ..hub.names import HubName
 
-Command = Callable[..., Any]
-WHAT = "A GGUF file, a folder with one, or a name as `qwencli list` and `qwencli pull` have it."
+Function = Callable[..., Any]
+WHAT = "A GGUF file, a folder with one, or a name as in `qwencli list` and `qwencli pull`."
 
 
 class Wanted(NamedTuple):
@@ -34,24 +35,24 @@ class Wanted(NamedTuple):
     yes: bool = False
 
 
-def model_option(command: Command) -> Command:
+def model_option(command: Function) -> Function:
     """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where none of them is given."""
     option = click.option(
         "-m",
         "--model",
         metavar="PATH|NAME",
-        help=f"{WHAT} Default: $QWENCLI_MODEL, the one in ./models, or the embedded demo.",
+        help=f"{WHAT} Default: $QWENCLI_MODEL, else the one in ./models, else the embedded demo.",
     )
     return option(_hub_options(command, "model", several=False))
 
 
-def model_argument(command: Command) -> Command:
-    """As model_option, with an argument MODEL in the place of -m."""
+def model_argument(command: Function) -> Function:
+    """As model_option, with an argument MODEL in place of -m."""
     return click.argument("model", required=False)(_hub_options(command, "model", several=False))
 
 
-def models_option(command: Command) -> Command:
-    """As model_option for any number of models, passed on as `models`: a list of Wanted, or of None alone."""
+def models_option(command: Function) -> Function:
+    """As model_option for any number of models, passed on as `models`: a list of Wanted, or [None]."""
     option = click.option(
         "-m",
         "--model",
@@ -63,7 +64,7 @@ def models_option(command: Command) -> Command:
     return option(_hub_options(command, "models", several=True))
 
 
-def _hub_options(command: Command, passed_as: str, several: bool) -> Command:
+def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
     @wraps(command)
     def wrapper(hf_repo: Any, hf_file: str | None, yes: bool, **kwargs: Any) -> Any:
         given, repos = kwargs.pop(passed_as), hf_repo if several else [hf_repo] * (hf_repo is not None)
@@ -81,13 +82,13 @@ def _hub_options(command: Command, passed_as: str, several: bool) -> Command:
         click.option(
             "-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."
         ),
-        click.option("-hff", "--hf-file", metavar="FILE", help="The file in the repository of -hf."),
+        click.option("-hff", "--hf-file", metavar="FILE", help="A file in the repository that -hf names."),
         click.option(
             "-hf",
             "--hf-repo",
             metavar="USER/REPO[:QUANT]",
             multiple=several,
-            help="A model from the Hugging Face hub, as llama.cpp takes it: fetched if it is not on this machine.",
+            help="A model from the Hugging Face hub, named as for llama.cpp; fetched if it is not on this machine.",
         ),
     ):
         wrapper = option(wrapper)
@@ -95,7 +96,7 @@ def _hub_options(command: Command, passed_as: str, several: bool) -> Command:
 
 
 def choose_model(wanted: Wanted | None, quiet: bool = False) -> ModelPath:
-    """Find the model, fetched if need be, and say on stderr, in one line, which it is and why."""
+    """Find the model, fetch it if need be, and say on stderr, in one line, which it is and why. Raises QwenError."""
     chosen = _from_hub(wanted) if wanted and wanted.hub else find_model(fetched(wanted))
     if not quiet:
         print(printable(f"model: {chosen.path} ({chosen.reason})"), file=sys.stderr, flush=True)
@@ -108,7 +109,7 @@ def _from_hub(wanted: Wanted) -> ModelPath:
 
     name = HubName.parse(wanted.name or "")
     if name is None or name.file:
-        raise QwenError(f"{wanted.name}: no repository of the hub, expected user/repo or user/repo:QUANT")
+        raise QwenError(f"{wanted.name}: not a repository of the hub, expected user/repo or user/repo:QUANT")
     if wanted.file:
         name = HubName(name.repo, None, wanted.file)
     if model := find(str(name), first=True, hub=True):
@@ -119,7 +120,10 @@ def _from_hub(wanted: Wanted) -> ModelPath:
 
 
 def fetched(wanted: Wanted | None) -> str | None:
-    """The path or name that was asked for. Where it, or the variable, means a model of the hub that is not here: ask, and fetch it."""
+    """The path or name that was asked for. If it, or the variable, means a model of the hub that is not here, ask and fetch it.
+
+    Raises QwenError.
+    """
     if wanted and wanted.hub:
         return str(_from_hub(wanted).path)
     chosen = wanted.name if wanted else None
@@ -133,7 +137,7 @@ def fetched(wanted: Wanted | None) -> str | None:
 
 
 def hub_name(value: str) -> HubName | None:
-    """The name on the hub that a value of -m is; None for what looks more like a path."""
+    """The name on the hub that a value of -m stands for; None for what looks more like a path."""
     from ..hub.names import HubName
 
     name = HubName.parse(value)
@@ -144,14 +148,14 @@ def hub_name(value: str) -> HubName | None:
 
 
 def ask_and_fetch(name: HubName, yes: bool) -> Path:
-    """Raises QwenError where nobody can be asked or the answer is no."""
+    """Fetch a model unless the user says no. Raises QwenError if there is nobody to ask or the answer is no."""
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         from ..hub.installed import near
 
         names = near(str(name))
         raise QwenError(
             f"{name}: not on this machine; fetch it with `qwencli pull {name}`, or add -y"
-            + (f"; near names that are here: {', '.join(names)}" if names else "")
+            + (f"; similar names here: {', '.join(names)}" if names else "")
         )
     from ..hub.downloads import look_up
 
@@ -164,18 +168,18 @@ def ask_and_fetch(name: HubName, yes: bool) -> Path:
 
 
 def fetch(model: RemoteModel) -> Path:
-    """Fetch a model with progress bars on stderr. Returns the path of its first file."""
+    """Fetch a model with progress bars on stderr. Returns the path of its first file. Raises QwenError."""
     from ..hub.downloads import fetch as fetch_files
 
     def begins(file: str, here: int, whole: int | None) -> None:
         say(
             f"fetching {file}"
             + (f", {size(whole)}" if whole else "")
-            + (f", of which {size(here)} are here" if here else "")
+            + (f", of which {size(here)} is here already" if here else "")
         )
 
     try:
         return fetch_files(model, begins, Bar(desc="checking", unit="B", unit_scale=True))
     except KeyboardInterrupt:
-        say(f"stopped; `qwencli pull {model.name}` goes on from there")
+        say(f"stopped; `qwencli pull {model.name}` resumes it")
         raise

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import say
+from ._streams import say
 
 if TYPE_CHECKING:
     from ..engine.engine import Sequence
-    from ..sampling import Report
+    from ..sampling.sampler import TokenReport
     from ..text.tokenizer import Tokenizer
 
-SHOWN = 10  # alternatives on a page, where no other number is asked for
+SHOWN = 10  # alternatives on a page, unless another number is asked for
 
 
 @dataclass
 class Probabilities:
-    """What was asked for: N likeliest tokens in JSON, a line a token on stderr, a page."""
+    """What was asked for: the N likeliest tokens in JSON, a line per token on stderr, a page."""
 
     logprobs: int | None
     explain: bool
@@ -36,7 +36,7 @@ class Probabilities:
         return {"n_probs": n_probs, "explain": self.explain or None}
 
     def check(self) -> None:
-        """Raise QwenError now if the page could not be written in the end."""
+        """Raises QwenError now if the page can't be written later."""
         if self.show_probs:
             from ..system.files import check_replaceable
 
@@ -45,19 +45,19 @@ class Probabilities:
     def explanation(self, seq: Sequence, place: int, tokenizer: Tokenizer) -> None:
         """Say how the answer's token at `place` was chosen, if that was asked for."""
         if self.explain and (report := seq.reports.get(place)):
-            from ..measure.probs_page import explanation
+            from ._probs_page import explanation
 
             say(explanation(report, lambda token: tokenizer.decode([token])))
 
     def json(self, seq: Sequence, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What joins an answer's JSON; natural logarithms, before any sampler."""
+        """What is added to an answer's JSON: natural logarithms of probabilities before any sampler."""
         if self.logprobs is None:
             return {}
 
         def entry(token: int, logprob: float) -> dict[str, Any]:
             return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
 
-        def whole(report: Report) -> dict[str, Any]:
+        def whole(report: TokenReport) -> dict[str, Any]:
             return entry(report.token, report.logprob) | {
                 "top_logprobs": [entry(*other) for other in report.top[: self.logprobs]]
             }
@@ -65,10 +65,10 @@ class Probabilities:
         return {"logprobs": [whole(report) for _, report in sorted(seq.reports.items())]}
 
     def write_page(self, seq: Sequence, tokenizer: Tokenizer, model: str, prompt: str) -> None:
-        """Write the page, if one was asked for. Raises QwenError where that fails."""
+        """Write the page, if one was asked for. Raises QwenError if that fails."""
         if self.show_probs:
-            from ..measure.probs_page import page
             from ..system.files import replacing
+            from ._probs_page import page
 
             text = page(
                 [report for _, report in sorted(seq.reports.items())], tokenizer.token_bytes, model, prompt
@@ -89,16 +89,18 @@ def probability_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--show-probs",
             metavar="FILE",
-            help="Write a page with each token's probability, and what else was likely.",
+            help="Write an HTML page that shows each token's probability and the likeliest alternatives.",
         ),
         click.option(
-            "--explain", is_flag=True, help="Show on stderr, for each token, what each sampler left."
+            "--explain",
+            is_flag=True,
+            help="Show on stderr, for each token, how many tokens each sampler left.",
         ),
         click.option(
             "--logprobs",
             type=click.IntRange(0, 1000),
             metavar="N",
-            help="With --json: each token's log-probability, and the N likeliest.",
+            help="With --json: each token's log-probability, and those of the N likeliest.",
         ),
     ):
         wrapper = option(wrapper)

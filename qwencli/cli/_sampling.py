@@ -1,4 +1,4 @@
-"""The options of SamplingParams, with llama.cpp's names. Those that are seldom needed show with --help-sampling alone."""
+"""The options of SamplingParams, made from its settings. Those that are rarely needed are shown by --help-sampling only."""
 
 from __future__ import annotations
 
@@ -10,70 +10,15 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from ..sampling import (
-    LIMITS,
-    SAMPLERS,
-    SamplingParams,
-    parse_logit_bias,
-    parse_sampler_letters,
-    parse_samplers,
-)
+from ..sampling import SETTINGS, parse_logit_bias, parse_sampler_letters, parse_samplers
+from ..sampling.parsing import LETTERS
+from ..sampling.setting import NumberSetting, Setting
 
-NAMES = {
-    "temp": ("--temp", "--temperature"),
-    "penalty_last_n": ("--repeat-last-n",),
-    "top_n_sigma": ("--top-n-sigma", "--top-nsigma"),
-    "typical_p": ("--typical-p", "--typical"),
-    "dynatemp_exponent": ("--dynatemp-exp",),
-    "mirostat_eta": ("--mirostat-lr",),
-    "mirostat_tau": ("--mirostat-ent",),
-}
-"""Options whose names are not the field's."""
-USUAL = {
-    "temp": "Temperature; 0 takes the likeliest token.",
-    "top_k": "Choose among the N likeliest tokens; 0 = all.",
-    "top_p": "Choose among the likeliest tokens that together have probability N; 1 = all.",
-    "min_p": "Leave out tokens with less than N times the likeliest one's probability; 0 = none.",
-    "repeat_penalty": "Divide the logits of recent tokens by this; 1 = off.",
-    "presence_penalty": "Subtract this from the logits of recent tokens; 0 = off.",
-}
-MORE = {
-    "Repetition": {
-        "frequency_penalty": "Subtract this from the logits of recent tokens for each time that they occur; 0 = off.",
-        "penalty_last_n": "How many tokens are recent; 0 = none, -1 = all.",
-        "dry_multiplier": "DRY: tokens that would continue a repetition of n tokens lose multiplier * base^(n - allowed length); 0 = off.",
-        "dry_base": "DRY: the base.",
-        "dry_allowed_length": "DRY: how long a repetition may be.",
-        "dry_penalty_last_n": "DRY: how many tokens are looked at; 0 = none, -1 = all.",
-        "dry_sequence_breakers": "DRY: repetitions end at this text. May be given several times; 'none' for no such text.",
-    },
-    "Choice": {
-        "top_n_sigma": "Leave out tokens more than N standard deviations below the largest logit; -1 = none.",
-        "typical_p": "Choose among the tokens nearest to the expected surprise that together have probability N; 1 = all.",
-        "xtc_probability": "XTC: how often all tokens of at least the threshold are left out, but the least likely of them; 0 = never.",
-        "xtc_threshold": "XTC: that probability; above 0.5 = never.",
-        "logit_bias": "Add to a token's logit: 15043+1, 15043-1.5; 15043-inf forbids it. May be given several times.",
-    },
-    "Temperature": {
-        "dynatemp_range": "Let the temperature vary by this up and down, with the entropy; 0 = off.",
-        "dynatemp_exponent": "How the entropy becomes a temperature.",
-    },
-    "Mirostat, in place of all others but temperature and bias": {
-        "mirostat": "Its version, 1 or 2; 0 = off.",
-        "mirostat_eta": "How fast it adapts.",
-        "mirostat_tau": "The surprise that it aims at, in bits.",
-    },
-    "Order": {
-        "samplers": f"The samplers that are used, in their order. Default: '{'; '.join(SAMPLERS)}'.",
-        "sampler_letters": "The same by letters. Default: edskypmxt.",
-    },
-}
-"""What --help-sampling shows, in groups."""
-DEFAULTS = SamplingParams()
+OPTIONS = [s for s in SETTINGS.values() if s.options]
 
 
 class NumberRange(click.FloatRange):
-    """A FloatRange that refuses NaN too, which compares as neither too small nor too large."""
+    """A FloatRange that refuses NaN too, which is neither too small nor too large by comparison."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -83,48 +28,49 @@ class NumberRange(click.FloatRange):
 
 
 def parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """A callback that makes of an option's texts what `parse` does, whose InputError is the option's."""
+    """A callback that turns an option's text, or each of its texts, into what `parse` makes of it; InputErrors become the option's."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         try:
-            return (
-                tuple(map(parse, value))
-                if isinstance(value, tuple)
-                else None
-                if value is None
-                else parse(value)
-            )
+            if isinstance(value, tuple):
+                return tuple(map(parse, value))
+            return None if value is None else parse(value)
         except InputError as error:
             raise click.BadParameter(str(error), ctx, param) from None
 
     return callback
 
 
-OTHERS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "logit_bias": (
-        ("-l", "--logit-bias"),
-        {"callback": parsed(parse_logit_bias), "metavar": "TOKEN(+/-)BIAS", "multiple": True},
-    ),
-    "dry_sequence_breakers": (("--dry-sequence-breaker",), {"metavar": "TEXT", "multiple": True}),
-    "samplers": (("--samplers",), {"callback": parsed(parse_samplers), "metavar": "NAMES"}),
-    "sampler_letters": (
-        ("--sampler-seq", "--sampling-seq"),
-        {"callback": parsed(parse_sampler_letters), "metavar": "LETTERS"},
-    ),
+LISTS: dict[str, dict[str, Any]] = {
+    "logit_bias": {"callback": parsed(parse_logit_bias), "metavar": "TOKEN(+/-)BIAS", "multiple": True},
+    "dry_sequence_breakers": {"metavar": "TEXT", "multiple": True},
+    "samplers": {"callback": parsed(parse_samplers), "metavar": "NAMES"},
 }
-"""Options that are no numbers: their names, and what click is told of them."""
+"""What click is told about options that aren't numbers."""
+NOTES = {
+    "logit_bias": "May be given several times.",
+    "dry_sequence_breakers": "May be given several times; 'none' for none at all.",
+    "samplers": f"Default: '{'; '.join(SETTINGS['samplers'].default)}'.",
+}
+"""What is added to their help."""
 
 
-def option(field: str, text: str, hidden: bool) -> click.Option:
-    names, settings = OTHERS.get(field, (NAMES.get(field, ("--" + field.replace("_", "-"),)), {}))
-    if field in LIMITS:
-        low, high = LIMITS[field]
-        whole = isinstance(getattr(DEFAULTS, field), int)
-        settings = {
-            "type": click.IntRange(int(low), int(high)) if whole else NumberRange(low, high),
-            "metavar": "N",
-        }
-    return click.Option([*names, field], help=text, hidden=hidden, **settings)
+def option(s: Setting, about: str, hidden: bool) -> click.Option:
+    if isinstance(s, NumberSetting):
+        within = click.IntRange(int(s.least), int(s.most)) if s.is_whole else NumberRange(s.least, s.most)
+        return click.Option([*s.options, s.name], help=about, hidden=hidden, type=within, metavar="N")
+    return click.Option([*s.options, s.name], help=about, hidden=hidden, **LISTS[s.name])
+
+
+def letters_option(hidden: bool) -> click.Option:
+    """The second way to give `samplers`."""
+    return click.Option(
+        ["--sampler-seq", "--sampling-seq", "sampler_letters"],
+        help=f"The same by letters. Default: {''.join(LETTERS)}.",
+        hidden=hidden,
+        callback=parsed(parse_sampler_letters),
+        metavar="LETTERS",
+    )
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,42 +91,35 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             )
         return command(sampling=sampling, **kwargs)
 
-    options = [option(field, text, False) for field, text in USUAL.items()]
-    options += [option(field, text, True) for group in MORE.values() for field, text in group.items()]
-    options.append(
-        click.Option(
-            ["-s", "--seed"],
-            type=click.IntRange(0, 2**64 - 1),
-            metavar="N",
-            help="Repeat a run: the same seed gives the same text.",
-        )
-    )
+    options = [option(s, s.help, s.group is not None) for s in OPTIONS] + [letters_option(hidden=True)]
     about = click.Option(
         ["--help-sampling"],
         is_flag=True,
         expose_value=False,
         is_eager=True,
         callback=show_help,
-        help="Show the options of the other samplers, and exit.",
+        help="Show the options of the other samplers and exit.",
     )
     wrapper.__click_params__ = [*getattr(command, "__click_params__", []), about, *reversed(options)]  # type: ignore[attr-defined]
     return wrapper
 
 
 def show_help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the options that --help leaves out, in groups and with their defaults."""
     if not value or ctx.resilient_parsing:
         return
+    groups: dict[str, list[click.Option]] = {}
+    for s in OPTIONS:
+        if s.group is not None:
+            groups.setdefault(s.group, []).append(option(s, with_default(s), hidden=False))
+    groups[SETTINGS["samplers"].group or ""].append(letters_option(hidden=False))
     formatter = ctx.make_formatter()
-    for group, fields in MORE.items():
-        with formatter.section(group):
-            records = [
-                option(field, with_default(field, text), False).get_help_record(ctx)
-                for field, text in fields.items()
-            ]
-            formatter.write_dl([record for record in records if record])
+    for title, options in groups.items():
+        with formatter.section(title):
+            formatter.write_dl([record for o in options if (record := o.get_help_record(ctx))])
     click.echo(formatter.getvalue().strip())
     ctx.exit()
 
 
-def with_default(field: str, text: str) -> str:
-    return f"{text} Default: {getattr(DEFAULTS, field):g}." if field in LIMITS else text
+def with_default(s: Setting) -> str:
+    return f"{s.help} {f'Default: {s.default:g}.' if isinstance(s, NumberSetting) else NOTES[s.name]}"

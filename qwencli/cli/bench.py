@@ -13,40 +13,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..backends.kv_cache import TYPES, CacheTypes
-from ._common import example, printable, say, write_text
+from ._bench_table import print_table
 from ._models import Wanted, choose_model, models_option
+from ._options import example
+from ._streams import say, write_text
 
 if TYPE_CHECKING:
-    from ..measure.bench import Result, Test
+    from ..measure.figures import Result, Test
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-MOST_VALUES = 1000  # of an option: more is a slip
-COLUMNS = {
-    "model": -30,
-    "size": 10,
-    "params": 10,
-    "backend": -10,
-    "threads": 7,
-    "type_k": 6,
-    "type_v": 6,
-    "test": 15,
-    "t/s": 20,
-    "GB/s": 13,
-    "GFLOP/s": 13,
-}
-"""The columns of the table and how wide they are, those that are negative with their text at the left: llama-bench's, then ours."""
+MOST_VALUES = 1000  # of an option: more is a mistake
 
 
 def numbers(*names: str, low: int, high: int, default: str | None, text: str) -> Option:
-    """An option that takes lists such as 128,512 or 1-4 or 1-9+2 or 64-512*2, as llama-bench does, and several of them: one list."""
+    """An option that takes lists such as 128,512 or 1-4 or 1-9+2 or 64-512*2, as llama-bench does; given several times, they are joined."""
 
     def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[int]:
         found: list[int] = []
         for part in (part for value in values for part in value.split(",")):
             match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", part)
             if not match:
-                raise click.BadParameter(f"'{part}' is no number and no range such as 1-4 or 64-512*2.")
+                raise click.BadParameter(f"'{part}' is neither a number nor a range such as 1-4 or 64-512*2.")
             number, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
             if not low <= number <= last <= high:
                 raise click.BadParameter(f"{part} is not in the range {low}<=x<={high}.")
@@ -63,7 +51,7 @@ def numbers(*names: str, low: int, high: int, default: str | None, text: str) ->
 
 
 def cache_types(letter: str) -> Option:
-    """An option that takes a list of types, as llama-bench does, and several of them."""
+    """An option that takes a list of types, as llama-bench does; given several times, they are joined."""
 
     def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
         found = [name for value in values for name in value.split(",")]
@@ -79,7 +67,7 @@ def cache_types(letter: str) -> Option:
         metavar="TYPE,...",
         multiple=True,
         callback=read,
-        help=f"As what {'keys' if letter == 'k' else 'values'} are kept: {', '.join(TYPES)}. Default: f16.",
+        help=f"The type of the {'keys' if letter == 'k' else 'values'} in the KV cache: {', '.join(TYPES)}. Default: f16.",
     )
 
 
@@ -87,7 +75,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     matches = [(value, re.fullmatch(r"(\d{1,8}),(\d{1,8})", value)) for value in values]
     for value, match in matches:
         if not match:
-            raise click.BadParameter(f"'{value}' is no pair of numbers such as 512,128.")
+            raise click.BadParameter(f"'{value}' isn't a pair of numbers such as 512,128.")
     return [(int(match[1]), int(match[2])) for _, match in matches if match]
 
 
@@ -101,24 +89,33 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 )
 @models_option
 @numbers(
-    "-p", "--n-prompt", low=0, high=2**24, default="512", text="Tokens of a prompt (pp), 0 for no such test."
+    "-p",
+    "--n-prompt",
+    low=0,
+    high=2**24,
+    default="512",
+    text="Prompt tokens to process (pp); 0 = no such test.",
 )
-@numbers(
-    "-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg), 0 for no such test."
-)
+@numbers("-n", "--n-gen", low=0, high=2**24, default="128", text="Tokens to generate (tg); 0 = no such test.")
 @click.option(
     "-pg",
     "n_pg",
     metavar="P,N",
     multiple=True,
     callback=read_pairs,
-    help="A prompt and a generation timed together (pp+tg).",
+    help="Time a prompt and a generation together (pp+tg).",
 )
-@numbers("-d", "--n-depth", low=0, high=2**24, default="0", text="Tokens that are in the context before.")
+@numbers("-d", "--n-depth", low=0, high=2**24, default="0", text="Tokens that are in the context already.")
 @numbers(
-    "-npl", "--n-parallel", "n_seq", low=1, high=64, default="1", text="Sequences at once; t/s is their sum."
+    "-npl",
+    "--n-parallel",
+    "n_seq",
+    low=1,
+    high=64,
+    default="1",
+    text="Sequences at once; t/s counts all of them.",
 )
-@numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens of a step.")
+@numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens in one step.")
 @numbers(
     "-t",
     "--threads",
@@ -126,11 +123,11 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     low=1,
     high=1024,
     default=None,
-    text="Threads. Default: as many as there are cores.",
+    text="Threads to use. Default: one per core.",
 )
 @cache_types("k")
 @cache_types("v")
-@click.option("--no-fit", is_flag=True, help="Don't look whether the tests fit into the free memory.")
+@click.option("--no-fit", is_flag=True, help="Don't check whether the tests fit into free memory.")
 @click.option(
     "-r",
     "--repetitions",
@@ -138,7 +135,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     type=click.IntRange(1, 10000),
     default=5,
     show_default=True,
-    help="Times each test is run.",
+    help="How often each test is run.",
 )
 @click.option(
     "-o",
@@ -146,7 +143,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     type=click.Choice(["md", "json", "csv", "jsonl"]),
     default="md",
     show_default=True,
-    help="What is printed.",
+    help="Output format.",
 )
 @click.option(
     "--profile",
@@ -169,10 +166,10 @@ def bench(
     output: str,
     profile: bool,
 ) -> None:
-    """Measure a model's speed with random tokens: llama-bench's tests, and how near each comes to what this machine can do.
+    """Measure a model's speed with random tokens: llama-bench's tests, and how close each comes to what this machine can do.
 
-    Beside tokens a second the table has what was read of weights and KV cache and what was computed, each with its share of what
-    loops that do nothing else reach on the same threads in the same run.
+    Besides tokens per second, the table shows how much was read of the weights and the KV cache and how much was computed, each with
+    its share of what loops that do nothing else reach on the same threads in the same run.
     """
     pairs = [*((p, 0) for p in n_prompt), *((0, n) for n in n_gen), *n_pg]
     tests = [(*pair, depth, seqs) for seqs, depth, pair in product(n_seq, n_depth, pairs) if any(pair)]
@@ -197,14 +194,15 @@ def run(
     profile: bool,
     fit: bool,
 ) -> Iterator[Result]:
-    """The results as they come, with a bar on stderr."""
+    """The results as they come, with a bar on stderr. Raises QwenError."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
 
     from ..backends.choose import choose_backend
     from ..engine.fit import measure
     from ..gguf.file import GGUFFile
-    from ..measure.bench import Test, check, run_bench
+    from ..measure.bench import check, run_bench
+    from ..measure.figures import Test
     from ..network.model import load_model
 
     loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
@@ -227,81 +225,6 @@ def run(
                 yield result
 
 
-def print_table(results: Iterable[Result], with_types: bool = False) -> None:
-    """llama-bench's table with two more columns, then what the machine can do, then the profiles."""
-    columns = {
-        name: width for name, width in COLUMNS.items() if with_types or name not in ("type_k", "type_v")
-    }
-    limits: dict[int, str] = {}
-    profiles: list[str] = []
-    for result in results:
-        if not limits:
-            write_text(row(columns, columns.values()) + rule(columns.values()))
-        f = result.as_dict()
-        n_bytes, n_params = f["model_size"], f["model_n_params"]
-        write_text(
-            row(
-                [
-                    printable(f["model_type"]),
-                    f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB",
-                    f"{n_params / 1e6:.2f} M" if n_params < 1e9 else f"{n_params / 1e9:.2f} B",
-                    f["backends"],
-                    str(f["n_threads"]),
-                    *([f["type_k"], f["type_v"]] if with_types else []),
-                    result.test.name,
-                    f"{f['avg_ts']:.2f} ± {f['stddev_ts']:.2f}",
-                    f"{f['bandwidth'] / 1e9:.1f} ({f['bandwidth_share']:.0%})",
-                    f"{f['ops'] / 1e9:.1f} ({f['ops_share']:.0%})",
-                ],
-                columns.values(),
-            )
-        )
-        limits[f["n_threads"]] = (
-            f"{f['cpu_info']}, {f['isa'] or 'no compiled kernels'}, threads: {f['n_threads']}. Limits in this run:"
-            f" reading {f['machine_bandwidth'] / 1e9:.1f} GB/s, int8 {f['machine_products'] / 1e9:.0f}"
-            f" and float32 {f['machine_flops'] / 1e9:.0f} GFLOP/s"
-        )
-        profiles += [profile_table(result)] if result.profile else []
-    write_text(
-        "".join(
-            [
-                "\n",
-                *(printable(line) + "\n" for line in limits.values()),
-                f"build: qwencli {f['build_commit']}\n",
-                *profiles,
-            ]
-        )
-    )
-
-
-def row(cells: Iterable[str], widths: Iterable[int]) -> str:
-    return (
-        "|"
-        + "".join(
-            f" {cell:<{-width}} |" if width < 0 else f" {cell:>{width}} |"
-            for cell, width in zip(cells, widths)
-        )
-        + "\n"
-    )
-
-
-def rule(widths: Iterable[int]) -> str:
-    return row(("-" * (abs(width) - 1) + ("-" if width < 0 else ":") for width in widths), widths)
-
-
-def profile_table(result: Result) -> str:
-    """Where a test's time went; the last line is the test itself, where rows run side by side and nobody looks at the clock."""
-    head, widths = ("operation", "calls", "ms", "GB/s", "GFLOP/s", "of the limit"), (-24, 8, 10, 8, 9, 12)
-    text = f"\n{result.test.name}, threads: {result.n_threads}\n\n" + row(head, widths) + rule(widths)
-    for kind in result.profile:
-        n_bytes, ops = kind.cost.n_bytes / kind.seconds / 1e9, kind.cost.ops / kind.seconds / 1e9
-        rates = (f"{n_bytes:.1f}", f"{ops:.1f}", f"{kind.share(result.limits):.0%}") if ops else ("", "", "")
-        text += row((kind.name, str(kind.calls), f"{1e3 * kind.seconds:.2f}", *rates), widths)
-    for name, seconds in ("all", sum(kind.seconds for kind in result.profile)), ("the test", result.seconds):
-        text += row((name, "", f"{1e3 * seconds:.2f}", "", "", ""), widths)
-    return text
-
-
 def print_json(results: Iterable[Result]) -> None:
     write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
 
@@ -312,7 +235,7 @@ def print_json_lines(results: Iterable[Result]) -> None:
 
 
 def print_csv(results: Iterable[Result]) -> None:
-    """A line of names, then a line a test with every value in quotes; lists are left out."""
+    """A line of names, then a line per test with every value in quotes; lists are left out."""
     for i, result in enumerate(results):
         facts = {name: value for name, value in result.as_dict().items() if not isinstance(value, list)}
         line = io.StringIO()

@@ -6,8 +6,9 @@ import sys
 
 import click
 
-from ._common import example, mmap_option, read_text, write_bytes
 from ._models import Wanted, choose_model, model_option
+from ._options import example, mmap_option
+from ._streams import read_text, write_bytes
 from .tokenize import parse_ids
 
 

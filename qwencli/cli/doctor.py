@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from ..units import size
-from ._common import example, json_option, printable, say, write_text
 from ._models import Wanted, fetched, model_option
+from ._options import example, json_option
+from ._streams import printable, say, write_text
 
 
 @click.command(epilog=example("qwencli doctor", "qwencli doctor -m model.gguf --json"))
@@ -18,16 +19,15 @@ from ._models import Wanted, fetched, model_option
 @click.option(
     "--clear-cache",
     is_flag=True,
-    help="Delete the compiled kernels, of this and of other versions, and do nothing else.",
+    help="Delete all compiled kernels, those of other versions too, and do nothing else.",
 )
 def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
-    """Show what was found on this machine, what is used of it, and what would make it faster.
+    """Show what was found on this machine, how much of it is used, and what would make it faster.
 
-    Kernels are checked in a process of their own, and what the memory and the cores can do is measured; the first time that compiles
-    kernels.
+    The kernels are checked in a process of their own, and the speed of memory and cores is measured; the first call compiles kernels.
     """
-    from ..measure.doctor import clear_cache as clear
-    from ..measure.doctor import examine
+    from ..machine.doctor import examine
+    from ..machine.kernel_cache import clear_cache as clear
 
     if clear_cache:
         n_files, n_bytes = clear()

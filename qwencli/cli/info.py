@@ -16,16 +16,9 @@ from ..gguf.file import GGUFFile
 from ..gguf.metadata import ARRAY, LazyArray
 from ..gguf.types import FILE_TYPES
 from ..units import size
-from ._common import (
-    cache_type_k_option,
-    cache_type_v_option,
-    example,
-    json_option,
-    mmap_option,
-    printable,
-    write_text,
-)
 from ._models import Wanted, choose_model, model_argument
+from ._options import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option
+from ._streams import printable, write_text
 
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
 
@@ -60,7 +53,7 @@ def info(
 
 
 def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
-    """The facts, as `--json` prints them; None where the file does not say."""
+    """The facts, as `--json` prints them; None where the file doesn't say. Raises FormatError for a damaged file."""
     from ..engine.fit import measure
     from ..network.model import load_model
 
@@ -143,7 +136,7 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
 
 
 def plain(value: Any) -> Any:
-    """A value of the metadata for JSON, which has no NaN; arrays that are long or hold arrays are only described."""
+    """A value of the metadata for JSON, which has no NaN; arrays that are long or contain arrays are only described."""
     if not isinstance(value, LazyArray):
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
     return (

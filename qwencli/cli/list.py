@@ -16,7 +16,8 @@ import click
 from ..errors import QwenError
 from ..hub.installed import Installed, installed
 from ..units import size
-from ._common import example, json_option, printable, write_text
+from ._options import example, json_option
+from ._streams import printable, write_text
 
 
 @click.command("list", epilog=example("qwencli list", "qwencli list --json"))
@@ -24,15 +25,15 @@ from ._common import example, json_option, printable, write_text
 def list_models(as_json: bool) -> None:
     """List the models on this machine, with the names that -m takes.
 
-    They lie in ./models, in the cache of the Hugging Face hub (see `qwencli pull`) and in Ollama's store; $QWENCLI_MODEL and the embedded
-    demo are among them.
+    They come from ./models, the cache of the Hugging Face hub (see `qwencli pull`) and Ollama's store; $QWENCLI_MODEL and the embedded
+    demo are listed too.
     """
     facts = [describe(model) for model in installed()]
     write_text(json.dumps({"models": facts}) + "\n" if as_json else as_table(facts))
 
 
 def describe(model: Installed) -> dict[str, Any]:
-    """What `--json` prints of a model: of a damaged one the reason, of one that can't run here why not."""
+    """What `--json` prints about a model; if it is damaged or can't run here, why."""
     from ..gguf.file import GGUFFile
     from ..gguf.types import FILE_TYPES
     from ..network.model import load_model
@@ -64,7 +65,7 @@ def describe(model: Installed) -> dict[str, Any]:
 
 
 def as_table(facts: Sequence[dict[str, Any]]) -> str:
-    """A line for each model. Where stdout is a terminal paths are cut in front to fit it; names never are, they have to be typed."""
+    """A line for each model. At a terminal, paths are shortened at the front to fit; names never are, since they have to be typed."""
     rows = [
         [
             f["name"],

@@ -8,21 +8,19 @@ import time
 import click
 
 from ._bar import Bar
-from ._common import (
+from ._loading import check_context
+from ._models import Wanted, choose_model, model_option
+from ._options import (
     backend_option,
     cache_type_k_option,
     cache_type_v_option,
-    check_context,
     example,
     fit_option,
     json_option,
     mmap_option,
-    read_text,
-    say,
     threads_option,
-    write_text,
 )
-from ._models import Wanted, choose_model, model_option
+from ._streams import read_text, say, write_text
 
 
 @click.command(
@@ -42,7 +40,7 @@ from ._models import Wanted, choose_model, model_option
     type=click.IntRange(4, 2**30),
     default=512,
     show_default=True,
-    help="Tokens a chunk.",
+    help="Tokens per chunk.",
 )
 @fit_option
 @click.option(
@@ -52,7 +50,7 @@ from ._models import Wanted, choose_model, model_option
     type=click.IntRange(1, 2**20),
     default=2048,
     show_default=True,
-    help="Tokens a step: part of a chunk, or several chunks.",
+    help="Tokens per step: part of a chunk, or several chunks.",
 )
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option

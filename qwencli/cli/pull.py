@@ -7,8 +7,9 @@ import json
 import click
 
 from ..errors import InputError
-from ._common import example, json_option, write_text
 from ._models import fetch
+from ._options import example, json_option
+from ._streams import write_text
 
 
 @click.command(
@@ -23,15 +24,15 @@ from ._models import fetch
 def pull(name: str, as_json: bool) -> None:
     """Fetch a model from the Hugging Face hub into its cache, where other programs find it too, and print its path.
 
-    Without QUANT it is Q4_K_M, or the only model of the repository; USER/REPO/FILE.gguf names a file. A download that breaks off is gone on
-    with by the next call. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE are respected.
+    Without QUANT, that is Q4_K_M or the repository's only model; USER/REPO/FILE.gguf names a file. An interrupted download is resumed by
+    the next call. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE are respected.
     """
     from ..hub.names import HubName
 
     wanted = HubName.parse(name)
     if wanted is None:
         raise InputError(
-            f"{name}: no name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"
+            f"{name}: not a name on the hub, expected user/repo, user/repo:QUANT or user/repo/file.gguf"
         )
     from ..hub.downloads import look_up
 

@@ -8,7 +8,8 @@ import click
 
 from ..errors import QwenError
 from ..units import size
-from ._common import example, say
+from ._options import example
+from ._streams import say
 
 
 @click.command(
@@ -19,14 +20,14 @@ from ._common import example, say
 def rm(names: tuple[str, ...], yes: bool) -> None:
     """Remove models from the Hugging Face hub's cache or from ./models, by the names that `qwencli list` shows.
 
-    Of a repository with several models only the named one goes. Nothing else is ever touched.
+    If a repository has several models, only the named one is removed. Nothing else is ever touched.
     """
     from ..hub.removal import removable, remove
 
     models = [removable(name) for name in dict.fromkeys(names)]
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise QwenError("nobody can be asked here, add -y to remove without asking")
+            raise QwenError("there is nobody to ask, add -y to remove without asking")
         what = ", ".join(f"{model.name} ({size(model.size)})" for model in models)
         if not click.confirm(f"Remove {what}?", err=True):
             raise QwenError("nothing removed")

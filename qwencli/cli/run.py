@@ -22,11 +22,12 @@ from ._answers import (
     thinking_options,
 )
 from ._bar import Bar
-from ._common import example, json_option, read_text, warn, write_text
 from ._grammar import GrammarOptions, grammar_options
 from ._loading import Loader, kept_session, loading_options, session_option
+from ._options import example, json_option
 from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
+from ._streams import read_text, warn, write_text
 
 if TYPE_CHECKING:
     from ..dialogue.dialogue import CollectedAnswer, Events

@@ -10,9 +10,10 @@ import click
 
 from ..errors import InputError, QwenError
 from ._answers import named_template, template_option
-from ._common import example, say, warn
 from ._loading import Loader, loading_options
+from ._options import example
 from ._sampling import sampling_options
+from ._streams import say, warn
 
 KEY_VARIABLES = ["QWENCLI_API_KEY", "LLAMA_API_KEY"]
 

@@ -7,8 +7,9 @@ import json
 import click
 
 from ..errors import InputError
-from ._common import example, json_option, mmap_option, read_text, write_text
 from ._models import Wanted, choose_model, model_option
+from ._options import example, json_option, mmap_option
+from ._streams import read_text, write_text
 
 
 @click.command(
@@ -21,7 +22,7 @@ from ._models import Wanted, choose_model, model_option
 @click.argument("text", required=False)
 @model_option
 @click.option("-f", "--file", metavar="FILE", help="Read the text from a file; - is stdin.")
-@click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, as a list.")
+@click.option("--ids", "only_ids", is_flag=True, help="Print only the ids, as a list.")
 @json_option
 @click.option("--special", is_flag=True, help="Recognise control tokens such as <|im_end|> in the text.")
 @mmap_option
@@ -57,11 +58,11 @@ def tokenize(
 
 
 def parse_ids(text: str) -> list[int]:
-    """Ids separated by blanks or commas, with or without brackets. Raises InputError for anything else."""
+    """Ids separated by spaces or commas, with or without brackets. Raises InputError for anything else."""
     words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
     for word in words:
         if not (word.isascii() and word.isdecimal() and len(word) < 11):
             raise InputError(
-                f"{word[:40]!r} is no token id, expected whole numbers separated by blanks or commas"
+                f"{word[:40]!r} is not a token id, expected whole numbers separated by spaces or commas"
             )
     return [int(word) for word in words]

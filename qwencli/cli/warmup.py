@@ -7,8 +7,9 @@ import json
 import click
 
 from ._bar import Bar
-from ._common import cache_type_k_option, cache_type_v_option, example, json_option, say, write_text
 from ._models import Wanted, choose_model, models_option
+from ._options import cache_type_k_option, cache_type_v_option, example, json_option
+from ._streams import say, write_text
 
 
 @click.command(
@@ -24,19 +25,19 @@ from ._models import Wanted, choose_model, models_option
     "isas",
     metavar="NAME",
     multiple=True,
-    help="Compile for this instruction set; may be given several times. Default: the one that runs here, see `qwencli doctor`.",
+    help="Compile for this instruction set; may be given several times. Default: the one used on this machine, see `qwencli doctor`.",
 )
 @click.option(
     "--all",
     "all_formats",
     is_flag=True,
-    help="Compile for every format that the models may come in, not only for theirs.",
+    help="Compile for every format that the models may come in, not only their own.",
 )
 @click.option(
     "--tune/--no-tune",
     default=True,
     show_default=True,
-    help="Try which tiles of products are the fastest on this CPU.",
+    help="Find out which tiles of matrix products are fastest on this CPU.",
 )
 @cache_type_k_option
 @cache_type_v_option
@@ -50,15 +51,15 @@ def warmup(
     cache_type_v: str | None,
     as_json: bool,
 ) -> None:
-    """Compile what a model needs ahead of its first run, as when a container image is built.
+    """Compile what a model needs before its first run, for example when a container image is built.
 
-    Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are found again by a user who has the same cache folder, on a
-    CPU of the same kind; those for avx2, avxvnni, neon and generic on any that has these instructions.
+    Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are used by everyone with the same cache folder, on a CPU of
+    the same kind; those for avx2, avxvnni, neon and generic on any CPU with these instructions.
     """
     paths = [choose_model(wanted).path for wanted in models]
     from ..backends.kv_cache import CacheTypes
     from ..gguf.file import GGUFFile
-    from ..measure.warmup import warm_up
+    from ..machine.warmup import warm_up
     from ..network.model import load_model
 
     done = []

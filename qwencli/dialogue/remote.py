@@ -8,11 +8,11 @@ import re
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from ..errors import ContextFull, InputError, QwenError
+from ..sampling import SETTINGS
 from ..text.chat.tool_calls import mapping
 from .openai_stream import StreamedAnswer, events, message_of, parsed
 
@@ -38,10 +38,6 @@ CONTEXT_FULL = re.compile(
 IN_PATHS = "/%:@!$&'()*+,;=?"
 STOP_REASONS = {"length": "length", "content_filter": "stop"}
 """Our names for why an answer ended, by the protocol's; everything else is the model's own end."""
-WIRE_NAMES = {"temp": "temperature", "penalty_last_n": "repeat_last_n"}
-"""Names of settings that the protocol, or llama-server's extension of it, calls differently."""
-LOCAL = {"n_probs", "explain"}
-"""Settings of reports that only a model on this machine makes."""
 
 
 class RemoteChat:
@@ -302,14 +298,13 @@ def request_body(model: str, messages: Sequence[Message], settings: Settings) ->
 
 def sampling_fields(params: SamplingParams) -> dict[str, Any]:
     """The settings that differ from the defaults, by the names of OpenAI's protocol, else llama-server's."""
-    defaults = type(params)()
     chosen = {
-        f.name: getattr(params, f.name)
-        for f in fields(params)
-        if getattr(params, f.name) != getattr(defaults, f.name)
+        s.request_name: getattr(params, s.name)
+        for s in SETTINGS.values()
+        if not s.of_report and getattr(params, s.name) != s.default
     }
     if "logit_bias" in chosen:
         chosen["logit_bias"] = {
             token: min(max(bias, -100.0), 100.0) for token, bias in chosen["logit_bias"]
         }  # JSON has no infinity
-    return {WIRE_NAMES.get(name, name): value for name, value in chosen.items() if name not in LOCAL}
+    return chosen

@@ -9,12 +9,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ..errors import InputError
-from ..sampling import SamplingParams, parse_logit_bias, parse_samplers
+from ..sampling import SETTINGS, parse_logit_bias, parse_samplers
 from .dialogue import Settings
 
-Parser = Callable[[str], Any]
-NOT_NAMED = {"sampling", "tools", "n_probs", "explain"}
-"""Fields that are no settings of a chat by themselves."""
+TYPES = {s.name: s.type for s in SETTINGS.values() if not s.of_report} | {
+    f.name: str(f.type) for f in fields(Settings) if f.name not in ("sampling", "tools")
+}
+"""All settings, and their types as the dataclasses spell them."""
 EXPECTED = {
     "float": "a number",
     "int": "a whole number",
@@ -25,18 +26,17 @@ SWITCH = {"on": True, "off": False}
 
 
 def names() -> list[str]:
-    """Of all settings."""
-    return [f.name for owner in (SamplingParams, Settings) for f in fields(owner) if f.name not in NOT_NAMED]
+    """The names of all settings."""
+    return list(TYPES)
 
 
 def values(settings: Settings) -> dict[str, Any]:
     """All settings by name, for JSON."""
     found = {
-        name: getattr(settings if hasattr(settings, name) else settings.sampling, name) for name in names()
+        name: getattr(settings if hasattr(settings, name) else settings.sampling, name) for name in TYPES
     }
-    return {
-        name: shown(name, value) if name == "logit_bias" else value for name, value in found.items()
-    }  # JSON has no infinity
+    found["logit_bias"] = shown("logit_bias", found["logit_bias"])  # JSON has no infinity
+    return found
 
 
 def changed(settings: Settings, new: Mapping[str, Any]) -> Settings:
@@ -58,8 +58,8 @@ def changed(settings: Settings, new: Mapping[str, Any]) -> Settings:
 def parse(name: str, text: str) -> Any:
     """The value that a user means by `text`. Raises InputError."""
     check_name(name)
-    kind, _, none = _type(name).partition(" | ")
-    parsers: dict[str, Parser] = {
+    kind, _, none = TYPES[name].partition(" | ")
+    parsers: dict[str, Callable[[str], Any]] = {
         "float": float,
         "int": int,
         "bool": SWITCH.__getitem__,
@@ -94,17 +94,12 @@ def shown(name: str, value: Any) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raise InputError for a setting that there is not."""
-    if name not in names():
-        raise InputError(f"unknown setting {name}{suggestion(name, names()) or ': /set shows all'}")
+    """Raises InputError for the name of no setting."""
+    if name not in TYPES:
+        raise InputError(f"unknown setting {name}{suggestion(name, TYPES) or ': /set shows all'}")
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about a word that is not known: those that it may be a slip of."""
+    """The end of a message about an unknown word: the known ones that it resembles; "" if there are none."""
     near = [prefix + each for each in difflib.get_close_matches(word, list(known))]
     return f", did you mean {' or '.join(near)}?" if near else ""
-
-
-def _type(name: str) -> str:
-    """As the dataclass spells it."""
-    return next(str(f.type) for owner in (SamplingParams, Settings) for f in fields(owner) if f.name == name)

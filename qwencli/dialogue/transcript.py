@@ -1,4 +1,4 @@
-"""Conversations in files: JSON that people can read, with the messages as OpenAI's API has them."""
+"""Conversations in files: readable JSON, with the messages in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ class Transcript(NamedTuple):
 
 
 def save(path: str | os.PathLike[str], transcript: Transcript, overwrite: bool = False) -> None:
-    """Write a transcript, whole or not at all, readable by the user alone.
+    """Write a transcript, whole or not at all, readable only by the user.
 
-    A file that isn't a transcript is only written over with `overwrite`. Raises InputError for such a file, QwenError where the file cannot
-    be written.
+    A file that isn't a transcript is left alone unless `overwrite`. Raises InputError for one, QwenError if nothing can be written.
     """
     if not overwrite and os.path.exists(path) and not _may_go(path):
         raise InputError(f"{path}: not a transcript of qwencli, so it is left alone; /save! overwrites it")
@@ -59,7 +58,7 @@ def _may_go(path: str | os.PathLike[str]) -> bool:
 
 
 def load(path: str | os.PathLike[str]) -> Transcript:
-    """Read a transcript. Raises FormatError if the file isn't one, QwenError if it cannot be read."""
+    """Read a transcript. Raises FormatError if it isn't one, QwenError if it can't be read."""
     raw = read_file(path, MAX_BYTES)
     if len(raw) > MAX_BYTES:
         raise FormatError(f"{path}: larger than {MAX_BYTES // 2**20} MB, so not a transcript")
@@ -81,7 +80,7 @@ def _parsed(raw: bytes) -> Transcript:
         content.get("version") == VERSION, f"its version is {content.get('version')!r}, expected {VERSION}"
     )
     model, settings, messages = (content.get(key) for key in ("model", "settings", "messages"))
-    _check(_is_text(model), "its model is not a text")
+    _check(_is_text(model), "its model is not a string")
     _check(isinstance(settings, dict), "it has no settings")
     _check(isinstance(messages, list), "it has no messages")
     for i, message in enumerate(messages):
@@ -90,21 +89,21 @@ def _parsed(raw: bytes) -> Transcript:
 
 
 def _check_message(i: int, m: Any) -> None:
-    """Raise ValueError unless `m` can be the i-th message of a conversation."""
+    """Raises ValueError unless `m` can be the i-th message of a conversation."""
     where = f"message {i + 1}"
-    _check(isinstance(m, dict) and m.get("role") in ROLES, f"{where} has no role of {', '.join(ROLES)}")
-    _check(m["role"] != "system" or i == 0, f"{where} is a system message, which only the first can be")
-    calls = m.get("tool_calls", [])
     _check(
-        isinstance(calls, list) and all(map(_is_call, calls)), f"{where} has tool calls that are not OpenAI's"
+        isinstance(m, dict) and m.get("role") in ROLES, f"{where} has none of the roles {', '.join(ROLES)}"
     )
-    _check(_is_text(m.get("content")), f"the content of {where} is not a text")
+    _check(m["role"] != "system" or i == 0, f"{where} is a system message, which only the first one can be")
+    calls = m.get("tool_calls", [])
+    _check(isinstance(calls, list) and all(map(_is_call, calls)), f"the tool calls of {where} are malformed")
+    _check(_is_text(m.get("content")), f"the content of {where} is not a string")
     for key in m.keys() - {"role", "content", "tool_calls"}:
-        _check(_is_text(m[key]), f"{key} of {where} is not a text")
+        _check(_is_text(m[key]), f"{key} of {where} is not a string")
 
 
 def _is_call(call: Any) -> bool:
-    """Whether it is a call of a function as OpenAI's API has it, with the arguments as a JSON text."""
+    """Whether it is a function call in OpenAI's form, with the arguments as JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
     return (
         isinstance(function, dict)

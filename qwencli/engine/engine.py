@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..backends.kv_cache import PAGE, KVSequence
-from ..backends.protocol import F32, Backend, Batch, Segment
+from ..backends.protocol import F32, I32, Backend, Batch, Segment, first_bad_layer
 from ..errors import ContextFull, InputError, QwenError
-from ..sampling import NOT_FINITE, Breakers, Constraint, Report, Sampler, SamplingParams
+from ..sampling import Breakers, Constraint, SamplingParams
+from ..sampling.sampler import NOT_FINITE, Sampler, TokenReport
 from .prefix_cache import PrefixCache
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A request: its prompt, how to continue it, and all of its state.
+    """A prompt, how to continue it, and all of its state.
 
     `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids`
-    ends the answer and is not part of it. `stop_reason` is None while it runs, then eos, stop, length, context,
-    cancelled, or error, with the error in `error`.
+    ends the answer and is not part of it. `stop_reason` is None while the sequence runs, then eos, stop, length, context, cancelled, or
+    error, with the error in `error`.
     """
 
     tokens: list[int]
@@ -36,15 +36,15 @@ class Sequence:
     n_prompt_done: int = 0
     """Prompt tokens whose keys and values are in the cache."""
     n_cached: int = 0
-    """Prompt tokens that were there before, from a sequence that began alike."""
+    """Those of them that were there from the start, from a sequence that began alike."""
     border: int = 0
-    """Where others began to differ. A recurrent model's step ends there, for the state: more may begin so."""
+    """The last page border before other sequences differ. A recurrent model's step ends there and leaves a state: more may begin alike."""
     breakers: Breakers = field(default_factory=dict)
-    """What the DRY sampler's repetitions don't reach across."""
+    """Tokens that the DRY sampler's repetitions don't reach across."""
     constraint: Constraint | None = None
-    """What the answer has to follow; where nothing more can follow it ends as by `end_ids`."""
-    reports: dict[int, Report] = field(default_factory=dict)
-    """By place in the answer, where `sampling` asks for them."""
+    """What the answer has to follow. When it is complete, the answer ends as with a token of `end_ids`."""
+    reports: dict[int, TokenReport] = field(default_factory=dict)
+    """What the sampler chose from, by place in the answer, if `sampling` asks for it."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
@@ -52,6 +52,7 @@ class Sequence:
 
     @property
     def generated(self) -> list[int]:
+        """The answer's tokens."""
         return self.tokens[self.n_prompt :]
 
 
@@ -62,29 +63,30 @@ class Engine:
     """
 
     def __init__(self, backend: Backend, n_ctx: int, n_batch: int = 512, n_kept: int = 0) -> None:
-        self.backend, self.n_ctx, self.n_batch = backend, n_ctx, n_batch
+        self.backend = backend
+        self.n_ctx = n_ctx
+        self.n_batch = n_batch
         self.running: list[Sequence] = []
         self.prefixes = PrefixCache(backend, n_kept)
 
     def submit(self, seq: Sequence) -> None:
-        """Take a sequence in. What it has in common with the beginning of one that runs or is kept is not computed again.
+        """Accept a sequence. What it has in common with the beginning of one that runs or is kept is not computed again.
 
         Raises what `check` does.
         """
         self.check(seq)
-        running = (
-            (s.tokens[:-1], s.kv) for s in self.running
-        )  # the last token's step may have to be done again
+        # without the last token, whose step may have to be done again
+        running = ((s.tokens[:-1], s.kv) for s in self.running)
         seq.kv, n_common = self.prefixes.take(seq.tokens, running)
         seq.n_cached = seq.n_prompt_done = seq.kv.length
         seq.border = n_common // PAGE * PAGE
         self.running.append(seq)
 
     def check(self, seq: Sequence) -> None:
-        """Whether a sequence can be taken in; nothing is changed.
+        """Check that a sequence can be submitted; nothing is changed.
 
-        Raises InputError for an empty prompt, ids outside the vocabulary, a sequence that was taken before; ContextFull for a prompt
-        longer than the context.
+        Raises InputError for an empty prompt, ids outside the vocabulary, or a sequence that was submitted before; ContextFull for a
+        prompt longer than the context.
         """
         if seq.stop_reason or seq in self.running:
             raise InputError("the sequence was submitted before, expected a new one")
@@ -98,7 +100,7 @@ class Engine:
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
 
     def extend(self, seq: Sequence, tokens: list[int]) -> None:
-        """Have a running sequence's answer go on with these tokens, as far as its limits allow. Raises InputError for unknown ids."""
+        """Continue a running sequence's answer with these tokens, as far as its limits allow. Raises InputError for unknown ids."""
         self._check_tokens(tokens)
         for token in tokens:
             if seq in self.running:
@@ -110,14 +112,15 @@ class Engine:
             raise InputError(f"{where} has a token outside the vocabulary of {n_vocab}")
 
     def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
-        """End a sequence now and free its pages."""
+        """End a sequence now and let go of its pages."""
         if seq in self.running:
             self._finish(seq, reason)
 
     def step(self, n_batch: int | None = None) -> list[tuple[Sequence, int]]:
         """Advance the running sequences once: some of a prompt, or one token each, in all at most `n_batch` (default: the engine's).
 
-        Returns the tokens that this produced.
+        Returns the tokens that this produced. A sequence that fails by itself ends, with its error. Raises QwenError where the whole step
+        fails; then no sequence has changed, and the step can be done again.
         """
         segments = self._schedule(n_batch or self.n_batch)
         if not segments:
@@ -146,15 +149,17 @@ class Engine:
         return produced
 
     def _schedule(self, room: int) -> list[tuple[Sequence, Segment]]:
-        """Sequences that generate go first, with a token each; prompts share the rest of the step. Those that waited longest come first."""
+        """What the next step runs, with memory reserved: a token of each sequence that generates, then prompts, as far as there is room.
+
+        Among either, those that waited longest come first.
+        """
         segments, waiting = [], []
         for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
             if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
                 self._finish(seq, "length" if seq.max_tokens == 0 else "context")
                 continue
-            self.backend.cache.rewind(
-                seq.kv, len(seq.tokens) - 1
-            )  # where Ctrl-C came behind a commit the last token's step is done again
+            # where Ctrl-C came after the last step was committed, and before its token was taken, the step is done again
+            self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)
             end = seq.kv.length + room
             if self.backend.cache.recurrent and seq.kv.length < seq.border:
                 end = min(end, seq.border)
@@ -163,47 +168,45 @@ class Engine:
                 waiting.append(seq)
                 continue
             try:
-                self.reserve(seq.kv, len(todo))
+                self._reserve(seq.kv, len(todo))
             except QwenError as error:  # no memory for this one; the others go on
                 self._fail(seq, error)
-            else:
-                room -= len(todo)
-                segments.append(
-                    (seq, Segment(seq.kv, todo, int(seq.kv.length + len(todo) == len(seq.tokens))))
-                )
+                continue
+            room -= len(todo)
+            is_last = seq.kv.length + len(todo) == len(seq.tokens)
+            segments.append((seq, Segment(seq.kv, todo, int(is_last))))
         self.running = waiting + [seq for seq, _ in segments]
         return segments
 
     def _accept(self, seq: Sequence, found: int | F32, segment: Segment) -> int | None:
-        """Append a token, sampled already or now from logits, unless it ends the answer; finish the sequence where it is complete."""
+        """Append a token, which was sampled or is now, from logits. Returns it, or None where it ends the answer instead."""
         try:
-            token = (
-                found
-                if isinstance(found, int)
-                else seq.sampler.choose(found, seq.tokens, len(seq.tokens) - seq.n_prompt)
-            )
-        except QwenError as error:  # its constraint cannot go on; the others do
+            place = len(seq.tokens) - seq.n_prompt
+            token = found if isinstance(found, int) else seq.sampler.choose(found, seq.tokens, place)
+        except QwenError as error:  # its constraint can't go on; the other sequences do
             self._fail(seq, error)
             return None
         if token == NOT_FINITE:
-            where = f"position {len(seq.tokens)} are not finite, first in {self._first_bad_layer(segment)}"
+            layer = self._first_bad_layer(segment) or "the output layer"
+            where = f"position {len(seq.tokens)} are not finite, first in {layer}"
             self._fail(seq, QwenError(f"the logits of {where}: is the model damaged?"))
             return None
         if token in seq.end_ids:
             self._finish(seq, "eos")
             return None
         if seq.sampler.report:
-            seq.reports[len(seq.tokens) - seq.n_prompt] = seq.sampler.report
+            seq.reports[place] = seq.sampler.report
         self._append(seq, token)
         return token
 
     def _append(self, seq: Sequence, token: int) -> None:
-        error, ended = None, False
+        error = None
+        ended = False
         try:
             ended = seq.constraint is not None and seq.constraint.ended([*seq.generated, token])
         except QwenError as failed:
             error = failed
-        seq.tokens.append(token)  # from here on Ctrl-C would find it half done
+        seq.tokens.append(token)  # Ctrl-C before this line leaves the sequence as it was
         if error:
             self._fail(seq, error)
         elif ended:
@@ -213,13 +216,24 @@ class Engine:
         elif len(seq.tokens) >= self.n_ctx:
             self._finish(seq, "context")
 
-    def reserve(self, kv: KVSequence, n_tokens: int) -> None:
+    def hidden(self, kv: KVSequence, tokens: SequenceOf[int] | I32, n_outputs: int) -> F32:
+        """Run tokens that continue a sequence of the caller's own, which it gives back by `release`.
+
+        Returns the last norm's output for the last `n_outputs` of them, float32 [n_outputs, n_embd]. Raises QwenError.
+        """
+        self._reserve(kv, len(tokens))
+        return self.backend.hidden(Batch([Segment(kv, tokens, n_outputs)]))
+
+    def release(self, kv: KVSequence) -> None:
+        """Let go of the pages of a sequence of the caller's own."""
+        self.backend.cache.release(kv)
+
+    def _reserve(self, kv: KVSequence, n_tokens: int) -> None:
         """Take memory for more positions; kept sequences make room. Raises QwenError where that is not enough."""
         while True:
             try:
-                return self.backend.reserve(kv, n_tokens)
+                return self.backend.cache.reserve(kv, n_tokens)
             except QwenError:
-                self.backend.cache.trim(kv)  # pages without memory: those that get free have some
                 if not self.prefixes.make_room():
                     raise
 
@@ -235,11 +249,7 @@ class Engine:
         else:
             self.prefixes.keep(seq.tokens, seq.kv)
 
-    def _first_bad_layer(self, segment: Segment) -> str:
-        """The first layer whose output is not finite, by running the step once more."""
+    def _first_bad_layer(self, segment: Segment) -> str | None:
+        """The first layer whose output is not finite in a step that is done, found by doing it again."""
         self.backend.cache.rewind(segment.seq, segment.seq.length - len(segment.tokens))
-        names = [
-            name for name in self.backend.model.graph.nodes if name == "inp_embd" or name.startswith("l_out-")
-        ]
-        values = self.backend.run(names, Batch([segment]))
-        return next((name for name in names if not np.isfinite(values[name]).all()), "the output layer")
+        return first_bad_layer(self.backend, Batch([segment]))

@@ -14,24 +14,24 @@ from ..system.host import Host
 from ..units import size
 
 PROCESS_BYTES = 96 * 2**20
-"""What a process takes beside the model's numbers, its libraries included: measured 80 MB with a vocabulary of 512 tokens, 110 with Qwen's
-151,936, of which 10 are taken when this is asked."""
+"""What a process takes in addition to the model, its libraries included: 80 MB were measured with a vocabulary of 512 tokens, 110 with
+Qwen's 151,936; 10 of them are taken already when this is asked."""
 COPIES = 4
-"""Room for what lies between a step's operations, in numbers of float32: they lie in memory quantized too, and not all of it can be used
-again; and there are programs for fewer tokens, for 512, 256, 128 and so on, together twice as many."""
+"""How often the float32 numbers between a step's operations are counted: they are in memory in quantized form too, not all of that memory
+can be reused, and the programs for fewer tokens, 256, 128 and so on, together take as much again."""
 UNPACKED_BYTES = 4 * 2**30
-"""So many bytes of unpacked weights the NumPy backend keeps."""
+"""The NumPy backend keeps at most that many bytes of unpacked weights."""
 STATES = MOST_BORDERS + 3
-"""Of a sequence, at most: those at borders of pages, the last, and two that a step writes."""
+"""The most states a sequence has: those at page borders, the last one, and two that a step writes."""
 UNIT = 256
 """Contexts that are chosen here are multiples of this."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Bytes that a model takes: its `weights`, `page` for each PAGE positions of context, `state` for each sequence, and `work` besides.
+    """Bytes that a model takes: `weights`, a `page` for every PAGE positions of context, a `state` for each sequence, `work` for the rest.
 
-    `free` is what there is for all of them, None where that is unknown: then everything fits. `n_ctx` is the model's own context.
+    `free` is what is available for all of these, None if that is unknown: then everything fits. `n_ctx` is the model's own context.
     """
 
     path: str
@@ -43,19 +43,20 @@ class Fit:
     free: int | None
 
     def needed(self, n_ctx: int, n_seq: int = 1) -> int:
-        """The bytes that so many sequences of `n_ctx` positions take, the model included."""
+        """The bytes that `n_seq` sequences of `n_ctx` positions take, the model included."""
         return self.weights + self.work + n_seq * (self.state + n_pages_for(n_ctx) * self.page)
 
     def fits(self, n_ctx: int, n_seq: int = 1) -> bool:
+        """Whether `n_seq` sequences of `n_ctx` positions fit into the free memory."""
         return self.free is None or self.needed(n_ctx, n_seq) <= self.free
 
     @property
     def for_sequences(self) -> int | None:
-        """The bytes that are left for sequences, None for any number."""
+        """The bytes that are left for sequences, None for no limit."""
         return None if self.free is None else max(0, self.free - self.weights - self.work)
 
     def positions(self, n_seq: int = 1) -> int | None:
-        """How many positions of so many sequences fit in all, None for any number."""
+        """How many positions of `n_seq` sequences fit in all, None for no limit."""
         if self.for_sequences is None or not self.page:
             return None
         return max(0, self.for_sequences - n_seq * self.state) // self.page * PAGE
@@ -65,41 +66,42 @@ class Fit:
         return n_ctx if self.fits(n_ctx) else min(n_ctx, self.positions() or 0) // UNIT * UNIT
 
     def choose(self, asked: int | None, fit: bool | None, report: Callable[[str], None] | None) -> int:
-        """The context to use where `asked` is wanted, or None the model's own.
+        """The context to use if `asked` is wanted, where None stands for the model's own.
 
-        Where that doesn't fit and was asked for, InputError says what would; with `fit`, or where nothing was asked, the longest that fits
-        is taken and `report` is told. With `fit` False nothing is checked. Raises NoMemory where not even the weights fit.
+        If that doesn't fit, the longest context that does is taken and `report` is told; but if it was asked for, and `fit` isn't set,
+        InputError says what would fit. With `fit` False nothing is checked. Raises NoMemory if not even the weights fit.
         """
         wanted = asked or self.n_ctx
         if fit is False or self.fits(wanted):
             return wanted
-        longest, shortest = self.longest(wanted), min(wanted, UNIT)
+        longest = self.longest(wanted)
         if not longest:
+            shortest = min(wanted, UNIT)
             shortage = self.shortage(f"even a context of {shortest}", shortest)
             raise NoMemory(
                 f"{self.path}: {shortage}: take a smaller model or quantization;"
-                " --no-fit tries all the same, and reads what doesn't fit from the disk again and again"
+                " --no-fit tries anyway, and reads what doesn't fit from the disk again and again"
             )
         shortage = self.shortage(f"a context of {wanted}", wanted)
         if asked and not fit:
             raise InputError(
-                f"{self.path}: {shortage}: -c {longest} would fit, --fit takes it; --no-fit tries all the same"
+                f"{self.path}: {shortage}: -c {longest} would fit, --fit takes it; --no-fit tries anyway"
             )
         if report:
             report(f"the context is {longest} tokens: {shortage}")
         return longest
 
     def check(self, what: str, n_ctx: int, n_seq: int = 1) -> None:
-        """Raises InputError where `what`, which takes so many sequences of `n_ctx` positions, doesn't fit."""
+        """Raises InputError if `what`, which needs `n_seq` sequences of `n_ctx` positions, doesn't fit."""
         if not self.fits(n_ctx, n_seq):
-            raise InputError(f"{self.path}: {self.shortage(what, n_ctx, n_seq)}; --no-fit tries all the same")
+            raise InputError(f"{self.path}: {self.shortage(what, n_ctx, n_seq)}; --no-fit tries anyway")
 
     def shortage(self, what: str, n_ctx: int, n_seq: int = 1) -> str:
-        """What is needed, and what there is."""
+        """What is needed and what is free, for a message."""
         parts = {
             "of weights": self.weights,
             "for keys and values": n_seq * n_pages_for(n_ctx) * self.page,
-            "besides": self.work + n_seq * self.state,
+            "for other data": self.work + n_seq * self.state,
         }
         listed = ", ".join(f"{size(n)} {name}" for name, n in parts.items())
         return f"{what} needs {size(self.needed(n_ctx, n_seq))} ({listed}), {size(self.free or 0)} are free"
@@ -108,7 +110,10 @@ class Fit:
 def measure(
     model: Model, types: CacheTypes, backend: str = "cpu", n_batch: int = 512, host: Host | None = None
 ) -> Fit:
-    """What a model takes on a backend, with keys and values as `types` and steps of `n_batch` tokens, and what is free now."""
+    """What a model takes on a backend, with keys and values kept as `types` and steps of `n_batch` tokens, and what is free now.
+
+    Raises InputError for cache types that the model can't have.
+    """
     c, tensors = model.config, model.file.tensors.values()
     work = PROCESS_BYTES + COPIES * 4 * n_batch * values_of_a_token(model)
     types = types.chosen("f16", c.head_dim)
@@ -127,7 +132,7 @@ def measure(
 
 
 def values_of_a_token(model: Model) -> int:
-    """The most numbers that a step holds at once for each token, between one operation and another."""
+    """The most numbers that a step holds at once for each token, between its operations."""
     nodes = [node for node in model.graph.nodes.values() if not isinstance(node.op, (Weight, Input))]
     last_use = Graph.last_uses(nodes)
     held: dict[str, int] = {}

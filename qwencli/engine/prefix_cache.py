@@ -1,4 +1,4 @@
-"""Finished sequences that stay in the KV cache, for new ones that begin alike: a chat's next turn computes only what is new."""
+"""Finished sequences that stay in the KV cache for new ones that begin alike: a chat's next turn computes only what is new."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..backends.protocol import I32, Backend
 from ..errors import QwenError
 
 MOST_STATES = 16
-"""Of a recurrent model: each is as large as the keys and values of some hundred to thousand positions."""
+"""States of a recurrent model that are kept: each is as large as the keys and values of some hundred to a thousand positions."""
 
 
 class Kept(NamedTuple):
@@ -22,19 +22,21 @@ class Kept(NamedTuple):
     kv: KVSequence
 
 
-class Begin(NamedTuple):
-    """What a new sequence takes over, and how many of its tokens another one begins with: more, where a recurrent model has no state."""
+class Prefix(NamedTuple):
+    """What a new sequence takes over, and how many of its tokens another one begins with. A recurrent model may take over fewer."""
 
     kv: KVSequence
     n_common: int
 
 
 class PrefixCache:
-    """Keeps sequences of up to `room` positions together; the one that was used longest ago goes first."""
+    """Keeps sequences of up to `room` positions in all; the one that was used longest ago goes first."""
 
     def __init__(self, backend: Backend, room: int) -> None:
-        self._backend, self.room = backend, room
-        self.kept: list[Kept] = []  # the one used last at the end
+        self._backend = backend
+        self.room = room
+        self.kept: list[Kept] = []
+        """The one that was used last is at the end."""
 
     def keep(self, tokens: Iterable[int], kv: KVSequence) -> None:
         """Take over a finished sequence's filled pages; of `tokens` the first `kv.length` count."""
@@ -51,35 +53,36 @@ class PrefixCache:
         ):
             self._drop(self.kept[0])
 
-    def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> Begin:
-        """The longest beginning of `tokens` that a kept or a running sequence has computed; not the last token, whose logits are wanted.
+    def take(self, tokens: Iterable[int], running: Iterable[tuple[list[int], KVSequence]]) -> Prefix:
+        """The longest beginning of `tokens` that a kept or a running sequence has computed, without the last token: its logits are wanted.
 
-        Whole pages are shared, the positions of the one behind them are copied. A recurrent model goes on from where it has a state.
+        Whole pages are shared; of the page after them, positions are copied. A recurrent model continues from where it has a state.
         """
         wanted = np.fromiter(tokens, np.int32)[:-1]
         known = [*self.kept, *(Kept(np.array(begin[: kv.length], np.int32), kv) for begin, kv in running)]
         common = [common_prefix(source.tokens, wanted) for source in known]
         lengths = [self._backend.cache.reach(source.kv, length) for source, length in zip(known, common)]
         if not any(lengths):
-            return Begin(KVSequence(), max(common, default=0))
+            return Prefix(KVSequence(), max(common, default=0))
         best = int(np.argmax(lengths))
         if best < len(self.kept):
             self.kept.append(self.kept.pop(best))
-        return Begin(self._copy(known[best].kv, lengths[best]), max(common))
+        return Prefix(self._copy(known[best].kv, lengths[best]), max(common))
 
     def _copy(self, source: KVSequence, length: int) -> KVSequence:
-        kv = self._backend.cache.share(source, length)
+        cache = self._backend.cache
+        kv = cache.share(source, length)
         rest = length % PAGE
         try:
             if rest:
-                self._backend.reserve(kv, rest)
+                cache.reserve(kv, rest)
                 self._backend.copy_page(source.pages[length // PAGE], kv.pages[-1])
-                self._backend.cache.commit(kv, rest)
+                cache.commit(kv, rest)
         except QwenError:  # no memory for a copy: these positions are computed again, or fail then
-            self._backend.cache.rewind(kv, kv.length)
-            self._backend.cache.trim(kv)
+            cache.rewind(kv, kv.length)
+            cache.trim(kv)
         except BaseException:  # Ctrl-C
-            self._backend.cache.release(kv)
+            cache.release(kv)
             raise
         return kv
 
@@ -87,21 +90,20 @@ class PrefixCache:
         return len({state for kept in self.kept for state in kept.kv.states.values()})
 
     def make_room(self) -> bool:
-        """Free the pages of the sequence that was used longest ago; False where none is left."""
+        """Free the pages of the sequence that was used longest ago. Returns False where none is left."""
         if self.kept:
             self._drop(self.kept[0])
             return True
         return False
 
     def _drop(self, kept: Kept) -> None:
-        self.kept = [
-            other for other in self.kept if other is not kept
-        ]  # first: Ctrl-C must not leave it here with pages that are free
+        # before its pages are free: Ctrl-C must not leave it here with pages that belong to others
+        self.kept = [other for other in self.kept if other is not kept]
         self._backend.cache.release(kept.kv)
 
 
 def common_prefix(a: I32, b: I32) -> int:
-    """How many tokens two sequences have in common from the begin on."""
+    """How many tokens two sequences have in common from the start."""
     n = min(len(a), len(b))
     differing = np.flatnonzero(a[:n] != b[:n])
     return int(differing[0]) if len(differing) else n

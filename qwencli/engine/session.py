@@ -1,9 +1,12 @@
-"""Sessions: a sequence's tokens, keys and values in a file, to go on from there in another process.
+"""Sessions: a sequence's tokens, keys and values in a file, to continue from there in another process.
 
-The file, all numbers little-endian: MAGIC; u32 version; u32 bytes of the header; the header, a JSON object; the tokens, i32; SHA-256 of all
-this; the pages of the KV cache, as they lie in the backend's memory; of a recurrent model its states behind the numbers of tokens that
-the header names, all of them and, for a next prompt that differs at the end, the last border of its prompts before; SHA-256 of the sums of
-each page and state.
+The file, with all numbers little-endian:
+
+- MAGIC; u32 version; u32 bytes of the header; the header, a JSON object; the tokens, i32; SHA-256 of all this;
+- the pages of the KV cache, as they lie in the backend's memory;
+- the states of a recurrent model after the numbers of tokens that the header lists: all tokens, and for a next prompt that differs at the
+  end the last border of the prompts before;
+- SHA-256 of the sums of each page and state.
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ FIELDS = {
     "states": list,
     "state_bytes": int,
 }
-"""Of the header. `model` is the name of the model's file, for messages."""
+"""The header's fields and their types. `model` is the name of the model's file, for messages."""
 STATELESS: dict[str, Any] = {"states": [], "state_bytes": 0}
-"""What a header of version 1 says without words."""
+"""What a header of version 1 leaves out."""
 DIGEST_BYTES = 32
-SUM_ROWS = 64  # of 8 bytes or a multiple, so that pages have a multiple of 512
+SUM_ROWS = 64  # of 8 bytes or a multiple, so that pages are a multiple of 512 bytes
 Progress = Callable[[int, int], None]
-"""Told how many pages of how many are done."""
+"""Called with how many pages are done, and of how many."""
 
 
 class Session(NamedTuple):
@@ -60,15 +63,15 @@ def save(
 ) -> None:
     """Write the first `kv.length` of `tokens` with their keys and values, whole or not at all.
 
-    No step of the sequence may run meanwhile. Raises QwenError where the file cannot be written.
+    No step of the sequence may run meanwhile. Raises InputError where tokens are missing, QwenError where the file can't be written.
     """
-    file, ids = backend.model.file, np.array(tokens[: kv.length], "<i4")
+    file = backend.model.file
+    ids = np.array(tokens[: kv.length], "<i4")
     if len(ids) < kv.length:
         raise InputError(f"there are {len(ids)} tokens, expected one for each of {kv.length} positions")
     pages = [backend.page_bytes(page) for page in kv.pages[: n_pages_for(kv.length)]]
-    positions = (
-        [*[border for border in kv.borders if border < kv.length][-1:], kv.length] if kv.states else []
-    )
+    borders = [border for border in kv.borders if border < kv.length]
+    positions = [*borders[-1:], kv.length] if kv.states else []
     states = [backend.state_bytes(kv.states[position]) for position in positions]
     header = json.dumps(
         {
@@ -98,10 +101,10 @@ def save(
 def load(
     path: str | os.PathLike[str], backend: Backend, n_ctx: int, progress: Progress | None = None
 ) -> Session:
-    """What was saved, in pages of the backend's cache that are the caller's to release.
+    """What was saved, in pages of the backend's cache, which the caller has to release.
 
-    Raises FormatError for a file that is damaged or no session, InputError for one of another model or backend, ContextFull for one with
-    more than `n_ctx` tokens, QwenError where it cannot be read or memory is short.
+    Raises FormatError for a file that is damaged or isn't a session, InputError for a session of another model or backend, ContextFull for
+    one with more than `n_ctx` tokens, QwenError where the file can't be read or memory is short.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a FIFO would block
         raise InputError(f"{path}: not a regular file, expected a session")
@@ -115,7 +118,7 @@ def load(
 
 
 def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[str, Any], I32]:
-    """The header and the tokens. No length is believed before it is compared with the file's."""
+    """The header and the tokens. No length is trusted before it is checked against the file's size."""
     begin = f.read(len(MAGIC) + 8)
     if len(begin) < len(MAGIC) + 8 or not begin.startswith(MAGIC):
         raise FormatError(
@@ -134,7 +137,7 @@ def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[st
     )
     expected += len(about["states"]) * about["state_bytes"]
     if size != expected:
-        raise damaged(path, f"it has {size} bytes, fewer or more than its header says")
+        raise damaged(path, f"it has {size} bytes, not those that its header promises")
     tokens = f.read(4 * n_tokens)
     if hashlib.sha256(begin + header + tokens).digest() != f.read(DIGEST_BYTES):
         raise damaged(path, "the checksum of its header differs")
@@ -177,7 +180,7 @@ def _check_fit(
     if last != (len(tokens) if backend.cache.recurrent else 0) or any(
         border == last or border % PAGE for border in borders
     ):
-        raise damaged(path, f"its states are behind {about['states']} of {len(tokens)} tokens")
+        raise damaged(path, f"its states are after {about['states']} of {len(tokens)} tokens")
     if len(tokens) > n_ctx:
         raise ContextFull(
             f"{path}: the session has {len(tokens)} tokens, more than the context of {n_ctx}: raise -c"
@@ -193,16 +196,10 @@ def _read_pages(
     path: str | os.PathLike[str],
     progress: Progress | None,
 ) -> KVSequence:
-    kv, digest = KVSequence(), hashlib.sha256()
+    kv = KVSequence()
+    digest = hashlib.sha256()
     try:
-        for position in about["states"] or [
-            about["n_tokens"]
-        ]:  # a state for each, as if steps had ended there
-            n_tokens = position - kv.length
-            backend.reserve(kv, n_tokens)
-            backend.cache.commit(kv, n_tokens)
-        for position in kv.states.keys() - about["states"]:
-            backend.cache.forget(kv, position)
+        backend.cache.fill(kv, about["n_tokens"], about["states"])
         parts = [("page", backend.page_bytes(page)) for page in kv.pages]
         parts += [("state", backend.state_bytes(kv.states[position])) for position in about["states"]]
         for done, (what, part) in enumerate(parts, 1):
@@ -220,16 +217,16 @@ def _read_pages(
 
 
 def sums(page: NDArray[np.uint8]) -> bytes:
-    """The sums of rows and columns of a page's u64 words: a word that changed shows, and so do words that changed places.
+    """The sums of the rows and columns of a page's u64 words: they show a word that has changed, and words that have changed places.
 
-    Takes a fifth of the time of CRC-32, which is that of reading the page, and less than a tenth of SHA-256's.
+    They take a fifth of the time of CRC-32, as long as reading the page does, and less than a tenth of the time of SHA-256.
     """
     words = page.view("<u8").reshape(SUM_ROWS, -1)
     return bytes(words.sum(0).tobytes() + words.sum(1).tobytes())
 
 
 def allocate(f: BinaryIO, n_bytes: int) -> None:
-    """Take the room on the disk at once: writing takes less than half the time then. Where that fails, writing says why, if it does too."""
+    """Allocate the file's space at once, so that writing takes less than half the time. If this fails, so may writing, which says why."""
     if hasattr(os, "posix_fallocate"):
         with suppress(OSError):
             os.posix_fallocate(f.fileno(), 0, n_bytes)

@@ -1,1 +1,1 @@
-"""GGUF files: mapped, checked, typed."""
+"""GGUF files: mapped, checked, and read as typed values."""

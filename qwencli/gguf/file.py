@@ -1,8 +1,8 @@
 """GGUF, the model format of GGML: a header, typed key-value pairs, a table of tensors, and the tensors' blocks.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Everything is little-endian; versions 2 and 3 differ only in
-that 3 allows big-endian files, which are refused here. Nothing in the file is believed before it is checked against the
-file's size: Python's integers don't overflow, and no count leads to an allocation larger than the bytes it stands for.
+that 3 allows big-endian files, which are rejected here. Nothing in the file is trusted before it is checked against the
+file's size: Python's integers don't overflow, and no count leads to an allocation larger than the bytes that it counts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 class TensorInfo:
     """A tensor of the file.
 
-    `shape` is in NumPy's order, rows first: a weight of n_in inputs and n_out outputs is (n_out, n_in), which the file itself and GGML
-    write the other way round. `offset` is in bytes from the start of part `part`.
+    `shape` is in NumPy's order, rows first: a weight with n_in inputs and n_out outputs is (n_out, n_in). The file itself and GGML write
+    dimensions the other way round. `offset` is in bytes from the start of the file that is part number `part`.
     """
 
     name: str
@@ -52,11 +52,11 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """A GGUF file, memory-mapped: opening it reads the header and the tensor table only.
+    """A GGUF file, memory-mapped: opening it only reads the header and the tensor table.
 
-    `metadata` maps keys to values, `tensors` names to TensorInfo, `version` is the format's, `size` the bytes of all parts. A file
-    split into parts (`name-00001-of-00003.gguf`) is opened as one from any of them. With `use_mmap=False` the file is read into
-    memory, so that it may be changed or truncated while in use (a mapped file that shrinks ends the process).
+    `metadata` maps keys to values and `tensors` maps names to TensorInfo; `version` is that of the format, `size` is the bytes of all
+    parts together. A model split into parts (`name-00001-of-00003.gguf`) is opened from any of them and treated as one file. With
+    `use_mmap=False` the file is read into memory, so that it may change while it is in use (a mapped file that shrinks ends the process).
 
     Raises FormatError if anything in the file contradicts its size or the format, QwenError if it cannot be read.
     """
@@ -99,7 +99,7 @@ class GGUFFile:
                     f"{part.path}: says that it is part {number + 1} of {count}, expected part {i + 1} of {n_parts}"
                 )
             if twice := tensors.keys() & part.tensors.keys():
-                raise FormatError(f"{part.path}: tensor '{min(twice)}' stands in an earlier part too")
+                raise FormatError(f"{part.path}: tensor '{min(twice)}' is in an earlier part too")
             tensors |= part.tensors
         expected = self.metadata.integer("split.tensors.count", None) if n_parts > 1 else None
         if expected not in (None, len(tensors)):
@@ -109,16 +109,16 @@ class GGUFFile:
         return tensors
 
     def data(self, tensor: TensorInfo) -> NDArray[np.uint8]:
-        """The tensor's blocks as they lie in the file, read-only: uint8 of shape (*shape[:-1], bytes a row)."""
+        """The tensor's blocks as stored in the file, without a copy and read-only: uint8 of shape (*shape[:-1], bytes per row)."""
         import numpy as np
 
         flat = np.frombuffer(self._buffers[tensor.part], np.uint8, tensor.n_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], tensor.type.n_bytes(tensor.shape[-1]))
 
     def fingerprint(self) -> str:
-        """What tells this model from others, whatever the file's name: a hash of a sample that is read in milliseconds.
+        """A hash that distinguishes this model from others, whatever the file's name; it takes milliseconds, since it reads only a sample.
 
-        SHA-256, in hex, of each part's size and what it has before the tensors, and of the first and last SAMPLE bytes of every tensor.
+        SHA-256, in hex, of each part's size and all that precedes its tensors, and of the first and last SAMPLE bytes of every tensor.
         """
         import hashlib
 
@@ -136,7 +136,7 @@ class GGUFFile:
 
 
 class _Part:
-    """One file of a split GGUF, or the whole of one that is not split."""
+    """One file of a split GGUF, or all of one that is not split."""
 
     def __init__(self, path: Path, number: int, use_mmap: bool) -> None:
         self.path = path
@@ -148,7 +148,7 @@ class _Part:
             )
         self.version = r.number("I")
         if self.version and self.version & 0xFFFF == 0:
-            raise FormatError(f"{path}: a big-endian GGUF file; only little-endian ones are read")
+            raise FormatError(f"{path}: a big-endian GGUF file, expected a little-endian one")
         if self.version not in (2, 3):
             raise FormatError(f"{path}: GGUF version {self.version}, expected 2 or 3")
         n_tensors, n_kv = r.count(24, "tensors"), r.count(13, "key-value pairs")
@@ -161,7 +161,7 @@ class _Part:
             r.where = "the key of a key-value pair"
             key = r.string(MAX_KEY)
             if key in values:
-                raise FormatError(f"{self.path}: metadata key '{key}' stands twice")
+                raise FormatError(f"{self.path}: metadata key '{key}' appears twice")
             r.where = f"metadata key '{key}'"
             value_type = r.number("I")
             values[key] = Value(value_type, r.value(value_type))
@@ -173,7 +173,7 @@ class _Part:
             r.where = f"the table entry of tensor {len(entries)}"
             name = r.string(MAX_NAME)
             if name in entries:
-                raise FormatError(f"{self.path}: tensor '{name}' stands twice")
+                raise FormatError(f"{self.path}: tensor '{name}' appears twice")
             r.where = f"the table entry of tensor '{name}'"
             n_dims = r.number("I")
             if not 1 <= n_dims <= MAX_DIMS:
@@ -238,7 +238,7 @@ class _Part:
 
 
 class _Reader:
-    """A cursor over the buffer that cannot leave it. `where` says what is being read, for error messages."""
+    """A cursor over the buffer that cannot leave it. `where` says what is being read, for error messages; all errors are FormatError."""
 
     def __init__(self, path: Path, buffer: memoryview) -> None:
         self.path, self.buffer, self.pos, self.where = path, buffer, 0, "the header"
@@ -259,7 +259,7 @@ class _Reader:
         return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
 
     def count(self, least_bytes: int, of: str) -> int:
-        """A count of things that take at least `least_bytes` bytes each, so no more than the file has room for."""
+        """A count of things that take at least `least_bytes` bytes each, checked to be no more than the file can hold."""
         n: int = self.number("Q")
         if n * least_bytes > len(self.buffer) - self.pos:
             raise FormatError(
@@ -278,7 +278,7 @@ class _Reader:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(
-                f"{self.path}: {self.where} holds a string that is no UTF-8: {raw[:24]!r}"
+                f"{self.path}: {self.where} has a string that isn't UTF-8: {raw[:24]!r}"
             ) from None
 
     def value(self, value_type: int) -> Any:
@@ -289,15 +289,15 @@ class _Reader:
         if value_type == BOOL:
             return decode_bool(f"{self.path}: {self.where}", self.number("B"))
         if value_type == ARRAY:
-            elem_type, begin = self.number("I"), self.pos
+            elem_type, start = self.number("I"), self.pos
             length = self.skip_array(elem_type, 1)
             return LazyArray(
-                f"{self.path}: {self.where}", self.buffer[begin + 8 : self.pos], elem_type, length
+                f"{self.path}: {self.where}", self.buffer[start + 8 : self.pos], elem_type, length
             )
         raise FormatError(f"{self.path}: {self.where} has the unknown value type {value_type}")
 
     def skip_array(self, elem_type: int, depth: int) -> int:
-        """Move behind an array, checking that each element lies inside the file. Returns its length."""
+        """Move past an array, checking that each element is inside the file. Returns the array's length."""
         if elem_type in NUMBERS or elem_type == BOOL:
             size = struct.calcsize(NUMBERS.get(elem_type, "B"))
             length = self.count(size, "array elements")
@@ -322,7 +322,7 @@ class _Reader:
             self.pos,
             len(self.buffer) - 8,
         )
-        for _ in range(length):  # 300,000 times for a real vocabulary: no calls in here but one
+        for _ in range(length):  # 300,000 times for a real vocabulary, so there is only one call in the loop
             if pos > end:
                 break
             pos += 8 + unpack(buffer, pos)[0]
@@ -330,7 +330,7 @@ class _Reader:
             end += 8  # nothing has to follow the last string
         if pos > end:
             raise FormatError(
-                f"{self.path}: a string of {self.where} lies outside the file of {len(buffer)} bytes: truncated?"
+                f"{self.path}: a string of {self.where} extends beyond the file of {len(buffer)} bytes: truncated?"
             )
         self.pos = pos
 
@@ -349,7 +349,7 @@ def _map(path: Path, use_mmap: bool) -> memoryview:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file; a FIFO or a device would block or never end."""
+    """Open a regular file; reading a FIFO or a device would block or never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise QwenError(f"{path}: not a regular file, expected a GGUF file")
     return os.open(path, flags)

@@ -30,9 +30,9 @@ _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "a boolea
 
 
 class LazyArray:
-    """An array in the file, checked to lie inside it but decoded only by `read`.
+    """An array in the file. It has been checked to be inside the file, but is only decoded by `read`.
 
-    A vocabulary of 151,936 strings costs nothing until it is used.
+    So a vocabulary of 151,936 strings costs nothing until it is used.
     """
 
     def __init__(self, where: str, elements: memoryview, elem_type: int, length: int) -> None:
@@ -43,15 +43,18 @@ class LazyArray:
         return self._length
 
     def read(self) -> list[Any]:
-        """The values as Python objects. Raises FormatError for strings that are no UTF-8 and booleans that are neither 0 nor 1."""
+        """The values as Python objects. Raises FormatError for strings that aren't UTF-8 and booleans that are neither 0 nor 1."""
         values, _ = decode_array(
             self._where, bytes(self._elements), 0, self.elem_type, self._length
-        )  # bytes are cut faster than views
+        )  # slicing bytes is faster than slicing views
         return values
 
 
 def decode_array(where: str, buffer: bytes, pos: int, elem_type: int, length: int) -> tuple[list[Any], int]:
-    """Decode an array whose extent `skip_array` has checked. Returns the values and the offset behind them."""
+    """Decode an array whose bounds `skip_array` has checked. Returns the values and the offset after them.
+
+    Raises FormatError as LazyArray.read does.
+    """
     if elem_type == STRING:
         return decode_strings(where, buffer, pos, length)
     if elem_type == ARRAY:
@@ -73,11 +76,11 @@ def decode_strings(where: str, buffer: bytes, pos: int, length: int) -> tuple[li
     strings = []
     try:
         for _ in range(length):  # 300,000 times for a real vocabulary
-            begin = pos + 8
-            pos = begin + unpack(buffer, pos)[0]
-            strings.append(buffer[begin:pos].decode())
+            start = pos + 8
+            pos = start + unpack(buffer, pos)[0]
+            strings.append(buffer[start:pos].decode())
     except UnicodeDecodeError:
-        raise FormatError(f"{where}: string {len(strings)} is no UTF-8: {buffer[begin:pos][:24]!r}") from None
+        raise FormatError(f"{where}: string {len(strings)} isn't UTF-8: {buffer[start:pos][:24]!r}") from None
     return strings, pos
 
 
@@ -88,7 +91,7 @@ def decode_bool(where: str, byte: int) -> bool:
 
 
 class Value(NamedTuple):
-    """A value and the type it has in the file."""
+    """A value and its type in the file."""
 
     type: int
     value: Any
@@ -101,10 +104,10 @@ class Value(NamedTuple):
 
 
 class Metadata(Mapping[str, Any]):
-    """The key-value pairs of a file. Indexing gives plain values, arrays as `LazyArray`; the typed getters check what they give.
+    """The key-value pairs of a file. Indexing gives plain values, arrays as `LazyArray`; the typed getters check what they return.
 
-    A getter raises ModelError, naming the file and the key, when the key is missing without a default or its value has another type
-    or lies outside `low .. high`.
+    A getter raises ModelError, naming the file and the key, if the key is missing and there is no default, or if its value has another
+    type or is outside `low .. high`.
     """
 
     def __init__(self, path: str, values: dict[str, Value]) -> None:
@@ -148,7 +151,10 @@ class Metadata(Mapping[str, Any]):
         return self._get(key, bool, default)
 
     def array(self, key: str, elem: type, default: Any = REQUIRED, length: int | None = None) -> Any:
-        """The decoded array, with elements of type `elem` (str, int, float or bool), `length` of them if that is given."""
+        """The decoded array, with elements of type `elem` (str, int, float or bool), and exactly `length` of them if that is given.
+
+        Raises ModelError as the other getters do, FormatError as LazyArray.read does.
+        """
         value = self._get(key, list, default)
         if not isinstance(value, LazyArray):
             return value

@@ -1,16 +1,17 @@
-"""GGML's tensor types by their numbers in a GGUF file.
+"""GGML's tensor types by their numbers in a GGUF file, those that were removed or belong to forks, and mixes of them.
 
-Source: `enum ggml_type` in ggml.h and the block structs of ggml-common.h. The `gguf` package holds the same table, but
-importing it takes 70 ms; a test compares the two. Q2_0 is newer than some of its versions.
+The sizes of blocks are in kernels/formats.py, the one table of them.
 """
 
 from typing import NamedTuple
+
+from ..kernels import formats
 
 
 class GGMLType(NamedTuple):
     """A tensor type: `block_size` weights are stored together in `block_bytes` bytes.
 
-    A matrix of a type that is `scaled` has another tensor beside it: one F32 value, with which products of the matrix are multiplied.
+    A matrix of a `scaled` type comes with a second tensor: one F32 value, by which products with the matrix are multiplied.
     """
 
     id: int
@@ -20,49 +21,13 @@ class GGMLType(NamedTuple):
     scaled: bool = False
 
     def n_bytes(self, n_weights: int) -> int:
-        """Bytes of `n_weights` weights, a multiple of `block_size`."""
+        """The bytes of `n_weights` weights, which has to be a multiple of `block_size`."""
         return n_weights // self.block_size * self.block_bytes
 
 
 GGML_TYPES = {
-    t.id: t
-    for t in (
-        GGMLType(0, "F32", 1, 4),
-        GGMLType(1, "F16", 1, 2),
-        GGMLType(2, "Q4_0", 32, 18),
-        GGMLType(3, "Q4_1", 32, 20),
-        GGMLType(6, "Q5_0", 32, 22),
-        GGMLType(7, "Q5_1", 32, 24),
-        GGMLType(8, "Q8_0", 32, 34),
-        GGMLType(9, "Q8_1", 32, 40),
-        GGMLType(10, "Q2_K", 256, 84),
-        GGMLType(11, "Q3_K", 256, 110),
-        GGMLType(12, "Q4_K", 256, 144),
-        GGMLType(13, "Q5_K", 256, 176),
-        GGMLType(14, "Q6_K", 256, 210),
-        GGMLType(15, "Q8_K", 256, 292),
-        GGMLType(16, "IQ2_XXS", 256, 66),
-        GGMLType(17, "IQ2_XS", 256, 74),
-        GGMLType(18, "IQ3_XXS", 256, 98),
-        GGMLType(19, "IQ1_S", 256, 50),
-        GGMLType(20, "IQ4_NL", 32, 18),
-        GGMLType(21, "IQ3_S", 256, 110),
-        GGMLType(22, "IQ2_S", 256, 82),
-        GGMLType(23, "IQ4_XS", 256, 136),
-        GGMLType(24, "I8", 1, 1),
-        GGMLType(25, "I16", 1, 2),
-        GGMLType(26, "I32", 1, 4),
-        GGMLType(27, "I64", 1, 8),
-        GGMLType(28, "F64", 1, 8),
-        GGMLType(29, "IQ1_M", 256, 56),
-        GGMLType(30, "BF16", 1, 2),
-        GGMLType(34, "TQ1_0", 256, 54),
-        GGMLType(35, "TQ2_0", 256, 66),
-        GGMLType(39, "MXFP4", 32, 17),
-        GGMLType(40, "NVFP4", 64, 36, scaled=True),
-        GGMLType(41, "Q1_0", 128, 18),
-        GGMLType(42, "Q2_0", 64, 18),
-    )
+    kind.id: GGMLType(kind.id, kind.name, kind.block_size, kind.block_bytes, kind.scaled)
+    for kind in formats.GGML_TYPES
 }
 
 REMOVED_TYPES = {
@@ -75,7 +40,7 @@ REMOVED_TYPES = {
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
-"""Types that GGML no longer reads; files that hold them must be converted again."""
+"""Types that GGML no longer reads; files with such tensors must be converted again."""
 
 FORK_TYPES = {
     "bitnet.cpp": {36: "I2_S"},
@@ -148,21 +113,19 @@ FORK_TYPES = {
         399: "Q8_K_R8",
     },
 }
-"""Types that only a fork of llama.cpp reads, by its name; their numbers are those of its ggml.h."""
+"""Types that only a fork of llama.cpp reads, by the name of the fork; the numbers are from its ggml.h."""
 
 
 def unknown_type(type_id: int) -> str:
-    """What is known of a number that is none of GGML_TYPES, and what to do, for an error message."""
+    """What is known about a type that is not in GGML_TYPES, and what to do about it, for an error message."""
     for fork, names in FORK_TYPES.items():
         if type_id in names:
             return (
-                f"{names[type_id]}, which only {fork} reads: take a file of the model in one of GGML's types"
+                f"{names[type_id]}, which only {fork} reads: use a file of the model in one of GGML's types"
             )
     if type_id in REMOVED_TYPES:
         return f"{REMOVED_TYPES[type_id]}, which GGML no longer reads: convert the model again"
-    return (
-        f"GGML's types end at {max(GGML_TYPES)}: the file is damaged, of a fork, or newer than this program"
-    )
+    return f"GGML's types end at {max(GGML_TYPES)}: the file is damaged, made for a fork, or newer than this program"
 
 
 FILE_TYPES = {
@@ -203,4 +166,4 @@ FILE_TYPES = {
     40: "Q1_0",
     41: "Q2_0",
 }
-"""`general.file_type`: the mix of types that the file's maker asked for (`enum llama_ftype` in llama.h)."""
+"""`general.file_type`: the mix of types that was chosen when the file was made (`enum llama_ftype` in llama.h)."""

@@ -1,4 +1,4 @@
-"""Which model file a command means."""
+"""The model file that a command means."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 from ..errors import QwenError
 from ..gguf.file import SPLIT_NAME
-
-EMBEDDED = Path(__file__).parents[1] / "data" / "demo-q4_k_m.gguf"
-VARIABLE = "QWENCLI_MODEL"
-MODELS = Path("models")
+from .places import EMBEDDED, MODELS, VARIABLE
 
 
 class ModelPath(NamedTuple):
@@ -24,8 +21,8 @@ class ModelPath(NamedTuple):
 def find_model(chosen: str | None = None) -> ModelPath:
     """The file to run: `chosen`, else $QWENCLI_MODEL, else the one GGUF in ./models, else the embedded model.
 
-    The first two may be a file, a folder that holds one GGUF, or the name of an installed model. Raises QwenError where there is none,
-    or more than one to choose from.
+    The first two may be a file, a folder that holds one GGUF, or the name of an installed model. Raises QwenError if there is none, or
+    more than one to choose from.
     """
     if chosen == "":
         raise QwenError("the model's path is empty, expected a GGUF file or a folder with one")
@@ -45,14 +42,14 @@ def _by_name(name: str, reason: str) -> ModelPath:
     if model := find(name):
         return ModelPath(model.paths[0], f"{reason} {name}")
     if not os.path.isabs(name) and (names := near(name)):
-        raise QwenError(f"{name}: no such file and no model of that name; near names: {', '.join(names)}")
+        raise QwenError(f"{name}: no such file and no model of that name; similar names: {', '.join(names)}")
     if os.path.isabs(name) or name.endswith(".gguf"):
         return ModelPath(Path(name), reason)  # opening it says what is wrong
     raise QwenError(f"{name}: no such file and no model of that name; see `qwencli list`")
 
 
 def _models_of(folder: Path) -> list[Path]:
-    """The GGUF files of a folder; of a split one the first part."""
+    """The GGUF files of a folder; of a split one only the first part."""
     try:
         files = sorted(p for p in folder.iterdir() if p.suffix == ".gguf")
     except (FileNotFoundError, NotADirectoryError):

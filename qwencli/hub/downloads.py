@@ -1,8 +1,8 @@
 """Fetching models from the Hugging Face hub, into huggingface_hub's own cache, so that other programs find them too.
 
-That library is asked for everything but the download itself: its newer versions forget what was fetched when a download breaks off, and
-none compares the SHA-256. Here the part stays as `blobs/<etag>.incomplete`, its older versions' name, and becomes a blob once it is right;
-linking it into a snapshot is the library's work again. Used is what 0.34 and 2.x both have.
+That library does everything but the download itself: its newer versions forget what was fetched when a download is interrupted, and no
+version compares the SHA-256. Here the part is kept as `blobs/<etag>.incomplete`, as its older versions name it, and becomes a blob once its
+hash is right; the library then links it into a snapshot. Only what 0.34 and 2.x both have is used.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import QwenError
-from .installed import hub_cache, installed, near
+from .installed import installed, near
 from .names import HubName, choose, models_among, names_of
+from .places import hub_cache
 
 BLOCK = 2**22
 Progress = Callable[[int, int], Any]
@@ -27,7 +28,7 @@ FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class RemoteFile(NamedTuple):
-    """A file on the hub; `sha256` is None where it is not kept as a large one."""
+    """A file on the hub; `sha256` is None if it isn't stored as a large file."""
 
     path: str
     n_bytes: int | None
@@ -35,7 +36,7 @@ class RemoteFile(NamedTuple):
 
 
 class RemoteModel(NamedTuple):
-    """A model on the hub, under the name that `-m` takes once it is here; more than one file where it is split."""
+    """A model on the hub, under the name that `-m` takes once it is here; it has several files if it is split."""
 
     name: str
     repo: str
@@ -47,7 +48,7 @@ class RemoteModel(NamedTuple):
 
 
 def look_up(name: HubName, first: bool = False) -> RemoteModel:
-    """Ask the hub which files a name means; `first` as in names.choose. Raises QwenError where it is not there or can't be reached."""
+    """Ask the hub which files a name means; `first` as in names.choose. Raises QwenError if it isn't there or can't be reached."""
     from huggingface_hub import HfApi
 
     with _errors(name.repo):
@@ -71,10 +72,9 @@ def look_up(name: HubName, first: bool = False) -> RemoteModel:
 def fetch(model: RemoteModel, begins: Callable[[str, int, int | None], Any], checked: Progress) -> Path:
     """Fetch what is missing of a model and return the path of its first file.
 
-    `begins` is told of a file that is missing, its bytes that are here and those of the whole; `checked` how many bytes of how many are
-    hashed.
-    Raises QwenError: not to be reached, no space, a wrong hash. What was fetched stays and is gone on with the next time, but for a file
-    whose hash is wrong.
+    `begins` is called with a missing file, how many of its bytes are here and how many it has; `checked` with how many bytes of how many
+    have been hashed. Raises QwenError if the hub can't be reached, the disk is full or a hash is wrong. What was fetched is kept, and
+    resumed the next time, except a file whose hash is wrong.
     """
     with _errors(model.repo):
         first, *_ = [_fetch_file(model.repo, file, begins, checked) for file in model.files]
@@ -93,7 +93,7 @@ def _fetch_file(
     etag, folder = about.etag or "", "models--" + repo.replace("/", "--")
     if not re.fullmatch(r"\w[\w.-]*", etag, re.ASCII):  # becomes the name of a file
         raise QwenError(
-            f"{repo}: {endpoint()} names no usable ETag for {file.path}, expected one of letters and digits"
+            f"{repo}: {endpoint()} gives no usable ETag for {file.path}, expected one of letters and digits"
         )
     blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
     if not isinstance(try_to_load_from_cache(repo, file.path, cache, about.commit_hash), str):
@@ -110,7 +110,7 @@ def _fetch_file(
                 _check(partial, repo, file, checked)
                 partial.replace(blob)
     path = Path(hf_hub_download(repo, file.path, cache_dir=cache, endpoint=endpoint()))
-    if not path.is_symlink():  # where there are no links the library has copied the blob
+    if not path.is_symlink():  # without links the library has copied the blob
         blob.unlink(missing_ok=True)
     return path
 
@@ -121,7 +121,7 @@ def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
 
     with partial.open("ab") as f:
         if n_bytes is not None:
-            if f.tell() > n_bytes:  # no part of it
+            if f.tell() > n_bytes:  # not a part of it
                 f.seek(f.truncate(0))
             free = shutil.disk_usage(partial.parent).free
             if free < n_bytes - f.tell():
@@ -169,7 +169,7 @@ def _errors(repo: str) -> Iterator[None]:
         raise
     except (
         Exception
-    ) as error:  # hub, HTTP and Xet libraries raise of many kinds; each becomes a line that says what to do
+    ) as error:  # the hub, HTTP and Xet libraries raise many kinds; each becomes a line that says what to do
         raise _explained(repo, error) from None
 
 
@@ -202,26 +202,26 @@ def _explained(repo: str, error: Any) -> Exception:
         return QwenError(f"{repo}: not fetched: HF_HUB_OFFLINE is set")
     if getattr(error, "errno", None) in FULL:
         return QwenError(
-            f"{hub_cache()}: the disk is full; what was fetched of {repo} stays there and is gone on with"
+            f"{hub_cache()}: the disk is full; what was fetched of {repo} is kept there and will be resumed"
         )
     if getattr(error, "errno", None) and getattr(error, "filename", None):
         return QwenError(f"{error.filename}: {error.strerror}")
     if isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(
         error, errors.LocalEntryNotFoundError
     ):
-        return QwenError(f"{repo}: {endpoint()} does not answer as the hub does: {_first_cause(error)}")
+        return QwenError(f"{repo}: {endpoint()} does not answer like the hub: {_first_cause(error)}")
     return QwenError(f"{repo}: {endpoint()} cannot be reached or broke off: {_first_cause(error)}")
 
 
 def _first_cause(error: BaseException) -> str:
-    """In the words of the system, which the libraries wrap several times."""
+    """The cause in the system's own words, which the libraries wrap several times."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
 
 
 def _not_found(repo: str) -> QwenError:
-    """With names like this one, of installed models and of what a search on the hub finds."""
+    """With similar names, of installed models and of what a search on the hub finds."""
     from huggingface_hub import HfApi
 
     owner, _, rest = repo.partition("/")
@@ -236,7 +236,7 @@ def _not_found(repo: str) -> QwenError:
             for model in api.list_models(search=re.sub(r"(?i)-gguf$", "", rest), filter="gguf", limit=20)
         ]
     names = near(repo, known)
-    suggestions = f"; near names: {', '.join(names)}" if names else ""
+    suggestions = f"; similar names: {', '.join(names)}" if names else ""
     return QwenError(
         f"{repo}: no such repository on {endpoint()}, or a private one that needs HF_TOKEN{suggestions}"
     )

@@ -1,7 +1,7 @@
 """The models on this machine by name: $QWENCLI_MODEL, in ./models, in the hub's cache, in Ollama's store, and the embedded one.
 
-Only names of files are read here, and Ollama's manifests. The hub's cache is looked through without huggingface_hub, whose import takes
-0.3 s. Its layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
+Only file names and Ollama's manifests are read here. The hub's cache is searched without huggingface_hub, whose import takes 0.3 s.
+Its layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from .choice import EMBEDDED, MODELS, VARIABLE
 from .names import HubName, choose, models_among, names_of
+from .places import EMBEDDED, MODELS, VARIABLE, hub_cache
 
 OLLAMA_MODEL = "application/vnd.ollama.image.model"
 
 
 class Installed(NamedTuple):
-    """A model: the name that `-m` takes, its files (several where it is split), and whose it is: qwencli, folder, hub or ollama.
+    """A model: the name that `-m` takes, its files (several if it is split), and its owner: qwencli, folder, hub or ollama.
 
-    Those of the hub have the repository and the first file's path in it, too.
+    A model of the hub also has its repository and the path of its first file there.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Installed(NamedTuple):
 
 
 def installed() -> list[Installed]:
-    """All models that are found and complete, each name once."""
+    """All models on this machine that are complete, each name once."""
     found: dict[str, Installed] = {}
     for source in (
         in_variable(),
@@ -55,9 +55,9 @@ def installed() -> list[Installed]:
 
 
 def find(name: str, first: bool = False, hub: bool = False) -> Installed | None:
-    """The model of that name; for `user/repo` the one that names.choose takes. With `hub` only models of the hub count.
+    """The model of that name; for `user/repo` the one that names.choose takes. With `hub`, only models of the hub count.
 
-    Raises InputError where a repository alone is named and several of its models are here.
+    Raises InputError if only a repository is named and several of its models are here.
     """
     models = {model.name: model for model in installed() if model.repo or not hub}
     if exact := models.get(name) or models.get(f"{name}:latest"):
@@ -78,11 +78,11 @@ def find(name: str, first: bool = False, hub: bool = False) -> Installed | None:
 
 
 def near(name: str, models: list[str] | None = None) -> list[str]:
-    """Up to three names like this one, of the installed models or of the given names."""
+    """Up to three names similar to this one, among the installed models or the given names."""
     names = [model.name for model in installed()] if models is None else models
     by_key: dict[
         str, list[str]
-    ] = {}  # a name is like another as a whole, without the user, or without the tag too
+    ] = {}  # names are similar as a whole, without the user, or without the tag too
     for full in names:
         last = full.rpartition("/")[2]
         for key in {full.lower(), last.lower(), last.partition(":")[0].lower()}:
@@ -95,7 +95,7 @@ def near(name: str, models: list[str] | None = None) -> list[str]:
     return list(dict.fromkeys(full for key in keys for full in by_key[key]))[:3]
 
 
-# -- Where models lie ---------------------------------------------------------------------------------------------------
+# -- Where models are ---------------------------------------------------------------------------------------------------
 
 
 def in_variable() -> Iterator[Installed]:
@@ -111,19 +111,8 @@ def in_folder(folder: Path) -> Iterator[Installed]:
         yield Installed(str(folder / first), tuple(folder / file for file in files), "folder")
 
 
-def hub_cache() -> Path:
-    """The cache of huggingface_hub, named by the variables that it reads."""
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
-    folder = (
-        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    )
-    return Path(os.path.expandvars(os.path.expanduser(folder)))
-
-
 def in_hub_cache() -> Iterator[Installed]:
-    """Of several revisions that hold a file the main branch's counts, else the newest one's."""
+    """If several revisions have a file, the main branch's counts, or else the newest."""
     for name in _listing(hub_cache()):
         folder = hub_cache() / name
         if not re.fullmatch(r"models--.+?--.+", name):
@@ -150,7 +139,7 @@ def _snapshots(folder: Path) -> list[Path]:
 
 
 def in_ollama() -> Iterator[Installed]:
-    """Ollama's names: without its own registry's host and library, with the tag."""
+    """By Ollama's names, with the tag, but without its own registry's host and library."""
     own = (
         [os.environ["OLLAMA_MODELS"]]
         if os.environ.get("OLLAMA_MODELS")
@@ -171,12 +160,12 @@ def _ollama_blob(folder: Path, manifest: Path) -> Path | None:
         digest = next(layer["digest"] for layer in layers if layer["mediaType"] == OLLAMA_MODEL)
         blob = folder / "blobs" / digest.replace(":", "-")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, StopIteration):
-        return None  # no manifest, or one of something else
+        return None  # not a manifest, or one of something else
     return blob if blob.parent == folder / "blobs" and blob.is_file() else None
 
 
 def _listing(folder: Path) -> list[str]:
-    """The names in a folder; none where it is missing or can't be read."""
+    """The names in a folder; none if it is missing or can't be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError:

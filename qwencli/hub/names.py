@@ -1,4 +1,4 @@
-"""Names of models on the hub: which GGUF file of a repository `user/repo:Q4_K_M` means. Names only, nothing is fetched here."""
+"""Names of models on the hub: which GGUF file of a repository `user/repo:Q4_K_M` means. Nothing is fetched here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUANT = re.compile(
     re.IGNORECASE,
 )
 NO_MODEL = re.compile(r"mmproj|imatrix|mtp-|eagle3-|dflash-|dspark-", re.IGNORECASE)
-"""Parts of the names of files that go with a model and are none: those that llama.cpp leaves out."""
+"""Parts of the names of files that accompany a model and aren't one: those that llama.cpp leaves out."""
 
 
 class HubName(NamedTuple):
@@ -38,7 +38,7 @@ class HubName(NamedTuple):
 
 
 def models_among(files: Iterable[str]) -> dict[str, list[str]]:
-    """The models among a repository's files: the first file of each, and all its files. Split ones that lack a part are left out."""
+    """The models among a repository's files: the first file of each, and all its files. Split models that lack a part are left out."""
     known = set(files)
     models = {}
     for file in sorted(known):
@@ -57,7 +57,7 @@ def models_among(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def tag_of(file: str) -> str | None:
-    """The quantization that a file's name ends with or else its folder's, in capitals: Q4_K_M, IQ4_XS, UD-Q4_K_XL, BF16 ..."""
+    """The quantization at the end of a file's name, or else of its folder's, in capitals: Q4_K_M, IQ4_XS, UD-Q4_K_XL, BF16 ..."""
     for part in reversed(_stem(file).split("/")):
         found = [
             match[0]
@@ -70,7 +70,7 @@ def tag_of(file: str) -> str | None:
 
 
 def names_of(repo: str, models: Iterable[str]) -> dict[str, str]:
-    """A name for each model: with its tag, or with its file where it has no tag or shares it."""
+    """A name for each model: with its tag, or with its file if it has no tag or shares it."""
     tags = {file: tag_of(file) for file in models}
     count = Counter(tags.values())
     return {
@@ -80,10 +80,10 @@ def names_of(repo: str, models: Iterable[str]) -> dict[str, str]:
 
 
 def choose(name: HubName, sizes: Mapping[str, int | None], first: bool = False) -> str:
-    """The model that is meant, of those with the given sizes in bytes. Raises InputError, which lists them, where none or several are.
+    """The model that is meant, among those with the given sizes in bytes. Raises InputError, which lists them, if none or several are.
 
-    Without a tag Q4_K_M is meant, or the only one there is. With `first`, as llama.cpp has it: else Q8_0, else the first one; of several
-    that fit a tag the first one.
+    Without a tag, Q4_K_M is meant, or the only model there is. With `first`, as in llama.cpp: or else Q8_0, or else the first model; and
+    the first of several that match a tag.
     """
     if name.file:
         found = [file for file in sizes if file.lower() == name.file.lower()]
@@ -116,5 +116,5 @@ def _stem(file: str) -> str:
 
 
 def _says(file: str, tag: str) -> bool:
-    """Whether the tag stands in the file's path as a word."""
+    """Whether the tag is in the file's path as a word."""
     return re.search(rf"(?<![A-Z0-9_]){re.escape(tag)}(?![A-Z0-9_])", _stem(file), re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""Removing installed models: only what lies in the hub's cache or in ./models, and only what nothing else there refers to."""
+"""Removing installed models: only what is in the hub's cache or in ./models, and only what nothing else there refers to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError
-from .choice import MODELS
-from .installed import Installed, hub_cache, installed, near
+from .installed import Installed, installed, near
+from .places import MODELS, hub_cache
 
 
 def removable(name: str) -> Installed:
-    """The installed model of that very name. Raises InputError where there is none, or where it is not ours to remove."""
+    """The installed model of exactly that name. Raises InputError if there is none, or if it isn't ours to remove."""
     models = {model.name: model for model in installed()}
     model = models.get(name) or models.get(str(Path(name)))
     if model is None:
@@ -21,20 +21,20 @@ def removable(name: str) -> Installed:
         if len(of_repo) != 1:
             names = of_repo or near(name)
             raise InputError(
-                f"{name}: no model of that name, see `qwencli list`{'; near names: ' + ', '.join(names) if names else ''}"
+                f"{name}: no model of that name, see `qwencli list`{'; similar names: ' + ', '.join(names) if names else ''}"
             )
         model = models[of_repo[0]]
     if model.owner == "ollama":
-        raise InputError(f"{name}: Ollama's, remove it with `ollama rm {name}`")
+        raise InputError(f"{name}: belongs to Ollama, remove it with `ollama rm {name}`")
     if model.owner == "qwencli":
-        raise InputError(f"{name}: comes with qwencli and goes with it")
+        raise InputError(f"{name}: comes with qwencli and is removed with it")
     if model.owner == "folder" and model.paths[0].parent != MODELS:
-        raise InputError(f"{name}: lies neither in the hub's cache nor in ./models, remove the file itself")
+        raise InputError(f"{name}: is neither in the hub's cache nor in ./models, remove the file itself")
     return model
 
 
 def remove(model: Installed) -> int:
-    """Remove a model's files, of the hub's in all revisions. Returns how many bytes that freed."""
+    """Remove a model's files, in the hub's cache those of all revisions. Returns how many bytes that freed."""
     if model.owner == "folder":
         return sum(_unlink(path) for path in model.paths)
     folder = hub_cache() / ("models--" + model.repo.replace("/", "--"))
@@ -63,7 +63,7 @@ def remove(model: Installed) -> int:
 
 
 def _unlink(path: Path) -> int:
-    """Remove a file or a link. Returns the bytes that are free then: none for a link."""
+    """Remove a file or a link. Returns the bytes that this frees: none for a link."""
     n_bytes = 0 if path.is_symlink() or path.stat().st_nlink > 1 else path.stat().st_size
     path.unlink()
     return n_bytes

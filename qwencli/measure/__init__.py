@@ -1,1 +1,1 @@
-"""Speed, limits, perplexity: what a machine and a model can do."""
+"""How fast a model runs and how well it predicts: speed, costs, perplexity."""

@@ -1,4 +1,4 @@
-"""What a step has to do, counted from the model's graph: bytes that must be read, operations that must be done, by kind."""
+"""What a step costs, counted from the model's graph: bytes that must be read and operations that must be done, by kind."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from ..backends.cpu.program import activation_kind, weight_info
 from ..backends.kv_cache import HALVES, TYPES, CacheTypes
+from ..machine.peak import Peak
 from ..network.config import DeltaNets
 from ..network.graph import N_OUTPUTS, Attention, ExpertLinear, Linear, Route, Tensor
 from ..network.model import Model
-from .limits import Limits
 
 
 class Cost(NamedTuple):
-    """Bytes of weights, of the KV cache and of states, each read once a step; operations on int8 and on float32, a product and its addition
-    being two.
+    """Bytes of weights, of the KV cache and of states, each read once per step; operations on int8 and on float32, where a product and its
+    addition are two.
 
-    What stays in the caches between two operations is not counted, neither norms nor gates, which cost next to nothing.
+    What stays in the caches between two operations isn't counted, nor are norms and gates, which cost next to nothing.
     """
 
     n_bytes: float = 0.0
@@ -36,24 +36,24 @@ class Cost(NamedTuple):
     def times(self, n: int) -> Cost:
         return Cost(*(n * x for x in self))
 
-    def read_seconds(self, limits: Limits) -> float:
-        """The least time that reading takes on a machine of these limits."""
-        return self.n_bytes / limits.bandwidth
+    def read_seconds(self, peak: Peak) -> float:
+        """The least time that reading takes at that peak."""
+        return self.n_bytes / peak.bandwidth
 
-    def compute_seconds(self, limits: Limits) -> float:
-        """The least time that computing takes on a machine of these limits."""
-        return self.products / limits.products + self.flops / limits.flops
+    def compute_seconds(self, peak: Peak) -> float:
+        """The least time that computing takes at that peak."""
+        return self.products / peak.products + self.flops / peak.flops
 
 
 class Extent(NamedTuple):
-    """`n_tokens` of a sequence that continue `position` others."""
+    """`n_tokens` tokens of a sequence, after `position` others."""
 
     n_tokens: int
     position: int
 
 
 class Product(NamedTuple):
-    """A product with a matrix, or with `n_used` of `n_expert` matrices for each token. Bytes and weights are those of one."""
+    """A product with a matrix, or with `n_used` of `n_expert` matrices for each token. Bytes and weights are those of one matrix."""
 
     kind: str
     is_float: bool
@@ -73,7 +73,7 @@ class Product(NamedTuple):
             kind, n_expert, n_used = "matmul experts", int(weight.shape[0]), route.n_used
         n_weights = prod(
             int(n) for n in weight.shape[-2:]
-        )  # of the rows that are taken, which may be some of the tensor's
+        )  # of the rows that are used, which may be only some of the tensor's
         is_float = activation_kind(info) in ("float", "bf16")
         return cls(
             kind,
@@ -86,14 +86,14 @@ class Product(NamedTuple):
         )
 
     def cost(self, n: int) -> Cost:
-        """Of n tokens. They take different experts as if by lot: so many of them on average."""
+        """The cost of n tokens. They choose experts as if at random, which gives the mean number of experts that are read."""
         n_read = self.n_expert * (1 - (1 - self.n_used / self.n_expert) ** n)
         ops = 2.0 * n * self.n_used * self.n_weights
         return Cost(n_read * self.n_bytes, 0.0 if self.is_float else ops, ops if self.is_float else 0.0)
 
 
 class Costs:
-    """The costs of a model's steps, with keys and values kept as `types`."""
+    """The costs of a model's steps, with a KV cache of these types."""
 
     def __init__(self, model: Model, types: CacheTypes = HALVES) -> None:
         nodes = model.graph.nodes.values()
@@ -126,10 +126,10 @@ class Costs:
 
 
 def delta_nets(nets: DeltaNets, n_tokens: int, n_seq: int) -> dict[str, Cost]:
-    """What all recurrent layers cost besides their products: a sequence's state is read and written once a step.
+    """What all recurrent layers cost besides their products: a sequence's state is read and written once per step.
 
-    For each number of a head's matrix and each token: a decay, and a product and a sum for what is known of the key, for what is learned,
-    and for what the query gets.
+    For each number of a head's matrix and each token there are a decay, and a product and a sum each for what is known about the key, for
+    what is learned, and for what the query gets.
     """
     n_conv, n_heads = nets.n_state
     n_weights = nets.d_conv * nets.n_channels

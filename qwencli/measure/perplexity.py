@@ -1,4 +1,4 @@
-"""Perplexity by llama.cpp's algorithm (tools/perplexity), so that figures compare digit by digit."""
+"""Perplexity by llama.cpp's algorithm (tools/perplexity), so that figures can be compared digit by digit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backends.kv_cache import KVSequence
-from ..backends.protocol import F32, F64, HIDDEN, Backend, Batch, Segment
+from ..backends.protocol import F32, F64, Backend, Batch, Segment
 from ..errors import InputError, QwenError
 
 LOGITS_AT_ONCE = 2**24  # values: 64 MB of float32, whatever the context and the vocabulary
 
 
 class Estimate(NamedTuple):
-    """Perplexity over the first `n_chunks` chunks, and its standard error (None where llama.cpp prints none: too few or equal values)."""
+    """Perplexity over the first `n_chunks` chunks and its standard error, None if llama.cpp prints none: too few or equal values."""
 
     n_chunks: int
     ppl: float
@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 
 
 def count_chunks(n_tokens: int, n_ctx: int, limit: int | None = None) -> int:
-    """How many chunks a text gives; a tail shorter than one is dropped. Raises InputError for a text of less than two."""
+    """How many chunks a text has; a tail shorter than a chunk is dropped. Raises InputError for a text of less than two."""
     if n_tokens < 2 * n_ctx:
         raise InputError(
             f"the text has {n_tokens} tokens, but perplexity with a context of {n_ctx} needs at least {2 * n_ctx}: "
@@ -43,8 +43,8 @@ def perplexity(
 ) -> Iterator[Estimate]:
     """Yield the estimate after each chunk of `n_ctx` tokens (at most `limit` chunks).
 
-    Positions n_ctx/2 .. n_ctx-2 of a chunk are scored on the token that follows. `bos` replaces each chunk's first token if it is not
-    None. A step takes `n_batch` tokens: part of a chunk, or several whole chunks. Raises InputError, QwenError.
+    Positions n_ctx/2 .. n_ctx-2 of a chunk are scored on the token that follows. `bos`, if not None, replaces each chunk's first token.
+    A step takes `n_batch` tokens: part of a chunk, or several whole chunks. Raises InputError, QwenError.
     """
     n_chunks = count_chunks(len(tokens), n_ctx, limit)
     first, together = n_ctx // 2, max(1, n_batch // n_ctx)
@@ -68,7 +68,7 @@ def perplexity(
 
 
 def hidden_states(backend: Backend, chunks: Sequence[list[int]], first: int, n_batch: int) -> list[F32]:
-    """For each chunk the states behind the last norm at positions first .. n_ctx-2: float32 [n, n_embd]."""
+    """For each chunk the states after the last norm at positions first .. n_ctx-2: float32 [n, n_embd]."""
     n_ctx = len(chunks[0])
     sequences = [KVSequence() for _ in chunks]
     found: list[list[F32]] = [[] for _ in chunks]
@@ -79,7 +79,7 @@ def hidden_states(backend: Backend, chunks: Sequence[list[int]], first: int, n_b
             batch = Batch(
                 [Segment(seq, chunk[begin:end], n_outputs) for seq, chunk in zip(sequences, chunks)]
             )
-            states = backend.run([HIDDEN], batch)[HIDDEN]
+            states = backend.hidden(batch)
             for i, part in enumerate(found):
                 part.append(states[i * n_outputs : (i + 1) * n_outputs])
     finally:

@@ -1,1 +1,1 @@
-"""What a model computes: the graph of named tensors that an architecture makes of a file."""
+"""What a model computes: the graph of named tensors that an architecture builds from a file."""

@@ -1,46 +1,55 @@
-"""The parts that Qwen's architectures are made of, written once for their files in `models/`."""
+"""The parts that Qwen's architectures are made of, written once for all files in `architectures/`."""
 
 from __future__ import annotations
 
 from ..gguf.file import GGUFFile
 from .config import Config
-from .graph import DeltaNet, Graph, Tensor
+from .graph import HIDDEN, LOGITS, DeltaNet, Graph, Tensor
 from .model import Model, Weights
 
 
 class Decoder:
-    """A decoder that is built layer by layer. States between its parts are [n_tokens, n_embd]; errors are ModelError."""
+    """A decoder that is built layer by layer.
+
+    Hidden states between its parts are [n_tokens, n_embd]. All methods raise ModelError for missing tensors and wrong shapes.
+    """
 
     def __init__(self, file: GGUFFile, config: Config) -> None:
         self._file, self.c, self._g = file, config, Graph()
         self._w = Weights(file, self._g)
+        self._layers: list[Tensor] = []
 
     def embedding(self) -> Tensor:
-        return self._g.get_rows(
-            self._w("token_embd.weight", self.c.n_vocab, self.c.n_embd), self._g.tokens, "inp_embd"
-        )
+        """The rows of the batch's tokens: what the first layer starts from."""
+        weight = self._w("token_embd.weight", self.c.n_vocab, self.c.n_embd)
+        x = self._g.get_rows(weight, self._g.tokens, "inp_embd")
+        self._layers.append(x)
+        return x
 
     def model(self, x: Tensor) -> Model:
-        """The last norm and the logits, [n_outputs, n_vocab]; the embedding is the output matrix when the file has no other."""
+        """The model, ending in the last norm and the logits, [n_outputs, n_vocab].
+
+        If the file has no output matrix, the embedding is used.
+        """
         g, w, c = self._g, self._w, self.c
-        x = self._norm(x, "output_norm", "result_norm")
+        x = self._norm(x, "output_norm", HIDDEN)
         output = w.optional("output.weight", c.n_vocab, c.n_embd) or w(
             "token_embd.weight", c.n_vocab, c.n_embd
         )
-        g.linear(output, x, "result_output", w.optional("output.bias", c.n_vocab))
+        g.linear(output, x, LOGITS, w.optional("output.bias", c.n_vocab))
         w.skip_layers(range(c.n_layer, c.n_blocks))
         w.check_all_used()
-        return Model(self._file, c, g)
+        return Model(self._file, c, g, tuple(self._layers))
 
-    # -- what follows an input with a norm and ends with a sum ------------------------------------------------------------
+    # -- blocks: each begins with a norm and ends with a sum --------------------------------------------------------------
 
     def attention(
         self, x: Tensor, i: int, bias: bool = False, head_norm: bool = False, gated: bool = False
     ) -> Tensor:
         """Causal attention with rotated, grouped queries, over layer i's part of the cache.
 
-        With `bias` queries, keys and values have some; with `head_norm` each head of queries and keys is normalised; with `gated` the
-        query's product gives a gate besides, head by head, whose sigmoid the result is multiplied by.
+        With `bias`, the products of queries, keys and values have biases. With `head_norm`, each head of queries and keys is normalised.
+        With `gated`, the query's product also gives a gate for each head, and the result is multiplied by the gate's sigmoid.
         """
         g, c = self._g, self.c
         h = self._norm(x, f"blk.{i}.attn_norm", f"attn_norm-{i}")
@@ -74,7 +83,7 @@ class Decoder:
         )
 
     def delta_net(self, x: Tensor, i: int) -> Tensor:
-        """A gated delta net with its own part of the sequence's state, a norm of each head, and a gate."""
+        """A gated delta net with its own part of the sequence's state, a norm for each head, and a gate."""
         g, w, c, name = self._g, self._w, self.c, f"blk.{i}"
         d = c.delta_nets
         assert d is not None
@@ -82,8 +91,8 @@ class Decoder:
         n_v, layer = d.n_head_v * d.head_dim, d.layers.index(i)
         if f"{name}.ssm_in.weight" in w:
             raise w.error(
-                f"tensor '{name}.ssm_in.weight' is of an early converter, which kept queries, keys, values and gates in one:"
-                " convert the model again"
+                f"tensor '{name}.ssm_in.weight' is from an early converter, which kept queries, keys, values and gates in one"
+                " tensor: convert the model again"
             )
         qkv = g.linear(w(f"{name}.attn_qkv.weight", d.n_channels, c.n_embd), h, f"linear_attn_qkv_mixed-{i}")
         z = g.linear(w(f"{name}.attn_gate.weight", n_v, c.n_embd), h, f"z-{i}")
@@ -111,10 +120,10 @@ class Decoder:
     def feed_forward(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
         """The dense SwiGLU network of layer i."""
         h = self._norm(x, f"blk.{i}.{norm}", f"{norm.replace('post_attention_norm', 'attn_post_norm')}-{i}")
-        return self._g.add(self._swiglu(h, i, "", self.c.n_ff, "ffn_out"), x, f"l_out-{i}")
+        return self._end_of_layer(self._swiglu(h, i, "", self.c.n_ff, "ffn_out"), x, i)
 
     def experts(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
-        """The mixture of experts of layer i, with the network that all tokens share where there is one."""
+        """The mixture of experts of layer i, plus the network that all tokens share, if there is one."""
         g, w, c, name = self._g, self._w, self.c, f"blk.{i}.ffn"
         e = c.experts
         assert e is not None
@@ -144,9 +153,14 @@ class Decoder:
             weight = w.as_row(f"{name}_gate_inp_shexp.weight", c.n_embd)
             share = g.gate(shared, g.linear(weight, h, f"shared_expert_gate-{i}"), f"ffn_shexp_gated-{i}")
             y = g.add(share, y, f"ffn_out-{i}")
-        return g.add(y, x, f"l_out-{i}")
+        return self._end_of_layer(y, x, i)
 
-    # -- their parts ------------------------------------------------------------------------------------------------------
+    def _end_of_layer(self, y: Tensor, x: Tensor, i: int) -> Tensor:
+        out = self._g.add(y, x, f"l_out-{i}")
+        self._layers.append(out)
+        return out
+
+    # -- parts of blocks --------------------------------------------------------------------------------------------------
 
     def _norm(self, x: Tensor, weight: str, name: str) -> Tensor:
         width = x.shape[-1]
@@ -156,7 +170,7 @@ class Decoder:
     def _queries_keys_values(
         self, h: Tensor, i: int, widths: tuple[int, int, int], bias: bool
     ) -> list[Tensor]:
-        """Three products, with one matrix each or with rows of one that holds all three."""
+        """Three products, with one matrix each or with rows of a single matrix that contains all three."""
         g, w, n_embd, fused = self._g, self._w, self.c.n_embd, f"blk.{i}.attn_qkv"
         found, first = [], 0
         for which, width in zip("qkv", widths):
@@ -172,8 +186,10 @@ class Decoder:
         return found
 
     def _beta_alpha(self, h: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """What the gates of a delta net's heads are made of, [n_tokens, n_head_v] each: from two matrices, or from one that holds for
-        each key head the betas of its value heads and then their alphas."""
+        """What the gates of a delta net's heads are computed from, [n_tokens, n_head_v] each.
+
+        They come from two matrices, or from one that has, for each key head, the betas of its value heads and then their alphas.
+        """
         g, w, n_embd, d = self._g, self._w, self.c.n_embd, self.c.delta_nets
         assert d is not None
         if f"blk.{i}.ssm_ba.weight" not in w:
@@ -200,7 +216,7 @@ class Decoder:
         return g.linear(w(f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff), h, f"{name}-{i}")
 
     def _add(self, y: Tensor, x: Tensor, i: int) -> Tensor:
-        """x + y; in the last layer only the rows whose logits are wanted: nothing behind it looks at the others."""
+        """x + y; in the last layer only for the rows whose logits are wanted, since nothing after it reads the others."""
         g = self._g
         if i == self.c.n_layer - 1:
             y, x = g.get_rows(y, g.outputs, f"attn_out_rows-{i}"), g.get_rows(x, g.outputs, f"inp_rows-{i}")

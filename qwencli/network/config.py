@@ -1,4 +1,4 @@
-"""Hyperparameters: what a file's metadata says of the network, read and checked."""
+"""Hyperparameters: what a file's metadata says about the network, read and checked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..gguf.file import GGUFFile
 from .rope import RopeParams, read_rope
 
 MOST_HEAD_DIM = 1024
-"""Kernels are compiled for the size of heads, and those of delta nets hold rows of a head on the stack. Published are up to 256."""
+"""Kernels are compiled for a size of heads; those for delta nets keep rows of a head on the stack. Published models have 256 at most."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: of `n_expert` feed-forward networks of width `n_ff` each token takes the `n_used` likeliest.
+    """A mixture of experts: each token takes the `n_used` likeliest of `n_expert` feed-forward networks of width `n_ff`.
 
-    With `normalised` their weights are divided by their sum. `n_ff_shared` is the width of the network that every token takes besides,
+    If `normalised`, their weights are divided by their sum. `n_ff_shared` is the width of an additional network that every token takes,
     0 if there is none.
     """
 
@@ -30,10 +30,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class DeltaNets:
-    """The layers `layers` keep a state instead of keys and values: gated delta nets (https://arxiv.org/abs/2412.06464).
+    """Gated delta nets (https://arxiv.org/abs/2412.06464): the layers `layers` keep a state instead of keys and values.
 
-    `n_head_k` heads of queries and keys, `n_head_v` heads of values, all of `head_dim`, behind a convolution over `d_conv` positions.
-    Value head h has the key head h % n_head_k if `tiled`, else h // (n_head_v / n_head_k).
+    A convolution over `d_conv` positions is followed by `n_head_k` heads of queries and keys and `n_head_v` heads of values, all of size
+    `head_dim`. Value head h uses key head h % n_head_k if `tiled`, else h // (n_head_v / n_head_k).
     """
 
     layers: tuple[int, ...]
@@ -45,12 +45,12 @@ class DeltaNets:
 
     @property
     def n_channels(self) -> int:
-        """Queries, keys and values together, which pass the convolution."""
+        """The width of the convolution: queries, keys and values together."""
         return (2 * self.n_head_k + self.n_head_v) * self.head_dim
 
     @property
     def n_state(self) -> tuple[int, int]:
-        """Numbers of a layer's state: the convolution's last inputs, and the heads' matrices."""
+        """How many numbers a layer's state has: for the convolution's last inputs, and for the matrices of the heads."""
         return (self.d_conv - 1) * self.n_channels, self.n_head_v * self.head_dim**2
 
 
@@ -58,7 +58,7 @@ class DeltaNets:
 class Config:
     """Hyperparameters of a model. `n_ctx` is the context it was trained for.
 
-    Of the file's `n_blocks` layers the first `n_layer` run; the others predict several tokens at once, which nothing here uses.
+    Of the file's `n_blocks` layers, the first `n_layer` are run; the others are for predicting several tokens at once and aren't used.
     """
 
     architecture: str
@@ -84,12 +84,12 @@ class Config:
 
     @property
     def n_kv_values(self) -> int:
-        """Values that the KV cache keeps for each position: keys and values of all layers that have some."""
+        """How many values the KV cache keeps for each position: the keys and values of all layers with attention."""
         return 2 * len(self.attention_layers) * self.n_head_kv * self.head_dim
 
     @property
     def n_state_values(self) -> int:
-        """Numbers, float32, of a sequence's state beside its keys and values; 0 for a model that is not recurrent."""
+        """How many float32 numbers a sequence's state has, in addition to its keys and values; 0 for a model without recurrent layers."""
         return len(self.delta_nets.layers) * sum(self.delta_nets.n_state) if self.delta_nets else 0
 
 
@@ -100,7 +100,10 @@ def read_config(
     experts: Experts | None = None,
     delta_nets: DeltaNets | None = None,
 ) -> Config:
-    """Read the hyperparameters. `sections`: as in read_rope. Raises ModelError for what is missing, mistyped or contradicts itself."""
+    """Read the hyperparameters; for `sections` see read_rope.
+
+    Raises ModelError if something is missing, has the wrong type, or contradicts something else.
+    """
     get = file.metadata
     n_embd = get.integer(f"{arch}.embedding_length", low=1)
     n_head = get.integer(f"{arch}.attention.head_count", low=1)
@@ -146,9 +149,9 @@ def read_config(
 
 
 def read_n_layer(file: GGUFFile, arch: str) -> int:
-    """The layers that run."""
+    """The number of layers that are run. Raises ModelError as read_config does."""
     n_blocks = file.metadata.integer(f"{arch}.block_count", low=1)
-    if n_blocks > len(file.tensors):  # before anything is made for each layer
+    if n_blocks > len(file.tensors):  # checked before anything is allocated for each layer
         raise ModelError(
             f"{file.path}: {arch}.block_count is {n_blocks}, but the file has only {len(file.tensors)} tensors"
         )
@@ -157,7 +160,10 @@ def read_n_layer(file: GGUFFile, arch: str) -> int:
 
 
 def read_experts(file: GGUFFile, arch: str, normalised: bool, shared: bool = False) -> Experts:
-    """`shared`: every token takes one network besides. Raises ModelError as read_config does."""
+    """Read the hyperparameters of experts. `shared`: there is an additional network that every token takes.
+
+    Raises ModelError as read_config does.
+    """
     get = file.metadata
     n_expert = get.integer(f"{arch}.expert_count", low=1, high=2**15)
     n_used = get.integer(f"{arch}.expert_used_count", low=1, high=n_expert)

@@ -1,9 +1,9 @@
 """The compute graph: what a network does, described once, for every backend to run.
 
-A `Graph` is a list of `Tensor` nodes in the order in which a model file wrote them down, so each stands behind its sources. Shapes are in
-NumPy's order; a dimension is a number or one of the two that each batch sets, `N_TOKENS` and `N_OUTPUTS`. Names are llama.cpp's
-(`attn_norm-0`, `l_out-0`, `result_output`), so that a value can be compared with its by name. A graph holds no data: weights
-are TensorInfo of the file, and what changes from batch to batch enters through the three inputs.
+A `Graph` is a list of `Tensor` nodes in the order in which the architecture added them, so each comes after its sources. Shapes are in
+NumPy's order; a dimension is a number, or one of the two that each batch sets, `N_TOKENS` and `N_OUTPUTS`. Names are llama.cpp's
+(`attn_norm-0`, `l_out-0`, `result_output`), so that values can be compared by name. A graph contains no data: weights are TensorInfo of
+the file, and what changes from batch to batch comes in through the three inputs.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from ..gguf.file import TensorInfo
 from .rope import RopeParams
 
 N_TOKENS, N_OUTPUTS = "n_tokens", "n_outputs"
+HIDDEN, LOGITS = "result_norm", "result_output"
+"""The tensors that every graph ends with: the last norm's output, [n_outputs, n_embd], and the logits, [n_outputs, n_vocab]."""
 Dim = int | str
 Shape = tuple[Dim, ...]
 
 
 @dataclass(frozen=True)
 class Op:
-    """Base of the op vocabulary. Each op's docstring gives its sources and its result."""
+    """The base class of all ops. Each op's docstring gives its sources and its result."""
 
 
 @dataclass(frozen=True)
 class Input(Op):
-    """No sources. `tokens` and `positions` are i32 [n_tokens]; `outputs` is i32 [n_outputs], rows of the batch whose results are wanted."""
+    """No sources. `tokens` and `positions` are i32 [n_tokens]; `outputs`, i32 [n_outputs], are the batch's rows whose logits are wanted."""
 
 
 @dataclass(frozen=True)
 class Weight(Op):
-    """No sources: the tensor `info` of the model file, or of its rows those from `first` on, as many as the node's shape says.
+    """No sources: the tensor `info` of the model file, or some of its rows, from `first` on, as many as the node's shape says.
 
-    Rows are counted in the last dimension but one, those of a vector are its numbers. `scale` is the F32 of a scaled type: products are
-    multiplied by its value, of which there is one, or one an expert.
+    Rows are counted along the last dimension but one; those of a vector are its numbers. `scale` is the additional F32 tensor of a scaled
+    type: products are multiplied by its value, one for the whole tensor or one per expert.
     """
 
     info: TensorInfo
@@ -50,7 +52,7 @@ class GetRows(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """(weight [m, n], x [k, n]) or (weight, x, bias [m]) -> [k, m]: x @ weight.T * scale of the weight, if it has one, + bias."""
+    """(weight [m, n], x [k, n]) or (weight, x, bias [m]) -> [k, m]: x @ weight.T * the weight's scale, if it has one, + bias."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Reshape(Op):
 
 @dataclass(frozen=True)
 class Columns(Op):
-    """(x [k, n_group * width]) -> [k, n_group, count]: of each group of columns those from `first` on."""
+    """(x [k, n_group * width]) -> [k, n_group, count]: the columns from `first` on of each group of columns."""
 
     first: int
 
@@ -81,7 +83,7 @@ class Rope(Op):
 
 @dataclass(frozen=True)
 class KVStore(Op):
-    """(k [k, n_head_kv, head_dim], v) -> a handle of `layer`'s cache that holds them, at the positions of their sequences."""
+    """(k [k, n_head_kv, head_dim], v) -> a handle of `layer`'s cache, in which they are stored at their sequences' positions."""
 
     layer: int
 
@@ -90,7 +92,7 @@ class KVStore(Op):
 class Attention(Op):
     """(q [k, n_head, head_dim], cache handle) -> [k, n_head * head_dim]: causal softmax(q K^T * scale) V over each token's own sequence.
 
-    n_head / n_head_kv query heads in a row share one key-value head.
+    n_head / n_head_kv consecutive query heads share one key-value head.
     """
 
     scale: float
@@ -98,12 +100,12 @@ class Attention(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """(x, y) of one shape -> x + y."""
+    """(x, y), both of the same shape -> x + y."""
 
 
 @dataclass(frozen=True)
 class SwiGLU(Op):
-    """(gate, up) of one shape -> silu(gate) * up (https://arxiv.org/abs/2002.05202)."""
+    """(gate, up), both of the same shape -> silu(gate) * up (https://arxiv.org/abs/2002.05202)."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ class Gate(Op):
 
 @dataclass(frozen=True)
 class Route(Op):
-    """(logits [k, n_expert]) -> a handle of the n_used likeliest experts of each token, the likeliest first, and their weights.
+    """(logits [k, n_expert]) -> a handle of each token's n_used likeliest experts, the likeliest first, and their weights.
 
-    Weights are softmax(logits), with `normalised` divided by the sum of those chosen (at least 2**-14, as llama.cpp has it).
+    Weights are softmax(logits), if `normalised` divided by the sum of those chosen (at least 2**-14, as in llama.cpp).
     """
 
     n_used: int
@@ -126,20 +128,21 @@ class Route(Op):
 class ExpertLinear(Op):
     """(weight [n_expert, m, n], x [k, n] or [k, n_used, n], route) -> [k, n_used, m]: x multiplied with the experts chosen for it.
 
-    Where x has one row a token all of its experts get that; else each its own.
+    If x has one row per token, all of the token's experts get that row; otherwise each expert gets its own.
     """
 
 
 @dataclass(frozen=True)
 class ExpertSum(Op):
-    """(x [k, n_used, n], route) -> [k, n]: the sum over the experts, the likeliest first, of x times their weight."""
+    """(x [k, n_used, n], route) -> [k, n]: the sum over the experts, starting with the likeliest, of x times their weight."""
 
 
 @dataclass(frozen=True)
 class Conv(Op):
-    """(x [k, n], weight [n, d_conv]) -> [k, n]: silu of each channel's convolution with the d_conv - 1 values before it and itself.
+    """(x [k, n], weight [n, d_conv]) -> [k, n]: silu of each channel's convolution over a value and the d_conv - 1 values before it.
 
-    Before a sequence's begin there are zeros. The last d_conv - 1 rows of x are part of its state, as that of recurrent layer `layer`.
+    The values before the start of a sequence are zeros. The last d_conv - 1 rows of x are kept in the sequence's state, in the part of
+    recurrent layer `layer`.
     """
 
     layer: int
@@ -151,8 +154,8 @@ class DeltaNet(Op):
 
     For each head with queries q, keys k, values v of size d, q and k divided by sqrt(sum of squares + eps), and its state S, [d, d],
     S = exp(a * softplus(alpha + dt)) * S; S += k (sigmoid(beta) * (v - S^T k))^T; the result is S^T q / sqrt(d)
-    (https://arxiv.org/abs/2412.06464). Value head h has the key head h // (n_head_v / n_head_k), or if `tiled` h % n_head_k. S is part
-    of the sequence's state, as that of recurrent layer `layer`; at its begin it is zero.
+    (https://arxiv.org/abs/2412.06464). Value head h uses key head h // (n_head_v / n_head_k), or h % n_head_k if `tiled`. S is kept in
+    the sequence's state, in the part of recurrent layer `layer`; at the start of a sequence it is zero.
     """
 
     layer: int
@@ -172,7 +175,7 @@ class Tensor:
 
 
 class Graph:
-    """Nodes in execution order, built by the methods below, which check shapes and raise ModelError naming the tensor."""
+    """Nodes in the order of execution. The methods below add them, check their shapes, and raise ModelError naming the tensor."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Tensor] = {}
@@ -198,9 +201,9 @@ class Graph:
         rows: range | None = None,
         as_row: bool = False,
     ) -> Tensor:
-        """A tensor of the file, or some rows of it: of a vector numbers, of a matrix rows, of experts' matrices rows of each.
+        """A tensor of the file, or some rows of it: numbers of a vector, rows of a matrix, or rows of each expert's matrix.
 
-        `as_row`: a vector as a matrix of one row.
+        `as_row`: take a vector as a matrix of one row.
         """
         if as_row:
             return self._add(f"{info.name} as a row", Weight(info), (), (1, *info.shape))
@@ -314,7 +317,10 @@ class Graph:
         return self._add(name, op, (qkv, alpha, beta, dt, a), (qkv.shape[0], n_head_v, head_dim))
 
     def subgraph(self, fetch: Sequence[str], feed: Iterable[str] = ()) -> list[Tensor]:
-        """The nodes to run, in order, to get the tensors named in `fetch` when those in `feed` are given."""
+        """The nodes to run, in order, to compute the tensors named in `fetch` when those in `feed` are given.
+
+        Raises ModelError if there is no tensor of such a name.
+        """
         for name in (*fetch, *feed):
             if name not in self.nodes:
                 raise ModelError(f"graph: no tensor is named '{name}'")
@@ -328,5 +334,5 @@ class Graph:
 
     @staticmethod
     def last_uses(nodes: Sequence[Tensor]) -> dict[str, int]:
-        """For each tensor, the index of the last node of `nodes` that reads it: behind that its memory is free."""
+        """For each tensor, the index of the last node in `nodes` that reads it: after that node its memory is free."""
         return {source.name: i for i, node in enumerate(nodes) for source in node.src}

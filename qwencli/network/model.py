@@ -1,4 +1,4 @@
-"""A model: what an architecture's file in `models/` makes of a GGUF file, and the tensors that it asks for."""
+"""A model: what an architecture's file in `architectures/` builds from a GGUF file, and the tensors that it asks for."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from .graph import Graph, Tensor
 
 @dataclass(frozen=True)
 class Model:
-    """What a backend needs to run a file."""
+    """What a backend needs to run a file. `layers` are the states between layers, from the embedding to the last layer's output."""
 
     file: GGUFFile
     config: Config
     graph: Graph
+    layers: tuple[Tensor, ...]
 
 
 class Weights:
-    """The file's tensors as leaves of a graph, each asked for with the shape that the architecture expects."""
+    """The file's tensors as leaves of a graph. The architecture asks for each with the shape that it expects."""
 
     def __init__(self, file: GGUFFile, graph: Graph) -> None:
         self._file, self._graph, self._used = file, graph, set[str]()
@@ -33,7 +34,7 @@ class Weights:
         return name in self._file.tensors
 
     def __call__(self, name: str, *shape: int, rows: range | None = None) -> Tensor:
-        """The tensor, or some of its rows (see Graph.weight)."""
+        """The tensor, or some of its rows (see Graph.weight). Raises ModelError if it is missing or has another shape."""
         info = self._file.tensors.get(name)
         if info is None:
             raise ModelError(
@@ -47,7 +48,7 @@ class Weights:
         return self._graph.weight(info, self._scale(info), rows)
 
     def _scale(self, info: TensorInfo) -> TensorInfo | None:
-        """What products with a weight of a scaled type are multiplied by. An embedding has none: it is looked up, as llama.cpp does."""
+        """The scale of a weight of a scaled type. An embedding has none, since it is looked up and not multiplied, as in llama.cpp."""
         if not info.type.scaled or info.name == "token_embd.weight":
             return None
         name = info.name.removesuffix("weight") + "scale"
@@ -57,7 +58,7 @@ class Weights:
                 f"{self._file.path}: tensor '{info.name}' is {info.type.name}, which needs its scale, the tensor '{name}', "
                 "but the file has none: convert the model again"
             )
-        expected = info.shape[:-2] or (1,)  # one an expert
+        expected = info.shape[:-2] or (1,)  # one per expert
         if (scale.shape, scale.type.name) != (expected, "F32"):
             raise ModelError(
                 f"{self._file.path}: tensor '{name}' is {scale.type.name} {list(scale.shape)}, expected F32 {list(expected)}"
@@ -69,7 +70,7 @@ class Weights:
         return scale
 
     def as_row(self, name: str, n: int) -> Tensor:
-        """A vector of n numbers as a matrix [1, n], as which a file may also hold it."""
+        """A vector of n numbers as a matrix [1, n]; files have it in either shape. Raises ModelError as a call does."""
         info = self._file.tensors.get(name)
         if info is None or info.shape == (1, n):
             return self(name, 1, n)
@@ -81,15 +82,16 @@ class Weights:
         return ModelError(f"{self._file.path}: {what}")
 
     def optional(self, name: str, *shape: int) -> Tensor | None:
+        """The tensor, None if the file doesn't have it. Raises ModelError if it has another shape."""
         return self(name, *shape) if name in self else None
 
     def skip_layers(self, which: range) -> None:
-        """Layers that don't run need no place in the graph."""
+        """Count the tensors of some layers as used, although they have no place in the graph."""
         layers = {name: re.match(r"blk\.([0-9]{1,9})\.", name) for name in self._file.tensors}
         self._used |= {name for name, layer in layers.items() if layer and int(layer[1]) in which}
 
     def check_all_used(self) -> None:
-        """A tensor that the graph leaves out would make the answers wrong without a word."""
+        """Raise ModelError if the graph leaves out a tensor of the file: answers would be silently wrong."""
         if unused := sorted(self._file.tensors.keys() - self._used):
             raise ModelError(
                 f"{self._file.path}: {len(unused)} tensors have no place in this architecture, such as '{unused[0]}'"
@@ -101,7 +103,7 @@ def known_architectures() -> list[str]:
 
 
 def load_model(file: GGUFFile) -> Model:
-    """Build the graph of the file's architecture. Raises ModelError where the file does not describe a model that runs."""
+    """Build the graph of the file's architecture. Raises ModelError if the file does not describe a model that can be run."""
     architecture = file.metadata.string("general.architecture")
     if architecture not in known_architectures():
         raise ModelError(

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class RopeParams:
     """NeoX-style RoPE over the first `n_rot` values of a head: value i is rotated with value i + n_rot/2.
 
-    `freq_scale` divides positions (linear scaling by 1/freq_scale). `ext_factor` above 0 blends in YaRN (https://arxiv.org/abs/2309.00071):
-    dimensions that turn more than `beta_fast` times in the original context of `n_ctx_orig` keep their frequency, those that turn
-    fewer than `beta_slow` times are interpolated, those between are mixed. `attn_factor` multiplies cosine and sine, beside YaRN's
-    own 1 + 0.1 ln(1/freq_scale).
+    `freq_scale` multiplies positions; linear scaling by a factor is 1/factor. `ext_factor` above 0 blends in YaRN
+    (https://arxiv.org/abs/2309.00071): dimensions that turn more than `beta_fast` times in the original context of `n_ctx_orig` keep
+    their frequency, those that turn fewer than `beta_slow` times are interpolated, and those in between are mixed. `attn_factor`
+    multiplies cosine and sine, in addition to YaRN's own factor 1 + 0.1 ln(1/freq_scale).
     """
 
     n_rot: int
@@ -34,9 +34,9 @@ class RopeParams:
     n_ctx_orig: int = 0
 
     def frequencies(self) -> tuple[NDArray[np.float64], float]:
-        """The angle that each pair of values turns from one position to the next, [n_rot / 2], and the factor of cosine and sine.
+        """The angle by which each pair of values turns from one position to the next, [n_rot / 2], and the factor of cosine and sine.
 
-        YaRN as in its paper, section 3.2, with the borders rounded outwards as its authors' code does.
+        YaRN is as in its paper, section 3.2, with the boundaries rounded outwards as in its authors' code.
         """
         import numpy as np
 
@@ -62,10 +62,10 @@ class RopeParams:
 
 
 def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bool = False) -> RopeParams:
-    """Raises ModelError for metadata that is missing, mistyped or out of range.
+    """Read the settings. Raises ModelError for metadata that is missing, has the wrong type or is out of range.
 
-    With `sections` pairs of values turn by one of several positions, as the file says (M-RoPE, https://arxiv.org/abs/2409.12191). These
-    are equal in a text, so that nothing comes of it but that the sections have to be sound.
+    With `sections`, each pair of values turns by one of several positions, as the file says (M-RoPE, https://arxiv.org/abs/2409.12191).
+    In text all of these positions are equal, so the sections are only checked.
     """
     get, key = file.metadata, f"{arch}.rope."
     n_rot = get.integer(key + "dimension_count", head_dim, 2, head_dim)
@@ -100,7 +100,7 @@ def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bo
 
 
 def check_sections(file: GGUFFile, key: str, n_rot: int) -> None:
-    """Raises ModelError unless time, height and width share the pairs; a fourth position is none that a text has."""
+    """Raise ModelError unless time, height and width share all the pairs; text has no fourth position."""
     sections = file.metadata.array(key, int)
     if (
         len(sections) not in (3, 4)

@@ -1,25 +1,21 @@
 """Choosing the next token from logits: llama.cpp's samplers, with its names, order and defaults.
 
-Nothing here imports NumPy before the first token is chosen, so that the commands' help needs none.
+What is imported here needs no NumPy, so that the commands' help starts fast; `sampler`, which chooses, is imported by its own name.
 """
 
+from .breakers import Breakers
 from .constraint import Constraint
-from .params import LIMITS, SAMPLERS, SamplingParams, parse_logit_bias, parse_sampler_letters, parse_samplers
-from .sampler import NOT_FINITE, Breakers, Draw, Report, Sampler, choose, uniform
+from .params import NUMBERS, SETTINGS, SamplingParams
+from .parsing import SAMPLERS, parse_logit_bias, parse_sampler_letters, parse_samplers
 
 __all__ = [
-    "LIMITS",
-    "NOT_FINITE",
+    "NUMBERS",
     "SAMPLERS",
+    "SETTINGS",
     "Breakers",
     "Constraint",
-    "Draw",
-    "Report",
-    "Sampler",
     "SamplingParams",
-    "choose",
     "parse_logit_bias",
     "parse_sampler_letters",
     "parse_samplers",
-    "uniform",
 ]

@@ -1,4 +1,4 @@
-"""The tokens that may still be chosen, and what samplers need to know of them: the likeliest, their probabilities, where a token is."""
+"""The tokens that may still be chosen, and what samplers ask about them: the likeliest, their probabilities, where a token is."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Bools = NDArray[np.bool_]
 class Candidates(NamedTuple):
     """`ids` and their `logits`, finite, [n] each, n > 0.
 
-    They stand in the order of their ids or, if they are `ordered`, the largest logit first and of equals the lowest id. A sampler gives
-    new candidates and leaves those that it got as they are.
+    They are in the order of their ids or, if `ordered`, in falling order of their logits, equal ones by id. A sampler returns new
+    candidates and leaves those that it was given as they are.
     """
 
     ids: I64
@@ -30,13 +30,13 @@ class Candidates(NamedTuple):
         return len(self.ids)
 
     def pick(self, which: I64 | Bools | slice) -> Candidates:
-        """Some of them, in the order that they have."""
+        """Some of them, in the order that they have here."""
         if isinstance(which, np.ndarray) and which.dtype == np.bool_:
             which = np.flatnonzero(which)  # several times as fast as indexing with booleans
         return Candidates(self.ids[which], self.logits[which], self.ordered)
 
     def find(self, tokens: I64) -> tuple[I64, Bools]:
-        """For each of some tokens its index, and whether it is there at all."""
+        """For each of some tokens [n]: its index, int64 [n], and whether it is a candidate at all, bool [n]."""
         sorter = np.argsort(self.ids) if self.ordered else None
         places = np.minimum(np.searchsorted(self.ids, tokens, sorter=sorter), self.n - 1)
         if sorter is not None:
@@ -44,7 +44,7 @@ class Candidates(NamedTuple):
         return places, self.ids[places] == tokens
 
     def change(self, places: I64, logits: Floats) -> Candidates:
-        """The same tokens, some of them with other logits, which are brought into the range of their type."""
+        """The same tokens, those at `places` with new logits, which are clipped to the range of their type."""
         changed, limits = self.logits.copy(), np.finfo(self.logits.dtype)
         changed[places] = np.clip(logits, limits.min, limits.max)
         if not self.ordered:
@@ -74,9 +74,9 @@ def likeliest(c: Candidates, k: int) -> Candidates:
 
 
 def largest(values: Floats, k: int) -> I64:
-    """The indices of the k largest values, the largest first and of equals the lowest index.
+    """The indices of the k largest values, the largest first, equal ones by index: int64 [k], or fewer.
 
-    The k-th largest maximum of some groups is a value that at least k reach, and mostly not many more: a vocabulary is never sorted.
+    At least k values reach the k-th largest of the groups' maxima, and mostly not many more do: a vocabulary is never sorted.
     """
     n, n_groups = len(values), max(4 * k, 512)
     some = np.arange(n)
@@ -89,7 +89,7 @@ def largest(values: Floats, k: int) -> I64:
 
 
 def weights(logits: Floats) -> Floats:
-    """exp(logit - the largest)."""
+    """exp(logit - the largest logit)."""
     with np.errstate(
         over="ignore", under="ignore"
     ):  # a difference beyond float32's range is -inf, its weight 0
@@ -98,7 +98,7 @@ def weights(logits: Floats) -> Floats:
 
 
 def surprise(logits: Floats) -> tuple[Floats, Floats, float]:
-    """Each one's probability and its negative logarithm; and what that is on average, the entropy, in nats."""
+    """Each one's probability, its negative logarithm in nats, and the mean of that, the entropy."""
     w = weights(logits)
     total = float(w.sum(dtype=np.float64))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""The samplers in a row."""
+"""The chain of samplers: each by its name, and which of them a sequence's settings need."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .breakers import Breakers
 from .candidates import Candidates
 from .dry import dry
 from .filters import dynamic_temperature, min_p, temperature, top_k, top_n_sigma, top_p, typical_p, xtc
 from .mirostat import mirostat_1, mirostat_2
 from .params import SamplingParams
 from .penalties import logit_bias, penalties
-from .sampler import Breakers
 
 
 class Now(NamedTuple):
-    """What a sampler may look at beside its settings. `chance` is XTC's random number, in [0, 1); `mu` Mirostat's surprise in bits."""
+    """What a sampler may look at besides its settings. `chance` is XTC's random number, in [0, 1); `mu` is Mirostat's surprise in bits."""
 
     tokens: Sequence[int]
     chance: float
@@ -67,7 +67,7 @@ STAGES: dict[str, Callable[[Candidates, SamplingParams, Now], Candidates]] = {
 
 
 def stages(p: SamplingParams) -> list[str]:
-    """The samplers that change anything, in their order."""
+    """The names of the samplers that change anything, in order."""
     if p.mirostat:
         return ["logit_bias"] * bool(p.logit_bias) + ["temperature", "mirostat"]
     on = {

@@ -1,4 +1,4 @@
-"""What a sequence is held to beside its samplers."""
+"""What a sequence is held to besides its samplers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 class Constraint(Protocol):
     """Which tokens an answer may consist of. One for each sequence.
 
-    It is asked with the answer's tokens so far, so that a step that is done again finds it as it was. It may keep what it knows of those
-    that it has seen. Both raise QwenError where the answer has left it already, or it costs too much to say.
+    It is asked with the answer's tokens so far, so that a step that is repeated finds it as it was; it may keep what it knows about
+    tokens that it has seen. Both methods raise QwenError if the answer already breaks it, or if it costs too much to tell.
     """
 
     def mask(self, answer: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Of each token whether it may come next, bool [n_vocab], at least one; None: any may."""
+        """Which tokens may come next, bool [n_vocab] with at least one True; None: any may."""
 
     def ended(self, answer: Sequence[int]) -> bool:
-        """Whether the answer is complete, and no token can follow but one that ends it."""
+        """Whether the answer is complete, so that only a token that ends it can follow."""

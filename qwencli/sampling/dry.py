@@ -6,13 +6,12 @@ After https://github.com/oobabooga/text-generation-webui/pull/5677, with the bre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from .breakers import Breakers
 from .candidates import Candidates
 from .penalties import add
-from .sampler import Breakers
 
-MAX_TAIL = 20
 LARGEST_LOG = 88.7228391
 """log of the largest float32, as llama.cpp has it."""
 
@@ -25,7 +24,7 @@ def dry(
     allowed_length: int,
     breakers: Breakers,
 ) -> Candidates:
-    """With the penalty for each token that would continue a repetition of at least `allowed_length` of the last `tokens`."""
+    """Penalize each token that would continue a repetition of at least `allowed_length` of the last `tokens`."""
     longest = LARGEST_LOG // math.log(base) if base > 1.0 else math.inf
     lengths = repetitions(tokens, allowed_length, breakers)
     return add(
@@ -39,16 +38,16 @@ def dry(
 
 
 def repetitions(tokens: Sequence[int], allowed_length: int, breakers: Breakers) -> dict[int, int]:
-    """The tokens that followed earlier occurrences of how the text ends now, and the length of the longest of these.
+    """The tokens that followed earlier occurrences of the text's present end, and the length of the longest such occurrence.
 
-    An occurrence has at least `allowed_length` tokens and none of a breaker. Takes time linear in the tokens: lengths inside an
-    occurrence are known from its twin (the Z-algorithm, on the reversed text).
+    An occurrence has at least `allowed_length` tokens, and no breaker among them. This takes time linear in the tokens: lengths inside
+    an occurrence are known from its twin (the Z-algorithm, on the reversed text).
     """
     limit = unbroken(tokens, breakers)
     if len(tokens) <= allowed_length or limit < allowed_length:
         return {}
     backwards, n = tokens[::-1], len(tokens)
-    lengths: dict[int, int] = {}  # z: how many tokens from here on backwards are like those from the end
+    lengths: dict[int, int] = {}  # z: how many tokens, going backwards from here, equal those from the end
     found: dict[int, int] = {}
     left = right = 0  # the occurrence that reaches furthest: backwards[left:right]
     for i in places_of(backwards[0], backwards):
@@ -65,7 +64,7 @@ def repetitions(tokens: Sequence[int], allowed_length: int, breakers: Breakers) 
 
 
 def places_of(token: int, tokens: Sequence[int]) -> Iterator[int]:
-    """Where else than at the beginning a token stands."""
+    """All places of a token but the first one of the list."""
     place = 0
     try:
         while True:
@@ -76,39 +75,14 @@ def places_of(token: int, tokens: Sequence[int]) -> Iterator[int]:
 
 
 def unbroken(tokens: Sequence[int], breakers: Breakers) -> int:
-    """How many tokens there are behind the last breaker."""
+    """How many tokens there are after the last breaker."""
     n = len(tokens)
-    for n_behind, token in enumerate(reversed(tokens) if breakers else ()):
+    for n_after, token in enumerate(reversed(tokens) if breakers else ()):
         if token in breakers:
-            begin = n - n_behind
+            start = n - n_after
             tails = [
-                len(tail) for tail in breakers[token] if tuple(tokens[begin : begin + len(tail)]) == tail
+                len(tail) for tail in breakers[token] if tuple(tokens[start : start + len(tail)]) == tail
             ]
             if tails:
-                return n_behind - max(tails)
+                return n_after - max(tails)
     return n
-
-
-def find_breakers(
-    texts: Sequence[str], words: Sequence[bytes], encode: Callable[[str], list[int]]
-) -> Breakers:
-    """The breakers for some texts, in a vocabulary of these words; `encode` gives the tokens of a text.
-
-    A token breaks alone if it contains the text. If it ends with the text's beginning the tokens of the rest, at most MAX_TAIL, must
-    follow it.
-    """
-    breakers: dict[int, list[tuple[int, ...]]] = {}
-    for text in texts:
-        whole, tails = (
-            text.encode(),
-            {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))},
-        )
-        beginnings = tuple(tails)
-        for token, word in enumerate(words):
-            if whole in word:
-                breakers.setdefault(token, []).append(())
-            elif word.endswith(beginnings):
-                breakers.setdefault(token, []).extend(
-                    tail for beginning, tail in tails.items() if word.endswith(beginning)
-                )
-    return breakers

@@ -13,13 +13,13 @@ import numpy as np
 from .candidates import I64, Candidates, Floats, largest, likeliest, surprise, weights
 
 FIRST = 256
-"""How many of the likeliest are looked at first where it takes an unknown number of them to reach a probability."""
+"""How many of the likeliest tokens are tried first when it is unknown how many it takes to reach a probability."""
 LOWEST_TEMP = 1e-30
 """Below it, float32 logits divided by the temperature could be beyond float64's range."""
 
 
 def top_k(c: Candidates, k: int) -> Candidates:
-    """The k likeliest; all for k = 0."""
+    """The k likeliest; all if k is 0."""
     return likeliest(c, k) if k else c
 
 
@@ -41,7 +41,7 @@ def min_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
 
 
 def typical_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
-    """Those whose surprise is nearest to the expected one, so many that their probabilities exceed p (https://arxiv.org/abs/2202.00666)."""
+    """The fewest tokens, by how near their surprise is to the expected one, whose probabilities exceed p (https://arxiv.org/abs/2202.00666)."""
     if p >= 1.0:
         return c
     probabilities, nats, entropy = surprise(c.logits)
@@ -51,7 +51,7 @@ def typical_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
 def reaching(
     keys: Floats, shares: Floats, goal: float, min_keep: int, side: Literal["left", "right"] = "left"
 ) -> I64:
-    """The indices of the largest keys, the largest first, so many that their shares add up to the goal (`right`: exceed it)."""
+    """The indices of the largest keys, largest first, as many as it takes for their shares to reach the goal (`right`: to exceed it)."""
     k = max(FIRST, min_keep)
     while True:
         best = largest(keys, k)
@@ -62,7 +62,7 @@ def reaching(
 
 
 def top_n_sigma(c: Candidates, n: float) -> Candidates:
-    """Those whose logit is at most n standard deviations below the largest (https://arxiv.org/abs/2411.07641); all for n <= 0."""
+    """Those whose logit is at most n standard deviations below the largest (https://arxiv.org/abs/2411.07641); all if n <= 0."""
     if n <= 0.0:
         return c
     with np.errstate(over="ignore"):
@@ -70,7 +70,7 @@ def top_n_sigma(c: Candidates, n: float) -> Candidates:
 
 
 def xtc(c: Candidates, threshold: float, min_keep: int = 0) -> Candidates:
-    """All but those of at least this probability, of which the least likely stays (exclude top choices,
+    """Leave out the tokens of at least this probability except the least likely of them (exclude top choices,
     https://github.com/oobabooga/text-generation-webui/pull/6335)."""
     w = weights(c.logits)
     above = np.flatnonzero(w >= threshold * w.sum(dtype=np.float64))
@@ -78,19 +78,19 @@ def xtc(c: Candidates, threshold: float, min_keep: int = 0) -> Candidates:
         return c
     left = np.ones(c.n, bool)
     left[above] = False
-    left[above[len(above) - 1 - np.argmin(c.logits[above][::-1])]] = True  # of equals the last
+    left[above[len(above) - 1 - np.argmin(c.logits[above][::-1])]] = True  # of equal ones the last
     return c.pick(left)
 
 
 def temperature(c: Candidates, temp: float) -> Candidates:
-    """Logits divided by the temperature, in float64; for 0 the likeliest alone."""
+    """Logits divided by the temperature, in float64; at 0 only the likeliest token stays."""
     if temp <= 0.0:
         return likeliest(c, 1)
     return c._replace(logits=c.logits.astype(np.float64) / max(temp, LOWEST_TEMP))
 
 
 def dynamic_temperature(c: Candidates, temp: float, spread: float, exponent: float) -> Candidates:
-    """A temperature between temp - spread and temp + spread, by the entropy's share of what it can be at most, raised to the exponent
+    """A temperature between temp - spread and temp + spread that follows the entropy, as a share of its maximum, to the power `exponent`
     (https://arxiv.org/abs/2309.02772 has the idea, llama.cpp the formula)."""
     if c.n == 1:
         return c

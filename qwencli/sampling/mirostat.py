@@ -1,6 +1,6 @@
-"""Mirostat (https://arxiv.org/abs/2007.14966): keeps so many tokens that the surprise of what is chosen stays near a target.
+"""Mirostat (https://arxiv.org/abs/2007.14966): keeps as many tokens as it takes for the surprise of the choice to stay near a target.
 
-Both versions look at `mu`, the largest surprise in bits that is allowed now, and change it by what was chosen then.
+Both versions look at `mu`, the largest surprise in bits that is allowed now, and adapt it to what was then chosen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from .candidates import Candidates, likeliest, weights
 
 MOST = 100
-"""How many of the likeliest tokens the exponent of Zipf's law is estimated from."""
+"""The number of likeliest tokens from which the exponent of Zipf's law is estimated."""
 
 
 def mirostat_1(c: Candidates, mu: float, n_vocab: int) -> Candidates:
@@ -27,11 +27,11 @@ def mirostat_1(c: Candidates, mu: float, n_vocab: int) -> Candidates:
 
 
 def mirostat_2(c: Candidates, mu: float) -> Candidates:
-    """Those with a surprise of at most mu, one at least."""
+    """Those with a surprise of at most mu, but at least one."""
     total = math.log(weights(c.logits).sum(dtype=np.float64))
     return likeliest(c, max(1, int(np.count_nonzero(c.logits >= c.logits.max() + total - mu * math.log(2)))))
 
 
 def adapted(mu: float, probability: float, tau: float, eta: float) -> float:
-    """mu, now that a token of this probability, among those left, was chosen."""
+    """The next mu, after a token of this probability among those left was chosen."""
     return mu - eta * (-math.log2(probability) - tau)

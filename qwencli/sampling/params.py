@@ -1,32 +1,25 @@
-"""How tokens are chosen: the settings of all samplers, where they come from, and what they may be."""
+"""How tokens are chosen: the settings of all samplers, each described once, and where their values come from."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError, ModelError
 from ..gguf.metadata import Metadata
+from .parsing import SAMPLERS, checked_bias, checked_breakers, parse_samplers
+from .setting import NumberSetting, number, setting, settings_of
 
-LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-}
-"""llama.cpp's letters for its samplers, and their names, in its order."""
-SAMPLERS = tuple(LETTERS.values())
-ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"} | {
-    alias: name for name in SAMPLERS for alias in (name, name.replace("_", "-"), name.replace("_", ""))
-}
+COUNT = 2**31 - 1
+N_SEEDS = 2**64
+FILE_PREFIX = "general.sampling."
+SEQUENCE = FILE_PREFIX + "sequence"
+"""The key of a GGUF file for `samplers`, in one string."""
+TEMPERATURE = "Temperature"
+CHOICE = "Choice"
+REPETITION = "Repetition"
+MIROSTAT = "Mirostat, in place of all others but temperature and bias"
+ORDER = "Order"
 
 
 @dataclass(frozen=True)
@@ -34,71 +27,188 @@ class SamplingParams:
     """How tokens are chosen. The defaults are llama.cpp's, and so are the names, mostly those of its server.
 
     `samplers` says which are applied, one after the other, each to what the ones before have left; `logit_bias` comes before them all.
-    `mirostat` 1 or 2 takes their place, behind `temp`. Raises InputError for a value that is out of range or of the wrong type.
+    `mirostat` 1 or 2 takes their place, after `temp`. Options, HTTP requests, chats and files take their names, ranges and help from
+    here (see SETTINGS). Raises InputError for a value that is out of range or of the wrong type.
     """
 
-    temp: float = 0.8
-    """0 takes the likeliest token that is left."""
-    dynatemp_range: float = 0.0
-    """The temperature lies between temp - range and temp + range: the more even the probabilities are, the higher. 0 = off."""
-    dynatemp_exponent: float = 1.0
-    top_k: int = 40
-    """Keep the k likeliest tokens. 0 = off."""
-    top_p: float = 0.95
-    """Keep the likeliest tokens that together have this probability. 1 = off."""
-    min_p: float = 0.05
-    """Keep tokens with at least this share of the likeliest one's probability. 0 = off."""
-    typical_p: float = 1.0
-    """Keep the tokens nearest to the expected surprise that together have this probability. 1 = off."""
-    top_n_sigma: float = -1.0
-    """Keep tokens whose logit is at most so many standard deviations below the largest. 0 and less = off."""
-    xtc_probability: float = 0.0
-    """How often all tokens of at least `xtc_threshold` are removed except the least likely of them. 0 = off."""
-    xtc_threshold: float = 0.1
-    repeat_penalty: float = 1.0
-    """Positive logits of the last `penalty_last_n` tokens are divided by it, negative ones multiplied. 1 = off."""
-    frequency_penalty: float = 0.0
-    """Subtracted from their logits for each time that they are among them. 0 = off."""
-    presence_penalty: float = 0.0
-    """Subtracted from their logits once. 0 = off."""
-    penalty_last_n: int = 64
-    """0 = off, -1 = all tokens."""
-    dry_multiplier: float = 0.0
-    """Tokens that would continue a repetition of n tokens lose multiplier * base ** (n - allowed_length). 0 = off."""
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = -1
-    """In how many of the last tokens repetitions are looked for. 0 = off, -1 = all."""
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    """Repetitions don't reach across tokens with these texts."""
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    """The surprise, in bits, that is aimed at."""
-    mirostat_eta: float = 0.1
-    """How fast it gets there."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """Tokens and what is added to their logits; -inf forbids a token."""
-    samplers: tuple[str, ...] = SAMPLERS
-    min_keep: int = 0
-    """What top_p, min_p, typ_p and xtc leave at least."""
-    n_probs: int = 0
-    """How many of the likeliest tokens are reported with each that is chosen."""
-    explain: bool = False
-    """Whether it is reported how many tokens each sampler left."""
-    seed: int | None = None
-    """Without it each run differs."""
+    temp: float = number(
+        0.8,
+        0.0,
+        100.0,
+        "Temperature; 0 always takes the likeliest token.",
+        flags=("--temp", "--temperature"),
+        request="temperature",
+        file_key="temp",
+    )
+    dynatemp_range: float = number(
+        0.0,
+        0.0,
+        100.0,
+        "Let the temperature vary by up to this much: higher where the probabilities are more even; 0 = off.",
+        group=TEMPERATURE,
+    )
+    dynatemp_exponent: float = number(
+        1.0,
+        0.0,
+        100.0,
+        "The exponent of the relative entropy that the temperature follows.",
+        group=TEMPERATURE,
+        flags=("--dynatemp-exp",),
+    )
+    top_k: int = number(40, 0, COUNT, "Choose among the N likeliest tokens; 0 = all.", file_key="top_k")
+    top_p: float = number(
+        0.95,
+        0.0,
+        1.0,
+        "Choose among the likeliest tokens that together have probability N; 1 = all.",
+        file_key="top_p",
+    )
+    min_p: float = number(
+        0.05,
+        0.0,
+        1.0,
+        "Leave out tokens with less than N times the likeliest one's probability; 0 = none.",
+        file_key="min_p",
+    )
+    typical_p: float = number(
+        1.0,
+        0.0,
+        1.0,
+        "Choose among the tokens nearest to the expected surprise that together have probability N; 1 = all.",
+        group=CHOICE,
+        flags=("--typical-p", "--typical"),
+    )
+    top_n_sigma: float = number(
+        -1.0,
+        -1.0,
+        100.0,
+        "Leave out tokens more than N standard deviations below the largest logit; 0 and less = none.",
+        group=CHOICE,
+        flags=("--top-n-sigma", "--top-nsigma"),
+    )
+    xtc_probability: float = number(
+        0.0,
+        0.0,
+        1.0,
+        "XTC: how often to leave out all tokens that reach the threshold, except the least likely of them; 0 = never.",
+        group=CHOICE,
+        file_key="xtc_probability",
+    )
+    xtc_threshold: float = number(
+        0.1,
+        0.0,
+        1.0,
+        "XTC: the threshold, a probability; above 0.5 = never.",
+        group=CHOICE,
+        file_key="xtc_threshold",
+    )
+    repeat_penalty: float = number(
+        1.0,
+        0.01,
+        100.0,
+        "Divide the positive logits of recent tokens by this, and multiply the negative ones; 1 = off.",
+        file_key="penalty_repeat",
+    )
+    frequency_penalty: float = number(
+        0.0,
+        -100.0,
+        100.0,
+        "Subtract this from the logits of recent tokens for each time that they occur; 0 = off.",
+        group=REPETITION,
+    )
+    presence_penalty: float = number(
+        0.0, -100.0, 100.0, "Subtract this from the logits of recent tokens; 0 = off."
+    )
+    penalty_last_n: int = number(
+        64,
+        -1,
+        COUNT,
+        "How many of the last tokens are recent; 0 = none, -1 = all.",
+        group=REPETITION,
+        flags=("--repeat-last-n",),
+        request="repeat_last_n",
+        file_key="penalty_last_n",
+    )
+    dry_multiplier: float = number(
+        0.0,
+        0.0,
+        100.0,
+        "DRY: a token that would continue a repetition of n tokens loses multiplier * base^(n - allowed length); 0 = off.",
+        group=REPETITION,
+    )
+    dry_base: float = number(1.75, 1.0, 100.0, "DRY: the base.", group=REPETITION)
+    dry_allowed_length: int = number(
+        2, 1, COUNT, "DRY: the shortest repetition that costs anything, in tokens.", group=REPETITION
+    )
+    dry_penalty_last_n: int = number(
+        -1,
+        -1,
+        COUNT,
+        "DRY: how many of the last tokens are searched for repetitions; 0 = none, -1 = all.",
+        group=REPETITION,
+    )
+    dry_sequence_breakers: tuple[str, ...] = setting(
+        ("\n", ":", '"', "*"),
+        "DRY: a text that repetitions don't reach across.",
+        group=REPETITION,
+        flags=("--dry-sequence-breaker",),
+    )
+    mirostat: int = number(
+        0, 0, 2, "Mirostat's version, 1 or 2; 0 = off.", group=MIROSTAT, file_key="mirostat"
+    )
+    mirostat_tau: float = number(
+        5.0,
+        0.0,
+        100.0,
+        "Mirostat: the surprise to aim at, in bits.",
+        group=MIROSTAT,
+        flags=("--mirostat-ent",),
+        file_key="mirostat_tau",
+    )
+    mirostat_eta: float = number(
+        0.1,
+        0.0,
+        100.0,
+        "Mirostat: how fast it adapts.",
+        group=MIROSTAT,
+        flags=("--mirostat-lr",),
+        file_key="mirostat_eta",
+    )
+    logit_bias: tuple[tuple[int, float], ...] = setting(
+        (),
+        "Add to a token's logit: 15043+1, 15043-1.5; 15043-inf forbids it.",
+        group=CHOICE,
+        flags=("-l", "--logit-bias"),
+    )
+    samplers: tuple[str, ...] = setting(SAMPLERS, "The samplers that are used, in their order.", group=ORDER)
+    min_keep: int = number(
+        0, 0, COUNT, "How many tokens top_p, min_p, typ_p and xtc leave at least.", flags=()
+    )
+    n_probs: int = number(
+        0,
+        0,
+        COUNT,
+        "How many of the likeliest tokens are reported with each one that is chosen.",
+        flags=(),
+        of_report=True,
+    )
+    explain: bool = setting(
+        False, "Whether to report how many tokens each sampler left.", flags=(), of_report=True
+    )
+    seed: int | None = number(
+        None, 0, N_SEEDS - 1, "Repeat a run: the same seed gives the same text.", flags=("-s", "--seed")
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in LIMITS.items():
-            value, kind = getattr(self, name), (int,) if isinstance(DEFAULTS[name], int) else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                raise InputError(
-                    f"{name} is {value!r}, expected a {'number' if float in kind else 'whole number'}"
-                )
-            if not low <= value <= high:
-                raise InputError(f"{name} is {value}, expected a value from {low} to {high}")
-        if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**64):
-            raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to {2**64 - 1}")
+        for s in NUMBERS.values():
+            value = getattr(self, s.name)
+            kind = "whole number" if s.is_whole else "number"
+            if isinstance(value, bool) or not isinstance(value, int if s.is_whole else (int, float)):
+                raise InputError(f"{s.name} is {value!r}, expected a {kind}")
+            if not s.least <= value <= s.most:
+                raise InputError(f"{s.name} is {value}, expected a value from {s.least} to {s.most}")
+        if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < N_SEEDS):
+            raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to {N_SEEDS - 1}")
         if not isinstance(self.explain, bool):
             raise InputError(f"explain is {self.explain!r}, expected True or False")
         object.__setattr__(self, "samplers", parse_samplers(self.samplers))
@@ -107,149 +217,33 @@ class SamplingParams:
 
     @classmethod
     def from_metadata(cls, metadata: Metadata, **chosen: Any) -> SamplingParams:
-        """llama.cpp's defaults, over them the file's `general.sampling.*`, over both what is `chosen` and not None.
+        """llama.cpp's defaults, overridden by the file's `general.sampling.*`, and both by what is `chosen` and not None.
 
-        Raises ModelError where the file's values cannot be followed, InputError for chosen ones.
+        Raises ModelError for values of the file that can't be used, InputError for chosen ones.
         """
-        params = cls()
-        for field, key in FILE_KEYS.items():
-            getter = metadata.integer if isinstance(getattr(params, field), int) else metadata.number
-            low, high = LIMITS[field]
-            value = getter(
-                f"general.sampling.{key}", getattr(params, field), -(2**31) if field == "top_k" else low, high
-            )
-            params = replace(
-                params, **{field: max(value, 0) if field == "top_k" else value}
-            )  # as llama.cpp: -1 is all, too
-        if (sequence := metadata.string("general.sampling.sequence", None)) and chosen.get(
-            "samplers"
-        ) is None:
-            try:
-                params = replace(params, samplers=parse_samplers(sequence))
-            except InputError as error:
-                raise ModelError(
-                    f"{metadata.path}: metadata key 'general.sampling.sequence': {error}"
-                ) from None
-        names = {f.name for f in fields(cls)}
-        return replace(
-            params, **{name: value for name, value in chosen.items() if value is not None and name in names}
-        )
+        values: dict[str, Any] = {}
+        for s in NUMBERS.values():
+            if s.file_key is None:
+                continue
+            get = metadata.integer if s.is_whole else metadata.number
+            least = -(2**31) if s.name == "top_k" else s.least  # as in llama.cpp: 0 and less is all
+            value = get(FILE_PREFIX + s.file_key, s.default, least, s.most)
+            values[s.name] = max(value, 0) if s.name == "top_k" else value
+        sequence = metadata.string(SEQUENCE, None)
+        if sequence and chosen.get("samplers") is None:
+            values["samplers"] = _recommended(sequence, metadata)
+        given = {name: value for name, value in chosen.items() if value is not None and name in SETTINGS}
+        return replace(cls(**values), **given)
 
 
-COUNT = 2**31 - 1
-LIMITS: dict[str, tuple[float, float]] = {
-    "temp": (0.0, 100.0),
-    "dynatemp_range": (0.0, 100.0),
-    "dynatemp_exponent": (0.0, 100.0),
-    "top_k": (0, COUNT),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "typical_p": (0.0, 1.0),
-    "top_n_sigma": (-1.0, 100.0),
-    "xtc_probability": (0.0, 1.0),
-    "xtc_threshold": (0.0, 1.0),
-    "repeat_penalty": (0.01, 100.0),
-    "frequency_penalty": (-100.0, 100.0),
-    "presence_penalty": (-100.0, 100.0),
-    "penalty_last_n": (-1, COUNT),
-    "dry_multiplier": (0.0, 100.0),
-    "dry_base": (1.0, 100.0),
-    "dry_allowed_length": (1, COUNT),
-    "dry_penalty_last_n": (-1, COUNT),
-    "mirostat": (0, 2),
-    "mirostat_tau": (0.0, 100.0),
-    "mirostat_eta": (0.0, 100.0),
-    "min_keep": (0, COUNT),
-    "n_probs": (0, COUNT),
-}
-FILE_KEYS = {
-    "temp": "temp",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "xtc_probability": "xtc_probability",
-    "xtc_threshold": "xtc_threshold",
-    "repeat_penalty": "penalty_repeat",
-    "penalty_last_n": "penalty_last_n",
-    "mirostat": "mirostat",
-    "mirostat_tau": "mirostat_tau",
-    "mirostat_eta": "mirostat_eta",
-}
-"""Our names and those of the keys under `general.sampling.` in a GGUF file."""
-DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
-MAX_BIAS = 1e4
-MAX_BREAKER = 40
-"""Bytes of a text that breaks repetitions; llama.cpp cuts longer ones."""
+SETTINGS = settings_of(SamplingParams)
+"""All settings by name: what options, requests, chats and files know of them."""
+NUMBERS = {name: s for name, s in SETTINGS.items() if isinstance(s, NumberSetting) and s.default is not None}
+"""Those that are always a number: all but `seed`, which may be None."""
 
 
-def parse_samplers(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of samplers, one by one or in a string with semicolons between them, as SAMPLERS has them.
-
-    llama.cpp's other spellings are understood too: top-k, topk, nucleus, temp, typ. Raises InputError.
-    """
-    names = items(
-        "samplers", [name for name in value.split(";") if name] if isinstance(value, str) else value
-    )
-    for name in names:
-        if not isinstance(name, str) or name.strip().lower() not in ALIASES:
-            raise InputError(f"there is no sampler {name!r}, expected some of {';'.join(SAMPLERS)}")
-    return tuple(ALIASES[name.strip().lower()] for name in names)
-
-
-def parse_sampler_letters(text: str) -> tuple[str, ...]:
-    """Samplers by llama.cpp's letters, such as kpt. Raises InputError."""
-    for letter in text:
-        if letter not in LETTERS:
-            known = ", ".join(f"{letter} {name}" for letter, name in LETTERS.items())
-            raise InputError(f"there is no sampler with the letter {letter!r}, expected some of {known}")
-    return tuple(LETTERS[letter] for letter in text)
-
-
-def parse_logit_bias(text: str) -> tuple[int, float]:
-    """A token and its bias as llama.cpp writes them: 15043+1, 15043-1.5, 15043-inf. Raises InputError."""
-    match = re.fullmatch(r"\s*(\d{1,10})\s*([+-])\s*(\d{1,10}(?:\.\d*)?|\.\d+|inf)\s*", text, re.ASCII)
-    if not match:
-        raise InputError(
-            f"the bias {text!r} is not understood, expected a token id and what is added to its logit, such as 15043+1,"
-            " 15043-1.5 or 15043-inf"
-        )
-    return checked_bias([(int(match[1]), float(match[2] + match[3]))])[0]
-
-
-def checked_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    pairs = items("logit_bias", value.items() if isinstance(value, Mapping) else value)
-    for pair in pairs:
-        if len(items("logit_bias", pair)) != 2:
-            raise InputError(f"logit_bias has {pair!r}, expected a token and its bias")
-        token, bias = pair
-        if type(token) is not int or not 0 <= token <= COUNT:
-            raise InputError(f"logit_bias names the token {token!r}, expected a token id")
-        if (
-            isinstance(bias, bool)
-            or not isinstance(bias, (int, float))
-            or not (-MAX_BIAS <= bias <= MAX_BIAS or bias == -math.inf)
-        ):
-            raise InputError(
-                f"logit_bias is {bias!r} for token {token}, expected a value from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf"
-            )
-    return tuple((token, float(bias)) for token, bias in pairs)
-
-
-def checked_breakers(value: Any) -> tuple[str, ...]:
-    texts = items("dry_sequence_breakers", value)
-    for text in texts:
-        try:
-            size = len(text.encode())
-        except (AttributeError, UnicodeEncodeError):
-            size = 0
-        if not 1 <= size <= MAX_BREAKER:
-            raise InputError(
-                f"a dry_sequence_breaker is {text!r}, expected a text of 1 to {MAX_BREAKER} bytes"
-            )
-    return texts
-
-
-def items(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise InputError(f"{name} is {value!r}, expected a list")
-    return tuple(value)
+def _recommended(sequence: str, metadata: Metadata) -> tuple[str, ...]:
+    try:
+        return parse_samplers(sequence)
+    except InputError as error:
+        raise ModelError(f"{metadata.path}: metadata key '{SEQUENCE}': {error}") from None

@@ -10,7 +10,7 @@ from .candidates import Candidates, likeliest
 
 
 def logit_bias(c: Candidates, bias: Sequence[tuple[int, float]]) -> Candidates:
-    """With each token's bias added. Those whose bias is -inf are left out; if that is all, the likeliest stays."""
+    """Add each token's bias. Tokens with a bias of -inf are left out; if that would be all, the likeliest stays."""
     sums: dict[int, float] = {}
     for token, value in bias:
         sums[token] = sums.get(token, 0.0) + value
@@ -26,8 +26,8 @@ def logit_bias(c: Candidates, bias: Sequence[tuple[int, float]]) -> Candidates:
 def penalties(
     c: Candidates, counts: Mapping[int, int], repeat: float, frequency: float, presence: float
 ) -> Candidates:
-    """Recent tokens, which occurred so often, made less likely (https://arxiv.org/abs/1909.05858, with llama.cpp's rule for negative
-    logits, and OpenAI's frequency and presence penalties)."""
+    """Make recent tokens less likely; `counts` says how often each occurred (https://arxiv.org/abs/1909.05858, with llama.cpp's rule for
+    negative logits, and OpenAI's frequency and presence penalties)."""
     places, there = c.find(np.fromiter(counts, np.int64, len(counts)))
     places, times = places[there], np.fromiter(counts.values(), np.int64, len(counts))[there]
     logits = c.logits[places]
@@ -39,7 +39,7 @@ def penalties(
 
 
 def add(c: Candidates, amounts: Mapping[int, float]) -> Candidates:
-    """With each token's amount added to its logit."""
+    """Add each token's amount to its logit."""
     places, there = c.find(np.fromiter(amounts, np.int64, len(amounts)))
     places, values = places[there], np.fromiter(amounts.values(), np.float64, len(amounts))[there]
     with np.errstate(over="ignore"):

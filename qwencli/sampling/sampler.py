@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..kernels.layout import MAX_TOP_K
+from .breakers import Breakers
+from .candidates import Candidates, all_of, drawn, log_probabilities
+from .chain import STAGES, Now, last, stages
 from .constraint import Constraint
+from .filters import min_p, temperature, top_k, top_p
+from .mirostat import adapted
 from .params import SamplingParams
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from .candidates import Candidates
-
-Breakers = Mapping[int, Sequence[tuple[int, ...]]]
-"""Texts that DRY's repetitions don't reach across, as tokens: a first one and, for each, what must follow it to complete a text."""
+from .penalties import penalties
 
 GAMMA, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 FOR_XTC = 2**63
-"""The random numbers of XTC are from here on in the stream, half its period behind those that draw tokens."""
+"""Where XTC's random numbers start in the stream, half its period after those that draw tokens."""
 NOT_FINITE = -1
 
 
 def uniform(seed: int, index: int) -> float:
     """The `index`-th random number of the stream `seed`, in [0, 1): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), counted directly.
 
-    A token's random number depends on nothing but the seed and its place in the answer, so that an answer can be repeated whatever
-    else is being generated.
+    A token's random number depends only on the seed and the token's place in the answer, so that an answer can be repeated whatever else
+    is being generated.
     """
     z = (seed + (index + 1) * GAMMA) & MASK
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
@@ -38,7 +39,7 @@ def uniform(seed: int, index: int) -> float:
 
 
 class Draw(NamedTuple):
-    """What choosing a token in machine code needs beside its logits. `recent` are the tokens to penalise, and how often each occurred;
+    """What choosing a token in machine code needs besides its logits. `recent` are the tokens to penalize, and how often each occurred;
     `chance` is random, in [0, 1)."""
 
     temp: float
@@ -52,9 +53,9 @@ class Draw(NamedTuple):
     chance: float
 
 
-class Report(NamedTuple):
+class TokenReport(NamedTuple):
     """How a token was chosen. `logprob` and those of `top`, the likeliest tokens, are natural logarithms of the model's probabilities;
-    `stages` are samplers and how many tokens each left; `probability` is the token's among the last of them."""
+    `stages` are samplers and how many tokens each left; `probability` is the token's among those that were left at the end."""
 
     token: int
     logprob: float
@@ -66,19 +67,15 @@ class Report(NamedTuple):
 class Sampler:
     """Chooses the tokens of one sequence, of those that `constraint` allows.
 
-    `report` tells of the last one, where `n_probs` or `explain` ask for it.
+    `report` says how the last one was chosen, if `n_probs` or `explain` ask for it.
     """
 
     def __init__(
         self, params: SamplingParams, breakers: Breakers | None = None, constraint: Constraint | None = None
     ) -> None:
-        import secrets
-
-        from .chain import stages
-
         self.params, self._breakers, self._constraint = params, breakers or {}, constraint
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
-        self.report: Report | None = None
+        self.report: TokenReport | None = None
         self._stages = stages(params)
         self._draw = compiled_chain(params, self._stages) if constraint is None else None
         self._mu = self._next_mu = 2 * params.mirostat_tau
@@ -87,12 +84,10 @@ class Sampler:
     def draw(self, tokens: Sequence[int], index: int) -> Draw | None:
         """What the choice of the token after `tokens` needs, the answer's `index`-th, which decides its random number.
 
-        None where machine code has not all of the samplers, or a report is wanted: then `choose` does it.
+        None if machine code doesn't have all of the samplers, or if a report is wanted: then `choose` does it.
         """
         if self._draw is None:
             return None
-        from .chain import last
-
         recent = Counter(last(tokens, self.params.penalty_last_n)) if "penalties" in self._stages else {}
         return self._draw._replace(
             recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0
@@ -101,36 +96,25 @@ class Sampler:
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> int:
         """The token after `tokens`, the answer's `index`-th, by its logits, float32 [n_vocab]; NOT_FINITE if one is NaN or infinite.
 
-        Raises QwenError where the constraint does.
+        Raises QwenError if the constraint does.
         """
-        import numpy as np
-
-        from .candidates import drawn, log_probabilities
-
         if not np.isfinite(logits).all():
             return NOT_FINITE
-        if index != self._index:  # a step that is done again finds things as they were
+        if index != self._index:  # a step that is repeated finds things as they were
             self._mu, self._index = self._next_mu, index
         left, counts = self.left(logits, tokens, index)
         token, probability = drawn(left, uniform(self.seed, index))
         if self.params.mirostat:
-            from .mirostat import adapted
-
             self._next_mu = adapted(self._mu, probability, self.params.mirostat_tau, self.params.mirostat_eta)
         if self.params.n_probs or self.params.explain:
             logprob, top = log_probabilities(logits, token, self.params.n_probs)
-            self.report = Report(token, logprob, top, counts, probability)
+            self.report = TokenReport(token, logprob, top, counts, probability)
         return token
 
     def left(
         self, logits: NDArray[np.float32], tokens: Sequence[int], index: int
     ) -> tuple[Candidates, list[tuple[str, int]]]:
-        """The tokens that may be chosen now, with logits that say how likely, and how many each sampler left."""
-        import numpy as np
-
-        from .candidates import Candidates, all_of
-        from .chain import STAGES, Now
-
+        """The tokens that may be chosen now, with logits that say how likely they are, and how many tokens each sampler left."""
         now = Now(tokens, uniform(self.seed, index + FOR_XTC), self._mu, len(logits), self._breakers)
         left, counts = all_of(logits), []
         mask = self._constraint.mask(tokens[len(tokens) - index :]) if self._constraint else None
@@ -145,7 +129,7 @@ class Sampler:
 
 
 def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
-    """The settings for the chain in machine code (kernels/sampling.py), None where it isn't what is wanted."""
+    """The settings for the chain in machine code (kernels/sampling.py); None if that isn't the chain that is wanted."""
     in_order = [name for name in ("penalties", "top_k", "top_p", "min_p", "temperature") if name in stages]
     temp = p.temp if "temperature" in stages else 1.0
     if (
@@ -172,15 +156,9 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
 
 def choose(logits: NDArray[np.float32], d: Draw) -> int:
     """The token that a draw takes from logits, float32 [n_vocab]; NOT_FINITE if one of them is NaN or infinite. Machine code's twin."""
-    import numpy as np
-
-    from . import filters
-    from .candidates import all_of, drawn
-    from .penalties import penalties
-
     if not np.isfinite(logits).all():
         return NOT_FINITE
     left = penalties(all_of(logits), d.recent, d.repeat_penalty, d.frequency_penalty, d.presence_penalty)
     if d.temp > 0:
-        left = filters.min_p(filters.top_p(filters.top_k(left, d.top_k), d.top_p), d.min_p)
-    return drawn(filters.temperature(left, d.temp), d.chance)[0]
+        left = min_p(top_p(top_k(left, d.top_k), d.top_p), d.min_p)
+    return drawn(temperature(left, d.temp), d.chance)[0]

@@ -120,7 +120,7 @@ def prepare(llm: LLM) -> None:
 
     if isinstance(llm.engine.backend, CPUBackend):
         from ..backends.cpu.backend import kernels_of
-        from ..measure.warmup import kernels_of_model
+        from ..machine.warmup import kernels_of_model
 
         isa, types = llm.engine.backend.isa, llm.engine.backend.cache_types
         kernels_of(isa).load(sorted(kernels_of_model(llm.model, isa, False, types)))

@@ -1,1 +1,1 @@
-"""The operating system's part: the machine, files written whole, processes under limits."""
+"""What concerns the operating system: the machine, files that are replaced atomically, processes with limits."""

@@ -1,6 +1,6 @@
-"""Processes of our own for what comes from outside and may never end or fill the memory: a template, a grammar.
+"""Child processes with limits, for input that may never end or may fill the memory: a template, a grammar.
 
-The first half is for who starts one, the second for the process itself. Standard library only: such a process is to start soon.
+The first half is for the parent, the second for the child itself. Only the standard library is used, so that the child starts fast.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
-"""What such a process needs of the environment: to start at all, and to know the local time."""
+"""The environment variables that such a process needs to start at all, and to know the local time."""
 PROGRAM = "import importlib, sys; sys.path[:] = sys.argv[3:]; importlib.import_module(sys.argv[1]).serve(float(sys.argv[2]))"
 CREATE_NO_WINDOW = 0x08000000
 
 
 def start(module: str, cpu_seconds: float, purpose: str) -> Popen[bytes]:
-    """Run `serve(cpu_seconds)` of a module of the package, asked through stdin and stdout. Ctrl-C is ours alone. Raises QwenError."""
+    """Run `serve(cpu_seconds)` of a module of this package in a child process, to be talked to through stdin and stdout.
+
+    Ctrl-C doesn't reach the child. `purpose` says what it is for, in the error. Raises QwenError if the process can't be started.
+    """
     import subprocess
 
     command = [
@@ -51,11 +54,11 @@ def start(module: str, cpu_seconds: float, purpose: str) -> Popen[bytes]:
         raise QwenError(f"cannot start {sys.executable} {purpose}: {error}") from None
 
 
-# Limits. Windows has none of them: there only a clock of the process that asks ends one.
+# Limits. Windows has none of them: there, only a timeout in the parent ends a child.
 
 
 def reset_signals() -> None:
-    """The signal that ends a process must be as the system made it, whatever the one that asks did to it."""
+    """Give the signal that ends the process its default meaning, whatever the parent did to it, and ignore Ctrl-C."""
     if sys.platform != "win32":
         import signal
 
@@ -65,7 +68,10 @@ def reset_signals() -> None:
 
 
 def limit_time(cpu_seconds: float) -> None:
-    """Processor time and not the clock's, so that what is honest is safe on a busy machine. 0: no limit."""
+    """End the process after this much processor time; 0 for no limit.
+
+    Processor time and not clock time, so that harmless input isn't cut off on a busy machine.
+    """
     if sys.platform != "win32":
         import signal
 
@@ -73,14 +79,16 @@ def limit_time(cpu_seconds: float) -> None:
 
 
 def limit_resources(extra_memory: int, alone: bool = False) -> None:
-    """From here on no file can be written, and no more than `extra_memory` bytes of address space taken. `alone`: no file opened, and
-    no process or thread started."""
+    """From here on, no file can be written, and no more than `extra_memory` bytes of address space can be allocated.
+
+    `alone`: nor can a file be opened, or a process or thread be started.
+    """
     if sys.platform == "win32":
         return
     import resource
 
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
-    if sys.platform == "linux":  # elsewhere the address space has no limit that is kept
+    if sys.platform == "linux":  # elsewhere a limit on the address space is not enforced
         with open("/proc/self/statm", encoding="ascii") as file:
             limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * resource.getpagesize() + extra_memory
     if alone:
@@ -88,5 +96,5 @@ def limit_resources(extra_memory: int, alone: bool = False) -> None:
     for limit, most in limits.items():
         with contextlib.suppress(
             ValueError, OSError
-        ):  # a system may not know a limit, or have set a lower one
+        ):  # the system may not know the limit, or may already have set a lower one
             resource.setrlimit(limit, (most, most))

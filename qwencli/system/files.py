@@ -1,4 +1,4 @@
-"""Files that are read whole, and written whole or not at all."""
+"""Files that are read as a whole, and written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from ..errors import InputError, QwenError
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block is done; if the block raises, nothing has changed.
 
-    It is written beside `path` and renamed, so that readers and other writers see the old file or the new one, never a part. A symbolic
-    link stays and what it points to is replaced; permissions stay too, and are the user's alone where there was no file. It isn't
-    synced to the disk. Raises InputError where no file can be at `path`, QwenError where it cannot be written.
+    It is written next to `path` and then renamed, so that readers and other writers see the old file or the new one, never a part of
+    one. If `path` is a symbolic link, the link stays and its target is replaced. Permissions stay too; a file that didn't exist gets
+    permissions for its user only. It isn't synced to the disk. Raises InputError if `path` can't be a file, QwenError if it can't be
+    written.
     """
     target = _target(path)
     try:
@@ -39,7 +40,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raise now what `replacing` would raise after long work: there is no folder, or it or the file may not be written to."""
+    """Raise now what `replacing` would raise after long work: the folder doesn't exist, or the folder or the file isn't writable.
+
+    Raises InputError and QwenError as `replacing` does.
+    """
     target = _target(path)
     try:
         with tempfile.TemporaryFile(dir=target.parent):
@@ -49,9 +53,9 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """What is in a file; of one that is larger, one byte more than `max_bytes`.
+    """The contents of a file; if it is larger than `max_bytes`, one byte more than that.
 
-    Raises QwenError where it cannot be read, InputError for what is no file: opening a pipe waits for somebody to write to it.
+    Raises QwenError if it cannot be read, InputError if it isn't a regular file: opening a pipe would wait for somebody to write to it.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: cannot be read: not a regular file")
@@ -63,7 +67,10 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """Where a file at `path` is. Raises InputError where it is none, or read-only: renaming asks for the folder's permission alone."""
+    """The file that `path` leads to. Raises InputError if it isn't a regular file, or if it is read-only.
+
+    Renaming alone would not notice the latter: it only needs permission to write to the folder.
+    """
     target = Path(os.path.realpath(path))
     if os.path.exists(target):
         if not target.is_file():

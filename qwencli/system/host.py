@@ -1,8 +1,9 @@
-"""What the system says of CPUs, memory and their limits. What it doesn't say, or says in an odd way, is None or left out."""
+"""What the system says about CPUs, memory and their limits. What it doesn't say, or says in an unknown way, is None or left out."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 NO_LIMIT = 2**60
-"""cgroup v1 writes "no limit" as the largest multiple of a page; no machine has so much memory."""
+"""cgroup v1 writes "no limit" as the largest multiple of a page; no machine has that much memory."""
 
 
 class MemoryFiles(NamedTuple):
-    """What a cgroup's files are named, and the lines of its memory.stat that count the groups below it too begin with."""
+    """The names of a cgroup's files, and the prefix of those lines in its memory.stat that include the groups below it."""
 
     limit: str
     usage: str
@@ -25,11 +26,11 @@ MEMORY_FILES = (
     MemoryFiles("memory.max", "memory.current", ""),
     MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-"""Of cgroups v2 and v1."""
+"""For cgroups v2 and v1."""
 
 
-class Node(NamedTuple):
-    """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23") and its memory in bytes, where known."""
+class NumaNode(NamedTuple):
+    """A NUMA node: its number, its CPUs as the system writes them ("0-7,16-23"), and its memory in bytes, if known."""
 
     number: int
     cpus: str
@@ -37,7 +38,7 @@ class Node(NamedTuple):
 
 
 class Host:
-    """The files under `root`, which are those of Linux."""
+    """Reads the files that Linux has under `root`."""
 
     def __init__(self, root: str | Path = "/") -> None:
         self._root = Path(root)
@@ -52,8 +53,13 @@ class Host:
         text = self._read(*parts) or ""
         return int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else None
 
+    def cpu_name(self) -> str:
+        """What the CPU calls itself, or its architecture."""
+        name = re.search(r"^model name\s*:\s*(\S.*)", self._read("proc/cpuinfo") or "", re.M)
+        return name[1] if name else platform.processor() or platform.machine() or "unknown CPU"
+
     def virtual(self) -> bool | None:
-        """Whether this is a virtual machine."""
+        """Whether this is a virtual machine; None if unknown."""
         flags = re.search(r"^(?:flags|Features)\s*:(.*)", self._read("proc/cpuinfo") or "", re.M)
         return (
             ("hypervisor" in flags[1].split() or self._read("sys/hypervisor/type") is not None)
@@ -62,13 +68,13 @@ class Host:
         )
 
     def steal(self) -> float | None:
-        """The share of CPU time that other virtual machines took since the system was started (proc(5), /proc/stat)."""
+        """The share of CPU time that other virtual machines have taken since the system was started (proc(5), /proc/stat)."""
         times = re.match(r"cpu +([0-9 ]+)", self._read("proc/stat") or "")
         values = [int(v) for v in times[1].split()[:8]] if times else []
         return values[7] / sum(values) if len(values) == 8 and any(values) else None
 
     def cores(self, cpus: set[int]) -> int:
-        """Physical cores of these CPUs; hardware threads of one core count once."""
+        """The number of physical cores of these CPUs; the hardware threads of one core count once."""
 
         def core(cpu: int) -> str:
             return self._read("sys/devices/system/cpu", f"cpu{cpu}", "topology/thread_siblings_list") or str(
@@ -78,7 +84,7 @@ class Host:
         return len({core(cpu) for cpu in cpus})
 
     def quota(self) -> tuple[float, str] | None:
-        """How many CPUs' time a cgroup leaves to this process, and which file says so; None without a limit."""
+        """How many CPUs' worth of time a cgroup allows this process, and which file says so; None if there is no limit."""
         found = []
         for folder in self._cgroups("cpu"):
             name, limits = (
@@ -95,16 +101,16 @@ class Host:
         return min(found, default=None)
 
     def memory_limit(self) -> tuple[int, str] | None:
-        """The bytes that a cgroup leaves to this process, and which file says so; None without a limit."""
+        """How many bytes a cgroup allows this process, and which file says so; None if there is no limit."""
         return min(
             ((limit, f"/{folder}/{files.limit}") for limit, folder, files in self._memory_limits()),
             default=None,
         )
 
     def free(self) -> int | None:
-        """The bytes that this process can take: as many as the system and each of its cgroups have left; None where nothing says so.
+        """The bytes that this process can still allocate: the least of what the system and each of its cgroups have left; None if unknown.
 
-        What is left includes the pages of files that are in memory, those of a mapped model too: they give way.
+        This includes pages of files that are cached in memory, also those of a mapped model: the system drops them when it needs memory.
         """
         available = self.memory()[1]
         left = [] if available is None else [available]
@@ -125,7 +131,7 @@ class Host:
                     yield limit, folder, files
 
     def _cgroups(self, controller: str) -> list[str]:
-        """Folders of the groups that the process is in, and those above, whose limits hold as well (cgroups(7), /proc/self/cgroup)."""
+        """Folders of the process's groups and of those above, whose limits apply as well (cgroups(7), /proc/self/cgroup)."""
         folders = []
         for line in (self._read("proc/self/cgroup") or "0::/").splitlines():
             number, _, rest = line.partition(":")
@@ -134,13 +140,13 @@ class Host:
                 parts = [part for part in path.split("/") if part not in ("", "..")]
                 for name in (
                     {controllers, controller} if controllers else {""}
-                ):  # "cpu,cpuacct", and as a rule a link to it from "cpu"
+                ):  # "cpu,cpuacct", usually with a link to it from "cpu"
                     base = ["sys/fs/cgroup", *([name] if name else [])]
                     folders += ["/".join([*base, *parts[:n]]) for n in range(len(parts), -1, -1)]
         return folders
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Bytes of memory, and of those that are free or can be freed at once."""
+        """Bytes of memory in all, and of memory that is free or can be freed at once; None for what is unknown."""
         values = dict(re.findall(r"^(\w+):\s*([0-9]{1,18}) kB$", self._read("proc/meminfo") or "", re.M))
         total, available = (
             int(values[name]) * 1024 if name in values else None for name in ("MemTotal", "MemAvailable")
@@ -151,11 +157,11 @@ class Host:
         return total, available
 
     def huge_pages(self) -> str | None:
-        """When the system takes huge pages by itself: "always", "madvise" or "never"."""
+        """When the system uses huge pages by itself: "always", "madvise" or "never"; None if unknown."""
         chosen = re.search(r"\[(\w+)\]", self._read("sys/kernel/mm/transparent_hugepage/enabled") or "")
         return chosen[1] if chosen else None
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NumaNode]:
         """The NUMA nodes that have CPUs."""
         found = []
         for folder in self._root.joinpath("sys/devices/system/node").glob("node[0-9]*"):
@@ -166,5 +172,5 @@ class Host:
                     r"MemTotal:\s*([0-9]+) kB",
                     self._read("sys/devices/system/node", folder.name, "meminfo") or "",
                 )
-                found.append(Node(int(number), cpus, int(memory[1]) * 1024 if memory else None))
+                found.append(NumaNode(int(number), cpus, int(memory[1]) * 1024 if memory else None))
         return sorted(found)

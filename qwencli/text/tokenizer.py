@@ -1,4 +1,4 @@
-"""Text to token ids and back, as llama.cpp does it for byte-level BPE vocabularies of the Qwen family."""
+"""Text to token ids and back, as llama.cpp does it for the byte-level BPE vocabularies of the Qwen family."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ PRE_TOKENIZERS = {
     "megrez": _QWEN2,
     "qwen35": _QWEN35,
 }
-"""`tokenizer.ggml.pre` and the pattern that cuts text into words before merging (llama.cpp, llama-vocab.cpp).
+"""For each `tokenizer.ggml.pre`, the pattern that splits text into words before merging (llama.cpp, llama-vocab.cpp).
 
-What a letter, mark or digit is, the Unicode tables of `tokenizers` say. In 0.23 they are those of Unicode 16, in llama.cpp of 2026
-those of 15.1, so that it cuts 4,400 new letters, marks and digits differently; all other characters are cut alike.
+The Unicode tables of `tokenizers` decide what a letter, a mark or a digit is. Version 0.23 has those of Unicode 16, llama.cpp of 2026 those
+of 15.1, so the two split differently at 4,400 new letters, marks and digits. They agree on all other characters.
 """
 
 EARLY = ("qwen", "qwen2", "qwen2moe")
-"""Architectures whose files may be older than `tokenizer.ggml.pre`. Qwen's own tokenizers of that time have Qwen2's pattern
+"""Architectures whose files may be older than the key `tokenizer.ggml.pre`. Qwen's own tokenizers of that time use Qwen2's pattern
 (PAT_STR in Qwen/Qwen-7B, tokenization_qwen.py)."""
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """`tokenizer.ggml.token_type` (enum llama_token_type in llama.h)."""
 
 END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>")
-"""Control tokens that end an answer whatever the file says of them."""
+"""Control tokens that end an answer, whatever the file says about them."""
 FILL_IN_MIDDLE = (
     "<|fim_prefix|>",
     "<|fim_suffix|>",
@@ -48,17 +48,17 @@ FILL_IN_MIDDLE = (
     "<|repo_name|>",
     "<|file_sep|>",
 )
-"""These and the ones above are control tokens whatever type the file gives them (llama.cpp, llama-vocab.cpp)."""
+"""These and END_OF_GENERATION are control tokens, whatever type the file gives them (llama.cpp, llama-vocab.cpp)."""
 
 SHORT_TEXT, SHORT_WORD = 10_000, 100
-"""Characters of a text, and of each of its words, that is merged here: `tokenizers` is several times as fast, but needs 0.2 s to take in
-the merges of Qwen."""
+"""The most characters of a text, and of a word in it, that are merged in Python. `tokenizers` is several times as fast, but needs 0.2 s to
+load Qwen's merges."""
 REMEMBERED = 512
-"""So many of these texts are remembered with their ids: a chat's earlier messages come again with each turn."""
+"""How many short texts are remembered with their ids: the earlier messages of a chat come again in each turn."""
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (bytes_to_unicode in openai/gpt-2, encoder.py)."""
+    """The printable characters by which GPT-2 represents the 256 bytes (bytes_to_unicode in openai/gpt-2, encoder.py)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -69,10 +69,10 @@ def _byte_characters() -> dict[str, int]:
 
 
 class Tokenizer:
-    """The vocabulary of a GGUF file.
+    """The tokenizer of a GGUF file.
 
-    `n_vocab` tokens; `bos_id`, `eos_id` or None; `eog_ids` are the tokens that end an answer. Raises ModelError where the file has no
-    vocabulary of a known kind or it contradicts itself.
+    `n_vocab` is the number of tokens; `bos_id` and `eos_id` may be None; `eog_ids` are the tokens that end an answer. Raises ModelError
+    if the file has no vocabulary of a known kind, or one that contradicts itself.
     """
 
     def __init__(self, file: GGUFFile) -> None:
@@ -95,7 +95,7 @@ class Tokenizer:
         self._ids = dict(zip(self._texts, range(self.n_vocab)))
         if len(self._ids) != self.n_vocab:
             twice = next(text for i, text in enumerate(self._texts) if self._ids[text] != i)
-            raise ModelError(f"{path}: token {twice!r} stands twice in tokenizer.ggml.tokens")
+            raise ModelError(f"{path}: token {twice!r} appears twice in tokenizer.ggml.tokens")
         self._bytes_of_character = _byte_characters()
         if lost := [
             byte for character, byte in self._bytes_of_character.items() if character not in self._ids
@@ -123,7 +123,7 @@ class Tokenizer:
                     f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing"
                 )
 
-        # llama.cpp looks for longer tokens first, so that one that contains another wins
+        # llama.cpp looks for longer tokens first, so that a token that contains another one wins
         special = sorted(
             (
                 text
@@ -154,11 +154,11 @@ class Tokenizer:
             return halves[::2], halves[1::2]
         cuts = [
             merge.find(" ", 1) for merge in merges
-        ]  # as llama.cpp: the first character may itself be a space
+        ]  # as in llama.cpp: the first character may be a space itself
         for i, (merge, cut) in enumerate(zip(merges, cuts)):
             if not 0 < cut < len(merge) - 1:
                 raise ModelError(
-                    f"{self._path}: merge {i} in tokenizer.ggml.merges is {merge!r}, expected two tokens with a space between"
+                    f"{self._path}: merge {i} in tokenizer.ggml.merges is {merge!r}, expected two tokens separated by a space"
                 )
         return [merge[:cut] for merge, cut in zip(merges, cuts)], [
             merge[cut + 1 :] for merge, cut in zip(merges, cuts)
@@ -173,7 +173,7 @@ class Tokenizer:
             and self._texts[first : first + len(made)] == made
             and " ".join(merges).count(" ") == 2 * len(merges) - 1
         ):
-            return  # the tokens stand in the order of the merges that make them, as Qwen's do: seen at once
+            return  # the tokens are in the order of the merges that make them, as in Qwen's files: a quick check
         left, right = self._pairs()
         if lost := {*left, *right, *map(str.__add__, left, right)} - self._ids.keys():
             raise self._unfit_merges(f"which lack {min(lost)!r}")
@@ -183,7 +183,7 @@ class Tokenizer:
 
     @cached_property
     def _words(self) -> Any:
-        """Cuts text into words of byte characters."""
+        """Splits text into words, which consist of the characters that represent bytes."""
         from tokenizers import Regex, pre_tokenizers
 
         return pre_tokenizers.Sequence(
@@ -207,7 +207,7 @@ class Tokenizer:
             bpe = BPETokenizer(models.BPE(vocab=self._ids, merges=pairs))
         except (
             Exception
-        ) as error:  # the library raises plain Exception for a merge of tokens that the vocabulary lacks
+        ) as error:  # the library raises plain Exception for a merge of tokens that aren't in the vocabulary
             raise self._unfit_merges(str(error)) from None
         bpe.pre_tokenizer = self._words
         return bpe
@@ -217,17 +217,17 @@ class Tokenizer:
 
     def _encode_short(self, text: str) -> Iterable[int]:
         words = [word for word, _ in self._words.pre_tokenize_str(text)]
-        if max(map(len, words)) > SHORT_WORD:  # merging in turn takes long then
+        if max(map(len, words)) > SHORT_WORD:  # merging such words in Python takes long
             return self._encode_long(text)
         return [self._ids[token] for word in words for token in self._merge(word)]
 
     def _encode_long(self, text: str) -> Iterable[int]:
-        # unlike `encode`, it lets other threads run meanwhile
+        # unlike `encode`, it lets other threads run
         ids: list[int] = self._bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def _merge(self, word: str) -> list[str]:
-        """Byte-pair encoding: of all neighbours the pair that stands first in the merges is joined, the leftmost of its kind, and again."""
+        """Byte-pair encoding: join the neighbours whose pair comes first in the merges, the leftmost if there are several; then repeat."""
         tokens, ranks, none = list(word), self._ranks, len(self._ranks)
         while len(tokens) > 1:
             rank, i = min(
@@ -244,8 +244,8 @@ class Tokenizer:
         """Token ids of `text`.
 
         User-defined tokens such as `<think>` are always recognised in the text, control tokens such as `<|im_end|>` only with
-        `parse_special`. `add_special` adds the BOS and EOS tokens that the file asks for. Occurrences of the character `guard` keep what
-        stands around them from being read as a token and are dropped. Raises InputError for text that has no UTF-8 form.
+        `parse_special`. `add_special` adds the BOS and EOS tokens that the file asks for. The character `guard`, wherever it occurs, keeps
+        the text around it from being read as a token, and is dropped. Raises InputError for text that can't be encoded as UTF-8.
         """
         pieces: list[str | int] = [text]
         for special in self._special if parse_special else self._user_defined:
@@ -259,7 +259,7 @@ class Tokenizer:
                 elif plain := piece.replace(guard, "") if guard else piece:
                     ids += self._encode_plain(plain)
         except (UnicodeEncodeError, TypeError):
-            raise InputError("the text is no valid Unicode: it holds a surrogate") from None
+            raise InputError("the text isn't valid Unicode: it contains a surrogate") from None
         if add_special and self._add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
@@ -273,8 +273,8 @@ class Tokenizer:
         return parts[:-1]
 
     def token_bytes(self, token: int, special: bool = True) -> bytes:
-        """The bytes that a token stands for, which may be part of a UTF-8 character; none for control tokens without `special`, nor
-        for those that only fill up the vocabulary.
+        """The bytes that a token represents, which may be part of a UTF-8 character. None for unused tokens and, without `special`, for
+        control tokens.
 
         Raises InputError for an id outside the vocabulary.
         """
@@ -291,7 +291,7 @@ class Tokenizer:
         return b"".join(bytes((table[c],)) if c in table else c.encode() for c in text)
 
     def all_bytes(self) -> list[bytes]:
-        """`token_bytes` of the whole vocabulary, several times as fast."""
+        """`token_bytes` of every token in the vocabulary, several times as fast as one by one."""
         table = self._bytes_of_character
         if (
             not set("".join(text for text, kind in zip(self._texts, self._types) if kind == NORMAL))
@@ -299,7 +299,7 @@ class Tokenizer:
         ):
             return list(
                 map(self.token_bytes, range(self.n_vocab))
-            )  # some hold characters that stand for themselves
+            )  # some contain characters that don't represent a byte
         data = (
             "".join(self._texts)
             .translate({ord(c): byte for c, byte in table.items()})
@@ -307,8 +307,8 @@ class Tokenizer:
         )
         ends = list(accumulate(map(len, self._texts)))
         return [
-            data[begin:end] if kind == NORMAL else self.token_bytes(i)
-            for i, (begin, end, kind) in enumerate(zip([0, *ends], ends, self._types))
+            data[start:end] if kind == NORMAL else self.token_bytes(i)
+            for i, (start, end, kind) in enumerate(zip([0, *ends], ends, self._types))
         ]
 
     @cached_property
@@ -316,20 +316,20 @@ class Tokenizer:
         return max(map(len, self.all_bytes()))
 
     def fewest(self, text: str) -> int:
-        """How many tokens a text has at least, by the longest that there is. Quick where cutting would take a second a megabyte."""
+        """A lower bound on the number of tokens of a text, from the length of the longest token. Tokenizing takes a second per megabyte."""
         return -(-len(text) // self._longest)
 
     @property
     def control_ids(self) -> list[int]:
-        """The tokens that are no text."""
+        """The tokens that don't represent text."""
         return [self._ids[text] for text in self.control_texts]
 
     def decode_bytes(self, ids: Iterable[int], special: bool = True) -> bytes:
-        """The bytes of all tokens in a row."""
+        """The bytes of the tokens, joined. Raises InputError for an id outside the vocabulary."""
         return b"".join(self.token_bytes(token, special) for token in ids)
 
     def decode(self, ids: Iterable[int], special: bool = True) -> str:
-        """The text of the tokens; bytes that form no UTF-8 become U+FFFD."""
+        """The text of the tokens; bytes that aren't valid UTF-8 become U+FFFD. Raises InputError for an id outside the vocabulary."""
         return self.decode_bytes(ids, special).decode("utf-8", "replace")
 
 
@@ -341,9 +341,9 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        """The text that is complete now that `token` follows."""
+        """The text that `token` completes. Raises InputError for an id outside the vocabulary."""
         return self._utf8.decode(self._tokenizer.token_bytes(token, self._special))
 
     def end(self) -> str:
-        """What is left when no token follows: U+FFFD for an incomplete character."""
+        """The rest, when no more tokens follow: U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", final=True)

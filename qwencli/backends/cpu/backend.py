@@ -6,21 +6,24 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import InputError, QwenError
 from ...kernels import layout
+from ...kernels.arguments import ITEM, PARTS, POINTERS, PRODUCT_BYTES, STATE
 from ...kernels.isa import ISAError, choose
 from ...kernels.jit import KernelError, Kernels, Progress, Report
 from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
 from ...network.model import Model
-from ...sampling import NOT_FINITE, Draw
-from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, KVSequence
+from ...sampling.sampler import NOT_FINITE, Draw
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
 from .lower import lower
-from .memory import I64, Bytes, Inputs, PageMemory, address_of
+from .memory import Bytes, Inputs, PageMemory, address_of
 from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
@@ -60,7 +63,7 @@ class CPUBackend:
         isa: str | None = None,
         cache_types: CacheTypes = DEFAULT_TYPES,
     ) -> None:
-        self.model, self.cache = model, KVCache(model.config.delta_nets is not None)
+        self.model = model
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)
         try:
             self._kernels = kernels_of(choose(isa).name)
@@ -78,6 +81,7 @@ class CPUBackend:
         page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
         self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), layout.PAGE, "positions of the KV cache")
         self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
+        self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
         self._frequencies, self._magnitude = c.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
@@ -91,8 +95,7 @@ class CPUBackend:
             if isinstance(node.op, (Linear, ExpertLinear))
         ]
         panels: list[int] = [
-            layout.PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1])
-            for info in weights
+            PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights
         ]
         attention: int = layout.attention_scratch(
             self._item_tokens * self._shared, c.head_dim, *self.cache_types
@@ -117,6 +120,10 @@ class CPUBackend:
         with self._lock:
             self._run((LOGITS,), batch, {})
 
+    def hidden(self, batch: Batch) -> F32:
+        """See Backend.hidden."""
+        return self.run([HIDDEN], batch)[HIDDEN]
+
     def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
         """See Backend.sample. A last row of the program draws for all sequences; for None it only looks whether the logits are finite."""
         with self._lock:
@@ -137,9 +144,9 @@ class CPUBackend:
             )
         with self._lock:
             program, _ = self._run((LOGITS,), None, {HIDDEN: hidden}, targets=targets)
-            sums, differences = program.inputs.scores[: len(targets)].T.copy()
+            found = program.inputs.scores[: len(targets)].copy()
         with np.errstate(invalid="ignore", divide="ignore"):  # what isn't finite is the caller's to report
-            scores: F64 = np.log(sums) - differences
+            scores: F64 = np.log(found["sum"]) - found["difference"]
         return scores
 
     def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
@@ -157,14 +164,6 @@ class CPUBackend:
             tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending
         )
         return [*RUNTIME, *program.specs]
-
-    def reserve(self, seq: KVSequence, n_tokens: int) -> None:
-        """See Backend.reserve."""
-        self.cache.reserve(seq, n_tokens)
-        for page in seq.pages:
-            self._pages.address(page)
-        for state in seq.states.values():
-            self._states.address(state)
 
     def copy_page(self, source: int, target: int) -> None:
         """See Backend.copy_page."""
@@ -271,70 +270,85 @@ class CPUBackend:
         n, n_vocab = len(batch.tokens), self.model.config.n_vocab
         if n and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:  # they are row numbers
             raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
-        for segment in batch.segments:
-            self.reserve(segment.seq, len(segment.tokens))
+        batch.reserve(self.cache)
         inputs.tokens[:n], inputs.outputs[: len(batch.outputs)] = batch.tokens, batch.outputs
-        angles = (
-            batch.positions[:, None] * self._frequencies
-        )  # float64: positions reach hundreds of thousands
+        # float64: positions reach hundreds of thousands
+        angles = batch.positions[:, None] * self._frequencies
         half = angles.shape[1]
-        inputs.angles[:n, :half], inputs.angles[:n, half:] = (
-            np.cos(angles) * self._magnitude,
-            np.sin(angles) * self._magnitude,
-        )
+        inputs.angles[:n, :half] = np.cos(angles) * self._magnitude
+        inputs.angles[:n, half:] = np.sin(angles) * self._magnitude
         inputs.slots[:n] = batch.positions % layout.PAGE
         items, keep = [], []
-        records = np.zeros((n, layout.RECORD_WORDS), np.int64)
+        parts = PARTS.zeros(n)
         start = n_partials = 0
         for segment in batch.segments:
             n_segment, position = len(segment.tokens), segment.seq.length
             table = np.array([self._pages.address(page) for page in segment.seq.pages], np.int64)
             keep.append(table)
-            inputs.pages[start : start + n_segment] = table[
-                batch.positions[start : start + n_segment] // layout.PAGE
-            ]
+            of_segment = batch.positions[start : start + n_segment]
+            inputs.pages[start : start + n_segment] = table[of_segment // layout.PAGE]
             n_splits = -(-(position + n_segment) // layout.SPLIT)
             if n_segment == 1 and n_splits > 1:
                 items += [
-                    (start, 1, position, i, i + 1, n_partials + i, address_of(table), 0)
+                    ITEM.values(
+                        first_token=start,
+                        n_tokens=1,
+                        first_position=position,
+                        first_split=i,
+                        end_split=i + 1,
+                        slot=n_partials + i,
+                        pages=address_of(table),
+                    )
                     for i in range(n_splits)
                 ]
-                records[start] = n_partials, n_splits
+                parts[start] = PARTS.values(first_slot=n_partials, n_slots=n_splits)
                 n_partials += n_splits
             else:
                 for first in range(0, n_segment, self._item_tokens):
                     count = min(self._item_tokens, n_segment - first)
-                    end = -(-(position + first + count) // layout.SPLIT)
-                    items.append((start + first, count, position + first, 0, end, -1, address_of(table), 0))
+                    items.append(
+                        ITEM.values(
+                            first_token=start + first,
+                            n_tokens=count,
+                            first_position=position + first,
+                            first_split=0,
+                            end_split=-(-(position + first + count) // layout.SPLIT),
+                            slot=-1,
+                            pages=address_of(table),
+                        )
+                    )
             start += n_segment
         c = self.model.config
         size = n_partials * c.n_head * (c.head_dim + layout.LANES)
         if size > len(self._partials):
             self._partials = np.zeros(size, np.float32)
-        item_array = np.array(items, np.int64)
-        state_records = self._state_records(batch) if self.cache.recurrent else np.zeros(0, np.int64)
-        inputs.pointers[:] = (
-            address_of(item_array),
-            address_of(records),
-            address_of(self._partials),
-            address_of(state_records),
+        item_array = np.array(items, ITEM.dtype)
+        states = self._states_of(batch) if self.cache.recurrent else STATE.zeros(0)
+        inputs.pointers[0] = POINTERS.values(
+            items=address_of(item_array),
+            parts=address_of(parts),
+            partials=address_of(self._partials),
+            states=address_of(states),
         )
         inputs.counts[2] = len(items) * c.n_head_kv
-        return [*keep, item_array, records, state_records]
+        return [*keep, item_array, parts, states]
 
-    def _state_records(self, batch: Batch) -> I64:
-        """What recurrent layers need to know of each segment: see layout.STATE_WORDS."""
-        records = np.zeros((len(batch.segments), layout.STATE_WORDS), np.int64)
+    def _states_of(self, batch: Batch) -> NDArray[Any]:
+        """What recurrent layers need to know of each segment: a STATE."""
+        records: NDArray[Any] = STATE.zeros(len(batch.segments))
         first = 0
-        for record, (seq, tokens, _) in zip(records, batch.segments):
-            n, addresses = (
-                len(tokens),
-                {p - seq.length: self._states.address(state) for p, state in seq.states.items()},
+        for i, (seq, tokens, _) in enumerate(batch.segments):
+            n = len(tokens)
+            addresses = {p - seq.length: self._states.address(state) for p, state in seq.states.items()}
+            border = next((done for done in addresses if 0 < done < n), 0)
+            records[i] = STATE.values(
+                first=first,
+                n=n,
+                before=addresses[0] if seq.length else 0,
+                after=addresses[n],
+                border=border,
+                at_border=addresses[border] if border else 0,
             )
-            border, at_border = next(
-                ((done, address) for done, address in addresses.items() if 0 < done < n), (0, 0)
-            )
-            record[:6] = first, n, addresses[0] if seq.length else 0, addresses[n], border, at_border
             first += n
         return records
 

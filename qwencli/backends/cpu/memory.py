@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 
 from ...errors import InputError, QwenError
 from ...kernels import layout
+from ...kernels.arguments import DRAW, LIKELIHOOD, POINTERS, QUANTIZED
 from ...network.graph import N_OUTPUTS, N_TOKENS
-from ...sampling import Draw
+from ...sampling.sampler import Draw
 
 I64 = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
+Args = dict[str, Any]
+"""Some of a kernel's arguments, by name."""
 
 
 def address_of(array: NDArray[Any]) -> int:
@@ -36,17 +40,16 @@ class Inputs:
     def __init__(self, n_tokens: int, n_rot: int) -> None:
         self.counts = np.zeros(3, np.int64)  # tokens, outputs, chunks of attention
         self._multiples: dict[tuple[str, int], I64] = {}
-        self.tokens, self.outputs = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.int32)
-        self.pages, self.slots = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
+        self.tokens = np.zeros(n_tokens, np.int32)
+        self.outputs = np.zeros(n_tokens, np.int32)
+        self.pages = np.zeros(n_tokens, np.int64)
+        self.slots = np.zeros(n_tokens, np.int64)
         self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
-        self.draws, self.chosen = (
-            np.zeros((n_tokens, layout.DRAW_WORDS), np.int64),
-            np.zeros(n_tokens, np.int64),
-        )
-        self.targets, self.scores = np.zeros(n_tokens, np.int64), np.zeros((n_tokens, 2))
-        self.pointers = np.zeros(
-            4, np.int64
-        )  # items, records and partial results, which grow with the context; records of states
+        self.draws = DRAW.zeros(n_tokens)
+        self.chosen = np.zeros(n_tokens, np.int64)
+        self.targets = np.zeros(n_tokens, np.int64)
+        self.scores = LIKELIHOOD.zeros(n_tokens)
+        self.pointers = POINTERS.zeros(1)
 
     def count(self, which: str) -> int:
         """The address of the number of tokens or outputs, or of attention's chunks."""
@@ -64,39 +67,55 @@ class Inputs:
             multiple[0] = k * numbers[what]
 
     def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
-        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are."""
+        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are. Raises InputError for a top_k that
+        machine code doesn't take.
+        """
         arrays = []
-        for words, d in zip(self.draws, draws):
+        for i, d in enumerate(draws):
             limit = d.top_k if d.temp > 0 else 1
             if not 0 < limit <= layout.MAX_TOP_K:
                 raise InputError(
                     f"top_k is {limit}, expected a value from 1 to {layout.MAX_TOP_K} for machine code"
                 )
-            recent, counts = np.array([*d.recent], np.int64), np.array([*d.recent.values()], np.int64)
+            recent = np.array([*d.recent], np.int64)
+            counts = np.array([*d.recent.values()], np.int64)
             arrays += [recent, counts]
-            words[:7] = np.array(
-                [
-                    d.temp,
-                    d.top_p,
-                    d.min_p,
-                    d.repeat_penalty,
-                    d.frequency_penalty,
-                    d.presence_penalty,
-                    d.chance,
-                ]
-            ).view(np.int64)
-            words[7:] = limit, len(recent), address_of(recent), address_of(counts)
+            self.draws[i] = DRAW.values(
+                temp=d.temp,
+                top_p=d.top_p,
+                min_p=d.min_p,
+                repeat=d.repeat_penalty,
+                frequency=d.frequency_penalty,
+                presence=d.presence_penalty,
+                chance=d.chance,
+                top_k=limit,
+                n_recent=len(recent),
+                recent=address_of(recent),
+                counts=address_of(counts),
+            )
         return arrays
 
 
 class View(NamedTuple):
-    """Columns of groups: the first one's offset, the stride of a row, how many columns each group has, the stride of a group; in bytes
-    but for the number."""
+    """Columns of groups: the first one's offset, bytes from row to row, how many columns each group has, bytes from group to group."""
 
     offset: int
-    stride: int
+    token_bytes: int
     n_columns: int
-    group_stride: int
+    group_bytes: int
+
+
+class Place(NamedTuple):
+    """A View's columns in memory: the address of the first one, and the rest of the view."""
+
+    address: int
+    token_bytes: int
+    n_columns: int
+    group_bytes: int
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        return self[1:]
 
 
 @dataclass
@@ -118,11 +137,16 @@ class Value:
     def address(self) -> int:
         return address_of(self.memory)
 
-    def place(self) -> tuple[int, int, int, int]:
-        """Where its numbers lie: the address of the first one, bytes from row to row, columns of a group, bytes from group to group."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether its memory is the rows of its tokens in order, so that they can be given away."""
+        return self.per_token == 1 and self.columns is None
+
+    def place(self) -> Place:
+        """Where its numbers lie."""
         if self.columns is None:
-            return self.address, 4 * self.width, self.width, 0
-        return self.address + self.columns.offset, *self.columns[1:]
+            return Place(self.address, 4 * self.width, self.width, 0)
+        return Place(self.address + self.columns.offset, *self.columns[1:])
 
     def floats(self, n: int) -> NDArray[np.float32]:
         """The rows of `n` tokens, float32 [n, per_token * width]."""
@@ -138,17 +162,35 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: dict[int, list[Bytes]] = defaultdict(list)
-        self._all: list[Bytes] = []
+        self._all: dict[int, Bytes] = {}  # by address
+        self._addresses: list[int] = []  # in order
 
     def take(self, n_bytes: int) -> Bytes:
         size = -(-max(n_bytes, 1) // 64) * 64
-        if not self._free[size]:
-            self._all.append(aligned_zeros(size, 64))
-            return self._all[-1]
-        return self._free[size].pop()
+        if self._free[size]:
+            return self._free[size].pop()
+        buffer = aligned_zeros(size, 64)
+        self._all[address_of(buffer)] = buffer
+        insort(self._addresses, address_of(buffer))
+        return buffer
 
     def give(self, buffer: Bytes) -> None:
         self._free[len(buffer)].append(buffer)
+
+    def holding(self, numbers: Iterable[float]) -> set[int | str]:
+        """The buffers, by their addresses, that those of the numbers lie in which are addresses there."""
+        found: set[int | str] = set()
+        for number in numbers:
+            i = bisect_right(self._addresses, number)
+            if i and number < self._addresses[i - 1] + len(self._all[self._addresses[i - 1]]):
+                found.add(self._addresses[i - 1])
+        return found
+
+
+def quantized_at(buffers: Sequence[Bytes] | None) -> Args:
+    """The addresses of quantized activations; 0 where there are none."""
+    addresses = map(address_of, buffers) if buffers else (0, 0, 0)
+    return dict(zip(QUANTIZED.split(), addresses))
 
 
 ARENA_BYTES = 2**24

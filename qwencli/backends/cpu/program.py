@@ -1,26 +1,28 @@
 """A program for the CPU: rows of kernels, their arguments, and the memory between them.
 
 Rows are put into groups that may run side by side; a row that needs what its group writes begins a new one. Which rows a node of the
-graph becomes is said in `lowering/`.
+graph becomes is said in `lower/`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import ModelError
 from ...gguf.file import TensorInfo
 from ...kernels import layout
+from ...kernels.arguments import COPY, ROW, Arguments
 from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
-from ...network.graph import ExpertLinear, Linear, Tensor, Weight
+from ...network.graph import Op, Tensor, Weight
 from ...network.model import Model
 from ..kv_cache import CacheTypes
-from .memory import I64, Buffers, Bytes, Inputs, Value, address_of
+from .memory import I64, Args, Buffers, Bytes, Inputs, Value, address_of, quantized_at
 
 SOME_TOKENS = 64
 """With more tokens than these a row takes milliseconds: chunks of products have at most two panels, others several tokens."""
@@ -35,7 +37,7 @@ def weight_info(product: Tensor) -> TensorInfo:
 
 def activation_kind(info: TensorInfo) -> str:
     """What activations the kernels multiply a tensor's type with (see layout.FORMATS); "float" for a type without kernels."""
-    return layout.FORMATS[info.type.name].kind if info.type.name in layout.FORMATS else "float"
+    return layout.FORMATS[info.type.name].family if info.type.name in layout.FORMATS else "float"
 
 
 def layer_bytes(model: Model, types: CacheTypes) -> int:
@@ -44,33 +46,29 @@ def layer_bytes(model: Model, types: CacheTypes) -> int:
     return sum(n_bytes) * model.config.n_head_kv
 
 
-def float_bits(value: float) -> int:
-    """A float32's bits, as kernels take it among their arguments."""
-    return int(np.float32(value).view(np.int32))
-
-
 @dataclass
 class Row:
-    """A kernel and its arguments; the address of the number that it does, `divisor` of them a chunk; kernels that it calls."""
+    """A kernel and its arguments; the address of the amount that it does, `divisor` of it a chunk; kernels that it calls, by argument."""
 
     spec: str
-    args: I64
-    count: int
+    args: NDArray[Any]
+    amount: int
     divisor: int
-    calls: Sequence[str]
+    calls: Mapping[str, str]
 
 
 class Program:
     """The rows for one choice of results, and where these are afterwards.
 
-    `rooms` says how many tokens and outputs there is memory for, `tiles` how products are divided, `types` as what keys and values are
-    kept. It is empty at first: `lowering.lower` fills it.
+    `rooms` says how many tokens and outputs there is memory for, `tiles` how products are divided, `types` what keys and values are kept
+    as. It is empty at first: `lower.lower` fills it.
     """
 
     def __init__(
         self,
         model: Model,
         nodes: Sequence[Tensor],
+        forms: Mapping[str, str],
         fetch: Sequence[str],
         feed: Sequence[str],
         inputs: Inputs,
@@ -79,31 +77,28 @@ class Program:
         tiles: Tiles,
         types: CacheTypes,
     ) -> None:
-        self.model, self.nodes, self.inputs = model, nodes, inputs
+        self.model, self.inputs = model, inputs
         self.rooms, self.n_threads, self.tiles, self.types = rooms, n_threads, tiles, types
-        self.fetch, self.feed = set(fetch), feed
-        self.users: dict[str, list[Tensor]] = defaultdict(list)
+        self._needed = {*fetch, *feed}
+        self._forms = forms
+        self._readers: dict[str, list[Tensor]] = defaultdict(list)
         for node in nodes:
             for source in node.src:
-                self.users[source.name].append(node)
+                self._readers[source.name].append(node)
         self.values: dict[str, Value] = {}
-        self.done: set[str] = set()
-        """Nodes that were computed together with another."""
-        self.hidden: set[str] = set()
-        """Nodes whose memory holds a later or an earlier step of the same heads."""
         self._memory = Buffers()
         self._keep: list[I64] = []
         self._rows: list[Row] = []
         self._ends: list[int] = []
-        self._reads: set[int | str] = set()
+        self._reads: set[int | str] = set()  # the buffers of this group, and memory that has a name only
         self._writes: set[int | str] = set()
         self._resting: list[Bytes] = []  # free as soon as the group ends
-        self.rows = np.zeros((0, layout.ROW_WORDS), np.int64)
+        self.rows = ROW.zeros(0)
 
     @property
     def specs(self) -> list[str]:
         """All kernels that the rows need: their own, and those that they call."""
-        return [spec for row in self._rows for spec in (row.spec, *row.calls)]
+        return [spec for row in self._rows for spec in (row.spec, *row.calls.values())]
 
     @property
     def names(self) -> list[str]:
@@ -111,12 +106,21 @@ class Program:
         return [row.spec for row in self._rows]
 
     def value(self, name: str) -> Value:
-        """The memory of a fetched or fed tensor. Raises ModelError for one that was fused into another."""
-        if name not in self.values or name in self.hidden:
-            raise ModelError(
-                f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
-            )
-        return self.values[name]
+        """The memory of a fetched or fed tensor. Raises ModelError for one that has no memory of its own."""
+        value = self.values.get(name)
+        if value is None or not value.is_plain:
+            raise self.not_alone(name)
+        return value
+
+    def not_alone(self, name: str) -> ModelError:
+        """An error for a tensor that nobody can see by itself."""
+        return ModelError(
+            f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
+        )
+
+    def n_readers(self, node: Tensor, op: type[Op]) -> int:
+        """How many nodes with such an op read a tensor."""
+        return sum(isinstance(reader.op, op) for reader in self._readers[node.name])
 
     def error(self, what: str) -> ModelError:
         """An error that names the file."""
@@ -126,28 +130,38 @@ class Program:
 
     def row(
         self,
-        spec: str,
-        args: Sequence[int],
-        reads: Sequence[int | str],
-        writes: Sequence[int | str],
+        kernel: Arguments,
+        *variant: object,
+        amount: int | str,
         divisor: int = 1,
-        count: int | None = None,
-        count_in: int = 0,
-        calls: Sequence[str] = (),
+        spec: str = "",
+        calls: Mapping[str, str] | None = None,
+        **args: Any,
     ) -> None:
-        """Add a row that does the number at the address `count`, by default its first argument, `divisor` a chunk.
+        """Add a row that runs a kernel in a variant, or the kernel `spec`, with these arguments.
 
-        That number may be written by an earlier group; with `count_in` it is the argument of this index itself. The first arguments
-        become the addresses of the kernels `calls`.
+        It does the amount at an address, which an earlier group may write, or in the argument of that name, `divisor` of it a chunk.
+        `calls` are kernels whose addresses become arguments. Raises TypeError for an argument that is missing or unknown.
         """
-        if set(reads) & self._writes or set(writes) & (self._writes | self._reads):
+        calls = calls or {}
+        array = kernel.pack(**args, **dict.fromkeys(calls, 0))
+        writes = self._memory.holding(args[name] for name in kernel.writes if name in args)
+        reads = self._memory.holding(args.values())
+        writes |= {name for name in kernel.writes if name not in args}
+        reads |= set(kernel.reads)
+        if reads & self._writes or writes & (self._writes | self._reads):
             self.end_group()
-        self._reads.update(reads)
-        self._writes.update(writes)
-        array = np.array(args, np.int64)
-        if count is None:
-            count = address_of(array) + 8 * count_in if count_in else args[0]
-        self._rows.append(Row(spec, array, count, divisor, calls))
+        self._reads |= reads
+        self._writes |= writes
+        place = address_of(array) + kernel.offset(amount) if isinstance(amount, str) else amount
+        self._rows.append(Row(spec or kernel.spec(*variant), array, place, divisor, calls))
+
+    def token_row(self, kernel: Arguments, *variant: object, of: Value, **args: Any) -> None:
+        """Add a row over the tokens, or the rows, of a value, several of them a chunk where there are many."""
+        n = of.per_token
+        count = self.inputs.multiple(of.dim, n) if n > 1 else self.inputs.count(of.dim)
+        unit = self.unit(of.dim)
+        self.row(kernel, *variant, amount=count, divisor=unit, count=count, unit=unit, **args)
 
     def end_group(self) -> None:
         if self._rows:  # else everything that is wanted was fed
@@ -160,14 +174,19 @@ class Program:
     def link(self, kernels: Kernels) -> None:
         """Put the kernels' addresses into the rows, as the executor reads them: see kernels/runtime.py."""
         addresses = kernels.load(self.specs)
-        self.rows = np.zeros((len(self._rows), layout.ROW_WORDS), np.int64)
+        self.rows = ROW.zeros(len(self._rows))
         first = 0
         for end in self._ends:
-            self.rows[first : end + 1, 4], self.rows[end, 5] = first, 1
+            self.rows["first"][first : end + 1] = first
+            self.rows["last"][end] = 1
             first = end + 1
         for words, row in zip(self.rows, self._rows):
-            row.args[: len(row.calls)] = [addresses[spec] for spec in row.calls]
-            words[:4] = addresses[row.spec], address_of(row.args), row.count, row.divisor
+            for name, spec in row.calls.items():
+                row.args[name] = addresses[spec]
+            words["kernel"] = addresses[row.spec]
+            words["args"] = address_of(row.args)
+            words["count"] = row.amount
+            words["divisor"] = row.divisor
 
     def unit(self, dim: str) -> int:
         """Tokens of a chunk."""
@@ -190,14 +209,12 @@ class Program:
 
     def new(self, name: str, dim: str, width: int, per_token: int = 1) -> Value:
         """Memory for a tensor of `per_token` rows of `width` numbers for each token. If it is several, they may be in any order."""
-        if per_token > 1:
-            self.hidden.add(name)
         self.values[name] = value = Value(
             dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token
         )
         return value
 
-    def room_for(self, kind: str, x: Value) -> list[int]:
+    def room_for(self, kind: str, x: Value) -> Args:
         """The addresses of memory for x quantized."""
         buffers = tuple(
             self._memory.take(self.rooms[x.dim] * x.per_token * n)
@@ -205,12 +222,19 @@ class Program:
         )
         if kind != "f32":
             x.quantized[kind] = buffers
-        return [address_of(buffer) for buffer in buffers]
+        return quantized_at(buffers)
+
+    def may_overwrite(self, x: Value) -> bool:
+        """Whether the one node that still reads a value may change it where it lies: nothing else needs it as it is."""
+        names = [name for name, value in self.values.items() if value.memory is x.memory]
+        readers = [reader for name in names for reader in self._readers[name]]
+        is_result = not self._needed.isdisjoint(names)
+        return x.is_plain and not x.quantized and not is_result and len(names) == len(readers) == 1
 
     def release(self, node: Tensor) -> None:
         """Give back a tensor's memory after its last use, unless it is a result or lives on under another name."""
         value = self.values.get(node.name)
-        if value is None or node.name in self.fetch or node.name in self.feed:
+        if value is None or node.name in self._needed:
             return
         del self.values[node.name]
         if not any(other.memory is value.memory for other in self.values.values()):
@@ -234,50 +258,32 @@ class Program:
 
     # -- activations ----------------------------------------------------------------------------------------------------
 
-    def prepare(self, node: Tensor, prologue: str, args: Sequence[int], reads: Sequence[int]) -> Value:
+    def prepare(self, node: Tensor, kernel: Arguments, **args: Any) -> Value:
         """A row that computes `node`, the size of its first source, and quantizes it as the first product after it wants.
 
-        `args` are those of the prologue, see kernels/ops.py, `reads` what they name beside the first source.
+        `args` are those of the kernel that say what it computes, see kernels/ops.py.
         """
         x = self.compact(node.src[0])
         out = self.new(node.name, x.dim, x.width, x.per_token)
-        kind, addresses = self.quantized(node, out)
-        self._quantize(prologue, kind, x, out, addresses, args, [x.address, *reads])
+        kind, quantized = self.quantized(node, out)
+        self.token_row(kernel, kind, of=x, n_cols=x.width, out=out.address, **quantized, **args)
         return out
 
-    def quantized(self, node: Tensor, out: Value) -> tuple[str, list[int]]:
+    def quantized(self, node: Tensor, out: Value) -> tuple[str, Args]:
         """How the first product after `node` wants its result, and memory for that."""
-        kinds = (
-            activation_kind(weight_info(user))
-            for user in self.users[node.name]
-            if isinstance(user.op, (Linear, ExpertLinear))
-        )
-        kind = next((k for k in kinds if k != "float"), "f32")
+        kind = self._forms.get(node.name, "f32")
         return kind, self.room_for(kind, out)
 
-    def quantized_as(self, x: Value, kind: str) -> list[int]:
-        """The addresses of x quantized; a row that does it, where none did yet."""
-        if kind != "float" and kind not in x.quantized:
-            self._quantize("copy", kind, x, x, self.room_for(kind, x), [0, 0], [x.address])
-        return [address_of(buffer) for buffer in x.quantized[kind]] if kind != "float" else [0, 0, 0]
-
-    def _quantize(
-        self,
-        prologue: str,
-        kind: str,
-        x: Value,
-        out: Value,
-        addresses: Sequence[int],
-        args: Sequence[int],
-        reads: Sequence[int],
-    ) -> None:
-        """The row that computes `out` from x and quantizes it; with the prologue "copy" out is x."""
-        unit = self.unit(x.dim)
-        second, eps, *more = args
-        count = self.inputs.multiple(x.dim, x.per_token) if x.per_token > 1 else self.inputs.count(x.dim)
-        all_args = [count, unit, x.address, second, x.width, out.address, *addresses, eps, *more]
-        writes = addresses if prologue == "copy" else [*addresses, out.address]
-        self.row(f"ops:prepare:{prologue}:{kind}", all_args, reads, writes, divisor=unit)
+    def activations(self, x: Value, kind: str) -> Args:
+        """x as a product wants it that multiplies with activations of a kind, as arguments: in float32 or quantized, which a row does where
+        none did yet. What the product doesn't read is 0.
+        """
+        if kind == "float":
+            return {"x": x.address, **quantized_at(None)}
+        if kind not in x.quantized:
+            quantized = self.room_for(kind, x)
+            self.token_row(COPY, kind, of=x, x=x.address, n_cols=x.width, **quantized)
+        return {"x": 0, **quantized_at(x.quantized[kind])}
 
     def compact(self, node: Tensor) -> Value:
         """The value of a node whose rows have to follow each other without gaps. Raises ModelError for a view."""

@@ -9,11 +9,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ...kernels.arguments import CLAIM, STATUS, WORD
 from ...kernels.jit import Kernels
-from ...kernels.layout import CLAIM_WORDS, Word
+from ...kernels.layout import Word
 from ...system.host import Host
 from .memory import I64, Bytes, address_of, aligned_zeros
 
@@ -23,7 +26,7 @@ BUDGET, BUDGET_OF_MANY = 64, 8
 """Chunks after which the driving thread comes back to Python, where signals are handled: a chunk takes microseconds with few tokens,
 up to some milliseconds with many."""
 LAST_EPOCH = 2**31 - 2
-"""The largest number of a step: behind its claim's tag there are 32 bits for what is left, and one is the sign."""
+"""The largest number of a step: after its claim's tag there are 32 bits for what is left, and one is the sign."""
 RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
@@ -55,9 +58,10 @@ class Team:
 
     def __init__(self, kernels: Kernels, n_threads: int, scratch_bytes: int) -> None:
         self.n_threads = n_threads
-        self._state = aligned_zeros(8 * (Word.STATUS + Word.STATUS_WORDS * n_threads)).view(np.int64)
+        self._state = aligned_zeros(WORD * Word.STATUS + STATUS.n_bytes * n_threads).view(np.int64)
+        self._statuses = self._state[Word.STATUS :].view(STATUS.dtype)
         self._scratch = [aligned_zeros(scratch_bytes) for _ in range(n_threads)]
-        self._claims = aligned_zeros(0).view(np.int64)
+        self._claims = CLAIM.zeros(0)
         self._kernels = kernels
         self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
         self._beds = [threading.Lock() for _ in range(n_threads)]
@@ -68,10 +72,10 @@ class Team:
         self.close: Callable[[], object] = lambda: None
 
     def _address(self, word: int) -> int:
-        return address_of(self._state) + 8 * word
+        return address_of(self._state[word:])
 
-    def run(self, rows: I64, budget: int = BUDGET) -> None:
-        """Run a program's rows, int64 [n, ROW_WORDS], to the end. What interrupts it (Ctrl-C) leaves the team ready for the next.
+    def run(self, rows: NDArray[Any], budget: int = BUDGET) -> None:
+        """Run a program's rows, an array of ROW, to the end. What interrupts it (Ctrl-C) leaves the team ready for the next.
 
         Signals are handled every `budget` chunks.
 
@@ -81,24 +85,22 @@ class Team:
         if state[Word.ABORT]:  # left so by what interrupted an abort
             self._abort()
         epoch = int(state[Word.EPOCH]) // 2 * 2 + 2
-        if rows.shape[0] * CLAIM_WORDS > len(self._claims) or epoch > LAST_EPOCH:
+        if len(rows) > len(self._claims) or epoch > LAST_EPOCH:
             self._quiesce()
-            self._claims = aligned_zeros(8 * max(CLAIM_WORDS * rows.shape[0], len(self._claims))).view(
-                np.int64
-            )
+            n_claims = max(len(rows), len(self._claims))
+            self._claims = aligned_zeros(CLAIM.n_bytes * n_claims).view(CLAIM.dtype)
             epoch = epoch if epoch <= LAST_EPOCH else 2
         self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
-        state[Word.ROWS], state[Word.N_ROWS], state[Word.CLAIMS] = (
-            rows.ctypes.data,
-            rows.shape[0],
-            self._claims.ctypes.data,
-        )
-        state[Word.RESUME], state[Word.FINISHED] = 0, 0
+        state[Word.ROWS] = address_of(rows)
+        state[Word.N_ROWS] = len(rows)
+        state[Word.CLAIMS] = address_of(self._claims)
+        state[Word.RESUME] = 0
+        state[Word.FINISHED] = 0
         try:
             self._publish(self._address(Word.EPOCH), epoch, 0)
             self._wake()
             while not state[Word.FINISHED]:
-                step(state.ctypes.data, budget, self._scratch[0].ctypes.data)
+                step(address_of(state), budget, address_of(self._scratch[0]))
         except BaseException:
             self._abort()
             raise
@@ -124,7 +126,7 @@ class Team:
             arguments = (
                 self._worker,
                 self._state,
-                self._address(self._status(i)),
+                address_of(self._statuses[i:]),
                 self._scratch[i],
                 self._beds[i],
             )
@@ -134,21 +136,19 @@ class Team:
         self._step = step
         return step
 
-    def _status(self, i: int) -> int:
-        return int(Word.STATUS + Word.STATUS_WORDS * i)
-
     def _wake(self) -> None:
+        parked = self._statuses["parked"]
         for i in range(1, self.n_threads):
-            parked = self._status(i) + 1
-            if self._state[parked]:
-                self._state[parked] = 0
+            if parked[i]:
+                parked[i] = 0
                 if self._beds[i].locked():
                     self._beds[i].release()
 
     def _quiesce(self) -> None:
         """Wait until no thread is inside a step, so that what they read may change."""
         self._publish(self._address(Word.EPOCH), int(self._state[Word.EPOCH]) | 1, 0)
-        while any(self._state[self._status(i)] for i in range(1, self.n_threads)):
+        steps = self._statuses["step"]
+        while any(steps[i] for i in range(1, self.n_threads)):
             time.sleep(0)
 
 
@@ -164,7 +164,7 @@ def _end(
     state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]
 ) -> None:
     """End the threads: when the team is no longer used, or at exit."""
-    publish(address_of(state) + 8 * Word.STOP, 1, 0)
+    publish(address_of(state[Word.STOP :]), 1, 0)
     for bed in beds:
         if bed.locked():
             bed.release()

@@ -1,4 +1,4 @@
-"""Which tile of a product is the fastest on this CPU: tried once, by `qwencli warmup`, and kept beside the compiled kernels."""
+"""Which tile of a product is the fastest on this CPU: tried once, by `qwencli warmup`, and kept next to the compiled kernels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ...kernels import layout
+from ...kernels.arguments import PRODUCT
+from ...kernels.formats import sizes
 from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
-from .memory import address_of, aligned_zeros
+from .memory import address_of, aligned_zeros, quantized_at
 from .team import Kernel
 
 NOTE = "tiles.json"
@@ -49,30 +51,29 @@ def tune(kernels: Kernels, names: Iterable[str]) -> dict[str, str]:
 
 def measure(name: str, addresses: Mapping[str, int]) -> dict[str, float]:
     """The least seconds that a product of many tokens took with each of some kernels, which take turns: the machine may be busy."""
-    block, n_bytes, kind = layout.FORMATS[name]
+    block, n_bytes, kind = sizes(name)
     row_bytes = N_COLS // block * n_bytes
-    weights, y = aligned_zeros(N_ROWS * row_bytes), aligned_zeros(4 * N_TOKENS * N_ROWS)
+    weights = aligned_zeros(N_ROWS * row_bytes)
+    y = aligned_zeros(4 * N_TOKENS * N_ROWS)
     scratch = aligned_zeros(layout.panel_bytes(kind, N_COLS))
-    x, *quantized = (
-        aligned_zeros(N_TOKENS * n) for n in (4 * N_COLS, *layout.activation_bytes(kind, N_COLS))
-    )
+    x = aligned_zeros(4 * N_TOKENS * N_COLS)
+    quantized = [aligned_zeros(N_TOKENS * n) for n in layout.activation_bytes(kind, N_COLS)]
     count = np.array([N_TOKENS], np.int64)
-    args = np.array(
-        [
-            address_of(count),
-            N_ROWS,
-            address_of(weights),
-            row_bytes,
-            N_ROWS,
-            N_COLS,
-            address_of(x),
-            *map(address_of, quantized),
-            address_of(y),
-            4 * N_ROWS,
-            0,
-            0,
-        ],
-        np.int64,
+    scale = np.ones(1, np.float32)
+    args = PRODUCT.pack(
+        count=address_of(count),
+        chunk_rows=N_ROWS,
+        w=address_of(weights),
+        row_bytes=row_bytes,
+        n_rows=N_ROWS,
+        n_cols=N_COLS,
+        x=address_of(x),
+        **quantized_at(quantized),
+        y=address_of(y),
+        y_stride=4 * N_ROWS,
+        bias=0,
+        residual=0,
+        scale=address_of(scale),
     )
     functions = {spec: Kernel(address) for spec, address in addresses.items()}
     seconds = dict.fromkeys(functions, float("inf"))

@@ -1,4 +1,4 @@
-"""Weights of every tensor type as float32, by the `gguf` package, and those that it doesn't know by their definition."""
+"""Weights of every tensor type as float32: by the `gguf` package, and for types that it doesn't know by their definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Blocks = NDArray[np.uint8]
 
 
 def to_float32(data: Blocks, kind: GGMLType) -> F32:
-    """[..., bytes of a row] -> float32 [..., weights of a row]. Raises NotImplementedError or ValueError for a type of no weights."""
+    """[..., bytes of a row] -> float32 [..., weights of a row]. Raises NotImplementedError or ValueError for a type without weights."""
     if kind.name not in DEQUANTIZE:
         weights: F32 = gguf.dequantize(data, gguf.GGMLQuantizationType(kind.id))
         return weights
@@ -36,7 +36,7 @@ def dequantize_q2_0(blocks: Blocks) -> F32:
 
 
 def scales(blocks: Blocks) -> F32:
-    """The halves that blocks begin with: float32 [..., 1]."""
+    """The half floats that blocks begin with, as float32 [..., 1]."""
     return np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
 
 

@@ -16,8 +16,9 @@ from ..protocol import F32, I32
 from .dequantize import to_float32
 
 STATE_UNIT = 128
-"""Numbers that the memory of a state is a multiple of, as sessions sum them up."""
-BLOCK_WEIGHTS = 2**22  # weights dequantized at once: 16 MB as float32
+"""The memory of a state is a multiple of that many numbers: a session's checksums need it."""
+BLOCK_WEIGHTS = 2**22
+"""Weights dequantized at once: 16 MB as float32."""
 
 
 class WeightReader:
@@ -28,7 +29,7 @@ class WeightReader:
         self._kept: dict[tuple[str, int | None, int], F32] = {}
 
     def check(self, weight: Tensor) -> None:
-        """Raises ModelError for a type that cannot be dequantized, or that holds no weights."""
+        """Raises ModelError for a type that can't be dequantized or doesn't hold weights."""
         info = info_of(weight)
         try:
             to_float32(self._file.data(info)[:1] if len(info.shape) > 1 else self._file.data(info), info.type)
@@ -38,7 +39,7 @@ class WeightReader:
             ) from None
 
     def rows(self, weight: Tensor, which: slice | I32, expert: int | None = None) -> F32:
-        """Rows of a matrix, float32 [k, n], or of an expert's."""
+        """Rows of a matrix, or of an expert's matrix: float32 [k, n]."""
         assert isinstance(weight.op, Weight)
         info, first = weight.op.info, weight.op.first
         data = self._file.data(info)
@@ -56,14 +57,14 @@ class WeightReader:
         return values[weight.op.first : weight.op.first + n]
 
     def scale(self, weight: Tensor, expert: int = 0) -> np.float32:
-        """What products with a weight are multiplied by."""
+        """The number by which products with a weight are multiplied."""
         assert isinstance(weight.op, Weight)
         if weight.op.scale is None:
             return np.float32(1)
         return np.float32(to_float32(self._file.data(weight.op.scale), weight.op.scale.type)[expert])
 
     def blocks(self, weight: Tensor, expert: int | None = None) -> Iterator[tuple[slice, F32]]:
-        """The whole matrix, or an expert's, a block of rows at a time."""
+        """The whole matrix, or an expert's, as blocks of rows: which rows, and their weights."""
         n_rows, n_cols = weight.shape[-2:]
         assert isinstance(n_rows, int)
         assert isinstance(n_cols, int)
@@ -110,7 +111,7 @@ class KVPages:
         return self._pages[page]
 
     def write(self, seq: KVSequence, layer: int, k: F32, v: F32) -> None:
-        """Store k and v, [n, n_head_kv, head_dim], behind the sequence's filled positions."""
+        """Store k and v, [n, n_head_kv, head_dim], after the sequence's filled positions."""
         k, v = (rounded(x, kind) for x, kind in zip((k, v), self._types))
         for i in range(len(k)):
             page, slot = divmod(seq.length + i, PAGE)
@@ -124,7 +125,7 @@ class KVPages:
 
 
 def rounded(x: F32, kind: str | None) -> F32:
-    """What is left of x, [..., head_dim], in a type of the cache."""
+    """x, [..., head_dim], rounded to what a type of the cache can hold."""
     if kind == "f32":
         return x
     if kind == "f16":
@@ -149,8 +150,10 @@ class States:
         return self._memory[state]
 
     def layer(self, state: int | None, layer: int) -> tuple[F32, F32]:
-        """A layer's part: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d, d]; zeros for
-        None."""
+        """A layer's part of a state: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d, d].
+
+        Zeros for None, the state before the first token.
+        """
         n = self._nets
         assert n is not None
         n_conv, n_heads = n.n_state

@@ -19,7 +19,6 @@ from ...network.graph import (
     GetRows,
     KVStore,
     Linear,
-    Op,
     Reshape,
     RMSNorm,
     Rope,
@@ -29,17 +28,25 @@ from ...network.graph import (
 )
 from ..kv_cache import KVSequence
 from ..protocol import F32, I32, Batch
+from ..registry import Registry
 from .memory import KVPages, States, WeightReader
 
-QUERY_BLOCK = 256  # query positions whose scores are held at once
-LEAST_SUM = 2.0**-14  # of experts' weights: the smallest normal half float
+computes = Registry[Callable[..., Any]]("NumPy")
+"""Registers what computes an op: f(step, node, *values of its sources). A weight's value is its node."""
+QUERY_BLOCK = 256
+"""Query positions whose scores are held at once."""
+LEAST_SUM = 2.0**-14
+"""What the sum of experts' weights counts as at least: the smallest normal half float."""
 
 
 class Step:
-    """What an op may look at beside its sources."""
+    """What an op may look at in addition to its sources."""
 
     def __init__(self, weights: WeightReader, kv: KVPages, states: States, batch: Batch | None) -> None:
-        self.weights, self.kv, self.states, self.batch = weights, kv, states, batch
+        self.weights = weights
+        self.kv = kv
+        self.states = states
+        self.batch = batch
 
     def sequences(self) -> Iterator[tuple[KVSequence, slice]]:
         """Each sequence of the batch and its rows."""
@@ -49,8 +56,8 @@ class Step:
             yield segment.seq, slice(start, start + len(segment.tokens))
             start += len(segment.tokens)
 
-    def states_behind(self, seq: KVSequence, n: int) -> list[tuple[int, int]]:
-        """Behind how many of the sequence's `n` new tokens its state is kept, and as which state."""
+    def states_after(self, seq: KVSequence, n: int) -> list[tuple[int, int]]:
+        """After how many of the sequence's `n` new tokens its state is kept, and as which state."""
         return [
             (position - seq.length, state)
             for position, state in seq.states.items()
@@ -58,15 +65,18 @@ class Step:
         ]
 
 
+@computes(GetRows)
 def get_rows(step: Step, node: Tensor, x: F32 | Tensor, ids: I32) -> F32:
     return step.weights.rows(x, ids) if isinstance(x, Tensor) else x[ids]
 
 
+@computes(Linear)
 def linear(step: Step, node: Tensor, weight: Tensor, x: F32, bias: Tensor | None = None) -> F32:
     out = step.weights.product(weight, x)
     return out if bias is None else out + step.weights.vector(bias)
 
 
+@computes(RMSNorm)
 def rms_norm(step: Step, node: Tensor, x: F32, weight: Tensor) -> F32:
     assert isinstance(node.op, RMSNorm)
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
@@ -74,10 +84,12 @@ def rms_norm(step: Step, node: Tensor, x: F32, weight: Tensor) -> F32:
     return x / rms * step.weights.vector(weight)
 
 
+@computes(Reshape)
 def reshape(step: Step, node: Tensor, x: F32) -> F32:
     return x.reshape(len(x), *(d for d in node.shape[1:] if isinstance(d, int)))
 
 
+@computes(Columns)
 def columns(step: Step, node: Tensor, x: F32) -> F32:
     assert isinstance(node.op, Columns)
     _, n_group, count = node.shape
@@ -87,6 +99,7 @@ def columns(step: Step, node: Tensor, x: F32) -> F32:
     return groups[..., node.op.first : node.op.first + count]
 
 
+@computes(Rope)
 def rope(step: Step, node: Tensor, x: F32, positions: I32) -> F32:
     assert isinstance(node.op, Rope)
     p = node.op.params
@@ -98,6 +111,7 @@ def rope(step: Step, node: Tensor, x: F32, positions: I32) -> F32:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., p.n_rot :]], axis=-1)
 
 
+@computes(KVStore)
 def kv_store(step: Step, node: Tensor, k: F32, v: F32) -> int:
     assert isinstance(node.op, KVStore)
     for seq, rows in step.sequences():
@@ -105,6 +119,7 @@ def kv_store(step: Step, node: Tensor, k: F32, v: F32) -> int:
     return node.op.layer
 
 
+@computes(Attention)
 def attention(step: Step, node: Tensor, q: F32, layer: int) -> F32:
     assert isinstance(node.op, Attention)
     out = np.empty((len(q), q.shape[1] * q.shape[2]), np.float32)
@@ -132,15 +147,18 @@ def attend(q: F32, k: F32, v: F32, first: int, scale: float) -> F32:
     return out.transpose(2, 0, 1, 3).reshape(n, n_head * d)
 
 
+@computes(Add)
 def add(step: Step, node: Tensor, x: F32, y: F32) -> F32:
     return x + y
 
 
+@computes(SwiGLU)
 def swiglu(step: Step, node: Tensor, gate: F32, up: F32) -> F32:
     e: F32 = np.exp(-gate)
     return gate / (1 + e) * up
 
 
+@computes(Gate)
 def gate(step: Step, node: Tensor, x: F32, gate: F32) -> F32:
     return x * sigmoid(gate)
 
@@ -150,6 +168,7 @@ def sigmoid(x: F32) -> F32:
     return np.float32(1) / (1 + e)
 
 
+@computes(Route)
 def route(step: Step, node: Tensor, logits: F32) -> tuple[I32, F32]:
     """The chosen experts and their weights, each [k, n_used]."""
     assert isinstance(node.op, Route)
@@ -162,6 +181,7 @@ def route(step: Step, node: Tensor, logits: F32) -> tuple[I32, F32]:
     return chosen, weights
 
 
+@computes(ExpertLinear)
 def expert_linear(step: Step, node: Tensor, weight: Tensor, x: F32, routed: tuple[I32, F32]) -> F32:
     chosen = routed[0]
     rows = x[:, None].repeat(chosen.shape[1], 1) if x.ndim == 2 else x
@@ -171,11 +191,13 @@ def expert_linear(step: Step, node: Tensor, weight: Tensor, x: F32, routed: tupl
     return out
 
 
+@computes(ExpertSum)
 def expert_sum(step: Step, node: Tensor, x: F32, routed: tuple[I32, F32]) -> F32:
     out: F32 = (x * routed[1][..., None]).sum(1)
     return out
 
 
+@computes(Conv)
 def conv(step: Step, node: Tensor, x: F32, weight: Tensor) -> F32:
     assert isinstance(node.op, Conv)
     kernel = step.weights.rows(weight, slice(None))  # [n, d_conv]
@@ -186,11 +208,12 @@ def conv(step: Step, node: Tensor, x: F32, weight: Tensor) -> F32:
         values = np.concatenate([before, x[rows]])
         n = rows.stop - rows.start
         out[rows] = sum(values[i : i + n] * kernel[:, i] for i in range(n_before + 1))
-        for done, state in step.states_behind(seq, n):
+        for done, state in step.states_after(seq, n):
             step.states.layer(state, node.op.layer)[0][:] = values[done : done + n_before]
     return out * sigmoid(out)
 
 
+@computes(DeltaNet)
 def delta_net(step: Step, node: Tensor, qkv: F32, alpha: F32, beta: F32, dt: Tensor, a: Tensor) -> F32:
     op = node.op
     assert isinstance(op, DeltaNet)
@@ -210,33 +233,12 @@ def delta_net(step: Step, node: Tensor, qkv: F32, alpha: F32, beta: F32, dt: Ten
     out = np.empty((len(qkv), n_head_v, d), np.float32)
     for seq, rows in step.sequences():
         s = step.states.layer(seq.states.get(seq.length), op.layer)[1].copy()
-        behind = dict(step.states_behind(seq, rows.stop - rows.start))
+        kept = dict(step.states_after(seq, rows.stop - rows.start))
         for t in range(rows.start, rows.stop):
             s *= decay[t, :, None, None]
             delta = strength[t, :, None] * (v[t] - np.einsum("hi,hij->hj", k[t], s))
             s += k[t, :, :, None] * delta[:, None]
             out[t] = np.einsum("hi,hij->hj", q[t], s) * np.float32(d**-0.5)
-            if t + 1 - rows.start in behind:
-                step.states.layer(behind[t + 1 - rows.start], op.layer)[1][:] = s
+            if t + 1 - rows.start in kept:
+                step.states.layer(kept[t + 1 - rows.start], op.layer)[1][:] = s
     return out
-
-
-COMPUTE: dict[type[Op], Callable[..., Any]] = {
-    GetRows: get_rows,
-    Linear: linear,
-    RMSNorm: rms_norm,
-    Reshape: reshape,
-    Columns: columns,
-    Rope: rope,
-    KVStore: kv_store,
-    Attention: attention,
-    Add: add,
-    SwiGLU: swiglu,
-    Gate: gate,
-    Route: route,
-    ExpertLinear: expert_linear,
-    ExpertSum: expert_sum,
-    Conv: conv,
-    DeltaNet: delta_net,
-}
-"""What computes each op: f(step, node, *values of its sources). A weight's value is its node."""

@@ -11,10 +11,11 @@ import click
 
 from .._answers import ThinkingOptions, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
-from .._common import example, json_option, say
 from .._grammar import GrammarOptions, grammar_options
 from .._loading import Loader, kept_session, loading_options, session_option
+from .._options import example, json_option
 from .._sampling import sampling_options
+from .._streams import say
 
 if TYPE_CHECKING:
     from ...dialogue.dialogue import ChatModel
@@ -38,17 +39,17 @@ if TYPE_CHECKING:
 @click.option(
     "--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY."
 )
-@click.option("--system", metavar="TEXT", help="A system message before the chat.")
+@click.option("--system", metavar="TEXT", help="The system message of the chat.")
 @click.option(
     "--load",
     "transcript",
     metavar="FILE",
-    help="Go on with a chat that /save wrote; without options its settings hold.",
+    help="Continue a chat that /save wrote, with its settings unless options say otherwise.",
 )
 @session_option
 @thinking_options
 @click.option(
-    "--context-shift", is_flag=True, help="Where the context is full drop the oldest turns without asking."
+    "--context-shift", is_flag=True, help="Drop the oldest turns without asking when the context is full."
 )
 @template_option
 @length_option
@@ -70,9 +71,9 @@ def chat(
     sampling: dict[str, Any],
     as_json: bool,
 ) -> int:
-    """Talk to a model: a line is a question, or a command that begins with a slash (/help).
+    """Talk to a model: each line is a question, or a command that begins with a slash (/help).
 
-    Without a terminal each line of stdin is a turn, and the answers alone go to stdout.
+    Without a terminal, each line of stdin is a turn, and only the answers go to stdout.
     """
     from ...dialogue.dialogue import Dialogue, Settings
     from .conversation import Chat, printing, printing_json
@@ -114,13 +115,13 @@ def chat(
         if not context_shift:
             dialogue.may_drop = terminal.may_drop
         if not loader.quiet:
-            say("/help for commands, Ctrl-D ends")
+            say("/help lists the commands, Ctrl-D ends the chat")
         terminal.converse(talk)
         return 0
 
 
 Opened = tuple[str, "ChatModel", "SamplingParams", ExitStack]
-"""A model's name, itself, how it samples, and what keeps its session while it is used."""
+"""A model's name, the model, its sampling settings, and what must be closed when the chat ends."""
 
 
 def local_model(
@@ -153,7 +154,7 @@ def remote_model(
     url: str,
     api_key: str | None,
 ) -> Opened:
-    """A model behind a server."""
+    """A model on a server."""
     if grammar:
         raise click.UsageError(
             "--json-schema, --grammar and --regex are for models on this machine, not for --url"

@@ -1,4 +1,4 @@
-"""A chat for its user: a line is a command or a question, answers are shown as they come, and errors are one line."""
+"""A chat as its user sees it: answers are shown while they come, and what fails is told in one line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from contextlib import closing
 from typing import Any
 
 from ...dialogue.dialogue import CollectedAnswer, Dialogue, Events
-from ...dialogue.settings import changed, suggestion
+from ...dialogue.settings import changed
 from ...dialogue.transcript import load
-from ...errors import InputError, QwenError
 from ...text.chat.answers import Event
 from .._answers import AnswerPrinter, answer_fields
 from .._bar import Bar
-from .._common import say, write_text
-from .commands import ALIASES, COMMANDS
+from .._streams import say, write_text
 
 Show = Callable[[Iterator[Event]], None]
 
@@ -27,16 +25,6 @@ class Chat:
     def __init__(self, dialogue: Dialogue, model: str, show: Show) -> None:
         self.dialogue, self.model, self._show = dialogue, model, show
         self.ended = self.failed = False
-
-    def take(self, text: str) -> None:
-        """Run a command, which starts with a slash, or ask a question; two slashes start a question with one."""
-        try:
-            if text.startswith("/") and not text.startswith("//"):
-                self._command(text)
-            elif text.strip():
-                self.answer(self.dialogue.ask(text[1:] if text.startswith("//") else text))
-        except (QwenError, MemoryError) as error:
-            self.fail(str(error) or "not enough memory")
 
     def answer(self, events: Events) -> None:
         """Show an answer. However it ends, the dialogue keeps what was written of it."""
@@ -56,21 +44,6 @@ class Chat:
         settings.tools = self.dialogue.settings.tools
         self.dialogue.clear()
         self.dialogue.messages, self.dialogue.settings = list(saved.messages), settings
-
-    def _command(self, text: str) -> None:
-        word, *rest = text[1:].split(maxsplit=1) or [""]
-        name, argument = ALIASES.get(word, word), "".join(rest).strip()
-        command = COMMANDS.get(name)
-        if command is None:
-            if "\n" in text:  # a paste, which the user may want to mend
-                self.dialogue.draft = text
-            near = suggestion(name, COMMANDS, "/") or ": /help lists them, // begins a message with a slash"
-            raise InputError(f"unknown command /{name[:40]}{near}")
-        if argument and not command.arguments:
-            raise InputError(f"/{name} takes no argument")
-        if not argument and command.arguments and not command.arguments.startswith("["):
-            raise InputError(f"/{name} needs {command.arguments}")
-        command.run(self, argument)
 
 
 def printing(hide_thinking: bool, bar: Bar) -> Show:

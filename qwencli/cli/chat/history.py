@@ -10,7 +10,7 @@ from pathlib import Path
 from prompt_toolkit.history import FileHistory
 
 MAX_ENTRY = 10_000
-"""Characters. What is longer was pasted, and is remembered as long as the chat lasts."""
+"""Characters. Longer entries were pasted, and are remembered only as long as the chat lasts."""
 
 
 def history_path() -> Path | None:
@@ -29,7 +29,7 @@ def history_path() -> Path | None:
 
 
 class PrivateHistory(FileHistory):
-    """A file that its owner alone can read. `warn` is told once where it cannot be read or written; the chat does without."""
+    """A file that only its owner can read. `warn` is told once if it can't be read or written; the chat goes on without it."""
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         super().__init__(str(path))
@@ -53,5 +53,5 @@ class PrivateHistory(FileHistory):
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        self._warn(f"{self._path}: what you enter is not kept for later chats: {error.strerror or error}")
+        self._warn(f"{self._path}: entries are not kept for later chats: {error.strerror or error}")
         self._works = False

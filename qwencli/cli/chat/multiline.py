@@ -6,8 +6,8 @@ QUOTES = '"""'
 
 
 def continued(text: str) -> str | None:
-    '''What the next line is added to, behind a newline, where a message goes on: it ends with a backslash, which is left out then, or it
-    begins with """ that are not closed. None for a message that is complete.'''
+    '''What a newline and the next line are added to if the message goes on: it ends with a backslash, which is then left out, or begins
+    with """ that are not closed. None for a complete message.'''
     if text.lstrip().startswith(QUOTES):
         return None if text.strip()[len(QUOTES) :].endswith(QUOTES) else text
     return text[:-1] if text.endswith("\\") else None

@@ -6,7 +6,8 @@ import sys
 from typing import BinaryIO
 
 from ...errors import InputError
-from .._common import say
+from .._streams import say
+from .commands import take
 from .conversation import Chat
 from .multiline import continued, finished
 
@@ -18,14 +19,14 @@ def converse(chat: Chat) -> None:
     lines = Lines(sys.stdin.buffer)
     while not chat.ended and not lines.ended:
         try:
-            chat.take(lines.turn())
+            take(chat, lines.turn())
         except InputError as error:
             chat.fail(str(error))
 
 
 def may_drop() -> bool:
-    """Nobody is there to be asked."""
-    say("--context-shift drops the oldest turns where the context is full")
+    """There is nobody to ask."""
+    say("--context-shift drops the oldest turns when the context is full")
     return False
 
 
@@ -36,7 +37,7 @@ class Lines:
         self._stream, self._n, self.ended = stream, 0, False
 
     def turn(self) -> str:
-        """The next turn, "" at the end. Raises InputError for a line that is too long or no UTF-8."""
+        """The next turn, "" at the end. Raises InputError for a line that is too long or isn't UTF-8."""
         text = self._line()
         while not self.ended and (begun := continued(text)) is not None:
             text = begun + "\n" + self._line()
@@ -52,4 +53,4 @@ class Lines:
         try:
             return raw.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"line {self._n} is no UTF-8: byte {raw[error.start]:#04x}") from None
+            raise InputError(f"line {self._n} is not UTF-8: byte {raw[error.start]:#04x}") from None

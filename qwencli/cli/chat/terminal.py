@@ -1,4 +1,4 @@
-"""Chats at a terminal: a line editor with history and completion, and what Ctrl-C and Ctrl-D mean."""
+"""Chats at a terminal: a line editor with history and completion, Ctrl-C and Ctrl-D."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from ...dialogue.settings import names
-from .._common import say, warn
-from .commands import COMMANDS
+from .._streams import say, warn
+from .commands import COMMANDS, take
 from .conversation import Chat
 from .history import PrivateHistory, history_path
 from .multiline import continued, finished
@@ -28,7 +28,7 @@ def converse(chat: Chat) -> None:
         draft, chat.dialogue.draft = chat.dialogue.draft, ""
         try:
             text = session.prompt("> ", default=draft)
-            chat.take(finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
+            take(chat, finished(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
         except EOFError:
             return
         except (KeyboardInterrupt, click.Abort):

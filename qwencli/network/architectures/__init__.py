@@ -1,4 +1,4 @@
-"""One file an architecture, named as `general.architecture` names it: `build(file)` makes the Model of a GGUF file.
+"""One file per architecture, named after its `general.architecture`: `build(file)` makes the Model of a GGUF file.
 
-Nothing else lists them: a new file here is a new architecture.
+There is no list of them anywhere else: a new file here is a new architecture.
 """

@@ -1,4 +1,4 @@
-"""Qwen, of 2023 (https://arxiv.org/abs/2309.16609): one matrix with biases for queries, keys and values, and every head with its own."""
+"""The first Qwen, 2023 (https://arxiv.org/abs/2309.16609): one matrix with biases for queries, keys and values, keys for every head."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from ..model import Model
 def build(file: GGUFFile) -> Model:
     """The graph of a Qwen file. Raises ModelError for missing tensors and wrong shapes."""
     c = read_config(file, "qwen")
-    d = Decoder(file, replace(c, n_ff=c.n_ff // 2))  # the metadata counts gate and up together
+    d = Decoder(file, replace(c, n_ff=c.n_ff // 2))  # the metadata gives the sum of gate's and up's widths
     x = d.embedding()
     for i in range(c.n_layer):
         x = d.attention(x, i, bias=True)

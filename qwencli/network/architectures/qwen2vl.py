@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL (https://arxiv.org/abs/2409.12191), for text: Qwen2 with rotation by several positions, which a text has not."""
+"""Qwen2-VL and Qwen2.5-VL (https://arxiv.org/abs/2409.12191), text only: Qwen2 with rotation by several positions, all equal in text."""
 
 from ...gguf.file import GGUFFile
 from ..blocks import Decoder

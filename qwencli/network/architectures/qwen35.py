@@ -1,4 +1,4 @@
-"""Qwen3.5, dense, for text: gated delta nets, with gated attention in every fourth layer."""
+"""Qwen3.5, dense, text only: gated delta nets, with gated attention in every fourth layer."""
 
 from ...gguf.file import GGUFFile
 from ..blocks import Decoder

@@ -1,4 +1,4 @@
-"""Qwen3.5 with a mixture of experts, for text: Qwen3.5's layers, and a network that all tokens share beside the experts."""
+"""Qwen3.5 with a mixture of experts, text only: Qwen3.5's layers, with a shared network in addition to the experts."""
 
 from ...gguf.file import GGUFFile
 from ..blocks import Decoder
@@ -8,10 +8,8 @@ from ..model import Model
 
 def build(file: GGUFFile) -> Model:
     """The graph of a Qwen3.5-MoE file. Raises ModelError for missing tensors and wrong shapes."""
-    nets, experts = (
-        read_delta_nets(file, "qwen35moe", tiled=True),
-        read_experts(file, "qwen35moe", normalised=True, shared=True),
-    )
+    nets = read_delta_nets(file, "qwen35moe", tiled=True)
+    experts = read_experts(file, "qwen35moe", normalised=True, shared=True)
     d = Decoder(file, read_config(file, "qwen35moe", sections=True, experts=experts, delta_nets=nets))
     x = d.embedding()
     for i in range(d.c.n_layer):

@@ -1,4 +1,4 @@
-"""Qwen3-30B-A3B and its like (https://arxiv.org/abs/2505.09388): Qwen3 with a mixture of experts."""
+"""Qwen3-30B-A3B and similar models (https://arxiv.org/abs/2505.09388): Qwen3 with a mixture of experts."""
 
 from ...gguf.file import GGUFFile
 from ..blocks import Decoder
@@ -8,7 +8,8 @@ from ..model import Model
 
 def build(file: GGUFFile) -> Model:
     """The graph of a Qwen3-MoE file. Raises ModelError for missing tensors and wrong shapes."""
-    d = Decoder(file, read_config(file, "qwen3moe", experts=read_experts(file, "qwen3moe", normalised=True)))
+    experts = read_experts(file, "qwen3moe", normalised=True)
+    d = Decoder(file, read_config(file, "qwen3moe", experts=experts))
     x = d.embedding()
     for i in range(d.c.n_layer):
         x = d.attention(x, i, head_norm=True)

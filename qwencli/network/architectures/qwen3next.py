@@ -8,10 +8,8 @@ from ..model import Model
 
 def build(file: GGUFFile) -> Model:
     """The graph of a Qwen3-Next file. Raises ModelError for missing tensors and wrong shapes."""
-    nets, experts = (
-        read_delta_nets(file, "qwen3next", tiled=False),
-        read_experts(file, "qwen3next", normalised=True, shared=True),
-    )
+    nets = read_delta_nets(file, "qwen3next", tiled=False)
+    experts = read_experts(file, "qwen3next", normalised=True, shared=True)
     d = Decoder(file, read_config(file, "qwen3next", experts=experts, delta_nets=nets))
     x = d.embedding()
     for i in range(d.c.n_layer):

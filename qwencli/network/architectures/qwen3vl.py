@@ -1,4 +1,4 @@
-"""Qwen3-VL (https://arxiv.org/abs/2511.21631), dense, for text: Qwen3 with rotation by several positions, which a text has not."""
+"""Qwen3-VL (https://arxiv.org/abs/2511.21631), dense, text only: Qwen3 with rotation by several positions, all equal in text."""
 
 from ...gguf.file import GGUFFile
 from ..blocks import Decoder

@@ -1,4 +1,4 @@
-"""Qwen3-VL with a mixture of experts (https://arxiv.org/abs/2511.21631), for text."""
+"""Qwen3-VL with a mixture of experts (https://arxiv.org/abs/2511.21631), text only."""
 
 from ...gguf.file import GGUFFile
 from ..blocks import Decoder
@@ -8,12 +8,8 @@ from ..model import Model
 
 def build(file: GGUFFile) -> Model:
     """The graph of a Qwen3-VL-MoE file. Raises ModelError for missing tensors and wrong shapes."""
-    d = Decoder(
-        file,
-        read_config(
-            file, "qwen3vlmoe", sections=True, experts=read_experts(file, "qwen3vlmoe", normalised=True)
-        ),
-    )
+    experts = read_experts(file, "qwen3vlmoe", normalised=True)
+    d = Decoder(file, read_config(file, "qwen3vlmoe", sections=True, experts=experts))
     x = d.embedding()
     for i in range(d.c.n_layer):
         x = d.attention(x, i, head_norm=True)

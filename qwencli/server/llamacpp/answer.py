@@ -10,7 +10,7 @@ from typing import Any
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import timings
-from ...sampling import SamplingParams
+from ...sampling import NUMBERS, SamplingParams
 from ..http.sse import encoded
 from ..service.generation import Generation, TextPart
 from ..shared.json_text import json_array, json_object
@@ -186,35 +186,13 @@ def settings(
     p, n_predict = sampling, -1 if max_tokens is None else max_tokens
     known = {
         "seed": seed,
-        "temperature": p.temp,
-        "dynatemp_range": p.dynatemp_range,
-        "dynatemp_exponent": p.dynatemp_exponent,
-        "top_k": p.top_k,
-        "top_p": p.top_p,
-        "min_p": p.min_p,
-        "top_n_sigma": p.top_n_sigma,
-        "xtc_probability": p.xtc_probability,
-        "xtc_threshold": p.xtc_threshold,
-        "typical_p": p.typical_p,
-        "repeat_last_n": p.penalty_last_n,
-        "repeat_penalty": p.repeat_penalty,
-        "presence_penalty": p.presence_penalty,
-        "frequency_penalty": p.frequency_penalty,
-        "dry_multiplier": p.dry_multiplier,
-        "dry_base": p.dry_base,
-        "dry_allowed_length": p.dry_allowed_length,
-        "dry_penalty_last_n": p.dry_penalty_last_n,
-        "mirostat": p.mirostat,
-        "mirostat_tau": p.mirostat_tau,
-        "mirostat_eta": p.mirostat_eta,
+        **{s.request_name: getattr(p, s.name) for s in NUMBERS.values()},
         "max_tokens": n_predict,
         "n_predict": n_predict,
         "n_keep": 0,
         "n_discard": 0,
         "ignore_eos": False,
         "stream": False,
-        "n_probs": p.n_probs,
-        "min_keep": p.min_keep,
         "samplers": p.samplers,
         "timings_per_token": False,
         "post_sampling_probs": False,

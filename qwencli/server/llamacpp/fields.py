@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from ...sampling import SamplingParams
-from ...sampling.params import ALIASES, LIMITS
+from ...sampling import NUMBERS, SamplingParams
+from ...sampling.parsing import ALIASES
 from ..http.errors import ApiError
 from ..shared.schemas import COUNT, MAX_BIASES, Bias, Biases, Fields, GenerationFields
 
@@ -35,8 +35,8 @@ MORE = {"typical": "typ_p", "typical_p": "typ_p", "typical-p": "typ_p"}
 
 def clamped(name: str) -> AfterValidator:
     """What llama.cpp takes for the nearest value that makes sense, such as a temperature of -1 for 0."""
-    low, high = LIMITS[name]
-    return AfterValidator(lambda value: None if value is None else min(max(value, low), high))
+    s = NUMBERS[name]
+    return AfterValidator(lambda value: None if value is None else min(max(value, s.least), s.most))
 
 
 def at_least_1(value: float | None) -> float | None:
@@ -62,7 +62,7 @@ class CompletionFields(GenerationFields):
     xtc_probability: Annotated[float | None, clamped("xtc_probability")] = None
     xtc_threshold: Annotated[float | None, clamped("xtc_threshold")] = None
     mirostat: Annotated[int | None, clamped("mirostat")] = None
-    dry_base: Annotated[float | None, AfterValidator(at_least_1)] = None
+    dry_base: Annotated[float | None, Field(le=NUMBERS["dry_base"].most), AfterValidator(at_least_1)] = None
     samplers: Annotated[str | list[str] | None, Field(max_length=64), AfterValidator(known_samplers)] = None
     logit_bias: Annotated[dict[str, Bias | Literal[False]] | Biases, Field(max_length=MAX_BIASES)] | None = (
         None

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends.kv_cache import KVSequence
-from ...backends.protocol import HIDDEN, Batch, Segment
 from ...engine.engine import Engine
 
 
@@ -22,9 +21,8 @@ class Embedding:
         """Read as many tokens as a step takes. Returns the final norm's output, float32 [n_embd], once all are read. Raises QwenError."""
         kv, n = self._kv, len(self._tokens)
         chunk = self._tokens[kv.length : kv.length + engine.n_batch]
-        engine.reserve(kv, len(chunk))
         n_outputs = len(chunk) if self._pooling == "mean" else int(kv.length + len(chunk) == n)
-        self._hidden.append(engine.backend.run([HIDDEN], Batch([Segment(kv, chunk, n_outputs)]))[HIDDEN])
+        self._hidden.append(engine.hidden(kv, chunk, n_outputs))
         if kv.length < n:
             return None
         pooled: NDArray[np.float32] = np.concatenate(self._hidden).mean(axis=0, dtype=np.float32)
@@ -32,4 +30,4 @@ class Embedding:
 
     def release(self, engine: Engine) -> None:
         """Give its pages back."""
-        engine.backend.cache.release(self._kv)
+        engine.release(self._kv)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from ...errors import InputError
-from ...sampling import SamplingParams, parse_samplers
-from ...sampling.params import LIMITS, MAX_BIAS, checked_breakers, parse_sampler_letters
+from ...sampling import NUMBERS, SETTINGS, SamplingParams, parse_sampler_letters, parse_samplers
+from ...sampling.params import N_SEEDS
+from ...sampling.parsing import MAX_BIAS, checked_breakers
+from ...sampling.setting import NumberSetting
 from ...text.tokenizer import Tokenizer
 from ..http.errors import ApiError
 
 COUNT = 2**31 - 1
-N_SEEDS = 2**64
 MAX_STOPS, MAX_STOP = 32, 256
 """Stop strings, and characters of each: after each token the text is searched for every start of each."""
 MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
@@ -27,12 +28,6 @@ class Fields(BaseModel):
     """A JSON object. Unknown fields are ignored, null means left out, and no value is converted to another type."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-def within(name: str) -> Any:
-    """The limits of a sampling parameter."""
-    low, high = LIMITS[name]
-    return Field(ge=low, le=high)
 
 
 def checked(check: Callable[[Any], object]) -> AfterValidator:
@@ -60,35 +55,25 @@ Number = Annotated[int, Field(ge=-1, le=COUNT)]
 """Of tokens; -1 stands for no limit."""
 
 
-class SamplingFields(Fields):
-    """How tokens are chosen. For what is left out the server's options hold."""
+def field_of(s: NumberSetting) -> tuple[Any, Any]:
+    """The field of a request for a sampler's setting, as create_model takes it."""
+    field = Field(None, alias=s.request, ge=s.least, le=s.most, description=s.help)
+    return (int | None if s.is_whole else float | None, field)
 
-    temp: Annotated[float, within("temp")] | None = Field(None, alias="temperature")
-    dynatemp_range: Annotated[float, within("dynatemp_range")] | None = None
-    dynatemp_exponent: Annotated[float, within("dynatemp_exponent")] | None = None
-    top_k: Annotated[int, Field(ge=-COUNT, le=COUNT)] | None = None
-    """0 and less: all."""
-    top_p: Annotated[float, within("top_p")] | None = None
-    min_p: Annotated[float, within("min_p")] | None = None
-    typical_p: Annotated[float, within("typical_p")] | None = None
-    top_n_sigma: Annotated[float, within("top_n_sigma")] | None = None
-    xtc_probability: Annotated[float, within("xtc_probability")] | None = None
-    xtc_threshold: Annotated[float, within("xtc_threshold")] | None = None
-    repeat_penalty: Annotated[float, within("repeat_penalty")] | None = None
-    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
-    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
-    penalty_last_n: Annotated[int, within("penalty_last_n")] | None = Field(None, alias="repeat_last_n")
-    dry_multiplier: Annotated[float, within("dry_multiplier")] | None = None
-    dry_base: Annotated[float, within("dry_base")] | None = None
-    dry_allowed_length: Annotated[int, within("dry_allowed_length")] | None = None
-    dry_penalty_last_n: Annotated[int, within("dry_penalty_last_n")] | None = None
+
+NUMBER_FIELDS: dict[str, Any] = {s.name: field_of(s) for s in NUMBERS.values() if not s.of_report}
+NumberFields = create_model("NumberFields", __base__=Fields, **NUMBER_FIELDS)
+"""The samplers' settings that are numbers, with the names and ranges that they have everywhere."""
+
+
+class SamplingFields(NumberFields):  # type: ignore[valid-type, misc]
+    """How tokens are chosen. The server's options apply to what is left out."""
+
+    top_k: Annotated[int, Field(ge=-COUNT, le=COUNT)] | None = Field(None, description=NUMBERS["top_k"].help)
+    """Less than 0: all, too."""
     dry_sequence_breakers: (
         Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), checked(checked_breakers)] | None
     ) = None
-    mirostat: Annotated[int, within("mirostat")] | None = None
-    mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
-    mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
-    min_keep: Annotated[int, within("min_keep")] | None = None
     samplers: (
         Annotated[
             str | Annotated[list[str], Field(fail_fast=True)], Field(max_length=64), checked(samplers_of)
@@ -103,7 +88,7 @@ class SamplingFields(Fields):
 
     def sampling(self, base: SamplingParams, tokenizer: Tokenizer, n_probs: int = 0) -> SamplingParams:
         """These settings over those of `base`. Raises ApiError, InputError."""
-        names = {f.name for f in fields(SamplingParams)} & SamplingFields.model_fields.keys()
+        names = SETTINGS.keys() & SamplingFields.model_fields.keys()
         chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.top_k is not None:
             chosen["top_k"] = max(self.top_k, 0)

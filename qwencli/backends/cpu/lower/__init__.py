@@ -1,64 +1,24 @@
-"""From a graph to a program for the CPU: which rows of kernels each node becomes, a module for each subject.
+"""From a graph to a program for the CPU: nodes are fused (see ../fuse.py), then each adds its rows, by what its op registered.
 
-What shares data is fused: a norm or a gate with the quantization of its result; a matrix product with bias and residual; a head's norm,
-rotation and storing.
+A module for each subject; it knows one op at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ....kernels import layout
+from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
-from ....network.graph import (
-    N_OUTPUTS,
-    Add,
-    Attention,
-    Columns,
-    Conv,
-    DeltaNet,
-    ExpertLinear,
-    ExpertSum,
-    Gate,
-    GetRows,
-    Input,
-    KVStore,
-    Linear,
-    Op,
-    Reshape,
-    RMSNorm,
-    Rope,
-    Route,
-    SwiGLU,
-    Tensor,
-    Weight,
-)
+from ....network.graph import N_OUTPUTS, Graph, Input, Tensor, Weight
 from ....network.model import Model
 from ...kv_cache import CacheTypes
 from ...protocol import LOGITS
-from ..memory import Inputs, Value, address_of
-from ..program import Program
-from . import delta, experts, gates, heads, products
-
-LOWER: dict[type[Op], Callable[[Program, Tensor], None]] = {
-    GetRows: products.get_rows,
-    Linear: products.linear,
-    RMSNorm: products.rms_norm,
-    SwiGLU: gates.swiglu,
-    Gate: gates.sigmoid,
-    Add: products.add,
-    Reshape: heads.view,
-    Columns: heads.columns,
-    Rope: heads.view,
-    KVStore: heads.kv_store,
-    Attention: heads.attention,
-    Route: experts.route,
-    ExpertLinear: experts.linear,
-    ExpertSum: experts.combine,
-    Conv: delta.conv,
-    DeltaNet: delta.delta_net,
-}
-"""What adds the rows of a node's op: f(program, node)."""
+from ..fuse import fuse, quantized_forms
+from ..memory import Args, Inputs, Value, address_of
+from ..program import Program, activation_kind, weight_info
+from . import delta, experts, gates, heads, products  # noqa: F401 -- each registers what it lowers
+from .registry import LOWER
 
 
 def what_has_no_kernels(model: Model) -> list[str]:
@@ -88,19 +48,16 @@ def lower(
 ) -> Program:
     """The program for `nodes` (see Program). `ending` says what its last row does with the logits, if anything: "choose" a token for
     each or "score" one."""
-    p = Program(model, nodes, fetch, feed, inputs, rooms, n_threads, tiles, types)
+    nodes = fuse(nodes, fetch)
+    forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
+    p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)
     for name in feed:
-        dim, *widths = model.graph.nodes[name].shape
-        if (
-            not isinstance(dim, str) or len(widths) != 1
-        ):  # a weight, or heads, whose steps are done where they are used
-            raise p.error(f"the CPU backend can't take '{name}' as given; use the NumPy backend")
-        width = widths[0]
-        assert isinstance(width, int)
-        p.new(name, dim, width)
-    last_use = {source.name: i for i, node in enumerate(nodes) for source in node.src}
+        give(p, name)
+    last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
-        if node.name not in p.done and node.name not in p.values and not isinstance(node.op, (Input, Weight)):
+        if not isinstance(node.op, (Input, Weight)):
+            if type(node.op) not in LOWER:
+                raise p.not_alone(node.name)
             LOWER[type(node.op)](p, node)
         for source in node.src:
             if last_use[source.name] == i:
@@ -111,9 +68,22 @@ def lower(
     return p
 
 
+def give(p: Program, name: str) -> None:
+    """Memory for a tensor that is fed. Raises ModelError for what isn't rows of numbers: a weight, heads."""
+    dim, *widths = p.model.graph.nodes[name].shape
+    if not isinstance(dim, str) or len(widths) != 1:
+        raise p.error(f"the CPU backend can't take '{name}' as given; use the NumPy backend")
+    width = widths[0]
+    assert isinstance(width, int)
+    p.new(name, dim, width)
+
+
 def end(p: Program, ending: str, logits: Value) -> None:
     """The last row: for each row of logits a token, or what a token's score is made of."""
     i = p.inputs
-    given, result = (i.draws, i.chosen) if ending == "choose" else (i.targets, i.scores)
-    args = [i.count(N_OUTPUTS), logits.address, logits.width, address_of(given), address_of(result)]
-    p.row(f"sampling:{ending}", args, [logits.address], ["result"])
+    count = i.count(N_OUTPUTS)
+    rows: Args = {"count": count, "logits": logits.address, "n_vocab": logits.width}
+    if ending == "choose":
+        p.row(CHOOSE, amount=count, **rows, draws=address_of(i.draws), out=address_of(i.chosen))
+    else:
+        p.row(SCORE, amount=count, **rows, targets=address_of(i.targets), out=address_of(i.scores))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 
 from ....kernels import layout
-from ....network.graph import ExpertLinear, Route, Tensor, Weight
-from ..memory import I64, Value, address_of
+from ....kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, ROUTE, SPREAD
+from ....network.graph import ExpertLinear, ExpertSum, Route, Tensor, Weight
+from ..memory import I64, Args, Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
-from .products import chunk_rows, residual_of, scale_of
+from .products import chunk_rows, scale_of
+from .registry import lowers
 
 
 @dataclass
 class Routed(Value):
-    """A route: the experts of each token, i32 [tokens, width], are its memory. Beside it are addresses: of their weights, of their places
-    (0: a slot's place is its number), of the entries of experts that have tokens; and for each product the chunks that an expert has."""
+    """A route: the experts of each token, i32 [tokens, width], are its memory. It has addresses too: of their weights, of their places
+    (0: a slot's place is its number), of the entries of experts that have tokens; and for each product the chunks of an expert."""
 
     weights: int = 0
     places: int = 0
@@ -26,167 +27,160 @@ class Routed(Value):
     totals: int = 0
     n_products: int = 0
     """How many have their chunks by now."""
-    spread: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    spread: dict[tuple[str, str], Args] = field(default_factory=dict)
     """Where activations lie that were copied to the places, by their name and kind."""
 
+    @property
+    def is_plain(self) -> bool:
+        return False
 
+
+@lowers(Route)
 def route(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Route)
     logits = p.compact(node.src[0])
     dim, n_expert, n_used = logits.dim, logits.width, node.op.n_used
-    count, unit, n_slots = p.inputs.count(dim), p.unit(dim), p.rooms[dim] * n_used
+    n_slots = p.rooms[dim] * n_used
     ids, weights, places, ends, entries = others = [
-        p.take(n)
-        for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, 8 * layout.ENTRY_WORDS * n_expert)
+        p.take(n) for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, ENTRY.n_bytes * n_expert)
     ]
-    products = sum(isinstance(user.op, ExpertLinear) for user in p.users[node.name])
+    products = p.n_readers(node, ExpertLinear)
     chunks, totals = np.zeros(products, np.int64), np.zeros(products, np.int64)
     routed = Routed(
         dim, n_used, ids, others=others[1:], weights=address_of(weights), chunks=chunks, totals=p.keep(totals)
     )
     p.values[node.name] = routed
-    p.hidden.add(node.name)
-    args = [
-        count,
-        unit,
-        logits.address,
-        n_expert,
-        n_used,
-        int(node.op.normalised),
-        routed.address,
-        routed.weights,
-    ]
-    p.row("experts:route", args, [logits.address], [routed.address, routed.weights], divisor=unit)
+    p.token_row(
+        ROUTE,
+        of=logits,
+        logits=logits.address,
+        n_expert=n_expert,
+        n_used=n_used,
+        normalised=int(node.op.normalised),
+        ids=routed.address,
+        weights=routed.weights,
+    )
     if p.form(dim) == "many":
-        routed.places, routed.entries = address_of(places), address_of(entries)
-        args = [
-            count,
-            1,
-            n_used,
-            n_expert,
-            routed.address,
-            routed.places,
-            address_of(ends),
-            routed.entries,
-            products,
-            p.keep(chunks),
-            routed.totals,
-        ]
+        routed.places = address_of(places)
+        routed.entries = address_of(entries)
         p.row(
-            "experts:group",
-            args,
-            [routed.address],
-            [routed.places, address_of(ends), routed.entries],
-            count_in=1,
+            GROUP,
+            amount="one",
+            one=1,
+            count=p.inputs.count(dim),
+            n_used=n_used,
+            n_expert=n_expert,
+            ids=routed.address,
+            places=routed.places,
+            ends=address_of(ends),
+            entries=routed.entries,
+            n_products=products,
+            chunks=p.keep(chunks),
+            totals=routed.totals,
         )
 
 
+@lowers(ExpertLinear)
 def linear(p: Program, node: Tensor) -> None:
     """A product of each expert with its tokens."""
     weight, x_node, _ = node.src
     assert isinstance(weight.op, Weight)
     info, x, routed = weight_info(node), p.compact(x_node), routed_by(p, node)
     n_expert, n_rows, n_cols = (d for d in weight.shape if isinstance(d, int))
-    address, row_bytes = p.weight(weight, list(layout.FORMATS)), info.type.n_bytes(n_cols)
-    x_addresses, steps = activations(p, x_node, x, activation_kind(info), routed)
+    row_bytes = info.type.n_bytes(n_cols)
+    inputs, steps = activations(p, x_node, x, activation_kind(info), routed)
     out = p.new(node.name, x.dim, n_rows, routed.width)
-    n_chunks, rows = chunks_of_expert(
+    n_chunks, chunk_rows = chunks_of_expert(
         p, n_rows, row_bytes, min(n_expert, p.rooms[x.dim] * routed.width), x.dim
     )
-    steps = [row_bytes * info.shape[1], 4 if weight.op.scale else 0, *steps]
-    record = [
-        p.inputs.count(x.dim),
-        rows,
-        address,
-        row_bytes,
-        n_rows,
-        n_cols,
-        *x_addresses,
-        out.address,
-        4 * n_rows,
-        0,
-        0,
-        *(scale_of(p, weight) or [0]),
-    ]
-    calls, reads = [p.tiles.one(info.type.name, n_cols)], [a for a in x_addresses if a]
+    product: Args = {
+        "count": p.inputs.count(x.dim),
+        "chunk_rows": chunk_rows,
+        "w": p.weight(weight, list(layout.FORMATS)),
+        "row_bytes": row_bytes,
+        "n_rows": n_rows,
+        "n_cols": n_cols,
+        **inputs,
+        "y": out.address,
+        "y_stride": 4 * n_rows,
+        "bias": 0,
+        "residual": 0,
+        "scale": scale_of(p, weight),
+        "w_step": row_bytes * n_rows,
+        "scale_step": 4 if weight.op.scale else 0,
+        **steps,
+    }
+    few = p.tiles.one(info.type.name, n_cols)
     if p.form(x.dim) == "one":
-        count = p.inputs.multiple(x.dim, routed.width * n_chunks)
         p.row(
-            "experts:one",
-            [0, 0, n_chunks, routed.address, *steps, *record],
-            [*reads, routed.address],
-            [out.address],
-            count=count,
-            calls=calls,
+            ONE,
+            amount=p.inputs.multiple(x.dim, routed.width * n_chunks),
+            calls={"one": few},
+            expert_chunks=n_chunks,
+            ids=routed.address,
+            **product,
         )
     else:
-        count = routed.totals + 8 * routed.n_products
+        total = routed.totals + routed.chunks.itemsize * routed.n_products
         routed.chunks[routed.n_products] = n_chunks
         routed.n_products += 1
         p.row(
-            "experts:many",
-            [0, 0, n_chunks, routed.entries, *steps, *record],
-            [*reads, routed.entries],
-            [out.address],
-            count=count,
-            calls=[*calls, p.tiles.many(info.type.name)],
+            MANY,
+            amount=total,
+            calls={"few": few, "many": p.tiles.many(info.type.name)},
+            expert_chunks=n_chunks,
+            entries=routed.entries,
+            **product,
         )
 
 
-def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -> tuple[list[int], list[int]]:
-    """Where a product's x, quants, scales and sums are, 0 for what it doesn't read, and their bytes from one place to the next.
+def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -> tuple[Args, Args]:
+    """A product's activations, and their bytes from one place to the next.
 
     What a token has once is copied to its places, but for a single token, whose slots all read the same.
     """
-    quantized = p.quantized_as(x, kind)
-    arrays = [0 if any(quantized) else x.address, *quantized]
-    steps = [4 * x.width if arrays[0] else 0, *layout.activation_bytes(kind, x.width)]
+    arrays = p.activations(x, kind)
+    n_bytes = (0 if kind != "float" else 4 * x.width, *layout.activation_bytes(kind, x.width))
+    sizes = dict(zip(arrays, n_bytes))
+    steps = {f"{array}_step": size for array, size in sizes.items()}
     if x.per_token > 1:
         return arrays, steps
     if p.form(x.dim) == "one":
-        return arrays, [0] * len(steps)
+        return arrays, dict.fromkeys(steps, 0)
     if (node.name, kind) not in routed.spread:
-        buffers = [p.take(p.rooms[x.dim] * routed.width * step) for step in steps]
-        x.others += buffers
-        routed.spread[node.name, kind] = places = [
-            address_of(buffer) if step else 0 for buffer, step in zip(buffers, steps)
-        ]
-        args = [
-            p.inputs.count(x.dim),
-            p.unit(x.dim),
-            routed.width,
-            routed.places,
-            *chain(*zip(arrays, places, steps)),
-        ]
-        p.row(
-            "experts:spread",
-            args,
-            [routed.places, *(a for a in arrays if a)],
-            [a for a in places if a],
-            divisor=p.unit(x.dim),
-        )
+        n_places = p.rooms[x.dim] * routed.width
+        buffers = {array: p.take(n_places * size) for array, size in sizes.items()}
+        x.others += buffers.values()
+        places = {array: address_of(buffers[array]) if sizes[array] else 0 for array in arrays}
+        routed.spread[node.name, kind] = places
+        copied = {
+            f"{array}_{field}": value
+            for array in arrays
+            for field, value in (
+                ("source", arrays[array]),
+                ("target", places[array]),
+                ("n_bytes", sizes[array]),
+            )
+        }
+        p.token_row(SPREAD, of=x, n_used=routed.width, places=routed.places, **copied)
     return routed.spread[node.name, kind], steps
 
 
-def combine(p: Program, node: Tensor) -> None:
-    """The sum over the experts and, where it is only added to something, that sum."""
+@lowers(ExpertSum)
+def combine(p: Program, node: Tensor, plus: Value | None = None) -> None:
     x, routed = p.values[node.src[0].name], routed_by(p, node)
-    target, residual = residual_of(p, node)
-    out, unit = p.new(target.name, x.dim, x.width), p.unit(x.dim)
-    args = [
-        p.inputs.count(x.dim),
-        unit,
-        x.address,
-        routed.places,
-        routed.weights,
-        routed.width,
-        x.width,
-        out.address,
-        residual.address if residual else 0,
-    ]
-    reads = [x.address, routed.places, routed.weights, *([residual.address] if residual else [])]
-    p.row("experts:combine", args, reads, [out.address], divisor=unit)
-    p.done.add(target.name)
+    out = p.new(node.name, x.dim, x.width)
+    p.token_row(
+        COMBINE,
+        of=out,
+        y=x.address,
+        places=routed.places,
+        weights=routed.weights,
+        n_used=routed.width,
+        n_cols=x.width,
+        out=out.address,
+        residual=plus.address if plus else 0,
+    )
 
 
 def routed_by(p: Program, node: Tensor) -> Routed:
@@ -197,7 +191,7 @@ def routed_by(p: Program, node: Tensor) -> Routed:
 
 
 def chunks_of_expert(p: Program, n_rows: int, row_bytes: int, n_experts: int, dim: str) -> tuple[int, int]:
-    """Of a product with so many experts: how many chunks each has, all of about the same size, and how many rows these have.
+    """Of a product with that many experts: how many chunks each has, all of about the same size, and how many rows these have.
 
     An expert has few tokens even where there are many: chunks may be as large as for few, and then fetch less that another thread takes.
     """

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-from ....network.graph import Reshape, RMSNorm, Tensor
-from ..program import Program, float_bits
-from .products import residual_of
+from ....kernels.arguments import GATE, GATED_NORM, SHARE, SWIGLU
+from ....network.graph import Gate, SwiGLU, Tensor
+from ..fuse import GatedNorm
+from ..memory import Value, quantized_at
+from ..program import Program
+from .registry import lowers
 
 
+@lowers(SwiGLU)
 def swiglu(p: Program, node: Tensor) -> None:
-    """Over a norm of heads that is computed with it too."""
-    up = p.compact(node.src[1])
-    norm = node.src[1].src[0] if isinstance(node.src[1].op, Reshape) else node.src[1]
-    if isinstance(norm.op, RMSNorm) and len(norm.shape) == 3:
-        size = norm.shape[-1]
-        assert isinstance(size, int)
+    gate, up = (p.compact(source) for source in node.src)
+    p.prepare(node, SWIGLU, gate=gate.address, up=up.address)
+
+
+@lowers(GatedNorm)
+def gated_norm(p: Program, node: Tensor) -> None:
+    assert isinstance(node.op, GatedNorm)
+    gate_node, x_node, weight = node.src
+    head_dim = x_node.shape[-1]
+    assert isinstance(head_dim, int)
+    p.prepare(
+        node,
+        GATED_NORM,
+        gate=p.compact(gate_node).address,
+        x=p.compact(x_node).address,
+        weight=p.weight(weight),
+        head_dim=head_dim,
+        eps=node.op.eps,
+    )
+
+
+@lowers(Gate)
+def sigmoid(p: Program, node: Tensor, plus: Value | None = None) -> None:
+    """A gate for each number, which may be columns of another tensor, or one for each token; that one with what is added."""
+    x_node, gate_node = node.src
+    x = p.compact(x_node)
+    gate = p.values[gate_node.name].place()
+    if gate_node.shape == x_node.shape:
         p.prepare(
             node,
-            "gated_norm",
-            [up.address, float_bits(norm.op.eps), p.weight(norm.src[1]), size],
-            [up.address],
+            GATE,
+            x=x.address,
+            gate=gate.address,
+            token_bytes=gate.token_bytes,
+            group_cols=gate.n_columns,
+            group_bytes=gate.group_bytes,
         )
-    else:
-        p.prepare(node, "swiglu", [up.address, 0], [up.address])
-
-
-def sigmoid(p: Program, node: Tensor) -> None:
-    """A gate of each number, which may be columns of another tensor, or one of each token; that with what is added."""
-    x_node, gate_node = node.src
-    gate = p.values[gate_node.name]
-    address, *strides = gate.place()
-    if gate_node.shape == x_node.shape:
-        p.prepare(node, "gate", [address, 0, *strides], [gate.address])
         return
-    x = p.compact(x_node)
-    target, other = residual_of(p, node)
-    out, unit = p.new(target.name, x.dim, x.width), p.unit(x.dim)
-    args = [
-        p.inputs.count(x.dim),
-        unit,
-        x.address,
-        address,
-        x.width,
-        out.address,
-        0,
-        0,
-        0,
-        0,
-        other.address if other else 0,
-    ]
-    p.row(
-        "ops:prepare:share:f32",
-        args,
-        [x.address, gate.address, *([other.address] if other else [])],
-        [out.address],
-        divisor=unit,
+    out = p.new(node.name, x.dim, x.width)
+    p.token_row(
+        SHARE,
+        "f32",
+        of=out,
+        x=x.address,
+        gate=gate.address,
+        other=plus.address if plus else 0,
+        n_cols=x.width,
+        out=out.address,
+        **quantized_at(None),
     )
-    p.done.add(target.name)

@@ -1,24 +1,27 @@
-"""Rows of attention: heads normalised, rotated and stored where they are used, queries against the cache."""
+"""Rows of attention: heads normalised, rotated and stored, queries against the cache."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ....kernels import layout
-from ....network.graph import N_TOKENS, Attention, Columns, KVStore, Reshape, RMSNorm, Rope, Tensor
+from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE
+from ....network.graph import N_TOKENS, Attention, Columns, KVStore, Reshape, RMSNorm, Tensor
+from ..fuse import RotateHeads, StoreHeads
 from ..memory import Value, View, address_of
-from ..program import Program, float_bits, layer_bytes
+from ..program import Program, layer_bytes
+from .registry import lowers
 
-KV = "the KV cache"  # what stores write and attention reads, for the order of rows
 
-
+@lowers(Reshape)
 def view(p: Program, node: Tensor) -> None:
-    """The source's memory under another name: reshaped, or a step of heads that is done where these are used."""
+    """The source's memory under another name."""
     p.values[node.name] = p.values[node.src[0].name]
-    if not isinstance(node.op, Reshape):
-        p.hidden.add(node.name)
 
 
+@lowers(Columns)
 def columns(p: Program, node: Tensor) -> None:
     """Some columns of each group, where they lie."""
     assert isinstance(node.op, Columns)
@@ -33,100 +36,137 @@ def columns(p: Program, node: Tensor) -> None:
     p.values[node.name] = replace(
         x, width=n_group * count, columns=View(4 * node.op.first, 4 * x.width, count, 4 * width)
     )
-    p.hidden.add(node.name)
 
 
-def head_norm(p: Program, node: Tensor) -> tuple[int, int]:
-    """The weight of a head's norm (0 if it has none) and its eps, from the nodes that lead to `node`."""
-    while isinstance(node.op, (Rope, Reshape)):
-        node = node.src[0]
-    if isinstance(node.op, RMSNorm) and len(node.shape) == 3:
-        return p.weight(node.src[1]), float_bits(node.op.eps)
-    return 0, 0
+# -- heads: normalised where they have a weight, rotated where n_rot isn't 0 ----------------------------------------------
 
 
-def rotation(p: Program, node: Tensor) -> list[int]:
-    """The arguments that rotating and storing heads share."""
-    x = p.values[node.name]
+def heads_of(
+    p: Program, node: Tensor, weight: Sequence[Tensor] = (), eps: float = 0.0, n_rot: int = 0
+) -> dict[str, Any]:
+    """The arguments that rotating and storing the heads of `node` share; `weight` is the norm's, or nothing."""
     _, n_head, head_dim = node.shape
-    assert isinstance(n_head, int)
-    assert isinstance(head_dim, int)
-    if not isinstance(node.op, Rope):
-        raise p.error(f"the CPU backend needs '{node.name}' to be rotated")
-    angles, n_rot = address_of(p.inputs.angles), node.op.params.n_rot
-    return [
-        p.inputs.count(N_TOKENS),
-        p.unit(N_TOKENS),
-        x.place()[0],
-        n_head,
-        head_dim,
-        *head_norm(p, node),
-        angles,
-        n_rot,
-    ]
+    return {
+        "n_head": n_head,
+        "head_dim": head_dim,
+        "weight": p.weight(weight[0]) if weight else 0,
+        "eps": eps,
+        "table": address_of(p.inputs.angles),
+        "n_rot": n_rot,
+    }
 
 
-def in_place(p: Program, node: Tensor) -> None:
-    """From now on the memory of `node` holds its heads rotated, and no longer as before."""
-    x = p.values[node.name]
-    p.hidden |= {name for name, value in p.values.items() if value.memory is x.memory}
-    p.hidden.remove(node.name)
-
-
-def rotate(p: Program, node: Tensor) -> Value:
-    """Queries, in place unless they are columns of another tensor."""
-    args, x = rotation(p, node), p.values[node.name]
-    if x.columns is None:
-        in_place(p, node)
-        out, strides = x, (4 * x.width, 4 * p.model.config.head_dim)
-    else:
-        out, strides = p.new(node.name, x.dim, x.width), (x.columns.stride, x.columns.group_stride)
-        p.hidden.remove(node.name)
-    p.row(
-        "heads:rotate", [*args, out.address, *strides], [x.address], [out.address], divisor=p.unit(N_TOKENS)
+def rotated(p: Program, x: Value, out: Value, heads: dict[str, Any]) -> None:
+    """A row that normalises and rotates the heads of x; `out` may be where x is."""
+    place = x.place()
+    p.token_row(
+        ROTATE,
+        of=out,
+        x=place.address,
+        **heads,
+        out=out.address,
+        token_bytes=place.token_bytes,
+        head_bytes=place.group_bytes if x.columns else 4 * heads["head_dim"],
     )
-    return out
 
 
+def place_for(p: Program, node: Tensor, x: Value) -> Value:
+    """Where the heads of x go: they stay where they are, unless something else needs them as they are."""
+    if not p.may_overwrite(x):
+        return p.new(node.name, x.dim, x.width)
+    p.values[node.name] = x
+    return x
+
+
+@lowers(RotateHeads)
+def rotate(p: Program, node: Tensor) -> None:
+    assert isinstance(node.op, RotateHeads)
+    x_node, *weight = node.src
+    x = p.values[x_node.name]
+    rotated(
+        p, x, place_for(p, node, x), heads_of(p, node, weight, eps=node.op.eps, n_rot=node.op.params.n_rot)
+    )
+
+
+def norm(p: Program, node: Tensor) -> None:
+    """A norm of heads by itself."""
+    assert isinstance(node.op, RMSNorm)
+    x_node, weight = node.src
+    x = p.values[x_node.name]
+    rotated(p, x, place_for(p, node, x), heads_of(p, node, [weight], eps=node.op.eps))
+
+
+def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> None:
+    """A row that puts keys, normalised and rotated where they lie, and values into the cache."""
+    p.token_row(
+        STORE,
+        p.types.k,
+        p.types.v,
+        of=k,
+        k=k.address,
+        **heads,
+        v=v.address,
+        pages=address_of(p.inputs.pages),
+        slots=address_of(p.inputs.slots),
+        layer_offset=layer * layer_bytes(p.model, p.types),
+    )
+
+
+@lowers(KVStore)
 def kv_store(p: Program, node: Tensor) -> None:
+    """Keys as they are."""
     assert isinstance(node.op, KVStore)
-    k, v = node.src
-    keys, values = p.compact(k).address, p.compact(v).address
-    pages, slots = address_of(p.inputs.pages), address_of(p.inputs.slots)
-    args = [*rotation(p, k), values, pages, slots, node.op.layer * layer_bytes(p.model, p.types)]
-    in_place(p, k)
-    p.row(f"heads:store:{p.types.k}:{p.types.v}", args, [keys, values], [keys, KV], divisor=p.unit(N_TOKENS))
+    k, v = (p.compact(source) for source in node.src)
+    store(p, node.op.layer, k, v, heads_of(p, node))
 
 
+@lowers(StoreHeads)
+def store_heads(p: Program, node: Tensor) -> None:
+    """Keys on their way into the cache, rotated where they lie; somewhere else where something needs them as they are."""
+    assert isinstance(node.op, StoreHeads)
+    k_node, v_node, *weight = node.src
+    k, v, rotation = p.compact(k_node), p.compact(v_node), node.op.rotation
+    heads = heads_of(p, node, weight, eps=rotation.eps, n_rot=rotation.params.n_rot)
+    if p.may_overwrite(k):
+        store(p, node.op.layer, k, v, heads)
+    else:
+        copy = Value(k.dim, k.width, p.take(len(k.memory)))
+        k.others.append(copy.memory)
+        rotated(p, k, copy, heads)
+        store(p, node.op.layer, copy, v, heads_of(p, node))
+
+
+# -- queries against the cache --------------------------------------------------------------------------------------------
+
+
+@lowers(Attention)
 def attention(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Attention)
-    q, store = node.src
-    assert isinstance(store.op, KVStore)
+    q, handle = node.src
+    assert isinstance(handle.op, (KVStore, StoreHeads))
     c = p.model.config
     if c.head_dim % layout.LANES:
         raise p.error(
             f"heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}: use --backend numpy"
         )
-    x = rotate(p, q)
+    x = p.compact(q)
     out = p.new(node.name, N_TOKENS, c.n_head * c.head_dim)
-    pointers, writes = address_of(p.inputs.pointers), (out.address, "partials")
-    args = [
-        x.address,
-        out.address,
-        pointers,
-        c.n_head,
-        c.n_head_kv,
-        float_bits(node.op.scale),
-        store.op.layer * layer_bytes(p.model, p.types),
-    ]
-    spec = f"attention:attend:{c.head_dim}:{p.types.k}:{p.types.v}"
-    p.row(spec, args, [x.address, KV], writes, count=p.inputs.count("attend"))
-    kind, addresses = p.quantized(node, out)
-    args = [p.inputs.count(N_TOKENS), p.unit(N_TOKENS), out.address, pointers, c.n_head, *addresses]
+    pointers = address_of(p.inputs.pointers)
     p.row(
-        f"attention:merge:{c.head_dim}:{kind}",
-        args,
-        ["partials"],
-        [out.address, *addresses],
-        divisor=p.unit(N_TOKENS),
+        ATTEND,
+        c.head_dim,
+        p.types.k,
+        p.types.v,
+        amount=p.inputs.count("attend"),
+        q=x.address,
+        out=out.address,
+        pointers=pointers,
+        n_head=c.n_head,
+        n_head_kv=c.n_head_kv,
+        scale=node.op.scale,
+        layer_offset=handle.op.layer * layer_bytes(p.model, p.types),
+    )
+    kind, quantized = p.quantized(node, out)
+    p.token_row(
+        MERGE, c.head_dim, kind, of=out, out=out.address, pointers=pointers, n_head=c.n_head, **quantized
     )

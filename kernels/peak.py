@@ -1,11 +1,13 @@
-"""What the machine can do at most: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
+"""The most that the machine can do: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from .simd import F32X16, I8X64, I32X16, Emitter, i64, intrinsic_of, load_i64, void
+from .arguments import FILL, MULTIPLY, READ
+from .reading import reader
+from .simd import F32X16, I8X64, I32X16, Emitter, i64, intrinsic_of, void
 
 LINE = 64
 LINES_A_TURN = 4
@@ -18,7 +20,8 @@ def build(name: str, *variant: str) -> Any:
 
 
 def build_fill() -> Any:
-    """args: bytes in all, bytes a chunk, address. Writes every byte, so that each page is memory of its own, near a thread that reads."""
+    """Writes every byte, so that each page is memory of its own, near a thread that reads."""
+    read_arguments = reader(FILL)
 
     @intrinsic_of(void, i64, i64)
     def fill_lines(e: Emitter, address: Any, n_bytes: Any) -> None:
@@ -26,14 +29,15 @@ def build_fill() -> Any:
             e.store(e.int(1, I32X16), e.at(address, e.b.mul(i, e.int(LINE))))
 
     def fill(args, chunk, scratch):
-        n_bytes = load_i64(args + 8)
-        fill_lines(load_i64(args + 16) + chunk * n_bytes, n_bytes)
+        a = read_arguments(args)
+        fill_lines(a.address + chunk * a.unit, a.unit)
 
     return fill
 
 
 def build_read(n_streams: str) -> Any:
-    """args: bytes in all, bytes a chunk, address, bytes to prefetch ahead. A chunk is read in some streams side by side."""
+    """A chunk is read in some streams side by side."""
+    read_arguments = reader(READ)
     streams = int(n_streams)
 
     @intrinsic_of(void, i64, i64, i64, i64)
@@ -50,8 +54,8 @@ def build_read(n_streams: str) -> Any:
         store_sum(e, sums, out)
 
     def read(args, chunk, scratch):
-        n_bytes = load_i64(args + 8)
-        read_lines(load_i64(args + 16) + chunk * n_bytes, n_bytes, load_i64(args + 24), scratch)
+        a = read_arguments(args)
+        read_lines(a.address + chunk * a.unit, a.unit, a.ahead, scratch)
 
     return read
 
@@ -73,10 +77,9 @@ STEPS: dict[str, tuple[Any, Any, Callable[..., Any]]] = {
 
 
 def build_multiply(step: str, n_rows: str, n_columns: str) -> Any:
-    """args: turns in all, turns a chunk, address of DATA_BYTES of factors.
-
-    A turn adds n_rows * n_columns products of 64 bytes by 64 bytes: rows stay in registers, columns are loaded, as in a product's tile.
-    """
+    """A turn adds n_rows * n_columns products of 64 bytes by 64 bytes: rows stay in registers, columns are loaded, as in a
+    product's tile."""
+    read_arguments = reader(MULTIPLY)
     rows, columns = int(n_rows), int(n_columns)
     kind, sum_kind, add_product = STEPS[step]
 
@@ -95,6 +98,7 @@ def build_multiply(step: str, n_rows: str, n_columns: str) -> Any:
         store_sum(e, [total for totals in sums for total in totals], out)
 
     def multiply(args, chunk, scratch):
-        multiply_turns(load_i64(args + 8), load_i64(args + 16), scratch)
+        a = read_arguments(args)
+        multiply_turns(a.unit, a.address, scratch)
 
     return multiply

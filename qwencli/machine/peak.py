@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured by a team of threads in half a second: reading memory, and multiplying."""
+"""The most that this machine can do, measured by a team of threads in half a second: reading memory, and multiplying."""
 
 from __future__ import annotations
 
@@ -7,40 +7,43 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends.cpu.backend import kernels_of
-from ..backends.cpu.memory import I64, address_of, aligned_zeros
+from ..backends.cpu.memory import address_of, aligned_zeros
 from ..backends.cpu.team import RUNTIME, Team, physical_cores
 from ..errors import InputError, QwenError
 from ..kernels import layout
+from ..kernels.arguments import FILL, MULTIPLY, READ, ROW, Arguments
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Report
 
 READS = [(1, 0, 2**17), (1, 0, 2**21), (4, 0, 2**21), (4, 2048, 2**21), (4, 0, 2**24)]
-"""Streams that a chunk is read in, bytes prefetched ahead, bytes a chunk: which form is the fastest differs from CPU to CPU."""
+"""Streams in which a chunk is read, bytes prefetched ahead, bytes per chunk: which is fastest differs from CPU to CPU."""
 STEPS: dict[str, int] = {"dot4": 2 * 4 * layout.LANES, "fma": 2 * layout.LANES}
-"""Operations of multiplying two registers and adding the products."""
+"""Operations that it takes to multiply two registers and add the products."""
 TILES = [(4, 4), (2, 2)]
-"""Registers that are multiplied with each other: the more the better, where there are as many."""
+"""Rows and columns of registers that are multiplied with each other: the more the better, if the CPU has that many."""
 SPECS = (
-    "limits:fill",
-    *(f"limits:read:{n}" for n in sorted({n for n, *_ in READS})),
-    *(f"limits:multiply:{step}:{rows}:{columns}" for step in STEPS for rows, columns in TILES),
+    "peak:fill",
+    *(f"peak:read:{n}" for n in sorted({n for n, *_ in READS})),
+    *(f"peak:multiply:{step}:{rows}:{columns}" for step in STEPS for rows, columns in TILES),
 )
-"""The kernels that measure_limits needs besides the team's."""
+"""The kernels that measure_peak needs besides the team's own."""
 LEAST_BUFFER, SHARE_OF_MEMORY = 2**28, 8
 FACTOR_BYTES, TURNS = 4096, 4096
 REPEATS = 6
 SECONDS = 0.005
-"""How long one timed run of arithmetic takes at least."""
+"""The shortest run of arithmetic that is timed."""
 UNINTERRUPTED = 2**20  # chunks: a run takes milliseconds
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Bytes a second that are read from memory; operations a second on int8 factors with int32 sums, and on float32.
+class Peak:
+    """Bytes per second read from memory; operations per second on int8 factors with int32 sums, and on float32.
 
     A product and its addition are two operations.
     """
@@ -49,17 +52,17 @@ class Limits:
     products: float
     flops: float
 
-    def best(self, other: Limits) -> Limits:
-        """The best of both: a neighbour on the same machine makes a measurement smaller, nothing makes it larger."""
-        return Limits(
+    def best(self, other: Peak) -> Peak:
+        """The best of both: others on the same machine make a measurement smaller, nothing makes it larger."""
+        return Peak(
             max(self.bandwidth, other.bandwidth),
             max(self.products, other.products),
             max(self.flops, other.flops),
         )
 
 
-def measure_limits(n_threads: int | None = None, report: Report | None = None) -> Limits:
-    """The best of several loops on so many threads, by default one a physical core. `report` is told what is compiled. Raises QwenError."""
+def measure_peak(n_threads: int | None = None, report: Report | None = None) -> Peak:
+    """The best of several loops on `n_threads`, by default one per physical core. `report` is told what is compiled. Raises QwenError."""
     try:
         kernels = kernels_of(choose().name)
         kernels.report = report
@@ -70,60 +73,67 @@ def measure_limits(n_threads: int | None = None, report: Report | None = None) -
         raise QwenError(f"{error} (please report this)") from error
     loops = Loops(Team(kernels, n_threads or physical_cores(), 64), addresses)
     try:
-        return Limits(loops.bandwidth(), loops.arithmetic("dot4"), loops.arithmetic("fma"))
+        return Peak(loops.bandwidth(), loops.arithmetic("dot4"), loops.arithmetic("fma"))
     finally:
         loops.team.close()
 
 
 class Loops:
-    """The loops of kernels/limits.py."""
+    """The loops of kernels/peak.py."""
 
     def __init__(self, team: Team, addresses: dict[str, int]) -> None:
         self.team = team
         self._addresses = addresses
-        self._keep: list[I64] = []  # a team may look at rows after their step
+        self._keep: list[NDArray[Any]] = []  # a team may still look at rows after their step
         self._factors = aligned_zeros(FACTOR_BYTES)
         self._factors.view(np.float32)[:] = np.random.default_rng(0).uniform(
             0.5, 1, FACTOR_BYTES // 4
         )  # as bytes, of any value
 
-    def seconds(self, spec: str, amount: int, unit: int, *args: int) -> float:
-        """How long `amount` takes, `unit` a chunk."""
-        arguments = np.array([amount, unit, *args], np.int64)
-        address = address_of(arguments)
-        row = np.array([[self._addresses[spec], address, address, unit, 0, 1]], np.int64)
+    def seconds(self, kernel: Arguments, *variant: object, amount: int, unit: int, **args: int) -> float:
+        """How long `amount` takes in chunks of `unit`."""
+        arguments = kernel.pack(amount=amount, unit=unit, **args)
+        row = ROW.pack(
+            kernel=self._addresses[kernel.spec(*variant)],
+            args=address_of(arguments),
+            count=address_of(arguments) + kernel.offset("amount"),
+            divisor=unit,
+            first=0,
+            last=1,
+        )
         self._keep += [arguments, row]
         start = time.perf_counter()
         self.team.run(row, UNINTERRUPTED)
         return time.perf_counter() - start
 
     def bandwidth(self) -> float:
-        """Bytes a second, all threads together, of a buffer that is too large for the caches."""
+        """Bytes per second, all threads together, from a buffer that is too large for the caches."""
         n_bytes = buffer_bytes()
         memory = np.empty(n_bytes, np.uint8)
-        self.seconds("limits:fill", n_bytes, READS[0][2], address_of(memory))
+        address = address_of(memory)
+        self.seconds(FILL, amount=n_bytes, unit=READS[0][2], address=address)
         fastest = min(
-            self.seconds(f"limits:read:{n_streams}", n_bytes, chunk, address_of(memory), ahead)
+            self.seconds(READ, n_streams, amount=n_bytes, unit=chunk, address=address, ahead=ahead)
             for _ in range(REPEATS)
             for n_streams, ahead, chunk in READS
         )
         return n_bytes / fastest
 
     def arithmetic(self, step: str) -> float:
-        """Operations a second, all threads together."""
-        return max(
-            self._rate(f"limits:multiply:{step}:{rows}:{columns}") * rows * columns * STEPS[step]
-            for rows, columns in TILES
-        )
+        """Operations per second, all threads together."""
+        return max(self._rate(step, *tile) * tile[0] * tile[1] * STEPS[step] for tile in TILES)
 
-    def _rate(self, spec: str) -> float:
-        """Turns a second: as many as take long enough to be timed."""
+    def _rate(self, *variant: object) -> float:
+        """Turns per second, timed over enough of them."""
+
+        def seconds() -> float:
+            address = address_of(self._factors)
+            return self.seconds(MULTIPLY, *variant, amount=turns, unit=TURNS, address=address)
+
         turns = TURNS * self.team.n_threads
-        while (taken := self.seconds(spec, turns, TURNS, address_of(self._factors))) < SECONDS:
+        while (taken := seconds()) < SECONDS:
             turns *= 2 if taken > SECONDS / 4 else 4
-        return turns / min(
-            self.seconds(spec, turns, TURNS, address_of(self._factors)) for _ in range(REPEATS)
-        )
+        return turns / min(seconds() for _ in range(REPEATS))
 
 
 def buffer_bytes() -> int:

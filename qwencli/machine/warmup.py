@@ -1,4 +1,4 @@
-"""Compiling ahead what a model's steps need, so that its first run compiles nothing: for images, and for those who don't want to wait."""
+"""Compiling what a model's steps need before its first run: for container images, and for those who don't want to wait."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ..backends.protocol import HIDDEN, LOGITS
 from ..errors import InputError, ModelError, QwenError
 from ..gguf.file import GGUFFile, TensorInfo
 from ..gguf.types import GGML_TYPES, GGMLType
+from ..kernels.formats import FORMATS
 from ..kernels.isa import available
 from ..kernels.jit import KernelError
-from ..kernels.layout import FORMATS
 from ..network.model import Model, load_model
-from . import limits
+from . import peak
 
 MOST_TOKENS = 512
-"""Of a step: more need no other kernels."""
+"""Tokens of a step: more need no other kernels."""
 USUAL_HEADS = 64, 128
 """Sizes of heads that Qwen's models have."""
 
 
 class Warmth(NamedTuple):
-    """What was done for an ISA: how many kernels were compiled and how many were there already, in which folder."""
+    """What was done for an ISA: how many kernels were compiled, how many were there already, and in which folder they are."""
 
     isa: str
     compiled: int
@@ -51,11 +51,11 @@ def warm_up(
     cache_types: CacheTypes = DEFAULT_TYPES,
 ) -> Iterator[Warmth]:
     """Compile the kernels that the models need, for the named ISAs or the one that is used by default, and with `tune` find out which
-    tiles are the fastest on this CPU.
+    tiles are fastest on this CPU.
 
-    With `all_formats` also those for the same models in every other format, and for the usual sizes of heads. `report` and `progress`
-    are told what is compiled, `cache_types` is what CPUBackend is given. Raises InputError for an ISA that this CPU lacks, QwenError where
-    kernels can't be compiled or kept.
+    `all_formats` adds those for the same models in every other format, and for the usual sizes of heads. `report` and `progress` are told
+    what is compiled, `cache_types` is passed to CPUBackend. Raises InputError for an ISA that this CPU lacks, ModelError for a model that
+    has no compiled kernels, QwenError if kernels can't be compiled or kept.
     """
     known = [isa.name for isa in available()]
     for isa in isas:
@@ -96,10 +96,10 @@ def warm_up(
 def kernels_of_model(
     model: Model, isa: str, all_formats: bool, cache_types: CacheTypes = DEFAULT_TYPES
 ) -> set[str]:
-    """The kernels for an ISA of whatever the commands do with a model. Raises ModelError for one that has none."""
+    """The specs of the kernels for whatever the commands do with a model on an ISA. Raises ModelError for a model that has none."""
     if missing := what_has_no_kernels(model):
         raise ModelError(f"{model.file.path}: there are no compiled kernels for {', '.join(missing)}")
-    found = {*limits.SPECS, *stopwatch.SPECS}
+    found = {*peak.SPECS, *stopwatch.SPECS}
     for each in [
         model,
         *(
@@ -129,7 +129,7 @@ def kernels_of_model(
 
 
 class InFormat(GGUFFile):
-    """A file as if the matrices whose rows can be were stored in another format. It has no weights: they are zeros."""
+    """A file as if its matrices were stored in another format, as far as their rows can be. Its weights are zeros."""
 
     def __init__(self, file: GGUFFile, kind: GGMLType) -> None:
         self.__dict__.update(file.__dict__)

@@ -1,4 +1,4 @@
-"""How an answer's tokens were chosen, to look at: an HTML page of their probabilities, and a line of text for each."""
+"""How an answer's tokens were chosen, made visible: an HTML page of their probabilities, and a line of text for each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..sampling import Report
+    from ..sampling.sampler import TokenReport
 
 COLOURS = [0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.01, 0.0]
 """The lowest probability of each."""
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-N_BARS = 40  # lengths of a bar
+N_BARS = 40  # different lengths of a bar
 
 # Colours are steps of equal lightness in OKLCH, which is perceptual; one hue, so that they order alike for the colour-blind and in print.
 STYLE = """
@@ -72,9 +72,9 @@ STYLE += "".join(f".c{i} {{ --u: {i} }}\n" for i in range(len(COLOURS)))
 STYLE += "".join(f".w{i} {{ width: {100 * i / N_BARS:g}% }}\n" for i in range(1, N_BARS + 1))
 
 
-def page(reports: Sequence[Report], bytes_of: Callable[[int], bytes], model: str, prompt: str) -> str:
-    """A page of HTML that needs nothing else: each token of an answer coloured by the model's probability, what else was likely on hover
-    and on keyboard focus. `bytes_of` gives the bytes that a token stands for, which may be part of a character."""
+def page(reports: Sequence[TokenReport], bytes_of: Callable[[int], bytes], model: str, prompt: str) -> str:
+    """A self-contained HTML page: each token of an answer coloured by the model's probability, with the alternatives on hover and on
+    keyboard focus. `bytes_of` gives the bytes that a token stands for, which may be part of a character."""
     style_hash = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'none'"
     tokens = "".join(_token(report, bytes_of, i) for i, report in enumerate(reports))
@@ -103,8 +103,8 @@ def page(reports: Sequence[Report], bytes_of: Callable[[int], bytes], model: str
 """
 
 
-def explanation(report: Report, text_of: Callable[[int], str]) -> str:
-    """How a token was chosen, in a line: `' time'  top_k 40 > top_p 7 > min_p 3, p 0.61`. Samplers that left all they got are not named."""
+def explanation(report: TokenReport, text_of: Callable[[int], str]) -> str:
+    """How a token was chosen, in a line: `' time'  top_k 40 > top_p 7 > min_p 3, p 0.61`. Samplers that left out nothing are not named."""
     text = "'" + "".join(c if c.isprintable() else _escape(c) for c in text_of(report.token)) + "'"
     width = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
     counts = [None, *(n for _, n in report.stages)]
@@ -113,7 +113,7 @@ def explanation(report: Report, text_of: Callable[[int], str]) -> str:
     return text + " " * max(0, 14 - width) + "  " + (f"{stages}, " if stages else "") + f"p {p}"
 
 
-def _figures(reports: Sequence[Report]) -> list[tuple[str, str]]:
+def _figures(reports: Sequence[TokenReport]) -> list[tuple[str, str]]:
     if not reports:
         return [("Tokens", "0")]
     mean = math.fsum(report.logprob for report in reports) / len(reports)
@@ -125,7 +125,7 @@ def _figures(reports: Sequence[Report]) -> list[tuple[str, str]]:
     ]
 
 
-def _token(report: Report, bytes_of: Callable[[int], bytes], index: int) -> str:
+def _token(report: TokenReport, bytes_of: Callable[[int], bytes], index: int) -> str:
     p = math.exp(report.logprob)
     colour = next(i for i, least in enumerate(COLOURS) if p >= least)
     ranked = (
@@ -155,12 +155,12 @@ def _percent(p: float) -> str:
 
 
 def _decoded(bytes_of: Callable[[int], bytes], token: int) -> str:
-    """A token's text; bytes that form no character become the surrogates that `_escape` knows."""
+    """A token's text; bytes that aren't a character become the surrogates that `_escape` knows."""
     return bytes_of(token).decode("utf-8", "surrogateescape") or f"[{token}]"
 
 
 def _text(text: str, marks: bool = False, escape_all: bool = False) -> str:
-    """HTML of a text, with escapes for what cannot be seen. Newlines and tabs stay, newlines with `marks`, or are escaped as well."""
+    """HTML of a text, with escapes for what can't be seen. Newlines and tabs stay, newlines with a mark if `marks`, or are escaped too."""
 
     def parts() -> Iterable[str]:
         for c in text:
@@ -175,7 +175,7 @@ def _text(text: str, marks: bool = False, escape_all: bool = False) -> str:
 
 
 def _escape(c: str) -> str:
-    """An escape for a character that cannot be seen, or for a byte that is part of one."""
+    """An escape for a character that can't be seen, or for a byte that is part of one."""
     n = ord(c)
     if 0xDC80 <= n <= 0xDCFF:
         return f"\\x{n - 0xDC00:02x}"

@@ -1,0 +1,40 @@
+"""Options that several commands share, and the form of their examples."""
+
+from __future__ import annotations
+
+import click
+
+from ..backends.kv_cache import TYPES
+
+mmap_option = click.option(
+    "--no-mmap", is_flag=True, help="Read the file instead of mapping it, so that it may change while in use."
+)
+threads_option = click.option(
+    "-t", "--threads", type=click.IntRange(1, 1024), help="Threads to use. Default: one per core."
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "cpu", "numpy"]),
+    default="auto",
+    help="cpu: compiled kernels; numpy: the slow float32 reference. Default: cpu, if it supports the file's types.",
+)
+cache_type_k_option, cache_type_v_option = (
+    click.option(
+        f"-ct{letter}",
+        f"--cache-type-{letter}",
+        type=click.Choice(list(TYPES)),
+        help=f"The type of the {what} in the KV cache. Default: f16; q8_0 takes half the memory, q4_0 a quarter.",
+    )
+    for letter, what in (("k", "keys"), ("v", "values"))
+)
+fit_option = click.option(
+    "--fit/--no-fit",
+    default=None,
+    help="Use the longest context up to -c that fits into free memory; --no-fit doesn't check whether it fits.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def example(*lines: str) -> str:
+    """An epilog that shows example calls, one per line."""
+    return "\b\nExamples:\n" + "\n".join("  " + line for line in lines)

@@ -1,0 +1,1 @@
+"""This machine: the most that it can do, the kernels compiled for it, and what would make it faster."""
