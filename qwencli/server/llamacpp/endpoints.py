@@ -28,9 +28,9 @@ from ..service.generation import Slot
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
+from ..shared.fields import nth_seed
 from ..shared.json_text import json_array, json_response
 from ..shared.prompts import mixed, prompts_of
-from ..shared.schemas import nth_seed
 from ..shared.streams import merged
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
