@@ -1,10 +1,10 @@
 """GGML's tensor types: the number of each in a GGUF file, the size of its blocks, and the family of kernels that multiplies it.
 
-This is the only table of these sizes: the reader of files and the kernels take theirs from it. It imports nothing, so that a command which
+This is the only table of these sizes: the reader of files and the kernels take theirs from it. It imports nothing, so that a command that
 only looks at a file starts at once.
 
-Source: `enum ggml_type` in ggml.h and the block structs of ggml-common.h. The `gguf` package holds the same table, but importing it takes
-70 ms; a test compares the two. Q2_0 is newer than some of its versions.
+Source: `enum ggml_type` in ggml.h and the block structs of ggml-common.h. The `gguf` package has the same table, but importing it takes
+70 ms; a test compares the two. Q2_0 is missing in some versions of the package.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from typing import NamedTuple
 class Format(NamedTuple):
     """A tensor type: `block_size` weights are stored together in `block_bytes` bytes.
 
-    `family` says how kernels multiply it (see quants/), "" for a type that none are written for. Where a type is `scaled`, products with a
-    matrix are multiplied by an F32 value that a tensor of its own holds.
+    `family` says how kernels multiply it (see quants/), "" for a type that has no kernels. Products with a matrix of a `scaled` type are
+    multiplied by an F32 value, which is in a tensor of its own.
     """
 
     id: int
@@ -64,7 +64,7 @@ GGML_TYPES = (
 )
 
 FORMATS = {kind.name: kind for kind in GGML_TYPES if kind.family}
-"""Those that kernels multiply, by name: each has a file in quants/."""
+"""The types that kernels multiply, by name: each has a file in quants/."""
 
 
 def sizes(name: str) -> tuple[int, int, str]:

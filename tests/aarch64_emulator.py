@@ -1,4 +1,4 @@
-"""Kernels of aarch64 run by qemu-aarch64: an object file is linked here into a program that calls it on an image of the memory.
+"""Kernels for aarch64 run by qemu-aarch64: an object file is linked here into a program that calls it on an image of the memory.
 
 No compiler, linker or Python for aarch64 is needed. The program calls what a table at the beginning of the image lists, kernel, arguments,
 chunk and scratch, up to a kernel 0, and writes the image to its output.
@@ -40,7 +40,7 @@ SCALED = {277: 0, 278: 0, 284: 1, 285: 2, 286: 3, 299: 4}
 
 
 def link(code: bytes) -> tuple[bytes, dict[str, int]]:
-    """An object file's sections as they lie at CODE, behind START, and the addresses of its symbols.
+    """An object file's sections as they are laid out at CODE, after START, and the addresses of its symbols.
 
     Raises KeyError for a symbol that isn't in it, and for a kind of relocation that isn't known here ("ELF for the Arm 64-bit
     Architecture").
@@ -97,7 +97,7 @@ def relocate(memory: bytearray, place: int, kind: int, target: int) -> None:
 
 
 def program(code: bytes, image: bytes) -> bytes:
-    """An executable ELF file with the code, and behind it the image, on pages of their own."""
+    """An executable ELF file with the code, followed by the image, on pages of its own."""
     parts = [(5, CODE, code), (6, IMAGE, image)]
     header, body = (
         b"\x7fELF\x02\x01\x01"

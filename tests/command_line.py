@@ -15,7 +15,7 @@ from gguf_builder import STORY, TOKENS
 
 QWENCLI = (
     shutil.which("qwencli", path=str(Path(sys.executable).parent))
-    or "qwencli is not installed beside this Python"
+    or "qwencli is not installed next to this Python"
 )
 COMMANDS = [
     "bench",
@@ -48,7 +48,7 @@ Call = Callable[..., Result]
 
 
 def process(*args: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run the installed command. The time that it may take includes what a first run compiles, on a busy machine of one core."""
+    """Run the installed command. The time limit leaves room for what a first run compiles, on a busy machine with one core."""
     streams: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
@@ -61,12 +61,12 @@ def process(*args: object, **options: Any) -> subprocess.CompletedProcess[bytes]
 
 
 def allow_ctrl_c() -> None:
-    """For a process that is started: where the tests run in the background it may be ignored."""
+    """Undo, in a process that is about to start, that Ctrl-C is ignored, as it may be where the tests run in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_terminal(terminal: int, end: bytes) -> bytes:
-    """What was written to the other end of a pseudo-terminal, up to `end` and beyond: it comes piece by piece, and may come late."""
+    """What was written to the other end of a pseudo-terminal, up to `end` or further. It comes piece by piece, and may come late."""
     text, deadline = b"", time.monotonic() + 60
     while end not in text:
         assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], text

@@ -1,4 +1,4 @@
-"""Running an engine to the end, or not yet."""
+"""Running an engine until its sequences are done, or holding it back."""
 
 import threading
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def finish(engine: Engine, *sequences: Sequence) -> None:
 
 @contextmanager
 def held(engine: Engine, n_tokens: int = 0) -> Iterator[threading.Event]:
-    """Steps wait until the event is set, once a sequence has `n_tokens`: what a test does meanwhile is in time however slow it is."""
+    """Once a sequence has `n_tokens`, steps wait until the event is set, so that a slow test isn't too late for what it does meanwhile."""
     go, step = threading.Event(), engine.step
 
     def held_step(n_batch: int | None = None) -> Any:

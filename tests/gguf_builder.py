@@ -1,4 +1,4 @@
-"""GGUF files built byte by byte, with none of our own code nor the gguf package's writer, so that damaged ones can be made too.
+"""GGUF files built byte by byte, with neither our own code nor the gguf package's writer, so that damaged ones can be made too.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A key-value pair is `key: (type, value)` with a type of TYPES, or with
 one in brackets for an array: `"a.b": ("u32", 3)`, `"c": ("[str]", ["x", "y"])`, `"d": ("[[u8]]", [[1], [2, 3]])`.
@@ -50,7 +50,7 @@ def number(code: str, value: float) -> bytes:
 
 
 def string(text: str | bytes) -> bytes:
-    """Bytes are taken as they are, so that a string can hold what is no UTF-8."""
+    """Bytes are taken as they are, so that a string can contain bytes that aren't UTF-8."""
     raw = text if isinstance(text, bytes) else text.encode()
     return number("Q", len(raw)) + raw
 
@@ -120,7 +120,7 @@ class Gguf:
         return path
 
     def replace(self, tensor: Tensor) -> None:
-        """Put `tensor` in the place of the one with its name."""
+        """Replace the tensor that has the name of `tensor`."""
         i = [t.name for t in self.tensors].index(tensor.name)
         self.tensors[i] = tensor
 

@@ -1,4 +1,4 @@
-"""Arrays that lie against pages which may be neither read nor written: a kernel that leaves its tensor by one byte ends the process."""
+"""Arrays that lie against pages which may be neither read nor written: a kernel that goes one byte beyond its tensor ends the process."""
 
 import ctypes
 import mmap
@@ -11,7 +11,7 @@ PAGE = mmap.PAGESIZE
 
 
 def guarded(array: np.ndarray, side: str) -> np.ndarray:
-    """A copy of `array` whose end ("after") or begin ("before") touches a protected page."""
+    """A copy of `array` whose end ("after") or start ("before") touches a protected page."""
     if sys.platform == "win32":
         pytest.skip("needs mprotect")
     n_pages = -(-array.nbytes // PAGE)

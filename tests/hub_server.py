@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
-        if url.path == "/api/agent-harnesses":  # a newer library's own curiosity
+        if url.path == "/api/agent-harnesses":  # newer versions of the library ask for this
             return self.refuse(404)
         token = self.headers.get("Authorization")
         hub.requests.append(

@@ -9,7 +9,7 @@ BLOCKS = ("q8_0", "q4_0")
 
 
 def in_type(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """x, float32 [..., head_dim], as bytes of a type, uint8 [..., bytes], and the values that these stand for, float64."""
+    """x, float32 [..., head_dim], as bytes of a type, uint8 [..., bytes], and the values that these represent, float64."""
     if kind == "f16":
         with np.errstate(over="ignore"):
             halves = x.astype(np.float16)

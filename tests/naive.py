@@ -15,7 +15,7 @@ F64 = NDArray[np.float64]
 
 
 def forward(c: Config, tensors: Mapping[str, F32], tokens: Sequence[int]) -> dict[str, F64]:
-    """The states behind each layer (`l_out-0` ...) and the last norm, and the logits (`result_output`), each [n_tokens, ...]."""
+    """The hidden states after each layer (`l_out-0` ...) and the last norm, and the logits (`result_output`), each [n_tokens, ...]."""
     assert not c.get("rope_scaling"), "only plain RoPE is written here"
     w = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     n, d, n_head, n_head_kv = len(tokens), head_dim(c), c["num_attention_heads"], c["num_key_value_heads"]

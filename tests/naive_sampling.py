@@ -1,4 +1,4 @@
-"""Samplers as their papers define them, on lists of (token, logit) in no order: twins for the tests, without a thought for speed."""
+"""Samplers as their papers define them, on unordered lists of (token, logit): twins for the tests, with no regard for speed."""
 
 import math
 from collections import Counter
@@ -27,7 +27,7 @@ def top_k(pairs: Pairs, k: int) -> Pairs:
 
 
 def shortest(tokens: list[int], p: dict[int, float], enough: float, min_keep: int, more: bool) -> list[int]:
-    """The first tokens up to the one with which their probabilities reach what is enough, or are more."""
+    """The first tokens, up to the one with which the sum of their probabilities reaches `enough`, or exceeds it if `more`."""
     total = 0.0
     for n, i in enumerate(tokens, 1):
         total += p[i]
@@ -103,7 +103,7 @@ def logit_bias(pairs: Pairs, bias: Sequence[tuple[int, float]]) -> Pairs:
 def repetitions(
     tokens: Sequence[int], allowed_length: int, breakers: dict[int, list[tuple[int, ...]]]
 ) -> dict[int, int]:
-    """Of each token that followed an earlier occurrence of the text's end, the length of the longest one behind the last breaker."""
+    """For each token that followed an earlier occurrence of the text's end, the length of the longest one after the last breaker."""
     start = 0
     for i, head in enumerate(tokens):
         complete = [

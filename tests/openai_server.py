@@ -1,4 +1,4 @@
-"""A server on this machine that says what a test tells it to, in OpenAI's protocol or not."""
+"""A server on this machine that answers what a test tells it to, in OpenAI's protocol or not."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What to answer. Each of `pieces` is a chunk of its own on the wire, so that the client reads it alone. `broken`: without the end."""
+    """What to answer. Each of `pieces` is a chunk of its own on the wire, so that the client reads it alone. `broken`: it has no end."""
 
     pieces: Iterable[bytes]
     status: int = 200
@@ -57,9 +57,9 @@ class OpenAIServer(ThreadingHTTPServer):
         self.models = models or as_json({"object": "list", "data": [{"id": "tiny"}, {"id": "other"}]})
         self.requests: list[Request] = []
         self.left = threading.Event()
-        """Set when a client went before the end of an answer."""
+        """Set when a client has left before the end of an answer."""
         self.asked = threading.Event()
-        """Set when an answer was asked for."""
+        """Set when a client has asked for an answer."""
         self.url = f"http://127.0.0.1:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
 
@@ -73,7 +73,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Clients that go are expected."""
+        """Clients that leave are expected."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -113,4 +113,4 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Models with random weights of every type that there are kernels for, by scripts/make_model.py."""
+"""Models by scripts/make_model.py, with random weights of every type that has kernels."""
 
 import importlib.util
 import sys
@@ -43,7 +43,7 @@ def write_random_model(path: Path, shape: Shape, mix: str, seed: int = 0) -> Non
 
 
 def compile_together(models: Sequence[Model], fetch: Callable[[Model], Sequence[str]]) -> None:
-    """Compile what steps of one and of many tokens need at once: model by model each would wait for processes of its own."""
+    """Compile together what steps of one and of many tokens need: model by model, each would wait for processes of its own."""
     specs = set()
     for model in models:
         backend = CPUBackend(model, 1)

@@ -1,4 +1,4 @@
-"""Random JSON schemas of the kinds that people use, of which every answer is short."""
+"""Random JSON schemas of the kinds that people use, all of whose answers are short."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATTERNS = [
 
 
 def random_schema(seed: int) -> Schema:
-    """One of objects mostly, with definitions where it refers to some."""
+    """A schema, mostly of objects, with the definitions that it refers to."""
     rng = random.Random(seed)
     kind = rng.choice([obj] * 6 + [array, any_of, linked, mapping])
     integers = {
@@ -113,7 +113,7 @@ def all_of(rng: random.Random, depth: int) -> Schema:
 
 
 def linked(rng: random.Random, depth: int) -> Schema:
-    """A list whose elements refer to the definition of one."""
+    """A list whose elements refer to its own definition."""
     return {"$ref": "#/$defs/node"}
 
 

@@ -1,4 +1,4 @@
-"""A real server for tests: `qwencli serve` as the command starts it, but in a thread of this process, on a port that is free."""
+"""A real server for tests: `qwencli serve` as the command starts it, but in a thread of this process, on a free port."""
 
 import asyncio
 import threading
@@ -25,12 +25,12 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
 
 
 def endless() -> LLM:
-    """A demo model whose answers can take minutes: they end because somebody ends them."""
+    """A demo model whose answers would take minutes: a test ends them."""
     return LLM(EMBEDDED, n_threads=2, n_ctx=100_000)
 
 
 class Serving:
-    """A server that runs: its `url`, and what it is made of."""
+    """A running server: its `url` and its parts."""
 
     def __init__(
         self, service: Service, options: ServerOptions, url: str, loop: asyncio.AbstractEventLoop

@@ -1,4 +1,4 @@
-"""A command at a terminal, driven as its user would."""
+"""A command at a terminal, driven as its user would drive it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pexpect
 from command_line import QWENCLI, allow_ctrl_c
 
 READY, TAKEN = "\x1b[?2004h", "\x1b[?2004l"
-"""What the line editor writes where it begins to take input, and where it has taken it: bracketed paste on and off."""
+"""What the line editor writes when it starts to take input, and when it has taken it: bracketed paste on and off."""
 CTRL_C, CTRL_D, ALT_ENTER, TAB, UP = "\x03", "\x04", "\x1b\r", "\t", "\x1b[A"
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
@@ -52,12 +52,12 @@ class Terminal:
         self.child.ptyproc.delayafterclose = 0
 
     def until(self, text: str) -> str:
-        """Wait for a text; what came before it."""
+        """Wait for a text; return what came before it."""
         self.child.expect_exact(text)
         return str(self.child.before)
 
     def ready(self) -> str:
-        """Wait until the line editor takes input; what came before."""
+        """Wait until the line editor takes input; return what came before."""
         return self.until(READY)
 
     def send(self, keys: str) -> None:
@@ -69,17 +69,17 @@ class Terminal:
         self.until(TAKEN)
 
     def say(self, text: str) -> str:
-        """Enter a line; all that is written until the next one can be entered, without colours and the like."""
+        """Enter a line; return all that is written until the next one can be entered, without colours and the like."""
         self.enter(text)
         return plain(self.ready())
 
     def line(self) -> str:
-        """End a line that was begun; what the editor had drawn since, without how."""
+        """Finish a line that was started; return the text that the editor has drawn since, without its escape sequences."""
         self.send("\r")
         return plain(self.until(TAKEN))
 
     def end(self) -> int | None:
-        """Wait for the end of the process; its exit code."""
+        """Wait for the end of the process; return its exit code."""
         self.child.expect(pexpect.EOF)
         self.child.wait()  # else `close` would end it, which may take its time to exit
         self.child.close()

@@ -302,7 +302,7 @@ def test_primitives(isa_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert np.array_equal(out[:, 3], (acc + sums(w.view(np.int16), s.view(np.int16), 2)).astype(np.int32))
     exact = (
         x.astype(np.float64) * y + z
-    )  # products have 46 bits behind the point, z has 22, and none more than 3 before it
+    )  # products have 46 bits after the point, z has 22, and none more than 3 before it
     assert not np.array_equal(exact.astype(np.float32), x * y + z)
     for i in 4, 5:
         assert np.array_equal(out[:, i].view(np.float32), exact.astype(np.float32))

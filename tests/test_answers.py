@@ -187,7 +187,7 @@ def test_a_call_is_told_with_its_last_character():
 
 
 class Counted(str):
-    """Text that counts what is copied to stand before it."""
+    """Text that counts what is copied in front of it."""
 
     copied = 0
 

@@ -59,7 +59,7 @@ def model_of(folder: Path, arch: str, mix: str = "F16") -> Model:
 
 
 def run(backend: Backend, kv: KVSequence, tokens: Sequence[int], steps: Sequence[int] = (1000,)) -> Logits:
-    """The logits of all tokens that the sequence doesn't hold yet, in steps of so many."""
+    """The logits of all tokens that the sequence doesn't hold yet, in steps of a given size."""
     found = []
     for n in steps:
         if piece := tokens[kv.length : kv.length + n]:
@@ -114,7 +114,7 @@ def from_a_session(make: Callable[[], Backend], tokens: list[int], folder: Path)
 
 
 def among_others(make: Callable[[], Backend], tokens: list[int], folder: Path) -> Logits:
-    """Three sequences in each step, of which one is in its prompt, one generates and one begins later; the first is looked at."""
+    """Three sequences in each step: one in its prompt, one that generates and one that starts later. The first is checked."""
     backend, prompts = make(), (tokens, tokens[100:], tokens[::-1])
     sequences = [KVSequence() for _ in prompts]
     found = []

@@ -167,7 +167,7 @@ def test_text_that_holds_the_character_that_guards(tokenizer: Tokenizer) -> None
 
 
 def test_what_strings_templates_look_for_stays_whole(tokenizer: Tokenizer) -> None:
-    """`<think>` and its like are no control tokens, and templates cut texts at them."""
+    """`<think>` and the like aren't control tokens, and templates split texts at them."""
     source = (
         "{% set c = messages[0].content %}{{ c.split('</think>') | length }}{{ c.startswith('<think>') }}"
         "{{ c.endswith('</tool_response>') }}{{ '<tool_call>' in c }}{{ messages[0].role == 'user' }}{{ c }}"

@@ -24,7 +24,7 @@ ANSWER = TEXT + "\n"
 
 @pytest.fixture
 def chat(call: Call, story: Path) -> Chat:
-    """chat(line, ..., options=[...]): a chat with the story, each line with a newline behind it."""
+    """chat(line, ..., options=[...]): a chat with the story, each line followed by a newline."""
 
     def chat(*lines: str | bytes, options: list[object] = []) -> Result:  # noqa: B006
         stdin = b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)

@@ -149,7 +149,7 @@ def test_info_as_text(call: Call, story: Path) -> None:
 
 def test_info_on_experts_and_recurrent_layers(call: Call, tmp_path: Path) -> None:
     """The tiny shape of scripts/shapes.py: each fourth layer has attention, four others a convolution's last three inputs, 16 heads of 64
-    beside each other, and a matrix for each of eight heads."""
+    next to each other, and a matrix for each of eight heads."""
     write_random_model(tmp_path / "m.gguf", PRESETS["tiny-qwen3next"], "F16")
     facts = json.loads(call("info", tmp_path / "m.gguf", "--json").out)
     state = 4 * 4 * (3 * 16 * 64 + 8 * 64 * 64)

@@ -83,7 +83,7 @@ def test_json_is_one_object(run: Call) -> None:
     ],
 )
 def test_stop_strings(run: Call, stops: list[str], text: str) -> None:
-    """They may span tokens; what only begins like one is written in the end; they are left out, as is all behind them."""
+    """They may span tokens. What only begins like one is written at the end. They are left out, with all that follows."""
     options = [option for stop in stops for option in ("--stop", stop)]
     assert run("-p", "hi", *options).out == text
     done = json.loads(run("-p", "hi", "--json", *options).out)

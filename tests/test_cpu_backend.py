@@ -91,7 +91,7 @@ def test_logits_of_the_demo_files(shared: Path, name: str) -> None:
     )
 
 
-# llama-perplexity -c 256, from the README beside the files
+# llama-perplexity -c 256, from the README next to the files
 FIGURES = {
     "f16": (1.2486, 219.4162),
     "bf16": (1.2486, 219.3859),
@@ -135,7 +135,7 @@ def test_perplexity_is_llama_cpps(shared: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
 def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, arch: str) -> None:
-    """Alone and beside the logits. What is refused leaves the sequence as it was."""
+    """Alone and together with the logits. What is rejected leaves the sequence as it was."""
     c = tiny_models.config(arch, hidden_size=64)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 3))
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
@@ -159,7 +159,7 @@ def test_each_tensor_is_the_numpy_backends_or_cannot_be_fetched(tmp_path: Path, 
                     found.reshape(expected.shape), expected, atol=2e-3, err_msg=node.name
                 )
             backend.cache.release(seq)
-    assert refused == {"kv"}, "a handle of the cache is no tensor of numbers"
+    assert refused == {"kv"}, "a handle of the cache isn't a tensor of numbers"
 
 
 def test_what_is_fetched_together_has_the_bits_of_what_is_fetched_alone(demo: Model) -> None:
@@ -173,7 +173,7 @@ def test_what_is_fetched_together_has_the_bits_of_what_is_fetched_alone(demo: Mo
 
 
 def test_tensors_can_be_fed(demo: Model) -> None:
-    """The head alone from given states, and the layers behind a given one."""
+    """The head alone from given states, and the layers after a given one."""
     backend, tokens = CPUBackend(demo, 2), prompt_tokens(demo)[:20]
 
     def batch() -> Batch:
@@ -239,7 +239,7 @@ def test_ctrl_c_in_a_step(demo: Model, n_threads: int) -> None:
     engine = Engine(backend, 4096, n_batch=2500)
 
     def step(seconds: float) -> None:
-        """Interrupted so many seconds after machine code is first entered, which has far more to do than that."""
+        """Interrupted this many seconds after machine code is entered, which has far more to do than that."""
         enter, timers = backend._team._step, [seconds]
         assert enter
 

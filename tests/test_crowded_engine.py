@@ -49,7 +49,7 @@ def alone(model: Model, prompt: list[int], n: int) -> list[int]:
 
 
 class Interrupted(CPUBackend):
-    """Ctrl-C comes now and then, before a step or behind it."""
+    """Ctrl-C comes now and then, before or after a step."""
 
     def __init__(self, model: Model, seed: int) -> None:
         super().__init__(model, 2)

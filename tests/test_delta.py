@@ -299,7 +299,7 @@ def scan(
 def naive_scan(
     s: Shape, qkv: np.ndarray, decay: np.ndarray, strength: np.ndarray, state: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Results [n, n_head_v, d] and the states behind each token [n, n_head_v, d, d], in float64."""
+    """Results, [n, n_head_v, d], and the states after each token, [n, n_head_v, d, d], in float64."""
     out, states = np.empty((len(qkv), s.n_head_v, s.d)), np.empty((len(qkv), s.n_head_v, s.d, s.d))
     for h in range(s.n_head_v):
         m = state[h].astype(F64)
@@ -331,11 +331,11 @@ def test_recurrence_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int]) -
         out = scan(isa_name, s, step, pieces, offset, side)
         first = 0
         for i, n in enumerate(lengths):
-            expected, behind = naive_scan(s, *(x[first : first + n] for x in step), matrices[i].astype(F32))
+            expected, after = naive_scan(s, *(x[first : first + n] for x in step), matrices[i].astype(F32))
             np.testing.assert_allclose(out[first : first + n], expected, atol=2e-5)
             kept = [(pieces.after[i], n)] + [(pieces.at_border[i], borders[i])] * (borders[i] > 0)
             for state, done in kept:
-                np.testing.assert_allclose(from_blocks(state[offset:], s), behind[done - 1], atol=2e-5)
+                np.testing.assert_allclose(from_blocks(state[offset:], s), after[done - 1], atol=2e-5)
                 assert (state[:offset] == 0x55).all()
             first += n
 
@@ -343,7 +343,7 @@ def test_recurrence_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int]) -
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize("s", SHAPES[:3])
 def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> None:
-    """In one piece, token by token and in pieces, beside others or alone; a border's state is what a step that ends there leaves."""
+    """In one piece, token by token and in pieces, with others or alone; the state at a border is that of a step that ends there."""
     rng = np.random.default_rng(5)
     n, n_channels = 13, s.n_head * s.d
     x, weight = (
@@ -355,7 +355,7 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
     n_bytes = matrices_at + 4 * s.n_head_v * s.d**2
 
     def run(cuts: Sequence[int], a_chunk: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Results, the states behind each cut, and those at each piece's border, one token before its end."""
+        """Results, the states after each cut, and those at each piece's border, one token before its end."""
         results: list[np.ndarray] = []
         states: list[np.ndarray | None] = [None]
         at_borders: list[np.ndarray] = []
@@ -378,9 +378,9 @@ def test_the_same_bits_however_a_sequence_is_cut(isa_name: str, s: Shape) -> Non
     single, states, _ = run(range(1, n + 1), 1)
     assert np.array_equal(whole, single)
     for cuts in [2, 5, n], [3, 4, 8, n], [n]:
-        some, behind, at_borders = run(cuts, 5)
+        some, after_cuts, at_borders = run(cuts, 5)
         assert np.array_equal(whole, some)
-        assert all(np.array_equal(state, states[cut - 1]) for cut, state in zip(cuts, behind))
+        assert all(np.array_equal(state, states[cut - 1]) for cut, state in zip(cuts, after_cuts))
         lengths = np.diff([0, *cuts])
         assert all(
             np.array_equal(state, states[cut - 2])
@@ -397,7 +397,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def run(backend: CPUBackend | NumpyBackend, tokens: Sequence[int], cuts: Sequence[int]) -> list[np.ndarray]:
-    """Layers' parts and outputs and the logits of all tokens, in steps that end at `cuts`, beside another sequence from the second on."""
+    """Layers' parts and outputs and the logits of all tokens, in steps that end at `cuts`, with another sequence from the second on."""
     parts = "l_out-", "attn_output-", "final_output-", "attn_gated-"
     names = [*(name for name in backend.model.graph.nodes if name.startswith(parts)), LOGITS]
     seq, other = KVSequence(), KVSequence()

@@ -205,7 +205,7 @@ LONG = [
     user("c" * 30),
     assistant("C" * 30),
 ]
-"""Turns of 20, 40 and 60 characters behind a system message of 7."""
+"""Turns of 20, 40 and 60 characters after a system message of 7."""
 
 
 def test_a_full_context_changes_nothing_unless_turns_may_go() -> None:
@@ -301,7 +301,7 @@ def test_what_was_taken_back_makes_room() -> None:
 
 
 def test_any_commands_in_any_order_leave_a_conversation() -> None:
-    """Questions and answers take turns behind at most one system message, whatever is done."""
+    """Questions and answers alternate after at most one system message, whatever is done."""
     rng = random.Random(5)
     scripts: list[Script] = [
         says("yes"),

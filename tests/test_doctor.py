@@ -294,7 +294,7 @@ SOUND: dict[str, Any] = {
 ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     "a lesser ISA": (
         {"isa": {"chosen": "generic", "variable": "generic"}},
-        ["$QWENCLI_ISA chooses generic; avx2, which this CPU has"],
+        ["$QWENCLI_ISA chooses generic; avx2, which this CPU supports"],
     ),
     "an ISA that there isn't": (
         {"isa": {"chosen": None, "why_not": "no such thing", "self_check": None}},
@@ -333,7 +333,7 @@ ADVICE: dict[str, tuple[dict[str, dict[str, Any]], list[str]]] = {
     "little memory": ({"model": {"size": 9 * 10**9}}, ["the model has 9.0 GB, but 8.0 GB of memory is free"]),
     "a limit": ({"memory": {"free": 4 * 10**9}}, ["the model has 7.0 GB, but 4.0 GB of memory is free"]),
     "a slow format": ({"model": {"slow": ["Q5_0"]}}, ["there are no compiled kernels for Q5_0"]),
-    "neighbours": ({"cpu": {"steal": 0.05}}, ["other virtual machines took 5 % of the CPU time"]),
+    "neighbours": ({"cpu": {"steal": 0.05}}, ["other virtual machines have taken 5 % of the CPU time"]),
     "nothing known": (
         {"memory": {"free": None}, "cpu": {"steal": None, "virtual": None}, "model": {"size": None}},
         [],

@@ -191,7 +191,7 @@ def test_cancel_takes_a_reason_and_leaves_what_is_done_alone(engine: Callable[..
     assert seq.stop_reason == "stop"
 
 
-# What is left behind
+# What is left over
 
 
 def test_memory_is_used_again(engine: Callable[..., Engine]) -> None:

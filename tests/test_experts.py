@@ -1,4 +1,4 @@
-"""Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits whatever is beside."""
+"""Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits in any company."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from qwencli.network.model import Model, load_model
 ISAS = [i.name for i in isa.available()]
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 FORMATS = ["Q4_K", "Q8_0", "NVFP4", "F16", "BF16"]
-"""One of each family of products, and one with scales beside."""
+"""One of each family of products, and one with additional scales."""
 ROUTES = [(1, 1), (6, 2), (37, 5), (64, 8), (3, 3)]
 
 

@@ -246,7 +246,7 @@ def test_the_cache_takes_no_more_than_its_share() -> None:
 
 
 def test_states_count_as_well() -> None:
-    """A step of several tokens needs a page and two states: behind its last token and at the page's border before that."""
+    """A step of several tokens needs a page and two states: after its last token and at the page border before that."""
     cache, seq = KVCache(recurrent=True), KVSequence()
     cache.bound(2 * 1000 + 2 * 300, page_bytes=1000, state_bytes=300)
     cache.reserve(seq, PAGE + 1)
@@ -292,7 +292,7 @@ def test_kept_sequences_make_room(model: Path, free: Free) -> None:
 
 @pytest.mark.parametrize(("n_slots", "expected"), [(1, 300), (2, 600), (4, 3008 // 4), (3000, 300)])
 def test_room_for_finished_sequences(n_slots: int, expected: int) -> None:
-    """Of 47 pages, no more than a quarter; beside 3000 states nothing fits."""
+    """Of 47 pages, no more than a quarter; with 3000 states nothing else fits."""
     fit = Fit("m.gguf", 300, weights=0, page=PAGE * 10, state=10, work=0, free=47 * PAGE * 10 + 100)
     assert room_for_prefixes(fit, 300, n_slots) == expected
     assert room_for_prefixes(replace(fit, free=None), 300, n_slots) == 300

@@ -159,7 +159,7 @@ def test_alignment(tmp_path: Path, alignment: int) -> None:
 def test_no_tensors_and_bytes_after_the_last(tmp_path: Path) -> None:
     assert GGUFFile(Gguf().write(tmp_path / "nothing.gguf")).tensors == {}
     path = tmp_path / "longer.gguf"
-    path.write_bytes(Gguf({}, [f32("a", [1])]).build() + b"behind")
+    path.write_bytes(Gguf({}, [f32("a", [1])]).build() + b"after")
     assert GGUFFile(path).data(GGUFFile(path).tensors["a"]).view(np.float32).tolist() == [1]
 
 

@@ -229,7 +229,7 @@ def test_tokens_that_are_given_have_to_fit(llm: LLM) -> None:
 
 
 def answer_with_interrupts(llm: LLM, start: Start, at: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """With Ctrl-C behind the matcher's `at`-th work."""
+    """With Ctrl-C after the matcher has worked for the `at`-th time."""
     calls, check = 0, Guided._check
 
     def interrupted(self: Guided, answer: Sequence[int]) -> None:

@@ -91,7 +91,7 @@ def cache(tmp_path: Path, repo: str = REPO) -> Path:
 
 
 def one_line(err: str) -> str:
-    """The error, which is the last line and the only one that is no talk."""
+    """The error: the last line, and the only one that isn't progress."""
     assert "Traceback" not in err
     *talk, last = err.splitlines()
     assert not [

@@ -27,18 +27,19 @@ def have_features(monkeypatch: pytest.MonkeyPatch, machine: str, features: set[s
     monkeypatch.delenv(isa.VARIABLE, raising=False)
 
 
+ARM = {
+    "cortex-a72": ("aarch64", {"neon", "crc"}, ["neon", "generic"]),
+    "neoverse-n1": ("aarch64", {"neon", "dotprod", "lse"}, ["neon_dotprod", "neon", "generic"]),
+    "m2": ("arm64", {"neon", "dotprod", "i8mm", "lse"}, ["neon_i8mm", "neon_dotprod", "neon", "generic"]),
+}
+
+
 @pytest.mark.parametrize(
     ("machine", "features", "names"),
     [
-        *(("x86_64", other_cpus.CPUS[cpu], names) for cpu, names in X86.items()),
-        ("aarch64", {"neon", "crc"}, ["neon", "generic"]),  # Cortex-A72
-        ("aarch64", {"neon", "dotprod", "lse"}, ["neon_dotprod", "neon", "generic"]),  # Neoverse N1
-        (
-            "arm64",
-            {"neon", "dotprod", "i8mm", "lse"},
-            ["neon_i8mm", "neon_dotprod", "neon", "generic"],
-        ),  # Apple M2
-        ("riscv64", {"v"}, ["generic"]),
+        *(pytest.param("x86_64", other_cpus.CPUS[cpu], names, id=cpu) for cpu, names in X86.items()),
+        *(pytest.param(*row, id=cpu) for cpu, row in ARM.items()),
+        pytest.param("riscv64", {"v"}, ["generic"], id="riscv"),
     ],
 )
 def test_the_best_comes_first(

@@ -1,4 +1,4 @@
-"""What took other servers down is an error for who asked it, or is answered, and nobody else notices anything."""
+"""What has crashed other servers is answered, or is an error for whoever sent it; nobody else notices anything."""
 
 import json
 import math

@@ -26,7 +26,7 @@ EOS = 6002
 CAPITAL = ASKED[0]
 assert "capital" in CAPITAL["prompt"]
 NEAR = 0.02
-"""How far logprobs may be from llama.cpp's: sums in another order, behind quantized weights."""
+"""How far logprobs may be from llama.cpp's: sums in another order, and quantized weights."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def client(server: Serving) -> Iterator[httpx.Client]:
 
 
 def expected(case: dict[str, Any]) -> tuple[list[int], bool]:
-    """The tokens that llama.cpp answers, and whether an end comes behind them."""
+    """The tokens of llama.cpp's answer, and whether it ends after them."""
     tokens = [step[0][0] for step in case["top"]]
     return (tokens[: tokens.index(EOS)], True) if EOS in tokens else (tokens, False)
 

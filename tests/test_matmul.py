@@ -43,7 +43,7 @@ def exact(name: str, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> None:
-    """Sizes are no multiple of anything; one token, several, many."""
+    """Sizes aren't multiples of anything; one token, several, many."""
     rng = np.random.default_rng(0)
     w = random_rows(name, 51, columns(name), rng)
     bias = rng.standard_normal(51).astype(np.float32)
@@ -96,7 +96,7 @@ def test_extreme_blocks(isa_name: str, name: str) -> None:
 @pytest.mark.parametrize("kind", ["q8k", "q8_0"])
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_quantized_activations(isa_name: str, kind: str) -> None:
-    """Within half a step of what they stand for, with the sums of their quants, for ordinary, zero, tiny and huge values."""
+    """Within half a step of the values that they represent, with the sums of their quants, for ordinary, zero, tiny and huge values."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((5, 512)).astype(np.float32)
     x[1], x[2], x[3] = 0, x[2] * 1e-30, x[3] * 1e4

@@ -414,7 +414,7 @@ def test_tokens_that_are_parts_of_characters(story_server: Serving) -> None:
 
 
 def embedding_of(llm: LLM, tokens: list[int]) -> Any:
-    """By a fresh run: the last token's row behind the final norm, brought to length 1."""
+    """From a fresh run: the last token's row after the final norm, scaled to length 1."""
     kv = KVSequence()
     row = llm.engine.backend.run([HIDDEN], Batch([Segment(kv, tokens, 1)]))[HIDDEN][0].astype(np.float64)
     return row / np.linalg.norm(row)
@@ -548,7 +548,7 @@ def test_a_full_queue() -> None:
 def test_the_event_loop_goes_on_while_a_long_prompt_is_read(
     demo: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text of a whole request body is cut into tokens beside it."""
+    """Meanwhile, the text of a whole request body is tokenized."""
     n_beats, n_meanwhile = 0, 0
     encode, done = Tokenizer.encode, threading.Event()
 

@@ -90,7 +90,7 @@ def test_norms_and_gates(isa_name: str, n_cols: int) -> None:
 @pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize(("n_group", "size"), [(1, 1), (3, 16), (2, 37)])
 def test_gates_of_columns_heads_and_tokens(isa_name: str, n_group: int, size: int) -> None:
-    """Gates among others' columns, side by side, one for each token; norms of heads behind gates."""
+    """Gates among other columns, side by side, one per token; norms of heads followed by gates."""
     rng = np.random.default_rng(size)
     n, n_cols = 5, n_group * size
     x, y, z = 3 * rng.standard_normal((3, n, n_cols)).astype(np.float32)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_package_is_installed() -> None:
-    """The list in pyproject.toml is written by hand, since kernels/ lies beside qwencli/ but is installed inside it."""
+    """The list in pyproject.toml is written by hand, since kernels/ is next to qwencli/ but is installed inside it."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert settings["package-dir"] == {"qwencli.kernels": "kernels"}

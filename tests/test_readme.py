@@ -42,7 +42,7 @@ def options(name: str) -> set[str]:
 
 
 def calls(line: str) -> list[list[str]]:
-    """The words behind `qwencli` of each call in a shell line: its subcommand and arguments."""
+    """The words after `qwencli` in each call of a shell line: its subcommand and arguments."""
     words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
     found: list[list[str]] = []
     inside = False

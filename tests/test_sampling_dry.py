@@ -31,7 +31,7 @@ def test_repetitions_as_found_by_trying(n_kinds: int, breakers: dict[int, list[t
 
 
 def test_the_example_of_llama_cpp() -> None:
-    """Its comment: behind `a b c c b c y a b c` the tokens c, b and y would continue repetitions of 3, 1 and 2 tokens."""
+    """Its comment: after `a b c c b c y a b c` the tokens c, b and y would continue repetitions of 3, 1 and 2 tokens."""
     tokens = [ord(c) for c in "abccbcyabc"]
     assert {chr(token): length for token, length in repetitions(tokens, 1, {}).items()} == {
         "c": 3,
@@ -51,7 +51,7 @@ def test_the_penalty_grows_with_the_length() -> None:
     )  # a breaker itself is not penalized
     assert (
         dry(all_of(logits), tokens, 0.5, 2.0, 1, {2: [()]}).logits[9] == -1.0
-    )  # only 3 4 are behind the breaker
+    )  # only 3 4 are after the breaker
 
 
 @pytest.mark.parametrize("base", [1.0, 1.0000001, 1.75, 100.0])

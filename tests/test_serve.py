@@ -107,7 +107,7 @@ def test_it_answers_as_soon_as_it_says_where_and_ends_when_told() -> None:
 
 @contextmanager
 def streaming(server: Server, n: int = 50_000) -> Iterator[Iterator[str]]:
-    """A long answer's lines, of which the first has come. Needs a context that is longer."""
+    """The lines of a long answer, the first of which has arrived. Needs a longer context."""
     body = {
         "prompt": "Once upon a time",
         "temperature": 0,

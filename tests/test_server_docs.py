@@ -59,7 +59,7 @@ def section(title: str) -> str:
 
 
 def matches(shown: str, got: str) -> bool:
-    """`...` stands for anything, and a shown line may be broken where the output's is not."""
+    """`...` matches anything, and a shown line may be broken where the output's isn't."""
     parts = (r"\s*".join(map(re.escape, part.split())) for part in shown.split("..."))
     return re.fullmatch(r"\s*.*?\s*".join(parts), got.strip(), re.S) is not None
 
@@ -181,7 +181,7 @@ def test_how_it_starts(shell: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_keys_and_tls(shell: dict[str, str], tmp_path: Path) -> None:
-    """The three lines about it, as they stand but for the port."""
+    """The three lines about it, as shown except for the port."""
     make, serve, call = (
         text for kind, text, _ in BLOCKS if kind == "sh" and ("openssl" in text or "8443" in text)
     )

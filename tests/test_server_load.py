@@ -128,7 +128,7 @@ def test_a_client_that_vanishes_frees_its_slot_within_a_step(when: str, reset: b
 
 
 def leave(server: Serving, when: str, reset: bool) -> None:
-    """Ask for a long answer, or for two of which one has to wait, and go while it is on its way."""
+    """Ask for a long answer, or for two, one of which has to wait, and disconnect while it is being generated."""
     prompt = [300 + i % 90 for i in range(900)] if when == "prompt" else "Once upon a time"
     body = {"prompt": prompt, "n_predict": 90_000, "ignore_eos": True, "stream": when != "whole answer"}
     data = json.dumps(body).encode()

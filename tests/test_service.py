@@ -41,7 +41,7 @@ def alone(llm: LLM, text: str, sampling: SamplingParams, n: int, stop: tuple[str
 
 
 def serve(llm: LLM, work: Callable[[Service], Coroutine[Any, Any, Any]], **options: Any) -> Any:
-    """Run `work` on a service that ends with it, with nothing left behind."""
+    """Run `work` on a service that is ended afterwards; nothing may be left over."""
 
     async def main() -> Any:
         service = Service(llm, **options)
@@ -230,7 +230,7 @@ def test_a_step_that_fails_ends_its_requests_and_nothing_else(
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_embeddings_are_the_final_norms_output(llm: LLM, pooling: str) -> None:
-    """Of a text longer than a step, beside a running answer."""
+    """Of a text longer than a step, while an answer is running."""
     tokens = tokens_of(llm, "a story of a boy " * 150)
     assert len(tokens) > 512
     hidden = CPUBackend(llm.model).run([HIDDEN], Batch([Segment(KVSequence(), tokens, len(tokens))]))[HIDDEN]

@@ -237,7 +237,7 @@ def test_where_others_differ_there_is_a_state_the_next_time(engine: Engine) -> N
 
 
 def test_a_step_is_done_again_from_the_state_before_it(engine: Engine) -> None:
-    """As where Ctrl-C comes behind a step whose token was not taken."""
+    """As when Ctrl-C comes after a step whose token was not taken."""
     seq, plain = Sequence(PROMPT[:70], GREEDY, 6), run(engine, PROMPT[:70], 6)[0]
     engine.submit(seq)
     for _ in range(3):
@@ -266,7 +266,7 @@ def test_only_so_many_states_are_kept(engine: Engine) -> None:
 
 
 def test_going_back_by_a_step_and_doing_it_again_gives_the_same(model: Model) -> None:
-    """As where logits are no numbers, to find the layer that they come from."""
+    """As when logits aren't finite, to find the layer where that starts."""
     backend = Counting(model)
     seq, tokens = KVSequence(), PROMPT[:20]
     backend.run([LOGITS], Batch([Segment(seq, tokens[:12], 1)]))

@@ -53,7 +53,7 @@ def test_an_answer_without_thinking_is_left_alone(tokens: list[str]) -> None:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_any_cut(seed: int) -> None:
-    """Twin: the first token behind which `<think>` is complete opens; each one behind it counts until `</think>` is complete."""
+    """Twin: the token that completes the first `<think>` opens it; each one after it counts until `</think>` is complete."""
     rs = np.random.RandomState(seed)
     text = (
         rs.choice(["", "\n", "no "])

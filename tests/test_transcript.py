@@ -46,7 +46,7 @@ def test_what_is_saved_is_loaded(file: Path) -> None:
 def test_it_is_readable(file: Path) -> None:
     """By people, and by any reader of JSON: no NaN and no infinity."""
     text = file.read_text(encoding="utf-8")
-    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} isn't JSON"))
     assert list(content) == ["format", "version", "model", "settings", "messages"]
     assert (content["format"], content["version"], content["model"]) == ("qwencli chat", 1, "tiny.gguf")
     assert content["messages"] == MESSAGES

@@ -295,7 +295,7 @@ STATES: dict[str, tuple[Change, str]] = {
         hyper("attention.recurrent_layers", "[i32]", [1, 1, 1, 0]),
         "elements are each an integer, expected a bool",
     ),
-    "kinds that are no array": (
+    "kinds that aren't an array": (
         hyper("attention.recurrent_layers", "bool", True),
         "is a boolean, expected an array",
     ),

@@ -30,7 +30,7 @@ def begin_anew(page: Any) -> None:
 
 
 def shows(page: Any, selector: str, *expected: str) -> None:
-    """Wait until it does: what follows a click may come behind it."""
+    """Wait until it does: what follows a click may come later."""
     end = monotonic() + 60
     while (found := tuple(page.locator(selector).all_inner_texts())) != expected and monotonic() < end:
         page.wait_for_timeout(10)

@@ -19,7 +19,7 @@ Config = Mapping[str, Any]
 
 
 def config(model_type: str = "qwen3", **changed: Any) -> dict[str, Any]:
-    """A tiny config with every shape different from the others that it could be mistaken for."""
+    """A tiny config in which no shape equals another that it could be mistaken for."""
     base: dict[str, Any] = {
         "model_type": model_type,
         "vocab_size": 72,

@@ -26,7 +26,7 @@ SPECIAL = {
     "ß€": TokenType.CONTROL,
     "unused": TokenType.UNUSED,
 }
-"""Token texts and their types. No two of one length overlap: which of them goes first, llama.cpp leaves open."""
+"""Token texts and their types. No two of the same length overlap: llama.cpp leaves open which of them goes first."""
 
 ACROSS = ["e Ì", "eÌ ģ", "n Ì", "nÌ ĥ", "¿ s", "3 3"]
 """Merges across places where a pattern may cut, so that ids show whether it does: e and n with the two bytes of an accent, the last byte
@@ -35,7 +35,7 @@ of ſ (which some take for the s of a contraction) with an s, two digits."""
 
 @cache
 def words_and_merges() -> tuple[list[str], list[str]]:
-    """The embedded model's ordinary tokens and its merges, read by the `gguf` package, with those of ACROSS behind them."""
+    """The embedded model's ordinary tokens and its merges, read by the `gguf` package, followed by those of ACROSS."""
     fields = gguf.GGUFReader(EMBEDDED).fields
     tokens, types, merges = (
         fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges")

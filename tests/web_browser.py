@@ -38,7 +38,7 @@ def fake(shared_page: Any) -> FakeServer:
 
 @pytest.fixture
 def page(shared_page: Any) -> Iterator[Any]:
-    """The page as it is at the first visit. What its policy forbids and what fails in it fails the test."""
+    """The page as a first visitor sees it. Whatever its policy forbids or fails in it fails the test."""
     page, fake, problems = shared_page
     page.goto(fake.url + "icon.svg")  # where nothing is saved when it is left
     page.evaluate("localStorage.clear(), sessionStorage.clear()")

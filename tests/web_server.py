@@ -1,4 +1,4 @@
-"""A server with the page's files and scripted answers, for what the page does with them: standard library only."""
+"""A server with the page's files and scripted answers, to see what the page does with them: standard library only."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ class Bar:
 
     def __init__(self, shown: bool | None = None, delay: float = 0.0, **options: Any) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
-        self._options, self._delay, self._start = options, delay, time.monotonic()
+        self._options = options
+        self._delay = delay
+        self._start = time.monotonic()
         self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:

@@ -90,10 +90,12 @@ def rule(widths: Iterable[int]) -> str:
 
 def profile_table(result: Result) -> str:
     """Where a test's time went. The last line is the test itself, where rows overlap and nothing stops to look at the clock."""
-    head, widths = ("operation", "calls", "ms", "GB/s", "GFLOP/s", "of the limit"), (-24, 8, 10, 8, 9, 12)
+    head = ("operation", "calls", "ms", "GB/s", "GFLOP/s", "of the limit")
+    widths = (-24, 8, 10, 8, 9, 12)
     text = f"\n{result.test.name}, threads: {result.n_threads}\n\n" + row(head, widths) + rule(widths)
     for kind in result.profile:
-        n_bytes, ops = kind.cost.n_bytes / kind.seconds / 1e9, kind.cost.ops / kind.seconds / 1e9
+        n_bytes = kind.cost.n_bytes / kind.seconds / 1e9
+        ops = kind.cost.ops / kind.seconds / 1e9
         rates = (f"{n_bytes:.1f}", f"{ops:.1f}", f"{kind.share(result.peak):.0%}") if ops else ("", "", "")
         text += row((kind.name, str(kind.calls), f"{1e3 * kind.seconds:.2f}", *rates), widths)
     for name, seconds in ("all", sum(kind.seconds for kind in result.profile)), ("the test", result.seconds):

@@ -67,7 +67,8 @@ def models_option(command: Function) -> Function:
 def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
     @wraps(command)
     def wrapper(hf_repo: Any, hf_file: str | None, yes: bool, **kwargs: Any) -> Any:
-        given, repos = kwargs.pop(passed_as), hf_repo if several else [hf_repo] * (hf_repo is not None)
+        given = kwargs.pop(passed_as)
+        repos = hf_repo if several else [hf_repo] * (hf_repo is not None)
         named = given if several else [given] * (given is not None)
         if named and repos and not several:
             raise click.UsageError("give a model or -hf, not both")
@@ -88,7 +89,7 @@ def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
             "--hf-repo",
             metavar="USER/REPO[:QUANT]",
             multiple=several,
-            help="A model from the Hugging Face hub, named as for llama.cpp; fetched if it is not on this machine.",
+            help="A model from the Hugging Face hub, named as in llama.cpp; fetched if it is not on this machine.",
         ),
     ):
         wrapper = option(wrapper)

@@ -80,7 +80,8 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(**kwargs: Any) -> Any:
         values = [(o, kwargs.pop(o.name)) for o in options]
         sampling = {o.name: value for o, value in values if value is not None and (value or not o.multiple)}
-        letters, breakers = sampling.pop("sampler_letters", None), sampling.get("dry_sequence_breakers")
+        letters = sampling.pop("sampler_letters", None)
+        breakers = sampling.get("dry_sequence_breakers")
         if letters is not None:
             if "samplers" in sampling:
                 raise click.UsageError("give --samplers or --sampler-seq, not both")

@@ -35,7 +35,9 @@ def numbers(*names: str, low: int, high: int, default: str | None, text: str) ->
             match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", part)
             if not match:
                 raise click.BadParameter(f"'{part}' is neither a number nor a range such as 1-4 or 64-512*2.")
-            number, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+            number = int(match[1])
+            last = int(match[2] or match[1])
+            step = int(match[4] or 1)
             if not low <= number <= last <= high:
                 raise click.BadParameter(f"{part} is not in the range {low}<=x<={high}.")
             while number <= last:
@@ -166,10 +168,10 @@ def bench(
     output: str,
     profile: bool,
 ) -> None:
-    """Measure a model's speed with random tokens: llama-bench's tests, and how close each comes to what this machine can do.
+    """Measure a model's speed with llama-bench's tests.
 
-    Besides tokens per second, the table shows how much was read of the weights and the KV cache and how much was computed, each with
-    its share of what loops that do nothing else reach on the same threads in the same run.
+    The tokens are random. Besides tokens per second, the table shows how much was read of the weights and the KV cache and how much was
+    computed, each with its share of what loops that do nothing else reach on the same threads in the same run.
     """
     pairs = [*((p, 0) for p in n_prompt), *((0, n) for n in n_gen), *n_pg]
     tests = [(*pair, depth, seqs) for seqs, depth, pair in product(n_seq, n_depth, pairs) if any(pair)]
@@ -205,7 +207,8 @@ def run(
     from ..measure.figures import Test
     from ..network.model import load_model
 
-    loaded, wanted = [load_model(GGUFFile(path)) for path in paths], [Test(*test) for test in tests]
+    loaded = [load_model(GGUFFile(path)) for path in paths]
+    wanted = [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time
     for model, chosen, n_batch in product(loaded, types, n_batches):

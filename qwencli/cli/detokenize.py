@@ -21,7 +21,10 @@ from .tokenize import parse_ids
 @model_option
 @mmap_option
 def detokenize(ids: tuple[str, ...], model: Wanted | None, no_mmap: bool) -> None:
-    """Turn token IDS, or those on stdin, back into the bytes they stand for."""
+    """Turn token ids back into text.
+
+    The bytes that IDS, or the ids on stdin, stand for are written as they are.
+    """
     from ..gguf.file import GGUFFile
     from ..text.tokenizer import Tokenizer
 

@@ -22,9 +22,10 @@ from ._streams import printable, say, write_text
     help="Delete all compiled kernels, those of other versions too, and do nothing else.",
 )
 def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
-    """Show what was found on this machine, how much of it is used, and what would make it faster.
+    """Examine this machine, and say what would make it faster.
 
-    The kernels are checked in a process of their own, and the speed of memory and cores is measured; the first call compiles kernels.
+    What was found is shown, and how much of it is used. The kernels are checked in a process of their own, and the speed of memory and
+    cores is measured; the first call compiles kernels.
     """
     from ..machine.doctor import examine
     from ..machine.kernel_cache import clear_cache as clear
@@ -39,24 +40,39 @@ def doctor(model: Wanted | None, as_json: bool, clear_cache: bool) -> None:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    def row(name: str, *values: object) -> str:
-        return f"  {name:<13} {printable(', '.join(str(v) for v in values if v not in (None, '')))}"
-
-    v, cpu, isa, threads, memory, cache, model, limits = (
-        facts[key] for key in ("versions", "cpu", "isa", "threads", "memory", "cache", "model", "limits")
-    )
-    check = {None: None, "ok": "checked"}.get(isa["self_check"], f"check failed: {isa['self_check']}")
+    """The facts in rows, then the advice."""
     lines = [
-        row(
-            "version",
-            f"qwencli {v['qwencli']}",
-            f"Python {v['python']}",
-            f"NumPy {v['numpy']}",
-            f"Numba {v['numba']}",
-            f"llvmlite {v['llvmlite']}",
-            f"LLVM {v['llvm']}",
-        ),
-        row("system", v["system"]),
+        *about_software(facts["versions"]),
+        *about_cpu(facts["cpu"], facts["isa"]),
+        *about_threads(facts["threads"], facts["numa"]),
+        *about_memory(facts["memory"]),
+        *about_limits(facts["limits"]),
+        *about_cache(facts["cache"]),
+        about_model(facts["model"]),
+        "",
+        "advice" if facts["advice"] else "no advice",
+        *(f"  - {printable(line)}" for line in facts["advice"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def row(name: str, *values: object) -> str:
+    """A name and its values, without those that are None or empty."""
+    return f"  {name:<13} {printable(', '.join(str(v) for v in values if v not in (None, '')))}"
+
+
+def about_software(versions: dict[str, Any]) -> list[str]:
+    names = {"qwencli": "qwencli", "python": "Python", "numpy": "NumPy", "numba": "Numba"}
+    names |= {"llvmlite": "llvmlite", "llvm": "LLVM"}
+    return [
+        row("version", *(f"{name} {versions[key]}" for key, name in names.items())),
+        row("system", versions["system"]),
+    ]
+
+
+def about_cpu(cpu: dict[str, Any], isa: dict[str, Any]) -> list[str]:
+    check = {None: None, "ok": "checked"}.get(isa["self_check"], f"check failed: {isa['self_check']}")
+    return [
         row(
             "CPU",
             cpu["name"],
@@ -73,71 +89,64 @@ def as_text(facts: dict[str, Any]) -> str:
             check,
             f"available: {' '.join(isa['available'])}",
         ),
+    ]
+
+
+def about_threads(threads: dict[str, Any], nodes: list[dict[str, Any]]) -> list[str]:
+    quota = "no quota"
+    if threads["quota"] is not None:
+        quota = f"quota {threads['quota']:g} ({threads['quota_file']})"
+    lines = [
         row(
             "CPUs",
             f"{threads['cpus']} on {threads['cores']} cores",
             f"{threads['allowed']} allowed on {threads['allowed_cores']} cores",
-            f"quota {threads['quota']:g} ({threads['quota_file']})"
-            if threads["quota"] is not None
-            else "no quota",
+            quota,
         ),
         row("threads", threads["chosen"]),
     ]
-    for node in facts["numa"]:
-        lines.append(
-            row(
-                f"NUMA node {node['number']}",
-                f"CPUs {node['cpus']}",
-                node["n_bytes"] and size(node["n_bytes"]),
-            )
-        )
-    lines += [
+    for node in nodes:
+        n_bytes = node["n_bytes"] and size(node["n_bytes"])
+        lines.append(row(f"NUMA node {node['number']}", f"CPUs {node['cpus']}", n_bytes))
+    return lines
+
+
+def about_memory(memory: dict[str, Any]) -> list[str]:
+    limit = "no limit"
+    if memory["limit"] is not None:
+        limit = f"limit {size(memory['limit'])} ({memory['limit_file']})"
+    total = memory["total"] and size(memory["total"])
+    free = memory["free"] and f"{size(memory['free'])} free"
+    return [row("memory", total, free, limit), row("huge pages", memory["huge_pages"] or "unknown")]
+
+
+def about_limits(limits: dict[str, float] | None) -> list[str]:
+    if not limits:
+        return []
+    return [
         row(
-            "memory",
-            memory["total"] and size(memory["total"]),
-            memory["free"] and f"{size(memory['free'])} free",
-            f"limit {size(memory['limit'])} ({memory['limit_file']})"
-            if memory["limit"] is not None
-            else "no limit",
-        ),
-        row("huge pages", memory["huge_pages"] or "unknown"),
+            "measured",
+            f"{limits['bandwidth'] / 1e9:.1f} GB/s from memory",
+            f"{limits['products'] / 1e9:.0f} GOP/s int8",
+            f"{limits['flops'] / 1e9:.0f} GFLOP/s float32",
+        )
     ]
-    if limits:
+
+
+def about_cache(cache: dict[str, Any]) -> list[str]:
+    why_not = f"can't be written: {cache['why_not']}" if cache["why_not"] else "can be written"
+    lines = [row("cache", cache["folder"], why_not)]
+    current = [folder for folder in cache["folders"] if folder["current"]]
+    stale = [folder for folder in cache["folders"] if not folder["current"]]
+    lines += [row("", f["name"], f"{f['kernels']} kernels", size(f["bytes"])) for f in current]
+    if stale:
+        n_kernels = sum(f["kernels"] for f in stale)
+        n_bytes = sum(f["bytes"] for f in stale)
         lines.append(
-            row(
-                "measured",
-                f"{limits['bandwidth'] / 1e9:.1f} GB/s from memory",
-                f"{limits['products'] / 1e9:.0f} GOP/s int8",
-                f"{limits['flops'] / 1e9:.0f} GFLOP/s float32",
-            )
+            row("", f"{len(stale)} of other versions or CPUs", f"{n_kernels} kernels", size(n_bytes))
         )
-    lines.append(
-        row(
-            "cache",
-            cache["folder"],
-            f"can't be written: {cache['why_not']}" if cache["why_not"] else "can be written",
-        )
-    )
-    lines += [
-        row("", f["name"], f"{f['kernels']} kernels", size(f["bytes"]))
-        for f in cache["folders"]
-        if f["current"]
-    ]
-    if stale := [folder for folder in cache["folders"] if not folder["current"]]:
-        lines.append(
-            row(
-                "",
-                f"{len(stale)} of other versions or CPUs",
-                f"{sum(f['kernels'] for f in stale)} kernels",
-                size(sum(f["bytes"] for f in stale)),
-            )
-        )
-    lines.append(
-        row("model", model["path"], model["reason"], model["size"] and size(model["size"]), model["error"])
-    )
-    lines += [
-        "",
-        "advice" if facts["advice"] else "no advice",
-        *(f"  - {printable(line)}" for line in facts["advice"]),
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def about_model(model: dict[str, Any]) -> str:
+    return row("model", model["path"], model["reason"], model["size"] and size(model["size"]), model["error"])

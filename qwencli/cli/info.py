@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,22 @@ from ._models import Wanted, choose_model, model_argument
 from ._options import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option
 from ._streams import printable, write_text
 
+if TYPE_CHECKING:
+    from ..network.model import Model
+
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
+OF_MODELS_THAT_RUN = (
+    "n_expert",
+    "n_expert_used",
+    "n_ff_expert",
+    "n_ff_shared",
+    "n_recurrent_layer",
+    "state_bytes",
+    "kv_bytes",
+    "free_bytes",
+    "fitting_context",
+)
+"""Facts that are None for a model that can't run here."""
 
 
 @click.command(
@@ -40,7 +55,10 @@ def info(
     as_json: bool,
     no_mmap: bool,
 ) -> None:
-    """Show what a model file holds: architecture, size, types, metadata, and the memory that a context takes."""
+    """Show what a model file holds.
+
+    That is its architecture, size, types and metadata, and the memory that a context takes.
+    """
     chosen = choose_model(model, quiet=model is not None)
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
     facts = describe(file, CacheTypes(cache_type_k, cache_type_v))
@@ -54,19 +72,31 @@ def info(
 
 def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
     """The facts, as `--json` prints them; None where the file doesn't say. Raises FormatError for a damaged file."""
-    from ..engine.fit import measure
     from ..network.model import load_model
 
-    get, arch = file.metadata, file.metadata.string("general.architecture", None)
+    facts = in_the_file(file)
+    try:
+        model = load_model(file)
+    except ModelError as error:
+        facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: ")}
+    else:
+        facts |= of_the_model(model, cache_types)
+    return facts | {"metadata": {key: plain(value) for key, value in file.metadata.items()}}
+
+
+def in_the_file(file: GGUFFile) -> dict[str, Any]:
+    """What a file says of itself, whether or not it can run."""
+    get = file.metadata
+    arch = file.metadata.string("general.architecture", None)
 
     def number(key: str) -> Any:
         value = get.get(f"{arch}.{key}")
         return value if type(value) is int else None
 
     tensors = file.tensors.values()
-    n_params, n_bytes = sum(t.n_weights for t in tensors), sum(t.n_bytes for t in tensors)
-    embedding, tokens = file.tensors.get("token_embd.weight"), get.get("tokenizer.ggml.tokens")
-    facts: dict[str, Any] = {
+    n_params = sum(t.n_weights for t in tensors)
+    n_bytes = sum(t.n_bytes for t in tensors)
+    return {
         "path": str(file.path),
         "version": file.version,
         "n_kv": len(get),
@@ -84,55 +114,49 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
         "n_head": number("attention.head_count"),
         "n_head_kv": number("attention.head_count_kv"),
         "n_head_dim": number("attention.key_length"),
-        "n_vocab": len(tokens)
-        if isinstance(tokens, LazyArray)
-        else embedding.shape[0]
-        if embedding
-        else None,
+        "n_vocab": vocabulary_size(file),
         "chat_template": "tokenizer.chat_template" in get,
         "types": dict(Counter(t.type.name for t in tensors)),
         "runs": True,
         "why_not": None,
-        **dict.fromkeys(
-            (
-                "n_expert",
-                "n_expert_used",
-                "n_ff_expert",
-                "n_ff_shared",
-                "n_recurrent_layer",
-                "state_bytes",
-                "kv_bytes",
-                "free_bytes",
-                "fitting_context",
-            )
-        ),
+        **dict.fromkeys(OF_MODELS_THAT_RUN),
     }
-    try:
-        model = load_model(file)
-    except ModelError as error:
-        facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: ")}
-    else:
-        c = model.config
-        types, fit = cache_types.chosen("f16", c.head_dim), measure(model, cache_types)
+
+
+def vocabulary_size(file: GGUFFile) -> int | None:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, LazyArray):
+        return len(tokens)
+    embedding = file.tensors.get("token_embd.weight")
+    return embedding.shape[0] if embedding else None
+
+
+def of_the_model(model: Model, cache_types: CacheTypes) -> dict[str, Any]:
+    """What is known only of a model that runs: its layers as they run, and the memory that it needs."""
+    from ..engine.fit import measure
+
+    c = model.config
+    types = cache_types.chosen("f16", c.head_dim)
+    fit = measure(model, cache_types)
+    facts: dict[str, Any] = {
+        "n_layer": c.n_layer,
+        "n_ff": c.n_ff,
+        "n_head_kv": c.n_head_kv,
+        "n_head_dim": c.head_dim,
+        "kv_bytes": {str(n): types.n_bytes(n * c.n_kv_values // 2) for n in (4096, c.n_ctx)},
+        "free_bytes": fit.free,
+        "fitting_context": fit.longest(c.n_ctx),
+    }
+    if e := c.experts:
         facts |= {
-            "n_layer": c.n_layer,
-            "n_ff": c.n_ff,
-            "n_head_kv": c.n_head_kv,
-            "n_head_dim": c.head_dim,
-            "kv_bytes": {str(n): types.n_bytes(n * c.n_kv_values // 2) for n in (4096, c.n_ctx)},
-            "free_bytes": fit.free,
-            "fitting_context": fit.longest(c.n_ctx),
+            "n_expert": e.n_expert,
+            "n_expert_used": e.n_used,
+            "n_ff_expert": e.n_ff,
+            "n_ff_shared": e.n_ff_shared or None,
         }
-        if e := c.experts:
-            facts |= {
-                "n_expert": e.n_expert,
-                "n_expert_used": e.n_used,
-                "n_ff_expert": e.n_ff,
-                "n_ff_shared": e.n_ff_shared or None,
-            }
-        if c.delta_nets:
-            facts |= {"n_recurrent_layer": len(c.delta_nets.layers), "state_bytes": 4 * c.n_state_values}
-    return facts | {"metadata": {key: plain(value) for key, value in get.items()}}
+    if c.delta_nets:
+        facts |= {"n_recurrent_layer": len(c.delta_nets.layers), "state_bytes": 4 * c.n_state_values}
+    return facts
 
 
 def plain(value: Any) -> Any:
@@ -152,63 +176,13 @@ def column(names: Iterable[str]) -> int:
 
 
 def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
-    def row(name: str, value: Any) -> str:
-        return f"  {name:<15} {printable(str(value))}"
-
-    bpw = f", {facts['bpw']:.2f} bits per weight" if facts["bpw"] else ""
-    n_ff = f", feed-forward {facts['n_ff']}" if facts["n_ff"] and not facts["n_expert"] else ""
-    lines = [
-        printable(facts["path"]),
-        row("name", facts["name"]),
-        row("architecture", facts["architecture"]),
-        row("runs", "yes" if facts["runs"] else f"no: {facts['why_not']}"),
-        row("parameters", f"{facts['n_params']:,}"),
-        row(
-            "file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"
-        ),
-        row("context", facts["context_length"]),
-        row("layers", facts["n_layer"]),
-        row("embedding", f"{facts['n_embd']}{n_ff}"),
-        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}"),
-    ]
-    if facts["n_expert"]:
-        shared = f"; one of {facts['n_ff_shared']} for all tokens" if facts["n_ff_shared"] else ""
-        lines += [
-            row(
-                "experts",
-                f"{facts['n_expert']}, {facts['n_expert_used']} used, each of {facts['n_ff_expert']}{shared}",
-            )
-        ]
-    if facts["n_recurrent_layer"]:
-        lines += [
-            row(
-                "recurrent",
-                f"{facts['n_recurrent_layer']} layers, with a state of {size(facts['state_bytes'])}",
-            )
-        ]
-    lines += [
-        row("vocabulary", facts["n_vocab"]),
-        row("chat template", "yes" if facts["chat_template"] else "no"),
-        row("tensors", ", ".join(f"{n} {kind}" for kind, n in facts["types"].items()) or "none"),
-    ]
-    if facts["kv_bytes"]:
-        lines += [
-            row(
-                "context memory",
-                ", ".join(f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items()),
-            )
-        ]
-    if facts["free_bytes"] is not None:
-        lines += [
-            row(
-                "fits",
-                f"{facts['fitting_context']} of {facts['context_length']} tokens in {size(facts['free_bytes'])} free",
-            )
-        ]
+    """The facts in rows, then the metadata, then the tensors if they are among the facts."""
+    lines = [*about_file(facts), *about_network(facts), *about_memory(facts)]
     lines += ["", f"metadata ({facts['n_kv']})"]
     width = column(file.metadata)
     for key, value in facts["metadata"].items():
-        kind, shown = file.metadata.typed[key].type_name, str(value)
+        kind = file.metadata.typed[key].type_name
+        shown = str(value)
         lines.append(
             f"  {printable(key):<{width}} {kind:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}"
         )
@@ -219,3 +193,56 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
             shape = " x ".join(map(str, t["shape"]))
             lines.append(f"  {printable(t['name']):<{width}} {t['type']:<8} {shape:>15} {t['n_bytes']:>12,}")
     return "\n".join(lines) + "\n"
+
+
+def row(name: str, value: Any) -> str:
+    return f"  {name:<15} {printable(str(value))}"
+
+
+def about_file(facts: dict[str, Any]) -> list[str]:
+    bpw = f", {facts['bpw']:.2f} bits per weight" if facts["bpw"] else ""
+    return [
+        printable(facts["path"]),
+        row("name", facts["name"]),
+        row("architecture", facts["architecture"]),
+        row("runs", "yes" if facts["runs"] else f"no: {facts['why_not']}"),
+        row("parameters", f"{facts['n_params']:,}"),
+        row(
+            "file", f"{size(facts['size_bytes'])}, GGUF version {facts['version']}, {facts['file_type']}{bpw}"
+        ),
+    ]
+
+
+def about_network(facts: dict[str, Any]) -> list[str]:
+    n_ff = f", feed-forward {facts['n_ff']}" if facts["n_ff"] and not facts["n_expert"] else ""
+    lines = [
+        row("context", facts["context_length"]),
+        row("layers", facts["n_layer"]),
+        row("embedding", f"{facts['n_embd']}{n_ff}"),
+        row("heads", f"{facts['n_head']}, key-value {facts['n_head_kv']}, each of {facts['n_head_dim']}"),
+    ]
+    if facts["n_expert"]:
+        used = f"{facts['n_expert']}, {facts['n_expert_used']} used, each of {facts['n_ff_expert']}"
+        shared = f"; one of {facts['n_ff_shared']} for all tokens" if facts["n_ff_shared"] else ""
+        lines.append(row("experts", used + shared))
+    if facts["n_recurrent_layer"]:
+        state = size(facts["state_bytes"])
+        lines.append(row("recurrent", f"{facts['n_recurrent_layer']} layers, with a state of {state}"))
+    types = ", ".join(f"{n} {kind}" for kind, n in facts["types"].items())
+    return [
+        *lines,
+        row("vocabulary", facts["n_vocab"]),
+        row("chat template", "yes" if facts["chat_template"] else "no"),
+        row("tensors", types or "none"),
+    ]
+
+
+def about_memory(facts: dict[str, Any]) -> list[str]:
+    lines = []
+    if facts["kv_bytes"]:
+        sizes = (f"{size(n)} for {length} tokens" for length, n in facts["kv_bytes"].items())
+        lines.append(row("context memory", ", ".join(sizes)))
+    if facts["free_bytes"] is not None:
+        fitting = f"{facts['fitting_context']} of {facts['context_length']} tokens"
+        lines.append(row("fits", f"{fitting} in {size(facts['free_bytes'])} free"))
+    return lines

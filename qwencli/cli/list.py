@@ -23,10 +23,10 @@ from ._streams import printable, write_text
 @click.command("list", epilog=example("qwencli list", "qwencli list --json"))
 @json_option
 def list_models(as_json: bool) -> None:
-    """List the models on this machine, with the names that -m takes.
+    """List the models on this machine.
 
-    They come from ./models, the cache of the Hugging Face hub (see `qwencli pull`) and Ollama's store; $QWENCLI_MODEL and the embedded
-    demo are listed too.
+    They are listed by the names that -m takes, and come from ./models, the cache of the Hugging Face hub (see `qwencli pull`) and
+    Ollama's store; $QWENCLI_MODEL and the embedded demo are listed too.
     """
     facts = [describe(model) for model in installed()]
     write_text(json.dumps({"models": facts}) + "\n" if as_json else as_table(facts))

@@ -73,9 +73,10 @@ def perplexity(
     as_json: bool,
     no_mmap: bool,
 ) -> None:
-    """Measure how well a model predicts a text, with llama.cpp's algorithm: the lower, the better.
+    """Measure how well a model predicts a text.
 
-    The running value after each chunk goes to stdout, then the final estimate and its standard error.
+    The algorithm is llama.cpp's, and lower is better. The running value after each chunk goes to stdout, then the final estimate and its
+    standard error.
     """
     text = read_text(file)
     chosen = choose_model(model)
@@ -100,7 +101,8 @@ def perplexity(
         fit=fit,
         n_batch=n_batch,
     )
-    n_ctx, n_batch = min(n_ctx, llm.engine.n_ctx), min(n_batch, llm.engine.n_ctx)
+    n_ctx = min(n_ctx, llm.engine.n_ctx)
+    n_batch = min(n_batch, llm.engine.n_ctx)
     check_context(n_ctx, llm.model.config.n_ctx)
     tokens = llm.tokenizer.encode(text, add_special=True)
     bos = llm.tokenizer.bos_id if llm.tokenizer.add_bos else None

@@ -22,10 +22,11 @@ from ._streams import write_text
 @click.argument("name", metavar="USER/REPO[:QUANT]")
 @json_option
 def pull(name: str, as_json: bool) -> None:
-    """Fetch a model from the Hugging Face hub into its cache, where other programs find it too, and print its path.
+    """Fetch a model from the Hugging Face hub.
 
-    Without QUANT, that is Q4_K_M or the repository's only model; USER/REPO/FILE.gguf names a file. An interrupted download is resumed by
-    the next call. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE are respected.
+    It goes into the hub's cache, where other programs find it too, and its path is printed. Without QUANT, that is Q4_K_M or the
+    repository's only model; USER/REPO/FILE.gguf names a file. An interrupted download is resumed by the next call. HF_ENDPOINT, HF_TOKEN,
+    HF_HOME and HF_HUB_CACHE are respected.
     """
     from ..hub.names import HubName
 

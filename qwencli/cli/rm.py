@@ -18,9 +18,10 @@ from ._streams import say
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 def rm(names: tuple[str, ...], yes: bool) -> None:
-    """Remove models from the Hugging Face hub's cache or from ./models, by the names that `qwencli list` shows.
+    """Remove models by the names that `qwencli list` shows.
 
-    If a repository has several models, only the named one is removed. Nothing else is ever touched.
+    Only models in the Hugging Face hub's cache and in ./models can be removed. If a repository has several models, only the named one is
+    removed. Nothing else is ever touched.
     """
     from ..hub.removal import removable, remove
 

@@ -35,7 +35,10 @@ def tokenize(
     special: bool,
     no_mmap: bool,
 ) -> None:
-    """Show the tokens of a text: TEXT, a file, or stdin, taken as it stands."""
+    """Show the tokens of a text.
+
+    The text is TEXT, a file or stdin, taken as it is.
+    """
     if text is not None and file is not None:
         raise click.UsageError("give TEXT or -f, not both")
     if only_ids and as_json:

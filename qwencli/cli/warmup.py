@@ -51,10 +51,11 @@ def warmup(
     cache_type_v: str | None,
     as_json: bool,
 ) -> None:
-    """Compile what a model needs before its first run, for example when a container image is built.
+    """Compile what a model needs before its first run.
 
-    Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE. They are used by everyone with the same cache folder, on a CPU of
-    the same kind; those for avx2, avxvnni, neon and generic on any CPU with these instructions.
+    That is for container images, and for whoever doesn't want to wait. Kernels are kept in the user's cache folder, or in $QWENCLI_CACHE.
+    They are used by everyone with the same cache folder, on a CPU of the same kind; those for avx2, avxvnni, neon and generic on any CPU
+    with these instructions.
     """
     paths = [choose_model(wanted).path for wanted in models]
     from ..backends.kv_cache import CacheTypes
@@ -63,7 +64,8 @@ def warmup(
     from ..network.model import load_model
 
     done = []
-    loaded, types = [load_model(GGUFFile(path)) for path in paths], CacheTypes(cache_type_k, cache_type_v)
+    loaded = [load_model(GGUFFile(path)) for path in paths]
+    types = CacheTypes(cache_type_k, cache_type_v)
     for found in warm_up(loaded, isas, all_formats, say, Bar(unit="kernel"), tune, types):
         done.append(found)
         if not as_json:

@@ -90,21 +90,21 @@ def _fetch_file(
     cache = hub_cache()
     url = hf_hub_url(repo, file.path, endpoint=endpoint())
     about = get_hf_file_metadata(url)
-    etag, folder = about.etag or "", "models--" + repo.replace("/", "--")
+    etag = about.etag or ""
+    folder = "models--" + repo.replace("/", "--")
     if not re.fullmatch(r"\w[\w.-]*", etag, re.ASCII):  # becomes the name of a file
         raise QwenError(
             f"{repo}: {endpoint()} gives no usable ETag for {file.path}, expected one of letters and digits"
         )
-    blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
+    blob = cache / folder / "blobs" / etag
+    lock = cache / ".locks" / folder / f"{etag}.lock"
     if not isinstance(try_to_load_from_cache(repo, file.path, cache, about.commit_hash), str):
         for path in blob, lock:
             path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if not blob.exists():
-                partial, n_bytes = (
-                    blob.with_name(f"{etag}.incomplete"),
-                    about.size if about.size is not None else file.n_bytes,
-                )
+                partial = blob.with_name(f"{etag}.incomplete")
+                n_bytes = about.size if about.size is not None else file.n_bytes
                 begins(file.path, partial.stat().st_size if partial.exists() else 0, n_bytes)
                 _download(url, partial, file.path, n_bytes)
                 _check(partial, repo, file, checked)
@@ -167,9 +167,8 @@ def _errors(repo: str) -> Iterator[None]:
         yield
     except QwenError:
         raise
-    except (
-        Exception
-    ) as error:  # the hub, HTTP and Xet libraries raise many kinds; each becomes a line that says what to do
+    except Exception as error:
+        # The hub, HTTP and Xet libraries raise many kinds; each becomes a line that says what to do.
         raise _explained(repo, error) from None
 
 
@@ -186,9 +185,8 @@ def _explained(repo: str, error: Any) -> Exception:
         if isinstance(error, errors.HfHubHTTPError) and error.response is not None
         else 0
     )
-    if isinstance(error, errors.RepositoryNotFoundError) or (
-        code == 401 and not get_token()
-    ):  # what strangers are told
+    # Those without a token are told 401 for a repository that doesn't exist.
+    if isinstance(error, errors.RepositoryNotFoundError) or (code == 401 and not get_token()):
         return _not_found(repo)
     if code:
         why = {

@@ -80,10 +80,8 @@ def find(name: str, first: bool = False, hub: bool = False) -> Installed | None:
 def near(name: str, models: list[str] | None = None) -> list[str]:
     """Up to three names similar to this one, among the installed models or the given names."""
     names = [model.name for model in installed()] if models is None else models
-    by_key: dict[
-        str, list[str]
-    ] = {}  # names are similar as a whole, without the user, or without the tag too
-    for full in names:
+    by_key: dict[str, list[str]] = {}
+    for full in names:  # names are similar as a whole, without the user, or without the tag too
         last = full.rpartition("/")[2]
         for key in {full.lower(), last.lower(), last.partition(":")[0].lower()}:
             by_key.setdefault(key, []).append(full)

@@ -86,9 +86,8 @@ class Loops:
         self._addresses = addresses
         self._keep: list[NDArray[Any]] = []  # a team may still look at rows after their step
         self._factors = aligned_zeros(FACTOR_BYTES)
-        self._factors.view(np.float32)[:] = np.random.default_rng(0).uniform(
-            0.5, 1, FACTOR_BYTES // 4
-        )  # as bytes, of any value
+        # As float32 from 0.5 to 1, as bytes of any value.
+        self._factors.view(np.float32)[:] = np.random.default_rng(0).uniform(0.5, 1, FACTOR_BYTES // 4)
 
     def seconds(self, kernel: Arguments, *variant: object, amount: int, unit: int, **args: int) -> float:
         """How long `amount` takes in chunks of `unit`."""

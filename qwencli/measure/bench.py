@@ -45,7 +45,8 @@ def run_bench(
     backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
     if profile and not isinstance(backend, CPUBackend):
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
-    runner, costs = Runner(backend, n_batch), Costs(model, backend.cache_types)
+    runner = Runner(backend, n_batch)
+    costs = Costs(model, backend.cache_types)
     peak = measure_peak(n_threads, report)
     progress = progress or (lambda test, done: None)
     for test in tests:
@@ -67,7 +68,8 @@ def run_bench(
 
 def check(model: Model, test: Test) -> None:
     """Raises InputError for a test that the model can't run."""
-    length, n_ctx = test.n_prompt + test.n_gen + test.n_depth, model.config.n_ctx
+    length = test.n_prompt + test.n_gen + test.n_depth
+    n_ctx = model.config.n_ctx
     if not test.n_tokens or min(test) < 0:
         raise InputError(
             f"nothing to measure with {test.n_prompt} prompt tokens, {test.n_gen} to generate, {test.n_seq} sequences"
@@ -99,7 +101,8 @@ class Runner:
 
     def costs(self, test: Test, costs: Costs) -> dict[str, Cost]:
         """What the test has to do, by kind of operation."""
-        lengths, total = Counter({id(seq): test.n_depth for seq in self._sequences}), dict[str, Cost]()
+        lengths = Counter({id(seq): test.n_depth for seq in self._sequences})
+        total = dict[str, Cost]()
         for step in self._steps(test.n_prompt, test.n_gen):
             for kind, cost in costs.of_step(
                 [Extent(len(tokens), lengths[id(seq)]) for seq, tokens in step], len(step)
@@ -112,7 +115,8 @@ class Runner:
         """The test once more, kernel by kernel; the kinds that take longest come first."""
         assert isinstance(self._backend, CPUBackend)
         self._rewind(test)
-        seconds, calls = defaultdict[str, float](float), Counter[str]()
+        seconds = defaultdict[str, float](float)
+        calls = Counter[str]()
         for step in self._steps(test.n_prompt, test.n_gen):
             for spec, taken in self._backend.profile([LOGITS], batch_of(step)):
                 seconds[kind_of(spec)] += taken

@@ -66,14 +66,17 @@ class Product(NamedTuple):
     @classmethod
     def of(cls, node: Tensor) -> Product:
         weight, info = node.src[0], weight_info(node)
-        kind, n_expert, n_used = "matmul " + info.type.name.lower(), 1, 1
+        kind = "matmul " + info.type.name.lower()
+        n_expert = 1
+        n_used = 1
         if isinstance(node.op, ExpertLinear):
             route = node.src[2].op
             assert isinstance(route, Route)
-            kind, n_expert, n_used = "matmul experts", int(weight.shape[0]), route.n_used
-        n_weights = prod(
-            int(n) for n in weight.shape[-2:]
-        )  # of the rows that are used, which may be only some of the tensor's
+            kind = "matmul experts"
+            n_expert = int(weight.shape[0])
+            n_used = route.n_used
+        # Of the rows that are used, which may be only some of the tensor's.
+        n_weights = prod(int(n) for n in weight.shape[-2:])
         is_float = activation_kind(info) in ("float", "bf16")
         return cls(
             kind,
@@ -102,7 +105,8 @@ class Costs:
         )
         self._n_attentions = sum(isinstance(node.op, Attention) for node in nodes)
         c = model.config
-        self._query_values, self._kv_bytes = c.n_head * c.head_dim, types.n_bytes(c.n_head_kv * c.head_dim)
+        self._query_values = c.n_head * c.head_dim
+        self._kv_bytes = types.n_bytes(c.n_head_kv * c.head_dim)
         self._quantized = sum(name is not None and TYPES[name].block_size > 1 for name in types)
         self._nets = c.delta_nets
 
@@ -114,9 +118,8 @@ class Costs:
         for product, times in self._products.items():
             cost = product.cost(n_outputs if product.of_outputs else n_tokens)
             found[product.kind] = found.get(product.kind, Cost()).plus(cost.times(times))
-        seen = sum(
-            n * position + n * (n + 1) / 2 for n, position in extents
-        )  # positions, summed over queries
+        # The positions that are seen, summed over queries.
+        seen = sum(n * position + n * (n + 1) / 2 for n, position in extents)
         length = sum(n + position for n, position in extents)
         each = self._n_attentions * 2.0 * self._query_values * seen  # scores, and sums of values
         found["attention"] = Cost(

@@ -101,10 +101,8 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """The keys of llama-bench's JSON that mean something here, and ours; times in ns, rates in bytes, operations, tokens per second."""
         test, peak, cost = self.test, self.peak, self.cost
-        bandwidth_share, ops_share = (
-            cost.read_seconds(peak) / self.seconds,
-            cost.compute_seconds(peak) / self.seconds,
-        )
+        bandwidth_share = cost.read_seconds(peak) / self.seconds
+        ops_share = cost.compute_seconds(peak) / self.seconds
         facts: dict[str, Any] = {
             "build_commit": __version__,
             "cpu_info": Host().cpu_name(),

@@ -20,10 +20,8 @@ def find_breakers(
     """
     breakers: dict[int, list[tuple[int, ...]]] = {}
     for text in texts:
-        whole, tails = (
-            text.encode(),
-            {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))},
-        )
+        whole = text.encode()
+        tails = {text[:n].encode(): tuple(encode(text[n:])[:MAX_TAIL]) for n in range(1, len(text))}
         beginnings = tuple(tails)
         for token, word in enumerate(words):
             if whole in word:

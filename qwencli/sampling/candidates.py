@@ -45,7 +45,8 @@ class Candidates(NamedTuple):
 
     def change(self, places: I64, logits: Floats) -> Candidates:
         """The same tokens, those at `places` with new logits, which are clipped to the range of their type."""
-        changed, limits = self.logits.copy(), np.finfo(self.logits.dtype)
+        changed = self.logits.copy()
+        limits = np.finfo(self.logits.dtype)
         changed[places] = np.clip(logits, limits.min, limits.max)
         if not self.ordered:
             return Candidates(self.ids, changed)
@@ -90,9 +91,7 @@ def largest(values: Floats, k: int) -> I64:
 
 def weights(logits: Floats) -> Floats:
     """exp(logit - the largest logit)."""
-    with np.errstate(
-        over="ignore", under="ignore"
-    ):  # a difference beyond float32's range is -inf, its weight 0
+    with np.errstate(over="ignore", under="ignore"):  # a difference beyond float32's range is -inf
         w: Floats = np.exp(logits - logits.max())
     return w
 
@@ -110,9 +109,8 @@ def surprise(logits: Floats) -> tuple[Floats, Floats, float]:
 def drawn(c: Candidates, chance: float) -> tuple[int, float]:
     """The token that a random number in [0, 1) falls on, and its probability."""
     sums = np.cumsum(weights(c.logits), dtype=np.float64)
-    i = int(
-        np.searchsorted(sums, chance * sums[-1], side="right")
-    )  # chance is at most 1 - 2**-53: the product is less than the sum
+    # chance is at most 1 - 2**-53: the product is less than the sum
+    i = int(np.searchsorted(sums, chance * sums[-1], side="right"))
     return int(c.ids[i]), float((sums[i] - (sums[i - 1] if i else 0.0)) / sums[-1])
 
 

@@ -29,7 +29,8 @@ def penalties(
     """Make recent tokens less likely; `counts` says how often each occurred (https://arxiv.org/abs/1909.05858, with llama.cpp's rule for
     negative logits, and OpenAI's frequency and presence penalties)."""
     places, there = c.find(np.fromiter(counts, np.int64, len(counts)))
-    places, times = places[there], np.fromiter(counts.values(), np.int64, len(counts))[there]
+    places = places[there]
+    times = np.fromiter(counts.values(), np.int64, len(counts))[there]
     logits = c.logits[places]
     with np.errstate(over="ignore"):
         logits = np.where(logits <= 0, logits * repeat, logits / repeat) - (
@@ -41,6 +42,7 @@ def penalties(
 def add(c: Candidates, amounts: Mapping[int, float]) -> Candidates:
     """Add each token's amount to its logit."""
     places, there = c.find(np.fromiter(amounts, np.int64, len(amounts)))
-    places, values = places[there], np.fromiter(amounts.values(), np.float64, len(amounts))[there]
+    places = places[there]
+    values = np.fromiter(amounts.values(), np.float64, len(amounts))[there]
     with np.errstate(over="ignore"):
         return c.change(places, c.logits[places] + values.astype(c.logits.dtype))

@@ -73,7 +73,9 @@ class Sampler:
     def __init__(
         self, params: SamplingParams, breakers: Breakers | None = None, constraint: Constraint | None = None
     ) -> None:
-        self.params, self._breakers, self._constraint = params, breakers or {}, constraint
+        self.params = params
+        self._breakers = breakers or {}
+        self._constraint = constraint
         self.seed = params.seed if params.seed is not None else secrets.randbits(32)
         self.report: TokenReport | None = None
         self._stages = stages(params)

@@ -87,15 +87,12 @@ class Host:
         """How many CPUs' worth of time a cgroup allows this process, and which file says so; None if there is no limit."""
         found = []
         for folder in self._cgroups("cpu"):
-            name, limits = (
-                "cpu.max",
-                (self._read(folder, "cpu.max") or "").split(),
-            )  # v2: "max 100000" or "150000 100000"
+            name = "cpu.max"
+            limits = (self._read(folder, "cpu.max") or "").split()  # v2: "max 100000" or "150000 100000"
             if len(limits) != 2:
-                name, limits = (
-                    "cpu.cfs_quota_us",
-                    [self._read(folder, f"cpu.cfs_{which}_us") or "" for which in ("quota", "period")],
-                )  # v1
+                name = "cpu.cfs_quota_us"
+                files = (f"cpu.cfs_{which}_us" for which in ("quota", "period"))  # v1
+                limits = [self._read(folder, file) or "" for file in files]
             if all(re.fullmatch("[0-9]{1,15}", limit) for limit in limits) and int(limits[1]):
                 found.append((int(limits[0]) / int(limits[1]), f"/{folder}/{name}"))
         return min(found, default=None)
@@ -138,9 +135,8 @@ class Host:
             controllers, _, path = rest.partition(":")
             if number == "0" or controller in controllers.split(","):
                 parts = [part for part in path.split("/") if part not in ("", "..")]
-                for name in (
-                    {controllers, controller} if controllers else {""}
-                ):  # "cpu,cpuacct", usually with a link to it from "cpu"
+                # The folder is "cpu,cpuacct", usually with a link to it from "cpu".
+                for name in {controllers, controller} if controllers else {""}:
                     base = ["sys/fs/cgroup", *([name] if name else [])]
                     folders += ["/".join([*base, *parts[:n]]) for n in range(len(parts), -1, -1)]
         return folders

@@ -71,9 +71,10 @@ def chat(
     sampling: dict[str, Any],
     as_json: bool,
 ) -> int:
-    """Talk to a model: each line is a question, or a command that begins with a slash (/help).
+    """Talk to a model.
 
-    Without a terminal, each line of stdin is a turn, and only the answers go to stdout.
+    Each line is a question, or a command that begins with a slash (/help). Without a terminal, each line of stdin is a turn, and only the
+    answers go to stdout.
     """
     from ...dialogue.dialogue import Dialogue, Settings
     from .conversation import Chat, printing, printing_json

@@ -15,7 +15,8 @@ MAX_ENTRY = 10_000
 
 def history_path() -> Path | None:
     """The file: in $XDG_STATE_HOME/qwencli, else in $QWENCLI_CACHE, else where the system keeps a user's state; None without a home."""
-    state, cache = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("QWENCLI_CACHE", "")
+    state = os.environ.get("XDG_STATE_HOME", "")
+    cache = os.environ.get("QWENCLI_CACHE", "")
     if not os.path.isabs(state):
         if cache:
             return Path(cache) / "chat_history"

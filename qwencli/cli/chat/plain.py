@@ -44,7 +44,8 @@ class Lines:
         return finished(text)
 
     def _line(self) -> str:
-        raw, self._n = self._stream.readline(MAX_LINE + 1), self._n + 1
+        raw = self._stream.readline(MAX_LINE + 1)
+        self._n = self._n + 1
         self.ended = not raw
         if len(raw) > MAX_LINE:
             while raw and not raw.endswith(b"\n"):
