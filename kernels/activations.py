@@ -8,7 +8,7 @@ from typing import Any
 from llvmlite import ir
 
 from . import layout
-from .simd import F32, F32X16, I8X16, I8X64, I16, I16X16, I32, I32X16, Emitter
+from .simd import F32, F32X16, I8X16, I8X64, I16, I16X16, I32, I32X16, Address, Emitter, Vector
 
 F32X1 = ir.VectorType(F32, 1)
 
@@ -40,7 +40,7 @@ def sum_of(e: Emitter, n: Any, term: Callable[[Any, Any], Any]) -> Any:
     return e.b.fadd(e.sum_f32(e.b.load(accs[16])), e.sum_f32(e.b.load(accs[1])))
 
 
-def rms_scale(e: Emitter, x: Any, n: Any, eps: Any) -> Any:
+def rms_scale(e: Emitter, x: Address, n: Any, eps: Any) -> Any:
     """1 / sqrt(mean(x**2) + eps)"""
     b = e.b
 
@@ -52,7 +52,7 @@ def rms_scale(e: Emitter, x: Any, n: Any, eps: Any) -> Any:
     return b.fdiv(e.float(1.0), e.call("llvm.sqrt.f32", F32, b.fadd(mean, eps)))
 
 
-def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> None:
+def rms_norm(e: Emitter, x: Address, weight: Address, out: Address, n: Any, eps: Any) -> None:
     """out = x / sqrt(mean(x**2) + eps) * weight; out may be x."""
     b, scale = e.b, rms_scale(e, x, n, eps)
 
@@ -66,7 +66,7 @@ def rms_norm(e: Emitter, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> Non
     each_lane(e, n, write)
 
 
-def sigmoid(e: Emitter, x: Any, numerator: Any = None) -> Any:
+def sigmoid(e: Emitter, x: Vector, numerator: Vector | None = None) -> Any:
     """numerator / (1 + exp(-x)), 1 if there is none."""
     b = e.b
     # e.exp ends at e**88, which would leave something of a gate of -1e38
@@ -77,11 +77,11 @@ def sigmoid(e: Emitter, x: Any, numerator: Any = None) -> Any:
     return b.fdiv(one if numerator is None else numerator, b.fadd(one, exponential))
 
 
-def silu(e: Emitter, x: Any) -> Any:
+def silu(e: Emitter, x: Vector) -> Any:
     return sigmoid(e, x, x)
 
 
-def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
+def swiglu(e: Emitter, gate: Address, up: Address, out: Address, n: Any) -> None:
     """out = gate / (1 + exp(-gate)) * up"""
 
     def write(offset: Any, kind: Any) -> None:
@@ -90,7 +90,7 @@ def swiglu(e: Emitter, gate: Any, up: Any, out: Any, n: Any) -> None:
     each_lane(e, n, write)
 
 
-def gate(e: Emitter, x: Any, gate: Any, out: Any, n: Any) -> None:
+def gate(e: Emitter, x: Address, gate: Address, out: Address, n: Any) -> None:
     """out = x / (1 + exp(-gate))"""
     each_lane(
         e,
@@ -101,7 +101,7 @@ def gate(e: Emitter, x: Any, gate: Any, out: Any, n: Any) -> None:
     )
 
 
-def share(e: Emitter, x: Any, gate: Any, other: Any, out: Any, n: Any) -> None:
+def share(e: Emitter, x: Address, gate: Address, other: Address, out: Address, n: Any) -> None:
     """out = x / (1 + exp(-gate)), of one number, and + other unless that is 0."""
     b, share = e.b, e.b.extract_element(sigmoid(e, e.load(F32X1, gate)), e.int(0, I32))
     with b.if_else(b.icmp_unsigned("!=", other, e.int(0))) as branches:
@@ -117,7 +117,9 @@ def share(e: Emitter, x: Any, gate: Any, other: Any, out: Any, n: Any) -> None:
                 each_lane(e, n, write)
 
 
-def gated_norm(e: Emitter, gate: Any, x: Any, weight: Any, out: Any, n: Any, eps: Any) -> None:
+def gated_norm(
+    e: Emitter, gate: Address, x: Address, weight: Address, out: Address, n: Any, eps: Any
+) -> None:
     """out = gate / (1 + exp(-gate)) * (x / sqrt(mean(x**2) + eps) * weight)"""
     b, scale = e.b, rms_scale(e, x, n, eps)
 
@@ -128,26 +130,26 @@ def gated_norm(e: Emitter, gate: Any, x: Any, weight: Any, out: Any, n: Any, eps
     each_lane(e, n, write)
 
 
-def _largest(e: Emitter, vectors: list[Any], larger: Callable[[Any, Any], Any]) -> Any:
+def _largest(e: Emitter, vectors: list[Vector], larger: Callable[[Any, Any], Any]) -> Any:
     largest = vectors[0]
     for v in vectors[1:]:
         largest = larger(v, largest)
     return e.tree(larger, largest)
 
 
-def largest_magnitude(e: Emitter, vectors: list[Any]) -> Any:
+def largest_magnitude(e: Emitter, vectors: list[Vector]) -> Any:
     """NaN if one of the values is NaN, which must not get lost on the way to the logits: as integers, NaN is above infinity."""
     b = e.b
     bits = [b.bitcast(e.abs(v), I32X16) for v in vectors]
     return b.bitcast(_largest(e, bits, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
 
 
-def neighbours(e: Emitter, x: Any, y: Any) -> Any:
+def neighbours(e: Emitter, x: Vector, y: Vector) -> Any:
     """Sums of two neighbouring lanes, those of x and then those of y."""
     return e.b.add(e.shuffle(x, range(0, 32, 2), y), e.shuffle(x, range(1, 32, 2), y))
 
 
-def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
+def quantize_q8k(e: Emitter, x: Address, q: Address, d: Address, sums: Address, n: Any) -> None:
     """Q8_K (quantize_row_q8_K_ref in ggml-quants.c): the scale is -127 / the value of largest magnitude, so that it becomes -127."""
     b = e.b
     with e.loop(b.udiv(n, e.int(layout.Q8K_BLOCK))) as i:
@@ -177,7 +179,7 @@ def quantize_q8k(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
         e.store(scale, d, b.shl(i, e.int(2)))
 
 
-def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None:
+def quantize_q8_0(e: Emitter, x: Address, q: Address, d: Address, sums: Address, n: Any) -> None:
     """Q8_0 (quantize_row_q8_0 in ggml-cpu): the scale is the largest magnitude / 127, kept in half precision."""
     b = e.b
     with e.loop(b.udiv(n, e.int(layout.Q8_0_BLOCK))) as i:
@@ -200,7 +202,9 @@ def quantize_q8_0(e: Emitter, x: Any, q: Any, d: Any, sums: Any, n: Any) -> None
         e.store(e.f16_to_f32(e.f32_to_f16(scale)), d, offset)
 
 
-def quantize_row(e: Emitter, kind: str, x: Any, q: Any, d: Any, sums: Any, n: Any, token: Any) -> None:
+def quantize_row(
+    e: Emitter, kind: str, x: Address, q: Address, d: Address, sums: Address, n: Any, token: Any
+) -> None:
     """Quantize a token's row of x, float32 [tokens, n], into its places in the other arrays (see layout.py); nothing with kind "f32", and
     with "bf16" only rounded."""
     b = e.b

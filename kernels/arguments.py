@@ -67,7 +67,7 @@ class Record:
     @cached_property
     def tuple(self) -> Any:
         """The class of named tuples that kernels read a record as."""
-        return namedtuple(self.name.replace(":", "_"), list(self.kinds))  # type: ignore[misc]
+        return namedtuple(self.name.replace(":", "_"), list(self.kinds))
 
 
 class Arguments(Record):

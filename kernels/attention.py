@@ -17,7 +17,7 @@ from .arguments import ATTEND, ITEM, MERGE, PARTS, POINTERS
 from .kv._tiles import VECTORS, Ahead
 from .ops import tokens_of
 from .reading import load, reader
-from .simd import F32, F32X16, I32, I32X16, LANES, Emitter, f32, i64, intrinsic_of, load_i64, void
+from .simd import F32, F32X16, I32, I32X16, LANES, Address, Emitter, f32, i64, intrinsic_of, load_i64, void
 
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
 PAGES_A_SPLIT = SPLIT // PAGE
@@ -29,7 +29,7 @@ def build(name: str, *variant: str) -> Any:
     return {"attend": build_attend, "merge": build_merge}[name](*variant)
 
 
-def softmax_step(e: Emitter, scores: Any, state: Any, n_valid: Any) -> Any:
+def softmax_step(e: Emitter, scores: Address, state: Address, n_valid: Any) -> Any:
     """Turn a page's scores into weights under the running maximum. `state` holds maximum and sum.
 
     Gives the factor for what was summed before.
@@ -58,7 +58,7 @@ def exp_scalar(e: Emitter, x: Any) -> Any:
     return e.b.extract_element(e.exp(e.splat(x, 1)), e.int(0, I32))
 
 
-def merge_into(e: Emitter, total: Any, part: Any, head_dim: int) -> None:
+def merge_into(e: Emitter, total: Address, part: Address, head_dim: int) -> None:
     """Merge a partial result, [head_dim] values, maximum, sum, into another."""
     b = e.b
     m1, l1, m2, l2 = (e.load(F32, base, 4 * (head_dim + i)) for base in (total, part) for i in (0, 1))
@@ -71,12 +71,12 @@ def merge_into(e: Emitter, total: Any, part: Any, head_dim: int) -> None:
     e.store(b.fadd(b.fmul(l1, a1), b.fmul(l2, a2)), total, 4 * head_dim + 4)
 
 
-def copy_floats(e: Emitter, x: Any, out: Any, n: int) -> None:
+def copy_floats(e: Emitter, x: Address, out: Address, n: int) -> None:
     for j in range(n // LANES):
         e.store(e.load(F32X16, x, 64 * j), out, 64 * j)
 
 
-def divide_out(e: Emitter, part: Any, out: Any, head_dim: int) -> None:
+def divide_out(e: Emitter, part: Address, out: Address, head_dim: int) -> None:
     """out = values / sum"""
     b = e.b
     total = e.splat(e.load(F32, part, 4 * head_dim + 4))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+
 from .arguments import CLOCK
 from .reading import reader
-from .simd import I32, I64, Emitter, i64, intrinsic_of, ir, void
+from .simd import I32, I64, Emitter, i64, intrinsic_of, void
 
 
 def build(name: str) -> Any:

@@ -9,7 +9,7 @@ from .activations import each_lane, rms_norm
 from .arguments import ROTATE, STORE
 from .ops import tokens_of
 from .reading import reader
-from .simd import Emitter, f32, i64, intrinsic_of, load_i64, void
+from .simd import Address, Emitter, f32, i64, intrinsic_of, load_i64, void
 
 PAGE = layout.PAGE
 
@@ -19,7 +19,7 @@ def build(name: str, *variant: str) -> Any:
 
 
 def rotate_head(
-    e: Emitter, x: Any, out: Any, weight: Any, eps: Any, table: Any, n_rot: Any, head_dim: Any
+    e: Emitter, x: Address, out: Address, weight: Address, eps: Any, table: Address, n_rot: Any, head_dim: Any
 ) -> None:
     """Normalise one head, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2. `out` may be x.
 

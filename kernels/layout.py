@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .formats import FORMATS as FORMATS
+from .formats import FORMATS
 
 LANES = 16
 

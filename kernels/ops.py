@@ -11,7 +11,7 @@ from numba import njit
 from . import activations
 from .arguments import ADD, EMBED, GATHER, PREPARE, TOKENS
 from .reading import load, reader
-from .simd import Emitter, i64, intrinsic_of, load_i32, load_i64, store_f32, void
+from .simd import Address, Emitter, i64, intrinsic_of, load_i32, load_i64, store_f32, void
 
 read_tokens = reader(TOKENS)
 
@@ -74,7 +74,7 @@ def build_prepare(prologue: str, kind: str) -> Any:
     return prepare
 
 
-def row_of(e: Emitter, a: Any, token: Any, x: Any) -> Any:
+def row_of(e: Emitter, a: Any, token: Any, x: Address) -> Any:
     """The address of a token's row of x, float32 [tokens, n_cols]."""
     return e.at(x, e.b.mul(token, e.b.shl(a.n_cols, e.int(2))))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -10,20 +9,20 @@ from numba import types
 from numba.extending import intrinsic
 
 from .arguments import Record
-from .simd import F32, I64, Emitter
+from .simd import F32, I64, Address, Emitter
 
 KINDS = {"i64": (I64, types.int64), "f32": (F32, types.float32), "f64": (ir.DoubleType(), types.float64)}
 """LLVM's and Numba's types of a field."""
 
 
-def load(e: Emitter, record: Record, address: Any) -> Any:
+def load(e: Emitter, record: Record, address: Address) -> Any:
     """The fields of the record at an address, as LLVM values by name. Those that nobody looks at cost nothing."""
     return record.tuple(
         *(e.load(KINDS[kind][0], address, record.offset(field)) for field, kind in record.kinds.items())
     )
 
 
-def reader(record: Record) -> Callable[[Any], Any]:
+def reader(record: Record) -> Any:
     """f(address) for Numba code: the fields of the record there, as Numba values by name."""
     kinds = [KINDS[kind][1] for kind in record.kinds.values()]
     result = types.BaseTuple.from_types(kinds, record.tuple)
@@ -39,7 +38,7 @@ def reader(record: Record) -> Callable[[Any], Any]:
     return intrinsic(read)
 
 
-def writer(record: Record) -> Callable[..., Any]:
+def writer(record: Record) -> Any:
     """f(address, field=value, ...) for Numba code: stores all fields of a record."""
     kinds = [KINDS[kind][1] for kind in record.kinds.values()]
 

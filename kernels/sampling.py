@@ -70,7 +70,7 @@ def is_special(e: Emitter, x: Any) -> Any:
 
 @njit(inline="always")
 def consider(scratch, n_kept, limit, value, token):
-    """Put a candidate in its place among the kept ones, behind its equals. Gives how many are kept."""
+    """Put a candidate in its place among the kept ones, after its equals. Returns how many are kept."""
     if n_kept < limit:
         i = n_kept
         n_kept += 1

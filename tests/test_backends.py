@@ -8,11 +8,11 @@ from gguf_builder import tiny
 from qwencli import LLM
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.numpy.backend import NumpyBackend
-from qwencli.kernels import layout
+from qwencli.kernels import formats
 
 
 def test_the_compiled_kernels_run_what_they_can() -> None:
-    from qwencli.hub.choice import EMBEDDED
+    from qwencli.hub.places import EMBEDDED
 
     said: list[str] = []
     assert isinstance(LLM(EMBEDDED, report=said.append).engine.backend, CPUBackend)
@@ -28,7 +28,7 @@ def test_numpy_runs_the_rest_and_says_so(tmp_path: Path) -> None:
 
 
 def test_numpy_runs_types_without_kernels(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(layout.FORMATS, "IQ4_XS")
+    monkeypatch.delitem(formats.FORMATS, "IQ4_XS")
     said: list[str] = []
     llm = LLM(shared / "models" / "demo-iq4_xs.gguf", report=said.append)
     assert isinstance(llm.engine.backend, NumpyBackend)

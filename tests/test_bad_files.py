@@ -17,7 +17,7 @@ from gguf_builder import F32, Gguf, f32, number, pair, parts, string, tiny
 from qwencli.cli import main as run_cli
 from qwencli.errors import FormatError, ModelError, QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 
 MAX = 2**64 - 1
 Q4_0, Q8_0, Q4_K, I8 = 2, 8, 12, 24

@@ -26,7 +26,7 @@ from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.cli._bench_table import print_table
 from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.machine.peak import Peak
 from qwencli.measure import bench
 from qwencli.measure.bench import Runner, run_bench

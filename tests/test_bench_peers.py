@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 FAKE_PEER = """#!/bin/sh

@@ -19,7 +19,7 @@ from qwencli.backends.protocol import Batch, Segment
 from qwencli.engine.session import load, save
 from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.kernels import isa, layout
 from qwencli.llm import LLM
 from qwencli.measure.perplexity import perplexity

@@ -15,7 +15,7 @@ import tiny_vocabulary
 
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.text.chat.template import ChatTemplate
 from qwencli.text.tokenizer import Tokenizer
 

@@ -20,7 +20,7 @@ from qwencli.cli.run import generate
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.network.model import load_model
 from qwencli.sampling import SamplingParams

@@ -12,7 +12,7 @@ from gguf_builder import N_CTX, N_EMBD, TOKENS, Gguf, f32, parts, reciter, tiny
 from random_models import write_random_model
 from shapes import PRESETS
 
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 
 
 @pytest.mark.usefixtures("story")

@@ -22,7 +22,7 @@ from qwencli.engine.engine import Engine
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
-from qwencli.kernels import isa, layout
+from qwencli.kernels import formats, isa
 from qwencli.measure.perplexity import perplexity
 from qwencli.network.graph import Weight
 from qwencli.network.model import Model, load_model
@@ -219,7 +219,7 @@ def test_tensors_of_a_type_without_kernels_are_named(
             add_tensor(self, tensor_name, tensor)
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
-    monkeypatch.delitem(layout.FORMATS, kind.name)
+    monkeypatch.delitem(formats.FORMATS, kind.name)
     tiny_models.write_gguf(tmp_path / "m.gguf", c, tiny_models.weights(c, 0))
     model = load_model(GGUFFile(tmp_path / "m.gguf"))
     with pytest.raises(ModelError, match=rf"m\.gguf: tensor '{name}' has the type {kind.name}, expected"):

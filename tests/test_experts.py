@@ -19,7 +19,7 @@ from qwencli.backends.protocol import Batch, Segment
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
-from qwencli.kernels import isa, layout
+from qwencli.kernels import formats, isa, layout
 from qwencli.kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, PRODUCT_BYTES, ROUTE, SPREAD
 from qwencli.kernels.tiles import Tiles
 from qwencli.network.model import Model, load_model
@@ -240,7 +240,7 @@ class Products:
     def __init__(self, isa_name: str, name: str, n_expert: int, n_rows: int, side: str) -> None:
         rng = np.random.default_rng(3)
         self.isa, self.name, self.side, self.n_expert, self.n_rows = isa_name, name, side, n_expert, n_rows
-        self.kind, self.n_cols = layout.FORMATS[name].family, columns(name)
+        self.kind, self.n_cols = formats.FORMATS[name].family, columns(name)
         self.w = guarded(
             random_rows(name, n_expert * n_rows, self.n_cols, rng).reshape(n_expert, n_rows, -1), side
         )

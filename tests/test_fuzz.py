@@ -25,7 +25,7 @@ from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.cli.info import as_text, describe
 from qwencli.errors import QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.network.model import load_model
 from qwencli.text.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ from qwencli.errors import FormatError, QwenError
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.metadata import LazyArray
 from qwencli.gguf.types import FILE_TYPES, FORK_TYPES, GGML_TYPES, REMOVED_TYPES
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 
 VALUES: dict[str, list[Any]] = {
     "u8": [0, 255],

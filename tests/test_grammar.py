@@ -16,7 +16,7 @@ import tiny_vocabulary
 
 from qwencli.errors import InputError, QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.system import confined
 from qwencli.text.grammar import child as grammar_child

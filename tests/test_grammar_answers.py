@@ -23,7 +23,7 @@ from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.errors import QwenError
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.request.request import Request
 from qwencli.sampling import Constraint, SamplingParams

@@ -10,7 +10,7 @@ import tiny_models
 
 import qwencli
 from qwencli.errors import InputError
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM, MOST_BREAKERS
 from qwencli.request.request import Request
 from qwencli.request.stop_strings import StopStrings

@@ -8,7 +8,7 @@ import pytest
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.errors import ContextFull
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams

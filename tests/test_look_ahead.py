@@ -10,7 +10,7 @@ from qwencli.backends.protocol import Batch
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.local import LocalChat
 from qwencli.errors import QwenError
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.sampling import SamplingParams
 from qwencli.text.chat.answers import Content, Reasoning

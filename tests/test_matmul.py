@@ -10,11 +10,11 @@ from kernel_calls import Quantized, call
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.backends.numpy.dequantize import to_float32
 from qwencli.gguf.types import GGML_TYPES
-from qwencli.kernels import isa, layout
+from qwencli.kernels import formats, isa
 from qwencli.kernels.arguments import EMBED
 from qwencli.kernels.tiles import Tiles
 
-FORMATS = list(layout.FORMATS)
+FORMATS = list(formats.FORMATS)
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 ISAS = [i.name for i in isa.available()]
 
@@ -50,7 +50,7 @@ def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> 
     for n, side in (1, "after"), (2, "before"), (6, "before"), (9, "after"), (21, "after"):
         x = rng.standard_normal((n, columns(name))).astype(np.float32)
         residual = rng.standard_normal((n, 51)).astype(np.float32)
-        activations = Quantized(isa_name, x, layout.FORMATS[name].family, side)
+        activations = Quantized(isa_name, x, formats.FORMATS[name].family, side)
         one = activations.multiply(isa_name, name, "one", w, bias, residual)
         many = activations.multiply(isa_name, name, "many", w, bias, residual)
         assert np.array_equal(one, many)
@@ -86,7 +86,7 @@ def test_extreme_blocks(isa_name: str, name: str) -> None:
     largest[1::2] *= -1
     for byte, half in (0, 0.0), (255, 1.0), (255, 65504.0), (128, 2.0**-24), (0x7F, 1.0), (0x80, 1.0):
         w = filled_rows(name, 33, n_cols, byte, half)
-        activations = Quantized(isa_name, largest, layout.FORMATS[name].family, "after")
+        activations = Quantized(isa_name, largest, formats.FORMATS[name].family, "after")
         one = activations.multiply(isa_name, name, "one", w)
         assert np.array_equal(one, activations.multiply(isa_name, name, "many", w))
         expected, magnitude = exact(name, w, activations.dequantized())

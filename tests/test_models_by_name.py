@@ -15,8 +15,8 @@ from gguf_builder import Gguf, f32, parts, reciter, tiny
 from test_hub import FILE, MODEL, REPO, Hub, cache, hub, one_line
 
 from qwencli.errors import InputError
-from qwencli.hub.choice import EMBEDDED
 from qwencli.hub.names import HubName, choose, models_among, names_of, tag_of
+from qwencli.hub.places import EMBEDDED
 
 __all__ = ["hub"]  # the fixture
 

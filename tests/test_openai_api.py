@@ -20,7 +20,7 @@ from serving import Serving, endless, serving, until
 
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.protocol import HIDDEN, Batch, Segment
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.server.service.generation import Generation
 from qwencli.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ import pytest
 from serving import Serving, serving
 from test_openai_api import NO_THINKING, QUESTION, chat, joined, text
 
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.server.http.errors import ApiError
 from qwencli.server.openai.forms import call_schema

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from qwencli.cli import cli
-from qwencli.hub.choice import EMBEDDED, VARIABLE
+from qwencli.hub.places import EMBEDDED, VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

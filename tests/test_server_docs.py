@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Serving, serving, until
 
 from qwencli.cli import cli
-from qwencli.hub.choice import EMBEDDED, VARIABLE
+from qwencli.hub.places import EMBEDDED, VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = (ROOT / "docs/server.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from serving import Serving, endless, serving, until
 
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams

@@ -13,7 +13,7 @@ from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.kv_cache import PAGE, KVSequence
 from qwencli.backends.protocol import HIDDEN, Batch, Segment
 from qwencli.errors import ContextFull, InputError, QwenError
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.request.request import Request
 from qwencli.sampling import SamplingParams

@@ -25,7 +25,7 @@ from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment
 from qwencli.engine.session import MAGIC, load, save
 from qwencli.errors import ContextFull, FormatError, InputError, QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.network.model import Model, load_model
 
 N, MORE, N_CTX = PAGE + 21, 5, 1000

@@ -22,8 +22,8 @@ from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import NUMBERS, SETTINGS, SamplingParams
 from qwencli.server.llamacpp.answer import settings as llama_cpp_settings
-from qwencli.server.llamacpp.request import CompletionFields
-from qwencli.server.openai.endpoints import ChatRequest, CompletionRequest
+from qwencli.server.llamacpp.fields import CompletionFields
+from qwencli.server.openai.fields import ChatRequest, CompletionRequest
 
 COUNT = 2**31 - 1
 RANGES: dict[str, tuple[float, float]] = {

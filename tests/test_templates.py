@@ -14,7 +14,7 @@ import pytest
 from conftest import SHARED
 
 from qwencli.errors import InputError
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.text.chat.template import ChatTemplate
 from qwencli.text.tokenizer import Tokenizer
 

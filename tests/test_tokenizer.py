@@ -17,7 +17,7 @@ from gguf import TokenType
 
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 from qwencli.text import tokenizer as tokenizer_module
 from qwencli.text.tokenizer import StreamDecoder, Tokenizer
 

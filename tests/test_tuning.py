@@ -10,7 +10,7 @@ from kernel_calls import Quantized
 
 from qwencli.backends.cpu import tuning
 from qwencli.backends.cpu.backend import kernels_of
-from qwencli.kernels import isa, layout
+from qwencli.kernels import formats, isa
 from qwencli.kernels.arguments import Record
 from qwencli.kernels.jit import Kernels
 from qwencli.kernels.tiles import Tiles
@@ -23,7 +23,7 @@ def test_all_tiles_give_the_same_bits(name: str) -> None:
     rng = np.random.default_rng(0)
     w = random_rows(name, 45, 512, rng)
     activations = Quantized(
-        ISA, rng.standard_normal((11, 512)).astype(np.float32), layout.FORMATS[name].family, "after"
+        ISA, rng.standard_normal((11, 512)).astype(np.float32), formats.FORMATS[name].family, "after"
     )
     kernels_of(ISA).load(tuning.kernels_to_try(ISA, [name])[name])
     found = [

@@ -8,7 +8,7 @@ from os import PathLike
 import gguf
 from gguf import TokenType
 
-from qwencli.hub.choice import EMBEDDED
+from qwencli.hub.places import EMBEDDED
 
 SPECIAL = {
     "<|endoftext|>": TokenType.CONTROL,

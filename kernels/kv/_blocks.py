@@ -27,9 +27,9 @@ NOTHING = 2.0**-100
 
 
 class Blocks(NamedTuple):
-    """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` makes of
-    i8x64 the factors for the query's first quants and, where there are two, for the quants 16 after these; `wide` says that they are
-    `raised`, else `offset` is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
+    """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` of i8x64 the
+    factors for the query's first quants and, where there are two, for the 16 after them; `wide` says that they are `raised`, else `offset`
+    is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
     """
 
     n_bytes: int

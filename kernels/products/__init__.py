@@ -16,19 +16,19 @@ from typing import Any
 
 from ..arguments import PRODUCT
 from ..reading import load
-from ..simd import F32, I32, I64, Emitter
+from ..simd import F32, I32, I64, Address, Emitter, Vector
 
 PREFETCH_AHEAD = 16384
 
 
-def product(e: Emitter, quant: ModuleType, address: Any) -> Any:
+def product(e: Emitter, quant: ModuleType, address: Address) -> Any:
     """The arguments as LLVM values by name, `scale` None where the format has none."""
     a = load(e, PRODUCT, address)
     return a if getattr(quant, "SCALED", False) else a._replace(scale=None)
 
 
 def clamped_rows(e: Emitter, a: Any, row: Any, count: int) -> list[Any]:
-    """The addresses of `count` rows from `row` on; behind the last row the last one again, so that nothing outside is read."""
+    """The addresses of `count` rows from `row` on; after the last row the last one again, so that nothing outside is read."""
     last = e.b.sub(a.n_rows, e.int(1))
     return [e.b.add(a.w, e.b.mul(e.least(e.b.add(row, e.int(i)), last), a.row_bytes)) for i in range(count)]
 
@@ -44,16 +44,16 @@ def if_token(e: Emitter, a: Any, token: Any) -> AbstractContextManager[Any]:
     return e.b.if_then(e.b.icmp_signed("<", token, e.load(I64, a.count)))
 
 
-def prefetch_rows(e: Emitter, following: Any, i: Any, n_bytes: int, stride: int = 0) -> None:
-    """Ask for step i's share, `n_bytes` of `stride`, by default all of them, of rows some way behind those that follow."""
+def prefetch_rows(e: Emitter, following: Address, i: Any, n_bytes: int, stride: int = 0) -> None:
+    """Ask for step i's share, `n_bytes` of `stride`, by default all of them, of rows some way after those that follow."""
     prefetch_share(e, e.at(following, PREFETCH_AHEAD), i, n_bytes, stride)
 
 
-def prefetch_share(e: Emitter, start: Any, i: Any, n_bytes: int, stride: int = 0) -> None:
-    """Ask for `n_bytes` that lie i * `stride`, by default i * n_bytes, behind `start`, in the order of memory and into the L2 cache.
+def prefetch_share(e: Emitter, start: Address, i: Any, n_bytes: int, stride: int = 0) -> None:
+    """Ask for `n_bytes` that lie i * `stride`, by default i * n_bytes, after `start`, in the order of memory and into the L2 cache.
 
-    Rows that are read side by side are short streams, which the hardware doesn't foresee. Into L1 the requests are so many that some
-    are lost. More than a dozen lines at once fill the queue of misses, and what is read meanwhile waits behind them.
+    Rows that are read side by side are short streams, which the hardware doesn't foresee. For L1 there would be so many requests that
+    some are lost. More than a dozen lines at once fill the queue of misses, and what is read meanwhile has to wait for them.
     """
     first = e.b.add(start, e.b.mul(i, e.int(stride or n_bytes)))
     for line in range(0, n_bytes, 64):
@@ -75,7 +75,7 @@ def finish(e: Emitter, a: Any, value: Any, row: Any, token: Any) -> None:
     e.store(b.load(slot), a.y, place)
 
 
-def finish_rows(e: Emitter, a: Any, values: Any, row: Any, token: Any) -> None:
+def finish_rows(e: Emitter, a: Any, values: Vector, row: Any, token: Any) -> None:
     """`finish` for some rows' values in lanes, of which only those before the last row exist."""
     b = e.b
     whole = b.icmp_signed("<=", b.add(row, e.int(values.type.count)), a.n_rows)

@@ -34,6 +34,8 @@ from .vectors import (
     I32X4,
     I32X16,
     I64,
+    Address,
+    Vector,
     like,
 )
 
@@ -54,7 +56,9 @@ __all__ = [
     "I32X16",
     "I64",
     "LANES",
+    "Address",
     "Emitter",
+    "Vector",
     "as_f32",
     "f32",
     "i64",

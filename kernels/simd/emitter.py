@@ -13,7 +13,7 @@ from numba.core import cgutils
 
 from ..isa import named, target
 from ..layout import LANES
-from .vectors import F32, F32X16, I8, I16, I32, I32X4, I64, like
+from .vectors import F32, F32X16, I8, I16, I32, I32X4, I64, Address, Vector, like
 
 _isa: Any = None
 
@@ -48,26 +48,26 @@ class Emitter:
     def float(self, value: float, kind: Any = F32) -> Any:
         return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
-    def at(self, address: Any, offset: Any) -> Any:
+    def at(self, address: Address, offset: Any) -> Any:
         if isinstance(offset, int):
             return self.b.add(address, self.int(offset)) if offset else address
         return self.b.add(address, offset)
 
-    def load(self, kind: Any, address: Any, offset: Any = 0) -> Any:
+    def load(self, kind: Any, address: Address, offset: Any = 0) -> Any:
         value = self.b.load(self.b.inttoptr(self.at(address, offset), kind.as_pointer()))
         value.align = 1
         return value
 
-    def store(self, value: Any, address: Any, offset: Any = 0) -> None:
+    def store(self, value: Any, address: Address, offset: Any = 0) -> None:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
-    def stream(self, value: Any, address: Any, offset: Any = 0) -> None:
+    def stream(self, value: Vector, address: Address, offset: Any = 0) -> None:
         """Store to an aligned address that isn't read again soon, bypassing the caches where the ISA can."""
         store = self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer()))
         store.align = value.type.count * 4
         store.set_metadata("nontemporal", self.b.module.add_metadata([self.int(1, I32)]))
 
-    def prefetch(self, address: Any, level: int = 1) -> None:
+    def prefetch(self, address: Address, level: int = 1) -> None:
         """Fetch a cache line that will be read soon into the cache of `level`. Any address is safe: what can't be read is ignored."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
         read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
@@ -273,7 +273,7 @@ class Emitter:
         """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions, first of the odd lanes' product."""
         return self.isa.dot_bf16(self, acc, x, y)
 
-    def load_f16(self, address: Any, offset: Any = 0) -> Any:
+    def load_f16(self, address: Address, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))
 
     def sums_of_quarters(self, vectors: Sequence[Any]) -> Any:

@@ -1,8 +1,8 @@
-"""LLVM's types as kernels use them: lanes, and vectors of them."""
+"""LLVM's types as kernels use them: lanes, and vectors of them; and what a type checker may know of LLVM's values."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NewType
 
 from llvmlite import ir
 
@@ -17,6 +17,18 @@ F32 = ir.FloatType()
 I8X16, I8X32, I8X64 = (ir.VectorType(I8, n) for n in (16, 32, 64))
 I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
 I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
+
+
+class Value:
+    """An LLVM value, as a type checker sees it: llvmlite has no types."""
+
+    type: Any
+
+
+Address = NewType("Address", Value)
+"""An i64 that is an address."""
+Vector = NewType("Vector", Value)
+"""Lanes of floats or integers."""
 
 
 def like(x: Any, element: Any) -> Any:

@@ -38,6 +38,9 @@ class Registry(Generic[F]):
 
         return register
 
+    def __contains__(self, op: type[Op]) -> bool:
+        return op in self._functions
+
     def __getitem__(self, op: type[Op]) -> F:
         """The op's function. Raises KeyError for an op that has none: `check` looks for that before a model runs."""
         return self._functions[op]

@@ -222,7 +222,7 @@ class CPUBackend:
     def _program(
         self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
     ) -> Program:
-        """The program for these results and so many tokens, with or without sampling, lowered when it is first needed."""
+        """The program for these results and that many tokens, with or without sampling, lowered when it is first needed."""
         rooms = {dim: room_for(n) for dim, n in counts.items()}
         key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
@@ -330,7 +330,7 @@ class CPUBackend:
             partials=address_of(self._partials),
             states=address_of(states),
         )
-        inputs.counts[2] = len(items) * c.n_head_kv
+        inputs.counts["attend"] = len(items) * c.n_head_kv
         return [*keep, item_array, parts, states]
 
     def _states_of(self, batch: Batch) -> NDArray[Any]:

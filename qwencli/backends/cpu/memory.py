@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError, QwenError
 from ...kernels import layout
-from ...kernels.arguments import DRAW, LIKELIHOOD, POINTERS, QUANTIZED
+from ...kernels.arguments import DRAW, LIKELIHOOD, POINTERS, QUANTIZED, Record
 from ...network.graph import N_OUTPUTS, N_TOKENS
 from ...sampling.sampler import Draw
 
@@ -34,11 +34,15 @@ def aligned_zeros(n_bytes: int, alignment: int = 128) -> Bytes:
     return memory[start : start + n_bytes]
 
 
+COUNTS = Record("counts", f"{N_TOKENS} {N_OUTPUTS} attend")
+"""How many tokens and outputs a step has, and chunks of attention."""
+
+
 class Inputs:
     """What changes from step to step, at addresses that a program knows, with room for `n_tokens` tokens and their outputs."""
 
     def __init__(self, n_tokens: int, n_rot: int) -> None:
-        self.counts = np.zeros(3, np.int64)  # tokens, outputs, chunks of attention
+        self.counts = COUNTS.zeros(1)
         self._multiples: dict[tuple[str, int], I64] = {}
         self.tokens = np.zeros(n_tokens, np.int32)
         self.outputs = np.zeros(n_tokens, np.int32)
@@ -53,16 +57,18 @@ class Inputs:
 
     def count(self, which: str) -> int:
         """The address of the number of tokens or outputs, or of attention's chunks."""
-        return address_of(self.counts) + 8 * (N_TOKENS, N_OUTPUTS, "attend").index(which)
+        return address_of(self.counts) + int(COUNTS.offset(which))
 
     def multiple(self, what: str, k: int) -> int:
         """The address of k times the number of tokens, of outputs or of the batch's "segments"."""
         return address_of(self._multiples.setdefault((what, k), np.zeros(1, np.int64)))
 
-    def set_counts(self, n_tokens: int, n_outputs: int, n_pieces: int) -> None:
+    def set_counts(self, n_tokens: int, n_outputs: int, n_segments: int) -> None:
         """Fill in how much there is; attention's chunks come with the batch."""
-        self.counts[:] = n_tokens, n_outputs, 0
-        numbers = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs, "segments": n_pieces}
+        self.counts[N_TOKENS] = n_tokens
+        self.counts[N_OUTPUTS] = n_outputs
+        self.counts["attend"] = 0
+        numbers = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs, "segments": n_segments}
         for (what, k), multiple in self._multiples.items():
             multiple[0] = k * numbers[what]
 
@@ -194,13 +200,13 @@ def quantized_at(buffers: Sequence[Bytes] | None) -> Args:
 
 
 ARENA_BYTES = 2**24
-"""Pages of the cache are taken together, up to so many bytes: from 4 MB on NumPy asks for huge pages. What is touched is committed."""
+"""Pages of the cache are taken together, up to this many bytes: from 4 MB on NumPy asks for huge pages. What is touched is committed."""
 
 
 class PageMemory:
     """The memory of the cache's pages, or of states, taken when one is first used and committed by the system when it is touched.
 
-    `what` says for errors what so many of them hold, as in "64 more positions of the KV cache".
+    `what` says for errors what a number of them holds, as in "64 more positions of the KV cache".
     """
 
     def __init__(self, page_bytes: int, per_page: int, what: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import ModelError
 from ...gguf.file import TensorInfo
-from ...kernels import layout
+from ...kernels import formats, layout
 from ...kernels.arguments import COPY, ROW, Arguments
 from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
@@ -36,8 +36,8 @@ def weight_info(product: Tensor) -> TensorInfo:
 
 
 def activation_kind(info: TensorInfo) -> str:
-    """What activations the kernels multiply a tensor's type with (see layout.FORMATS); "float" for a type without kernels."""
-    return layout.FORMATS[info.type.name].family if info.type.name in layout.FORMATS else "float"
+    """What activations the kernels multiply a tensor's type with (see formats.FORMATS); "float" for a type without kernels."""
+    return formats.FORMATS[info.type.name].family if info.type.name in formats.FORMATS else "float"
 
 
 def layer_bytes(model: Model, types: CacheTypes) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....kernels import layout
+from ....kernels import formats, layout
 from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
 from ....network.graph import N_OUTPUTS, Graph, Input, Tensor, Weight
@@ -18,7 +18,7 @@ from ..fuse import fuse, quantized_forms
 from ..memory import Args, Inputs, Value, address_of
 from ..program import Program, activation_kind, weight_info
 from . import delta, experts, gates, heads, products  # noqa: F401 -- each registers what it lowers
-from .registry import LOWER
+from .registry import lowers
 
 
 def what_has_no_kernels(model: Model) -> list[str]:
@@ -28,7 +28,7 @@ def what_has_no_kernels(model: Model) -> list[str]:
         for node in model.graph.nodes.values()
         if isinstance(node.op, Weight) and len(node.shape) > 1
     )
-    missing = sorted({info.type.name for info in matrices} - layout.FORMATS.keys())
+    missing = sorted({info.type.name for info in matrices} - formats.FORMATS.keys())
     nets = model.config.delta_nets
     sizes = {model.config.head_dim, *([nets.head_dim] if nets else [])}
     return missing + [f"heads of {size} values" for size in sorted(sizes) if size % layout.LANES]
@@ -56,9 +56,9 @@ def lower(
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
         if not isinstance(node.op, (Input, Weight)):
-            if type(node.op) not in LOWER:
+            if type(node.op) not in lowers:
                 raise p.not_alone(node.name)
-            LOWER[type(node.op)](p, node)
+            lowers[type(node.op)](p, node)
         for source in node.src:
             if last_use[source.name] == i:
                 p.release(source)

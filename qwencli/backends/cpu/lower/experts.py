@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ....kernels import layout
+from ....kernels import formats, layout
 from ....kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, ROUTE, SPREAD
 from ....network.graph import ExpertLinear, ExpertSum, Route, Tensor, Weight
 from ..memory import I64, Args, Value, address_of
@@ -96,7 +96,7 @@ def linear(p: Program, node: Tensor) -> None:
     product: Args = {
         "count": p.inputs.count(x.dim),
         "chunk_rows": chunk_rows,
-        "w": p.weight(weight, list(layout.FORMATS)),
+        "w": p.weight(weight, list(formats.FORMATS)),
         "row_bytes": row_bytes,
         "n_rows": n_rows,
         "n_cols": n_cols,

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from ....gguf.file import TensorInfo
-from ....kernels import layout
+from ....kernels import formats, layout
 from ....kernels.arguments import ADD, EMBED, GATHER, NORM, PRODUCT
 from ....network.graph import Add, GetRows, Linear, RMSNorm, Tensor, Weight
 from ..fuse import Plus
 from ..memory import Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
 from . import heads
-from .registry import LOWER, lowers
+from .registry import lowers
 
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
@@ -36,7 +36,7 @@ def get_rows(p: Program, node: Tensor) -> None:
             EMBED,
             kind.name.lower(),
             of=out,
-            table=p.weight(table, list(layout.FORMATS)),
+            table=p.weight(table, list(formats.FORMATS)),
             row_bytes=kind.n_bytes(width),
             n_cols=width,
             ids=ids,
@@ -69,7 +69,7 @@ def plus(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Plus)
     *sources, other = node.src
     op = node.op.op
-    LOWER[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=p.compact(other))
+    lowers[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=p.compact(other))
 
 
 @lowers(Linear)
@@ -77,7 +77,7 @@ def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
     """A product, with its bias."""
     weight, x_node, *bias = node.src
     info = weight_info(node)
-    address = p.weight(weight, list(layout.FORMATS))
+    address = p.weight(weight, list(formats.FORMATS))
     n_rows, n_cols = weight.shape
     assert isinstance(n_rows, int)
     assert isinstance(n_cols, int)
