@@ -62,7 +62,7 @@ class MicroKernel:
 
 
 class ScaledTile:
-    """Like `MicroKernel`, for a panel that is `scaled`: its bytes are the products of quants and scales, from which `minus` is subtracted."""
+    """`MicroKernel` for a panel that is `scaled`: its bytes are the products of quants and scales, from which `minus` is subtracted."""
 
     def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
         self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
