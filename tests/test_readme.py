@@ -8,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import click
@@ -57,13 +59,12 @@ def calls(line: str) -> list[list[str]]:
     return found
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which `qwencli` is the package under test and the model is the embedded one."""
     if os.name != "posix":
         pytest.skip("README.md shows a POSIX shell")
-    program = tmp_path / "bin" / "qwencli"
-    program.parent.mkdir()
+    program = tmp_path_factory.mktemp("bin") / "qwencli"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli "$@"\n')
     program.chmod(0o755)
     return {
@@ -73,12 +74,18 @@ def shell(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def run(line: str, env: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def run(environment: dict[str, str]) -> Callable[[str], str]:
+    """run(line): what a line of shell writes to stdout. A line that several tests need runs once."""
+
+    @cache
+    def run(line: str) -> str:
+        command = ["bash", "-o", "pipefail", "-c", line]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def test_each_block_of_shell_is_one_line() -> None:
@@ -106,9 +113,9 @@ def test_flags_in_the_prose_exist() -> None:
 
 
 @pytest.mark.parametrize(("line", "expected"), [pytest.param(*shown, id=shown[0]) for shown in SHOWN])
-def test_output_is_what_the_readme_shows(line: str, expected: str, shell: dict[str, str]) -> None:
+def test_output_is_what_the_readme_shows(line: str, expected: str, run: Callable[[str], str]) -> None:
     """`...` in the README stands for anything; perplexities may differ as little as llama.cpp's do."""
-    got, expected = run(line, shell).rstrip("\n"), expected.rstrip("\n")
+    got, expected = run(line).rstrip("\n"), expected.rstrip("\n")
     if "perplexity" in line:
         number = re.compile(r"\d+\.\d+")
         assert number.sub("", got) == number.sub("", expected)
@@ -120,10 +127,10 @@ def test_output_is_what_the_readme_shows(line: str, expected: str, shell: dict[s
         assert re.fullmatch(".*".join(map(re.escape, expected.split("..."))), got, re.S), got
 
 
-def test_doctor_has_the_lines_that_the_readme_shows(shell: dict[str, str]) -> None:
+def test_doctor_has_the_lines_that_the_readme_shows(run: Callable[[str], str]) -> None:
     """What they say is about the machine."""
     (shown,) = re.findall(r"^```sh\nqwencli doctor\n```\n```\n((?:.*\n)+?)```$", README, re.M)
-    names, got = re.findall(r"^  (\w.{12}) ", shown, re.M), run("qwencli doctor", shell)
+    names, got = re.findall(r"^  (\w.{12}) ", shown, re.M), run("qwencli doctor")
     assert len(names) > 8
     assert all(f"\n  {name} " in f"\n{got}" for name in names)
 
@@ -136,8 +143,8 @@ def test_doctor_has_the_lines_that_the_readme_shows(shell: dict[str, str]) -> No
         if not re.search(r" -[mf] |\.gguf|>.*\.txt|bartowski/|chat$|serve$|--url", line)
     ],
 )
-def test_examples_that_need_no_file_run_on_the_embedded_model(line: str, shell: dict[str, str]) -> None:
-    assert run(line, shell)
+def test_examples_that_need_no_file_run_on_the_embedded_model(line: str, run: Callable[[str], str]) -> None:
+    assert run(line)
 
 
 def test_perplexity_is_llama_cpps() -> None:
@@ -147,20 +154,22 @@ def test_perplexity_is_llama_cpps() -> None:
     assert float(ours) == pytest.approx(float(theirs), rel=LLAMA_CPP_DIFFERS)
 
 
-def test_the_library_continues_as_the_command_does(tmp_path: Path, shell: dict[str, str]) -> None:
+def test_the_library_continues_as_the_command_does(
+    tmp_path: Path, environment: dict[str, str], run: Callable[[str], str]
+) -> None:
     (program,) = re.findall(r"^```python\n(.+?)^```$", README, re.M | re.S)
     shutil.copy(EMBEDDED, tmp_path / "model.gguf")
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
-        env={**shell, "PYTHONPATH": str(ROOT)},
+        env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
-    assert done.stdout == run('qwencli run --raw -p "Once upon a time" -n 64 --temp 0', shell)
+    assert done.stdout == run('qwencli run --raw -p "Once upon a time" -n 64 --temp 0')
 
 
 def test_links_lead_somewhere() -> None:

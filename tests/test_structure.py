@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import naive
@@ -84,8 +85,13 @@ def source_files() -> dict[str, Path]:
 FILES = source_files()
 
 
-def imports(name: str) -> Iterator[str]:
+@cache
+def imports(name: str) -> tuple[str, ...]:
     """What a file imports, anywhere in it: `.x.y` for parts of qwencli, `x` for other packages."""
+    return tuple(imports_in_order(name))
+
+
+def imports_in_order(name: str) -> Iterator[str]:
     package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
