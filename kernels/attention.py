@@ -25,10 +25,6 @@ ITEM_BYTES, PARTS_BYTES = ITEM.n_bytes, PARTS.n_bytes
 read_pointers, read_item, read_parts = reader(POINTERS), reader(ITEM), reader(PARTS)
 
 
-def build(name: str, *variant: str) -> Any:
-    return {"attend": build_attend, "merge": build_merge}[name](*variant)
-
-
 def softmax_step(e: Emitter, scores: Address, state: Address, n_valid: Any) -> Any:
     """Turn a page's scores into weights under the running maximum. `state` holds maximum and sum.
 

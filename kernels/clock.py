@@ -11,10 +11,6 @@ from .reading import reader
 from .simd import I32, I64, Emitter, i64, intrinsic_of, void
 
 
-def build(name: str) -> Any:
-    return {"read": build_read}[name]()
-
-
 @intrinsic_of(void, i64, i64, i64)
 def call_clock(e: Emitter, function: Any, first: Any, second: Any) -> None:
     e.b.call(e.b.inttoptr(function, ir.FunctionType(I32, [I64, I64]).as_pointer()), [first, second])

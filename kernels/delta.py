@@ -25,10 +25,6 @@ read_pointers, read_state = reader(POINTERS), reader(STATE)
 AT_ONCE = 4  # rows of S in the body of a loop
 
 
-def build(name: str, *variant: str) -> Any:
-    return {"conv": build_conv, "gates": build_gates, "scan": build_scan}[name](*variant)
-
-
 def copy_of(n_bytes: int) -> Any:
     """f(source, to), for a multiple of 64 bytes."""
 

@@ -57,17 +57,6 @@ write_product = writer(PRODUCT)
 store_i32 = intrinsic_of(void, i64, i64)(lambda e, address, value: e.store(e.b.trunc(value, I32), address))
 
 
-def build(name: str) -> Any:
-    return {
-        "route": build_route,
-        "group": build_group,
-        "spread": build_spread,
-        "one": build_one,
-        "many": build_many,
-        "combine": build_combine,
-    }[name]()
-
-
 @intrinsic_of(void, i64, i64, i64)
 def softmax_parts(e: Emitter, logits: Any, n: Any, out: Any) -> None:
     """The largest of n logits, NaN left aside, and the sum of exp(logit - the largest), NaN if one is."""

@@ -14,10 +14,6 @@ from .simd import Address, Emitter, f32, i64, intrinsic_of, load_i64, void
 PAGE = layout.PAGE
 
 
-def build(name: str, *variant: str) -> Any:
-    return {"rotate": build_rotate, "store": build_store}[name](*variant)
-
-
 def rotate_head(
     e: Emitter, x: Address, out: Address, weight: Address, eps: Any, table: Address, n_rot: Any, head_dim: Any
 ) -> None:

@@ -16,12 +16,6 @@ from .simd import Address, Emitter, i64, intrinsic_of, load_i32, load_i64, store
 read_tokens = reader(TOKENS)
 
 
-def build(name: str, *variant: str) -> Any:
-    return {"embed": build_embed, "prepare": build_prepare, "add": build_add, "gather": build_gather}[name](
-        *variant
-    )
-
-
 @njit(inline="always")
 def tokens_of(args, chunk):
     """The first and the last + 1 token of a chunk."""

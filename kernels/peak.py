@@ -15,10 +15,6 @@ DATA_BYTES = 4096
 """Bytes of factors that the arithmetic loops take in turn: they stay in the L1 cache."""
 
 
-def build(name: str, *variant: str) -> Any:
-    return {"fill": build_fill, "read": build_read, "multiply": build_multiply}[name](*variant)
-
-
 def build_fill() -> Any:
     """Writes every byte, so that each page is memory of its own, near a thread that reads."""
     read_arguments = reader(FILL)

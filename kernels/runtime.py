@@ -30,10 +30,6 @@ NUMBER = 0xFFFFFFFF
 read_row = reader(ROW)
 
 
-def build(name: str) -> Any:
-    return {"step": build_step, "worker": build_worker, "publish": build_publish}[name]()
-
-
 def _pointer(e: Emitter, address: Any) -> Any:
     return e.b.inttoptr(address, I64.as_pointer())
 

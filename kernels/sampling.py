@@ -38,10 +38,6 @@ DRAW_BYTES, LIKELIHOOD_BYTES = DRAW.n_bytes, LIKELIHOOD.n_bytes
 read_draw = reader(DRAW)
 
 
-def build(name: str) -> Any:
-    return {"choose": build_choose, "score": build_score}[name]()
-
-
 @intrinsic_of(f32, f32)
 def exp(e: Emitter, x: Any) -> Any:
     return exp_scalar(e, x)

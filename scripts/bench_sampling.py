@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qwencli.backends.cpu.backend import kernels_of
-from qwencli.backends.cpu.memory import Inputs
+from qwencli.backends.cpu.inputs import Inputs
 from qwencli.kernels import isa
 from qwencli.kernels.arguments import CHOOSE
 from qwencli.kernels.layout import SAMPLING_SCRATCH

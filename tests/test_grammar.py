@@ -342,7 +342,7 @@ def test_the_vocabulary_of_qwen(shared: Path) -> None:
 
 
 REFUSED: list[tuple[Callable[..., Start], Any, str]] = [
-    (json_schema, "{", "no JSON: Expecting property name"),
+    (json_schema, "{", "isn't JSON: Expecting property name"),
     (json_schema, "[1]", r"is \[1\], expected an object"),
     (json_schema, False, "is false, expected an object"),
     (json_schema, {"type": "text"}, "Invalid type: text"),
@@ -353,7 +353,7 @@ REFUSED: list[tuple[Callable[..., Start], Any, str]] = [
     (json_schema, {"$ref": "#/$defs/none"}, "none"),
     (json_schema, {"$ref": "http://localhost/x.json"}, "localhost"),
     (json_schema, {"$ref": "#"}, "no token can follow"),
-    (json_schema, {"minimum": float("nan")}, "no JSON"),
+    (json_schema, {"minimum": float("nan")}, "isn't JSON"),
     (json_schema, {"allOf": [{"type": "string"}, {"type": "null"}]}, "nsatisfiable"),
     (json_schema, {"type": "string", "pattern": "("}, "regex"),
     (json_schema, {"const": "x" * 300_000}, "has 3000.. characters, expected 262144 at most"),
@@ -367,20 +367,20 @@ REFUSED: list[tuple[Callable[..., Start], Any, str]] = [
     (gbnf, "", "no rule 'root'"),
     (gbnf, 'start ::= "a"', "no rule 'root'"),
     (gbnf, 'root ::= "a" b', "rule 'root' refers to 'b'"),
-    (gbnf, 'root ::= "a', "no GBNF in line 1, at '\"a'"),
-    (gbnf, 'root ::= "a"\n\n b ::= ("x"', "no GBNF in line 3"),
-    (gbnf, 'root ::= "a")', "no GBNF in line 1, at '\\)'"),
-    (gbnf, "root ::= * ", "no GBNF"),
+    (gbnf, 'root ::= "a', "isn't GBNF in line 1, at '\"a'"),
+    (gbnf, 'root ::= "a"\n\n b ::= ("x"', "isn't GBNF in line 3"),
+    (gbnf, 'root ::= "a")', "isn't GBNF in line 1, at '\\)'"),
+    (gbnf, "root ::= * ", "isn't GBNF"),
     (gbnf, "root ::= [b-a]", "from 'b' to 'a'"),
-    (gbnf, "root ::= []", "no GBNF"),
-    (gbnf, 'root ::= "\\q"', "no GBNF"),
+    (gbnf, "root ::= []", "isn't GBNF"),
+    (gbnf, 'root ::= "\\q"', "isn't GBNF"),
     (gbnf, 'root ::= "\\ud800"', "isn't a character"),
-    (gbnf, "root ::= " + "(" * 60 + '"a"' + ")" * 60, "parentheses 51 deep"),
+    (gbnf, "root ::= " + "(" * 60 + '"a"' + ")" * 60, "parentheses nested 51 deep"),
     (gbnf, 'root ::= "a"' + "*" * 5000, "151 deep"),
     (gbnf, "root ::= " + "(" * 45 + '"a"' + ")****" * 45, "151 deep"),
     (gbnf, "root ::= " + '| "a" ' * 30_000, "has 180009 characters, expected 131072 at most"),
     (gbnf, "root ::= root", "no token can follow"),
-    (gbnf, "root ::= <think>", "no GBNF"),
+    (gbnf, "root ::= <think>", "isn't GBNF"),
 ]
 
 

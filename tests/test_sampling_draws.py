@@ -12,7 +12,7 @@ from engine_runs import finish
 from kernel_calls import call
 
 from qwencli.backends.cpu.backend import CPUBackend, kernels_of
-from qwencli.backends.cpu.memory import Inputs
+from qwencli.backends.cpu.inputs import Inputs
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment

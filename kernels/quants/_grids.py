@@ -1,6 +1,6 @@
 """What the formats share whose weights are rows of a grid: blocks of 256 weights, where each index stands for 8 or 4 of them.
 
-A format's module has a `Format`, which says where things are in a block.
+A format's module has a `GridFormat`, which says where things are in a block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .. import layout
 from ..simd import F32X4, F32X16, I8, I8X32, I8X64, I16, I32, I32X16, I64, Emitter, i64, intrinsic_of
 from . import _kquants as k
 from ._blocks import nibbles
-from ._ktiles import Tile
+from ._ktiles import MicroKernel
 
 RAISED_BY = 64
 """Added to signed numbers to make them unsigned in a panel: the largest is 62."""
@@ -116,7 +116,7 @@ Emit = Callable[[Emitter, Any], Any]
 
 
 @dataclass(frozen=True)
-class Format:
+class GridFormat:
     """Blocks of 256 weights in `n_parts` parts: weight = d * factor * scale * (grid's number + delta - minus), with its sign.
 
     What is read from the block at an address:
@@ -143,8 +143,8 @@ class Format:
         return k.Panel(self.n_parts)
 
     @property
-    def tile(self) -> Tile:
-        return Tile(self.panel, minus=RAISED_BY if self.signs else self.minus)
+    def tile(self) -> MicroKernel:
+        return MicroKernel(self.panel, minus=RAISED_BY if self.signs else self.minus)
 
     def numbers(self, e: Emitter, p: Any) -> Iterator[tuple[Any, Any]]:
         """Four times 64 weights of the block at p, as bytes below 128, and, if there are signs, which of them are negative, as i1x64."""

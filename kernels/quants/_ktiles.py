@@ -13,7 +13,7 @@ from ._kquants import Act, Panel
 from ._quarts import VECTOR, add_products
 
 
-class Tile:
+class MicroKernel:
     """The panel form of a K-quant's micro-kernel on one 256-block: R vectors of 16 rows times T tokens, integers until the end.
 
     Quants are bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them. With `mins` the pairs are mins with a
@@ -62,7 +62,7 @@ class Tile:
 
 
 class ScaledTile:
-    """Like `Tile`, for a panel that is `scaled`: its bytes are the products of quants and scales, from which `minus` is subtracted."""
+    """`MicroKernel` for a panel that is `scaled`: its bytes are the products of quants and scales, from which `minus` is subtracted."""
 
     def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
         self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide

@@ -72,5 +72,7 @@ def d(e: Emitter, rows: Sequence[Any]) -> Any:
     return e.f16_to_f32(e.b.trunc(bits, like(bits, I16)))
 
 
-FORMAT = g.Format(GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, deltas=deltas, minus=9, d=d)
+FORMAT = g.GridFormat(
+    GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, deltas=deltas, minus=9, d=d
+)
 PANEL, TILE, values, unpack = FORMAT.panel, FORMAT.tile, FORMAT.values, FORMAT.unpack

@@ -58,7 +58,7 @@ def deltas(e: Emitter, p: Any) -> Any:
     return e.shuffle(e.b.select(positive, e.int(2, kind), e.int(0, kind)), [i // 4 for i in range(32)])
 
 
-FORMAT = g.Format(
+FORMAT = g.GridFormat(
     GRID, n_parts=8, factor=1 / 8, indices=indices, scales=scales, deltas=deltas, minus=9, d=g.half_at(0)
 )
 PANEL, TILE, values, unpack = FORMAT.panel, FORMAT.tile, FORMAT.values, FORMAT.unpack

@@ -49,5 +49,7 @@ def signs(e: Emitter, p: Any) -> Any:
     return e.load(I8X32, p, 34)
 
 
-FORMAT = g.Format(GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, signs=signs, d=g.half_at(0))
+FORMAT = g.GridFormat(
+    GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, signs=signs, d=g.half_at(0)
+)
 PANEL, TILE, values, unpack = FORMAT.panel, FORMAT.tile, FORMAT.values, FORMAT.unpack

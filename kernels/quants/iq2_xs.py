@@ -45,5 +45,7 @@ def signs(e: Emitter, p: Any) -> Any:
     return g.odd_signs(e, e.b.trunc(e.b.lshr(e.load(I16X32, p, 2), e.int(9, I16X32)), I8X32))
 
 
-FORMAT = g.Format(GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, signs=signs, d=g.half_at(0))
+FORMAT = g.GridFormat(
+    GRID, n_parts=16, factor=1 / 8, indices=indices, scales=scales, signs=signs, d=g.half_at(0)
+)
 PANEL, TILE, values, unpack = FORMAT.panel, FORMAT.tile, FORMAT.values, FORMAT.unpack

@@ -52,5 +52,7 @@ def signs(e: Emitter, p: Any) -> Any:
     return g.signs_of_words(e, words(e, p))
 
 
-FORMAT = g.Format(GRID, n_parts=8, factor=1 / 8, indices=indices, scales=scales, signs=signs, d=g.half_at(0))
+FORMAT = g.GridFormat(
+    GRID, n_parts=8, factor=1 / 8, indices=indices, scales=scales, signs=signs, d=g.half_at(0)
+)
 PANEL, TILE, values, unpack = FORMAT.panel, FORMAT.tile, FORMAT.values, FORMAT.unpack

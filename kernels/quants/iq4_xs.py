@@ -19,12 +19,12 @@ from numba import njit
 from ..formats import sizes
 from ..simd import F32X4, I8X64, I16X16, I16X32, I32X16, I64, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
-from ._ktiles import Tile
+from ._ktiles import MicroKernel
 from .iq4_nl import entry, raised_values
 
 BLOCK, BYTES, KIND = sizes("IQ4_XS")
 PANEL = k.Panel(8)
-TILE = Tile(PANEL, wide=True)
+TILE = MicroKernel(PANEL, wide=True)
 
 
 @njit(inline="always")

@@ -17,11 +17,11 @@ from numba import njit
 from ..formats import sizes
 from ..simd import I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
-from ._ktiles import Tile
+from ._ktiles import MicroKernel
 
 BLOCK, BYTES, KIND = sizes("Q4_K")
 PANEL = k.Panel(8)
-TILE = Tile(PANEL, mins=True)
+TILE = MicroKernel(PANEL, mins=True)
 
 
 @njit(inline="always")

@@ -19,11 +19,11 @@ from .. import layout
 from ..formats import sizes
 from ..simd import F32X4, I8X16, I8X32, I8X64, I16X16, I32X16, Emitter, as_f32, load_f16, load_i8, load_u8
 from . import _kquants as k
-from ._ktiles import Tile
+from ._ktiles import MicroKernel
 
 BLOCK, BYTES, KIND = sizes("Q6_K")
 PANEL = k.Panel(16)
-TILE = Tile(PANEL, minus=32)
+TILE = MicroKernel(PANEL, minus=32)
 
 
 @njit(inline="always")

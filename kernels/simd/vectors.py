@@ -19,15 +19,15 @@ I16X16, I16X32 = (ir.VectorType(I16, n) for n in (16, 32))
 I32X4, I32X16, F32X4, F32X16 = (ir.VectorType(kind, n) for kind in (I32, F32) for n in (4, LANES))
 
 
-class Value:
+class LLVMValue:
     """An LLVM value, as a type checker sees it: llvmlite has no types."""
 
     type: Any
 
 
-Address = NewType("Address", Value)
+Address = NewType("Address", LLVMValue)
 """An i64 that is an address."""
-Vector = NewType("Vector", Value)
+Vector = NewType("Vector", LLVMValue)
 """Lanes of floats or integers."""
 
 

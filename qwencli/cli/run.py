@@ -111,9 +111,7 @@ def run(
     if prompt is None and file is None and sys.stdin.isatty():
         raise click.UsageError("give a prompt with -p, -f or on stdin")
     if prompt is None:
-        prompt = read_text(file).removesuffix(
-            "\n"
-        )  # as llama.cpp: files end with a newline that is not meant
+        prompt = read_text(file).removesuffix("\n")  # as llama.cpp: the last newline of a file isn't meant
     elif not no_escape:
         prompt = unescape(prompt)
     if not no_escape:
@@ -201,7 +199,8 @@ def as_object(chat: LocalChat, answer: CollectedAnswer, probabilities: Probabili
 
 
 def closing_line(chat: LocalChat) -> str:
-    t, memory = chat.stats(), peak_memory()
+    t = chat.stats()
+    memory = peak_memory()
     cached = f"{t['cache_n']:.0f} of them cached, " if t["cache_n"] else ""
     parts = [
         f"prompt {t['prompt_n'] + t['cache_n']:.0f} tokens, {cached}{t['prompt_per_second']:.1f} t/s",

@@ -58,10 +58,8 @@ class StreamedAnswer:
         choice = mapping(choices[0]) if isinstance(choices, list) and choices else {}
         delta = mapping(choice.get("delta")) or mapping(choice.get("message"))
         self.finish = text(choice.get("finish_reason")) or self.finish
-        thought, content = (
-            text(delta.get("reasoning_content")) or text(delta.get("reasoning")),
-            text(delta.get("content")),
-        )
+        thought = text(delta.get("reasoning_content")) or text(delta.get("reasoning"))
+        content = text(delta.get("content"))
         calls = delta.get("tool_calls")
         if thought or content or calls:
             self._last = time.monotonic()
@@ -75,7 +73,9 @@ class StreamedAnswer:
 
     def _add_call(self, delta: Mapping[str, Any]) -> None:
         """A call's first delta names it, later ones add to its arguments. Some servers give two calls one index, but never one id."""
-        index, id, function = delta.get("index"), text(delta.get("id")), mapping(delta.get("function"))
+        index = delta.get("index")
+        id = text(delta.get("id"))
+        function = mapping(delta.get("function"))
         if not function:
             return
         call = next((c for c in reversed(self._calls) if c.index == index), None)
@@ -112,7 +112,8 @@ class PartialCall:
     """A tool call while its parts arrive."""
 
     def __init__(self, index: Any, id: str) -> None:
-        self.index, self.id, self.name = index, id, ""
+        self.index, self.id = index, id
+        self.name = ""
         self.arguments: list[str] = []
 
     def event(self) -> Event:

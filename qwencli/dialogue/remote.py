@@ -55,9 +55,8 @@ class RemoteChat:
     ) -> None:
         self._origin, self._host, self._port, self._path = parse_address(url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise InputError(
-                "the API key has characters that no key has"
-            )  # http.client's own message would show it
+            # http.client's own message would show the key
+            raise InputError("the API key has characters that no key has")
         self._key = api_key
         self.model = model
         self.timeout = timeout
@@ -304,7 +303,6 @@ def sampling_fields(params: SamplingParams) -> dict[str, Any]:
         if not s.of_report and getattr(params, s.name) != s.default
     }
     if "logit_bias" in chosen:
-        chosen["logit_bias"] = {
-            token: min(max(bias, -100.0), 100.0) for token, bias in chosen["logit_bias"]
-        }  # JSON has no infinity
+        # JSON has no infinity
+        chosen["logit_bias"] = {token: min(max(bias, -100.0), 100.0) for token, bias in chosen["logit_bias"]}
     return chosen

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, QwenError
-from .metadata import ARRAY, BOOL, NUMBERS, STRING, LazyArray, Metadata, Value, decode_bool
+from .metadata import ARRAY, BOOL, NUMBERS, STRING, LazyArray, Metadata, MetadataValue, decode_bool
 from .types import GGML_TYPES, GGMLType, unknown_type
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ class _Part:
         self.metadata = Metadata(str(path), self._read_metadata(r, n_kv))
         self.tensors = self._read_tensors(r, n_tensors, number)
 
-    def _read_metadata(self, r: _Reader, n_kv: int) -> dict[str, Value]:
-        values: dict[str, Value] = {}
+    def _read_metadata(self, r: _Reader, n_kv: int) -> dict[str, MetadataValue]:
+        values: dict[str, MetadataValue] = {}
         for _ in range(n_kv):
             r.where = "the key of a key-value pair"
             key = r.string(MAX_KEY)
@@ -164,7 +164,7 @@ class _Part:
                 raise FormatError(f"{self.path}: metadata key '{key}' appears twice")
             r.where = f"metadata key '{key}'"
             value_type = r.number("I")
-            values[key] = Value(value_type, r.value(value_type))
+            values[key] = MetadataValue(value_type, r.value(value_type))
         return values
 
     def _read_tensors(self, r: _Reader, n_tensors: int, number: int) -> dict[str, TensorInfo]:

@@ -90,7 +90,7 @@ def decode_bool(where: str, byte: int) -> bool:
     return bool(byte)
 
 
-class Value(NamedTuple):
+class MetadataValue(NamedTuple):
     """A value and its type in the file."""
 
     type: int
@@ -110,7 +110,7 @@ class Metadata(Mapping[str, Any]):
     type or is outside `low .. high`.
     """
 
-    def __init__(self, path: str, values: dict[str, Value]) -> None:
+    def __init__(self, path: str, values: dict[str, MetadataValue]) -> None:
         self.path, self.typed = path, values
 
     def __getitem__(self, key: str) -> Any:

@@ -69,9 +69,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def bound(family: int, address: Any) -> socket.socket:
-    s = socket.socket(
-        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # named as TCP, so that asyncio sets TCP_NODELAY
+    # named as TCP, so that asyncio sets TCP_NODELAY
+    s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,9 +96,8 @@ def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext |
             raise InputError(f"{name}: {error.strerror}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(
-            cert_file, key_file, password=lambda: ""
-        )  # so that OpenSSL doesn't ask at a terminal
+        # with an empty password OpenSSL doesn't ask for one at the terminal
+        context.load_cert_chain(cert_file, key_file, password=lambda: "")
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(

@@ -6,14 +6,12 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import InputError, QwenError
 from ...kernels import layout
-from ...kernels.arguments import ITEM, PARTS, POINTERS, PRODUCT_BYTES, STATE
+from ...kernels.arguments import PRODUCT_BYTES
 from ...kernels.isa import ISAError, choose
 from ...kernels.jit import KernelError, Kernels, Progress, Report
 from ...kernels.tiles import Tiles
@@ -22,8 +20,9 @@ from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
+from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
-from .memory import Bytes, Inputs, PageMemory, address_of
+from .memory import Bytes, PageMemory
 from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
@@ -73,8 +72,6 @@ class CPUBackend:
         self.isa = self._kernels.isa.name
         self._tiles = Tiles(self.isa, chosen_tiles(self._kernels))
         c = model.config
-        self._shared = c.n_head // c.n_head_kv
-        self._item_tokens = max(1, layout.QUERIES_AT_ONCE // self._shared)
         self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
@@ -83,8 +80,7 @@ class CPUBackend:
         self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
         self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
-        self._frequencies, self._magnitude = c.rope.frequencies()
-        self._partials = np.zeros(0, np.float32)
+        self._writer = BatchWriter(c, self._pages, self._states)
         self._lock = threading.Lock()  # a step of one thread after the other: they share programs and threads
 
     def _scratch_bytes(self) -> int:
@@ -97,9 +93,7 @@ class CPUBackend:
         panels: list[int] = [
             PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights
         ]
-        attention: int = layout.attention_scratch(
-            self._item_tokens * self._shared, c.head_dim, *self.cache_types
-        )
+        attention: int = layout.attention_scratch(queries_at_once(c), c.head_dim, *self.cache_types)
         return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
 
     def run(
@@ -194,10 +188,11 @@ class CPUBackend:
         program.inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
         for name, rows in feed.items():
             program.value(name).floats(len(rows))[:] = rows
-        keep = [
-            *(self._set_batch(program.inputs, batch) if batch else []),
-            *program.inputs.set_draws(draws or []),
-        ]
+        keep = program.inputs.set_draws(draws or [])
+        if batch is not None:
+            self._check_tokens(batch)
+            batch.reserve(self.cache)
+            keep += self._writer.write(batch, program.inputs)
         to_run = program.rows
         if profiled:
             if program not in self._watches:
@@ -218,6 +213,12 @@ class CPUBackend:
             if counts.setdefault(dim, len(rows)) != len(rows):
                 raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
         return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
+
+    def _check_tokens(self, batch: Batch) -> None:
+        """Raises InputError for a token outside the vocabulary: kernels take tokens as row numbers."""
+        n_vocab = self.model.config.n_vocab
+        if len(batch.tokens) and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:
+            raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
 
     def _program(
         self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
@@ -264,93 +265,6 @@ class CPUBackend:
             self._tiles,
             self.cache_types,
         )
-
-    def _set_batch(self, inputs: Inputs, batch: Batch) -> list[np.ndarray]:
-        """Fill in what the step's tokens are and where they go. Returns what has to live until the step is done."""
-        n, n_vocab = len(batch.tokens), self.model.config.n_vocab
-        if n and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:  # they are row numbers
-            raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
-        batch.reserve(self.cache)
-        inputs.tokens[:n], inputs.outputs[: len(batch.outputs)] = batch.tokens, batch.outputs
-        # float64: positions reach hundreds of thousands
-        angles = batch.positions[:, None] * self._frequencies
-        half = angles.shape[1]
-        inputs.angles[:n, :half] = np.cos(angles) * self._magnitude
-        inputs.angles[:n, half:] = np.sin(angles) * self._magnitude
-        inputs.slots[:n] = batch.positions % layout.PAGE
-        items, keep = [], []
-        parts = PARTS.zeros(n)
-        start = n_partials = 0
-        for segment in batch.segments:
-            n_segment, position = len(segment.tokens), segment.seq.length
-            table = np.array([self._pages.address(page) for page in segment.seq.pages], np.int64)
-            keep.append(table)
-            of_segment = batch.positions[start : start + n_segment]
-            inputs.pages[start : start + n_segment] = table[of_segment // layout.PAGE]
-            n_splits = -(-(position + n_segment) // layout.SPLIT)
-            if n_segment == 1 and n_splits > 1:
-                items += [
-                    ITEM.values(
-                        first_token=start,
-                        n_tokens=1,
-                        first_position=position,
-                        first_split=i,
-                        end_split=i + 1,
-                        slot=n_partials + i,
-                        pages=address_of(table),
-                    )
-                    for i in range(n_splits)
-                ]
-                parts[start] = PARTS.values(first_slot=n_partials, n_slots=n_splits)
-                n_partials += n_splits
-            else:
-                for first in range(0, n_segment, self._item_tokens):
-                    count = min(self._item_tokens, n_segment - first)
-                    items.append(
-                        ITEM.values(
-                            first_token=start + first,
-                            n_tokens=count,
-                            first_position=position + first,
-                            first_split=0,
-                            end_split=-(-(position + first + count) // layout.SPLIT),
-                            slot=-1,
-                            pages=address_of(table),
-                        )
-                    )
-            start += n_segment
-        c = self.model.config
-        size = n_partials * c.n_head * (c.head_dim + layout.LANES)
-        if size > len(self._partials):
-            self._partials = np.zeros(size, np.float32)
-        item_array = np.array(items, ITEM.dtype)
-        states = self._states_of(batch) if self.cache.recurrent else STATE.zeros(0)
-        inputs.pointers[0] = POINTERS.values(
-            items=address_of(item_array),
-            parts=address_of(parts),
-            partials=address_of(self._partials),
-            states=address_of(states),
-        )
-        inputs.counts["attend"] = len(items) * c.n_head_kv
-        return [*keep, item_array, parts, states]
-
-    def _states_of(self, batch: Batch) -> NDArray[Any]:
-        """What recurrent layers need to know of each segment: a STATE."""
-        records: NDArray[Any] = STATE.zeros(len(batch.segments))
-        first = 0
-        for i, (seq, tokens, _) in enumerate(batch.segments):
-            n = len(tokens)
-            addresses = {p - seq.length: self._states.address(state) for p, state in seq.states.items()}
-            border = next((done for done in addresses if 0 < done < n), 0)
-            records[i] = STATE.values(
-                first=first,
-                n=n,
-                before=addresses[0] if seq.length else 0,
-                after=addresses[n],
-                border=border,
-                at_border=addresses[border] if border else 0,
-            )
-            first += n
-        return records
 
 
 def kv_layout(model: Model, types: CacheTypes) -> str:

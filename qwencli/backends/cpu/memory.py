@@ -1,4 +1,4 @@
-"""Memory of the CPU backend: what changes with each step, the values between a program's rows, the pages of the KV cache."""
+"""Memory of the CPU backend: the values between a program's rows, the pages of the KV cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, QwenError
-from ...kernels import layout
-from ...kernels.arguments import DRAW, LIKELIHOOD, POINTERS, QUANTIZED, Record
-from ...network.graph import N_OUTPUTS, N_TOKENS
-from ...sampling.sampler import Draw
+from ...errors import QwenError
+from ...kernels.arguments import QUANTIZED
 
 I64 = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -32,74 +29,6 @@ def aligned_zeros(n_bytes: int, alignment: int = 128) -> Bytes:
     memory = np.zeros(n_bytes + alignment, np.uint8)
     start = -address_of(memory) % alignment
     return memory[start : start + n_bytes]
-
-
-COUNTS = Record("counts", f"{N_TOKENS} {N_OUTPUTS} attend")
-"""How many tokens and outputs a step has, and chunks of attention."""
-
-
-class Inputs:
-    """What changes from step to step, at addresses that a program knows, with room for `n_tokens` tokens and their outputs."""
-
-    def __init__(self, n_tokens: int, n_rot: int) -> None:
-        self.counts = COUNTS.zeros(1)
-        self._multiples: dict[tuple[str, int], I64] = {}
-        self.tokens = np.zeros(n_tokens, np.int32)
-        self.outputs = np.zeros(n_tokens, np.int32)
-        self.pages = np.zeros(n_tokens, np.int64)
-        self.slots = np.zeros(n_tokens, np.int64)
-        self.angles = np.zeros((n_tokens, n_rot), np.float32)  # cosines, then sines
-        self.draws = DRAW.zeros(n_tokens)
-        self.chosen = np.zeros(n_tokens, np.int64)
-        self.targets = np.zeros(n_tokens, np.int64)
-        self.scores = LIKELIHOOD.zeros(n_tokens)
-        self.pointers = POINTERS.zeros(1)
-
-    def count(self, which: str) -> int:
-        """The address of the number of tokens or outputs, or of attention's chunks."""
-        return address_of(self.counts) + int(COUNTS.offset(which))
-
-    def multiple(self, what: str, k: int) -> int:
-        """The address of k times the number of tokens, of outputs or of the batch's "segments"."""
-        return address_of(self._multiples.setdefault((what, k), np.zeros(1, np.int64)))
-
-    def set_counts(self, n_tokens: int, n_outputs: int, n_segments: int) -> None:
-        """Fill in how much there is; attention's chunks come with the batch."""
-        self.counts[N_TOKENS] = n_tokens
-        self.counts[N_OUTPUTS] = n_outputs
-        self.counts["attend"] = 0
-        numbers = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs, "segments": n_segments}
-        for (what, k), multiple in self._multiples.items():
-            multiple[0] = k * numbers[what]
-
-    def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
-        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are. Raises InputError for a top_k that
-        machine code doesn't take.
-        """
-        arrays = []
-        for i, d in enumerate(draws):
-            limit = d.top_k if d.temp > 0 else 1
-            if not 0 < limit <= layout.MAX_TOP_K:
-                raise InputError(
-                    f"top_k is {limit}, expected a value from 1 to {layout.MAX_TOP_K} for machine code"
-                )
-            recent = np.array([*d.recent], np.int64)
-            counts = np.array([*d.recent.values()], np.int64)
-            arrays += [recent, counts]
-            self.draws[i] = DRAW.values(
-                temp=d.temp,
-                top_p=d.top_p,
-                min_p=d.min_p,
-                repeat=d.repeat_penalty,
-                frequency=d.frequency_penalty,
-                presence=d.presence_penalty,
-                chance=d.chance,
-                top_k=limit,
-                n_recent=len(recent),
-                recent=address_of(recent),
-                counts=address_of(counts),
-            )
-        return arrays
 
 
 class View(NamedTuple):

@@ -22,7 +22,8 @@ from ...kernels.tiles import Tiles
 from ...network.graph import Op, Tensor, Weight
 from ...network.model import Model
 from ..kv_cache import CacheTypes
-from .memory import I64, Args, Buffers, Bytes, Inputs, Value, address_of, quantized_at
+from .inputs import Inputs
+from .memory import I64, Args, Buffers, Bytes, Value, address_of, quantized_at
 
 SOME_TOKENS = 64
 """With more tokens than these a row takes milliseconds: chunks of products have at most two panels, others several tokens."""

@@ -20,7 +20,8 @@ class Guarded:
     """Asks for the key, except at `open_paths`, and refuses what other sites' pages send."""
 
     def __init__(self, app: ASGIApp, options: ServerOptions, open_paths: Collection[str] = ()) -> None:
-        self._app, self._options, self._open = app, options, set(open_paths)
+        self._app, self._options = app, options
+        self._open = set(open_paths)
         self._keys = [key.encode() for key in options.api_keys]
         self._any_host = bool(options.api_keys) or not is_loopback(options.host)
         self._own_name = socket.gethostname().lower()
@@ -36,9 +37,8 @@ class Guarded:
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         given = [headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b""]
-        if not sum(
-            hmac.compare_digest(key, value) for key in self._keys for value in given
-        ):  # all are compared, so that the time gives no hint
+        # all are compared, so that the time gives no hint
+        if not sum(hmac.compare_digest(key, value) for key in self._keys for value in given):
             raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
 
     def _check_site(self, headers: dict[bytes, bytes]) -> None:

@@ -22,7 +22,9 @@ class Limited:
     """Reads the whole body before the endpoint is called, and cancels the endpoint when the client leaves."""
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
-        self._app, self._options, self._held = app, options, 0
+        self._app, self._options = app, options
+        self._held = 0
+        """Bytes of all bodies now."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,9 +51,7 @@ class Limited:
             nonlocal complete
             complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
-            await asyncio.sleep(
-                0
-            )  # sending seldom waits, and others get their turn between the pieces of a long answer
+            await asyncio.sleep(0)  # sending seldom waits: others get their turn between the pieces
 
         gone = asyncio.ensure_future(self._gone(receive))
         answer = asyncio.ensure_future(self._app(scope, receive_body, send_piece))
@@ -64,9 +64,7 @@ class Limited:
             for task in answer, gone:
                 if not task.done():  # awaiting one again would lose where it failed
                     task.cancel()
-                    with suppress(
-                        asyncio.CancelledError, Exception
-                    ):  # whatever it is, nobody is left to hear of it
+                    with suppress(asyncio.CancelledError, Exception):  # nobody is left to hear of it
                         await task
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:

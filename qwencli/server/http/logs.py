@@ -30,7 +30,7 @@ CLIENT_LEFT = 499
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """A request, for the log."""
 
     id: str
@@ -46,8 +46,8 @@ class Record:
     generations: list[Generation] = field(default_factory=list)
 
 
-def record_of(scope: Mapping[str, Any]) -> Record:
-    return cast(Record, scope[KEY])
+def record_of(scope: Mapping[str, Any]) -> RequestRecord:
+    return cast(RequestRecord, scope[KEY])
 
 
 class Recorded:
@@ -72,7 +72,7 @@ class Recorded:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        record = scope[KEY] = Record(id, scope["method"], scope["path"], self._form_of(scope["path"]))
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(scope["path"]))
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -126,7 +126,7 @@ def reason(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def line(record: Record, service: Service, options: ServerOptions) -> str:
+def line(record: RequestRecord, service: Service, options: ServerOptions) -> str:
     """What the log says of a request. Its generations are counted together; of their times the longest is given."""
     now, sequences = time.monotonic(), [generation.sequence for generation in record.generations]
     fields: dict[str, Any] = {

@@ -39,11 +39,8 @@ def routes() -> list[Route]:
 
 def sender(content: bytes, type: str) -> Callable[[Request], Awaitable[Response]]:
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {
-        "ETag": tag,
-        "Cache-Control": "no-cache",
-        "Content-Security-Policy": POLICY,
-    }  # no-cache: it may be kept, but has to be asked for again
+    # no-cache: the file may be kept, but has to be asked for again
+    headers = {"ETag": tag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 
     async def send(request: Request) -> Response:
         if tag in request.headers.get("if-none-match", ""):

@@ -45,7 +45,10 @@ class PromptAnswer:
     def __init__(
         self, asked: Asked, index: int, request: Request, text: str, generation: Generation | None
     ) -> None:
-        self._asked, self._index, self._text, self._generation = asked, index, text, generation
+        self._asked = asked
+        self._index = index
+        self._text = text
+        self._generation = generation
         self._sequence = (generation.answer if generation else asked.llm.begin(request)).sequence
         self._n_told = 0
         self._has_new_line = self._late = False
@@ -58,7 +61,10 @@ class PromptAnswer:
 
     async def whole(self) -> str:
         """The whole answer, as JSON. Raises QwenError where it fails."""
-        body, texts, tokens, reports = self._asked.body, [], list[int](), list[str]()
+        body = self._asked.body
+        texts: list[str] = []
+        tokens: list[int] = []
+        reports: list[str] = []
         async for part, found in self._parts():
             if part:
                 texts.append(part.text)
@@ -71,12 +77,12 @@ class PromptAnswer:
 
     async def _parts(self) -> AsyncIterator[tuple[TextPart | None, list[dict[str, Any]]]]:
         """What comes, with its tokens' probabilities; where progress is wanted also None, whenever more of the prompt was read."""
-        body, limit = self._asked.body, self._asked.body.t_max_predict_ms or 0
+        body = self._asked.body
+        limit = body.t_max_predict_ms or 0
         if not self._generation:
             return
-        async for part in (
-            with_progress(self._generation) if body.stream and body.return_progress else self._generation
-        ):
+        has_progress = body.stream and body.return_progress
+        async for part in with_progress(self._generation) if has_progress else self._generation:
             if part and self._asked.max_tokens == 0:
                 continue  # its token was only asked for so that the prompt is read
             yield part, await self._reports(part)
@@ -89,10 +95,8 @@ class PromptAnswer:
 
     async def _reports(self, part: TextPart | None) -> list[dict[str, Any]]:
         """The probabilities of a part's tokens, if the request wants them."""
-        n, places = (
-            self._asked.body.n_reported,
-            range(self._n_told, self._n_told + len(part.tokens if part else ())),
-        )
+        n = self._asked.body.n_reported
+        places = range(self._n_told, self._n_told + len(part.tokens if part else ()))
         self._n_told = places.stop
 
         def reports() -> list[dict[str, Any]]:
@@ -130,9 +134,8 @@ class PromptAnswer:
         asked, seq = self._asked, self._sequence
         if asked.max_tokens == 0:
             del seq.tokens[seq.n_prompt :]
-        n_predicted = (
-            self._n_told if self._late else len(seq.generated)
-        )  # the engine may have gone on meanwhile
+        # where the time was up the engine may have gone on meanwhile
+        n_predicted = self._n_told if self._late else len(seq.generated)
         reason = "limit" if self._late else STOP_TYPES.get(seq.stop_reason or "", "none")
         return {
             "index": self._index,

@@ -28,9 +28,9 @@ from ..service.generation import Slot
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
-from ..shared.json_text import json_array, json_response
+from ..shared.fields import nth_seed
+from ..shared.json_text import json_array, json_object, json_response
 from ..shared.prompts import mixed, prompts_of
-from ..shared.schemas import nth_seed
 from ..shared.streams import merged
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
@@ -84,7 +84,8 @@ class LlamaCpp:
 
     @describe("The server's properties")
     async def props(self, request: HTTPRequest) -> Response:
-        llm, options, tokenizer = self.service.llm, self.options, self.service.llm.tokenizer
+        llm, options = self.service.llm, self.options
+        tokenizer = llm.tokenizer
         named = {
             name: tokenizer.decode([token]) if token is not None else ""
             for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
@@ -133,7 +134,8 @@ class LlamaCpp:
         }
         if not slot.generation:
             return known
-        seq, n = slot.generation.sequence, len(slot.generation.sequence.generated)
+        seq = slot.generation.sequence
+        n = len(seq.generated)
         return known | {
             "n_prompt_tokens": seq.n_prompt,
             "n_prompt_tokens_processed": n_computed(seq),
@@ -190,7 +192,8 @@ class LlamaCpp:
 
     @describe("The tokens of a text", TokenizeFields)
     async def tokenize(self, request: HTTPRequest) -> Response:
-        body, tokenizer = await json_body(request, TokenizeFields), self.service.llm.tokenizer
+        body = await json_body(request, TokenizeFields)
+        tokenizer = self.service.llm.tokenizer
 
         def answer() -> str:
             special = bool(body.add_special), body.parse_special is not False
@@ -200,10 +203,9 @@ class LlamaCpp:
                 if body.with_pieces
                 else ids
             )
-            parts = (
-                encoded(items[i : i + 1000])[1:-1] for i in range(0, len(items), 1000)
-            )  # so other threads run meanwhile
-            return f'{{"tokens":[{",".join(parts)}]}}'
+            # a thousand at a time, so that other threads run meanwhile
+            parts = (encoded(items[i : i + 1000])[1:-1] for i in range(0, len(items), 1000))
+            return json_object({"tokens": json_array(parts)})
 
         return json_response(await asyncio.to_thread(answer))
 
@@ -224,7 +226,8 @@ class LlamaCpp:
 
     @describe("Embeddings of texts", EmbeddingFields)
     async def embedding(self, request: HTTPRequest) -> Response:
-        body, llm = await json_body(request, EmbeddingFields), self.service.llm
+        body = await json_body(request, EmbeddingFields)
+        llm = self.service.llm
         given = body.input if body.input is not None else body.content
         if given is None:
             raise ApiError('"input" or "content" must be provided')
@@ -237,9 +240,8 @@ class LlamaCpp:
         texts = []
         for i, tokens in enumerate(prompts):
             values = normalised(await self.service.embed(tokens), norm).tolist()
-            texts.append(
-                encoded({"index": i, "embedding": [values]})
-            )  # one by one, so others are served meanwhile
+            # encoded one by one, so that others are served meanwhile
+            texts.append(encoded({"index": i, "embedding": [values]}))
         return json_response(json_array(texts))
 
 

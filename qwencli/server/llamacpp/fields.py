@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from ...sampling import NUMBERS, SamplingParams
 from ...sampling.parsing import ALIASES
 from ..http.errors import ApiError
-from ..shared.schemas import COUNT, MAX_BIASES, Bias, Biases, Fields, GenerationFields
+from ..shared.fields import COUNT, MAX_BIASES, Bias, Biases, Fields, GenerationFields
 
 MAX_PROBS = 1000
 """Tokens that are reported with each of the answer's."""

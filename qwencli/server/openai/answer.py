@@ -23,7 +23,8 @@ class Choices:
 
     def __init__(self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice]) -> None:
         self._kind, self._body, self._choices = kind, body, choices
-        self._n, self._with_usage = body.n or 1, body.with_usage
+        self._n = body.n or 1
+        self._with_usage = body.with_usage
         self._sequences = [choice.generation.sequence for choice in choices]
         prefix = "chatcmpl-" if kind == "chat.completion" else "cmpl-"
         self._common = {
@@ -50,45 +51,39 @@ class Choices:
 
     async def chunks(self) -> AsyncIterator[Object]:
         """The events of a stream. Raises QwenError."""
-        running = len(self._choices)
+        n_running = len(self._choices)
         if self._kind == "chat.completion":
-            for i in range(running):
-                yield self._chunk(
-                    {
-                        "index": i,
-                        "delta": {"role": "assistant", "content": ""},
-                        "logprobs": None,
-                        "finish_reason": None,
-                    }
-                )
+            begun = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            for i in range(n_running):
+                yield self._chunk({"index": i, **begun})
         async for i, part in merged([choice.generation for choice in self._choices]):
             choice = self._choices[i]
             for fields in choice.add(part) if part else choice.end():
-                timed = (
-                    {"timings": timings(choice.generation.sequence)} if self._body.timings_per_token else {}
-                )
-                yield self._chunk({"index": i, **fields, "finish_reason": None}) | timed
+                chunk = self._chunk({"index": i, **fields, "finish_reason": None})
+                if self._body.timings_per_token:
+                    chunk["timings"] = timings(choice.generation.sequence)
+                yield chunk
             if part is None:
-                running -= 1
-                nothing: Object = {"delta": {}} if self._kind == "chat.completion" else {"text": ""}
-                last = self._chunk(
-                    {
-                        "index": i,
-                        **nothing,
-                        "logprobs": None,
-                        "finish_reason": choice.finish,
-                        **self._tokens(i),
-                    }
-                )
-                yield last if running or self._with_usage else last | {"timings": timings(self._sequences[0])}
+                n_running -= 1
+                chunk = self._last_chunk(i)
+                if not n_running and not self._with_usage:
+                    chunk["timings"] = timings(self._sequences[0])
+                yield chunk
         if self._with_usage:
             yield self._chunk() | {"usage": self._usage(), "timings": timings(self._sequences[0])}
 
+    def _last_chunk(self, i: int) -> Object:
+        """The chunk that says why the i-th choice ended."""
+        nothing: Object = {"delta": {}} if self._kind == "chat.completion" else {"text": ""}
+        finish = self._choices[i].finish
+        return self._chunk(
+            {"index": i, **nothing, "logprobs": None, "finish_reason": finish, **self._tokens(i)}
+        )
+
     def _chunk(self, *choices: Object) -> Object:
         kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
-        return {**self._common, "object": kind, "choices": choices} | (
-            {"usage": None} if self._with_usage else {}
-        )
+        chunk = {**self._common, "object": kind, "choices": choices}
+        return chunk | {"usage": None} if self._with_usage else chunk
 
     def _tokens(self, i: int) -> Object:
         return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}

@@ -50,13 +50,21 @@ class ChatChoice:
         opening: str,
         n_top: int | None,
     ) -> None:
-        self.generation, self._tokenizer, self._opening, self._n_top = generation, tokenizer, opening, n_top
+        self.generation = generation
+        self._tokenizer = tokenizer
+        self._opening = opening
+        self._n_top = n_top
+        self._stream = body.stream
         self._parser = AnswerParser(generation.answer.request.thinking.inside, body.usable_tools)
-        self._one_call, self._calls = body.parallel_tool_calls is False, list[Object]()
-        self._texts: dict[str, list[str]] = {"reasoning_content": [], "content": []}
-        self._unsent, self._sent = list[Object](), list[str]()
-        self._stream, self._n_read = body.stream, 0
         self._parser.add(opening)
+        self._one_call = body.parallel_tool_calls is False
+        self._calls: list[Object] = []
+        self._texts: dict[str, list[str]] = {"reasoning_content": [], "content": []}
+        self._n_read = 0
+        self._unsent: list[Object] = []
+        """Reports of tokens that have brought no delta yet."""
+        self._sent: list[str] = []
+        """All others as JSON, where the answer comes as a whole."""
 
     def add(self, part: TextPart) -> list[Object]:
         if self._n_top is not None:
@@ -107,12 +115,8 @@ class ChatChoice:
         message: Object = {"role": "assistant", "content": said or (None if self._calls else "")}
         message |= {"reasoning_content": thought} if thought else {}
         message |= {"tool_calls": self._calls} if self._calls else {}
-        logprobs = (
-            "null"
-            if self._n_top is None
-            else json_object({"content": json_array(self._sent), "refusal": "null"})
-        )
-        return {"message": encoded(message), "logprobs": logprobs}
+        logprobs = json_object({"content": json_array(self._sent), "refusal": "null"})
+        return {"message": encoded(message), "logprobs": "null" if self._n_top is None else logprobs}
 
     @property
     def finish(self) -> str:
@@ -124,8 +128,13 @@ class TextChoice:
     """A text that goes on from a prompt."""
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer, n_top: int | None, stream: bool) -> None:
-        self.generation, self._tokenizer, self._n_top, self._stream = generation, tokenizer, n_top, stream
-        self._text, self._logprobs, self._n_read = list[str](), TextLogprobs(), 0
+        self.generation = generation
+        self._tokenizer = tokenizer
+        self._n_top = n_top
+        self._stream = stream
+        self._text: list[str] = []
+        self._logprobs = TextLogprobs()
+        self._n_read = 0
         self._sent: dict[str, list[str]] = {name: [] for name in TextLogprobs.NAMES}
 
     def add(self, part: TextPart) -> list[Object]:

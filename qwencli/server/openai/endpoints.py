@@ -27,9 +27,9 @@ from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.conversations import prompt_of, tokens_of
 from ..shared.errors import error_type
+from ..shared.fields import nth_seed
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.prompts import prompts_of
-from ..shared.schemas import nth_seed
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest

@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from ..http.errors import ApiError
 from ..shared.conversations import ConversationFields
-from ..shared.schemas import Fields, GenerationFields
+from ..shared.fields import Fields, GenerationFields
 
 MAX_N, MAX_TOP = 128, 20
 N = Annotated[int, Field(ge=1, le=MAX_N)]

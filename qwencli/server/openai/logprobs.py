@@ -13,7 +13,8 @@ class TextLogprobs:
     NAMES = "tokens", "token_logprobs", "top_logprobs", "text_offset"
 
     def __init__(self) -> None:
-        self._utf8, self._n_characters = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._n_characters = 0
 
     def add(self, reports: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
         """The next tokens' part."""

@@ -13,7 +13,7 @@ from ...request.request import may_think
 from ...text.chat.template import Rendered
 from ..http.errors import ApiError
 from ..options import ServerOptions
-from .schemas import Fields, GenerationFields, Number, checked
+from .fields import Fields, GenerationFields, Number, checked
 
 MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
 TEMPLATE_OWN = {"self", "tokenizer", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}

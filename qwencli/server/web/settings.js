@@ -21,7 +21,7 @@ export function start() {
   });
   byId("settings-open").addEventListener("click", () => dialog.showModal());
   byId("settings-close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // outside it
   mark();
 }
 

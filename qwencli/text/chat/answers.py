@@ -41,7 +41,9 @@ class AnswerParser:
     """
 
     def __init__(self, thinking: bool = False, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
-        self._text, self._thinking, self._schemas = Incoming(), thinking, schemas_of(tools or ())
+        self._text = Incoming()
+        self._thinking = thinking
+        self._schemas = schemas_of(tools or ())
         self._calls = [OPEN] if tools else []
         self._bare_calls = [f"{FUNCTION}{name}>" for name in self._schemas if not set("<>\n") & set(name)]
         self._events: list[Event] = []

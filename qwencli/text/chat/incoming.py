@@ -23,7 +23,8 @@ class Tags:
 
     def __init__(self, *tags: str, stops: Sequence[str] = ()) -> None:
         tags = (*tags, *stops)
-        self.all, self.stops, self._any = tags, stops, re.compile("|".join(map(re.escape, tags)) or "(?!)")
+        self.all, self.stops = tags, stops
+        self._any = re.compile("|".join(map(re.escape, tags)) or "(?!)")
 
     def search(self, text: str, start: int) -> tuple[int, str]:
         """Where the first tag begins, and the tag; or where a tag may start at the text's end, else its end, and ""."""
@@ -40,16 +41,21 @@ class Incoming:
     """Text that arrives in pieces, for readers that never look back. What is read after `mark` is kept, up to MAX_CALL characters."""
 
     def __init__(self) -> None:
-        self._text, self._at, self.ended = "", 0, False
+        self._text = ""
+        self._at = 0
+        self.ended = False
         self._kept: list[str] | None = None
-        self._n_left, self._barrier = 0, ""
+        self._n_left = 0
+        self._barrier = ""
 
     def add(self, text: str) -> None:
         self._text, self._at = self._text[self._at :] + text, 0
 
     def mark(self, barrier: str = "") -> None:
         """A call may begin here. It does not reach beyond the tag `barrier`."""
-        self._kept, self._n_left, self._barrier = [], MAX_CALL, barrier
+        self._kept = []
+        self._n_left = MAX_CALL
+        self._barrier = barrier
 
     def unmark(self) -> str:
         """What was read since `mark`."""

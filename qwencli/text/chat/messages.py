@@ -19,10 +19,5 @@ def _with_object(call: Any) -> Any:
     try:
         function = call["function"]
         return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except (
-        TypeError,
-        KeyError,
-        ValueError,
-        RecursionError,
-    ):  # an object already, or of a shape that is the template's to judge
-        return call
+    except (TypeError, KeyError, ValueError, RecursionError):
+        return call  # arguments that are an object already, or a call whose shape is the template's to judge

@@ -72,13 +72,11 @@ class ChatTemplate:
             ) from None
 
     def start(self) -> None:
-        """Start the process and compile the template, in the background; what fails fails again when the template is used."""
+        """Start the process and compile the template, in the background. What fails then fails again when the template is used."""
 
         def start() -> None:
-            with (
-                self._lock,
-                suppress(QwenError, Ended, RuntimeError),
-            ):  # RuntimeError: no new thread, since Python is on its way out
+            # RuntimeError: no new thread, since Python is about to exit
+            with self._lock, suppress(QwenError, Ended, RuntimeError):
                 self._running()
 
         threading.Thread(target=start, daemon=True).start()
@@ -187,9 +185,8 @@ class _Guard:
         for control in self._controls:
             if control in text:
                 text = text.replace(control, control[0] + self._character + control[1:])
-        if (
-            not (body := text.strip()) or body.isidentifier()
-        ):  # templates compare roles and the names of fields
+        body = text.strip()
+        if not body or body.isidentifier():  # templates compare roles and the names of fields
             return text
         begins, ends, longest = _parts(self._controls)
         lengths = range(1, min(len(body) + 1, longest))

@@ -105,9 +105,8 @@ class Bytes:
         self.tokens = [control.get(token, "").encode() for token in range(n_vocab)]
         self.special_token_ids = list(control)
         places = (token for token in range(n_vocab) if token not in control)
-        self._places = dict(
-            zip([*range(33, 256), *range(33)], places)
-        )  # blanks last: a trial would write nothing else
+        # blanks last: a trial would write nothing else
+        self._places = dict(zip([*range(33, 256), *range(33)], places))
         for byte, place in self._places.items():
             self.tokens[place] = bytes((byte,))
 

@@ -106,7 +106,8 @@ class Vocabulary:
                 "JSON schemas and grammars need the package llguidance: pip install 'qwencli[grammar]'"
             ) from None
         self._llguidance, self._tokenizer = llguidance, tokenizer
-        self.n_vocab, self.ends = tokenizer.n_vocab, sorted(tokenizer.eog_ids)
+        self.n_vocab = tokenizer.n_vocab
+        self.ends = sorted(tokenizer.eog_ids)
         self._met = threading.local()
         self._tried = lru_cache(REMEMBERED)(self._try)
 
@@ -148,9 +149,8 @@ class Vocabulary:
         self.eos_token_id = self.bos_token_id = None
         self.tokens = self._tokenizer.all_bytes()
         self.special_token_ids = self._tokenizer.control_ids
-        slices = self._llguidance.LLTokenizer.general_slices()[
-            1:
-        ]  # those of strings; those of blanks aren't worth their time
+        # the slices of strings; that of blanks isn't worth its time
+        slices = self._llguidance.LLTokenizer.general_slices()[1:]
         found = self._llguidance.LLTokenizer(cast(Any, self), eos_token=self.ends or None, slices=slices)
         self.tokens = []
         after_thinking.masks(self._tokenizer)  # looked up here, not in a step, where everybody waits

@@ -67,7 +67,9 @@ class Parser:
     """Reads GBNF."""
 
     def __init__(self, text: str) -> None:
-        self._text, self._pieces, self._depth = text, TOKEN.finditer(text), 0
+        self._text = text
+        self._pieces = TOKEN.finditer(text)
+        self._depth = 0
         self._next()
 
     def _next(self) -> None:

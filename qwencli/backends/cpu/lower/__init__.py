@@ -15,7 +15,8 @@ from ....network.model import Model
 from ...kv_cache import CacheTypes
 from ...protocol import LOGITS
 from ..fuse import fuse, quantized_forms
-from ..memory import Args, Inputs, Value, address_of
+from ..inputs import Inputs
+from ..memory import Args, Value, address_of
 from ..program import Program, activation_kind, weight_info
 from . import delta, experts, gates, heads, products  # noqa: F401 -- each registers what it lowers
 from .registry import lowers
