@@ -29,7 +29,6 @@ from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 from .tuning import chosen_tiles
 
-assert PAGE == layout.PAGE
 PAGE_UNIT = 512
 """Bytes that the memory of a page is a multiple of, as sessions sum them up."""
 
@@ -50,7 +49,7 @@ class CPUBackend:
     """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core.
 
     `report` is told when kernels are compiled, `progress` how many of how many are done; `isa` is by default the best that there is,
-    `cache_types` f16.
+    `cache_types` f16. Raises InputError for an ISA or a cache type that can't be used.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class CPUBackend:
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
         page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
-        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), layout.PAGE, "positions of the KV cache")
+        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), PAGE, "positions of the KV cache")
         self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
         self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
@@ -130,7 +129,7 @@ class CPUBackend:
             ]
 
     def score(self, hidden: F32, targets: Sequence[int]) -> F64:
-        """See Backend.score."""
+        """See Backend.score. Raises InputError for targets outside the vocabulary, or of another number than the rows."""
         n_vocab = self.model.config.n_vocab
         if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
             raise InputError(

@@ -246,7 +246,10 @@ class Program:
             ]
 
     def weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
-        """The address of a weight in the mapped file, whose extent GGUFFile has checked; of experts the first one's."""
+        """The address of a weight in the mapped file, whose extent GGUFFile has checked; of experts the first one's.
+
+        Raises ModelError for a type that isn't among `kinds`.
+        """
         assert isinstance(node.op, Weight)
         info = node.op.info
         if info.type.name not in kinds:

@@ -48,7 +48,7 @@ def lower(
     types: CacheTypes,
 ) -> Program:
     """The program for `nodes` (see Program). `ending` says what its last row does with the logits, if anything: "choose" a token for
-    each or "score" one."""
+    each or "score" one. Raises ModelError for what only the NumPy backend can run."""
     nodes = fuse(nodes, fetch)
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
     p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)

@@ -7,4 +7,6 @@ from collections.abc import Callable
 from ...registry import Registry
 
 lowers: Registry[Callable[..., None]] = Registry("CPU")
-"""f(program, node) adds the rows of a node; for an op that Plus may hold also f(program, node, plus), what is added to its result."""
+"""f(program, node) adds the rows of a node; for an op that Plus may hold also f(program, node, plus), what is added to its result.
+
+Raises ModelError where the kernels can't take what its sources are."""
