@@ -1,4 +1,4 @@
-"""Activations: norms, gates and their quantization, as emitters for one token's row. Quantized as llama.cpp does, for the same figures."""
+"""Activations: emit norms and gates for one token's row, and quantize it exactly as llama.cpp does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ F32X1 = ir.VectorType(F32, 1)
 
 
 def each_lane(e: Emitter, n: Any, body: Callable[[Any, Any], None]) -> None:
-    """Run body(byte offset, kind) over n floats: 16 at once, then the rest one by one. `kind` is the vector type to load."""
+    """Emit body(byte offset, kind) over n floats: 16 at a time, then the rest one by one. `kind` is the vector type to load."""
     b = e.b
     whole = b.lshr(n, e.int(4))
     with e.loop(whole) as i:
@@ -29,7 +29,7 @@ def lanes(e: Emitter, scalar: Any, kind: Any) -> Any:
 
 
 def sum_of(e: Emitter, n: Any, term: Callable[[Any, Any], Any]) -> Any:
-    """The sum of term(byte offset, kind) over n floats: 16 running sums and one of the rest, added by the tree."""
+    """Return the sum of term(byte offset, kind) over n floats: 16 running sums and one for the rest, added up by the tree."""
     accs = {16: e.var(e.float(0.0, F32X16)), 1: e.var(e.float(0.0, F32X1))}
 
     def body(offset: Any, kind: Any) -> None:
@@ -67,9 +67,9 @@ def rms_norm(e: Emitter, x: Address, weight: Address, out: Address, n: Any, eps:
 
 
 def sigmoid(e: Emitter, x: Vector, numerator: Vector | None = None) -> Any:
-    """numerator / (1 + exp(-x)), 1 if there is none."""
+    """numerator / (1 + exp(-x)); the numerator is 1 by default."""
     b = e.b
-    # e.exp ends at e**88, which would leave something of a gate of -1e38
+    # e.exp stops growing at e**88, so a gate of -1e38 would not become 0
     exponential = b.select(
         b.fcmp_ordered("<", x, e.float(-88.0, x.type)), e.float(float("inf"), x.type), e.exp(b.fneg(x))
     )
@@ -102,8 +102,9 @@ def gate(e: Emitter, x: Address, gate: Address, out: Address, n: Any) -> None:
 
 
 def share(e: Emitter, x: Address, gate: Address, other: Address, out: Address, n: Any) -> None:
-    """out = x / (1 + exp(-gate)), of one number, and + other unless that is 0."""
-    b, share = e.b, e.b.extract_element(sigmoid(e, e.load(F32X1, gate)), e.int(0, I32))
+    """out = x / (1 + exp(-gate)), plus `other` unless its address is 0. The gate is a single number."""
+    b = e.b
+    share = b.extract_element(sigmoid(e, e.load(F32X1, gate)), e.int(0, I32))
     with b.if_else(b.icmp_unsigned("!=", other, e.int(0))) as branches:
         for branch, added in zip(branches, (other, None)):
             with branch:
@@ -138,25 +139,27 @@ def _largest(e: Emitter, vectors: list[Vector], larger: Callable[[Any, Any], Any
 
 
 def largest_magnitude(e: Emitter, vectors: list[Vector]) -> Any:
-    """NaN if one of the values is NaN, which must not get lost on the way to the logits: as integers, NaN is above infinity."""
+    """Return the largest magnitude, NaN if a value is NaN, which must reach the logits. Compared as integers, NaN is above infinity."""
     b = e.b
     bits = [b.bitcast(e.abs(v), I32X16) for v in vectors]
     return b.bitcast(_largest(e, bits, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
 
 
 def neighbours(e: Emitter, x: Vector, y: Vector) -> Any:
-    """Sums of two neighbouring lanes, those of x and then those of y."""
+    """Return the sums of pairs of neighbouring lanes: those of x, then those of y."""
     return e.b.add(e.shuffle(x, range(0, 32, 2), y), e.shuffle(x, range(1, 32, 2), y))
 
 
 def quantize_q8k(e: Emitter, x: Address, q: Address, d: Address, sums: Address, n: Any) -> None:
-    """Q8_K (quantize_row_q8_K_ref in ggml-quants.c): the scale is -127 / the value of largest magnitude, so that it becomes -127."""
+    """Q8_K (quantize_row_q8_K_ref in ggml-quants.c): the scale is such that the value of largest magnitude becomes -127."""
     b = e.b
     with e.loop(b.udiv(n, e.int(layout.Q8K_BLOCK))) as i:
-        xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8K_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8K_BLOCK)))
+        xs = e.at(x, b.mul(i, e.int(4 * layout.Q8K_BLOCK)))
+        qs = e.at(q, b.mul(i, e.int(layout.Q8K_BLOCK)))
         out_sums = e.at(sums, b.mul(i, e.int(layout.Q8K_SUMS_BYTES)))
         values = [e.load(F32X16, xs, 64 * k) for k in range(16)]
-        high, magnitude = _largest(e, values, e.larger), largest_magnitude(e, values)
+        high = _largest(e, values, e.larger)
+        magnitude = largest_magnitude(e, values)
         largest = b.select(b.fcmp_ordered(">=", high, magnitude), high, b.fneg(magnitude))
         is_zero = b.fcmp_ordered("==", largest, e.float(0.0))
         inverse = b.select(is_zero, e.float(0.0), b.fdiv(e.float(-127.0), largest))
@@ -183,7 +186,8 @@ def quantize_q8_0(e: Emitter, x: Address, q: Address, d: Address, sums: Address,
     """Q8_0 (quantize_row_q8_0 in ggml-cpu): the scale is the largest magnitude / 127, kept in half precision."""
     b = e.b
     with e.loop(b.udiv(n, e.int(layout.Q8_0_BLOCK))) as i:
-        xs, qs = e.at(x, b.mul(i, e.int(4 * layout.Q8_0_BLOCK))), e.at(q, b.mul(i, e.int(layout.Q8_0_BLOCK)))
+        xs = e.at(x, b.mul(i, e.int(4 * layout.Q8_0_BLOCK)))
+        qs = e.at(q, b.mul(i, e.int(layout.Q8_0_BLOCK)))
         values = [e.load(F32X16, xs), e.load(F32X16, xs, 64)]
         scale = b.fdiv(largest_magnitude(e, values), e.float(127.0))
         inverse = b.select(
@@ -205,8 +209,8 @@ def quantize_q8_0(e: Emitter, x: Address, q: Address, d: Address, sums: Address,
 def quantize_row(
     e: Emitter, kind: str, x: Address, q: Address, d: Address, sums: Address, n: Any, token: Any
 ) -> None:
-    """Quantize a token's row of x, float32 [tokens, n], into its places in the other arrays (see layout.py); nothing with kind "f32", and
-    with "bf16" only rounded."""
+    """Quantize a token's row of x, float32 [tokens, n], to its place in the arrays q, d and sums (see layout.py). The kind "bf16" only
+    rounds, "f32" does nothing."""
     b = e.b
     if kind == "bf16":
         q = e.at(q, b.shl(b.mul(token, n), e.int(1)))

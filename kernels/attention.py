@@ -1,7 +1,7 @@
-"""Attention over the paged KV cache: queries against the pages, partial results merged and quantized. How a page is read: see kv/.
+"""Attention over the paged KV cache: queries against pages, and partial results merged and quantized. See kv/ for how a page is read.
 
-Every query is computed in one fixed way, whatever else is in the step: its positions are read in splits of SPLIT and in those page by
-page, with a running softmax; splits are merged in order. So one token at a time, a whole prompt, and a reused prefix give the same bits.
+Every query is computed in the same way, whatever else is in the step: its positions are read in splits of SPLIT positions, each page by
+page with a running softmax, and splits are merged in order. So one token at a time, a whole prompt and a reused prefix give the same bits.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ read_pointers, read_item, read_parts = reader(POINTERS), reader(ITEM), reader(PA
 
 
 def softmax_step(e: Emitter, scores: Address, state: Address, n_valid: Any) -> Any:
-    """Turn a page's scores into weights under the running maximum. `state` holds maximum and sum.
+    """Turn a page's scores into weights relative to the running maximum, and update `state`: the maximum and the sum.
 
-    Gives the factor for what was summed before.
+    Returns the factor by which the sums over earlier pages have to be multiplied.
     """
     b = e.b
     limit = e.splat(b.trunc(n_valid, I32))
@@ -55,7 +55,7 @@ def exp_scalar(e: Emitter, x: Any) -> Any:
 
 
 def merge_into(e: Emitter, total: Address, part: Address, head_dim: int) -> None:
-    """Merge a partial result, [head_dim] values, maximum, sum, into another."""
+    """Merge the partial result `part` into `total`. Each is [head_dim] values, the maximum and the sum."""
     b = e.b
     m1, l1, m2, l2 = (e.load(F32, base, 4 * (head_dim + i)) for base in (total, part) for i in (0, 1))
     new = e.larger(m2, m1)
@@ -81,14 +81,14 @@ def divide_out(e: Emitter, part: Address, out: Address, head_dim: int) -> None:
 
 
 TILE_QUERIES, SMALL_TILE_QUERIES = 4, 2
-"""Queries that share the reading of a page, and of the tile for what is left over."""
+"""Queries in a tile, which read a page together, and in the tile for the remaining queries."""
 
 
 def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
-    """A chunk is an item for one key-value head.
+    """Compute attention. A chunk is an item for one key-value head.
 
-    Scratch: for each query of an item scores, a running and a merged partial result, a factor, and what of the query and its weights is
-    quantized for the types of keys and values.
+    Scratch holds for each query of the item: scores, a running and a merged partial result, a factor, and the quantized query and weights
+    if the types of keys and values need them.
     """
     read = reader(ATTEND)
     head_dim = int(head_dim_text)
@@ -101,7 +101,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
     weights_at = query_at + layout.query_bytes(k_type, head_dim) if values_as.QUANTIZED else 0
 
     def tile_numbers(e: Emitter, tile: int, first: Any, n_queries: Any) -> list[Any]:
-        """The numbers of `tile` queries from `first` on, the last one repeated at the end."""
+        """Return the numbers of `tile` queries from `first` on. After the last query it is repeated."""
         last = e.b.sub(n_queries, e.int(1))
         return [e.least(e.b.add(first, e.int(i)), last) for i in range(tile)]
 
@@ -109,7 +109,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
         return [e.at(memory, e.b.mul(n, e.int(per_query))) for n in numbers]
 
     def query_address(e: Emitter, q: Any, n_head: Any, shared: Any, n: Any) -> Any:
-        """Query n is head n % shared of token n // shared."""
+        """Return the address of query n: head n % shared of token n // shared."""
         b = e.b
         return e.at(q, b.mul(b.add(b.mul(b.udiv(n, shared), n_head), b.urem(n, shared)), e.int(4 * head_dim)))
 
@@ -126,7 +126,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             scale: Any,
             memory: Any,
         ) -> None:
-            """Scores of `tile` queries from `first` on."""
+            """Compute the scores of `tile` queries from `first` on."""
             values = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), e.int(0))
             numbers = tile_numbers(e, tile, first, n_queries)
             out = places(e, numbers, memory)
@@ -150,7 +150,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             shared: Any,
             memory: Any,
         ) -> None:
-            """`n_before` positions of the page are seen by the item's first token, one more by each that follows."""
+            """Add a page's weighted values. The item's first token sees `n_before` positions of the page, each later token one more."""
             numbers = tile_numbers(e, tile, first, n_queries)
             queries = places(e, numbers, memory)
             factors = [e.load(F32, query, factor_at) for query in queries]
@@ -188,7 +188,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
 
     @intrinsic_of(void, i64, i64)
     def keep(e: Emitter, memory: Any, values: Any) -> None:
-        """A query that sees nothing of a page: weights 0, factor 1."""
+        """Set the weights to 0 and the factor to 1, for a query that sees nothing of a page."""
         for j in range(VECTORS):
             e.store(e.float(0.0, F32X16), memory, 64 * j)
         e.store(e.float(1.0), memory, factor_at)
@@ -275,8 +275,8 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
 
 
 def build_merge(head_dim_text: str, kind: str) -> Any:
-    """Partial results of the tokens whose positions were split become `out`, whose rows are then quantized for the product that follows:
-    `kind` says how.
+    """Merge the partial results of tokens that have several splits into `out`, then quantize its rows as `kind` for the product that
+    follows.
     """
     read = reader(MERGE)
     head_dim = int(head_dim_text)

@@ -1,4 +1,4 @@
-"""A row that writes down the time, for profiles: put between a program's rows it says how long each of them takes."""
+"""A kernel that records the time. For a profile it runs between the rows of a program, to show how long each of them takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def call_clock(e: Emitter, function: Any, first: Any, second: Any) -> None:
 
 
 def build_read() -> Any:
-    """Calls the system's clock function."""
+    """Call the system's clock function."""
     read_arguments = reader(CLOCK)
 
     def read(args, chunk, scratch):

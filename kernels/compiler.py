@@ -1,7 +1,8 @@
-"""From a kernel's Python function to an object file: the only place where Numba's and LLVM's options are set.
+"""Compile a kernel's Python function to an object file. Numba's and LLVM's options are set only here.
 
-Numba types and lowers the function; its IR is then optimized and turned into machine code by a target machine of our own. So `generic` and
-`avx2` really are compiled for a lesser CPU, or for one of another kind, and whatever else the process compiles with Numba is unaffected.
+Numba types and lowers the function; a target machine of our own then optimizes the IR and turns it into machine code. So `generic` and
+`avx2` really are compiled for a lesser CPU, or for one of another kind, and other code that the process compiles with Numba is not
+affected.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SIGNATURE = (types.int64,) * 3
 
 
 class KernelLibrary(codegen.CPUCodeLibrary):
-    """A library that becomes an object file instead of being loaded into Numba's own engine."""
+    """A library that becomes an object file; it isn't loaded into Numba's own engine."""
 
     _is_optimized = False
 
@@ -33,7 +34,7 @@ class KernelLibrary(codegen.CPUCodeLibrary):
         self._finalized = True
 
     def object_code(self, entry: str) -> bytes:
-        """The object file, optimized with only `entry` visible."""
+        """Return the object file, optimized with only `entry` visible."""
         return bytes(self._codegen.machine.emit_object(self._optimized(entry)))
 
     def assembly(self, entry: str) -> str:
@@ -48,7 +49,7 @@ class KernelLibrary(codegen.CPUCodeLibrary):
             if not function.is_declaration and function.name != entry:
                 function.linkage = "internal"
         options = llvm.create_pipeline_tuning_options(speed_level=3)
-        options.loop_vectorization = False  # what should be vectors is written as vectors
+        options.loop_vectorization = False  # code that should use vectors is written with vectors
         options.slp_vectorization = False
         options.loop_unrolling = False
         passes = llvm.create_pass_builder(machine, options)
@@ -58,14 +59,15 @@ class KernelLibrary(codegen.CPUCodeLibrary):
         return module
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        """Skip Numba's passes over each function before those over the module: they take a quarter of the time and change no inner loop."""
+        """Skip Numba's passes over single functions, which come before those over the module: they take a quarter of the time and change no
+        inner loop."""
 
     def _finalize_specific(self) -> None:
         pass
 
 
 class KernelCodegen(codegen.CPUCodegen):
-    """Numba's code generator for this machine, with a target machine for `isa`, which may belong to another."""
+    """Numba's code generator for this machine, but with a target machine for `isa`, which may be that of another machine."""
 
     _library_class = KernelLibrary
 
@@ -112,7 +114,7 @@ def lower(isa: ISA, spec: str) -> KernelLibrary:
 
 
 def _entry_point(context: Any, kernel: str, name: str) -> ir.Module:
-    """A module with the function `name`, which calls the kernel by Numba's calling convention."""
+    """Return a module with the function `name`, which calls the kernel by Numba's calling convention."""
     module = context.create_module("entry")
     callee = ir.Function(module, context.call_conv.get_function_type(types.void, SIGNATURE), kernel)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 3), name)
@@ -124,11 +126,11 @@ def _entry_point(context: Any, kernel: str, name: str) -> ir.Module:
 
 @global_compiler_lock
 def compile_kernel(isa: ISA, spec: str) -> bytes:
-    """The object file of a kernel. Raises what `lower` does."""
+    """Return the object file of a kernel. Raises what `lower` does."""
     return lower(isa, spec).object_code(symbol(spec))
 
 
 @global_compiler_lock
 def assembly(isa: ISA, spec: str) -> str:
-    """The machine code of a kernel as text, for tests that read it. Raises what `lower` does."""
+    """Return the machine code of a kernel as text, for tests. Raises what `lower` does."""
     return lower(isa, spec).assembly(symbol(spec))

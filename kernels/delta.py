@@ -1,11 +1,12 @@
 """Gated delta nets: the convolution before them, their gates, and the recurrence itself.
 
-Every sequence of a step has a segment, which arguments.STATE describes; a segment may have a border inside, where the state is kept too.
-No state is written that is read. Tokens pass one by one and all sums have one order, so that the state and the results are the same bits
-however a sequence is cut into segments.
+Each sequence of a step has a segment, described by an arguments.STATE. There may be a border in the segment, where the state is kept too. A
+state that is read is never written. Tokens are computed one by one and all sums have a fixed order, so the state and the results are the
+same bits however a sequence is divided into segments.
 
-A layer's part of a state: the last d_conv - 1 rows that entered the convolution; then for each head its matrix S in blocks of WIDTH
-columns, each with its rows one after the other, so that what a chunk works on is contiguous and stays in the first cache.
+A layer's part of a state is the last d_conv - 1 rows that entered the convolution, then the matrix S of each head, in blocks of
+`layout.state_width` columns. A block is stored row by row, so that the memory that a chunk works on is contiguous and stays in the L1
+cache.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from .simd import F32, F32X16, Emitter, f32, i64, intrinsic_of, load_f32, store_
 LANES = layout.LANES
 STATE_BYTES = STATE.n_bytes
 read_pointers, read_state = reader(POINTERS), reader(STATE)
-AT_ONCE = 4  # rows of S in the body of a loop
+AT_ONCE = 4  # rows of S per turn of a loop
 
 
 def copy_of(n_bytes: int) -> Any:
-    """f(source, to), for a multiple of 64 bytes."""
+    """Return f(source, to), which copies `n_bytes`, a multiple of 64."""
 
     @intrinsic_of(void, i64, i64)
     def copy(e: Emitter, source: Any, to: Any) -> None:
@@ -47,8 +48,9 @@ def clear_of(n_bytes: int) -> Any:
 
 
 def build_conv(d_text: str, d_conv_text: str) -> Any:
-    """out = silu of the convolution; of queries and keys divided by sqrt(sum of squares of the head + eps), of queries by sqrt(d) too. A
-    chunk has some heads of a segment, of d channels each; x and out are float32 [tokens, heads, d], weight [heads * d, d_conv].
+    """out = silu(convolution). Heads of queries and keys are then divided by sqrt(sum of their squares + eps), queries also by sqrt(d).
+
+    A chunk is some heads of a segment, of d channels each. x and out are float32 [tokens, heads, d], weight is [heads * d, d_conv].
     """
     d, d_conv = int(d_text), int(d_conv_text)
     read = reader(CONV)
@@ -77,7 +79,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
 
     @intrinsic_of(void, i64, i64, i64, i64)
     def convolve(e: Emitter, rows: Any, stride: Any, taps: Any, out: Any) -> None:
-        """From d_conv rows of a head, the last one its token's own."""
+        """Compute a head of a token from d_conv rows of the head; the last one is the token's own."""
         b = e.b
         places = [e.at(rows, b.mul(stride, e.int(j))) for j in range(d_conv)]
         with e.loop(e.int(d // LANES)) as i:
@@ -111,7 +113,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
 
     def conv(args, chunk, scratch):
         a = read(args)
-        n_chunks = (a.n_head + a.chunk_heads - 1) // a.chunk_heads  # of a segment
+        n_chunks = (a.n_head + a.chunk_heads - 1) // a.chunk_heads  # in a segment
         state = read_state(read_pointers(a.pointers).states + STATE_BYTES * (chunk // n_chunks))
         n, before = state.n, state.before
         row = head_bytes * a.n_head
@@ -123,7 +125,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
             out = a.out + row * state.first + column
             n_near = min(n, n_before)
             load_taps(a.weight + column * d_conv, taps)
-            for i in range(n_before):  # what the first tokens look at, one after the other
+            for i in range(n_before):  # the rows that the first tokens look at, made contiguous
                 if before:
                     copy(before + a.layer_offset + row * i + column, rows + head_bytes * i)
                 else:
@@ -150,7 +152,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
 
 
 def picked(e: Emitter, parts: list[Any], indices: list[int]) -> Any:
-    """The lanes at 16 ascending indices of vectors that follow each other."""
+    """Pick the lanes at 16 ascending indices from the concatenation of vectors."""
     found = parts[indices[0] // LANES]
     lanes = [index % LANES if index // LANES == indices[0] // LANES else -1 for index in indices]
     found = e.shuffle(found, [max(lane, 0) for lane in lanes])
@@ -166,7 +168,7 @@ def build_gates() -> Any:
 
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def gates_of(e: Emitter, decay: Any, strength: Any, dt: Any, a: Any, n: Any) -> None:
-        """In place, of alphas and betas."""
+        """Compute the gates in place: `decay` holds alphas, `strength` betas."""
         b = e.b
 
         def write(offset: Any, kind: Any) -> None:
@@ -194,20 +196,22 @@ def build_gates() -> Any:
 
 
 def build_scan(d_text: str) -> Any:
-    """The recurrence over `qkv` as the convolution gives them. A chunk has some blocks of columns of a segment's heads; out is float32
+    """Run the recurrence over `qkv`, the convolution's result. A chunk is some blocks of columns of a segment's heads; out is float32
     [tokens, n_head_v, d].
     """
     read = reader(SCAN)
     d = int(d_text)
     width = layout.state_width(d)
-    vectors, block_bytes, head_bytes = range(width // LANES), 4 * d * width, 4 * d
+    vectors = range(width // LANES)
+    block_bytes = 4 * d * width
+    head_bytes = 4 * d
 
     @intrinsic_of(i64)
     def memory_of_products(e: Emitter) -> Any:
         return e.memory(4 * width)
 
     def rows_of(e: Emitter, scalars: list[Any], body: Any) -> None:
-        """body(offset of the row, numbers of the row splat) for each row of S, some in a loop's body."""
+        """Emit body(offset of the row, *scalars of the row, splat) for each row of S, AT_ONCE rows per turn of the loop."""
         with e.loop(e.int(d // AT_ONCE)) as i:
             number, row = e.b.mul(i, e.int(4 * AT_ONCE)), e.b.mul(i, e.int(4 * AT_ONCE * width))
             for r in range(AT_ONCE):
@@ -243,9 +247,11 @@ def build_scan(d_text: str) -> Any:
             products: Any,
             out: Any,
         ) -> None:
-            """A token: the new S, the result, and at once the products of S with the key that comes next, `following`.
+            """Compute a token: the new S, the result, and in the same pass the products of the new S with `following`, the next token's
+            key.
 
-            If the token is `alone` none comes: S is read from memory and goes back there, and meanwhile the block `following` is fetched.
+            If the token is `alone` there is no next key. Then S is read from memory and written back past the caches, and `following` is
+            the next block, which is prefetched meanwhile.
             """
             b = e.b
             decay, strength = (e.splat(e.load(F32, x)) for x in (decay, strength))
@@ -284,7 +290,7 @@ def build_scan(d_text: str) -> Any:
     def scan(args, chunk, scratch):
         a = read(args)
         n_blocks = a.n_head_v * (d // width)
-        n_chunks = (n_blocks + a.chunk_blocks - 1) // a.chunk_blocks  # of a segment
+        n_chunks = (n_blocks + a.chunk_blocks - 1) // a.chunk_blocks  # in a segment
         segment = read_state(read_pointers(a.pointers).states + STATE_BYTES * (chunk // n_chunks))
         first, n, before = segment.first, segment.n, segment.before
         row = head_bytes * (2 * a.n_head_k + a.n_head_v)
@@ -327,6 +333,6 @@ def build_scan(d_text: str) -> Any:
                 if t + 1 == segment.border:
                     copy(new, segment.at_border + place)
         if n == 1:
-            fence()  # what was streamed comes before what says that it is done
+            fence()  # streamed stores must be visible before the chunk is counted as done
 
     return scan

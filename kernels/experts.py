@@ -1,8 +1,8 @@
-"""Mixtures of experts: which of them a token takes, tokens put together by expert, products of each expert with its tokens, sums.
+"""Mixtures of experts: choose each token's experts, sort the tokens by expert, multiply each expert with its tokens, and sum the results.
 
-Each token has `n_used` slots, the likeliest expert in the first. A place is where a slot's rows lie: for one token it is the slot; for
-many tokens places are sorted by expert, then by token. A product with an expert is one with a matrix: its arguments are written into
-the thread's scratch, and a kernel of matmul.py is called, whose address is an argument here.
+Each token has `n_used` slots, the likeliest expert in the first. A slot's rows are at its place: for a single token the place is the slot;
+for many tokens places are sorted by expert, then by token. A product with an expert is an ordinary product with a matrix: its arguments are
+written to the thread's scratch, and a kernel of matmul.py is called, whose address is an argument here.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ from .simd import (
 )
 
 LEAST_SUM = 2.0**-14
-"""By which a token's weights are divided at least: the smallest normal half float, as llama.cpp has it."""
+"""The least by which a token's weights are divided: the smallest normal half float, as in llama.cpp."""
 IN_PLACE = 2
-"""An expert with that many tokens or fewer is multiplied in place: to unpack its weights would take longer."""
+"""An expert with at most this many tokens is multiplied in place: unpacking its weights would take longer."""
 ENTRY_BYTES, COPIED_BYTES = ENTRY.n_bytes, COPIED.n_bytes
 COUNT_OF_ENTRY = ENTRY.offset("count")
-FIRST_COPIED, N_COPIED = SPREAD.offset("x_source"), 1 + len(QUANTIZED.split())
+FIRST_COPIED = SPREAD.offset("x_source")
+N_COPIED = 1 + len(QUANTIZED.split())
 read_entry, write_entry, read_copied = reader(ENTRY), writer(ENTRY), reader(COPIED)
 write_product = writer(PRODUCT)
 
@@ -59,7 +60,7 @@ store_i32 = intrinsic_of(void, i64, i64)(lambda e, address, value: e.store(e.b.t
 
 @intrinsic_of(void, i64, i64, i64)
 def softmax_parts(e: Emitter, logits: Any, n: Any, out: Any) -> None:
-    """The largest of n logits, NaN left aside, and the sum of exp(logit - the largest), NaN if one is."""
+    """Compute the largest of n logits, ignoring NaN, and the sum of exp(logit - largest), which is NaN if a logit is."""
     b = e.b
     least = float("-inf")
     largest = {16: e.var(e.float(least, F32X16)), 1: e.var(e.float(least, F32X1))}
@@ -80,8 +81,8 @@ def softmax_parts(e: Emitter, logits: Any, n: Any, out: Any) -> None:
 
 
 def build_route() -> Any:
-    """Of each token's experts the likeliest, of equals those of lower numbers. Where a logit is NaN all weights are, and ids are those of
-    experts all the same.
+    """Choose each token's likeliest experts; among equals the lower numbers win. If a logit is NaN all weights are NaN, but the ids are
+    still valid.
     """
     read = reader(ROUTE)
 
@@ -123,7 +124,7 @@ def build_route() -> Any:
 
 
 def build_group() -> Any:
-    """An ENTRY for each expert that has tokens, and for each product with them the number of its chunks."""
+    """Write an ENTRY for each expert that has tokens, and for each product the number of its chunks."""
     read = reader(GROUP)
 
     def group(args, chunk, scratch):
@@ -158,7 +159,7 @@ def build_group() -> Any:
 
 @intrinsic_of(void, i64, i64, i64)
 def copy(e: Emitter, source: Any, target: Any, n_bytes: Any) -> None:
-    """Copy a multiple of four bytes."""
+    """Copy bytes; their number is a multiple of four."""
     each_lane(
         e,
         e.b.lshr(n_bytes, e.int(2)),
@@ -167,7 +168,7 @@ def copy(e: Emitter, source: Any, target: Any, n_bytes: Any) -> None:
 
 
 def build_spread() -> Any:
-    """Each token's rows copied to its places."""
+    """Copy each token's rows to its places."""
     read = reader(SPREAD)
 
     def spread(args, chunk, scratch):
@@ -185,9 +186,9 @@ def build_spread() -> Any:
 
 @njit(inline="always")
 def write_record(a, record, expert, place, count):
-    """The arguments of a product with an expert, whose rows are those from `place` on, as many as `count` is the address of.
+    """Write the arguments of a product with an expert. Its rows start at `place`; `count` is the address of their number.
 
-    `a` has those for expert 0 and place 0.
+    `a` has the arguments for expert 0 and place 0.
     """
     write_product(
         record,
@@ -210,7 +211,7 @@ def write_record(a, record, expert, place, count):
 
 
 def build_one() -> Any:
-    """One token, whose places are its slots."""
+    """Multiply a single token with its experts. Its places are its slots."""
     read = reader(ONE)
 
     def one(args, chunk, scratch):
@@ -223,7 +224,7 @@ def build_one() -> Any:
 
 
 def build_many() -> Any:
-    """Many tokens, in their experts' entries."""
+    """Multiply many tokens, by the entries of their experts."""
     read = reader(MANY)
 
     def many(args, chunk, scratch):
@@ -239,7 +240,7 @@ def build_many() -> Any:
 
 
 def build_combine() -> Any:
-    """The sum over a token's slots, in their order, of its rows of y times their weights, plus the residual."""
+    """Sum a token's rows of y times their weights, in the order of its slots, and add the residual."""
     read = reader(COMBINE)
 
     @intrinsic_of(void, i64, i64, f32, i64)

@@ -1,7 +1,7 @@
 """GGML's tensor types: the number of each in a GGUF file, the size of its blocks, and the family of kernels that multiplies it.
 
-This is the only table of these sizes: the reader of files and the kernels take theirs from it. It imports nothing, so that a command that
-only looks at a file starts at once.
+This is the only table of these sizes, for the GGUF reader and for the kernels. It imports nothing, so that a command that only looks at a
+file starts at once.
 
 Source: `enum ggml_type` in ggml.h and the block structs of ggml-common.h. The `gguf` package has the same table, but importing it takes
 70 ms; a test compares the two. Q2_0 is missing in some versions of the package.
@@ -13,8 +13,8 @@ from typing import NamedTuple
 class Format(NamedTuple):
     """A tensor type: `block_size` weights are stored together in `block_bytes` bytes.
 
-    `family` says how kernels multiply it (see quants/), "" for a type that has no kernels. Products with a matrix of a `scaled` type are
-    multiplied by an F32 value, which is in a tensor of its own.
+    `family` says how kernels multiply it (see quants/); it is "" for a type without kernels. Products with a matrix of a `scaled` type are
+    multiplied by an F32 value, which is stored in a tensor of its own.
     """
 
     id: int
@@ -64,10 +64,10 @@ GGML_TYPES = (
 )
 
 FORMATS = {kind.name: kind for kind in GGML_TYPES if kind.family}
-"""The types that kernels multiply, by name: each has a file in quants/."""
+"""The types that kernels multiply, by name. Each has a file in quants/."""
 
 
 def sizes(name: str) -> tuple[int, int, str]:
-    """Weights and bytes of a block of the format `name`, and its family. Raises KeyError for a type without kernels."""
+    """Return the weights and the bytes of a block of the format `name`, and its family. Raises KeyError for a type without kernels."""
     kind = FORMATS[name]
     return kind.block_size, kind.block_bytes, kind.family

@@ -1,4 +1,4 @@
-"""Heads normalised and rotated: queries, and keys on their way into the KV cache, where values go with them."""
+"""Normalise and rotate heads: queries, and keys on their way into the KV cache. Values are stored with the keys."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PAGE = layout.PAGE
 def rotate_head(
     e: Emitter, x: Address, out: Address, weight: Address, eps: Any, table: Address, n_rot: Any, head_dim: Any
 ) -> None:
-    """Normalise one head, if `weight` is not 0, and rotate it: value i with value i + n_rot / 2. `out` may be x.
+    """Normalise one head, unless `weight` is 0, and rotate it: value i with value i + n_rot / 2. `out` may be x.
 
-    `table` has their n_rot / 2 cosines, then as many sines.
+    `table` has n_rot / 2 cosines, then n_rot / 2 sines.
     """
     b = e.b
     has_norm = b.icmp_unsigned("!=", weight, e.int(0))
@@ -43,7 +43,7 @@ rotate_one = intrinsic_of(void, i64, i64, i64, f32, i64, i64, i64)(rotate_head)
 
 
 def build_rotate() -> Any:
-    """Queries. `out`, where heads follow each other, may be x where they do so too."""
+    """Rotate queries. Heads are contiguous in `out`; if they are in x too, `out` may be x."""
     read = reader(ROTATE)
 
     def rotate(args, chunk, scratch):
@@ -60,7 +60,7 @@ def build_rotate() -> Any:
 
 
 def build_store(k_type: str, v_type: str) -> Any:
-    """Keys, rotated where they lie, and values, which go to their pages."""
+    """Rotate keys in place, and store keys and values in their pages."""
     read = reader(STORE)
     (k_block, k_bytes), (v_block, v_bytes) = layout.KV_TYPES[k_type], layout.KV_TYPES[v_type]
 

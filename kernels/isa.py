@@ -1,4 +1,4 @@
-"""Which instructions kernels are compiled for. `QWENCLI_ISA` overrides the choice, and lowers what LLVM may use accordingly."""
+"""Choose the instruction set that kernels are compiled for. `QWENCLI_ISA` overrides the choice and limits what LLVM may use."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import NamedTuple
 
 VARIABLE = "QWENCLI_ISA"
 OLDEST_LLVM = 21
-"""In older versions intrinsics take other types. Numba brings this one or a newer one since 0.66."""
+"""In older versions intrinsics take other types. Numba since 0.66 brings this version or a newer one."""
 
 
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 
 
 class ISA(NamedTuple):
-    """`name` is that of a file in `simd/`; `machines` are the kinds of processor that may have it, () for any kind; `needs` are the
-    CPU features that it needs, by LLVM's names; `cpu` is what LLVM compiles for, with these features, "" the CPU we run on."""
+    """An instruction set, with a file `name` in `simd/`.
+
+    `machines` are the kinds of processor that may have it, () for any kind; `needs` are the CPU features that it needs, by LLVM's names.
+    LLVM compiles for `cpu` with these features, or for the CPU we run on if it is "".
+    """
 
     name: str
     machines: tuple[str, ...]
@@ -30,7 +33,7 @@ ISAS = (  # best first
     ISA("avx512vnni", X86, ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"), ""),
     ISA("avxvnni", X86, ("avx2", "fma", "f16c", "avxvnni"), "x86-64-v3"),
     ISA("avx2", X86, ("avx2", "fma", "f16c"), "x86-64-v3"),
-    # not for the CPU by its name: that would bring features, SVE among them, that the system may not have enabled
+    # "generic" and not the name of the CPU: that would imply features, such as SVE, that the system may not have enabled
     ISA("neon_i8mm", ARM, ("neon", "dotprod", "i8mm"), "generic"),
     ISA("neon_dotprod", ARM, ("neon", "dotprod"), "generic"),
     ISA("neon", ARM, ("neon",), "generic"),
@@ -39,7 +42,7 @@ ISAS = (  # best first
 
 
 class Target(NamedTuple):
-    """What LLVM compiles for: a triple, a CPU's name, and features that this CPU may lack."""
+    """What LLVM compiles for: a triple, the name of a CPU, and features beyond those of that CPU."""
 
     triple: str
     cpu: str
@@ -47,11 +50,11 @@ class Target(NamedTuple):
 
 
 class ISAError(ValueError):
-    """The ISA that was asked for doesn't exist, this CPU lacks it, or LLVM is too old for any of them."""
+    """The requested ISA doesn't exist, this CPU lacks it, or LLVM is too old for any ISA."""
 
 
 def machine() -> str:
-    """The kind of processor that this process runs on, as far as it can tell: "x86_64", "aarch64", on macOS "arm64"."""
+    """Return the kind of processor that this process runs on, as far as it can tell: "x86_64", "aarch64", on macOS "arm64"."""
     import llvmlite.binding as llvm
 
     return str(llvm.get_process_triple()).partition("-")[0].lower()
@@ -59,7 +62,7 @@ def machine() -> str:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """The features of this CPU, by LLVM's names."""
+    """Return the features of this CPU, by LLVM's names."""
     import llvmlite.binding as llvm
 
     found = {name for name, present in llvm.get_host_cpu_features().items() if present}
@@ -67,7 +70,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def _arm_features() -> set[str]:
-    """Features that LLVM doesn't look for: on Linux `dotprod` and `i8mm` are among them, on macOS all are."""
+    """Return the features that LLVM doesn't look for: on Linux `dotprod` and `i8mm` are among them, on macOS it looks for none."""
     if sys.platform == "linux":  # bits of AT_HWCAP and AT_HWCAP2, from the kernel's uapi/asm/hwcap.h
         getauxval = ctypes.CDLL(None).getauxval
         getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
@@ -75,7 +78,9 @@ def _arm_features() -> set[str]:
         return {name for name, (word, bit) in bits.items() if getauxval(word) >> bit & 1}
     found = {"neon"}  # macOS and Windows require it
     if sys.platform == "darwin":
-        read, value, size = ctypes.CDLL(None).sysctlbyname, ctypes.c_int(0), ctypes.c_size_t(4)
+        read = ctypes.CDLL(None).sysctlbyname
+        value = ctypes.c_int(0)
+        size = ctypes.c_size_t(4)
         for name, key in {"lse": "FEAT_LSE", "dotprod": "FEAT_DotProd", "i8mm": "FEAT_I8MM"}.items():
             failed = read(
                 f"hw.optional.arm.{key}".encode(),
@@ -90,7 +95,7 @@ def _arm_features() -> set[str]:
 
 
 def available() -> list[ISA]:
-    """The ISAs of this machine, best first."""
+    """Return the ISAs of this machine, best first."""
     return [
         isa
         for isa in ISAS
@@ -99,7 +104,7 @@ def available() -> list[ISA]:
 
 
 def choose(name: str | None = None) -> ISA:
-    """The ISA called `name`, by default $QWENCLI_ISA, else the best one. Raises ISAError, which lists those that this CPU has."""
+    """Return the ISA called `name`, by default $QWENCLI_ISA, or else the best one. Raises ISAError, which lists those that this CPU has."""
     import llvmlite.binding as llvm
 
     if llvm.llvm_version_info[0] < OLDEST_LLVM:
@@ -118,12 +123,12 @@ def choose(name: str | None = None) -> ISA:
 
 
 def named(name: str) -> ISA:
-    """An ISA of any machine, to compile for. Raises StopIteration for an unknown name."""
+    """Return an ISA of any machine, to compile for. Raises StopIteration for an unknown name."""
     return next(isa for isa in ISAS if isa.name == name)
 
 
 def target(isa: ISA) -> Target:
-    """What to compile for. An ISA of another machine is compiled for Linux, so that its code can be read here."""
+    """Return what LLVM compiles for. Code for another machine is compiled for Linux, so that it can be inspected here."""
     import llvmlite.binding as llvm
 
     native = not isa.machines or machine() in isa.machines
@@ -131,6 +136,6 @@ def target(isa: ISA) -> Target:
     if not isa.cpu:
         return Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     cpu = isa.cpu if isa.machines or machine() in X86 else "generic"
-    # no ISA needs these atomics, but many cores that claim chunks do
+    # no ISA needs these atomics, but they matter when many cores claim chunks
     atomics = cpu_features() & {"lse"} if native else set()
     return Target(triple, cpu, ",".join(f"+{name}" for name in (*isa.needs, *atomics)))

@@ -2,8 +2,8 @@
 
 Kernels are named by specs (see specs.py). Only compiling one imports its module, and with it Numba: a warm start needs neither.
 
-Numba's own cache isn't used: it checks only the function's own file for changes, and its folder can be set only for the whole process. Ours
-is keyed by everything that decides the code: the sources of this package, the ISA, the CPU, and the versions of Numba and llvmlite.
+Numba's own cache isn't used: it notices changes only in the function's own file, and its folder can be set only for the whole process. The
+key of our cache is everything that decides the code: the sources of this package, the ISA, the CPU, and the versions of Numba and llvmlite.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .workers import compile_apart, n_workers_for
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
-SECONDS_A_KERNEL = 0.4
+SECONDS_PER_KERNEL = 0.4
 SECONDS_TO_START = 0.7
-"""What compiling takes on a CPU of 2022, on average."""
+"""How long compiling takes on a CPU from 2022, on average."""
 _MAGIC = b"qwencli kernel 1\n"
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: $QWENCLI_CACHE, else the user's cache folder."""
+    """Return where compiled kernels are kept: $QWENCLI_CACHE, or else the user's cache folder."""
     if chosen := os.environ.get("QWENCLI_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -46,20 +46,20 @@ def cache_folder() -> Path:
     else:
         chosen = os.environ.get("XDG_CACHE_HOME", "")
         base = chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")
-    # without a home, as in a container; never the current folder, which may be anybody's
+    # there may be no home, as in a container; never use the current folder, which may be anybody's
     if not os.path.isabs(base):
         base = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid() if hasattr(os, 'getuid') else ''}")
     return Path(base) / "qwencli"
 
 
 def trusted(found: os.stat_result) -> bool:
-    """Whether a file or folder belongs to the user or to root and nobody else may write to it: the cache is code that we run."""
+    """Whether a file or folder belongs to the user or root, and nobody else may write to it: we run the code in the cache."""
     return os.name != "posix" or (found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022)
 
 
 @cache
 def _sources() -> str:
-    """A hash of every file of this package: an edited primitive changes every kernel."""
+    """Return a hash of every file of this package: a change to a primitive changes every kernel."""
     here, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(here.rglob("*.py")):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
@@ -69,7 +69,8 @@ def _sources() -> str:
 
 
 def _version(package: str) -> str:
-    """A package's version, from the name of its metadata's folder: importing importlib.metadata takes 25 ms, the package even more."""
+    """Return a package's version, read from the name of its metadata folder: importing importlib.metadata takes 25 ms, the package even
+    more."""
     spec = importlib.util.find_spec(package)
     if spec and spec.origin:
         found = list(Path(spec.origin).parents[1].glob(f"{package}-*.dist-info"))
@@ -81,20 +82,20 @@ def _version(package: str) -> str:
 
 
 def llvm() -> tuple[str, str]:
-    """LLVM's version and its name for this CPU."""
+    """Return LLVM's version and its name for this CPU."""
     import llvmlite.binding as llvm
 
     return ".".join(map(str, llvm.llvm_version_info)), str(llvm.get_host_cpu_name())
 
 
 class Kernels:
-    """The kernels of one ISA, loaded into this process. They live as long as it does."""
+    """The kernels of one ISA, loaded into this process. They stay loaded until it ends."""
 
     def __init__(self, isa: ISA) -> None:
         self.isa = isa
         self.report: Report | None = None
         self.progress: Progress | None = None
-        """Called with how many kernels are compiled, and of how many."""
+        """Called with the number of kernels that are compiled, and the number to compile."""
         self._addresses: dict[str, int] = {}
         self._engine: Any = None
         self._keeps = True
@@ -106,14 +107,14 @@ class Kernels:
 
     @property
     def folder(self) -> Path:
-        """Where these kernels are kept. The name changes with everything that decides their code."""
+        """The folder of these kernels. Its name changes with everything that decides their code."""
         key = hashlib.sha256(
             repr((_sources(), self.isa.name, target(self.isa), sys.version_info[:2])).encode()
         ).hexdigest()[:20]
         return cache_folder() / f"{self.isa.name}-{key}"
 
     def load(self, specs: Iterable[str]) -> dict[str, int]:
-        """The addresses of kernels: from the cache where it has them, compiled now where it doesn't. Raises KernelError."""
+        """Return the addresses of kernels. Those that aren't in the cache are compiled now. Raises KernelError."""
         with self._lock:
             missing = [spec for spec in dict.fromkeys(specs) if spec not in self._addresses]
             for spec, code in self._read_or_compile(missing).items():
@@ -121,13 +122,13 @@ class Kernels:
             return {spec: self._addresses[spec] for spec in specs}
 
     def missing(self, specs: Iterable[str]) -> list[str]:
-        """Those of the kernels that would have to be compiled."""
+        """Return the kernels that would have to be compiled."""
         return [
             spec for spec in dict.fromkeys(specs) if spec not in self._addresses and self._read(spec) is None
         ]
 
     def check_folder(self) -> None:
-        """Make the folder where kernels are kept. Raises OSError if they can't be, or would not be used."""
+        """Make the folder for kernels. Raises OSError if they can't be kept there, or would not be used from there."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder):
             pass
@@ -145,7 +146,7 @@ class Kernels:
 
     def _compile(self, specs: list[str]) -> Iterator[tuple[str, bytes]]:
         n, start = len(specs), time.perf_counter()
-        seconds = SECONDS_TO_START + SECONDS_A_KERNEL * n / max(1, n_workers_for(n))
+        seconds = SECONDS_TO_START + SECONDS_PER_KERNEL * n / max(1, n_workers_for(n))
         self._say(
             f"compiling {n} kernel{'s' * (n > 1)} for this CPU ({self.isa.name}), once: about {seconds:.0f} s"
         )
@@ -162,7 +163,7 @@ class Kernels:
         return self.folder / (spec.replace(":", "-") + ".o")
 
     def _read(self, spec: str) -> bytes | None:
-        """The object file from the cache; None if it is missing or damaged, or might be somebody else's."""
+        """Return the object file from the cache; None if it is missing or damaged, or if others could have written it."""
         path = self._path(spec)
         try:
             with open(path, "rb") as f:
@@ -180,20 +181,20 @@ class Kernels:
         return data[head:]
 
     def note(self, name: str) -> str | None:
-        """A text that was kept next to the kernels, None if there is none."""
+        """Return a text that was kept next to the kernels, or None."""
         with suppress(OSError, ValueError):
             return (self.folder / name).read_text(encoding="utf-8")
         return None
 
     def keep_note(self, name: str, text: str) -> None:
-        """Keep a text next to the kernels. Where that isn't possible, `report` is told."""
+        """Keep a text next to the kernels. If that fails, `report` is called once."""
         self._store(self.folder / name, text.encode())
 
     def _write(self, spec: str, code: bytes) -> None:
         self._store(self._path(spec), _MAGIC + hashlib.sha256(code).digest() + code)
 
     def _store(self, path: Path, data: bytes) -> None:
-        """Write a file whole or not at all. A cache that can't be written costs time, nothing else."""
+        """Write a file completely or not at all. A cache that can't be written only costs time."""
         if not self._keeps:
             return
         try:
@@ -222,8 +223,8 @@ class Kernels:
             llvm.initialize_native_target()
             llvm.initialize_native_asmprinter()
             machine = llvm.Target.from_default_triple().create_target_machine()
-            # its own memory manager keeps a kernel's code and constants together: code for the small model reaches 2 GB, and LLVM
-            # aborts the process where it doesn't
+            # llvmlite's memory manager keeps a kernel's code and constants together. In the small code model code reaches only 2 GB, and
+            # LLVM aborts the process if they are further apart
             self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()

@@ -1,8 +1,8 @@
 """y = W x for rows of weights read from the mapped file, in two forms that give the same bits.
 
-"one" token: each row is multiplied where it lies. "many", which is two or more: 32 rows are unpacked into a panel, which stays in the L2
-cache while all tokens pass. What makes them agree: integers inside a block, where order doesn't matter, and floats across blocks in block
-order; for float weights 16 running sums over the columns and one final tree.
+"one" is for a single token: each row is multiplied in place. "many" is for two or more: 32 rows are unpacked into a panel, which stays in
+the L2 cache while it is multiplied with all tokens. Both sum in the same order: integers inside a block, where order doesn't matter, then
+floats across blocks in block order; for float weights 16 running sums over the columns, and one final tree.
 
 The arguments are arguments.PRODUCT.
 """
@@ -24,13 +24,14 @@ from .tiles import Tile
 
 FAMILIES = {"q8k": kquants, "q8_0": blocks, "float": floats, "bf16": floats}
 SMALL_TILE_TOKENS = 2
-"""Tokens of the tile for what is left over."""
+"""Tokens in the tile for the remaining tokens."""
 TOKENS_IN_CACHE = 32
-"""Tokens whose activations in float32 share the L2 cache with a chunk of float weights."""
+"""Tokens whose float32 activations fit into the L2 cache together with a chunk of float weights."""
 
 
 def build(name: str, form: str, variant: str = "") -> Any:
-    """The format's name; "one", for 32-weight blocks with the number of columns, or "many" with its tile."""
+    """Return the kernel for the format `name`. `variant` is the tile for "many", and for "one" the number of columns or, outside of the
+    family "q8_0", nothing."""
     quant = import_module(f".quants.{name}", __package__)
     if form == "one":
         return build_one(quant, variant)
@@ -42,7 +43,7 @@ read_product = reader(PRODUCT)
 
 @njit(inline="always")
 def rows_of(args, chunk):
-    """The first and the last + 1 row of a chunk."""
+    """Return the range of a chunk's rows: the first and the last + 1."""
     a = read_product(args)
     first = chunk * a.chunk_rows
     return first, min(first + a.chunk_rows, a.n_rows)
@@ -77,7 +78,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
     n_small, tile_rows = min(SMALL_TILE_TOKENS, n_tile), n_vectors * LANES
 
     def following(e: Emitter, a: Any, row: Any, offset: Any) -> Any:
-        """The address of a row of the panel that follows the one from `row` on."""
+        """Return the address of a row of the next panel, the one after the panel from `row` on."""
         return e.b.add(a.w, e.b.mul(e.b.add(row, e.b.add(offset, e.int(layout.PANEL_ROWS))), a.row_bytes))
 
     def panel_at(e: Emitter, a: Any, panel: Any, vector: Any) -> Any:
@@ -85,12 +86,11 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 
     @intrinsic_of(void, i64, i64)
     def fetch(e: Emitter, args: Any, row: Any) -> None:
-        """Ask for the panel from `row` on: the first of a chunk, whose rows the one before it couldn't fetch."""
+        """Prefetch the panel from `row` on. It is the first of a chunk, so no panel before it could have prefetched its rows."""
         a = product(e, quant, args)
         start = following(e, a, row, e.int(-layout.PANEL_ROWS))
-        with e.loop(
-            e.b.lshr(a.row_bytes, e.int(1))
-        ) as i:  # PANEL_ROWS rows by a line are half as many lines as a row has bytes
+        # PANEL_ROWS (32) rows have half as many lines of 64 bytes as a row has bytes
+        with e.loop(e.b.lshr(a.row_bytes, e.int(1))) as i:
             prefetch_share(e, start, i, 64)
 
     @intrinsic_of(void, i64, i64, i64)
@@ -102,7 +102,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
-            """Rows `first` ... of the panel from `row` on."""
+            """Multiply the rows from `first` on of the panel that starts at `row`."""
             b = e.b
             a = product(e, quant, args)
             ahead = following(e, a, row, first)
@@ -141,7 +141,8 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 
 
 def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
-    """Nothing is unpacked: some rows and some tokens at once, and the rows once more for each TOKENS_IN_CACHE."""
+    """Multiply float weights: nothing is unpacked. A tile is some rows and some tokens; rows are read again for every TOKENS_IN_CACHE
+    tokens."""
     n_rows, n_tile = shape
 
     def tile_of(n_tile: int) -> Any:

@@ -1,4 +1,4 @@
-"""Kernels over tokens: embedding rows, norms and gates with the quantization of their result, sums, gathered rows."""
+"""Kernels over tokens: embedding rows; norms and gates, with their results quantized; sums; gathered rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ read_tokens = reader(TOKENS)
 
 @njit(inline="always")
 def tokens_of(args, chunk):
-    """The first and the last + 1 token of a chunk."""
+    """Return the range of a chunk's tokens: the first and the last + 1."""
     tokens = read_tokens(args)
     first = chunk * tokens.unit
     return first, min(first + tokens.unit, load_i64(tokens.count))
 
 
 def build_embed(name: str) -> Any:
-    """Rows of the embedding as float32."""
+    """Look up rows of the embedding, as float32."""
     quant = import_module(f".quants.{name}", __package__)
     value, block, n_bytes = quant.value, quant.BLOCK, quant.BYTES
     read = reader(EMBED)
@@ -48,7 +48,7 @@ def build_embed(name: str) -> Any:
 
 
 def build_prepare(prologue: str, kind: str) -> Any:
-    """What a prologue computes of each token, and its quantization. `kind` names that, or is "f32"."""
+    """Compute a prologue for each token and quantize the result as `kind`. With "f32" the result stays as it is."""
     arguments = PREPARE[prologue]
     compute = PROLOGUES[prologue]
 
@@ -69,12 +69,12 @@ def build_prepare(prologue: str, kind: str) -> Any:
 
 
 def row_of(e: Emitter, a: Any, token: Any, x: Address) -> Any:
-    """The address of a token's row of x, float32 [tokens, n_cols]."""
+    """Return the address of a token's row in x, float32 [tokens, n_cols]."""
     return e.at(x, e.b.mul(token, e.b.shl(a.n_cols, e.int(2))))
 
 
 def copy(e: Emitter, a: Any, token: Any) -> None:
-    """x is only quantized."""
+    """Nothing is computed: x is only quantized."""
 
 
 def norm(e: Emitter, a: Any, token: Any) -> None:

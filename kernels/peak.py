@@ -1,4 +1,4 @@
-"""The most that the machine can do: loops that read memory, and that multiply what lies in registers. Nothing of a model runs here."""
+"""Loops that measure the most that the machine can do: they read memory, or multiply values in registers. No part of a model runs here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .simd import F32X16, I8X64, I32X16, Emitter, i64, intrinsic_of, void
 LINE = 64
 LINES_A_TURN = 4
 DATA_BYTES = 4096
-"""Bytes of factors that the arithmetic loops take in turn: they stay in the L1 cache."""
+"""Bytes of factors that the arithmetic loops cycle through: they stay in the L1 cache."""
 
 
 def build_fill() -> Any:
-    """Writes every byte, so that each page is memory of its own, near a thread that reads."""
+    """Write every byte, so that each memory page is really allocated, near the thread that reads it."""
     read_arguments = reader(FILL)
 
     @intrinsic_of(void, i64, i64)
@@ -32,7 +32,7 @@ def build_fill() -> Any:
 
 
 def build_read(n_streams: str) -> Any:
-    """A chunk is read in some streams side by side."""
+    """Read a chunk as `n_streams` streams side by side."""
     read_arguments = reader(READ)
     streams = int(n_streams)
 
@@ -57,7 +57,7 @@ def build_read(n_streams: str) -> Any:
 
 
 def store_sum(e: Emitter, sums: list[Any], out: Any) -> None:
-    """Make the sums count: what nobody sees would be optimized away."""
+    """Store the sums: if they were never used, the loops would be optimized away."""
     b = e.b
     total = b.load(sums[0])
     for other in sums[1:]:
@@ -69,12 +69,12 @@ STEPS: dict[str, tuple[Any, Any, Callable[..., Any]]] = {
     "dot4": (I8X64, I32X16, lambda e, acc, x, y: e.dot4(acc, x, y)),
     "fma": (F32X16, F32X16, lambda e, acc, x, y: e.fma(x, y, acc)),
 }
-"""The type of the factors, that of the sums, and how a product is added."""
+"""The type of the factors, the type of the sums, and the function that adds a product."""
 
 
 def build_multiply(step: str, n_rows: str, n_columns: str) -> Any:
-    """A turn adds n_rows * n_columns products of 64 bytes by 64 bytes: rows stay in registers, columns are loaded, as in a
-    product's tile."""
+    """Add n_rows * n_columns products of 64 bytes by 64 bytes in each turn: rows stay in registers and columns are loaded, as in the tile
+    of a product."""
     read_arguments = reader(MULTIPLY)
     rows, columns = int(n_rows), int(n_columns)
     kind, sum_kind, add_product = STEPS[step]

@@ -12,18 +12,18 @@ from .arguments import Record
 from .simd import F32, I64, Address, Emitter
 
 KINDS = {"i64": (I64, types.int64), "f32": (F32, types.float32), "f64": (ir.DoubleType(), types.float64)}
-"""LLVM's and Numba's types of a field."""
+"""The LLVM type and the Numba type of each kind of field."""
 
 
 def load(e: Emitter, record: Record, address: Address) -> Any:
-    """The fields of the record at an address, as LLVM values by name. Those that nobody looks at cost nothing."""
+    """Load the record at an address: its fields by name, as LLVM values. A field that isn't used costs nothing."""
     return record.tuple(
         *(e.load(KINDS[kind][0], address, record.offset(field)) for field, kind in record.kinds.items())
     )
 
 
 def reader(record: Record) -> Any:
-    """f(address) for Numba code: the fields of the record there, as Numba values by name."""
+    """Return f(address) for Numba code, which loads the record there: its fields by name, as Numba values."""
     kinds = [KINDS[kind][1] for kind in record.kinds.values()]
     result = types.BaseTuple.from_types(kinds, record.tuple)
 
@@ -39,7 +39,7 @@ def reader(record: Record) -> Any:
 
 
 def writer(record: Record) -> Any:
-    """f(address, field=value, ...) for Numba code: stores all fields of a record."""
+    """Return f(address, field=value, ...) for Numba code, which stores all fields of a record."""
     kinds = [KINDS[kind][1] for kind in record.kinds.values()]
 
     def typing(typing_context: Any, *arguments: Any) -> Any:

@@ -1,10 +1,11 @@
-"""The executor, in machine code: a team of threads runs a program's rows, each a kernel and a number of chunks.
+"""The executor, in machine code: a team of threads runs the rows of a program. A row is a kernel and a number of chunks.
 
-A row is done when its chunks are done, not when all threads have arrived: chunks are claimed and counted in words tagged with the step's
-number, so a thread that the system holds up while it holds nothing delays nobody, and one that is late from an earlier step does nothing.
+A row is done when its chunks are done, not when all threads have arrived. Chunks are claimed and counted in words tagged with the step's
+number. So a thread that the system holds up delays nobody unless it has claimed a chunk, and a thread that is late from an earlier step
+does nothing.
 
-A program's rows are arguments.ROW. Rows of a group may run side by side; the next group waits for all of them. Each row has an
-arguments.CLAIM. The team's state is an array of int64, see `layout.Word`.
+A program's rows are arguments.ROW; each has an arguments.CLAIM. Rows of a group may run side by side; the next group waits for all of them.
+The team's state is an array of int64, see `layout.Word`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROW_BYTES, CLAIM_BYTES = ROW.n_bytes, CLAIM.n_bytes
 LEFT, UNDONE = CLAIM.offset("left"), CLAIM.offset("undone")
 STEP, PARKED = STATUS.offset("step"), STATUS.offset("parked")
 NUMBER = 0xFFFFFFFF
-"""Of a claim's word the half that isn't the step."""
+"""The mask of a claim's count; the upper half of the word is the step."""
 read_row = reader(ROW)
 
 
@@ -51,7 +52,7 @@ def fence(e: Emitter) -> None:
 
 @intrinsic_of(i64, i64, i64, i64)
 def swap_if(e: Emitter, address: Any, expected: Any, value: Any) -> Any:
-    """Compare and exchange: 1 if `value` was stored."""
+    """Compare and exchange. Returns 1 if `value` was stored, else 0."""
     result = e.b.cmpxchg(_pointer(e, address), expected, value, "seq_cst", "seq_cst")
     return e.b.zext(e.b.extract_value(result, 1), I64)
 
@@ -75,7 +76,7 @@ def pause(e: Emitter) -> None:
 
 @njit(inline="always")
 def wait_a_little(team, turns):
-    """Spin for some turns, then let others run."""
+    """Spin for the first turns, after that yield the CPU."""
     if turns < load_i64(team + SPINS):
         pause()
     else:
@@ -89,7 +90,7 @@ def n_chunks(row):
 
 @njit(inline="always")
 def take(claim, epoch, total):
-    """The number of chunks that were left when one was claimed, 0 if none was, -1 if the step is over."""
+    """Claim a chunk. Returns the number of chunks that were left before, 0 if there were none, -1 if the step is over."""
     while True:
         left = load_acquire(claim + LEFT)
         tag = left >> 32
@@ -100,7 +101,7 @@ def take(claim, epoch, total):
                 return left & NUMBER
         elif tag > epoch:
             return -1
-        else:  # the first to arrive opens the row: the count of what is not done, then the claims
+        else:  # the first to arrive opens the row: the chunks that aren't done, then those to claim
             undone = load_acquire(claim + UNDONE)
             if undone >> 32 < epoch:
                 swap_if(claim + UNDONE, undone, epoch << 32 | total)
@@ -109,7 +110,7 @@ def take(claim, epoch, total):
 
 @njit(inline="always")
 def wait_for(team, claim, epoch):
-    """1 when the row of this claim is done, -1 when the step is over or aborted."""
+    """Wait until the row of this claim is done. Returns 1, or -1 if the step is over or aborted."""
     turns = 0
     while True:
         undone = load_acquire(claim + UNDONE)
@@ -123,9 +124,9 @@ def wait_for(team, claim, epoch):
 
 @njit(inline="always")
 def run_rows(team, rows, total_rows, epoch, number, scratch, budget):
-    """Run rows from `number` on for the step `epoch`, at most `budget` chunks unless that is below 0.
+    """Run the rows from `number` on for the step `epoch`, at most `budget` chunks; a negative budget is unlimited.
 
-    Gives the number of rows when all are done, -1 when the step is over or aborted, else the row to resume at.
+    Returns the number of rows if all are done, -1 if the step is over or aborted, else the row at which to resume.
     """
     claims = load_i64(team + CLAIMS)
     while number < total_rows:
@@ -144,7 +145,7 @@ def run_rows(team, rows, total_rows, epoch, number, scratch, budget):
             call_kernel(row.kernel, row.args, total - left, scratch)
             mine += 1
             budget -= 1
-        while mine:  # counted once a row: each count moves a cache line between cores
+        while mine:  # counted once per row: each count moves a cache line between cores
             undone = load_acquire(claim + UNDONE)
             if swap_if(claim + UNDONE, undone, undone - mine):
                 mine = 0
@@ -161,9 +162,9 @@ def run_rows(team, rows, total_rows, epoch, number, scratch, budget):
 
 
 def build_publish() -> Any:
-    """kernel(address, value, unused): store a word so that whoever sees it sees all that was stored before.
+    """kernel(address, value, unused): store a word. A thread that sees it also sees everything that was stored before.
 
-    What Python reads and writes next, which is not atomic, comes after it: on aarch64 the store alone would let it pass.
+    Python's later reads and writes, which aren't atomic, come after it: on aarch64 they could overtake the store without the fence.
     """
 
     def publish(address, value, unused):
@@ -174,9 +175,9 @@ def build_publish() -> Any:
 
 
 def build_step() -> Any:
-    """kernel(team, chunks to do before coming back, scratch): the part of the thread that drives the step.
+    """kernel(team, chunks to do before returning, scratch): the part of the thread that drives the step.
 
-    It comes back now and then, so that Python can handle signals; FINISHED says whether the step is done.
+    It returns now and then, so that Python can handle signals. FINISHED says whether the step is done.
     """
 
     def step(team, budget, scratch):
@@ -197,7 +198,8 @@ def build_step() -> Any:
 
 
 def build_worker() -> Any:
-    """kernel(team, address of the thread's STATUS, scratch): runs steps until there was none for a while, then returns to be parked."""
+    """kernel(team, address of the thread's STATUS, scratch): runs steps until there has been none for a while, then returns to be
+    parked."""
 
     def worker(team, status, scratch):
         last, turns = 0, 0
@@ -207,10 +209,10 @@ def build_worker() -> Any:
             epoch = load_acquire(team + EPOCH)
             if epoch != last and epoch & 1 == 0:
                 store_release(status + STEP, epoch)
-                # in order: both are read before the epoch is looked at again
+                # in this order: both are read before the epoch is read again
                 rows = load_acquire(team + ROWS)
                 total = load_acquire(team + N_ROWS)
-                # else a step began meanwhile, and rows may be of either
+                # otherwise a step has begun meanwhile, and rows and total may belong to either
                 if load_acquire(team + EPOCH) == epoch:
                     run_rows(team, rows, total, epoch, 0, scratch, -1)
                     last, turns = epoch, 0

@@ -1,5 +1,5 @@
-"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw (`choose` in qwencli/sampling is its
-twin); and what a token's likelihood is made of."""
+"""The default chain of samplers in machine code: penalties, top-k, top-p, min-p, temperature, draw. `choose` in qwencli/sampling does the
+same in Python. And `score`: the two numbers from which a token's likelihood is computed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from .simd import (
 )
 
 BLOCK = 64
-IDS = 8 * layout.MAX_TOP_K  # in scratch: f32 and i64 for each candidate, the likeliest first
+IDS = 8 * layout.MAX_TOP_K
+"""Where the candidates' ids (i64) start in scratch; their logits (f32) come before them. The likeliest is the first."""
 EXPONENT = 0x7F800000
 DRAW_BYTES, LIKELIHOOD_BYTES = DRAW.n_bytes, LIKELIHOOD.n_bytes
 read_draw = reader(DRAW)
@@ -45,7 +46,7 @@ def exp(e: Emitter, x: Any) -> Any:
 
 @intrinsic_of(f32, i64)
 def block_max(e: Emitter, logits: Any) -> Any:
-    """The largest of 64 logits, NaN if one of them is not finite."""
+    """Return the largest of 64 logits, or NaN if one of them isn't finite."""
     b = e.b
     values = [e.load(F32X16, logits, 64 * i) for i in range(4)]
     largest, special = values[0], e.int(0, I32X16)
@@ -66,7 +67,7 @@ def is_special(e: Emitter, x: Any) -> Any:
 
 @njit(inline="always")
 def consider(scratch, n_kept, limit, value, token):
-    """Put a candidate in its place among the kept ones, after its equals. Returns how many are kept."""
+    """Insert a candidate among those that are kept, after its equals. Returns the number that are kept."""
     if n_kept < limit:
         i = n_kept
         n_kept += 1
@@ -93,7 +94,7 @@ def penalize(logits, draw):
 
 
 def build_choose() -> Any:
-    """A chunk is a row of logits; out is the token, or -1 if a logit is not finite. Penalties change the logits in place."""
+    """Choose a token. A chunk is a row of logits; out is the token, or -1 if a logit isn't finite. Penalties change the logits in place."""
     read = reader(CHOOSE)
 
     def choose(args, chunk, scratch):
@@ -137,7 +138,7 @@ def build_choose() -> Any:
                 kept += 1
             n = kept
             total = 0.0
-            for i in range(n):  # divided as float64: as float32 the lowest temperatures would be 0
+            for i in range(n):  # divided as float64: the lowest temperatures are 0 as float32
                 total += exp(types.float32((load_f32(scratch + 4 * i) - first) / temp))
             goal = draw.chance * total
             reached, i = 0.0, 0
@@ -154,7 +155,7 @@ def build_choose() -> Any:
 
 
 def build_score() -> Any:
-    """A chunk is a row. Where a logit is NaN or infinite, but for -infinity, so is one of a likelihood's two numbers."""
+    """Compute a LIKELIHOOD. A chunk is a row of logits. If a logit is NaN or +infinity, at least one of the two numbers isn't finite."""
     read = reader(SCORE)
 
     @intrinsic_of(void, i64, i64, i64, i64)

@@ -1,4 +1,4 @@
-"""How much of a product is computed at once, in registers. Which tile is best depends on the CPU; only speed depends on the tile."""
+"""Tiles: how much of a product is computed at once, in registers. The best tile depends on the CPU. A tile only affects speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .formats import FORMATS
 
 
 class Tile(NamedTuple):
-    """How many vectors of 16 rows of a panel (for float weights: how many rows) and how many tokens are multiplied at once."""
+    """The vectors of 16 rows of a panel (for float weights: the rows) and the tokens that are multiplied at once."""
 
     n_rows: int
     n_tokens: int
@@ -19,12 +19,13 @@ class Tile(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Tile:
-        """The tile that `str` gave this text. Raises ValueError for any other text."""
+        """Read a tile that `str` has written. Raises ValueError for any other text."""
         n_rows, n_tokens = text.split("x")
         return cls(int(n_rows), int(n_tokens))
 
 
-# an accumulator for each row vector and token: for 32 registers of 64 bytes, and for fewer or smaller ones
+# a tile takes an accumulator for each vector of rows and token; the first table is for 32 registers of 64 bytes, the second for fewer or
+# smaller ones
 _LARGE = {
     "q8k": (Tile(2, 6), Tile(2, 4), Tile(2, 5)),
     "q8_0": (Tile(2, 6), Tile(2, 8), Tile(2, 4)),
@@ -40,22 +41,22 @@ _SMALL = {
 
 
 class Tiles:
-    """The kernels of products on an ISA. `chosen` maps formats to the tiles that were found to be the fastest; unknown ones are ignored."""
+    """The kernels of products on an ISA. `chosen` maps formats to the tiles that measured fastest; unknown tiles are ignored."""
 
     def __init__(self, isa: str, chosen: Mapping[str, str] | None = None) -> None:
         self._large = isa == "avx512vnni"
         self._chosen = chosen or {}
 
     def one(self, name: str, n_cols: int) -> str:
-        """The kernel for one token and weights of the format `name`, compiled for `n_cols` columns where that makes a difference."""
+        """Return the kernel for one token and weights of the format `name`, compiled for `n_cols` columns if that makes it faster."""
         return f"matmul:{name.lower()}:one" + (f":{n_cols}" if FORMATS[name].family == "q8_0" else "")
 
     def many(self, name: str, tile: str | None = None) -> str:
-        """The kernel for two or more tokens."""
+        """Return the kernel for two or more tokens."""
         known = [str(each) for each in self.candidates(name)]
         tile = tile or self._chosen.get(name)
         return f"matmul:{name.lower()}:many:{tile if tile in known else known[0]}"
 
     def candidates(self, name: str) -> tuple[Tile, ...]:
-        """Tiles worth trying, the usual one first."""
+        """Return the tiles worth trying, the usual one first."""
         return (_LARGE if self._large else _SMALL)[FORMATS[name].family]

@@ -1,6 +1,6 @@
-"""Compiling kernels in processes of their own. Run as a program, this file is one of them.
+"""Compile kernels in child processes. Run as a program, this file is such a worker.
 
-In processes, since Numba holds one lock and LLVM can't be interrupted; nor does this process then hold Numba's memory.
+Processes are used because Numba holds a single lock and LLVM can't be interrupted. Also, the memory that Numba takes is then freed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .specs import KernelError, symbol
 
 MAX_WORKERS = 4
 SLOW = ("many", "attend", "choose", "worker", "step")
-"""Words in the names of kernels that take long to compile, the slowest first."""
+"""Words in the specs of kernels that take long to compile, the slowest first."""
 CRASHES = {-signal.SIGABRT, -signal.SIGILL, -signal.SIGSEGV}
-"""Exit codes of a worker in which LLVM gave up, as it does where an instruction is missing. In this process that would be the end."""
+"""Exit codes of a worker in which LLVM gave up, as it does if it lacks an instruction. In this process that would end everything."""
 CLAIMED = ".claimed"
-"""The suffix of the file by which a worker claims a kernel."""
+"""The suffix of the file with which a worker claims a kernel."""
 
 
 def n_workers_for(n_kernels: int) -> int:
-    """How many processes compile that many kernels; 0 where none can be started."""
+    """Return the number of processes to compile that many kernels; 0 if none can be started."""
     if not sys.executable or getattr(sys, "frozen", False):  # an application that contains Python
         return 0
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -43,11 +43,11 @@ def _slowest_first(spec: str) -> int:
 
 
 def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Compile kernels in processes of their own and yield each one's name and object file when it is done.
+    """Compile kernels in child processes and yield the spec and the object file of each as soon as it is done.
 
-    Where no process can be started, or one fails, kernels are compiled in this one. Raises KernelError.
+    If no process can be started, or one fails, the remaining kernels are compiled in this process. Raises KernelError.
     """
-    left = sorted(specs, key=_slowest_first)  # so that no worker is left with a slow one at the end
+    left = sorted(specs, key=_slowest_first)  # so that no worker starts a slow one at the end
     with tempfile.TemporaryDirectory(prefix="qwencli-") as folder:
         command = [
             sys.executable,
@@ -58,7 +58,7 @@ def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]
             folder,
             *left,
         ]
-        # stdin is a pipe: when it closes a worker ends, even one that we don't know of because Ctrl-C came while it was being started
+        # stdin is a pipe: when it closes, the worker ends, even if we don't know of it because Ctrl-C came while it was being started
         options: dict[str, Any] = {
             "stdin": subprocess.PIPE,
             "stdout": subprocess.DEVNULL,
@@ -69,7 +69,7 @@ def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]
         try:
             with suppress(OSError):  # no interpreter to start, or no more processes
                 for _ in range(n_workers_for(len(left))):
-                    # a session of its own: Ctrl-C at the terminal is meant for us, and we end the worker
+                    # in a new session: Ctrl-C at the terminal is meant for us, and we end the worker
                     processes.append(subprocess.Popen(command, start_new_session=True, **options))
             for spec in _finished(processes, folder, left):
                 left.remove(spec)
@@ -77,7 +77,7 @@ def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]
         finally:
             for process in processes:
                 process.kill()
-                process.communicate()  # closes the pipe and waits: Windows doesn't remove a folder that a process is in
+                process.communicate()  # closes the pipe and waits: Windows can't remove a folder that is a process's current one
         if left and any(process.returncode in CRASHES for process in processes):
             claimed = [spec for spec in left if Path(folder, symbol(spec)).with_suffix(CLAIMED).exists()]
             raise KernelError(f"the compiler crashed on the kernel '{(claimed or left)[0]}' for {isa.name}")
@@ -86,11 +86,11 @@ def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]
 
 
 def _finished(processes: list[subprocess.Popen[bytes]], folder: str, specs: Iterable[str]) -> Iterator[str]:
-    """The kernels as they appear in the folder, until all are there or no process works on them."""
+    """Yield the kernels as they appear in the folder, until all are there or no process runs any more."""
     waiting = list(specs)
     works = True
     while waiting and works:
-        # asked before looking into the folder, so that what the last process did last is seen
+        # ask before looking into the folder: otherwise the last kernel of the last process could be missed
         works = any(process.poll() is None for process in processes)
         done = [spec for spec in waiting if Path(folder, symbol(spec)).exists()]
         waiting = [spec for spec in waiting if spec not in done]
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def _end_with_parent(folder: str) -> None:
-    """Wait for the end of stdin, a pipe. Then the process that started this one has ended, and nobody will look into the folder."""
+    """Wait for the end of stdin, a pipe: then the process that started this one has ended, and nobody will read the folder."""
     os.read(0, 1)
     os.chdir(Path(folder).parent)
     shutil.rmtree(folder, ignore_errors=True)

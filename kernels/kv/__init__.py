@@ -1,17 +1,17 @@
-"""One file for each type of the KV cache: how a head's keys and values lie in a page of PAGE positions, how they are stored, and how
-queries read them in place.
+"""One file per type of the KV cache: how a page of PAGE positions holds a head's keys and values, how they are stored, and how queries read
+them in place.
 
-A type's module has a `FORMAT`, an object of `_floats.Floats` or `_blocks.Blocks`, with
+The module of a type has a `FORMAT`, a `_floats.Floats` or `_blocks.Blocks`, with these methods:
 
-- `store_key(e, x, keys, slot, head_dim)` and `store_value(e, x, values, slot, head_dim)`: `head_dim` floats at the address x, an i64
-  value, become the key or the value of a slot. No byte is written that holds a part of another position.
-- `score_tile(e, queries, keys, scale, out, head_dim)`: out[q][PAGE] = scale * (query . key).
-- `weigh_tile(e, weights, values, n_valid, accs, factors, head_dim)`: acc[q] = acc[q] * factor[q] + weights[q] @ values. Query q sees the
-  first n_valid[q] positions, at least as many as the query before it; what it doesn't see may be infinite.
+- `store_key(e, x, keys, slot, head_dim)` and `store_value(e, x, values, slot, head_dim)` store the `head_dim` floats at the address x as
+  the key or the value of a slot; here `head_dim` is an i64 value. No byte that belongs to another position is written.
+- `score_tile(e, queries, keys, scale, out, head_dim, ahead)`: out[q][PAGE] = scale * (query . key).
+- `weigh_tile(e, weights, values, n_valid, accs, factors, head_dim, ahead)`: acc[q] = acc[q] * factor[q] + weights[q] @ values. Query q sees
+  the first n_valid[q] positions, at least as many as the query before it. Values that it doesn't see may be infinite.
 
-For these `head_dim` is a Python integer. Where `QUANTIZED` is true, queries and weights are quantized first, into memory whose addresses
-then stand for them: `quantize_query(e, query, memory, head_dim)`, and `quantize_weights(e, weights, values, n_valid, memory, head_dim)` for
-one query's weights of a page, PAGE floats.
+In `score_tile` and `weigh_tile`, `head_dim` is a Python integer. If `QUANTIZED` is true, queries and weights are quantized first, to memory
+whose address is then passed in their place: by `quantize_query(e, query, memory, head_dim)`, and for one query's weights of a page, PAGE
+floats, by `quantize_weights(e, weights, values, n_valid, memory, head_dim)`.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ from typing import Any
 
 
 def named(kind: str) -> Any:
-    """The format of a type, by its name. Raises ModuleNotFoundError for an unknown one."""
+    """Return the format of a type by its name. Raises ModuleNotFoundError for an unknown name."""
     return import_module(f".{kind}", __name__).FORMAT

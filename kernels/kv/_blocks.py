@@ -1,11 +1,11 @@
-"""What the types of 32-value blocks share: quants as GGML packs them, then a half-precision scale for each block of a position.
+"""KV cache types with blocks of 32 values: quants as GGML packs them, then a half-precision scale for each block of a position.
 
-Of keys the quants lie in words of four bytes, [head_dim / 32][words][PAGE], so that positions are in lanes; of values two positions' bytes
-lie side by side, [head_dim / 32][PAGE / 2][bytes of a block][2]. Scales are [head_dim / 32][PAGE] of both.
+The quants of keys are words of four bytes, [head_dim / 32][words][PAGE], so that positions are in lanes. The quants of values interleave
+the bytes of two positions, [head_dim / 32][PAGE / 2][bytes of a block][2]. The scales of both are [head_dim / 32][PAGE].
 
-Queries are quantized to Q8_0, as llama.cpp does, and products are summed as integers inside a block, then as floats in block order. Values
-are summed as integers too, over the positions of a page: a position's weight times its scale becomes an i16, 32767 for the largest in a
-block. The error is at most 2**-16 of the largest product, and 2**-8 of a block's largest quant.
+Queries are quantized to Q8_0, as in llama.cpp, and products are summed as integers inside a block, then as floats in block order. Values
+are summed as integers too, over the positions of a page: for each block, a position's weight times its scale becomes an i16, 32767 for the
+largest. The error is at most 2**-16 of the largest product, and 2**-8 of a block's largest quant.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from ..simd import F32, F32X16, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, 
 from ._tiles import VECTORS, Ahead, side_by_side
 
 LARGEST = 32767.0
-"""What the largest weight of a page becomes."""
+"""The i16 that the largest weight of a page becomes."""
 NOTHING = 2.0**-100
-"""Where all weights are smaller they count as 0: the inverse might not be finite."""
+"""If all weights are smaller than this they count as 0: their inverse might not be finite."""
 
 
 class Blocks(NamedTuple):
-    """`quantize(e, x)` gives a scale and the `n_bytes` packed quants of the 32 floats at x, i8 lanes; `key_parts(e, bytes)` of i8x64 the
-    factors for the query's first quants and, where there are two, for the 16 after them; `wide` says that they are `raised`, else `offset`
-    is to be subtracted. `value_half(e, pair, half)` gives 16 of two positions' quants, i16x32.
+    """A type with blocks of `n_bytes`, without the scale.
+
+    `quantize(e, x)` returns the scale and the packed quants, i8 lanes, of the 32 floats at x. `key_parts(e, bytes)` turns i8x64 into the
+    factors for the query's first quants and, if there are two, for the 16 quants after them. They are `raised` if `wide` is true, else
+    `offset` has to be subtracted. `value_half(e, pair, half)` returns 16 quants of each of two positions, i16x32.
     """
 
     n_bytes: int
@@ -58,9 +60,8 @@ class Blocks(NamedTuple):
         with e.loop(n_blocks) as i:
             scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
             place = e.at(values, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), column))
-            for k in range(
-                self.n_bytes
-            ):  # byte by byte: those between may be written by another thread at the same time
+            # byte by byte: the bytes between may be written by another thread at the same time
+            for k in range(self.n_bytes):
                 e.store(b.extract_element(packed, e.int(k, I32)), place, 2 * k)
             self._store_scale(e, scale, values, n_blocks, i, slot)
 
@@ -70,7 +71,7 @@ class Blocks(NamedTuple):
         e.store(e.f32_to_f16(scale), slab, b.add(quants, b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1))))
 
     def quantize_query(self, e: Emitter, query: Any, memory: Any, head_dim: int) -> None:
-        """[head_dim] i8 quants, then for each block an f32 scale, then for each two i16 sums of quants."""
+        """Store [head_dim] i8 quants, then an f32 scale for each block, then two i16 sums of quants for each block."""
         scales = head_dim + head_dim // KV_BLOCK * 4
         quantize_q8_0(e, query, memory, e.at(memory, head_dim), e.at(memory, scales), e.int(head_dim))
 
@@ -137,7 +138,7 @@ class Blocks(NamedTuple):
     def quantize_weights(
         self, e: Emitter, weights: Any, values: Any, n_valid: Any, memory: Any, head_dim: int
     ) -> None:
-        """[head_dim / 32][PAGE] i16, by which a block's quants are multiplied, then for each block the f32 scale of these."""
+        """Store [head_dim / 32][PAGE] i16 factors for the quants of each block, then the f32 scale of each block's factors."""
         b, n_blocks = e.b, head_dim // KV_BLOCK
         limit = e.splat(b.trunc(n_valid, I32))
         visible = [
@@ -171,7 +172,7 @@ class Blocks(NamedTuple):
         head_dim: int,
         ahead: Ahead,
     ) -> None:
-        """Two positions at once; weights of what a query doesn't see are 0, and quants are finite."""
+        """Two positions at once. Weights of positions that a query doesn't see are 0, which is safe since quants are finite."""
         b, n_blocks = e.b, head_dim // KV_BLOCK
         n_pairs = b.lshr(b.add(n_valid[-1], e.int(1)), e.int(1))
         together = 2 if side_by_side(e) == 4 and n_blocks % 2 == 0 else 1
@@ -213,5 +214,5 @@ class Blocks(NamedTuple):
                                 offset,
                             )
                         )
-                for result in results:  # after all loads: the last tile may have the same query twice
+                for result in results:  # only after all loads: the last tile may contain the same query twice
                     e.store(*result)

@@ -1,6 +1,6 @@
-"""What the float types share: keys as [head_dim][PAGE], values as [PAGE][head_dim], converted to float32 where they are read.
+"""KV cache types with floats: keys are [head_dim][PAGE], values are [PAGE][head_dim], and both are converted to float32 when they are read.
 
-Scores sum over the head's values in order, results over positions in order.
+Scores are summed over the head's values in order, results over positions in order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._tiles import VECTORS, Ahead, side_by_side
 
 
 class Floats(NamedTuple):
-    """`lane` is the LLVM type in memory, `widen(e, lanes)` turns it into float32, `narrow(e, lanes)` rounds back; also for one value."""
+    """A float type. `lane` is its LLVM type in memory; `widen(e, x)` converts lanes or one value to float32, `narrow(e, x)` rounds back."""
 
     n_bytes: int
     lane: Any
@@ -89,7 +89,7 @@ class Floats(NamedTuple):
         head_dim: int,
         ahead: Ahead,
     ) -> None:
-        """weights: float32 [PAGE]. What a query doesn't see isn't multiplied by 0 but skipped: it may be infinite."""
+        """weights: float32 [PAGE]. Positions that a query doesn't see are skipped, not multiplied by 0: they may be infinite."""
         b = e.b
         n_all = b.select(b.icmp_signed(">", n_valid[0], e.int(0)), n_valid[0], e.int(0))
         width = side_by_side(e) * LANES

@@ -1,4 +1,4 @@
-"""How a page's scores and sums are divided into what registers can hold, and what is prefetched meanwhile."""
+"""Divide the scores and sums of a page so that they fit into registers, and prefetch what is read next."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ VECTORS = PAGE // LANES
 
 
 def side_by_side(e: Emitter) -> int:
-    """How many vectors of a tile are summed at once for each of four queries: with more, sums would not stay in registers."""
+    """Return how many vectors are summed at once for each of four queries: with more, the sums would not stay in registers."""
     return 4 if e.registers >= 32 else 1
 
 
 class Ahead(NamedTuple):
-    """The `n_bytes` from the address `start` on, which are read next; nothing if `start` is 0."""
+    """Memory that is read next: `n_bytes` from the address `start` on, or nothing if `start` is 0."""
 
     start: Any
     n_bytes: int

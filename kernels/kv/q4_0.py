@@ -13,7 +13,7 @@ from ._blocks import Blocks
 
 
 def quantize(e: Emitter, x: Any) -> tuple[Any, Any]:
-    """The scale is the value of largest magnitude, the first one of several, / -8; quants go from 0 to 15 and stand for -8 to 7."""
+    """The scale is the value of largest magnitude (the first of equals) / -8. Quants from 0 to 15 stand for -8 to 7."""
     b = e.b
     values = [e.load(F32X16, x), e.load(F32X16, x, 64)]
     largest = e.splat(b.bitcast(largest_magnitude(e, values), I32))

@@ -19,9 +19,8 @@ def quantize(e: Emitter, x: Any) -> tuple[Any, Any]:
     for value in values:
         magnitude, most = e.abs(b.fmul(value, e.splat(inverse))), e.float(127.0, F32X16)
         magnitude = b.select(b.fcmp_ordered("<", magnitude, most), magnitude, most)
-        rounded = b.fptosi(
-            b.fadd(magnitude, e.float(0.49999997, F32X16)), I32X16
-        )  # 0.5 would round the number below 0.5 up
+        # not 0.5, which would round the largest number below 0.5 up
+        rounded = b.fptosi(b.fadd(magnitude, e.float(0.49999997, F32X16)), I32X16)
         quants.append(
             b.trunc(
                 b.select(b.fcmp_ordered("<", value, e.float(0.0, F32X16)), b.neg(rounded), rounded), I8X16

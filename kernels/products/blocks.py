@@ -21,7 +21,8 @@ def dot4(e: Emitter, quant: Any, acc: Any, weights: Any, quants: Any) -> Any:
 
 
 def weighted(e: Emitter, sums: Any, of_all: int, of_first: int) -> Any:
-    """The sums of 32 and of the first 16 activations, each times a number, i32x16: from their pairs in lanes, or from one pair for all."""
+    """Return of_all * (sum of 32 activations) + of_first * (sum of the first 16), i32x16. `sums` has a pair in each lane, or one pair for
+    all."""
     b = e.b
     if isinstance(sums.type, ir.VectorType):
         return e.dot2(
@@ -32,26 +33,27 @@ def weighted(e: Emitter, sums: Any, of_all: int, of_first: int) -> Any:
 
 
 def offset_sums(e: Emitter, quant: Any, sums: Any) -> list[Any]:
-    """For each scale what is to be added to the products of quants."""
+    """Return what has to be added to the products of quants, for each scale."""
     minus = -(quant.FORM.offset + e.raised_by * quant.FORM.wide)
     factors = [(minus, 0)] if quant.FORM.n_scales == 1 else [(0, minus), (minus, -minus)]
     return [weighted(e, sums, *pair) for pair in factors]
 
 
 def sum_of_all(e: Emitter, sums: Any) -> Any:
-    """The sums of 32 activations, f32x16."""
+    """Return the sums of 32 activations, f32x16."""
     return e.b.sitofp(weighted(e, sums, 1, 0), F32X16)
 
 
 def scaled(e: Emitter, integers: Sequence[Any], scales: Sequence[Any], x_scale: Any) -> Any:
-    """The value of 32 weights times as many activations, f32x16, without the mins."""
+    """Return the product of 32 weights and 32 activations, f32x16, without the mins."""
     b = e.b
     first, *second = (b.fmul(b.sitofp(i, F32X16), b.fmul(d, x_scale)) for i, d in zip(integers, scales))
     return b.fadd(first, second[0]) if second else first
 
 
 def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int) -> None:
-    """8 rows side by side; where fewer are left each is read as if it were 8. The columns are frozen: rows are at fixed distances."""
+    """Multiply 8 rows side by side. If fewer are left, they are multiplied one by one. `n_cols` is frozen, so distances between rows are
+    fixed."""
     b = e.b
     left = b.sub(a.n_rows, row)
     whole = b.icmp_signed(">=", left, e.int(ROWS_AT_ONCE))
@@ -65,15 +67,19 @@ def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int) 
 
 
 def rows_in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int, stride: int) -> Any:
-    """f32x8: the products of 8 rows, `stride` rows apart, four groups of each at once."""
-    b, n_groups, per_block = e.b, n_cols // 32, quant.BLOCK // 32
+    """Return the products of 8 rows, f32x8, four groups of each row at once. The rows are `stride` rows apart; 0 is 8 times the same
+    row."""
+    b = e.b
+    n_groups = n_cols // 32
+    per_block = quant.BLOCK // 32
     row_bytes = n_groups // per_block * quant.BYTES * stride
     bytes_of_four = 4 * quant.BYTES // per_block
     first = b.add(a.w, b.mul(row, a.row_bytes))
     totals = [e.var(e.float(0.0, F32X4)) for _ in range(0, ROWS_AT_ONCE, 4)]
 
     def add_groups(i: Any, at: Any, numbers: Sequence[int]) -> None:
-        """Add groups i to i + 3 of 8 rows to the totals, in this order; with one number group i alone. It is number 0 of the block `at`."""
+        """Add groups i to i + 3 of 8 rows to the totals, in this order; if `numbers` has one number, only group i. `at` is the block of
+        group i."""
         step = len(numbers) > 1
         starts = [e.at(at, row_bytes * r) for r in range(ROWS_AT_ONCE)]
         places = [(n // per_block * quant.BYTES, n % per_block) for n in (list(numbers) * 4)[:4]]
@@ -133,7 +139,8 @@ def panel_bytes(e: Emitter, quant: Any, a: Any) -> Any:
 
 
 def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any) -> None:
-    b, form, per_block = e.b, quant.FORM, quant.BLOCK // 32
+    b, form = e.b, quant.FORM
+    per_block = quant.BLOCK // 32
     rows = clamped_rows(e, a, row, LANES)
     with e.loop(b.udiv(a.n_cols, e.int(quant.BLOCK))) as i:
         offset = b.mul(i, e.int(quant.BYTES))

@@ -1,8 +1,8 @@
-"""Products with float weights: with activations in float32, or for BF16 in BF16. For one token a row at a time, so that memory is read in
-order.
+"""Products with float weights. Activations are float32, or BF16 if the weights are. A single token is multiplied with one row at a time, so
+that memory is read in order.
 
-A format's module multiplies `STEP` columns at once, with `load`, `load_x` and `add_products`, and a single one with `load_one`,
-`load_one_x`; `X_BYTES` is the size of an activation.
+The module of a format multiplies `STEP` columns at once with `load`, `load_x` and `add_products`, and a single column with `load_one` and
+`load_one_x`. `X_BYTES` is the size of an activation.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ def tile(e: Emitter, quant: Any, a: Any, row: Any, tokens: Sequence[Any], n_rows
     acts = [b.add(x, b.mul(t, b.mul(a.n_cols, e.int(quant.X_BYTES)))) for t in tokens]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
     rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
-    first = b.icmp_unsigned(
-        "==", tokens[0], e.int(0)
-    )  # rows side by side have to be fetched ahead, but only once
+    # rows side by side have to be prefetched, but only once: by the first tokens
+    first = b.icmp_unsigned("==", tokens[0], e.int(0))
     whole = b.udiv(a.n_cols, e.int(quant.STEP))
     with e.loop(whole) as i:
         place = b.mul(i, e.int(quant.STEP * quant.BYTES))

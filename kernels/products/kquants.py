@@ -14,7 +14,7 @@ ROWS_AT_ONCE = 4
 
 
 def activations(e: Emitter, a: Any, tokens: Sequence[Any]) -> tuple[Any, list[Act], list[Any]]:
-    """The number of blocks, and for each token its first block and the address of its scales."""
+    """Return the number of blocks, and for each token its first block and the address of its scales."""
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(8))
     acts = []
@@ -33,7 +33,7 @@ def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
 
 
 def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any) -> None:
-    """Four rows; where fewer are left the last one is read again."""
+    """Multiply four rows. If fewer are left, the last one is repeated."""
     b = e.b
     n_blocks, acts, (scale,) = activations(e, a, [token])
     rows = clamped_rows(e, a, row, ROWS_AT_ONCE)

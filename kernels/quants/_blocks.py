@@ -1,7 +1,7 @@
-"""What the formats of 32-weight groups share: panels of 16 rows with the rows in lanes, activations in Q8_0.
+"""Formats with groups of 32 weights: panels of 16 rows, with the rows in lanes. Activations are Q8_0.
 
-For each 32 weights of 16 rows, a panel holds 8 vectors with four weights in each lane, a vector of f32 scales (two if there is one for each
-16 weights) and, where there are mins, a vector of these.
+For every 32 weights of 16 rows, a panel holds 8 vectors with four weights in each lane, a vector of f32 scales (two vectors if each 16
+weights have a scale) and a vector of mins if there are any.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SCALES = 8 * VECTOR
 
 
 class Group(NamedTuple):
-    """32 weights: the address of their block and which 32 of the block they are.
+    """32 weights: the address of their block, and the number of the group in the block.
 
-    When multiplied in place, four groups of a row lie in `n_bytes` from `start` on, and each block `distance` bytes after `start`; else
-    `n_bytes` is 0.
+    When multiplied in place, four groups of a row are in the `n_bytes` from `start` on, and the block is `distance` bytes after `start`.
+    Otherwise `n_bytes` is 0.
     """
 
     block: Any
@@ -31,9 +31,9 @@ class Group(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What quants are: bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them.
+    """How quants become weights. Quants are bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them.
 
-    `offset` is subtracted from each, and it is multiplied by its scale, of which there are `n_scales` in 32 weights; then the min is added.
+    weight = scale * (quant - offset) + min. 32 weights have `n_scales` scales, and a min if `mins` is true.
     """
 
     offset: int = 0
@@ -47,20 +47,20 @@ class Form(NamedTuple):
 
 
 def nibbles(e: Emitter, data: Any) -> tuple[Any, Any]:
-    """The lower four bits and the upper four bits of bytes, in lanes of any width."""
+    """Return the lower four bits and the upper four bits of bytes, in lanes of any width."""
     kind = data.type
     mask = e.int(int.from_bytes(b"\x0f" * (kind.element.width // 8), "little"), kind)
     return e.b.and_(data, mask), e.b.and_(e.b.lshr(data, e.int(4, kind)), mask)
 
 
 def are_picked(e: Emitter, groups: Sequence[Group], offset: int) -> bool:
-    """Whether the words of four groups are put into order by the instruction that picks any 32 of two vectors."""
+    """Whether the instruction that picks any 32 words from two vectors can put the words of four groups into order."""
     whole_words = all((group.distance + offset) % 2 == 0 for group in groups)
     return e.picks_words and 64 <= groups[0].n_bytes <= 128 and whole_words
 
 
 def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
-    """i8x64: the 16 bytes at `offset` of four groups' blocks."""
+    """Return the 16 bytes at `offset` in the blocks of four groups, i8x64."""
     if not are_picked(e, groups, offset):
         return e.join([e.load(I8X16, group.block, offset) for group in groups])
     start, second = groups[0].start, groups[0].n_bytes - 64
@@ -74,7 +74,7 @@ def sixteens(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
 
 
 def halves(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
-    """f32x16: the half float at `offset` of each group's block."""
+    """Return the half float at `offset` in the block of each group, f32x16."""
     places = [group.distance + offset for group in groups[::4]]
     if not (are_picked(e, groups, offset) and max(places) < 64):
         return gathered_halves(e, [group.block for group in groups], offset)
@@ -88,12 +88,12 @@ def halves(e: Emitter, groups: Sequence[Group], offset: int) -> Any:
 
 
 def four_nibbles(e: Emitter, groups: Sequence[Group], offset: int) -> tuple[Any, Any]:
-    """`load_four` where 16 bytes from `offset` on have weights 0-15 in the low nibbles, 16-31 in the high ones."""
+    """`load_four` for 16 bytes at `offset` with weights 0-15 in the low nibbles, 16-31 in the high ones."""
     return nibbles(e, sixteens(e, groups, offset))
 
 
 def nibble_quarts(e: Emitter, rows: Sequence[Any], offset: int) -> list[Any]:
-    """`quarts` for the same."""
+    """`quarts` for the same layout as `four_nibbles`."""
     both = [nibbles(e, word) for word in e.transposed(rows, offset, 4)]
     return [low for low, _ in both] + [high for _, high in both]
 
@@ -104,7 +104,7 @@ def looked_up(e: Emitter, table: Sequence[int], indices: Any) -> Any:
 
 
 def with_bits(e: Emitter, low: Any, data: Any, bits: Sequence[int], value: int) -> Any:
-    """64 bytes, in lanes of any width, with `value` added where a bit of `data` is set: for byte i it is bit number `bits[i]`."""
+    """Add `value` to byte i of `low` (64 bytes, in lanes of any width) if bit number `bits[i]` of `data` is set."""
     b = e.b
     added = b.select(
         e.bits(b.bitcast(data, I8X64) if data.type == I32X16 else data, bits),
@@ -115,6 +115,6 @@ def with_bits(e: Emitter, low: Any, data: Any, bits: Sequence[int], value: int) 
 
 
 def entry_of(table: Sequence[int]) -> Any:
-    """A function for Numba code: the number in a table of bytes at an index, an i64."""
+    """Return f(index) for Numba code, which looks up a number in a table of bytes, as an i64."""
     data = bytes(value & 255 for value in table)
     return intrinsic_of(i64, i64)(lambda e, index: e.b.sext(e.load(I8, e.constant(data), index), I64))

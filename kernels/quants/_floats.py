@@ -1,4 +1,4 @@
-"""Activations in float32, by which F32 and F16 weights are multiplied."""
+"""Float32 activations, for F32 and F16 weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the formats share whose weights are rows of a grid: blocks of 256 weights, where each index stands for 8 or 4 of them.
+"""Formats whose weights are rows of a grid: blocks of 256 weights, in which each index stands for 8 or 4 weights.
 
-A format's module has a `GridFormat`, which says where things are in a block.
+The module of such a format has a `GridFormat`, which reads the parts of a block.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ._blocks import nibbles
 from ._ktiles import MicroKernel
 
 RAISED_BY = 64
-"""Added to signed numbers to make them unsigned in a panel: the largest is 62."""
+"""Added to signed numbers to make them unsigned in a panel. The largest number is 62."""
 
 
 class Grid(NamedTuple):
-    """The grid of the format `name`: rows of `n` numbers, each of them times `times` plus `plus`, as bytes."""
+    """The grid of the format `name`: rows of `n` bytes. Each is the grid's number times `times`, plus `plus`."""
 
     name: str
     n: int
@@ -31,7 +31,7 @@ class Grid(NamedTuple):
     plus: int = 0
 
     def data(self) -> bytes:
-        """The numbers are in ggml-common.h, and in the `gguf` package, which has them already."""
+        """Return the bytes. The numbers are those of ggml-common.h, taken from the `gguf` package."""
         import gguf
         import numpy as np
 
@@ -43,7 +43,7 @@ class Grid(NamedTuple):
         return e.constant(self.data())
 
     def rows(self, e: Emitter, indices: Sequence[Any]) -> Any:
-        """The rows at 64 / n indices, as i8x64."""
+        """Return the rows at 64 / n indices, i8x64."""
         b, kind, address = e.b, ir.IntType(8 * self.n), self.address(e)
         found = ir.Constant(ir.VectorType(kind, 64 // self.n), ir.Undefined)
         for i, index in enumerate(indices):
@@ -52,12 +52,13 @@ class Grid(NamedTuple):
         return b.bitcast(found, I8X64)
 
     def number(self) -> Any:
-        """A function for Numba code: the i-th number of all rows, an i64."""
+        """Return f(i) for Numba code: the i-th number of all rows, an i64."""
         return intrinsic_of(i64, i64)(lambda e, i: e.b.zext(e.load(I8, e.b.add(self.address(e), i)), I64))
 
 
 def lanes(e: Emitter, vector: Any) -> Callable[[int], Any]:
-    """The lanes of a vector as i64. Taken out 64 bits at a time: from memory, narrow loads would wait for the wide store."""
+    """Return f(i): lane i of a vector as an i64. Lanes are extracted 64 bits at a time: narrow loads from memory would wait for the wide
+    store."""
     b, width = e.b, vector.type.element.width
     n = 64 // width
     words = b.bitcast(vector, ir.VectorType(I64, vector.type.count // n))
@@ -66,14 +67,14 @@ def lanes(e: Emitter, vector: Any) -> Callable[[int], Any]:
 
 
 def odd_signs(e: Emitter, sevens: Any) -> Any:
-    """Bytes with seven signs -> bytes with eight, of which an even number is set."""
+    """Bytes with seven signs -> bytes with eight signs, an even number of which is set."""
     kind = sevens.type
     ones = e.call(f"llvm.ctpop.v{kind.count}i8", kind, sevens)
     return e.b.or_(sevens, e.b.shl(ones, e.int(7, kind)))
 
 
 def signs_of_words(e: Emitter, words: Any) -> Any:
-    """i32x8 with four times seven signs, and a scale in the upper bits -> i8x32."""
+    """i32x8, each with four times seven signs and a scale in the upper bits -> the signs, i8x32."""
     b, kind, total = e.b, words.type, None
     for i in range(4):
         seven = b.and_(b.shl(words, e.int(i, kind)), e.int(0x7F << 8 * i, kind))
@@ -87,7 +88,7 @@ def scales_of_words(e: Emitter, words: Any) -> Any:
 
 @njit(inline="always")
 def is_negative(signs, i):
-    """Sign i of eight, of which the seven lowest bits of `signs` hold the first seven."""
+    """Return sign i of eight. The lowest seven bits of `signs` hold the first seven; the last one makes the number of set signs even."""
     if i < 7:
         return signs >> i & 1
     signs &= 127
@@ -119,12 +120,12 @@ Emit = Callable[[Emitter, Any], Any]
 class GridFormat:
     """Blocks of 256 weights in `n_parts` parts: weight = d * factor * scale * (grid's number + delta - minus), with its sign.
 
-    What is read from the block at an address:
+    These functions emit code that reads the block at an address:
 
-    - `indices`: a function that gives the i-th index of a row of the grid, an i64;
-    - `scales`: those of the parts, as i8 lanes from 0 on;
-    - `signs`: a byte for each 8 weights, with a bit for each that is negative, i8x32;
-    - `deltas`: a byte for each 8 weights, i8x32;
+    - `indices` returns a function of i: the i-th index of a row in the grid, an i64;
+    - `scales`: the scales of the parts, non-negative i8 lanes;
+    - `signs`: a byte for every 8 weights, in which the bit of a negative weight is set, i8x32;
+    - `deltas`: a byte for every 8 weights, i8x32;
     - `d`, for 4 or 16 addresses: f32 lanes.
     """
 
@@ -147,7 +148,8 @@ class GridFormat:
         return MicroKernel(self.panel, minus=RAISED_BY if self.signs else self.minus)
 
     def numbers(self, e: Emitter, p: Any) -> Iterator[tuple[Any, Any]]:
-        """Four times 64 weights of the block at p, as bytes below 128, and, if there are signs, which of them are negative, as i1x64."""
+        """Yield four times 64 weights of the block at p, as bytes below 128; and, if there are signs, which weights are negative, as
+        i1x64."""
         index = self.indices(e, p)
         signs, deltas = (each and each(e, p) for each in (self.signs, self.deltas))
         n = 64 // self.grid.n
@@ -158,7 +160,7 @@ class GridFormat:
             yield numbers, signs and e.bits(signs, range(64 * i, 64 * i + 64))
 
     def values(self, e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
-        """A block of four rows times the activations, f32x4."""
+        """Multiply a block of each of four rows by the activations, f32x4."""
         b = e.b
         activations = [e.load(I8X64, act.q, 64 * i) for i in range(4)]
         offset = self._offset(e, act) if self.minus else None
@@ -182,7 +184,7 @@ class GridFormat:
         return b.fmul(d, b.sitofp(k.sum_four(e, k.of_each(e, rows, total_of)), F32X4))
 
     def _offset(self, e: Emitter, act: k.Act) -> Any:
-        """The sums of the parts' activations times -minus, i32x16."""
+        """Return the sums of the parts' activations times -minus, i32x16."""
         first = layout.SUMS_OF_16 if self.n_parts == 16 else layout.SUMS_OF_32
         sums = e.load(ir.VectorType(I16, self.n_parts), act.sums, first)
         if self.n_parts == 8:
@@ -190,21 +192,23 @@ class GridFormat:
         return e.b.mul(e.b.sext(sums, I32X16), e.int(-self.minus, I32X16))
 
     def unpack(self, e: Emitter, rows: Sequence[Any], panel: Any) -> None:
-        """By way of memory: first the weights of each row as bytes, row after row, then four weights of all rows at once."""
+        """Unpack in two passes through memory: first each row's weights to bytes, row by row, then four weights of all rows at once."""
         b, n_rows, into = e.b, len(rows), self.panel
         addresses, weights, scales = (e.memory(n_bytes * n_rows) for n_bytes in (8, 256, 16))
         for i, row in enumerate(rows):
             e.store(row, addresses, 8 * i)
         raised = e.int(RAISED_BY, I8X64)
         with e.loop(e.int(n_rows)) as r:
-            row, place = e.load(I64, addresses, b.shl(r, e.int(3))), b.add(weights, b.shl(r, e.int(8)))
+            row = e.load(I64, addresses, b.shl(r, e.int(3)))
+            place = b.add(weights, b.shl(r, e.int(8)))
             for i, (numbers, negative) in enumerate(self.numbers(e, row)):
                 if negative:
                     numbers = b.select(negative, b.sub(raised, numbers), b.add(raised, numbers))
                 e.store(numbers, place, 64 * i)
             e.store(self.scales(e, row), b.add(scales, b.shl(r, e.int(4))))
         with e.loop(e.int(4)) as part:
-            first, place = b.add(weights, b.shl(part, e.int(6))), b.add(panel, b.shl(part, e.int(10)))
+            first = b.add(weights, b.shl(part, e.int(6)))
+            place = b.add(panel, b.shl(part, e.int(10)))
             for i, word in enumerate(
                 e.transposed([b.add(first, e.int(256 * r)) for r in range(n_rows)], 0, 16)
             ):

@@ -1,8 +1,8 @@
-"""What the K-quants share: 256 weights a block, panels of 16 rows with the rows in lanes, activations in Q8_K.
+"""K-quants: 256 weights per block; panels of 16 rows, with the rows in lanes. Activations are Q8_K.
 
 For each block of 16 rows, a panel holds 64 vectors with four weights in each lane ("quarts"), a vector of 32-bit scales for each part of
-the block, the mins (or the scales again) of each two parts as pairs of i16, and the f32 scales d and dmin. Where quants are so small that
-their products with the scales fit into bytes, the quarts hold these products, and nothing is multiplied by scales for each token.
+the block, the mins (or the scales again) of every two parts as pairs of i16, and the f32 scales d and dmin. If quants are so small that
+their products with the scales fit into bytes, the quarts hold these products, and the scales needn't be applied for each token.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ QUARTS = 64 * VECTOR
 
 
 class Act(NamedTuple):
-    """An activation block: the addresses of its 256 quants and of its sums."""
+    """An activation block: the address of its 256 quants and the address of its sums."""
 
     q: Any
     sums: Any
 
 
 class Panel(NamedTuple):
-    """Offsets in a panel's block, whose weights have `n_parts` scales; if `scaled` it has none, since the quarts are multiplied by them."""
+    """Offsets in the block of a panel, with scales for `n_parts` parts. A `scaled` panel has no scales: its quarts are already multiplied
+    by them."""
 
     n_parts: int
     scaled: bool = False
@@ -54,8 +55,8 @@ class Panel(NamedTuple):
 
 
 def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
-    """The 8 scales and 8 mins of Q4_K and Q5_K, packed in three u32 (get_scale_min_k4 in ggml-quants.c): four bytes each in
-    scales 0-3, scales 4-7, mins 0-3, mins 4-7. Works on scalars and on vectors with a row in each lane."""
+    """Unpack the 8 scales and 8 mins of Q4_K and Q5_K from three u32 (get_scale_min_k4 in ggml-quants.c). Returns scales 0-3, scales 4-7,
+    mins 0-3 and mins 4-7, four bytes each. Works on scalars and on vectors with a row in each lane."""
     b, n = e.b, lambda value: e.int(value, u0.type)
     low, nibble, two = n(0x3F3F3F3F), n(0x0F0F0F0F), n(0x03030303)
     four, six = n(4), n(6)
@@ -65,17 +66,17 @@ def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def side_by_side(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
-    """16 bytes from each of four rows, as i8x64."""
+    """Load 16 bytes from each of four rows, i8x64."""
     return e.join([e.load(I8X16, row, offset) for row in rows])
 
 
 def of_each_row(numbers: Iterable[int], n_lanes: int) -> list[int]:
-    """These lanes of every row, in a vector that holds `n_lanes` for each of four rows."""
+    """Return the indices of these lanes of every row, in a vector with `n_lanes` for each of four rows."""
     return [n_lanes * row + number for row in range(4) for number in numbers]
 
 
 def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
-    """The 8 scales and the 8 mins of four rows, each as i16x32: `six_bit` with the parts in lanes."""
+    """Return the 8 scales and the 8 mins of four rows, each i16x32: `six_bit` with the parts in lanes."""
     b = e.b
 
     def parts(first: Sequence[int], second: Sequence[int]) -> Any:
@@ -94,7 +95,8 @@ def scales_and_mins(e: Emitter, head: Any) -> tuple[Any, Any]:
 
 
 def gathered(e: Emitter, rows: Sequence[Any], offset: int, kind: Any) -> Any:
-    """The i16, i32 or i64 at `offset` of each of 4, 8 or 16 rows, in lanes. Done with integers: the shuffle units are busy enough."""
+    """Gather the i16, i32 or i64 at `offset` of each of 4, 8 or 16 rows into lanes. Uses integer instructions: the shuffle units are
+    busy."""
     b, n = e.b, 64 // kind.width
     words = ir.Constant(ir.VectorType(I64, len(rows) // n), ir.Undefined)
     for i in range(0, len(rows), n):
@@ -106,7 +108,7 @@ def gathered(e: Emitter, rows: Sequence[Any], offset: int, kind: Any) -> Any:
 
 
 def gathered_halves(e: Emitter, rows: Sequence[Any], offset: int) -> Any:
-    """The half float at `offset` of each of 4, 8 or 16 rows, as f32 lanes."""
+    """Gather the half float at `offset` of each of 4, 8 or 16 rows, as f32 lanes."""
     return e.f16_to_f32(gathered(e, rows, offset, I16))
 
 
@@ -117,7 +119,7 @@ def low_and_high_halves(e: Emitter, words: Any) -> tuple[Any, Any]:
 
 
 def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) -> None:
-    """Scales and mins of 16 rows, from the three words of each."""
+    """Store the scales and mins of 16 rows in a panel, from the three words of each row."""
     b, byte = e.b, e.int(0xFF, I32X16)
     s_low, s_high, m_low, m_high = six_bit(e, *words)
 
@@ -136,7 +138,7 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
 
 
 def store_scales(e: Emitter, panel: Panel, address: Any, scales: Sequence[Any]) -> None:
-    """The scale of each part, i32x16 with the rows in lanes, and again in pairs."""
+    """Store the scale of each part (i32x16, with the rows in lanes) in a panel, and once more in pairs."""
     b = e.b
     for j, scale in enumerate(scales):
         e.store(scale, address, panel.scales + j * VECTOR)
@@ -146,7 +148,7 @@ def store_scales(e: Emitter, panel: Panel, address: Any, scales: Sequence[Any]) 
 
 
 def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """The sums of four i32x16, as i32x4."""
+    """Return the sums of four i32x16, as i32x4."""
     total = e.sums_of_quarters(vectors)
     while total.type.count > 4:
         total = e.b.add(e.half(total, 0), e.half(total, 1))
@@ -156,9 +158,9 @@ def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:
 def of_each(
     e: Emitter, rows: Sequence[Any], total_of: Callable[[Any, Any], Any], scales: Any = None
 ) -> list[Any]:
-    """total_of(address, scales), an i32x16, of each of four rows; each has a quarter of the lanes of `scales`, 64 bytes.
+    """Return total_of(address, scales), an i32x16, for each of four rows. A row's scales are a quarter of the lanes of `scales`, 64 bytes.
 
-    With few registers this is a loop: unrolled, LLVM would start all rows at once and keep them on the stack.
+    With few registers this is a loop: if it were unrolled, LLVM would start all rows at once and keep them on the stack.
     """
     b, n = e.b, len(rows)
     own_type = scales and ir.VectorType(scales.type.element, scales.type.count // n)
@@ -182,9 +184,9 @@ def of_each(
 def values_with_mins(
     e: Emitter, rows: Sequence[Any], quants: Callable[[Emitter, Any], Iterable[Any]], act: Act
 ) -> Any:
-    """A block of four rows times the activations, f32x4, for Q4_K and Q5_K.
+    """Multiply a block of each of four rows by the activations, f32x4, for Q4_K and Q5_K.
 
-    `quants` gives four i8x64 of a row: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+    `quants` yields four i8x64 of a row: the 32-weight parts 0 and 2, 1 and 3, 4 and 6, 5 and 7.
     """
     b = e.b
     head = side_by_side(e, rows, 0)
@@ -205,15 +207,16 @@ def values_with_mins(
 
 
 def words_shifted(e: Emitter, shift: Callable[[Any, Any], Any], x: Any, n: Any) -> Any:
-    """Bytes shifted by n bits, as i16 since CPUs can't shift bytes: bits of the neighbour come in, which the caller has to mask out."""
+    """Shift bytes by n bits, as i16 since CPUs can't shift bytes. The caller has to mask out the bits that come in from the neighbour."""
     words = ir.VectorType(I16, x.type.count // 2)
     return e.b.bitcast(shift(e.b.bitcast(x, words), e.int(n, words)), x.type)
 
 
 def products_of_parts(e: Emitter, quants: Iterable[Any], scales: Any, act: Act) -> Any:
-    """A row's block times the activations, i32x16, for Q2_K and Q3_K with 16 scales, i16x16.
+    """Multiply a row's block by the activations, i32x16, for Q2_K and Q3_K. `scales` has 16 scales, i16x16.
 
-    `quants` gives four i8x64 that are at most 64: the i-th has 32 weights of each half of the block, from weight 32 * i of the half on.
+    `quants` yields four i8x64 with values of at most 64: the i-th has 32 weights of each half of the block, from weight 32 * i of the half
+    on.
     """
     total, sums = e.int(0, I32X16), []
     for i, quant in enumerate(quants):
@@ -228,13 +231,13 @@ def products_of_parts(e: Emitter, quants: Iterable[Any], scales: Any, act: Act) 
 
 
 def times_sums_of_32(e: Emitter, numbers: Any, act: Act) -> Any:
-    """8 numbers of each of four rows, i16x32, times the sums of 32 activations: i32x4."""
+    """Multiply 8 numbers of each of four rows, i16x32, by the sums of 32 activations, and add up: i32x4."""
     sums = e.shuffle(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), [*range(8)] * 4)
     return of_four_lanes(e, e.dot2(e.int(0, I32X16), numbers, sums))
 
 
 def times_sums_of_16(e: Emitter, numbers: Any, act: Act) -> Any:
-    """16 signed bytes of each of four rows times the sums of 16 activations: i32x4."""
+    """Multiply 16 signed bytes of each of four rows by the sums of 16 activations, and add up: i32x4."""
     b, eight, total = e.b, e.int(8, I16X32), e.int(0, I32X16)
     numbers, sums = b.bitcast(numbers, I16X32), e.load(I16X16, act.sums, layout.SUMS_OF_16)
     for first, each in enumerate((b.ashr(b.shl(numbers, eight), eight), b.ashr(numbers, eight))):
@@ -243,7 +246,7 @@ def times_sums_of_16(e: Emitter, numbers: Any, act: Act) -> Any:
 
 
 def of_four_lanes(e: Emitter, vector: Any) -> Any:
-    """The sums of each four lanes of an i32x16, as i32x4."""
+    """Return the sums of every four lanes of an i32x16, as i32x4."""
     for n in 4, 2:
         vector = e.b.add(*(e.shuffle(vector, of_each_row(range(first, n, 2), n)) for first in (0, 1)))
     return vector

@@ -1,4 +1,4 @@
-"""How panels of K-quants are multiplied, many tokens at once. See _kquants.py for how they are laid out."""
+"""Multiply panels of K-quants by many tokens at once. See _kquants.py for the layout of panels."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from ._quarts import VECTOR, add_products
 
 
 class MicroKernel:
-    """The panel form of a K-quant's micro-kernel on one 256-block: R vectors of 16 rows times T tokens, integers until the end.
+    """The micro-kernel on a panel block of 256 weights: R vectors of 16 rows times T tokens, with integers until the end.
 
-    Quants are bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them. With `mins` the pairs are mins with a
-    scale of their own, dmin; else they are the scales, and `minus` is subtracted from every quant.
+    Quants are bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them. With `mins` the panel's pairs are
+    mins, whose scale is dmin. Otherwise the pairs are the scales, and `minus` is subtracted from every quant.
     """
 
     def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
-        self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
+        self.panel = panel
+        self.mins = mins
+        self.minus = minus
+        self.wide = wide
 
     def block(
         self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
     ) -> list[list[Any]]:
-        """[R][T] f32x16: what `values` gives for a row, with the rows in lanes. at_part(number) is called for each part of the block."""
+        """Return [R][T] f32x16: the same as the format's `values`, with the rows in lanes. at_part(number) is called in each part of the
+        block."""
         b, p = e.b, self.panel
         tokens = range(len(acts))
         totals = [[e.var(e.int(0, I32X16)) for _ in tokens] for _ in panels]
         per_part = 64 // p.n_parts
-        with e.loop(
-            e.int(p.n_parts)
-        ) as part:  # unrolled, all parts would hold more values than there are registers
+        # unrolled, all parts together would hold more values than there are registers
+        with e.loop(e.int(p.n_parts)) as part:
             at_part(part)
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
             scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
@@ -62,10 +65,13 @@ class MicroKernel:
 
 
 class ScaledTile:
-    """`MicroKernel` for a panel that is `scaled`: its bytes are the products of quants and scales, from which `minus` is subtracted."""
+    """`MicroKernel` for a `scaled` panel, whose bytes are products of quants and scales. `minus` is subtracted from each of them."""
 
     def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
-        self.panel, self.mins, self.minus, self.wide = panel, mins, minus, wide
+        self.panel = panel
+        self.mins = mins
+        self.minus = minus
+        self.wide = wide
 
     def block(
         self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
@@ -99,14 +105,14 @@ class ScaledTile:
 
 
 def sum_of_block(e: Emitter, act: Act) -> Any:
-    """The sum of an activation block's 256 quants, an i32."""
+    """Return the sum of an activation block's 256 quants, an i32."""
     return e.sum_i32(
         e.b.sext(e.load(ir.VectorType(I16, 8), act.sums, layout.SUMS_OF_32), ir.VectorType(I32, 8))
     )
 
 
 def pairs_times_sums(e: Emitter, panel: Panel, address: Any, act: Act) -> Any:
-    """A panel's pairs times the sums of the parts' activations, i32x16."""
+    """Multiply a panel's pairs by the sums of the parts' activations, and add up: i32x16."""
     b, offset = e.b, e.int(0, I32X16)
     first = layout.SUMS_OF_16 if panel.n_parts == 16 else layout.SUMS_OF_32
     for i in range(panel.n_parts // 2):

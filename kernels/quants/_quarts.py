@@ -18,9 +18,10 @@ def add_products(
     acts: Sequence[Any],
     count: int,
 ) -> list[list[Any]]:
-    """[R][T] i32x16: starts[r][t] plus the products of `count` vectors of panel r with four bytes of token t for each.
+    """Return [R][T] i32x16: starts[r][t] plus the products of `count` vectors of panel r with four bytes of token t for each vector.
 
-    A loop, which LLVM unrolls where that pays. Unrolled here, all additions would come after all products, too many for the registers.
+    It is a loop, which LLVM unrolls if that pays. If it were unrolled here, all products would come before all additions: too many for the
+    registers.
     """
     b = e.b
     sums = [[e.var(start) for start in of_row] for of_row in starts]

@@ -1,4 +1,4 @@
-"""BF16: a weight is the upper half of a float32. Activations are rounded to BF16 too, as in llama.cpp, and multiplied in pairs where the
+"""BF16: a weight is the upper half of a float32. Activations are rounded to BF16 too, as in llama.cpp, and multiplied in pairs if the
 CPU can do that."""
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """IQ1_M: 256 weights in 56 bytes (block_iq1_m in ggml-common.h).
 
     0  32 bytes: the lower bits of indices in the grid of IQ1_S, for 8 weights each
-   32  16 bytes: four bits for each index, of even ones in the low nibbles: its upper three bits, and whether delta is -1/8, not 1/8
-   48  4 u16: scales of three bits for 16 parts of 16 weights, four in each; above them four bits of the half float d, the lowest first
+   32  16 bytes: four bits for each index, even ones in the low nibbles: its upper three bits, then 1 if delta is -1/8 and 0 if it is 1/8
+   48  4 u16, each with four scales of three bits (there are 16 parts of 16 weights) and above them four bits of the half float d, the
+       lowest first
 
 weight = d * (2 * scale + 1) * (grid's number + delta)
 """
@@ -25,7 +26,7 @@ BLOCK, BYTES, KIND = sizes("IQ1_M")
 
 
 def d_bits(e: Emitter, words: Any) -> Any:
-    """The four u16 at once, an i64 or lanes -> the half float as i64."""
+    """The four u16 as one i64, or lanes of these -> the bits of the half float d, in i64."""
     b, total = e.b, None
     for i in range(4):
         part = b.and_(b.lshr(words, e.int(12 * (i + 1), words.type)), e.int(15 << 4 * i, words.type))
@@ -46,7 +47,7 @@ def value(p, i):
 
 
 def bits(e: Emitter, p: Any) -> Any:
-    """The four bits for each index, i8x32."""
+    """Return the four bits for each index, i8x32."""
     return g.in_nibbles(e, e.load(ir.VectorType(I8, 16), p, 32))
 
 

@@ -2,7 +2,8 @@
 
     0  f16 d
     2  32 bytes: the lower bits of indices in a grid of -1, 0 and 1, for 8 weights each
-   34  8 u16, for parts of 32 weights: the upper three bits of four indices, a scale of three bits, and whether delta is -1/8, not 1/8
+   34  8 u16, for parts of 32 weights: the upper three bits of four indices, a scale of three bits, then 1 if delta is -1/8 and 0 if it is
+       1/8
 
 weight = d * (2 * scale + 1) * (grid's number + delta)
 """
@@ -21,7 +22,7 @@ from . import _grids as g
 
 BLOCK, BYTES, KIND = sizes("IQ1_S")
 GRID = g.Grid("IQ1_S", 8, times=8, plus=8)
-"""8 * (number + 1). Deltas of 0 and 2 are added, and 9 is subtracted, which makes 8 * (number + delta)."""
+"""Its bytes are 8 * (number + 1). With deltas of 0 or 2 added and 9 subtracted they become 8 * (number + delta)."""
 number = GRID.number()
 
 

@@ -4,7 +4,7 @@
     2  32 bytes: the lower bits of indices in a grid, for 8 weights each
    34  32 bytes: signs
    66  8 bytes: the upper two bits of four indices each, the first one's lowest
-   74  8 bytes: scales of 16 parts of 16 weights, of even parts in the low nibbles
+   74  8 bytes: scales of 16 parts of 16 weights, even parts in the low nibbles
 
 weight = d / 8 * (2 * scale + 1) * grid's number, with its sign
 """

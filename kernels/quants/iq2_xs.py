@@ -1,8 +1,8 @@
 """IQ2_XS: 256 weights in 74 bytes (block_iq2_xs in ggml-common.h).
 
     0  f16 d
-    2  32 u16: for 8 weights each an index in a grid, 9 bits; and above it seven of eight signs, an even number of which is negative
-   66  8 bytes: scales of 16 parts of 16 weights, of even parts in the low nibbles
+    2  32 u16, one for every 8 weights: an index in a grid, 9 bits, and above it seven of eight signs, an even number of which is negative
+   66  8 bytes: scales of 16 parts of 16 weights, even parts in the low nibbles
 
 weight = d / 8 * (2 * scale + 1) * grid's number, with its sign
 """

@@ -4,7 +4,7 @@
     2  64 bytes: the lower bits of indices in a grid, for 4 weights each
    66  8 bytes: their ninth bits
    74  32 bytes: signs
-  106  4 bytes: scales of 8 parts of 32 weights, of even parts in the low nibbles
+  106  4 bytes: scales of 8 parts of 32 weights, even parts in the low nibbles
 
 weight = d * (2 * scale + 1) * grid's number, with its sign
 """

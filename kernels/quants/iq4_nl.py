@@ -26,7 +26,7 @@ def value(p, i):
 
 
 def raised_values(e: Emitter) -> list[int]:
-    """VALUES as bytes for dot4_wide."""
+    """Return VALUES as bytes for dot4_wide."""
     return [(v & 255) - 128 if e.raised_by else v for v in VALUES]
 
 

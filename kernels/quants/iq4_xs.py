@@ -2,8 +2,8 @@
 
     0  f16 d
     2  u16: the upper two bits of the scales of 8 parts of 32 weights, the first part's lowest
-    4  4 bytes: their lower four bits, of even parts in the low nibbles
-    8  8 * 16 bytes: of each part the first 16 weights in the low nibbles, the others in the high ones
+    4  4 bytes: the lower four bits of these scales, even parts in the low nibbles
+    8  8 * 16 bytes: the first 16 weights of each part in the low nibbles, the others in the high ones
 
 weight = d * (scale - 32) * IQ4_NL's VALUES[q]
 """
@@ -38,7 +38,7 @@ def value(p, i):
 
 
 def scales_of(e: Emitter, rows: Sequence[Any]) -> tuple[Any, Any]:
-    """The first 8 bytes of four rows as i16x16, and their 8 scales each as i16x32."""
+    """Return the first 8 bytes of four rows as i16x16, and the 8 scales of each row as i16x32."""
     b, n = e.b, lambda *each: ir.Constant(I16X32, list(each) * (32 // len(each)))
     words = b.bitcast(k.gathered(e, rows, 0, I64), I16X16)
 

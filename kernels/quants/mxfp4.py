@@ -1,6 +1,7 @@
-"""MXFP4: 32 weights in 17 bytes (block_mxfp4 in ggml-common.h): the scale's exponent in a byte, 16 bytes of nibbles as in Q4_0.
+"""MXFP4: 32 weights in 17 bytes (block_mxfp4 in ggml-common.h): a byte with the scale's exponent, 16 bytes of nibbles as in Q4_0.
 
-weight = 2**(exponent - 128) * DOUBLED[q]: floats of four bits, E2M1, doubled to be integers, with half the scale (OCP Microscaling spec).
+weight = 2**(exponent - 128) * DOUBLED[q]. Quants are floats of four bits, E2M1 (OCP Microscaling spec), doubled to be integers; the scale
+is halved instead.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ entry = entry_of(DOUBLED)
 
 
 def power(e: Emitter, exponents: Any) -> Any:
-    """2**(exponent - 128) as f32, for i32 lanes or one i32. For 0 and 1 the float is subnormal: a bit of its mantissa."""
+    """Return 2**(exponent - 128) as f32, for i32 lanes or one i32. For exponents 0 and 1 the float is subnormal: a single bit in its
+    mantissa."""
     b, n = e.b, lambda value: e.int(value, exponents.type)
     normal, small = b.shl(b.sub(exponents, n(1)), n(23)), b.shl(b.add(exponents, n(1)), n(21))
     return b.bitcast(b.select(b.icmp_unsigned(">", exponents, n(1)), normal, small), like(exponents, F32))
@@ -37,7 +39,7 @@ def value(p, i):
 
 
 def raised_entries(e: Emitter, indices: Any) -> Any:
-    """DOUBLED plus the offset, for bytes in lanes of any width."""
+    """Look up DOUBLED plus the offset, for bytes in lanes of any width."""
     return looked_up(e, [value + FORM.offset for value in DOUBLED], indices)
 
 

@@ -1,7 +1,7 @@
-"""NVFP4: 64 weights in 36 bytes (block_nvfp4 in ggml-common.h): four scales, each for 16 weights, then for each 16 weights 8 bytes, with
-weights 0-7 in the low nibbles, 8-15 in the high ones.
+"""NVFP4: 64 weights in 36 bytes (block_nvfp4 in ggml-common.h): four scales, one for every 16 weights, then 8 bytes for every 16
+weights, with weights 0-7 in the low nibbles, 8-15 in the high ones.
 
-weight = scale / 2 * DOUBLED[q] (see MXFP4). A scale is a float of seven bits, E4M3 without its sign; 127, which is NaN, counts as 0.
+weight = scale / 2 * DOUBLED[q] (see MXFP4). A scale is a float of seven bits, E4M3 without a sign; 127, which is NaN, counts as 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SCALED = FORMATS["NVFP4"].scaled
 
 
 def half_scale(e: Emitter, codes: Any) -> Any:
-    """Half of an E4M3 float as f32, for i16 lanes or one i16. As a half float, whose exponents are larger by 8, it would be 2**-8 of it."""
+    """Return half of an E4M3 float as f32, for i16 lanes or one i16. Its bits, read as a half float, are 2**-8 of it: the bias is larger by
+    8."""
     b, n = e.b, lambda value: e.int(value, codes.type)
     known = b.select(b.icmp_unsigned("==", codes, n(127)), n(0), b.shl(b.and_(codes, n(127)), n(7)))
     return b.fmul(e.f16_to_f32(known), e.float(2.0**7, like(codes, F32)))

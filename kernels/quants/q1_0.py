@@ -23,7 +23,7 @@ def value(p, i):
 
 
 def load_four(e: Emitter, groups: Sequence[Group]) -> tuple[Any, Any]:
-    """The four groups are one block."""
+    """`load_four`, where the four groups are one block."""
     data, zero = e.load(I8X16, groups[0].block, 2), e.int(0, I8X64)
     low, high = (
         with_bits(e, zero, data, [32 * (i // 16) + 16 * half + i % 16 for i in range(64)], 2)

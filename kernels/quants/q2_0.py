@@ -1,4 +1,4 @@
-"""Q2_0: 64 weights in 18 bytes (block_q2_0 in ggml-common.h): f16 d, 16 bytes of four quants each, the lowest bits first.
+"""Q2_0: 64 weights in 18 bytes (block_q2_0 in ggml-common.h): f16 d, 16 bytes with four quants each, in the lowest bits first.
 
 weight = d * (q - 1)
 """
@@ -27,7 +27,7 @@ def value(p, i):
 
 
 def spread(e: Emitter, lanes: Any) -> Any:
-    """i32 lanes of 8 bits -> a byte for each two of them."""
+    """Spread the lower 8 bits of i32 lanes over four bytes, two bits to each."""
     b = e.b
     for distance, mask in (12, 0x000F000F), (6, 0x03030303):
         lanes = b.and_(b.or_(lanes, b.shl(lanes, e.int(distance, I32X16))), e.int(mask, I32X16))

@@ -33,7 +33,8 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, 1, 4, 16 and 16 times as large, in the order of `k.products_of_parts`, emitted where they are used."""
+    """Yield four i8x64 of quants, 1, 4, 16 and 16 times as large, in the order of `k.products_of_parts`. Each is emitted where it is
+    used."""
     both = e.load(I8X64, p, 16)
     for j in range(3):
         yield e.b.and_(both, e.int(3 << 2 * j, I8X64))
@@ -45,15 +46,13 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     mins = b.and_(k.words_shifted(e, b.lshr, head, 4), e.int(15, I8X64))
     offset = k.times_sums_of_16(e, mins, act)
     d, dmin = k.low_and_high_halves(e, k.gathered(e, rows, 80, I32))
-    factors = ir.Constant(
-        I16X32, [16, 4, 1, 1] * 8
-    )  # 16 times as large together with the quants: 240 at most, so two bytes at once
+    # together with the quants all become 16 times as large; scales are 240 at most, so two bytes can be multiplied at once
+    factors = ir.Constant(I16X32, [16, 4, 1, 1] * 8)
     scales = b.bitcast(b.mul(b.bitcast(b.and_(head, e.int(15, I8X64)), I16X32), factors), I8X64)
 
     def total_of(row: Any, own: Any) -> Any:
-        with_zeros = e.shuffle(
-            own, [x for part in range(16) for x in (part, 16)], e.int(0, own.type)
-        )  # LLVM joins this and later shuffles
+        # LLVM combines this with later shuffles
+        with_zeros = e.shuffle(own, [x for part in range(16) for x in (part, 16)], e.int(0, own.type))
         return k.products_of_parts(e, quants(e, row), b.bitcast(with_zeros, I16X16), act)
 
     total = k.sum_four(e, k.of_each(e, rows, total_of, scales))

@@ -2,8 +2,8 @@
 
     0  32 bytes: the upper bits; bit j of byte i belongs to weight 32 * j + i of the block
    32  2 * 32 bytes: the lower two bits; bits 2j, 2j+1 of byte i belong to weight 32 * j + i of the half
-   96  12 bytes: 16 scales of 6 bits, for parts of 16 weights: the lower four of scales 0-7 in the low nibbles of bytes 0-7, of scales
-       8-15 in the high ones; the upper two of scale s in bits 2 * (s // 4) and the next one of byte 8 + s % 4
+   96  12 bytes: 16 scales of 6 bits, for parts of 16 weights. The lower four bits of scales 0-7 are the low nibbles of bytes 0-7, those of
+       scales 8-15 the high nibbles; the upper two bits of scale s are bits 2 * (s // 4) and 2 * (s // 4) + 1 of byte 8 + s % 4
   108  f16 d
 
 weight = d * (scale - 32) * (q - 4)
@@ -39,9 +39,9 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, 1, 2, 4 and 8 times as large, in the order of `k.products_of_parts`, emitted where they are used.
+    """Yield four i8x64 of quants, 1, 2, 4 and 8 times as large, in the order of `k.products_of_parts`. Each is emitted where it is used.
 
-    The distance between lower and upper bits is such that one shift of the upper ones serves all four.
+    With these factors a single shift of the upper bits serves all four.
     """
     b, both, bits = e.b, e.load(I8X64, p, 32), e.load(I8X32, p)
     upper = e.concat(*(k.words_shifted(e, shift, bits, 2) for shift in (b.shl, b.lshr)))
@@ -51,8 +51,8 @@ def quants(e: Emitter, p: Any) -> Iterator[Any]:
 
 
 def scales_of(e: Emitter, rows: Sequence[Any]) -> Any:
-    """The 16 scales of four rows, i8x64."""
-    b, words = e.b, k.side_by_side(e, rows, 92)  # 16 bytes that end where the scales do
+    """Return the 16 scales of four rows, i8x64."""
+    b, words = e.b, k.side_by_side(e, rows, 92)  # 16 bytes, the last 12 of them scales
     low = e.shuffle(words, k.of_each_row([*range(4, 12)] * 2, 16))
     high = e.shuffle(words, k.of_each_row([*range(12, 16)] * 4, 16))
 
@@ -60,7 +60,8 @@ def scales_of(e: Emitter, rows: Sequence[Any]) -> Any:
         by = ir.Constant(I16X32, [*shifts] * 4)
         return b.and_(b.bitcast(b.lshr(b.bitcast(x, I16X32), by), I8X64), e.int(mask, I8X64))
 
-    low, high = shifted(low, [0, 0, 0, 0, 4, 4, 4, 4], 15), shifted(high, [0, 0, 2, 2, 4, 4, 6, 6], 3)
+    low = shifted(low, [0, 0, 0, 0, 4, 4, 4, 4], 15)
+    high = shifted(high, [0, 0, 2, 2, 4, 4, 6, 6], 3)
     return b.sub(b.or_(low, b.shl(high, e.int(4, I8X64))), e.int(32, I8X64))
 
 
@@ -68,7 +69,8 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
     b, scales = e.b, scales_of(e, rows)
     offset = b.shl(k.times_sums_of_16(e, scales, act), e.int(2, I32X4))
     d = k.gathered_halves(e, rows, 108)
-    factors = ir.Constant(I16X16, [8, 8, 4, 4, 2, 2, 1, 1] * 2)  # 8 times as large together with the quants
+    # together with the quants all become 8 times as large
+    factors = ir.Constant(I16X16, [8, 8, 4, 4, 2, 2, 1, 1] * 2)
 
     def total_of(row: Any, own: Any) -> Any:
         return k.products_of_parts(e, quants(e, row), b.mul(b.sext(own, I16X16), factors), act)
@@ -78,13 +80,12 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
 
 
 def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
-    """A byte holds (scale - 32) * (4 - q), from -128 to 124, and d the opposite sign: q - 4 would give 128, which no byte can hold."""
+    """A byte holds (scale - 32) * (4 - q), from -128 to 124, and d is negated. With q - 4 a product could be 128, too large for a signed
+    byte."""
     b, n = e.b, lambda value: e.int(value, I32X16)
-    uppers, words, packed = (
-        e.transposed(rows, 0, 8),
-        e.transposed(rows, 32, 16),
-        e.transposed(rows, 92, 4)[1:],
-    )
+    uppers = e.transposed(rows, 0, 8)
+    words = e.transposed(rows, 32, 16)
+    packed = e.transposed(rows, 92, 4)[1:]
     for part in range(16):
         half, j, first = part // 8, part // 2 % 4, part % 2 * 4
         low = b.and_(b.lshr(packed[part // 4 % 2], n(8 * (part % 4) + part // 8 * 4)), n(15))
@@ -93,7 +94,7 @@ def unpack(e: Emitter, rows: Sequence[Any], panel: Any) -> None:
         for i in range(first, first + 4):
             q = b.and_(b.lshr(words[8 * half + i], n(2 * j)), n(0x03030303))
             q = b.or_(q, b.shl(b.and_(b.lshr(uppers[i], n(part // 2)), n(0x01010101)), n(2)))
-            # four bytes in one product: adding 128 makes each of them positive
+            # one multiplication for four bytes: adding 128 makes each of them positive
             byte = b.sub(b.mul(b.add(b.shl(scale, n(2)), n(128)), n(0x01010101)), b.mul(q, scale))
             e.store(e.raised(b.xor(byte, n(0x80808080))), panel, (32 * half + 8 * j + i) * k.VECTOR)
     e.store(b.fneg(k.gathered_halves(e, rows, 108)), panel, PANEL.d)

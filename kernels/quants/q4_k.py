@@ -26,7 +26,7 @@ TILE = MicroKernel(PANEL, mins=True)
 
 @njit(inline="always")
 def six_bit_pair(p, j):
-    """Scale and min of part j, from the 12 packed bytes at p."""
+    """Return the scale and the min of part j, from the 12 packed bytes at p."""
     if j < 4:
         scale, least = load_u8(p + j) & 63, load_u8(p + j + 4) & 63
     else:
@@ -44,7 +44,8 @@ def value(p, i):
 
 
 def nibbles(e: Emitter, p: Any, offset: int) -> Iterator[Any]:
-    """128 bytes at p + offset -> four i8x64, in the order of values_with_mins, emitted where they are used: registers are few."""
+    """Yield the nibbles of 128 bytes at p + offset, as four i8x64 in the order of values_with_mins. Each is emitted where it is used, since
+    registers are few."""
     for half in range(2):
         both = e.load(I8X64, p, offset + 64 * half)
         yield e.b.and_(both, e.int(15, I8X64))

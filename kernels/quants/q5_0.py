@@ -22,7 +22,7 @@ FORM = Form(offset=16)
 
 @njit(inline="always")
 def quant(p, i):
-    """The fifth bit of weight i; p is the address of these bits."""
+    """Return the five bits of weight i. p is the address of the fifth bits, which are followed by the nibbles."""
     return load_u8(p + 4 + i % 16) >> (i // 16 * 4) & 15 | (load_u8(p + i // 8) >> i % 8 & 1) << 4
 
 
@@ -32,7 +32,7 @@ def value(p, i):
 
 
 def four_of_five_bits(e: Emitter, groups: Sequence[Group], offset: int) -> tuple[Any, Any]:
-    """`load_four` for fifth bits at `offset`, followed by nibbles."""
+    """`load_four` for a block with fifth bits at `offset`, followed by nibbles."""
     heads = sixteens(e, groups, 0)
     low, high = (
         with_bits(

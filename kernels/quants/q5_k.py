@@ -35,7 +35,7 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, as `nibbles`."""
+    """Yield four i8x64 of quants, in the order of `nibbles`."""
     b = e.b
     once = e.load(I8X32, p, 16)
     fifth = e.concat(once, once)

@@ -1,6 +1,6 @@
 """Q6_K: 256 weights in 210 bytes (block_q6_K in ggml-common.h), two halves of 128 weights.
 
-    0  2 * 64 bytes: the lower four bits; of each half the first 64 weights in the low nibbles, the others in the high ones
+    0  2 * 64 bytes: the lower four bits; the first 64 weights of each half in the low nibbles, the others in the high ones
   128  2 * 32 bytes: the upper two bits; bits 2j, 2j+1 of byte i belong to weight 32 * j + i of the half
   192  16 i8: scales, for parts of 16 weights
   208  f16 d
@@ -35,7 +35,7 @@ def value(p, i):
 
 
 def quants(e: Emitter, p: Any) -> Iterator[Any]:
-    """Four i8x64, in order, emitted where they are used."""
+    """Yield four i8x64 of quants, in order. Each is emitted where it is used."""
     b = e.b
     for half in range(2):
         both, high = e.load(I8X64, p, 64 * half), e.load(I8X32, p, 128 + 32 * half)

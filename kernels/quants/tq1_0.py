@@ -1,12 +1,12 @@
-"""TQ1_0: 256 weights in 54 bytes (block_tq1_0 in ggml-common.h), five digits of three values in a byte.
+"""TQ1_0: 256 weights in 54 bytes (block_tq1_0 in ggml-common.h), up to five base-3 digits in a byte.
 
    0  32 bytes: digit n of byte i belongs to weight 32 * n + i
   32  16 bytes: digit n of byte i belongs to weight 160 + 16 * n + i
   48  4 bytes, with four digits each: digit n of byte i belongs to weight 240 + 4 * n + i
   52  f16 d
 
-A byte stands for a fraction, of 256, and its digits are those of the fraction in base 3: three times the byte is 256 times the first
-digit plus a byte with the others. weight = d * (digit - 1)
+A byte stands for the fraction byte / 256, whose digits in base 3 it holds: three times the byte is 256 times the first digit, plus a byte
+with the other digits. weight = d * (digit - 1)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK, BYTES, KIND = sizes("TQ1_0")
 PANEL = k.Panel(8, scaled=True)
 TILE = ScaledTile(PANEL, minus=1)
 RUNS = (0, 32, 5, 0), (32, 16, 5, 160), (48, 4, 4, 240)
-"""For each run: its first byte, how many bytes it has, how many digits each has, its first weight."""
+"""For each run of bytes: the first byte, the number of bytes, the digits in each byte, the first weight."""
 
 
 @njit(inline="always")
@@ -43,21 +43,23 @@ def value(p, i):
 
 
 def block(e: Emitter, p: Any, runs: Sequence[int]) -> Any:
-    """i8x64: 32 bytes, 16 bytes and, if there are three runs, 4 bytes, each run from its offset of p, then zeros."""
+    """Load 32 bytes, 16 bytes and, if there are three runs, 4 bytes, each from its offset from p; the rest are zeros. i8x64."""
     parts = [e.load(kind, p, offset) for kind, offset in zip((I8X32, I8X16, I32), runs)]
     end = e.int(0, I32X4) if len(parts) < 3 else e.b.insert_element(e.int(0, I32X4), parts[2], e.int(0, I32))
     return e.concat(parts[0], e.concat(parts[1], e.b.bitcast(end, I8X16)))
 
 
 def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
-    """Three times a byte minus the next byte is 256 times the digit. So there are two products for each digit; none is extracted."""
+    """Multiply without extracting digits: three times a byte minus the next byte is 256 times the digit. So there are two products per
+    digit."""
     b = e.b
 
     def factor(q: Any) -> Any:
         return e.raised(b.xor(q, e.int(0x80, I8X64)))
 
     def total_of(row: Any, _: Any) -> Any:
-        q, before, after = block(e, row, [first for first, *_ in RUNS]), e.int(0, I32X16), e.int(0, I32X16)
+        q = block(e, row, [first for first, *_ in RUNS])
+        before = after = e.int(0, I32X16)
         for digit in range(5):
             acts = block(e, act.q, [weight + n * digit for _, n, digits, weight in RUNS if digit < digits])
             before = e.dot4_wide(before, factor(q), acts)
@@ -66,7 +68,8 @@ def values(e: Emitter, rows: Sequence[Any], act: k.Act) -> Any:
         return b.ashr(b.sub(b.mul(before, e.int(3, I32X16)), after), e.int(8, I32X16))
 
     total = k.sum_four(e, k.of_each(e, rows, total_of))
-    if e.raised_by:  # 128 is subtracted from signed bytes; as 3 * 128 - 128 is 256, that is 1 from each digit
+    # signed bytes are q - 128, which makes each digit 1 smaller, since 3 * 128 - 128 is 256; raised bytes are q
+    if e.raised_by:
         total = b.sub(total, e.splat(sum_of_block(e, act), 4))
     return b.fmul(k.gathered_halves(e, rows, 52), b.sitofp(total, F32X4))
 

@@ -1,11 +1,11 @@
-"""Vectors as Numba values, and the primitives that kernels are written with.
+"""The primitives that kernels are written with: vectors, and loads and stores for Numba code.
 
-A kernel is a Numba function that works on addresses and counts. Its vectors are emitted by Python functions that take an `Emitter`;
+A kernel is a Numba function that works on addresses and counts. Vector code is emitted by Python functions that take an `Emitter`;
 `intrinsic_of` makes them callable from Numba code.
 
-Vectors have the same width everywhere, 64 lanes of 8 bits or 16 of 32 bits; for a CPU with shorter registers LLVM splits them. So a
-kernel is written once, and an ISA's file holds only the few operations that LLVM would not find by itself, such as the dot product of
-bytes and conversions of half floats. Only these files name instructions.
+Vectors have the same width on every CPU, 64 lanes of 8 bits or 16 of 32 bits; LLVM splits them for shorter registers. So a kernel is
+written once, and the file of an ISA holds only the few operations that LLVM would not find by itself, such as the dot product of bytes and
+the conversion of half floats. Only these files name instructions.
 """
 
 from __future__ import annotations

@@ -50,12 +50,12 @@ def f32_to_f16(e: Any, x: Any) -> Any:
 
 
 def halves(e: Any, operation: Any, *operands: Any) -> Any:
-    """An operation on 32-byte registers, done on both halves of 64-byte vectors."""
+    """Apply an operation on 32-byte registers to both halves of 64-byte vectors."""
     return e.concat(*(operation(*(e.half(x, which) for x in operands)) for which in (0, 1)))
 
 
 def _madd(e: Any, x: Any, y: Any) -> Any:
-    """i16x32, i16x32 -> i32x16: sums of two neighbours' products."""
+    """i16x32, i16x32 -> i32x16: sums of the products of two neighbours."""
     return halves(e, lambda p, q: e.call("llvm.x86.avx2.pmadd.wd", I32X8, p, q), x, y)
 
 
@@ -78,7 +78,7 @@ def dot4(e: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def dot4_wide(e: Any, acc: Any, w: Any, s: Any) -> Any:
-    """2 * 255 * 127 would not fit. So the bytes stay signed, and their sign goes to the other factor: 2 * 128 * 127 fits."""
+    """2 * 255 * 127 would not fit into 16 bits. So w stays signed, and its sign is moved to the other factor: 2 * 128 * 127 fits."""
     signed = halves(e, lambda p, q: e.call("llvm.x86.avx2.psign.b", I8X32, p, q), s, w)
     return dot4(e, acc, e.call("llvm.abs.v64i8", I8X64, w, e.int(0, I1)), signed)
 

@@ -74,7 +74,7 @@ def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
 
 
 def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
-    """In one instruction where the CPU has it: this ISA doesn't promise it."""
+    """One instruction if the CPU has it; this ISA doesn't guarantee it."""
     if not has_feature("avx512bf16"):
         return generic.dot_bf16(e, acc, x, y)
     factors = (e.b.bitcast(v, BF16X32) for v in (x, y))

@@ -1,4 +1,4 @@
-"""The primitives that kernels are written with, over those of the ISA that code is emitted for."""
+"""`Emitter`: the primitives that kernels are written with. Some of them differ from ISA to ISA."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def set_isa(name: str) -> None:
 
 
 def has_feature(name: str) -> bool:
-    """Whether the CPU that code is emitted for has a feature, by LLVM's name, beyond what the ISA promises."""
+    """Whether the CPU that code is emitted for has a feature (LLVM's name) that its ISA doesn't guarantee."""
     features: str = target(named(_isa.__name__.rpartition(".")[2])).features
     return f"+{name}" in features.split(",")
 
 
 def in_quarters(lanes: Sequence[int]) -> list[int]:
-    """The same shuffle in each quarter of two i32x16: lanes 0 to 3 are the first one's, 4 to 7 the second one's."""
+    """Return the mask for the same shuffle in each quarter of two i32x16. `lanes` 0 to 3 belong to the first vector, 4 to 7 to the
+    second."""
     return [4 * quarter + i % 4 + 16 * (i // 4) for quarter in range(4) for i in lanes]
 
 
@@ -62,13 +63,13 @@ class Emitter:
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
     def stream(self, value: Vector, address: Address, offset: Any = 0) -> None:
-        """Store to an aligned address that isn't read again soon, bypassing the caches where the ISA can."""
+        """Store to an aligned address that isn't read again soon, bypassing the caches if the ISA can."""
         store = self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer()))
         store.align = value.type.count * 4
         store.set_metadata("nontemporal", self.b.module.add_metadata([self.int(1, I32)]))
 
     def prefetch(self, address: Address, level: int = 1) -> None:
-        """Fetch a cache line that will be read soon into the cache of `level`. Any address is safe: what can't be read is ignored."""
+        """Prefetch a cache line into the cache of `level`. Any address is safe: memory that can't be read is ignored."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
         read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, locality, data)
@@ -102,29 +103,29 @@ class Emitter:
         return self.b.call(function, args)
 
     def var(self, value: Any) -> Any:
-        """A variable, which LLVM turns into a register."""
+        """Return a new variable, which LLVM turns into a register."""
         slot = cgutils.alloca_once(self.b, value.type)
         self.b.store(value, slot)
         return slot
 
     def memory(self, n_bytes: int) -> Any:
-        """The address of memory on the stack. It isn't cleared: clearing much of it would call a library function."""
+        """Return the address of memory on the stack. It isn't cleared: clearing a lot would call a library function."""
         with self.b.goto_entry_block():
             place = self.b.alloca(ir.ArrayType(F32X16, n_bytes // 64))
         return self.b.ptrtoint(place, I64)
 
     @contextmanager
     def loop(self, count: Any) -> Iterator[Any]:
-        """The body is emitted once and runs with the indices 0 .. count-1, i64."""
+        """Loop over the indices 0 .. count-1, i64. The body is emitted once."""
         with cgutils.for_range(self.b, count) as body:
             yield body.index
 
     def sum_i32(self, x: Any) -> Any:
-        """The sum of all lanes, in any order, as they are integers."""
+        """Return the sum of all lanes. They are integers, so the order doesn't matter."""
         return self.call(f"llvm.vector.reduce.add.v{x.type.count}i32", I32, x)
 
     def tree(self, combine: Callable[[Any, Any], Any], x: Any) -> Any:
-        """All lanes combined pairwise, upper half with lower half: the one order in which floats are reduced."""
+        """Combine all lanes pairwise, the lower half with the upper half. Floats are always reduced in this order."""
         while x.type.count > 1:
             x = combine(self.half(x, 0), self.half(x, 1))
         return self.b.extract_element(x, self.int(0, I32))
@@ -133,7 +134,7 @@ class Emitter:
         return self.tree(self.b.fadd, x)
 
     def least(self, x: Any, y: Any) -> Any:
-        """The smaller of two signed integers."""
+        """Return the smaller of two signed integers."""
         return self.b.select(self.b.icmp_signed("<", x, y), x, y)
 
     def larger(self, x: Any, y: Any) -> Any:
@@ -167,7 +168,7 @@ class Emitter:
         return b.select(b.fcmp_ordered("<", x, f(-87.0)), f(0.0), b.fmul(p, power))
 
     def softplus(self, x: Any) -> Any:
-        """log(1 + e**x), relative error below 4e-7 where it is not below e**-87; infinity and NaN stay so.
+        """log(1 + e**x), relative error below 4e-7 unless the result is below e**-87; infinity and NaN stay so.
 
         It is max(x, 0) + log(1 + u) with u = e**-|x| <= 1, and log(1 + u) = 2 atanh(u / (2 + u)), whose series converges fast.
         """
@@ -181,11 +182,11 @@ class Emitter:
         return b.fadd(self.larger(f(0.0), x), b.fmul(b.fadd(s, s), p))
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
-        """x * y + z, rounded once where the ISA has an instruction for it."""
+        """x * y + z, rounded once if the ISA has an instruction for it."""
         return self.isa.fma(self, x, y, z)
 
     def fma_exact(self, x: Any, y: Any, z: Any) -> Any:
-        """x * y + z, rounded once on every ISA: if results are quantized next, a difference in the last bit would grow."""
+        """x * y + z, rounded once on every ISA, for results that are quantized next: a difference in the last bit would grow."""
         return self.isa.fma_exact(self, x, y, z)
 
     def f16_to_f32(self, halves: Any) -> Any:
@@ -205,7 +206,7 @@ class Emitter:
         return self.isa.dot4_wide(self, acc, w, s)
 
     def raised(self, w: Any) -> Any:
-        """Signed bytes for dot4_wide, in lanes of any width. Where the ISA multiplies unsigned bytes by signed ones, 128 is added."""
+        """Prepare signed bytes, in lanes of any width, for dot4_wide: 128 is added if the ISA multiplies unsigned bytes by signed ones."""
         return (
             self.b.xor(w, self.int(int.from_bytes(b"\x80" * (w.type.element.width // 8), "little"), w.type))
             if self.isa.RAISED
@@ -214,33 +215,34 @@ class Emitter:
 
     @property
     def registers(self) -> int:
-        """How many vectors of 64 bytes fit into the registers."""
+        """The number of 64-byte vectors that fit into the registers."""
         return int(self.isa.REGISTERS)
 
     @property
     def picks_words(self) -> bool:
-        """Whether one instruction picks any 32 of the 16-bit words of two vectors."""
+        """Whether one instruction can pick any 32 of the 16-bit words in two vectors."""
         return bool(self.isa.PICKS_WORDS)
 
     @property
     def raised_by(self) -> int:
-        """What `raised` adds to bytes."""
+        """The number that `raised` adds to each byte."""
         return 128 if self.isa.RAISED else 0
 
     def lookup(self, table: Sequence[int], indices: Any) -> Any:
-        """The bytes at `indices`, i8 lanes from 0 to 15, 64 of them, of a table of 16 numbers from -128 to 127."""
+        """Look up 64 bytes in a table of 16 numbers from -128 to 127. `indices` are i8 lanes from 0 to 15."""
         return self.isa.lookup(self, table, indices)
 
     def bits(self, data: Any, which: Sequence[int] | None = None) -> Any:
-        """Bytes -> i1 lanes: the bits with these numbers, by default all of them. Bit 0 is the lowest one of the first byte."""
+        """Bytes -> i1 lanes: the bits with the numbers `which`, by default all of them. Bit 0 is the lowest bit of the first byte."""
         which = range(8 * data.type.count) if which is None else which
         each = self.shuffle(data, [i // 8 for i in which])
         mask = ir.Constant(each.type, [(1 << i % 8 ^ 128) - 128 for i in which])
         return self.b.icmp_unsigned("!=", self.b.and_(each, mask), self.int(0, each.type))
 
     def constant(self, data: bytes) -> Any:
-        """The address of constant memory with these bytes. It is the same for every caller, so that a table stays in the cache."""
-        name, module = f"constant_{hashlib.sha256(data).hexdigest()[:16]}", self.b.module
+        """Return the address of constant memory with these bytes. All callers in a kernel share it, so that a table stays in the cache."""
+        name = f"constant_{hashlib.sha256(data).hexdigest()[:16]}"
+        module = self.b.module
         found = module.globals.get(name) or cgutils.global_constant(
             module, name, cgutils.make_bytearray(data)
         )
@@ -256,7 +258,7 @@ class Emitter:
         return self.isa.dot2(self, acc, x, y)
 
     def packed(self, x: Any, y: Any) -> Any:
-        """Two i32x16 of numbers that fit into 16 bits -> i16x32: in each quarter four of x, then four of y."""
+        """Two i32x16 of numbers that fit into 16 bits -> i16x32. Each quarter holds four of x, then four of y."""
         return self.isa.packed(self, x, y)
 
     def f32_to_bf16(self, x: Any) -> Any:
@@ -270,28 +272,29 @@ class Emitter:
         return b.trunc(b.lshr(rounded, self.int(16, kind)), like(x, I16))
 
     def dot_bf16(self, acc: Any, x: Any, y: Any) -> Any:
-        """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions, first of the odd lanes' product."""
+        """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions; the odd lanes' product is added
+        first."""
         return self.isa.dot_bf16(self, acc, x, y)
 
     def load_f16(self, address: Address, offset: Any = 0) -> Any:
         return self.f16_to_f32(self.load(I16, address, offset))
 
     def sums_of_quarters(self, vectors: Sequence[Any]) -> Any:
-        """Four i32x16 -> an i32x16 whose quarter q holds the four sums of their quarters q, by a transposed tree of additions."""
+        """Four i32x16 -> an i32x16: its quarter q holds the sums of the four vectors' quarters q, by a transposed tree of additions."""
 
         def step(x: Any, y: Any, low: Sequence[int], high: Sequence[int]) -> Any:
-            """Every four lanes of x and of y -> two sums of pairs of x, two of y."""
+            """Every four lanes of x and of y -> two sums of pairs of x, then two of y."""
             return self.b.add(self.shuffle(x, in_quarters(low), y), self.shuffle(x, in_quarters(high), y))
 
         two = [step(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in (vectors[:2], vectors[2:])]
         return step(*two, (0, 1, 4, 5), (2, 3, 6, 7))
 
     def transposed(self, rows: Sequence[Any], offset: int, n_words: int) -> list[Any]:
-        """`n_words` u32, a multiple of 4, from each of 16 addresses -> that many i32x16, with the rows in lanes."""
+        """Load `n_words` u32, a multiple of 4, from each of 16 addresses. Returns `n_words` i32x16, with the rows in lanes."""
         out = []
         for first in range(offset, offset + 4 * n_words, 16):
             pieces = [self.load(I32X4, row, first) for row in rows]
-            # every fourth row goes to one vector, a quarter for each: loads do that, and nothing is shuffled across quarters then
+            # a vector takes every fourth row, one row in each quarter: loads can do that, and then nothing is shuffled across quarters
             x = [
                 self.concat(self.concat(pieces[i], pieces[4 + i]), self.concat(pieces[8 + i], pieces[12 + i]))
                 for i in range(4)

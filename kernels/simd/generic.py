@@ -1,4 +1,4 @@
-"""Plain LLVM vector IR: right on every target, and without calls into a library."""
+"""Plain LLVM vector IR: correct on every target, and without calls into a library."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ PICKS_WORDS = False
 
 
 def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
-    """Two roundings: llvm.fma would call a library function where there is no instruction."""
+    """Rounds twice: llvm.fma would call a library function if there is no instruction."""
     return e.b.fadd(e.b.fmul(x, y), z)
 
 
 def fma_exact(e: Any, x: Any, y: Any, z: Any) -> Any:
-    """Through doubles: they hold a product of two floats exactly."""
+    """Uses doubles, which hold a product of two floats exactly."""
     b, doubles = e.b, like(x, ir.DoubleType())
     return b.fptrunc(b.fadd(b.fmul(b.fpext(x, doubles), b.fpext(y, doubles)), b.fpext(z, doubles)), x.type)
 
 
 def f16_to_f32(e: Any, halves: Any) -> Any:
-    """By integers: `fpext half` calls a library function on a CPU without F16C."""
+    """Uses integers: `fpext half` calls a library function on a CPU without F16C."""
     b, kind, floats = e.b, like(halves, I32), like(halves, F32)
     wide = b.zext(halves, kind)
     magnitude = b.and_(wide, e.int(0x7FFF, kind))
-    scaled = b.fmul(
-        b.bitcast(b.shl(magnitude, e.int(13, kind)), floats), e.float(2.0**112, floats)
-    )  # right for subnormals too
+    # this is right for subnormals too
+    scaled = b.fmul(b.bitcast(b.shl(magnitude, e.int(13, kind)), floats), e.float(2.0**112, floats))
     bits = b.bitcast(scaled, kind)
     special = b.icmp_unsigned(">=", magnitude, e.int(0x7C00, kind))
     bits = b.select(special, b.or_(bits, e.int(0x7F800000, kind)), bits)
@@ -39,7 +38,7 @@ def f16_to_f32(e: Any, halves: Any) -> Any:
 
 
 def f32_to_f16(e: Any, x: Any) -> Any:
-    """To nearest even. Below the normal range adding a power of two lets the FPU round; in it, integers do."""
+    """Rounds to nearest even: in the normal range with integers, below it by adding a power of two, so that the FPU rounds."""
     b, kind, floats = e.b, like(x, I32), like(x, F32)
     n = lambda value: e.int(value, kind)  # noqa: E731
     bits = b.bitcast(x, kind)
@@ -56,13 +55,13 @@ def f32_to_f16(e: Any, x: Any) -> Any:
 
 
 def _madd(e: Any, x: Any, y: Any) -> Any:
-    """i16x32, i16x32 -> i32x16: sums of two neighbours' products. LLVM knows this form: on x86 it is one instruction."""
+    """i16x32, i16x32 -> i32x16: sums of the products of two neighbours. LLVM knows this form: on x86 it is one instruction."""
     products = e.b.mul(*(e.b.sext(v, ir.VectorType(I32, 32)) for v in (x, y)))
     return e.b.add(e.shuffle(products, range(0, 32, 2)), e.shuffle(products, range(1, 32, 2)))
 
 
 def _even_and_odd(e: Any, w: Any, s: Any) -> list[tuple[Any, Any]]:
-    """u8x64, i8x64 -> twice both, as i16x32: the lower bytes of each 16 bits and the upper ones."""
+    """u8x64, i8x64 -> two pairs of i16x32: the even bytes of both, then the odd bytes of both."""
     b, eight = e.b, e.int(8, I16X32)
     w, s = b.bitcast(w, I16X32), b.bitcast(s, I16X32)
     return [
@@ -80,7 +79,7 @@ dot4_wide = dot4
 
 
 def lookup(e: Any, table: Any, indices: Any) -> Any:
-    """A tree of choices by the bits of the index, the lowest first."""
+    """A tree of selects by the bits of the index, the lowest bit first."""
     b = e.b
     values = [e.int(value, I8X64) for value in table]
     for bit in range(4):
@@ -90,7 +89,7 @@ def lookup(e: Any, table: Any, indices: Any) -> Any:
 
 
 def packed(e: Any, x: Any, y: Any) -> Any:
-    """The lower halves of all lanes, which are those with even numbers."""
+    """Takes the lower half of each lane: the 16-bit words with even numbers."""
     x, y = (e.b.bitcast(v, I16X32) for v in (x, y))
     return e.shuffle(x, [first + i for first in range(0, 32, 8) for i in (0, 2, 4, 6, 32, 34, 36, 38)], y)
 
@@ -105,7 +104,7 @@ def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
 
 
 def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
-    """A bf16 is the upper half of a float: the odd lanes are floats once the even ones are masked out."""
+    """A bf16 is the upper half of a float. So the odd lanes are floats once the even ones are masked out."""
     b, high = e.b, e.int(0xFFFF0000, I32X16)
     x, y = b.bitcast(x, I32X16), b.bitcast(y, I32X16)
     for part in lambda v: b.and_(v, high), lambda v: b.shl(v, e.int(16, I32X16)):

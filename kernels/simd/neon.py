@@ -34,7 +34,7 @@ I8X16, I16X8, I32X4 = ir.VectorType(I8, 16), ir.VectorType(I16, 8), ir.VectorTyp
 
 
 def in_registers(e: Any, operation: Any, *operands: Any) -> Any:
-    """An operation on 16-byte registers, done on the four parts of 64-byte vectors."""
+    """Apply an operation on 16-byte registers to the four parts of 64-byte vectors."""
     parts = [operation(*(e.half(e.half(x, i // 2), i % 2) for x in operands)) for i in range(4)]
     return e.concat(e.concat(parts[0], parts[1]), e.concat(parts[2], parts[3]))
 
@@ -45,13 +45,13 @@ def lookup(e: Any, table: Any, indices: Any) -> Any:
 
 
 def _widening_products(e: Any, x: Any, y: Any, kind: Any) -> list[Any]:
-    """The products of two registers' lanes, in two registers of lanes twice as wide."""
+    """Return the products of two registers' lanes, as two registers with lanes twice as wide."""
     name = f"llvm.aarch64.neon.smull.v{kind.count}i{kind.element.width}"
     return [e.call(name, kind, e.half(x, which), e.half(y, which)) for which in (0, 1)]
 
 
 def _neighbours(e: Any, x: Any, kind: Any) -> Any:
-    """Sums of two neighbours, in lanes twice as wide."""
+    """Return the sums of two neighbours, in lanes twice as wide."""
     name = (
         f"llvm.aarch64.neon.saddlp.v{kind.count}i{kind.element.width}.v{x.type.count}i{x.type.element.width}"
     )

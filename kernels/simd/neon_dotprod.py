@@ -1,4 +1,4 @@
-"""ARMv8-A with dot products of bytes, signed ones or unsigned ones only: Neoverse N1, Cortex-A76, Apple M1."""
+"""ARMv8-A with dot products of bytes, either both signed or both unsigned: Neoverse N1, Cortex-A76, Apple M1."""
 
 from __future__ import annotations
 

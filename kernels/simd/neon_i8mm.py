@@ -1,4 +1,4 @@
-"""ARMv8-A with products of unsigned and signed bytes: Neoverse V1 and N2, Cortex-A710, Apple M2."""
+"""ARMv8-A with dot products of unsigned bytes with signed bytes: Neoverse V1 and N2, Cortex-A710, Apple M2."""
 
 from __future__ import annotations
 

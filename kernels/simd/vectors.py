@@ -1,4 +1,4 @@
-"""LLVM's types as kernels use them: lanes, and vectors of them; and what a type checker may know of LLVM's values."""
+"""The LLVM types that kernels use, and types of LLVM values for the type checker."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ Vector = NewType("Vector", LLVMValue)
 
 
 def like(x: Any, element: Any) -> Any:
-    """The type of x with elements of another type: a vector with the same number of lanes, or the element itself."""
+    """Return the type of x with another type of elements: a vector with the same number of lanes, or just `element` if x is a scalar."""
     return ir.VectorType(element, x.type.count) if isinstance(x.type, ir.VectorType) else element
