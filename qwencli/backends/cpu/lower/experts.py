@@ -106,7 +106,8 @@ def linear(p: Program, node: Tensor) -> None:
         "bias": 0,
         "residual": 0,
         "scale": scale_of(p, weight),
-        "w_step": row_bytes * info.shape[1],  # of the tensor in the file, of which the weight may be some rows
+        "w_step": row_bytes
+        * info.shape[1],  # of the tensor in the file, of which the weight may be some rows
         "scale_step": 4 if weight.op.scale else 0,
         **steps,
     }
