@@ -85,7 +85,9 @@ def linear(p: Program, node: Tensor) -> None:
     """A product of each expert with its tokens."""
     weight, x_node, _ = node.src
     assert isinstance(weight.op, Weight)
-    info, x, routed = weight_info(node), p.compact(x_node), routed_by(p, node)
+    info = weight_info(node)
+    x = p.compact(x_node)
+    routed = routed_by(p, node)
     n_expert, n_rows, n_cols = (d for d in weight.shape if isinstance(d, int))
     row_bytes = info.type.n_bytes(n_cols)
     inputs, steps = activations(p, x_node, x, activation_kind(info), routed)
