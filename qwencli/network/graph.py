@@ -9,7 +9,7 @@ the file, and what changes from batch to batch comes in through the three inputs
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import ModelError
 from ..gguf.file import TensorInfo
@@ -170,7 +170,7 @@ class Tensor:
 
     name: str
     op: Op
-    src: tuple[Tensor, ...] = field(repr=False)  # with all that it comes from, repr would never end
+    src: tuple[Tensor, ...]
     shape: Shape
 
     def __repr__(self) -> str:
