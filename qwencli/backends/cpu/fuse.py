@@ -1,8 +1,8 @@
 """What the CPU backend computes together: patterns of nodes that become one node, applied to a graph before it is lowered.
 
-A pattern is a function that looks at one node and, where its nodes are found, gives the node that replaces them; it stands in PATTERNS,
-in the order in which they are applied. Only nodes that will run are seen: what is fed is not. A tensor that is fetched is never replaced,
-so that a pattern that would swallow it doesn't apply.
+A pattern is a function that looks at one node, whose sources are fused already, and returns the node that replaces it and others, or None.
+PATTERNS lists them. Patterns only see nodes that will run, so nothing that is fed. A pattern that would swallow a fetched tensor doesn't
+apply.
 
 Fused nodes have ops of their own, defined here next to their pattern; `lower/` knows these and the graph's. A fused node has the name of
 the last node that it stands for.
@@ -11,7 +11,7 @@ the last node that it stands for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -35,14 +35,14 @@ from ...network.rope import RopeParams
 
 
 class Match(NamedTuple):
-    """A node that replaces others: `node` stands at the place of the node that the pattern was asked about, for `swallowed` too."""
+    """A node that replaces the one that the pattern was asked about, at its place, and the `swallowed` ones before or after it."""
 
     node: Tensor
     swallowed: Sequence[Tensor]
 
 
 class Neighbours:
-    """The nodes of a program and who reads whom."""
+    """The nodes of a program before anything was fused: their order, and who reads whom. A node is known by its name."""
 
     def __init__(self, nodes: Sequence[Tensor], fetch: Iterable[str]) -> None:
         self._place = {node.name: i for i, node in enumerate(nodes)}
@@ -56,9 +56,6 @@ class Neighbours:
         """The one node that needs `node`; None where there are several, or it is fetched."""
         readers = self._readers[node.name]
         return readers[0] if len(readers) == 1 and node.name not in self._fetched else None
-
-    def readers(self, node: Tensor) -> Sequence[Tensor]:
-        return self._readers[node.name]
 
     def is_before(self, node: Tensor, other: Tensor) -> bool:
         """Whether `node` is there when `other` is computed: what is fed always is."""
@@ -90,7 +87,7 @@ def plus(node: Tensor, around: Neighbours) -> Match | None:
     total = around.only_reader(node)
     if total is None or not isinstance(total.op, Add):
         return None
-    other = next((source for source in total.src if source is not node), None)
+    other = next((source for source in total.src if source.name != node.name), None)
     if other is None or not around.is_before(other, node):
         return None
     return Match(replace(total, op=Plus(node.op), src=(*node.src, other)), [total])
@@ -187,22 +184,28 @@ ONLY_FUSED: tuple[type[Op], ...] = (Rope, Conv)
 
 def fuse(nodes: Sequence[Tensor], fetch: Iterable[str]) -> list[Tensor]:
     """The nodes with every pattern applied, in an order in which each comes after its sources."""
-    for pattern in PATTERNS:
-        nodes = list(applied(pattern, nodes, Neighbours(nodes, fetch)))
-    return list(nodes)
-
-
-def applied(pattern: Pattern, nodes: Sequence[Tensor], around: Neighbours) -> Iterator[Tensor]:
-    matches = {node.name: match for node in nodes if (match := pattern(node, around))}
-    swallowed = {node.name for match in matches.values() for node in match.swallowed}
-    current: dict[str, Tensor] = {}
+    around = Neighbours(nodes, fetch)
+    done: dict[str, Tensor] = {}
+    to_come: set[str] = set()  # nodes that are computed together with an earlier one
     for node in nodes:
-        if node.name in matches:
-            node = matches[node.name].node
-        elif node.name in swallowed:
+        if node.name in to_come:
             continue
-        current[node.name] = replace(node, src=tuple(current.get(source.name, source) for source in node.src))
-        yield current[node.name]
+        current = reading(node, done)
+        for pattern in PATTERNS:
+            if match := pattern(current, around):
+                current = reading(match.node, done)
+                for gone in match.swallowed:
+                    if done.pop(gone.name, None) is None:
+                        to_come.add(gone.name)
+                break
+        done[current.name] = current
+    return list(done.values())
+
+
+def reading(node: Tensor, done: Mapping[str, Tensor]) -> Tensor:
+    """The node with its sources as they are now."""
+    src = tuple(done.get(source.name, source) for source in node.src)
+    return node if src == node.src else Tensor(node.name, node.op, src, node.shape)
 
 
 # -- results that are quantized where they are computed -----------------------------------------------------------------
