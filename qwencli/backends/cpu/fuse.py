@@ -1,11 +1,11 @@
-"""What the CPU backend computes together: patterns of nodes that become one node, applied to a graph before it is lowered.
+"""Fusion: patterns of nodes that the CPU backend computes as one node. They are applied to a graph before it is lowered.
 
-A pattern is a function that looks at one node and, where its nodes are found, gives the node that replaces them; it stands in PATTERNS,
-in the order in which they are applied. Only nodes that will run are seen: what is fed is not. A tensor that is fetched is never replaced,
-so that a pattern that would swallow it doesn't apply.
+A pattern is a function that looks at a node and, if its nodes are there, returns the node that replaces them. PATTERNS lists the patterns
+in the order in which they are applied. They see only nodes that will run, not tensors that are fed. A tensor that is fetched is never fused
+away, so a pattern that would do this doesn't apply.
 
-Fused nodes have ops of their own, defined here next to their pattern; `lower/` knows these and the graph's. A fused node has the name of
-the last node that it stands for.
+Fused nodes have ops of their own, each defined here next to its pattern. `lower/` knows these ops and those of the graph. A fused node has
+the name of the last node that it replaces.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from ...network.rope import RopeParams
 
 
 class Match(NamedTuple):
-    """A node that replaces others: `node` stands at the place of the node that the pattern was asked about, for `swallowed` too."""
+    """A node that replaces others: `node` takes the place of the node that the pattern was called with, and also replaces those in
+    `swallowed`."""
 
     node: Tensor
     swallowed: Sequence[Tensor]
 
 
 class Neighbours:
-    """The nodes of a program and who reads whom."""
+    """The nodes of a program, and which node reads which."""
 
     def __init__(self, nodes: Sequence[Tensor], fetch: Iterable[str]) -> None:
         self._place = {node.name: i for i, node in enumerate(nodes)}
@@ -53,7 +54,7 @@ class Neighbours:
                 self._readers[source.name].append(node)
 
     def only_reader(self, node: Tensor) -> Tensor | None:
-        """The one node that needs `node`; None where there are several, or it is fetched."""
+        """Return the only node that reads `node`, or None if there are several, or if `node` is fetched."""
         readers = self._readers[node.name]
         return readers[0] if len(readers) == 1 and node.name not in self._fetched else None
 
@@ -61,11 +62,11 @@ class Neighbours:
         return self._readers[node.name]
 
     def is_before(self, node: Tensor, other: Tensor) -> bool:
-        """Whether `node` is there when `other` is computed: what is fed always is."""
+        """Whether `node` is computed before `other`. A tensor that is fed always is."""
         return self._place.get(node.name, -1) < self._place[other.name]
 
     def swallows(self, *nodes: Tensor) -> bool:
-        """Whether nodes that follow each other are needed by nothing but the next of them, and the last only by whoever asks."""
+        """Whether each node in a chain is read only by the next, and the last one only by the node that the pattern was called with."""
         return all(node.name in self._place and self.only_reader(node) is not None for node in nodes)
 
 
@@ -83,7 +84,8 @@ class Plus(Op):
 
 
 def plus(node: Tensor, around: Neighbours) -> Match | None:
-    """A product, a share of a token's network or a sum over experts, whose result is only added to what is there already."""
+    """A product, a gate with one number per token or a sum over experts, if its result is only added to something that is computed
+    before."""
     one_gate = isinstance(node.op, Gate) and node.src[1].shape != node.src[0].shape
     if not (one_gate or isinstance(node.op, (Linear, ExpertSum))):
         return None
@@ -101,9 +103,9 @@ def plus(node: Tensor, around: Neighbours) -> Match | None:
 
 @dataclass(frozen=True)
 class RotateHeads(Op):
-    """(x [k, n_head, head_dim]) or (x, weight [head_dim]) -> x, with a weight each head normalised first, then rotated.
+    """(x [k, n_head, head_dim]) or (x, weight [head_dim]) -> x with each head rotated. With a weight, the head is normalised first.
 
-    `eps` is the norm's, `params` are the rotation's: see RMSNorm and Rope.
+    `eps` belongs to the norm and `params` to the rotation: see RMSNorm and Rope.
     """
 
     params: RopeParams
@@ -112,14 +114,14 @@ class RotateHeads(Op):
 
 @dataclass(frozen=True)
 class StoreHeads(Op):
-    """(k, v) or (k, v, weight) -> KVStore's handle of layer `layer`, k going through `rotation` on its way."""
+    """(k, v) or (k, v, weight) -> KVStore's handle of layer `layer`. `rotation` is applied to k first."""
 
     layer: int
     rotation: RotateHeads
 
 
 def rotate_heads(node: Tensor, around: Neighbours) -> Match | None:
-    """A rotation, with the norm before it where there is one."""
+    """A rotation, and the norm before it if there is one."""
     if not isinstance(node.op, Rope):
         return None
     x = node.src[0]
@@ -144,16 +146,16 @@ def store_heads(node: Tensor, around: Neighbours) -> Match | None:
 
 @dataclass(frozen=True)
 class GatedNorm(Op):
-    """(gate [k, n_head * d], x [k, n_head, d], weight [d]) -> silu(gate) * the norm of each head of x, [k, n_head * d]: see RMSNorm."""
+    """(gate [k, n_head * d], x [k, n_head, d], weight [d]) -> silu(gate) * norm(each head of x), [k, n_head * d]. See RMSNorm."""
 
     eps: float
 
 
 @dataclass(frozen=True)
 class DeltaConv(Op):
-    """(x [k, n], weight [n, d_conv]) -> Conv's result, its queries and keys scaled as the delta net that reads it wants them.
+    """(x [k, n], weight [n, d_conv]) -> Conv's result, with queries and keys already scaled as the delta net needs them.
 
-    Those are the first 2 * `n_head_k` heads; `eps` is the delta net's.
+    Queries and keys are the first 2 * `n_head_k` heads. `eps` belongs to the delta net.
     """
 
     layer: int
@@ -184,7 +186,7 @@ PATTERNS: tuple[Pattern, ...] = (plus, rotate_heads, store_heads, gated_norm, de
 
 
 def fuse(nodes: Sequence[Tensor], fetch: Iterable[str]) -> list[Tensor]:
-    """The nodes with every pattern applied, in an order in which each comes after its sources."""
+    """Apply every pattern. Returns the nodes in an order in which each comes after its sources."""
     for pattern in PATTERNS:
         nodes = list(applied(pattern, nodes, Neighbours(nodes, fetch)))
     return list(nodes)
@@ -207,15 +209,15 @@ def applied(pattern: Pattern, nodes: Sequence[Tensor], around: Neighbours) -> It
 
 
 def product_of(node: Tensor) -> Tensor | None:
-    """The node itself where it is a product with weights, whatever is added to it; its first source is the weight."""
+    """Return the node itself if it is a product with weights, also with something added to it. Its first source is the weight."""
     op = node.op.op if isinstance(node.op, Plus) else node.op
     return node if isinstance(op, (Linear, ExpertLinear)) else None
 
 
 def quantized_forms(nodes: Sequence[Tensor], form_of: Callable[[Tensor], str]) -> dict[str, str]:
-    """How results are wanted by the first product that reads them and takes them quantized, by the result's name.
+    """Return, by name, the form in which the first product that reads a result quantized needs it.
 
-    `form_of` says what activations a product takes, "float" for those that aren't quantized.
+    `form_of` returns the form of activations that a product reads, "float" if they aren't quantized.
     """
     forms: dict[str, str] = {}
     for node in nodes:

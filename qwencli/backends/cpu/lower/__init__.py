@@ -1,6 +1,6 @@
-"""From a graph to a program for the CPU: nodes are fused (see ../fuse.py), then each adds its rows, by what its op registered.
+"""Lower a graph to a program for the CPU: nodes are fused (see ../fuse.py), then the function registered for each node's op adds its rows.
 
-A module for each subject; it knows one op at a time.
+There is a module for each subject. Its functions know one op at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .registry import lowers
 
 
 def what_has_no_kernels(model: Model) -> list[str]:
-    """The tensor types of the model's matrices, and the size of its heads, that the compiled kernels don't take; none if they run it."""
+    """Return the tensor types of matrices and the sizes of heads for which there are no kernels. Empty if kernels can run the model."""
     matrices = (
         node.op.info
         for node in model.graph.nodes.values()
@@ -47,8 +47,8 @@ def lower(
     tiles: Tiles,
     types: CacheTypes,
 ) -> Program:
-    """The program for `nodes` (see Program). `ending` says what its last row does with the logits, if anything: "choose" a token for
-    each or "score" one."""
+    """Return the program for `nodes` (see Program). `ending` says what a last row does with the logits: "choose" a token for each row,
+    "score" one, or None for no such row. Raises ModelError for what kernels can't run."""
     nodes = fuse(nodes, fetch)
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
     p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)
@@ -70,7 +70,7 @@ def lower(
 
 
 def give(p: Program, name: str) -> None:
-    """Memory for a tensor that is fed. Raises ModelError for what isn't rows of numbers: a weight, heads."""
+    """Make memory for a tensor that is fed. Raises ModelError if it isn't rows of numbers, as for a weight or heads."""
     dim, *widths = p.model.graph.nodes[name].shape
     if not isinstance(dim, str) or len(widths) != 1:
         raise p.error(f"the CPU backend can't take '{name}' as given; use the NumPy backend")
@@ -80,7 +80,7 @@ def give(p: Program, name: str) -> None:
 
 
 def end(p: Program, ending: str, logits: Value) -> None:
-    """The last row: for each row of logits a token, or what a token's score is made of."""
+    """Add the last row: it computes a token for each row of logits, or the LIKELIHOOD of one."""
     i = p.inputs
     count = i.count(N_OUTPUTS)
     rows: Args = {"count": count, "logits": logits.address, "n_vocab": logits.width}
