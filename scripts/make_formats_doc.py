@@ -88,9 +88,9 @@ reach llama.cpp's perplexity.
 
 ## Perplexity
 
-The perplexity of the demo model with `-c {N_CTX}`, when all matrices of its layers have the type: ours / llama.cpp's, and the difference. The
-model was not trained for one or two bits, and some of these types leave little of it; what matters here is that both engines agree. Blocks
-are llama.cpp's, with an importance matrix, except for NVFP4, to which it cannot quantize: those are from GGML's quantizer.
+The perplexity of the demo model with `-c {N_CTX}`, when all matrices of its layers have the type: ours / llama.cpp's, and the difference.
+The model was not trained for one or two bits, and some of these types leave little of it; what matters here is that both engines agree.
+Blocks are llama.cpp's, with an importance matrix, except for NVFP4, to which it cannot quantize: those are from GGML's quantizer.
 
 | type | weights per block | bytes | bits per weight | weights from | activations | {" | | ".join(TEXTS)} | |
 |---|---:|---:|---:|---|---|---:|---:|---:|---:|
