@@ -6,14 +6,18 @@ import pytest
 from gguf_builder import tiny
 
 from qwencli import LLM
+from qwencli.backends.choose import choose_backend
 from qwencli.backends.cpu.backend import CPUBackend
+from qwencli.backends.cpu.lower import lowers
 from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.gguf.file import GGUFFile
+from qwencli.hub.places import EMBEDDED
 from qwencli.kernels import formats
+from qwencli.network.graph import SwiGLU
+from qwencli.network.model import load_model
 
 
 def test_the_compiled_kernels_run_what_they_can() -> None:
-    from qwencli.hub.places import EMBEDDED
-
     said: list[str] = []
     assert isinstance(LLM(EMBEDDED, report=said.append).engine.backend, CPUBackend)
     assert not said
@@ -25,6 +29,14 @@ def test_numpy_runs_the_rest_and_says_so(tmp_path: Path) -> None:
     llm = LLM(tiny("qwen2").write(tmp_path / "m.gguf"), report=said.append)
     assert isinstance(llm.engine.backend, NumpyBackend)
     assert said == ["no compiled kernels for heads of 8 values: running on the slow NumPy backend"]
+
+
+def test_numpy_runs_ops_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An op for which only the NumPy backend has a function, as a new one at first."""
+    monkeypatch.delitem(lowers._functions, SwiGLU)
+    said: list[str] = []
+    assert choose_backend("auto", load_model(GGUFFile(EMBEDDED)), said.append) == "numpy"
+    assert said == ["no compiled kernels for SwiGLU: running on the slow NumPy backend"]
 
 
 def test_numpy_runs_types_without_kernels(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

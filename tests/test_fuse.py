@@ -37,7 +37,6 @@ from qwencli.network.model import load_model
 
 ARCHITECTURES = [name for name in PRESETS if name.startswith("tiny-")]
 LOGITS = "result_output"
-FUSED = (Plus, RotateHeads, StoreHeads, GatedNorm, DeltaConv)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

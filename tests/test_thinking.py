@@ -9,7 +9,7 @@ from qwencli.text.chat.thinking import ReasoningBudget, closing, ends_inside
 
 
 def forced(tokens: list[str], n: int, inside: bool = False) -> tuple[int, str] | None:
-    """Behind how many tokens thinking is closed, and how."""
+    """After how many tokens thinking is closed, and with which text."""
     budget, found = ReasoningBudget(n, inside), []
     for i, token in enumerate(tokens):
         if text := budget.add(token):

@@ -6,8 +6,9 @@ from typing import Any
 
 from llvmlite import ir
 
+from .floats import f16_to_f32, f32_to_f16, fma, fma_exact
 from .generic import dot_bf16
-from .vectors import F32, HALF, I8X32, I8X64, I16, I16X16, I16X32, I32, like
+from .vectors import I8X32, I8X64, I16X16, I16X32, I32
 
 __all__ = [
     "PICKS_WORDS",
@@ -31,22 +32,6 @@ I1, I32X8 = ir.IntType(1), ir.VectorType(I32, 8)
 RAISED = False
 REGISTERS = 8
 PICKS_WORDS = False
-
-
-def fma(e: Any, x: Any, y: Any, z: Any) -> Any:
-    suffix = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
-    return e.call(f"llvm.fma.{suffix}", x.type, x, y, z)
-
-
-fma_exact = fma
-
-
-def f16_to_f32(e: Any, halves: Any) -> Any:
-    return e.b.fpext(e.b.bitcast(halves, like(halves, HALF)), like(halves, F32))
-
-
-def f32_to_f16(e: Any, x: Any) -> Any:
-    return e.b.bitcast(e.b.fptrunc(x, like(x, HALF)), like(x, I16))
 
 
 def halves(e: Any, operation: Any, *operands: Any) -> Any:

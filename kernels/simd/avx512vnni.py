@@ -7,8 +7,9 @@ from typing import Any
 from llvmlite import ir
 
 from . import generic
-from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact, pause
+from .avx2 import pause
 from .emitter import has_feature
+from .floats import f16_to_f32, f32_to_f16, fma, fma_exact
 from .vectors import F32X16, I8X64, I16X32, I32X16
 
 __all__ = [

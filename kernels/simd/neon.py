@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .avx2 import f16_to_f32, f32_to_f16, fma, fma_exact
+from .floats import f16_to_f32, f32_to_f16, fma, fma_exact
 from .generic import PICKS_WORDS, dot_bf16, packed
 from .vectors import I8, I16, I32
 

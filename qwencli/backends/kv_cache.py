@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from ..errors import InputError, NoMemory, QwenError
 from ..gguf.types import GGML_TYPES
-from ..kernels.layout import KV_TYPES
+from ..kernels import layout
 from ..units import size
 
-PAGE = 64
+PAGE: int = layout.PAGE
 """Positions in a page."""
-TYPES = {kind.name.lower(): kind for kind in GGML_TYPES.values() if kind.name.lower() in KV_TYPES}
+TYPES = {kind.name.lower(): kind for kind in GGML_TYPES.values() if kind.name.lower() in layout.KV_TYPES}
 """The types that keys and values can have, by llama.cpp's names."""
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GrammarOptions:
-    """The options for what an answer has to follow, of which at most one can be given."""
+    """The options for what an answer has to follow, of which at most one can be given. Raises UsageError for more."""
 
     json_schema: str | None
     grammar: str | None

@@ -136,7 +136,7 @@ class GGUFFile:
 
 
 class _Part:
-    """One file of a split GGUF, or all of one that is not split."""
+    """One file of a split GGUF, or all of one that is not split. Raises FormatError where it isn't GGUF, or damaged."""
 
     def __init__(self, path: Path, number: int, use_mmap: bool) -> None:
         self.path = path
@@ -316,12 +316,10 @@ class _Reader:
         return length
 
     def _skip_strings(self, length: int) -> None:
-        unpack, buffer, pos, end = (
-            struct.Struct("<Q").unpack_from,
-            self.buffer,
-            self.pos,
-            len(self.buffer) - 8,
-        )
+        unpack = struct.Struct("<Q").unpack_from
+        buffer = self.buffer
+        pos = self.pos
+        end = len(buffer) - 8
         for _ in range(length):  # 300,000 times for a real vocabulary, so there is only one call in the loop
             if pos > end:
                 break

@@ -72,6 +72,7 @@ def decode_array(where: str, buffer: bytes, pos: int, elem_type: int, length: in
 
 
 def decode_strings(where: str, buffer: bytes, pos: int, length: int) -> tuple[list[str], int]:
+    """`length` strings from `pos` on, and where they end. Raises FormatError for one that isn't UTF-8."""
     unpack = struct.Struct("<Q").unpack_from
     strings = []
     try:
@@ -85,6 +86,7 @@ def decode_strings(where: str, buffer: bytes, pos: int, length: int) -> tuple[li
 
 
 def decode_bool(where: str, byte: int) -> bool:
+    """Raises FormatError for a byte other than 0 and 1."""
     if byte > 1:
         raise FormatError(f"{where}: a boolean has the value {byte}, expected 0 or 1")
     return bool(byte)

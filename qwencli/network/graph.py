@@ -164,7 +164,7 @@ class DeltaNet(Op):
     tiled: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tensor:
     """A node: the result of `op` on `src`. `name` is unique in its graph."""
 
@@ -172,6 +172,11 @@ class Tensor:
     op: Op
     src: tuple[Tensor, ...]
     shape: Shape
+
+    def __repr__(self) -> str:
+        """Its sources by name alone: with all that these read it would grow without end."""
+        sources = ", ".join(source.name for source in self.src)
+        return f"<{self.name} {list(self.shape)}: {self.op}({sources})>"
 
 
 class Graph:

@@ -67,6 +67,7 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
 
 
 def checked_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token and its bias, from such pairs or a mapping. Raises InputError."""
     pairs = items("logit_bias", value.items() if isinstance(value, Mapping) else value)
     for pair in pairs:
         if len(items("logit_bias", pair)) != 2:
@@ -86,6 +87,7 @@ def checked_bias(value: Any) -> tuple[tuple[int, float], ...]:
 
 
 def checked_breakers(value: Any) -> tuple[str, ...]:
+    """Texts that the DRY sampler can look for. Raises InputError."""
     texts = items("dry_sequence_breakers", value)
     for text in texts:
         try:
@@ -100,6 +102,7 @@ def checked_breakers(value: Any) -> tuple[str, ...]:
 
 
 def items(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a list, which the setting `name` is. Raises InputError for anything else, a text too."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InputError(f"{name} is {value!r}, expected a list")
     return tuple(value)

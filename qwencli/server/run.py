@@ -38,7 +38,7 @@ WARM_TOKENS = 16
 SWITCH_SECONDS = 0.0005
 """How long a thread runs before others get their turn. With Python's 5 ms the event loop would wait that long for each busy thread."""
 UNAVAILABLE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
-"""Errors of a host's second address that are no failure: many systems name an IPv6 address and have no IPv6."""
+"""Errors of a host's second address that don't count as failures: many systems name an IPv6 address but have no IPv6."""
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -29,7 +29,6 @@ from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 from .tuning import chosen_tiles
 
-assert PAGE == layout.PAGE
 PAGE_UNIT = 512
 """The memory of a page is a multiple of this many bytes: the checksums of sessions need it."""
 
@@ -50,7 +49,7 @@ class CPUBackend:
     """Runs `model` with compiled kernels on `n_threads` threads, by default one per physical core.
 
     `report` is called when kernels are compiled, and `progress` with the number of kernels done and of all. The default of `isa` is the
-    best one of this CPU, that of `cache_types` is f16. Raises InputError for an instruction set or cache types that can't be used.
+    best one of this CPU, that of `cache_types` is f16. Raises InputError for an ISA or a cache type that can't be used.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class CPUBackend:
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
         page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
-        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), layout.PAGE, "positions of the KV cache")
+        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), PAGE, "positions of the KV cache")
         self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
         self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
@@ -130,7 +129,7 @@ class CPUBackend:
             ]
 
     def score(self, hidden: F32, targets: Sequence[int]) -> F64:
-        """See Backend.score."""
+        """See Backend.score. Raises InputError for targets outside the vocabulary, or if there isn't one for each row."""
         n_vocab = self.model.config.n_vocab
         if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
             raise InputError(

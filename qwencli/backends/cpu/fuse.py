@@ -183,6 +183,8 @@ def delta_conv(node: Tensor, around: Neighbours) -> Match | None:
 
 
 PATTERNS: tuple[Pattern, ...] = (plus, rotate_heads, store_heads, gated_norm, delta_conv)
+ONLY_FUSED: tuple[type[Op], ...] = (Rope, Conv)
+"""Ops that `lower/` doesn't know, since in every architecture a pattern replaces their nodes."""
 
 
 def fuse(nodes: Sequence[Tensor], fetch: Iterable[str]) -> list[Tensor]:

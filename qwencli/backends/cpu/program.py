@@ -252,8 +252,10 @@ class Program:
             ]
 
     def weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
-        """Return the address of a weight in the mapped file, or of the first expert's. GGUFFile has checked its extent. Raises ModelError
-        for a type that isn't in `kinds`."""
+        """Return the address of a weight in the mapped file, or of the first expert's. GGUFFile has checked its extent.
+
+        Raises ModelError for a type that isn't in `kinds`.
+        """
         assert isinstance(node.op, Weight)
         info = node.op.info
         if info.type.name not in kinds:

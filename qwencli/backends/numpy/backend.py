@@ -69,7 +69,10 @@ class NumpyBackend:
         values: dict[str, Any] = dict(feed)
         if batch is not None:
             batch.reserve(self.cache)
-            values |= {"inp_tokens": batch.tokens, "inp_pos": batch.positions, "inp_out_ids": batch.outputs}
+            graph = self.model.graph
+            values[graph.tokens.name] = batch.tokens
+            values[graph.positions.name] = batch.positions
+            values[graph.outputs.name] = batch.outputs
         step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
         with np.errstate(all="ignore"):  # values that aren't finite are reported where logits are used

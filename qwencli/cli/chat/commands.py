@@ -60,7 +60,7 @@ def edit(chat: Chat, argument: str) -> None:
 
 
 def read(chat: Chat, argument: str) -> None:
-    """Put a file before the next question, under its name, as in llama.cpp."""
+    """Put a file before the next question, under its name, as in llama.cpp. Raises QwenError."""
     path = path_of(argument)
     raw = read_file(path, MAX_FILE)
     if len(raw) > MAX_FILE:
@@ -146,7 +146,7 @@ def end(chat: Chat, argument: str) -> None:
 
 
 def path_of(text: str) -> Path:
-    """The path that a user means; ~ is the home folder."""
+    """The path that a user means; ~ is the home folder. Raises InputError for one that no system has."""
     if "\0" in text:
         raise InputError("a path can't contain a zero byte")
     return Path(os.path.expanduser(text))

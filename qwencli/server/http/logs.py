@@ -170,6 +170,6 @@ def line(record: RequestRecord, service: Service, options: ServerOptions) -> str
 
 
 def write(text: str) -> None:
-    """To stderr. It is no failure if that is closed."""
+    """To stderr, or nowhere if that is closed."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)

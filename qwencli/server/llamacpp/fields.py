@@ -9,7 +9,16 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from ...sampling import NUMBERS, SamplingParams
 from ...sampling.parsing import ALIASES
 from ..http.errors import ApiError
-from ..shared.fields import COUNT, MAX_BIASES, Bias, Biases, Fields, GenerationFields
+from ..shared.fields import (
+    COUNT,
+    MAX_BIASES,
+    Bias,
+    Biases,
+    Fields,
+    GenerationFields,
+    first_given,
+    length_limit,
+)
 
 MAX_PROBS = 1000
 """Tokens that are reported with each of the answer's."""
@@ -91,14 +100,12 @@ class CompletionFields(GenerationFields):
     lora: Any = None
 
     def limit(self, default: int | None) -> int | None:
-        given = next(
-            (n for n in (self.n_predict, self.max_completion_tokens, self.max_tokens) if n is not None), -1
-        )
-        return default if given < 0 else given
+        """See GenerationFields; here the first that counts is llama.cpp's own name."""
+        return length_limit(first_given(self.n_predict, self.max_completion_tokens, self.max_tokens), default)
 
     @property
     def n_reported(self) -> int:
-        return next((n for n in (self.n_probs, self.logprobs) if n is not None), 0)
+        return first_given(self.n_probs, self.logprobs) or 0
 
     def check(self, n_slots: int) -> None:
         """Raises ApiError for what cannot be done here."""

@@ -13,7 +13,7 @@ from ...request.request import may_think
 from ...text.chat.template import Rendered
 from ..http.errors import ApiError
 from ..options import ServerOptions
-from .fields import Fields, GenerationFields, Number, checked
+from .fields import Fields, GenerationFields, Number, checked, first_given
 
 MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
 TEMPLATE_OWN = {"self", "tokenizer", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
@@ -120,8 +120,12 @@ class ConversationFields(GenerationFields):
 
     def thinking(self, options: ServerOptions) -> tuple[bool, int | None]:
         """Whether the answer may think, and the most tokens of thinking; None sets no limit. Raises ApiError."""
-        given = (self.reasoning_budget, self.reasoning_budget_tokens, self.thinking_budget_tokens)
-        budget = next((n for n in given if n is not None), options.reasoning_budget)
+        budget = first_given(
+            self.reasoning_budget,
+            self.reasoning_budget_tokens,
+            self.thinking_budget_tokens,
+            options.reasoning_budget,
+        )
         budget = None if budget is None or budget < 0 else budget
         given_think = (self.chat_template_kwargs or {}).get("enable_thinking")
         think = options.think if given_think is None else given_think

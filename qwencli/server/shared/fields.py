@@ -128,6 +128,16 @@ def _tokens(what: int | str, tokenizer: Tokenizer) -> list[int]:
     return [int(what)] if what.isascii() and what.isdigit() and len(what) <= 10 else tokenizer.encode(what)
 
 
+def first_given(*values: int | None) -> int | None:
+    """The first of several fields that mean the same, None where all are left out."""
+    return next((value for value in values if value is not None), None)
+
+
+def length_limit(given: int | None, default: int | None) -> int | None:
+    """How many tokens an answer may have, None for as many as the context holds: as given, where that is not a negative number."""
+    return default if given is None or given < 0 else given
+
+
 def nth_seed(sampling: SamplingParams, i: int) -> SamplingParams:
     """For the i-th answer to one prompt: the seed plus i, so that each answer can be repeated alone."""
     return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + i) % N_SEEDS)
@@ -159,10 +169,7 @@ class GenerationFields(SamplingFields):
 
     def limit(self, default: int | None) -> int | None:
         """How many tokens the answer may have, None for as many as the context holds."""
-        given = next(
-            (n for n in (self.max_completion_tokens, self.max_tokens, self.n_predict) if n is not None), -1
-        )
-        return default if given < 0 else given
+        return length_limit(first_given(self.max_completion_tokens, self.max_tokens, self.n_predict), default)
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:
         """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""

@@ -31,7 +31,10 @@ class Ended(Exception):
 
 
 class TemplateProcess:
-    """A running template_child. It ends with this object, and with this process however that ends, since it reads from us."""
+    """A running template_child. It ends with this object, and with this process however that ends, since it reads from us.
+
+    Raises QwenError where it can't be started.
+    """
 
     def __init__(self) -> None:
         self._process = confined.start(template_child.__name__, CPU_SECONDS, "for the chat template")

@@ -93,7 +93,7 @@ class Parser:
         return InputError(f"the grammar isn't GBNF in line {line}, at {self._text[start : start + 20]!r}")
 
     def rules(self) -> dict[str, Node]:
-        """All rules by name; of equal names the last counts."""
+        """All rules by name; of equal names the last counts. Raises InputError for what isn't GBNF."""
         rules = {}
         while self._piece:
             if self._kind != "rule":

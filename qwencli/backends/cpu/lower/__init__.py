@@ -14,7 +14,7 @@ from ....network.graph import N_OUTPUTS, Graph, Input, Tensor, Weight
 from ....network.model import Model
 from ...kv_cache import CacheTypes
 from ...protocol import LOGITS
-from ..fuse import fuse, quantized_forms
+from ..fuse import ONLY_FUSED, fuse, quantized_forms
 from ..inputs import Inputs
 from ..memory import Args, Value, address_of
 from ..program import Program, activation_kind, weight_info
@@ -23,13 +23,11 @@ from .registry import lowers
 
 
 def what_has_no_kernels(model: Model) -> list[str]:
-    """Return the tensor types of matrices and the sizes of heads for which there are no kernels. Empty if kernels can run the model."""
-    matrices = (
-        node.op.info
-        for node in model.graph.nodes.values()
-        if isinstance(node.op, Weight) and len(node.shape) > 1
-    )
-    missing = sorted({info.type.name for info in matrices} - formats.FORMATS.keys())
+    """Return what the compiled kernels can't run: types of matrices, ops, sizes of heads. Empty if they can run the model."""
+    nodes = model.graph.nodes.values()
+    types = {node.op.info.type.name for node in nodes if isinstance(node.op, Weight) and len(node.shape) > 1}
+    ops = {type(node.op) for node in nodes} - {Input, Weight, *ONLY_FUSED}
+    missing = sorted(types - formats.FORMATS.keys()) + sorted(op.__name__ for op in ops if op not in lowers)
     nets = model.config.delta_nets
     sizes = {model.config.head_dim, *([nets.head_dim] if nets else [])}
     return missing + [f"heads of {size} values" for size in sorted(sizes) if size % layout.LANES]
@@ -48,7 +46,7 @@ def lower(
     types: CacheTypes,
 ) -> Program:
     """Return the program for `nodes` (see Program). `ending` says what a last row does with the logits: "choose" a token for each row,
-    "score" one, or None for no such row. Raises ModelError for what kernels can't run."""
+    "score" one, or None for no such row. Raises ModelError for a graph that only the NumPy backend can run."""
     nodes = fuse(nodes, fetch)
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
     p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)

@@ -112,7 +112,8 @@ def linear(p: Program, node: Tensor) -> None:
         "bias": 0,
         "residual": 0,
         "scale": scale_of(p, weight),
-        "w_step": row_bytes * n_rows,
+        # the stride in the file's tensor: the weight may be only some of its rows
+        "w_step": row_bytes * info.shape[1],
         "scale_step": 4 if weight.op.scale else 0,
         **steps,
     }

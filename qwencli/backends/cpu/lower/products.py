@@ -29,7 +29,7 @@ def get_rows(p: Program, node: Tensor) -> None:
     assert isinstance(dim, str)
     assert isinstance(width, int)
     out = p.new(node.name, dim, width)
-    ids = address_of(p.inputs.tokens if id_node.name == "inp_tokens" else p.inputs.outputs)
+    ids = address_of(p.inputs.tokens if id_node.name == p.model.graph.tokens.name else p.inputs.outputs)
     if isinstance(table.op, Weight):
         kind = table.op.info.type
         p.token_row(

@@ -8,4 +8,4 @@ from ...registry import Registry
 
 lowers: Registry[Callable[..., None]] = Registry("CPU")
 """f(program, node) adds the rows of a node. For an op that Plus may hold there is also f(program, node, plus), which adds `plus` to the
-result."""
+result. They raise ModelError if the kernels can't take the node's sources."""
