@@ -27,7 +27,9 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 PEER = Path(__file__).with_name("llama_cpp_speed.py")
 US, THEM = "qwencli", "llama.cpp"
-N_CTX, CHUNKS, START_CTX = 512, 8, 4096
+N_CTX = 512
+CHUNKS = 8
+START_CTX = 4096
 
 
 class Test(NamedTuple):
@@ -48,7 +50,7 @@ TESTS = {
     "memory": Test(f"peak memory, context {START_CTX}", "MB"),
 }
 CHOICES = [name for name in TESTS if name != "memory"]
-"""The tests that can be asked for; memory is measured together with "start"."""
+"""The tests that can be chosen. Memory is measured together with "start"."""
 Figures = dict[str, float]
 
 
@@ -85,7 +87,8 @@ def run(command: list[str]) -> Run:
 
 
 def ours(test: str, model: str, threads: int, text: str) -> Figures:
-    qwencli, common = [sys.executable, "-m", "qwencli"], ["-m", model, "-t", str(threads)]
+    qwencli = [sys.executable, "-m", "qwencli"]
+    common = ["-m", model, "-t", str(threads)]
     if shape := TESTS[test].shape:
         options = [word for flag, n in zip(("-p", "-n", "-d", "-npl"), shape) for word in (flag, str(n))]
         facts = json.loads(run([*qwencli, "bench", *common, *options, "-r", "1", "-o", "json"]).output)[0]
@@ -171,13 +174,14 @@ def first_run(model: str, threads: int, text: str, perplexity: bool) -> int:
 
 
 def judge(name: str, found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """The medians, and how many times better ours is; for generation also our bandwidth and its share of the highest that was seen."""
+    """Return the medians and their ratio, above 1 if ours is better; for generation also our bandwidth and its share of the highest one
+    seen."""
     medians = {engine: statistics.median(values) for engine, values in found[name].items()}
     ratio = medians[US] / medians[THEM] if TESTS[name].unit == "t/s" else medians[THEM] / medians[US]
     verdict: dict[str, Any] = {"unit": TESTS[name].unit, **medians, "ratio": ratio, "runs": found[name]}
     if (shape := TESTS[name].shape) and shape[1]:
         bandwidth, limit = (statistics.median(found[f"{name} {what}"][US]) for what in ("bandwidth", "limit"))
-        limit = max(limit, bandwidth / ratio)  # what llama.cpp reads, the machine can read
+        limit = max(limit, bandwidth / ratio)  # the machine can read at least as fast as llama.cpp does
         verdict |= {"bandwidth": bandwidth, "bandwidth_share": bandwidth / limit}
     return verdict
 
@@ -217,7 +221,8 @@ def draw(report: Mapping[str, Any], path: str) -> None:
     )
     for panel, compared in zip(panels[:, 0], models):
         verdicts = {TESTS[name].title: verdict for name, verdict in compared["tests"].items()}
-        places, tallest = range(len(verdicts)), max(1.0, *(verdict["ratio"] for verdict in verdicts.values()))
+        places = range(len(verdicts))
+        tallest = max(1.0, *(verdict["ratio"] for verdict in verdicts.values()))
         for shift, engine, colour in (-0.2, US, "#2563a8"), (0.2, THEM, "#b9bec6"):
             heights = [verdict["ratio"] if engine == US else 1.0 for verdict in verdicts.values()]
             panel.bar([place + shift for place in places], heights, 0.38, color=colour, label=engine)

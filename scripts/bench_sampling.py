@@ -44,7 +44,8 @@ def main(repetitions: int = 1000) -> None:
     rng, rnd = np.random.default_rng(1), random.Random(1)
     logits = (3 * rng.standard_normal(N_VOCAB)).astype(np.float32)
     tokens = [rnd.randrange(3000) for _ in range(N_TOKENS)]
-    plain, all_on = Sampler(SamplingParams(seed=1)), Sampler(SamplingParams(seed=1, **EVERYTHING), BREAKERS)
+    plain = Sampler(SamplingParams(seed=1))
+    all_on = Sampler(SamplingParams(seed=1, **EVERYTHING), BREAKERS)
     wide = Sampler(SamplingParams(seed=1, top_k=0))
     show("defaults, machine code", compiled(plain, logits, tokens), repetitions)
     show("defaults, NumPy", lambda i: plain.choose(logits, tokens, i), repetitions)
@@ -53,7 +54,7 @@ def main(repetitions: int = 1000) -> None:
 
 
 def compiled(sampler: Sampler, logits: np.ndarray, tokens: list[int]) -> Callable[[int], int]:
-    """A draw as a step does it: fill in its settings, then one call."""
+    """Return a function that draws as a step does: it fills in the settings, then makes one call."""
     address = kernels_of(isa.choose(None).name).load([CHOOSE.spec()])[CHOOSE.spec()]
     run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
     inputs, scratch = Inputs(1, 2), np.zeros(SAMPLING_SCRATCH, np.uint8)

@@ -3,9 +3,9 @@
 
     scripts/bench_server.py model.gguf -t 2 --peer-python path/to/python
 
-Measured are 8 clients that generate at once; a prompt of 128 tokens, alone and while 7 others generate; and a chat's second turn after
-2,000 tokens. Meanwhile, a client that only asks for /health shows for how long the event loop is busy. Prompts are random tokens, figures
-are medians of the runs. Measure on a machine that does nothing else.
+It measures 8 clients that generate at once; a prompt of 128 tokens, alone and while 7 others generate; and a chat's second turn after 2,000
+tokens. Meanwhile, a client that only asks for /health shows how long the event loop is busy. Prompts are random tokens; figures are medians
+of the runs. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PEER = Path(__file__).with_name("llama_cpp_speed.py")
-N_CLIENTS, N_PROMPT, N_NEW, N_VOCAB = 8, 128, 64, 50_000
+N_CLIENTS = 8
+N_PROMPT = 128
+N_NEW = 64
+N_VOCAB = 50_000
 
 
 class Server:
@@ -48,7 +51,7 @@ class Server:
         self._process.wait(30)
 
     def times(self, prompt: list[int], n: int) -> list[float]:
-        """When each token of an answer arrived, in seconds after the request."""
+        """Return when each token of an answer arrived, in seconds after the request."""
         connection = http.client.HTTPConnection(*self.address)
         body = {
             "prompt": prompt,
@@ -87,7 +90,7 @@ class Server:
 
     @contextmanager
     def watched(self, lags: list[float]) -> Iterator[None]:
-        """Keep asking for /health until the block ends; the seconds of each answer are added to `lags`."""
+        """Keep asking for /health until the block ends. The seconds that each answer took are added to `lags`."""
         done = threading.Event()
 
         def watch() -> None:
@@ -111,7 +114,7 @@ def tokens(n: int, seed: object) -> list[int]:
 
 
 def together(server: Server, run: int) -> float:
-    """Tokens per second of all clients, from when all of them are generating until the first is done."""
+    """Return the tokens per second of all clients together, while all of them are generating."""
     times: list[list[float]] = [[] for _ in range(N_CLIENTS)]
 
     def client(i: int) -> None:
@@ -133,7 +136,7 @@ def second_turn(server: Server, run: int) -> float:
 
 
 def peer(python: str, model: str, threads: int) -> float:
-    """llama.cpp's tokens per second with as many sequences at once."""
+    """Return llama.cpp's tokens per second, with the same number of sequences at once."""
     command = [python, PEER, model, threads, "speed", 0, N_NEW, N_PROMPT, N_CLIENTS]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
     return float(json.loads(done.stdout)["t/s"])
@@ -148,7 +151,11 @@ def main() -> None:
     args = parser.parse_args()
     server = Server(args.model, args.threads)
     lags: list[float] = []
-    sums, alone, busy, turns, peers = [], [], [], [], []
+    sums = []
+    alone = []
+    busy = []
+    turns = []
+    peers = []
     try:
         for run in range(args.runs):
             sums.append(together(server, run))

@@ -32,7 +32,9 @@ def median(what: str, action: Callable[[], object]) -> None:
 def main(path: str, n_tokens: int) -> None:
     model = load_model(GGUFFile(path))
     median("fingerprint", model.file.fingerprint)
-    backend, kv, draw = CPUBackend(model), KVSequence(), np.random.default_rng(0)
+    backend = CPUBackend(model)
+    kv = KVSequence()
+    draw = np.random.default_rng(0)
     backend.cache.fill(kv, n_tokens, [])
     for page in kv.pages:
         memory = backend.page_bytes(page)

@@ -15,7 +15,7 @@ from shapes import TINIES, Shape
 
 N_TOKENS = 300
 ROWS = [0, 1, 5, 64, 255, 299]
-"""Positions whose logits are kept, for every eighth token of the vocabulary."""
+"""Positions whose logits are kept. Of the vocabulary every eighth token is kept."""
 
 FLOATS = {"type_k": 0, "type_v": 0}
 """Options for llama.cpp that keep keys and values in F32."""
@@ -56,7 +56,7 @@ def evaluate(model: Path, tokens: list[int], **options: Any) -> Evaluation:
 
 
 def write_exact(model: Path, copy: Path) -> None:
-    """Write the same weights as F32: llama.cpp rounds what it multiplies by F16 weights to F16."""
+    """Write the same weights as F32: llama.cpp rounds activations to F16 if it multiplies them by F16 weights."""
     reader = gguf.GGUFReader(model)
     writer = gguf.GGUFWriter(copy, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
@@ -87,10 +87,10 @@ def draw_tokens(seed: int, s: Shape) -> list[int]:
 
 
 def answers_of(s: Shape, folder: Path) -> dict[str, Any]:
-    """The first random tokens for which rounding makes no difference, and what llama.cpp computes for them.
+    """Return the first random tokens for which rounding makes no difference, and what llama.cpp computes for them.
 
-    With experts it sometimes does: where two experts are equally likely, rounding chooses between them, and all that follows differs by
-    more than rounding. Raises RuntimeError if there are no such tokens.
+    With experts it sometimes does: if two experts are about equally likely, rounding chooses between them, and everything after that
+    differs by more than rounding. Raises RuntimeError if there are no such tokens.
     """
     path, small, exact_path = (folder / f"{name}.gguf" for name in ("f16", "q4_k_m", "f32"))
     hashes = [write(path, s, "F16"), write(small, s, "Q4_K_M")]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 N_LOGITS = 70
-"""How many tokens have logits: the first ones of the tiny vocabulary, which are single characters."""
+"""Only the first tokens of the tiny vocabulary have logits: they are single characters."""
 SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 DEFAULTS: dict[str, Any] = {
     "temp": 0.8,
@@ -40,7 +40,8 @@ ALL_TOKENS = 10_000  # -1 in the settings
 
 
 def sampling_cases(vocabulary: Path) -> dict[str, Any]:
-    """Settings, logits, earlier tokens and what is left; and runs of Mirostat. The vocabulary is needed for DRY's breakers."""
+    """Return settings, logits, earlier tokens and the tokens that are kept; and runs of Mirostat. The vocabulary is needed for DRY's
+    breakers."""
     rnd, samplers = random.Random(2), Samplers(vocabulary)
     chains = []
     for i in range(120):
@@ -73,7 +74,7 @@ def random_logits(rnd: random.Random) -> list[float]:
 
 
 def random_tokens(rnd: random.Random) -> list[int]:
-    """Tokens with repetitions, also of whole passages, and sometimes with DRY's breakers in them."""
+    """Return tokens with repetitions, also of whole passages, some of which have DRY's breakers in them."""
     some = [rnd.randrange(N_LOGITS) for _ in range(rnd.choice([3, 12]))]
     return [
         token
@@ -146,7 +147,7 @@ class Samplers:
         return self._apply(chain, logits)[0]
 
     def run_mirostat(self, p: dict[str, Any], steps: list[list[float]]) -> list[dict[str, Any]]:
-        """What is left in each step, and which token was chosen."""
+        """Return the tokens that are kept in each step, and the chosen one."""
         cpp = self.cpp
         if p["mirostat"] == 1:
             last = cpp.llama_sampler_init_mirostat(N_LOGITS, 1, p["mirostat_tau"], p["mirostat_eta"], 100)
@@ -166,7 +167,7 @@ class Samplers:
         return chain
 
     def _apply(self, chain: Any, logits: list[float]) -> tuple[list[tuple[int, float]], int]:
-        """What is left, with probabilities, and the token that was chosen, -1 if the chain doesn't choose one."""
+        """Return the tokens that are kept, with probabilities, and the chosen token, -1 if the chain doesn't choose one."""
         cpp = self.cpp
         data = (cpp.llama_token_data * len(logits))(
             *(cpp.llama_token_data(i, logit, 0.0) for i, logit in enumerate(logits))

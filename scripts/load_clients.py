@@ -1,4 +1,4 @@
-"""Clients for scripts/load_server.py: they ask for what people ask for, leave in the middle, dawdle, and send nonsense.
+"""Clients for scripts/load_server.py: they send ordinary requests, leave in the middle, dawdle, and send nonsense.
 
 Every request ends as "answered" (complete), "refused" (with the right status, in the API's format), "busy" (429 with the time to wait),
 "left" (by the client) or, if it is none of these, "wrong". They use plain sockets, since HTTP clients hide what a server does to a
@@ -192,7 +192,8 @@ def check_choices(body: dict[str, Any], answer: Response) -> str:
         usage = found[-1]["usage"]
     else:
         whole = answer.json()
-        ends, usage = {c["index"]: c["finish_reason"] for c in whole["choices"]}, whole["usage"]
+        ends = {c["index"]: c["finish_reason"] for c in whole["choices"]}
+        usage = whole["usage"]
         texts = [(c["message"]["content"] or "") if chat else c["text"] for c in whole["choices"]]
     check(
         sorted(ends) == list(range(n)) and set(ends.values()) <= {"stop", "length", "tool_calls"},
@@ -217,7 +218,9 @@ class Client:
     """One of many clients; it does one thing after another."""
 
     def __init__(self, port: int, number: int, tally: Tally, seed: int) -> None:
-        self.port, self.number, self.tally = port, number, tally
+        self.port = port
+        self.number = number
+        self.tally = tally
         self.random = random.Random(f"{seed}/{number}")
         self.kind, self.end = "", 0.0
 
@@ -298,7 +301,8 @@ def sampling(client: Client) -> dict[str, Any]:
 
 async def chat(client: Client) -> None:
     """Several turns on one connection."""
-    r, messages = client.random, [{"role": "system", "content": client.words(20)}]
+    r = client.random
+    messages = [{"role": "system", "content": client.words(20)}]
     async with Connection(client.port) as connection:
         for _ in range(r.randint(1, 3)):
             messages.append({"role": "user", "content": client.words(60)})

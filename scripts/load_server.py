@@ -27,8 +27,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-POLL, BLOCKED, STUCK = 0.02, 0.020, 5.0
-"""Seconds between requests for /health, seconds that a callback may take, and seconds after which all threads' stacks are written."""
+POLL = 0.02
+"""Seconds between requests for /health."""
+BLOCKED = 0.020
+"""Seconds that a callback may take."""
+STUCK = 5.0
+"""Seconds after which the stacks of all threads are written."""
 SAMPLED = 8
 """The CPU time of one in this many callbacks is measured."""
 POLLED = ("/health", "/metrics", "/slots")
@@ -113,15 +117,16 @@ def watched(report: str, args: list[str]) -> None:
     """Run qwencli, and write to `report` what its event loop did: how long callbacks took, and the CPU time of some."""
     calls: list[tuple[float, float, str]] = []
     pauses: list[float] = []
-    armed, stacks = [0.0], Path(f"{report}.stuck").open("w")  # noqa: SIM115 - open as long as the process runs
-    count, run_handle, began = [0], asyncio.events.Handle._run, [0.0]  # type: ignore[attr-defined]
+    armed = [0.0]
+    stacks = Path(f"{report}.stuck").open("w")  # noqa: SIM115 - open as long as the process runs
+    count = [0]
+    run_handle = asyncio.events.Handle._run  # type: ignore[attr-defined]
+    began = [0.0]
 
     def run(self: Any) -> None:
         count[0] += 1
-        start, cpu = (
-            time.perf_counter(),
-            0.0 if count[0] % SAMPLED else time.thread_time(),
-        )  # reading the CPU time is slow
+        start = time.perf_counter()
+        cpu = 0.0 if count[0] % SAMPLED else time.thread_time()  # reading the CPU time is slow
         if start > armed[0] + 0.5:
             armed[0] = start
             faulthandler.dump_traceback_later(STUCK, file=stacks)
@@ -138,7 +143,8 @@ def watched(report: str, args: list[str]) -> None:
 
     def write() -> None:
         largest = sorted(calls, key=lambda call: -call[1])
-        walls, cpus = sorted(call[0] for call in calls), sorted(call[1] for call in calls)
+        walls = sorted(call[0] for call in calls)
+        cpus = sorted(call[1] for call in calls)
         figures = {
             "n": count[0],
             "wall": walls,
@@ -170,7 +176,7 @@ def watched(report: str, args: list[str]) -> None:
 
 
 def named(handle: Any) -> str:
-    """What a callback ran; for a task its coroutines, from the outermost to the one that it waits in now."""
+    """Say what a callback ran; for a task its coroutines, from the outermost to the one in which it is waiting."""
     owner = getattr(handle._callback, "__self__", None)
     if not isinstance(owner, asyncio.Task):
         return str(getattr(handle._callback, "__qualname__", handle._callback))
@@ -223,7 +229,7 @@ def sample(server: Server, stop: threading.Event, samples: list[tuple[float, flo
 
 
 def unlogged(log: str, seen: dict[str, int | None]) -> tuple[list[str], int]:
-    """Requests that don't have exactly one line in the log with the status that the client saw; and the number of tracebacks."""
+    """Return requests without exactly one line in the log that has the status the client saw; and the number of tracebacks."""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     statuses: dict[str, list[int]] = {}
     for line in lines:
@@ -248,7 +254,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=20, help="the server's: how long clients may dawdle")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=20,
+        help="the server's --timeout: how many seconds clients may dawdle",
+    )
     parser.add_argument("--keep", type=Path, help="folder for the server's log and report")
     options, more = parser.parse_known_args()
     folder = options.keep or Path(tempfile.mkdtemp())
@@ -256,12 +267,10 @@ def main() -> int:
     server = Server(folder, ["-m", options.model, "--timeout", str(options.timeout), *more])
     import load_clients
 
-    tally, samples, stop, began = (
-        load_clients.Tally(),
-        list[tuple[float, float]](),
-        threading.Event(),
-        time.monotonic(),
-    )
+    tally = load_clients.Tally()
+    samples: list[tuple[float, float]] = []
+    stop = threading.Event()
+    began = time.monotonic()
     poller = subprocess.Popen(
         [sys.executable, __file__, "--poll", str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -306,9 +315,10 @@ def main() -> int:
     )
     print(f"answers     {shown(tally.seconds)}")
     print(f"/health     {shown(health)}")
-    print(f"sleeps late {shown(late)}: what the machine did to a process that only sleeps")
+    print(f"sleeps late {shown(late)}: in a process that only sleeps, for comparison")
     for name in "wall", "cpu":
-        n, longest = sum(took > BLOCKED for took in report[name]), max([0, *report[name]])
+        n = sum(took > BLOCKED for took in report[name])
+        longest = max([0, *report[name]])
         print(
             f"loop, {name:<5} {n} of {report['n']} callbacks above {1e3 * BLOCKED:.0f} ms, longest {1e3 * longest:.1f} ms"
         )

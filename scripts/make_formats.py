@@ -95,7 +95,7 @@ INPUTS = {
 
 
 def importance_matrix() -> dict[str, F32]:
-    """The mean squares of what each column of the layers' matrices is multiplied with, float32 [n_in], by the tensor's name.
+    """Return, by tensor name, the mean squares of the activations for each column of the layers' matrices, float32 [n_in].
 
     Only six of 24 bits are kept, so that the order of sums, which differs from machine to machine, seldom changes a file.
     """
@@ -235,7 +235,8 @@ def ggml_blocks(values: F32, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint
     """Rows quantized by `ggml_quantize_chunk`: uint8 [n_rows, bytes per row]."""
     n_rows, n_cols = values.shape
     block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
-    rows, values = np.empty((n_rows, n_cols // block * n_bytes), np.uint8), np.ascontiguousarray(values)
+    rows = np.empty((n_rows, n_cols // block * n_bytes), np.uint8)
+    values = np.ascontiguousarray(values)
     chunk = ggml_library().ggml_quantize_chunk
     chunk.restype = ctypes.c_size_t
     chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]

@@ -34,11 +34,12 @@ from qwencli.kernels.formats import FORMATS
 from qwencli.system.host import Host
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURED, DOCUMENT = ROOT / "docs" / "formats.json", ROOT / "docs" / "formats.md"
+MEASURED = ROOT / "docs" / "formats.json"
+DOCUMENT = ROOT / "docs" / "formats.md"
 FIGURES = json.loads(NOTES.read_text())
 TESTS = "pp512", "tg64"
 MIX_OF = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2_S": "IQ2_M"}
-"""The mix of llama-quantize that is most common for a type, where it doesn't have the type's name."""
+"""The most common mix of llama-quantize for a type, if it isn't named like the type."""
 ORDER = (
     "F32",
     "F16",
@@ -82,14 +83,14 @@ in llama.cpp: to blocks of 256 (Q8_K) or of 32 (Q8_0); for float weights they st
 
 How each type is verified: its weights are, bit for bit, those that the `gguf` package computes from the blocks, or, for types that the
 package can't read, those of GGML's own library. On every instruction set, products are compared with the products of these weights and the
-quantized activations, one token and many give the same bits, and the tensors are placed next to protected pages. And whole files reach
-llama.cpp's perplexity.
+quantized activations, one token and many give the same bits, and the tensors are placed next to protected pages. Whole files also
+reach llama.cpp's perplexity.
 
 ## Perplexity
 
-Of the demo model with all matrices of its layers in the type, with `-c {N_CTX}`: ours / llama.cpp's, and the difference. The model was not
-trained for one or two bits, and some of these types leave little of it; what matters here is that both engines agree. Blocks are
-llama.cpp's, with an importance matrix, except for NVFP4, to which it cannot quantize: those are from GGML's quantizer.
+The perplexity of the demo model with `-c {N_CTX}`, when all matrices of its layers have the type: ours / llama.cpp's, and the difference.
+The model was not trained for one or two bits, and some of these types leave little of it; what matters here is that both engines agree.
+Blocks are llama.cpp's, with an importance matrix, except for NVFP4, to which it cannot quantize: those are from GGML's quantizer.
 
 | type | weights per block | bytes | bits per weight | weights from | activations | {" | | ".join(TEXTS)} | |
 |---|---:|---:|---:|---|---|---:|---:|---:|---:|
@@ -183,7 +184,7 @@ def type_row(kind: str, ours: dict[str, float]) -> str:
 
 
 def pairs(ours: dict[str, float], theirs: dict[str, Any]) -> Iterator[str]:
-    """For each text, both figures, and by how much ours is larger."""
+    """Return, for each text, both figures and by how much ours is larger."""
     for text in TEXTS:
         mine, other = ours.get(text), theirs.get(text)
         yield f"{mine:.4f} / {other:.4f}" if mine and other else ""

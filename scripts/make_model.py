@@ -56,7 +56,8 @@ def random_tensor(t: TensorPlan, seed: int, repeating: bool = False) -> Iterator
         values = rng.uniform(-t.spread, t.spread, t.shape) + t.mean
         yield values.astype("<f4").reshape(-1).view(np.uint8)
         return
-    n_rows, row_blocks = int(np.prod(t.shape[:-1])), t.shape[-1] // t.kind.block_size
+    n_rows = int(np.prod(t.shape[:-1]))
+    row_blocks = t.shape[-1] // t.kind.block_size
     step = max(1, PIECE_BYTES // (row_blocks * t.kind.block_bytes) // CYCLE) * CYCLE
     for row in range(0, n_rows, step):
         n = min(step, n_rows - row)

@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[dict[str, Any], list[int]]] = {
         [0, 1, 63, 255, 256, 300],
     ),
 }
-"""By name, the config, and the positions whose hidden states are kept; the prompt ends at the last of them."""
+"""By name: the config, and the positions whose hidden states are kept. The prompt ends at the last of these."""
 
 
 def run_transformers(
@@ -361,9 +361,9 @@ GREEDY = [
 
 
 def make_completions(model: str) -> None:
-    """The likeliest tokens after some prompts, with the logprobs of the likeliest three; and the embeddings of texts, of length 1.
+    """Write the likeliest tokens after some prompts, with the logprobs of the likeliest three; and the embeddings of texts, of length 1.
 
-    A continuation ends where two tokens are so nearly equally likely that rounding may decide.
+    A continuation ends before a token that is so nearly as likely as another that rounding may decide between them.
     """
     from llama_cpp import LLAMA_POOLING_TYPE_LAST, Llama
 

@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 
 Rule = Callable[[Place], "str | None"]
-"""Gives a type other than the mix's usual one, or None."""
+"""Returns a type that replaces the mix's usual one, or None."""
 
 
 class Mix(NamedTuple):
@@ -172,7 +172,7 @@ FALLBACKS = {
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
 }
-"""What llama-quantize falls back to if a row isn't a multiple of the block."""
+"""The type that llama-quantize falls back to if a row isn't a whole number of blocks."""
 
 
 EIGHT_Q5 = {
@@ -220,7 +220,7 @@ def type_of_embedding(mix: str, n_in: int) -> GGMLType:
 
 
 def fitting_type(name: str, n_in: int) -> GGMLType:
-    """The type itself or, if rows of `n_in` weights can't be divided into its blocks, what llama-quantize falls back to."""
+    """Return the type itself, or the type that llama-quantize falls back to if rows of `n_in` weights can't be divided into its blocks."""
     for kind in (TYPES[name], TYPES[FALLBACKS.get(name, "F16")]):
         if n_in % kind.block_size == 0:
             return kind

@@ -23,7 +23,7 @@ SAME_WIDTH = BIASED | {"qwen"}
 RECURRENT = {"qwen3next", "qwen35", "qwen35moe"}
 """Architectures with gated delta nets in most layers."""
 DEEPSTACK = {"qwen3vl": 3, "qwen3vlmoe": 3}
-"""How many layers take in features of images."""
+"""The number of layers that take in features of images."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,8 @@ TINIES = [
     ),  # llama.cpp uses 0, whatever the file says
     replace(TINY_MOE, arch="qwen2moe", head_dim=64, n_head_kv=4, n_expert_used=3, n_ff_shexp=512),
     replace(TINY_MOE, n_layer=3),
-    # llama.cpp doesn't rotate what the sections leave over, here frequencies 61 and 62; with this base the difference can't be seen
+    # llama.cpp doesn't rotate dimensions that the sections leave over, here frequencies 61 and 62; with this base the difference can't be
+    # seen
     replace(TINY, arch="qwen3vl", rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
     replace(TINY_MOE, arch="qwen3vlmoe", rope_theta=5e6, rope_sections=(24, 20, 20, 0)),
     replace(TINY_SPARSE_DELTA, arch="qwen3next", n_ff=512, rope_sections=(), n_expert_used=2, n_ff_shexp=256),

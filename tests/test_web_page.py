@@ -190,7 +190,7 @@ def test_answers_and_questions_branch(page: Any, fake: FakeServer) -> None:
     until(page, "document.querySelector('.answer > .answer-text')?.textContent === 'second'")
     page.wait_for_selector("#send:not([hidden])")
     shows(page, ".answer .switcher", "2/2")
-    page.click(".answer [aria-label='The one before']")
+    page.click(".answer [aria-label='Previous version']")
     answers(page, "first")
     page.click(".question [aria-label=Edit]")
     page.fill(".question textarea", "Two?")
@@ -201,7 +201,7 @@ def test_answers_and_questions_branch(page: Any, fake: FakeServer) -> None:
     page.reload()
     shows(page, ".question-text", "Two?")
     answers(page, "other")
-    page.click(".question [aria-label='The one before']")
+    page.click(".question [aria-label='Previous version']")
     shows(page, ".question-text", "One?")
     answers(page, "second")  # its latest branch
 
@@ -221,7 +221,7 @@ def test_an_edit_can_be_dropped(page: Any, fake: FakeServer) -> None:
 def test_errors_are_shown_in_place_and_tried_again(page: Any, fake: FakeServer) -> None:
     fake.answers["Hi?"] = Answer(status=429, error="the queue is full", headers={"Retry-After": "7"})
     ask(page, "Hi?")
-    shows(page, ".answer .error p", "The queue is full. In 7 s it may work.")
+    shows(page, ".answer .error p", "The queue is full. Try again in 7 s.")
     fake.answers["Hi?"] = Answer(["Hello."])
     page.click(".answer .error button")
     until(page, "document.querySelector('.answer > .answer-text')?.textContent === 'Hello.'")
@@ -360,8 +360,8 @@ ODDER = [
     ("text", "told"),
     [
         ("{", "The file is not JSON."),
-        ("[]", "The file holds no conversations of this page."),
-        ("null", "The file holds no conversations of this page."),
+        ("[]", "The file has no exported conversations."),
+        ("null", "The file has no exported conversations."),
         (json.dumps({"format": "qwencli-conversations", "conversations": ODDER}), "1 imported."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Floats where there are instructions for FMA and half floats: AVX2 with F16C, and all of ARMv8-A. LLVM finds them by itself."""
+"""FMA and half floats on CPUs with instructions for them: AVX2 with F16C, and all of ARMv8-A. LLVM selects these by itself."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from .protocol import Backend
 
 
 def choose_backend(name: str, model: Model, report: Callable[[str], None] | None) -> str:
-    """The name itself, or for "auto" the backend to use: "cpu" if it has kernels for all that the model needs, else "numpy".
+    """Return the name itself, or for "auto" the backend to use: "cpu" if it has kernels for all that the model needs, else "numpy".
 
-    `report` is told when "auto" means the slow one.
+    `report` is called if "auto" has to choose the slow one.
     """
     if name != "auto":
         return name
@@ -32,7 +32,7 @@ def make_backend(
     progress: Callable[[int, int], None] | None = None,
     cache_types: CacheTypes = DEFAULT_TYPES,
 ) -> Backend:
-    """The backend of that name, as `choose_backend` understands it. Only its own modules are imported.
+    """Return the backend with this name, or for "auto" the one that `choose_backend` picks. Only its own modules are imported.
 
     Raises InputError for cache types or an instruction set that can't be used, ModelError for a model that the backend can't run.
     """

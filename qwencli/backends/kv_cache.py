@@ -1,6 +1,6 @@
-"""The KV cache's bookkeeping: which page holds which positions of which sequence, and which states a recurrent model has of it.
+"""The KV cache's bookkeeping: which pages hold a sequence's positions, and which states a recurrent model has kept for it.
 
-What a page or a state looks like in memory is up to each backend.
+Each backend decides what a page or a state looks like in memory.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from ..kernels import layout
 from ..units import size
 
 PAGE: int = layout.PAGE
-"""Positions a page."""
+"""Positions in a page."""
 TYPES = {kind.name.lower(): kind for kind in GGML_TYPES.values() if kind.name.lower() in layout.KV_TYPES}
-"""What keys and values can be kept as, by llama.cpp's names."""
+"""The types that keys and values can have, by llama.cpp's names."""
 
 
 class CacheTypes(NamedTuple):
-    """The types that keys and values are kept in: names of TYPES, None for the backend's own choice."""
+    """The types of keys and values: names in TYPES, or None for the backend's default."""
 
     k: str | None = None
     v: str | None = None
 
     def chosen(self, default: str, head_dim: int) -> CacheTypes:
-        """Both types. Raises InputError for an unknown type, or one whose blocks don't divide a head of `head_dim` values."""
+        """Return both types, `default` in place of None. Raises InputError for an unknown type, or if a head of `head_dim` values isn't a
+        whole number of its blocks."""
         for name in self:
             if name is not None and name not in TYPES:
                 raise InputError(
@@ -43,25 +44,25 @@ class CacheTypes(NamedTuple):
         return CacheTypes(self.k or default, self.v or default)
 
     def n_bytes(self, n_values: int) -> int:
-        """The bytes that `n_values` numbers of keys and as many of values take. Both types have to be chosen."""
+        """Return the bytes that `n_values` numbers of keys and `n_values` numbers of values take. Both types have to be chosen."""
         return sum(TYPES[name].n_bytes(n_values) for name in self if name is not None)
 
 
 DEFAULT_TYPES = CacheTypes()
 HALVES = CacheTypes("f16", "f16")
-"""The CPU backend's own choice."""
+"""The CPU backend's default."""
 
 
 MOST_BORDERS = 4
-"""Page borders at which a sequence keeps a state, in addition to its last two states."""
+"""The most borders at which a sequence keeps a state, in addition to its last two states."""
 
 
 @dataclass(eq=False)
 class KVSequence:
     """A sequence's place in the cache: position p is in page `pages[p // PAGE]`, and `length` positions are filled.
 
-    Where the model is recurrent, `states` maps numbers of positions to the state after that many: the sequence can continue only from
-    one of these. The states at `borders`, multiples of PAGE, are kept for sequences that will begin alike.
+    For a recurrent model, `states` maps a number of positions to the state after them: the sequence can continue only from one of these.
+    The states at `borders`, multiples of PAGE, are kept for later sequences with the same beginning.
     """
 
     pages: list[int] = field(default_factory=list)
@@ -71,16 +72,16 @@ class KVSequence:
 
 
 class Pool:
-    """Numbers from 0 up that are taken, shared and given back. The lowest free one is taken first: it has memory already."""
+    """Numbers from 0 up that are taken, shared and given back. The lowest free number is taken first: it already has memory."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
         self._users: Counter[int] = Counter()
         self.n_used = 0
-        """How many numbers were ever taken: backends hold memory for that many."""
+        """The number of numbers that were ever in use: backends hold memory for all of them."""
 
     def take(self) -> int:
-        """The lowest free number, which has one user now."""
+        """Take the lowest free number, for one user."""
         if not self._free:
             self._free.append(self.n_used)
             self.n_used += 1
@@ -93,11 +94,11 @@ class Pool:
         return self.n_used - len(self._free)
 
     def share(self, numbers: Iterable[int]) -> None:
-        """Give each of the numbers one more user."""
+        """Add a user to each of the numbers."""
         self._users.update(numbers)
 
     def give(self, number: int) -> None:
-        """Take a user away; a number without any is free."""
+        """Remove a user of a number. Without users it is free."""
         self._users[number] -= 1
         if not self._users[number]:
             heapq.heappush(self._free, number)
@@ -106,13 +107,13 @@ class Pool:
 class KVCache:
     """The owner of all pages and states: it alone hands them out and takes them back.
 
-    A page is taken when a position in it is needed, so a long context costs nothing until it is filled. In a step, `reserve` takes what a
-    sequence needs and `commit` makes it count; whoever gives up a sequence calls `release`.
+    A page is taken when a position in it is needed, so a long context costs nothing until it is filled. Before a step `reserve` takes what
+    a sequence needs, and after it `commit` marks the positions as filled. Code that gives up a sequence calls `release`.
 
-    Whole pages can belong to several sequences that begin alike; a page is free when the last of them lets go of it. The same holds for the
-    states of a `recurrent` model: no state is changed once a step has written it, each step writes new ones.
+    Several sequences with the same beginning can share whole pages; a page is free when the last of them has let go of it. The same holds
+    for the states of a `recurrent` model: a state never changes once a step has written it; each step writes new states.
 
-    `make_page` and `make_state` are called with each number that is handed out, to make memory for it, and raise QwenError if they can't.
+    `make_page` and `make_state` are called with each number that is handed out, to make memory for it. They raise QwenError if they can't.
     """
 
     def __init__(
@@ -131,26 +132,26 @@ class KVCache:
         self._state_bytes = 0
 
     def bound(self, most_bytes: int, page_bytes: int, state_bytes: int) -> None:
-        """Hand out at most `most_bytes`, of which each page and each state takes as many as given."""
+        """Limit what is handed out to `most_bytes`. A page counts as `page_bytes`, a state as `state_bytes`."""
         self._most_bytes = most_bytes
         self._page_bytes = page_bytes
         self._state_bytes = state_bytes
 
     @property
     def n_pages(self) -> int:
-        """Pages ever used."""
+        """The number of pages that were ever in use."""
         return self._pages.n_used
 
     @property
     def n_states(self) -> int:
-        """States ever used."""
+        """The number of states that were ever in use."""
         return self._states.n_used
 
     def reserve(self, seq: KVSequence, n_tokens: int) -> None:
-        """Give `seq` what `n_tokens` more positions need: pages, and states for the end and for the last page border before it.
+        """Give `seq` what `n_tokens` more positions need: pages, and states for the end and for the last border before it.
 
-        The positions count as filled only after `commit`. Where there is too little memory, raises QwenError (NoMemory for what `bound`
-        allows), and lets go of all that was reserved for the sequence.
+        The positions count as filled only after `commit`. If there is too little memory, everything reserved for the sequence is given
+        back, and QwenError is raised (NoMemory if the limit of `bound` is reached).
         """
         end = seq.length + n_tokens
         wanted = self._wanted_states(seq.length, end)
@@ -176,7 +177,7 @@ class KVCache:
         )
 
     def _wanted_states(self, length: int, end: int) -> set[int]:
-        """The numbers of positions after which a step from `length` to `end` writes a state."""
+        """Return the numbers of positions after which a step from `length` to `end` writes a state."""
         if not self.recurrent:
             return set()
         border = end // PAGE * PAGE
@@ -193,9 +194,9 @@ class KVCache:
             )
 
     def commit(self, seq: KVSequence, n_tokens: int) -> None:
-        """The step that wrote `n_tokens` positions is done. A step that fails before this leaves the sequence as it was.
+        """Mark `n_tokens` positions as filled, after the step that wrote them. If the step fails before, the sequence is unchanged.
 
-        Of the states these are kept: the last one, the one before the step, for a caller that goes back by this step, and some at borders.
+        These states are kept: the last one, the one before the step, so that the caller can undo this step, and some at borders.
         """
         before = seq.length
         seq.length += n_tokens
@@ -211,9 +212,9 @@ class KVCache:
         self._drop_states(seq, lambda position: position not in (before, seq.length, *seq.borders))
 
     def fill(self, seq: KVSequence, n_tokens: int, states: Collection[int]) -> None:
-        """Give a new sequence `n_tokens` positions, whose pages and states the caller is to write.
+        """Give a new sequence `n_tokens` positions, whose pages and states the caller then writes.
 
-        It has states after the numbers of positions in `states`, in ascending order, as if steps had ended there. Raises QwenError.
+        It gets a state after each number of positions in `states`, which are ascending, as if steps had ended there. Raises QwenError.
         """
         for end in states or [n_tokens]:
             n_more = end - seq.length
@@ -223,21 +224,21 @@ class KVCache:
         self._drop_states(seq, lambda position: position not in states)
 
     def rewind(self, seq: KVSequence, length: int) -> None:
-        """Forget positions from `length` on; where the model is recurrent, from the last state up to there."""
+        """Forget the positions from `length` on; for a recurrent model those after the last state at or before `length`."""
         seq.length = self.reach(seq, min(length, seq.length))
         seq.borders = [position for position in seq.borders if position <= seq.length]
         self._drop_states(seq, lambda position: position > seq.length)
 
     def reach(self, seq: KVSequence, length: int) -> int:
-        """How many of the first `length` positions another sequence could continue from."""
+        """Return the largest number of positions, at most `length`, after which another sequence can continue."""
         if not self.recurrent:
             return length
         return max((position for position in seq.states if position <= length), default=0)
 
     def share(self, source: KVSequence, n_tokens: int) -> KVSequence:
-        """A new sequence that begins with the first `n_tokens` positions of `source`, rounded down to whole pages, without a copy.
+        """Return a new sequence that shares the first `n_tokens` positions of `source`, rounded down to whole pages. Nothing is copied.
 
-        It has the source's states up to `n_tokens`: one of them may lie beyond the new sequence's own positions.
+        It has the source's states up to `n_tokens`; one of them may be after the new sequence's own positions.
         """
         n_pages = min(n_tokens, source.length) // PAGE
         seq = KVSequence(
@@ -251,16 +252,15 @@ class KVCache:
         return seq
 
     def trim(self, seq: KVSequence) -> None:
-        """Let go of pages and states that were reserved and not filled."""
+        """Give back pages and states that are reserved but not filled."""
         while len(seq.pages) > n_pages_for(seq.length):
-            page = (
-                seq.pages.pop()
-            )  # before it is given back: Ctrl-C in between may lose a page, but never free one twice
+            # before it is given back: Ctrl-C in between may lose a page, but never free one twice
+            page = seq.pages.pop()
             self._pages.give(page)
         self._drop_states(seq, lambda position: position > seq.length)
 
     def release(self, seq: KVSequence) -> None:
-        """Let go of everything."""
+        """Give back all pages and states of a sequence."""
         seq.length = 0
         seq.borders.clear()
         self.trim(seq)
@@ -272,7 +272,7 @@ class KVCache:
 
 
 def thin(positions: list[int], most: int) -> None:
-    """Drop positions, in ascending order, until `most` are left: each time the one whose neighbours are closest to each other.
+    """Drop ascending positions until `most` are left: each time the one whose two neighbours are closest to each other.
 
     The last one stays.
     """
@@ -282,5 +282,5 @@ def thin(positions: list[int], most: int) -> None:
 
 
 def n_pages_for(n_tokens: int) -> int:
-    """How many pages that many positions need."""
+    """Return the number of pages that `n_tokens` positions need."""
     return -(-n_tokens // PAGE)

@@ -1,4 +1,4 @@
-"""Which function of a backend implements which op of the graph, registered where it is defined."""
+"""A backend's functions by the op that they implement. Each is registered where it is defined."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Registry(Generic[F]):
         self._functions: dict[type[Op], F] = {}
 
     def __call__(self, op: type[Op]) -> Callable[[F], F]:
-        """Register a function for `op`. Raises ValueError where it has one."""
+        """Register a function for `op`. Raises ValueError if it has one already."""
         if op in self._functions:
             raise ValueError(f"the {self._backend} backend implements {op.__name__} twice")
 
@@ -42,11 +42,11 @@ class Registry(Generic[F]):
         return op in self._functions
 
     def __getitem__(self, op: type[Op]) -> F:
-        """The op's function. Raises KeyError for an op that has none: `check` looks for that before a model runs."""
+        """Return the function of an op. Raises KeyError if it has none; `check` looks for that before a model runs."""
         return self._functions[op]
 
     def check(self, model: Model) -> None:
-        """Raises ModelError if the model's graph has an op that nothing is registered for. Inputs and weights need nothing."""
+        """Raise ModelError if the model's graph has an op without a function. Inputs and weights need none."""
         for node in model.graph.nodes.values():
             if type(node.op) not in self._functions and not isinstance(node.op, (Input, Weight)):
                 raise ModelError(

@@ -1,4 +1,4 @@
-"""The engine: sequences of token ids in, tokens out, step by step. It knows nothing of text."""
+"""The engine: sequences of token ids in, tokens out, step by step. It knows nothing about text."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .prefix_cache import PrefixCache
 class Sequence:
     """A prompt, how to continue it, and all of its state.
 
-    `tokens` is the prompt followed by what was generated. `max_tokens` None means as many as the context holds. A token of `end_ids`
-    ends the answer and is not part of it. `stop_reason` is None while the sequence runs, then eos, stop, length, context, cancelled, or
-    error, with the error in `error`.
+    `tokens` is the prompt followed by the generated tokens. With `max_tokens` None only the context limits the answer. A token in `end_ids`
+    ends the answer and is not part of it. `stop_reason` is None while the sequence runs, then eos, stop, length, context, cancelled or
+    error; `error` then has the error.
     """
 
     tokens: list[int]
@@ -36,15 +36,16 @@ class Sequence:
     n_prompt_done: int = 0
     """Prompt tokens whose keys and values are in the cache."""
     n_cached: int = 0
-    """Those of them that were there from the start, from a sequence that began alike."""
+    """Prompt tokens that were in the cache from the start, from a sequence with the same beginning."""
     border: int = 0
-    """The last page border before other sequences differ. A recurrent model's step ends there and leaves a state: more may begin alike."""
+    """The last border before other sequences differ. A step of a recurrent model ends there to leave a state for more sequences that begin
+    alike."""
     breakers: Breakers = field(default_factory=dict)
-    """Tokens that the DRY sampler's repetitions don't reach across."""
+    """Tokens across which repetitions that the DRY sampler finds don't reach."""
     constraint: Constraint | None = None
-    """What the answer has to follow. When it is complete, the answer ends as with a token of `end_ids`."""
+    """What the answer has to follow. When that is complete, the answer ends as with a token in `end_ids`."""
     reports: dict[int, TokenReport] = field(default_factory=dict)
-    """What the sampler chose from, by place in the answer, if `sampling` asks for it."""
+    """The tokens that the sampler chose from, by position in the answer, if `sampling` asks for them."""
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
@@ -59,7 +60,7 @@ class Sequence:
 class Engine:
     """Runs sequences on a backend.
 
-    `n_ctx` bounds each sequence, `n_batch` the tokens of one step; finished sequences of up to `n_kept` positions stay in the cache.
+    `n_ctx` limits each sequence, `n_batch` the tokens of one step. Finished sequences of up to `n_kept` positions in all stay in the cache.
     """
 
     def __init__(self, backend: Backend, n_ctx: int, n_batch: int = 512, n_kept: int = 0) -> None:
@@ -70,12 +71,12 @@ class Engine:
         self.prefixes = PrefixCache(backend, n_kept)
 
     def submit(self, seq: Sequence) -> None:
-        """Accept a sequence. What it has in common with the beginning of one that runs or is kept is not computed again.
+        """Accept a sequence. Tokens that it has in common with the beginning of a running or kept sequence aren't computed again.
 
         Raises what `check` does.
         """
         self.check(seq)
-        # without the last token, whose step may have to be done again
+        # without the last token: its step may have to be repeated
         running = ((s.tokens[:-1], s.kv) for s in self.running)
         seq.kv, n_common = self.prefixes.take(seq.tokens, running)
         seq.n_cached = seq.n_prompt_done = seq.kv.length
@@ -83,7 +84,7 @@ class Engine:
         self.running.append(seq)
 
     def check(self, seq: Sequence) -> None:
-        """Check that a sequence can be submitted; nothing is changed.
+        """Check that a sequence can be submitted. Changes nothing.
 
         Raises InputError for an empty prompt, ids outside the vocabulary, or a sequence that was submitted before; ContextFull for a
         prompt longer than the context.
@@ -100,7 +101,7 @@ class Engine:
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
 
     def extend(self, seq: Sequence, tokens: list[int]) -> None:
-        """Continue a running sequence's answer with these tokens, as far as its limits allow. Raises InputError for unknown ids."""
+        """Append tokens to a running sequence's answer, as far as its limits allow. Raises InputError for ids outside the vocabulary."""
         self._check_tokens(tokens)
         for token in tokens:
             if seq in self.running:
@@ -112,15 +113,15 @@ class Engine:
             raise InputError(f"{where} has a token outside the vocabulary of {n_vocab}")
 
     def cancel(self, seq: Sequence, reason: str = "cancelled") -> None:
-        """End a sequence now and let go of its pages."""
+        """End a sequence now. Its pages stay in the cache as long as there is room."""
         if seq in self.running:
             self._finish(seq, reason)
 
     def step(self, n_batch: int | None = None) -> list[tuple[Sequence, int]]:
-        """Advance the running sequences once: some of a prompt, or one token each, in all at most `n_batch` (default: the engine's).
+        """Advance the running sequences by a part of a prompt or one token each; in all at most `n_batch` tokens (default: the engine's).
 
-        Returns the tokens that this produced. A sequence that fails by itself ends, with its error. Raises QwenError where the whole step
-        fails; then no sequence has changed, and the step can be done again.
+        Returns the tokens that were generated. A sequence that fails by itself ends with its error. Raises QwenError if the whole step
+        fails; then no sequence has changed, and the step can be repeated.
         """
         segments = self._schedule(n_batch or self.n_batch)
         if not segments:
@@ -149,16 +150,16 @@ class Engine:
         return produced
 
     def _schedule(self, room: int) -> list[tuple[Sequence, Segment]]:
-        """What the next step runs, with memory reserved: a token of each sequence that generates, then prompts, as far as there is room.
+        """Choose what the next step runs, and reserve memory: a token of each generating sequence, then prompts as far as there is room.
 
-        Among either, those that waited longest come first.
+        In both groups the sequences that have waited longest come first.
         """
         segments, waiting = [], []
         for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
             if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
                 self._finish(seq, "length" if seq.max_tokens == 0 else "context")
                 continue
-            # where Ctrl-C came after the last step was committed, and before its token was taken, the step is done again
+            # if Ctrl-C came after the last step was committed and before its token was appended, the step is repeated
             self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)
             end = seq.kv.length + room
             if self.backend.cache.recurrent and seq.kv.length < seq.border:
@@ -179,7 +180,7 @@ class Engine:
         return segments
 
     def _accept(self, seq: Sequence, found: int | F32, segment: Segment) -> int | None:
-        """Append a token, which was sampled or is now, from logits. Returns it, or None where it ends the answer instead."""
+        """Append a token. `found` is the token, or logits to sample it from. Returns the token, or None if it ends the answer."""
         try:
             place = len(seq.tokens) - seq.n_prompt
             token = found if isinstance(found, int) else seq.sampler.choose(found, seq.tokens, place)
@@ -217,7 +218,7 @@ class Engine:
             self._finish(seq, "context")
 
     def hidden(self, kv: KVSequence, tokens: SequenceOf[int] | I32, n_outputs: int) -> F32:
-        """Run tokens that continue a sequence of the caller's own, which it gives back by `release`.
+        """Run tokens that continue a sequence that the caller owns, and gives back with `release`.
 
         Returns the last norm's output for the last `n_outputs` of them, float32 [n_outputs, n_embd]. Raises QwenError.
         """
@@ -225,11 +226,11 @@ class Engine:
         return self.backend.hidden(Batch([Segment(kv, tokens, n_outputs)]))
 
     def release(self, kv: KVSequence) -> None:
-        """Let go of the pages of a sequence of the caller's own."""
+        """Give back the pages of a sequence that the caller owns."""
         self.backend.cache.release(kv)
 
     def _reserve(self, kv: KVSequence, n_tokens: int) -> None:
-        """Take memory for more positions; kept sequences make room. Raises QwenError where that is not enough."""
+        """Reserve memory for more positions, dropping kept sequences if there is none. Raises QwenError if that isn't enough."""
         while True:
             try:
                 return self.backend.cache.reserve(kv, n_tokens)
@@ -250,6 +251,6 @@ class Engine:
             self.prefixes.keep(seq.tokens, seq.kv)
 
     def _first_bad_layer(self, segment: Segment) -> str | None:
-        """The first layer whose output is not finite in a step that is done, found by doing it again."""
+        """Return the first layer whose output wasn't finite in the last step, found by repeating the step."""
         self.backend.cache.rewind(segment.seq, segment.seq.length - len(segment.tokens))
         return first_bad_layer(self.backend, Batch([segment]))

@@ -1,4 +1,4 @@
-"""How much memory a model takes to run, and how long a context fits into what is free."""
+"""Estimate how much memory a model takes, and how long a context fits into the free memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from ..system.host import Host
 from ..units import size
 
 PROCESS_BYTES = 96 * 2**20
-"""What a process takes in addition to the model, its libraries included: 80 MB were measured with a vocabulary of 512 tokens, 110 with
-Qwen's 151,936; 10 of them are taken already when this is asked."""
+"""What a process takes in addition to the model, including libraries. Measured: 80 MB with a vocabulary of 512 tokens, 110 MB with Qwen's
+151,936; 10 MB of that is taken already when this is used."""
 COPIES = 4
-"""How often the float32 numbers between a step's operations are counted: they are in memory in quantized form too, not all of that memory
-can be reused, and the programs for fewer tokens, 256, 128 and so on, together take as much again."""
+"""By how much the float32 values between a step's operations are multiplied: they are in memory in quantized form too, not all of that
+memory can be reused, and the programs for fewer tokens (256, 128 and so on) together take the same again."""
 UNPACKED_BYTES = 4 * 2**30
-"""The NumPy backend keeps at most that many bytes of unpacked weights."""
+"""The most bytes of unpacked weights that the NumPy backend keeps."""
 STATES = MOST_BORDERS + 3
-"""The most states a sequence has: those at page borders, the last one, and two that a step writes."""
+"""The most states that a sequence has: those at borders, the last one, and two that a step writes."""
 UNIT = 256
-"""Contexts that are chosen here are multiples of this."""
+"""A context that is chosen here is a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Bytes that a model takes: `weights`, a `page` for every PAGE positions of context, a `state` for each sequence, `work` for the rest.
+    """The bytes that a model takes: `weights`, a `page` for every PAGE positions of context, a `state` for each sequence, `work` for the
+    rest.
 
-    `free` is what is available for all of these, None if that is unknown: then everything fits. `n_ctx` is the model's own context.
+    `free` is the memory available for all of them; if it is None (unknown), everything fits. `n_ctx` is the model's own context.
     """
 
     path: str
@@ -43,7 +44,7 @@ class Fit:
     free: int | None
 
     def needed(self, n_ctx: int, n_seq: int = 1) -> int:
-        """The bytes that `n_seq` sequences of `n_ctx` positions take, the model included."""
+        """Return the bytes that the model and `n_seq` sequences of `n_ctx` positions take."""
         return self.weights + self.work + n_seq * (self.state + n_pages_for(n_ctx) * self.page)
 
     def fits(self, n_ctx: int, n_seq: int = 1) -> bool:
@@ -52,24 +53,24 @@ class Fit:
 
     @property
     def for_sequences(self) -> int | None:
-        """The bytes that are left for sequences, None for no limit."""
+        """The bytes that are left for sequences; None for no limit."""
         return None if self.free is None else max(0, self.free - self.weights - self.work)
 
     def positions(self, n_seq: int = 1) -> int | None:
-        """How many positions of `n_seq` sequences fit in all, None for no limit."""
+        """Return the number of positions that fit in all for `n_seq` sequences; None for no limit."""
         if self.for_sequences is None or not self.page:
             return None
         return max(0, self.for_sequences - n_seq * self.state) // self.page * PAGE
 
     def longest(self, n_ctx: int) -> int:
-        """The longest context that fits, `n_ctx` or a multiple of UNIT below it; 0 if none does."""
+        """Return the longest context that fits: `n_ctx`, or a multiple of UNIT below it, or 0 if none does."""
         return n_ctx if self.fits(n_ctx) else min(n_ctx, self.positions() or 0) // UNIT * UNIT
 
     def choose(self, asked: int | None, fit: bool | None, report: Callable[[str], None] | None) -> int:
-        """The context to use if `asked` is wanted, where None stands for the model's own.
+        """Return the context to use: `asked`, or the model's own if that is None.
 
-        If that doesn't fit, the longest context that does is taken and `report` is told; but if it was asked for, and `fit` isn't set,
-        InputError says what would fit. With `fit` False nothing is checked. Raises NoMemory if not even the weights fit.
+        If it doesn't fit, the longest context that does is returned, and `report` is called. But if it was asked for and `fit` isn't set,
+        InputError is raised, and says what would fit. With `fit` False nothing is checked. Raises NoMemory if not even the weights fit.
         """
         wanted = asked or self.n_ctx
         if fit is False or self.fits(wanted):
@@ -92,12 +93,12 @@ class Fit:
         return longest
 
     def check(self, what: str, n_ctx: int, n_seq: int = 1) -> None:
-        """Raises InputError if `what`, which needs `n_seq` sequences of `n_ctx` positions, doesn't fit."""
+        """Raise InputError if `what`, which needs `n_seq` sequences of `n_ctx` positions, doesn't fit."""
         if not self.fits(n_ctx, n_seq):
             raise InputError(f"{self.path}: {self.shortage(what, n_ctx, n_seq)}; --no-fit tries anyway")
 
     def shortage(self, what: str, n_ctx: int, n_seq: int = 1) -> str:
-        """What is needed and what is free, for a message."""
+        """Say how much is needed and how much is free, for a message."""
         parts = {
             "of weights": self.weights,
             "for keys and values": n_seq * n_pages_for(n_ctx) * self.page,
@@ -110,9 +111,9 @@ class Fit:
 def measure(
     model: Model, types: CacheTypes, backend: str = "cpu", n_batch: int = 512, host: Host | None = None
 ) -> Fit:
-    """What a model takes on a backend, with keys and values kept as `types` and steps of `n_batch` tokens, and what is free now.
+    """Return the memory that a model takes on a backend, with cache types `types` and steps of `n_batch` tokens, and what is free now.
 
-    Raises InputError for cache types that the model can't have.
+    Raises InputError for cache types that don't suit the model.
     """
     c, tensors = model.config, model.file.tensors.values()
     work = PROCESS_BYTES + COPIES * 4 * n_batch * values_of_a_token(model)
@@ -132,7 +133,7 @@ def measure(
 
 
 def values_of_a_token(model: Model) -> int:
-    """The most numbers that a step holds at once for each token, between its operations."""
+    """Return the most numbers per token that a step has in memory at once, between its operations."""
     nodes = [node for node in model.graph.nodes.values() if not isinstance(node.op, (Weight, Input))]
     last_use = Graph.last_uses(nodes)
     held: dict[str, int] = {}

@@ -3,10 +3,10 @@
 The file, with all numbers little-endian:
 
 - MAGIC; u32 version; u32 bytes of the header; the header, a JSON object; the tokens, i32; SHA-256 of all this;
-- the pages of the KV cache, as they lie in the backend's memory;
-- the states of a recurrent model after the numbers of tokens that the header lists: all tokens, and for a next prompt that differs at the
-  end the last border of the prompts before;
-- SHA-256 of the sums of each page and state.
+- the pages of the KV cache, as they are in the backend's memory;
+- the states of a recurrent model after the numbers of tokens that the header lists: after all tokens, and after the last border before
+  them, for a next prompt that differs at the end;
+- SHA-256 of the sums of all pages and states.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from ..backends.protocol import I32, Backend
 from ..errors import ContextFull, FormatError, InputError, QwenError
 from ..system.files import replacing
 
-MAGIC, VERSION, MAX_HEADER = b"qwencli session\n", 2, 2**16
+MAGIC = b"qwencli session\n"
+VERSION = 2
+MAX_HEADER = 2**16
 FIELDS = {
     "model": str,
     "fingerprint": str,
@@ -38,17 +40,17 @@ FIELDS = {
     "states": list,
     "state_bytes": int,
 }
-"""The header's fields and their types. `model` is the name of the model's file, for messages."""
+"""The fields of the header and their types. `model` is the name of the model's file, for messages."""
 STATELESS: dict[str, Any] = {"states": [], "state_bytes": 0}
-"""What a header of version 1 leaves out."""
+"""The fields that a header of version 1 lacks."""
 DIGEST_BYTES = 32
-SUM_ROWS = 64  # of 8 bytes or a multiple, so that pages are a multiple of 512 bytes
+SUM_ROWS = 64  # rows of one or more 8-byte words, so pages are a multiple of 512 bytes
 Progress = Callable[[int, int], None]
-"""Called with how many pages are done, and of how many."""
+"""Called with the number of pages that are done, and the number of all."""
 
 
 class Session(NamedTuple):
-    """`tokens`, i32 [n], are those whose keys and values `kv` holds."""
+    """A session: `tokens`, i32 [n], are the tokens whose keys and values are in `kv`."""
 
     tokens: I32
     kv: KVSequence
@@ -61,9 +63,9 @@ def save(
     kv: KVSequence,
     progress: Progress | None = None,
 ) -> None:
-    """Write the first `kv.length` of `tokens` with their keys and values, whole or not at all.
+    """Write the first `kv.length` of `tokens` with their keys and values, completely or not at all.
 
-    No step of the sequence may run meanwhile. Raises InputError where tokens are missing, QwenError where the file can't be written.
+    No step of the sequence may run meanwhile. Raises InputError if tokens are missing, QwenError if the file can't be written.
     """
     file = backend.model.file
     ids = np.array(tokens[: kv.length], "<i4")
@@ -101,10 +103,10 @@ def save(
 def load(
     path: str | os.PathLike[str], backend: Backend, n_ctx: int, progress: Progress | None = None
 ) -> Session:
-    """What was saved, in pages of the backend's cache, which the caller has to release.
+    """Read a session into pages of the backend's cache, which the caller has to release.
 
     Raises FormatError for a file that is damaged or isn't a session, InputError for a session of another model or backend, ContextFull for
-    one with more than `n_ctx` tokens, QwenError where the file can't be read or memory is short.
+    one with more than `n_ctx` tokens, QwenError if the file can't be read or there is too little memory.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a FIFO would block
         raise InputError(f"{path}: not a regular file, expected a session")
@@ -118,7 +120,7 @@ def load(
 
 
 def _read_head(f: BufferedReader, path: str | os.PathLike[str]) -> tuple[dict[str, Any], I32]:
-    """The header and the tokens. No length is trusted before it is checked against the file's size."""
+    """Read the header and the tokens. No length is trusted before it is checked against the file's size."""
     begin = f.read(len(MAGIC) + 8)
     if len(begin) < len(MAGIC) + 8 or not begin.startswith(MAGIC):
         raise FormatError(
@@ -217,16 +219,16 @@ def _read_pages(
 
 
 def sums(page: NDArray[np.uint8]) -> bytes:
-    """The sums of the rows and columns of a page's u64 words: they show a word that has changed, and words that have changed places.
+    """Return the sums of the rows and of the columns of a page's u64 words. They differ if a word has changed or words were swapped.
 
-    They take a fifth of the time of CRC-32, as long as reading the page does, and less than a tenth of the time of SHA-256.
+    They take a fifth of the time of CRC-32, about as long as reading the page, and less than a tenth of the time of SHA-256.
     """
     words = page.view("<u8").reshape(SUM_ROWS, -1)
     return bytes(words.sum(0).tobytes() + words.sum(1).tobytes())
 
 
 def allocate(f: BinaryIO, n_bytes: int) -> None:
-    """Allocate the file's space at once, so that writing takes less than half the time. If this fails, so may writing, which says why."""
+    """Allocate the file's space at once, so that writing takes less than half the time. Errors are ignored: writing reports them."""
     if hasattr(os, "posix_fallocate"):
         with suppress(OSError):
             os.posix_fallocate(f.fileno(), 0, n_bytes)

@@ -30,7 +30,7 @@ from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
 from .tuning import chosen_tiles
 
 PAGE_UNIT = 512
-"""Bytes that the memory of a page is a multiple of, as sessions sum them up."""
+"""The memory of a page is a multiple of this many bytes: the checksums of sessions need it."""
 
 GREEDY = Draw(
     temp=0.0,
@@ -46,10 +46,10 @@ GREEDY = Draw(
 
 
 class CPUBackend:
-    """Runs `model` with compiled kernels on `n_threads` threads, by default one a physical core.
+    """Runs `model` with compiled kernels on `n_threads` threads, by default one per physical core.
 
-    `report` is told when kernels are compiled, `progress` how many of how many are done; `isa` is by default the best that there is,
-    `cache_types` f16. Raises InputError for an ISA or a cache type that can't be used.
+    `report` is called when kernels are compiled, and `progress` with the number of kernels done and of all. The default of `isa` is the
+    best one of this CPU, that of `cache_types` is f16. Raises InputError for an ISA or a cache type that can't be used.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CPUBackend:
         self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
         self._writer = BatchWriter(c, self._pages, self._states)
-        self._lock = threading.Lock()  # a step of one thread after the other: they share programs and threads
+        self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
     def _scratch_bytes(self) -> int:
         c = self.model.config
@@ -98,7 +98,7 @@ class CPUBackend:
     def run(
         self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
     ) -> dict[str, F32]:
-        """See Backend.run. Ctrl-C and errors leave no trace in the cache."""
+        """See Backend.run. Ctrl-C and errors leave the cache unchanged."""
         with self._lock:
             program, counts = self._run(tuple(fetch), batch, feed or {})
             values = {name: program.value(name) for name in fetch}
@@ -118,7 +118,7 @@ class CPUBackend:
         return self.run([HIDDEN], batch)[HIDDEN]
 
     def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
-        """See Backend.sample. A last row of the program draws for all sequences; for None it only looks whether the logits are finite."""
+        """See Backend.sample. The last row of the program draws for all sequences; for None it only checks that the logits are finite."""
         with self._lock:
             program, _ = self._run((LOGITS,), batch, {}, draws=[draw or GREEDY for draw in draws])
             chosen: list[int] = program.inputs.chosen[: len(draws)].tolist()
@@ -129,7 +129,7 @@ class CPUBackend:
             ]
 
     def score(self, hidden: F32, targets: Sequence[int]) -> F64:
-        """See Backend.score. Raises InputError for targets outside the vocabulary, or of another number than the rows."""
+        """See Backend.score. Raises InputError for targets outside the vocabulary, or if there isn't one for each row."""
         n_vocab = self.model.config.n_vocab
         if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
             raise InputError(
@@ -138,12 +138,12 @@ class CPUBackend:
         with self._lock:
             program, _ = self._run((LOGITS,), None, {HIDDEN: hidden}, targets=targets)
             found = program.inputs.scores[: len(targets)].copy()
-        with np.errstate(invalid="ignore", divide="ignore"):  # what isn't finite is the caller's to report
+        with np.errstate(invalid="ignore", divide="ignore"):  # the caller reports what isn't finite
             scores: F64 = np.log(found["sum"]) - found["difference"]
         return scores
 
     def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
-        """Run a batch row by row: each row's kernel and its seconds. Rows that would run side by side follow each other."""
+        """Run a batch, and return each row's kernel and the seconds it took. Rows that could run side by side run one after the other."""
         with self._lock:
             self._load([*CLOCK])
             program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
@@ -152,7 +152,7 @@ class CPUBackend:
     def kernels_for(
         self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None
     ) -> list[str]:
-        """The names of the kernels that a step runs, whose results, inputs, tokens and outputs these are."""
+        """Return the names of the kernels that a step with these results, inputs, tokens and outputs runs."""
         program = self._lower(
             tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending
         )
@@ -198,13 +198,13 @@ class CPUBackend:
                 self._watches[program] = Stopwatch(self._kernels, program.rows)
             to_run = self._watches[program].rows
         self._team.run(to_run, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
-        del keep  # arrays that the program had the addresses of
+        del keep  # the program had only the addresses of these arrays
         if batch is not None:
             batch.commit(self.cache)
         return program, counts
 
     def _counts(self, batch: Batch | None, feed: Mapping[str, F32]) -> dict[str, int]:
-        """How many tokens and outputs a step has. Raises InputError where what is fed contradicts the batch or itself."""
+        """Return the number of tokens and of outputs of a step. Raises InputError if fed tensors contradict the batch or each other."""
         counts = {N_TOKENS: len(batch.tokens), N_OUTPUTS: len(batch.outputs)} if batch else {}
         for name, rows in feed.items():
             node = self.model.graph.nodes.get(name)
@@ -214,7 +214,7 @@ class CPUBackend:
         return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
 
     def _check_tokens(self, batch: Batch) -> None:
-        """Raises InputError for a token outside the vocabulary: kernels take tokens as row numbers."""
+        """Raise InputError for a token outside the vocabulary: kernels use tokens as row numbers."""
         n_vocab = self.model.config.n_vocab
         if len(batch.tokens) and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:
             raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
@@ -222,20 +222,20 @@ class CPUBackend:
     def _program(
         self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
     ) -> Program:
-        """The program for these results and that many tokens, with or without sampling, lowered when it is first needed."""
+        """Return the program for these results and this many tokens, with or without sampling. It is lowered when it is first needed."""
         rooms = {dim: room_for(n) for dim, n in counts.items()}
         key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
             program = self._lower(fetch, feed, rooms, ending)
             for name in fetch:
-                program.value(name)  # an error now, and not when the step is done
+                program.value(name)  # raise now, not when the step is done
             self._load([*RUNTIME, *program.specs])
             program.link(self._kernels)
             self._programs[key] = program
         return self._programs[key]
 
     def _load(self, specs: list[str]) -> None:
-        """Load kernels; if some have to be compiled, all that the model will need, in one go. Raises QwenError."""
+        """Load kernels. If some have to be compiled, compile all that the model will need in one go. Raises QwenError."""
         if self._kernels.missing(specs):
             usual = [
                 self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose")
@@ -267,7 +267,7 @@ class CPUBackend:
 
 
 def kv_layout(model: Model, types: CacheTypes) -> str:
-    """See Backend.kv_layout: the files in kernels/kv, and kernels/delta.py, say more."""
+    """See Backend.kv_layout. The details are in kernels/kv/ and kernels/delta.py."""
     c, nets = model.config, model.config.delta_nets
     n_layer = len(c.attention_layers)
     states = f"; states [{len(nets.layers)}] of {nets.n_state}" if nets else ""
@@ -284,11 +284,11 @@ def round_up(n: int, unit: int) -> int:
 
 
 def room_for(n: int) -> int:
-    """For how many rows a program has memory that is to take n: one, or a power of two, so that a handful of programs serves all steps."""
+    """Return the room of a program for n rows: one, or a power of two, so that a handful of programs serves all steps."""
     return 1 if n <= 1 else max(8, 1 << (n - 1).bit_length())
 
 
 @cache
 def kernels_of(isa_name: str) -> Kernels:
-    """The process's kernels for an ISA: machine code that is never unloaded."""
+    """Return the process's kernels for an ISA: machine code that is never unloaded."""
     return Kernels(choose(isa_name))

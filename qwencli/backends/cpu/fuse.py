@@ -1,11 +1,11 @@
-"""What the CPU backend computes together: patterns of nodes that become one node, applied to a graph before it is lowered.
+"""Fusion: patterns of nodes that the CPU backend computes as one node. They are applied to a graph before it is lowered.
 
-A pattern is a function that looks at one node, whose sources are fused already, and returns the node that replaces it and others, or None.
-PATTERNS lists them. Patterns only see nodes that will run, so nothing that is fed. A pattern that would swallow a fetched tensor doesn't
-apply.
+A pattern is a function that looks at a node, whose sources are fused already, and returns the node that replaces it and others, or None.
+PATTERNS lists the patterns. They see only nodes that will run, not tensors that are fed. A tensor that is fetched is never fused away, so a
+pattern that would do this doesn't apply.
 
-Fused nodes have ops of their own, defined here next to their pattern; `lower/` knows these and the graph's. A fused node has the name of
-the last node that it stands for.
+Fused nodes have ops of their own, each defined here next to its pattern. `lower/` knows these ops and those of the graph. A fused node has
+the name of the last node that it replaces.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from ...network.rope import RopeParams
 
 
 class Match(NamedTuple):
-    """A node that replaces the one that the pattern was asked about, at its place, and the `swallowed` ones before or after it."""
+    """`node` takes the place of the node that the pattern was called with, and also replaces those in `swallowed`, before or after it."""
 
     node: Tensor
     swallowed: Sequence[Tensor]
 
 
 class Neighbours:
-    """The nodes of a program before anything was fused: their order, and who reads whom. A node is known by its name."""
+    """The nodes of a program before anything is fused: their order, and which node reads which. Nodes are known by name."""
 
     def __init__(self, nodes: Sequence[Tensor], fetch: Iterable[str]) -> None:
         self._place = {node.name: i for i, node in enumerate(nodes)}
@@ -53,16 +53,16 @@ class Neighbours:
                 self._readers[source.name].append(node)
 
     def only_reader(self, node: Tensor) -> Tensor | None:
-        """The one node that needs `node`; None where there are several, or it is fetched."""
+        """Return the only node that reads `node`, or None if there are several, or if `node` is fetched."""
         readers = self._readers[node.name]
         return readers[0] if len(readers) == 1 and node.name not in self._fetched else None
 
     def is_before(self, node: Tensor, other: Tensor) -> bool:
-        """Whether `node` is there when `other` is computed: what is fed always is."""
+        """Whether `node` is computed before `other`. A tensor that is fed always is."""
         return self._place.get(node.name, -1) < self._place[other.name]
 
     def swallows(self, *nodes: Tensor) -> bool:
-        """Whether nodes that follow each other are needed by nothing but the next of them, and the last only by whoever asks."""
+        """Whether each node in a chain is read only by the next, and the last one only by the node that the pattern was called with."""
         return all(node.name in self._place and self.only_reader(node) is not None for node in nodes)
 
 
@@ -80,7 +80,8 @@ class Plus(Op):
 
 
 def plus(node: Tensor, around: Neighbours) -> Match | None:
-    """A product, a share of a token's network or a sum over experts, whose result is only added to what is there already."""
+    """A product, a gate with one number per token or a sum over experts, if its result is only added to something that is computed
+    before."""
     one_gate = isinstance(node.op, Gate) and node.src[1].shape != node.src[0].shape
     if not (one_gate or isinstance(node.op, (Linear, ExpertSum))):
         return None
@@ -98,9 +99,9 @@ def plus(node: Tensor, around: Neighbours) -> Match | None:
 
 @dataclass(frozen=True)
 class RotateHeads(Op):
-    """(x [k, n_head, head_dim]) or (x, weight [head_dim]) -> x, with a weight each head normalised first, then rotated.
+    """(x [k, n_head, head_dim]) or (x, weight [head_dim]) -> x with each head rotated. With a weight, the head is normalised first.
 
-    `eps` is the norm's, `params` are the rotation's: see RMSNorm and Rope.
+    `eps` belongs to the norm and `params` to the rotation: see RMSNorm and Rope.
     """
 
     params: RopeParams
@@ -109,14 +110,14 @@ class RotateHeads(Op):
 
 @dataclass(frozen=True)
 class StoreHeads(Op):
-    """(k, v) or (k, v, weight) -> KVStore's handle of layer `layer`, k going through `rotation` on its way."""
+    """(k, v) or (k, v, weight) -> KVStore's handle of layer `layer`. `rotation` is applied to k first."""
 
     layer: int
     rotation: RotateHeads
 
 
 def rotate_heads(node: Tensor, around: Neighbours) -> Match | None:
-    """A rotation, with the norm before it where there is one."""
+    """A rotation, and the norm before it if there is one."""
     if not isinstance(node.op, Rope):
         return None
     x = node.src[0]
@@ -141,16 +142,16 @@ def store_heads(node: Tensor, around: Neighbours) -> Match | None:
 
 @dataclass(frozen=True)
 class GatedNorm(Op):
-    """(gate [k, n_head * d], x [k, n_head, d], weight [d]) -> silu(gate) * the norm of each head of x, [k, n_head * d]: see RMSNorm."""
+    """(gate [k, n_head * d], x [k, n_head, d], weight [d]) -> silu(gate) * norm(each head of x), [k, n_head * d]. See RMSNorm."""
 
     eps: float
 
 
 @dataclass(frozen=True)
 class DeltaConv(Op):
-    """(x [k, n], weight [n, d_conv]) -> Conv's result, its queries and keys scaled as the delta net that reads it wants them.
+    """(x [k, n], weight [n, d_conv]) -> Conv's result, with queries and keys already scaled as the delta net needs them.
 
-    Those are the first 2 * `n_head_k` heads; `eps` is the delta net's.
+    Queries and keys are the first 2 * `n_head_k` heads. `eps` belongs to the delta net.
     """
 
     layer: int
@@ -179,11 +180,11 @@ def delta_conv(node: Tensor, around: Neighbours) -> Match | None:
 
 PATTERNS: tuple[Pattern, ...] = (plus, rotate_heads, store_heads, gated_norm, delta_conv)
 ONLY_FUSED: tuple[type[Op], ...] = (Rope, Conv)
-"""Ops that `lower/` doesn't know: in every architecture a pattern replaces their nodes."""
+"""Ops that `lower/` doesn't know, since in every architecture a pattern replaces their nodes."""
 
 
 def fuse(nodes: Sequence[Tensor], fetch: Iterable[str]) -> list[Tensor]:
-    """The nodes with every pattern applied, in an order in which each comes after its sources."""
+    """Apply the patterns. Returns the nodes in an order in which each comes after its sources."""
     around = Neighbours(nodes, fetch)
     done: dict[str, Tensor] = {}
     to_come: set[str] = set()  # nodes that are computed together with an earlier one
@@ -212,15 +213,15 @@ def reading(node: Tensor, done: Mapping[str, Tensor]) -> Tensor:
 
 
 def product_of(node: Tensor) -> Tensor | None:
-    """The node itself where it is a product with weights, whatever is added to it; its first source is the weight."""
+    """Return the node itself if it is a product with weights, also with something added to it. Its first source is the weight."""
     op = node.op.op if isinstance(node.op, Plus) else node.op
     return node if isinstance(op, (Linear, ExpertLinear)) else None
 
 
 def quantized_forms(nodes: Sequence[Tensor], form_of: Callable[[Tensor], str]) -> dict[str, str]:
-    """How results are wanted by the first product that reads them and takes them quantized, by the result's name.
+    """Return, by name, the form in which the first product that reads a result quantized needs it.
 
-    `form_of` says what activations a product takes, "float" for those that aren't quantized.
+    `form_of` returns the form of activations that a product reads, "float" if they aren't quantized.
     """
     forms: dict[str, str] = {}
     for node in nodes:

@@ -1,4 +1,4 @@
-"""What a step gives a program: token ids, positions, where keys and values are, how tokens are chosen; at addresses that stay the same."""
+"""The inputs of a program's step, at fixed addresses: token ids, positions, where keys and values are, how tokens are chosen."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..protocol import Batch, Segment
 from .memory import I64, PageMemory, address_of
 
 COUNTS = Record("counts", f"{N_TOKENS} {N_OUTPUTS} attend")
-"""How many tokens and outputs a step has, and chunks of attention."""
+"""The number of tokens, of outputs and of attention's chunks in a step."""
 
 
 class Inputs:
-    """What changes from step to step, at addresses that a program knows, with room for `n_tokens` tokens and their outputs."""
+    """The data that changes from step to step, at addresses that a program knows. It has room for `n_tokens` tokens and their outputs."""
 
     def __init__(self, n_tokens: int, n_rot: int) -> None:
         self.counts = COUNTS.zeros(1)
@@ -39,15 +39,15 @@ class Inputs:
         self.pointers = POINTERS.zeros(1)
 
     def count(self, which: str) -> int:
-        """The address of the number of tokens or outputs, or of attention's chunks."""
+        """Return the address of the number of tokens, of outputs or of attention's chunks."""
         return address_of(self.counts) + int(COUNTS.offset(which))
 
     def multiple(self, what: str, k: int) -> int:
-        """The address of k times the number of tokens, of outputs or of the batch's "segments"."""
+        """Return the address of k times the number of tokens, of outputs or of the batch's "segments"."""
         return address_of(self._multiples.setdefault((what, k), np.zeros(1, np.int64)))
 
     def set_counts(self, n_tokens: int, n_outputs: int, n_segments: int) -> None:
-        """Fill in how much there is; attention's chunks come with the batch."""
+        """Fill in the counts of a step. The number of attention's chunks is set with the batch."""
         self.counts[N_TOKENS] = n_tokens
         self.counts[N_OUTPUTS] = n_outputs
         self.counts["attend"] = 0
@@ -56,8 +56,9 @@ class Inputs:
             multiple[0] = k * numbers[what]
 
     def set_draws(self, draws: Sequence[Draw]) -> list[I64]:
-        """Fill in how the outputs' tokens are chosen. Returns arrays that have to live until they are. Raises InputError for a top_k that
-        machine code doesn't take.
+        """Fill in how the tokens of the outputs are chosen. Returns arrays that have to stay alive until the step is done.
+
+        Raises InputError for a top_k that is too large for kernels.
         """
         arrays = []
         for i, d in enumerate(draws):
@@ -86,25 +87,27 @@ class Inputs:
 
 
 def tokens_at_once(c: Config) -> int:
-    """Tokens of an item of attention, where a segment has many."""
+    """Return the tokens in an item of attention, for a segment with many."""
     return max(1, int(layout.QUERIES_AT_ONCE) * c.n_head_kv // c.n_head)
 
 
 def queries_at_once(c: Config) -> int:
-    """The most queries that an item of attention has for each key-value head."""
+    """Return the most queries that an item of attention has for a key-value head."""
     return tokens_at_once(c) * (c.n_head // c.n_head_kv)
 
 
 class BatchWriter:
-    """Fills in what a batch's tokens are, where they go in the cache, and how attention is divided among the threads."""
+    """Fills in a batch's tokens, where they go in the cache, and how attention is divided among the threads."""
 
     def __init__(self, config: Config, pages: PageMemory, states: PageMemory) -> None:
-        self._config, self._pages, self._states = config, pages, states
+        self._config = config
+        self._pages = pages
+        self._states = states
         self._frequencies, self._magnitude = config.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
 
     def write(self, batch: Batch, inputs: Inputs) -> list[NDArray[Any]]:
-        """Returns the arrays that have to live until the step is done. The batch's positions must have been reserved."""
+        """Fill in a batch whose positions have been reserved. Returns arrays that have to stay alive until the step is done."""
         n = len(batch.tokens)
         inputs.tokens[:n] = batch.tokens
         inputs.outputs[: len(batch.outputs)] = batch.outputs
@@ -134,13 +137,13 @@ class BatchWriter:
         angles[: len(turns), half:] = np.sin(turns) * self._magnitude
 
     def _page_table(self, segment: Segment) -> I64:
-        """The addresses of a sequence's pages."""
+        """Return the addresses of a sequence's pages."""
         return np.array([self._pages.address(page) for page in segment.seq.pages], np.int64)
 
     def _items(self, batch: Batch, tables: Sequence[I64]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Attention's items, and for each token its partial results, for which there is memory afterwards.
+        """Return attention's items, and the PARTS of each token. Makes room for the partial results.
 
-        A single token reads its splits as an item each, so that the threads share a long context; several tokens are divided instead.
+        For a single token each split is an item, so that the threads share a long context. Several tokens are divided among items instead.
         """
         items = []
         parts = PARTS.zeros(len(batch.tokens))
@@ -167,7 +170,7 @@ class BatchWriter:
         return np.array(items, ITEM.dtype), parts
 
     def _states_of(self, batch: Batch) -> NDArray[Any]:
-        """What recurrent layers need to know of each segment: a STATE."""
+        """Return a STATE for each segment, for recurrent layers."""
         records: NDArray[Any] = STATE.zeros(len(batch.segments))
         first = 0
         for i, (seq, tokens, _) in enumerate(batch.segments):
@@ -187,14 +190,14 @@ class BatchWriter:
 
 
 def splits_until(position: int) -> int:
-    """How many splits the positions before `position` take."""
+    """Return the number of splits that the positions before `position` take."""
     return -(-position // int(layout.SPLIT))
 
 
 def item(
     first_token: int, n_tokens: int, position: int, first_split: int, end_split: int, slot: int, pages: int
 ) -> tuple[float, ...]:
-    """An ITEM of attention."""
+    """Return an ITEM of attention."""
     values: tuple[float, ...] = ITEM.values(
         first_token=first_token,
         n_tokens=n_tokens,

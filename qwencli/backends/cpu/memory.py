@@ -1,4 +1,4 @@
-"""Memory of the CPU backend: the values between a program's rows, the pages of the KV cache."""
+"""Memory of the CPU backend: the values between a program's rows, and the pages of the KV cache."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def address_of(array: NDArray[Any]) -> int:
 
 
 def aligned_zeros(n_bytes: int, alignment: int = 128) -> Bytes:
-    """Zeroed memory that is committed when it is touched."""
+    """Return zeroed memory, which the system commits when it is touched."""
     memory = np.zeros(n_bytes + alignment, np.uint8)
     start = -address_of(memory) % alignment
     return memory[start : start + n_bytes]
 
 
 class View(NamedTuple):
-    """Columns of groups: the first one's offset, bytes from row to row, how many columns each group has, bytes from group to group."""
+    """Columns that come in groups: the offset of the first one, bytes from row to row, columns in a group, bytes from group to group."""
 
     offset: int
     token_bytes: int
@@ -41,7 +41,7 @@ class View(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A View's columns in memory: the address of the first one, and the rest of the view."""
+    """A View in memory: the address of the first column, and the rest of the view."""
 
     address: int
     token_bytes: int
@@ -55,9 +55,9 @@ class Place(NamedTuple):
 
 @dataclass
 class Value:
-    """A tensor in memory: float32 [rows, width], `per_token` rows for each of `dim`, and its quantized forms where a product wanted them.
+    """A tensor in memory: float32 [rows, width], with `per_token` rows for each of `dim`, and its quantized forms if a product needed them.
 
-    With `columns` its rows lie among others' columns. `others` is more memory that ends with it.
+    With `columns` the tensor is a view of another tensor's columns. `others` is more memory that is freed together with the value.
     """
 
     dim: str
@@ -74,17 +74,17 @@ class Value:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its memory is the rows of its tokens in order, so that they can be given away."""
+        """Whether the memory is just the rows of its tokens in order, so that they can be returned as a result."""
         return self.per_token == 1 and self.columns is None
 
     def place(self) -> Place:
-        """Where its numbers lie."""
+        """Return where the numbers are in memory."""
         if self.columns is None:
             return Place(self.address, 4 * self.width, self.width, 0)
         return Place(self.address + self.columns.offset, *self.columns[1:])
 
     def floats(self, n: int) -> NDArray[np.float32]:
-        """The rows of `n` tokens, float32 [n, per_token * width]."""
+        """Return the rows of `n` tokens, float32 [n, per_token * width]."""
         return (
             self.memory[: 4 * n * self.per_token * self.width]
             .view(np.float32)
@@ -93,7 +93,7 @@ class Value:
 
 
 class Buffers:
-    """Buffers that are used again once nothing reads them any more."""
+    """Buffers that are reused once nothing reads them any more."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[Bytes]] = defaultdict(list)
@@ -113,7 +113,7 @@ class Buffers:
         self._free[len(buffer)].append(buffer)
 
     def holding(self, numbers: Iterable[float]) -> set[int | str]:
-        """The buffers, by their addresses, that those of the numbers lie in which are addresses there."""
+        """Return the addresses of the buffers into which some of the numbers point."""
         found: set[int | str] = set()
         for number in numbers:
             i = bisect_right(self._addresses, number)
@@ -123,36 +123,40 @@ class Buffers:
 
 
 def quantized_at(buffers: Sequence[Bytes] | None) -> Args:
-    """The addresses of quantized activations; 0 where there are none."""
+    """Return the addresses of quantized activations, 0 if there are none."""
     addresses = map(address_of, buffers) if buffers else (0, 0, 0)
     return dict(zip(QUANTIZED.split(), addresses))
 
 
 ARENA_BYTES = 2**24
-"""Pages of the cache are taken together, up to this many bytes: from 4 MB on NumPy asks for huge pages. What is touched is committed."""
+"""Pages of the cache are allocated together, up to this many bytes: from 4 MB on NumPy asks for huge pages. Memory is committed when it is
+touched."""
 
 
 class PageMemory:
-    """The memory of the cache's pages, or of states, taken when one is first used and committed by the system when it is touched.
+    """The memory of the cache's pages, or of states. It is allocated when a page is first used, and committed when it is touched.
 
-    `what` says for errors what a number of them holds, as in "64 more positions of the KV cache".
+    `per_page` and `what` say in errors what pages hold, as in "64 more positions of the KV cache".
     """
 
     def __init__(self, page_bytes: int, per_page: int, what: str) -> None:
-        self._page_bytes, self._per_page, self._what = page_bytes, per_page, what
+        self._page_bytes = page_bytes
+        self._per_page = per_page
+        self._what = what
         self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
         self._arenas: dict[int, Bytes] = {}
-        self._addresses: dict[int, int] = {}  # asked for at each step, for every page
+        self._addresses: dict[int, int] = {}  # by page, since each step needs those of all pages
 
     def address(self, page: int) -> int:
-        """Raises QwenError if there is no memory for the page."""
+        """Return the address of a page. Raises QwenError if there is no memory for it."""
         if page not in self._addresses:
             arena, place = divmod(page, self._n_together)
             if arena not in self._arenas:
                 try:
                     self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
                 except MemoryError:
-                    more, n_bytes = self._per_page * self._n_together, self._page_bytes * self._n_together
+                    more = self._per_page * self._n_together
+                    n_bytes = self._page_bytes * self._n_together
                     raise QwenError(
                         f"not enough memory for {more} more {self._what} ({n_bytes} bytes)"
                     ) from None
@@ -160,7 +164,7 @@ class PageMemory:
         return self._addresses[page]
 
     def memory(self, page: int) -> Bytes:
-        """Raises QwenError as `address` does."""
+        """Return the bytes of a page. Raises QwenError as `address` does."""
         self.address(page)
         arena, place = divmod(page, self._n_together)
         return self._arenas[arena][place * self._page_bytes :][: self._page_bytes]

@@ -1,7 +1,7 @@
 """A program for the CPU: rows of kernels, their arguments, and the memory between them.
 
-Rows are put into groups that may run side by side; a row that needs what its group writes begins a new one. Which rows a node of the
-graph becomes is said in `lower/`.
+Rows of a group may run side by side; a row that reads what its group writes begins a new group. The modules in `lower/` turn the nodes of
+the graph into rows.
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ from .inputs import Inputs
 from .memory import I64, Args, Buffers, Bytes, Value, address_of, quantized_at
 
 SOME_TOKENS = 64
-"""With more tokens than these a row takes milliseconds: chunks of products have at most two panels, others several tokens."""
+"""With more tokens than this a row takes milliseconds. Then chunks of products have at most two panels, and other chunks several tokens."""
 
 
 def weight_info(product: Tensor) -> TensorInfo:
-    """The tensor that a product's node multiplies with."""
+    """Return the weight tensor of a product."""
     weight = product.src[0].op
     assert isinstance(weight, Weight)
     return weight.info
 
 
 def activation_kind(info: TensorInfo) -> str:
-    """What activations the kernels multiply a tensor's type with (see formats.FORMATS); "float" for a type without kernels."""
+    """Return the kind of activations that kernels multiply with a tensor (see formats.FORMATS); "float" for a type without kernels."""
     return formats.FORMATS[info.type.name].family if info.type.name in formats.FORMATS else "float"
 
 
 def layer_bytes(model: Model, types: CacheTypes) -> int:
-    """Bytes of a layer in a page of the KV cache."""
+    """Return the bytes that a layer takes in a page of the KV cache."""
     n_bytes: list[int] = [layout.kv_bytes(kind, model.config.head_dim) for kind in types]
     return sum(n_bytes) * model.config.n_head_kv
 
 
 @dataclass
 class Row:
-    """A kernel and its arguments; the address of the amount that it does, `divisor` of it a chunk; kernels that it calls, by argument."""
+    """A kernel and its arguments. `amount` is the address of the amount of work, `divisor` the amount in a chunk. `calls` are the kernels
+    that it calls, by argument."""
 
     spec: str
     args: NDArray[Any]
@@ -59,10 +60,10 @@ class Row:
 
 
 class Program:
-    """The rows for one choice of results, and where these are afterwards.
+    """The rows that compute certain results, and where these are afterwards. It is empty at first; `lower.lower` fills it.
 
-    `rooms` says how many tokens and outputs there is memory for, `tiles` how products are divided, `types` what keys and values are kept
-    as. It is empty at first: `lower.lower` fills it.
+    `rooms` is the number of tokens and of outputs for which there is memory, `tiles` says how products are divided, and `types` are the
+    types of keys and values.
     """
 
     def __init__(
@@ -78,8 +79,12 @@ class Program:
         tiles: Tiles,
         types: CacheTypes,
     ) -> None:
-        self.model, self.inputs = model, inputs
-        self.rooms, self.n_threads, self.tiles, self.types = rooms, n_threads, tiles, types
+        self.model = model
+        self.inputs = inputs
+        self.rooms = rooms
+        self.n_threads = n_threads
+        self.tiles = tiles
+        self.types = types
         self._needed = {*fetch, *feed}
         self._forms = forms
         self._readers: dict[str, list[Tensor]] = defaultdict(list)
@@ -91,40 +96,40 @@ class Program:
         self._keep: list[I64] = []
         self._rows: list[Row] = []
         self._ends: list[int] = []
-        self._reads: set[int | str] = set()  # the buffers of this group, and memory that has a name only
+        self._reads: set[int | str] = set()  # the buffers of this group, and names of memory without a buffer
         self._writes: set[int | str] = set()
         self._resting: list[Bytes] = []  # free as soon as the group ends
         self.rows = ROW.zeros(0)
 
     @property
     def specs(self) -> list[str]:
-        """All kernels that the rows need: their own, and those that they call."""
+        """All kernels that are needed: those of the rows, and those that they call."""
         return [spec for row in self._rows for spec in (row.spec, *row.calls.values())]
 
     @property
     def names(self) -> list[str]:
-        """The kernels of the rows, in their order."""
+        """The kernels of the rows, in order."""
         return [row.spec for row in self._rows]
 
     def value(self, name: str) -> Value:
-        """The memory of a fetched or fed tensor. Raises ModelError for one that has no memory of its own."""
+        """Return the memory of a fetched or fed tensor. Raises ModelError if it has no memory of its own."""
         value = self.values.get(name)
         if value is None or not value.is_plain:
             raise self.not_alone(name)
         return value
 
     def not_alone(self, name: str) -> ModelError:
-        """An error for a tensor that nobody can see by itself."""
+        """Return an error for a tensor that has no memory of its own."""
         return ModelError(
             f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
         )
 
     def n_readers(self, node: Tensor, op: type[Op]) -> int:
-        """How many nodes with such an op read a tensor."""
+        """Return the number of nodes with an op of this type that read a tensor."""
         return sum(isinstance(reader.op, op) for reader in self._readers[node.name])
 
     def error(self, what: str) -> ModelError:
-        """An error that names the file."""
+        """Return an error that names the file."""
         return ModelError(f"{self.model.file.path}: {what}")
 
     # -- rows -----------------------------------------------------------------------------------------------------------
@@ -139,10 +144,10 @@ class Program:
         calls: Mapping[str, str] | None = None,
         **args: Any,
     ) -> None:
-        """Add a row that runs a kernel in a variant, or the kernel `spec`, with these arguments.
+        """Add a row that runs a variant of a kernel, or the kernel `spec`, with these arguments.
 
-        It does the amount at an address, which an earlier group may write, or in the argument of that name, `divisor` of it a chunk.
-        `calls` are kernels whose addresses become arguments. Raises TypeError for an argument that is missing or unknown.
+        `amount`, the amount of work, is the name of an argument or an address, which an earlier group may write; a chunk is `divisor` of
+        it. `calls` are kernels whose addresses become arguments. Raises TypeError if an argument is missing or unknown.
         """
         calls = calls or {}
         array = kernel.pack(**args, **dict.fromkeys(calls, 0))
@@ -158,14 +163,14 @@ class Program:
         self._rows.append(Row(spec or kernel.spec(*variant), array, place, divisor, calls))
 
     def token_row(self, kernel: Arguments, *variant: object, of: Value, **args: Any) -> None:
-        """Add a row over the tokens, or the rows, of a value, several of them a chunk where there are many."""
+        """Add a row over the tokens (or rows) of a value. If there are many, a chunk has several."""
         n = of.per_token
         count = self.inputs.multiple(of.dim, n) if n > 1 else self.inputs.count(of.dim)
         unit = self.unit(of.dim)
         self.row(kernel, *variant, amount=count, divisor=unit, count=count, unit=unit, **args)
 
     def end_group(self) -> None:
-        if self._rows:  # else everything that is wanted was fed
+        if self._rows:  # there is none if all results are fed
             self._ends.append(len(self._rows) - 1)
         self._reads, self._writes = set(), set()
         for buffer in self._resting:
@@ -173,7 +178,7 @@ class Program:
         self._resting = []
 
     def link(self, kernels: Kernels) -> None:
-        """Put the kernels' addresses into the rows, as the executor reads them: see kernels/runtime.py."""
+        """Load the kernels and make the rows as the executor reads them: see kernels/runtime.py. Raises KernelError."""
         addresses = kernels.load(self.specs)
         self.rows = ROW.zeros(len(self._rows))
         first = 0
@@ -190,33 +195,34 @@ class Program:
             words["divisor"] = row.divisor
 
     def unit(self, dim: str) -> int:
-        """Tokens of a chunk."""
+        """Return the number of tokens in a chunk."""
         return 1 if self.rooms[dim] <= SOME_TOKENS else 8
 
     def form(self, dim: str) -> str:
-        """For one token or for many."""
+        """Return the form of products: "one" for one token, "many" for more."""
         return "one" if self.rooms[dim] == 1 else "many"
 
     # -- memory ---------------------------------------------------------------------------------------------------------
 
     def take(self, n_bytes: int) -> Bytes:
-        """Memory that ends with the value among whose `others` it is."""
+        """Return memory. It is freed together with the value to whose `others` it is added."""
         return self._memory.take(n_bytes)
 
     def keep(self, array: I64) -> int:
-        """The address of an array that lives as long as the program."""
+        """Keep an array alive as long as the program. Returns its address."""
         self._keep.append(array)
         return address_of(array)
 
     def new(self, name: str, dim: str, width: int, per_token: int = 1) -> Value:
-        """Memory for a tensor of `per_token` rows of `width` numbers for each token. If it is several, they may be in any order."""
+        """Make memory for a tensor with `per_token` rows of `width` numbers for each token. If there are several per token, rows may be in
+        any order."""
         self.values[name] = value = Value(
             dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token
         )
         return value
 
     def room_for(self, kind: str, x: Value) -> Args:
-        """The addresses of memory for x quantized."""
+        """Make memory for the quantized x, and return its addresses."""
         buffers = tuple(
             self._memory.take(self.rooms[x.dim] * x.per_token * n)
             for n in layout.activation_bytes(kind, x.width)
@@ -226,14 +232,14 @@ class Program:
         return quantized_at(buffers)
 
     def may_overwrite(self, x: Value) -> bool:
-        """Whether the one node that still reads a value may change it where it lies: nothing else needs it as it is."""
+        """Whether a node that reads a value may change it in place: no other node needs it, and it isn't a result."""
         names = [name for name, value in self.values.items() if value.memory is x.memory]
         readers = [reader for name in names for reader in self._readers[name]]
         is_result = not self._needed.isdisjoint(names)
         return x.is_plain and not x.quantized and not is_result and len(names) == len(readers) == 1
 
     def release(self, node: Tensor) -> None:
-        """Give back a tensor's memory after its last use, unless it is a result or lives on under another name."""
+        """Free a tensor's memory after its last use, unless it is a result or has another name too."""
         value = self.values.get(node.name)
         if value is None or node.name in self._needed:
             return
@@ -246,9 +252,9 @@ class Program:
             ]
 
     def weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
-        """The address of a weight in the mapped file, whose extent GGUFFile has checked; of experts the first one's.
+        """Return the address of a weight in the mapped file, or of the first expert's. GGUFFile has checked its extent.
 
-        Raises ModelError for a type that isn't among `kinds`.
+        Raises ModelError for a type that isn't in `kinds`.
         """
         assert isinstance(node.op, Weight)
         info = node.op.info
@@ -263,9 +269,9 @@ class Program:
     # -- activations ----------------------------------------------------------------------------------------------------
 
     def prepare(self, node: Tensor, kernel: Arguments, **args: Any) -> Value:
-        """A row that computes `node`, the size of its first source, and quantizes it as the first product after it wants.
+        """Add a row that computes `node`, which has the size of its first source, and quantizes it for the first product that reads it.
 
-        `args` are those of the kernel that say what it computes, see kernels/ops.py.
+        `args` are the arguments that this kernel has in addition to those of all prologues (see kernels/ops.py).
         """
         x = self.compact(node.src[0])
         out = self.new(node.name, x.dim, x.width, x.per_token)
@@ -274,13 +280,13 @@ class Program:
         return out
 
     def quantized(self, node: Tensor, out: Value) -> tuple[str, Args]:
-        """How the first product after `node` wants its result, and memory for that."""
+        """Return the form in which the first product that reads `node` needs it, and the addresses of memory for that."""
         kind = self._forms.get(node.name, "f32")
         return kind, self.room_for(kind, out)
 
     def activations(self, x: Value, kind: str) -> Args:
-        """x as a product wants it that multiplies with activations of a kind, as arguments: in float32 or quantized, which a row does where
-        none did yet. What the product doesn't read is 0.
+        """Return x as arguments of a product that takes activations of a kind: float32 or quantized. Adds a row that quantizes x if none
+        has done so yet. The arguments that the product doesn't read are 0.
         """
         if kind == "float":
             return {"x": x.address, **quantized_at(None)}
@@ -290,7 +296,7 @@ class Program:
         return {"x": 0, **quantized_at(x.quantized[kind])}
 
     def compact(self, node: Tensor) -> Value:
-        """The value of a node whose rows have to follow each other without gaps. Raises ModelError for a view."""
+        """Return the value of a node whose rows must be contiguous. Raises ModelError for a view."""
         value = self.values[node.name]
         if value.columns is not None:
             raise self.error(

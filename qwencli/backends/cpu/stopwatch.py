@@ -1,4 +1,4 @@
-"""How long each row of a program takes, on all threads together and without leaving machine code."""
+"""Measure how long each row of a program takes, with all threads and without leaving machine code."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .memory import address_of
 
 SPECS = (CLOCK.name,)
 RESULT = None
-"""Of a clock function's arguments the address of its result."""
+"""Stands for the argument of a clock function that is the address of its result."""
 
 
 class Stopwatch:
-    """A program's rows, one after the other, with a reading of the clock before the first and after each."""
+    """A program's rows, one after the other. The clock is read before the first row and after each."""
 
     def __init__(self, kernels: Kernels, rows: NDArray[Any]) -> None:
         n = len(rows) + 1
@@ -40,17 +40,17 @@ class Stopwatch:
         readings["count"] = args + CLOCK.offset("one")
         readings["divisor"] = 1
         self.rows[1::2] = rows
-        self.rows["first"] = np.arange(2 * n - 1)  # a group each
+        self.rows["first"] = np.arange(2 * n - 1)  # each row is a group
         self.rows["last"] = 1
 
     def seconds(self) -> NDArray[np.float64]:
-        """What each row took when the program last ran, its hand-out and the wait for its last thread included."""
+        """Return how long each row took when the program last ran, including the claims and the wait for the last thread."""
         found: NDArray[np.float64] = np.diff(self._readings, axis=0) @ np.array(self._unit)
         return found
 
 
 def _clock() -> tuple[int, dict[str, int | None], list[float]]:
-    """The address of a clock function, its arguments, and the seconds of the result's two words."""
+    """Return the address of a clock function, its arguments, and the seconds for which each of the two words of its result counts."""
     if sys.platform == "win32":
         kernel32, frequency = ctypes.WinDLL("kernel32"), ctypes.c_int64()
         kernel32.QueryPerformanceFrequency(ctypes.byref(frequency))

@@ -1,4 +1,4 @@
-"""The thread team that runs programs: threads that live as long as a backend, agreeing by words that kernels/runtime.py describes."""
+"""The thread team that runs programs. Its threads live as long as the backend and synchronise through the words in kernels/runtime.py."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from ...system.host import Host
 from .memory import I64, Bytes, address_of, aligned_zeros
 
 SPINS, PATIENCE = 200, 20_000
-"""Turns that a waiting thread spins before it lets others run, and turns without work after which it is parked."""
+"""A waiting thread spins for SPINS turns before it yields the CPU. After PATIENCE turns without work it is parked."""
 BUDGET, BUDGET_OF_MANY = 64, 8
-"""Chunks after which the driving thread comes back to Python, where signals are handled: a chunk takes microseconds with few tokens,
-up to some milliseconds with many."""
+"""The number of chunks after which the driving thread returns to Python, where signals are handled. A chunk takes microseconds with few
+tokens, and up to some milliseconds with many."""
 LAST_EPOCH = 2**31 - 2
-"""The largest number of a step: after its claim's tag there are 32 bits for what is left, and one is the sign."""
+"""The largest number of a step: a word of a CLAIM has 32 bits for it, one of them the sign."""
 RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
 
 
 def physical_cores(host: Host | None = None) -> int:
-    """Cores that this process may use: its affinity and its cgroups' quota, two hardware threads of a core counted once."""
+    """Return the number of cores that this process may use, by its affinity and the quota of its cgroups. Hardware threads of a core count
+    once."""
     try:
         cpus = os.sched_getaffinity(0)
     except AttributeError:  # not on macOS and Windows
@@ -75,14 +76,13 @@ class Team:
         return address_of(self._state[word:])
 
     def run(self, rows: NDArray[Any], budget: int = BUDGET) -> None:
-        """Run a program's rows, an array of ROW, to the end. What interrupts it (Ctrl-C) leaves the team ready for the next.
+        """Run a program's rows, an array of ROW, to the end. If it is interrupted (Ctrl-C), the team is ready for the next program.
 
-        Signals are handled every `budget` chunks.
-
-        One thread at a time may call it. The rows have to live as long as the team: who comes late may look at them after their step.
+        Signals are handled every `budget` chunks. Only one thread at a time may call it. The rows have to live as long as the team: a
+        thread that is late may look at them after their step.
         """
         step, state = self._step or self._start(), self._state
-        if state[Word.ABORT]:  # left so by what interrupted an abort
+        if state[Word.ABORT]:  # an abort was interrupted
             self._abort()
         epoch = int(state[Word.EPOCH]) // 2 * 2 + 2
         if len(rows) > len(self._claims) or epoch > LAST_EPOCH:
@@ -106,7 +106,7 @@ class Team:
             raise
 
     def _abort(self) -> None:
-        """End the step: when this returns no thread is inside it, also where Ctrl-C is pressed once more."""
+        """End the step. When this returns, no thread is in it any more, even if Ctrl-C is pressed again."""
         while True:
             try:
                 self._publish(self._address(Word.ABORT), 1, 0)
@@ -117,7 +117,7 @@ class Team:
                 continue
 
     def _start(self) -> Callable[[int, int, int], None]:
-        """Load the executor and start the threads. Gives what the driving thread calls. Can be called again where it was interrupted."""
+        """Load the executor and start the threads. Returns what the driving thread calls. If interrupted, it can be called again."""
         step, self._worker, self._publish = (
             Kernel(address) for address in self._kernels.load(RUNTIME).values()
         )
@@ -145,7 +145,7 @@ class Team:
                     self._beds[i].release()
 
     def _quiesce(self) -> None:
-        """Wait until no thread is inside a step, so that what they read may change."""
+        """Wait until no thread is in a step, so that what threads read may be changed."""
         self._publish(self._address(Word.EPOCH), int(self._state[Word.EPOCH]) | 1, 0)
         steps = self._statuses["step"]
         while any(steps[i] for i in range(1, self.n_threads)):
@@ -153,7 +153,7 @@ class Team:
 
 
 def _live(worker: Call, state: I64, status: int, scratch: Bytes, bed: threading.Lock) -> None:
-    """A thread's life: in machine code while there are steps, parked in its bed when there have been none for a while."""
+    """The main function of a thread: it is in machine code while there are steps, and parked in its bed after a while without any."""
     while not state[Word.STOP]:
         worker(address_of(state), status, address_of(scratch))
         if not state[Word.STOP]:
@@ -163,7 +163,7 @@ def _live(worker: Call, state: I64, status: int, scratch: Bytes, bed: threading.
 def _end(
     state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]
 ) -> None:
-    """End the threads: when the team is no longer used, or at exit."""
+    """End the threads, when the team is no longer used or at exit."""
     publish(address_of(state[Word.STOP :]), 1, 0)
     for bed in beds:
         if bed.locked():

@@ -1,4 +1,4 @@
-"""Which tile of a product is the fastest on this CPU: tried once, by `qwencli warmup`, and kept next to the compiled kernels."""
+"""Find the fastest tile of products on this CPU. `qwencli warmup` does it once; the result is kept next to the compiled kernels."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from .memory import address_of, aligned_zeros, quantized_at
 from .team import Kernel
 
 NOTE = "tiles.json"
-N_ROWS, N_COLS, N_TOKENS = 4 * layout.PANEL_ROWS, 1024, 96
+N_ROWS = 4 * layout.PANEL_ROWS
+N_COLS = 1024
+N_TOKENS = 96
 REPEATS = 25
 WORTH_IT = 0.97
-"""A tile is taken instead of the usual one if it takes no more than this share of its time: less may be chance."""
+"""A tile replaces the usual one only if it takes at most this share of the usual one's time: a smaller gain may be chance."""
 
 
 def chosen_tiles(kernels: Kernels) -> dict[str, str]:
-    """What was found before, as tiles by format; empty where nothing was, or not by us."""
+    """Return the tiles that were found before, by format. Empty if there are none, or if the file isn't ours."""
     try:
         found = json.loads(kernels.note(NOTE) or "{}")
     except ValueError:
@@ -33,13 +35,13 @@ def chosen_tiles(kernels: Kernels) -> dict[str, str]:
 
 
 def kernels_to_try(isa: str, names: Iterable[str]) -> dict[str, list[str]]:
-    """For each of some formats the kernels that multiply many tokens, the usual one first."""
+    """Return, by format, the kernels that multiply many tokens, the usual one first."""
     tiles = Tiles(isa)
     return {name: [tiles.many(name, str(tile)) for tile in tiles.candidates(name)] for name in names}
 
 
 def tune(kernels: Kernels, names: Iterable[str]) -> dict[str, str]:
-    """Try the tiles for some formats, a tenth of a second each, and keep what is best. Raises KernelError where one can't be compiled."""
+    """Try the tiles of some formats, for a tenth of a second each, and keep the best. Raises KernelError if a kernel can't be compiled."""
     best = chosen_tiles(kernels)
     for name, specs in kernels_to_try(kernels.isa.name, names).items():
         seconds = measure(name, kernels.load(specs))
@@ -50,7 +52,8 @@ def tune(kernels: Kernels, names: Iterable[str]) -> dict[str, str]:
 
 
 def measure(name: str, addresses: Mapping[str, int]) -> dict[str, float]:
-    """The least seconds that a product of many tokens took with each of some kernels, which take turns: the machine may be busy."""
+    """Return the fewest seconds that a product with many tokens took with each kernel. Kernels take turns, since the machine may be
+    busy."""
     block, n_bytes, kind = sizes(name)
     row_bytes = N_COLS // block * n_bytes
     weights = aligned_zeros(N_ROWS * row_bytes)

@@ -1,1 +1,1 @@
-"""The NumPy backend: plain float32, the oracle of the compiled kernels."""
+"""The NumPy backend: plain float32, the oracle for the compiled kernels."""

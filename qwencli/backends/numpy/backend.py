@@ -1,6 +1,6 @@
-"""The NumPy backend: the graph in plain float32, with nothing clever in it. Compiled kernels are judged by it.
+"""The NumPy backend: the graph in plain float32, without anything clever. Compiled kernels are compared with it.
 
-Weights are dequantized when they are first used and kept as long as they fit into a budget. What doesn't fit is dequantized again each
+Weights are dequantized when they are first used, and kept as long as they fit into a budget. Those that don't fit are dequantized each
 time, some rows at once.
 """
 
@@ -25,7 +25,8 @@ class NumpyBackend:
     """Runs `model` in NumPy.
 
     `n_threads` limits the threads of matrix products, `weight_budget` the bytes of dequantized weights that are kept. Keys and values are
-    float32, rounded to what `cache_types` can hold. Raises ModelError for a model with an op or a tensor type that it can't run.
+    float32, rounded to the precision of `cache_types`. Raises ModelError for a model with an op or a tensor type that it can't run,
+    InputError for cache types that can't be used.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class NumpyBackend:
             values[graph.outputs.name] = batch.outputs
         step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
-        with np.errstate(all="ignore"):  # numbers that aren't finite are reported where logits are used
+        with np.errstate(all="ignore"):  # values that aren't finite are reported where logits are used
             for i, node in enumerate(nodes):
                 if node.name in values:
                     continue

@@ -1,4 +1,4 @@
-"""Weights of every tensor type as float32: by the `gguf` package, and for types that it doesn't know by their definition."""
+"""Dequantize every tensor type to float32: with the `gguf` package, and types that it doesn't know by their definition."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def dequantize_q2_0(blocks: Blocks) -> F32:
 
 
 def scales(blocks: Blocks) -> F32:
-    """The half floats that blocks begin with, as float32 [..., 1]."""
+    """Return the half float at the start of each block, as float32 [..., 1]."""
     return np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
 
 
 DEQUANTIZE: dict[str, Callable[[Blocks], F32]] = {"Q1_0": dequantize_q1_0, "Q2_0": dequantize_q2_0}
-"""What the `gguf` package lacks."""
+"""The types that the `gguf` package lacks."""

@@ -1,4 +1,4 @@
-"""What the NumPy backend reads and keeps: weights as float32, pages of the KV cache, states of recurrent layers."""
+"""Memory of the NumPy backend: weights as float32, pages of the KV cache, states of recurrent layers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..protocol import F32, I32
 from .dequantize import to_float32
 
 STATE_UNIT = 128
-"""The memory of a state is a multiple of that many numbers: a session's checksums need it."""
+"""The memory of a state is a multiple of this many numbers: the checksums of sessions need it."""
 BLOCK_WEIGHTS = 2**22
-"""Weights dequantized at once: 16 MB as float32."""
+"""Weights that are dequantized at once: 16 MB as float32."""
 
 
 class WeightReader:
-    """Weights of the file as float32, dequantized in blocks of rows. A weight is a node of the graph."""
+    """Reads weights of the file as float32, dequantized in blocks of rows. A weight is given as a node of the graph."""
 
     def __init__(self, file: GGUFFile, budget: int) -> None:
         self._file, self._left = file, budget
         self._kept: dict[tuple[str, int | None, int], F32] = {}
 
     def check(self, weight: Tensor) -> None:
-        """Raises ModelError for a type that can't be dequantized or doesn't hold weights."""
+        """Raise ModelError for a type that can't be dequantized or doesn't hold weights."""
         info = info_of(weight)
         try:
             to_float32(self._file.data(info)[:1] if len(info.shape) > 1 else self._file.data(info), info.type)
@@ -39,7 +39,7 @@ class WeightReader:
             ) from None
 
     def rows(self, weight: Tensor, which: slice | I32, expert: int | None = None) -> F32:
-        """Rows of a matrix, or of an expert's matrix: float32 [k, n]."""
+        """Return rows of a matrix, or of an expert's matrix: float32 [k, n]."""
         assert isinstance(weight.op, Weight)
         info, first = weight.op.info, weight.op.first
         data = self._file.data(info)
@@ -49,7 +49,7 @@ class WeightReader:
         return to_float32(data[first:][which], info.type)
 
     def vector(self, weight: Tensor) -> F32:
-        """A vector, or some of its numbers, float32 [n]."""
+        """Return a vector, or a part of it, float32 [n]."""
         assert isinstance(weight.op, Weight)
         values = to_float32(self._file.data(weight.op.info), weight.op.info.type)
         (n,) = weight.shape
@@ -57,14 +57,14 @@ class WeightReader:
         return values[weight.op.first : weight.op.first + n]
 
     def scale(self, weight: Tensor, expert: int = 0) -> np.float32:
-        """The number by which products with a weight are multiplied."""
+        """Return the number by which products with a weight are multiplied."""
         assert isinstance(weight.op, Weight)
         if weight.op.scale is None:
             return np.float32(1)
         return np.float32(to_float32(self._file.data(weight.op.scale), weight.op.scale.type)[expert])
 
     def blocks(self, weight: Tensor, expert: int | None = None) -> Iterator[tuple[slice, F32]]:
-        """The whole matrix, or an expert's, as blocks of rows: which rows, and their weights."""
+        """Yield a matrix, or an expert's, in blocks of rows: which rows, and their weights."""
         n_rows, n_cols = weight.shape[-2:]
         assert isinstance(n_rows, int)
         assert isinstance(n_cols, int)
@@ -80,7 +80,7 @@ class WeightReader:
             yield which, block
 
     def product(self, weight: Tensor, x: F32, expert: int | None = None) -> F32:
-        """x @ weight.T, [k, m], times the weight's scale."""
+        """Return x @ weight.T, [k, m], times the weight's scale."""
         n_rows = weight.shape[-2]
         assert isinstance(n_rows, int)
         out = np.empty((len(x), n_rows), np.float32)
@@ -95,14 +95,14 @@ def info_of(weight: Tensor) -> TensorInfo:
 
 
 class KVPages:
-    """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first asked for."""
+    """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first needed."""
 
     def __init__(self, shape: tuple[int, ...], types: CacheTypes) -> None:
         self._shape, self._types = shape, types
         self._pages: dict[int, F32] = {}
 
     def page(self, page: int) -> F32:
-        """Raises QwenError if there is no memory for the page."""
+        """Return the array of a page. Raises QwenError if there is no memory for it."""
         if page not in self._pages:
             try:
                 self._pages[page] = np.zeros(self._shape, np.float32)
@@ -119,13 +119,13 @@ class KVPages:
             memory[layer, 0, slot], memory[layer, 1, slot] = k[i], v[i]
 
     def read(self, seq: KVSequence, layer: int, length: int) -> F32:
-        """Keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
+        """Return keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
         pages = [self._pages[page][layer] for page in seq.pages[: -(-length // PAGE)]]
         return np.concatenate(pages, axis=1)[:, :length].swapaxes(1, 2)
 
 
 def rounded(x: F32, kind: str | None) -> F32:
-    """x, [..., head_dim], rounded to what a type of the cache can hold."""
+    """Return x, [..., head_dim], rounded to the precision of a type of the cache."""
     if kind == "f32":
         return x
     if kind == "f16":
@@ -136,7 +136,7 @@ def rounded(x: F32, kind: str | None) -> F32:
 
 
 class States:
-    """What recurrent layers keep of a sequence: float32 [n_state_values] for each state, made when it is first asked for."""
+    """The states of recurrent layers: float32 [n_state_values] for each state, made when it is first needed."""
 
     def __init__(self, nets: DeltaNets | None) -> None:
         self._nets = nets
@@ -150,9 +150,10 @@ class States:
         return self._memory[state]
 
     def layer(self, state: int | None, layer: int) -> tuple[F32, F32]:
-        """A layer's part of a state: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d, d].
+        """Return a layer's part of a state: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d,
+        d].
 
-        Zeros for None, the state before the first token.
+        For None, the state before the first token, they are zeros.
         """
         n = self._nets
         assert n is not None

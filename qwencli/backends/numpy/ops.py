@@ -1,4 +1,4 @@
-"""What each op of the graph computes, in NumPy."""
+"""The ops of the graph, in NumPy."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from ..registry import Registry
 from .memory import KVPages, States, WeightReader
 
 computes = Registry[Callable[..., Any]]("NumPy")
-"""Registers what computes an op: f(step, node, *values of its sources). A weight's value is its node."""
+"""Registers the function of an op: f(step, node, *values of its sources). The value of a weight is its node."""
 QUERY_BLOCK = 256
-"""Query positions whose scores are held at once."""
+"""Query positions whose scores are in memory at once."""
 LEAST_SUM = 2.0**-14
-"""What the sum of experts' weights counts as at least: the smallest normal half float."""
+"""The least by which experts' weights are divided: the smallest normal half float, as in llama.cpp."""
 
 
 class Step:
-    """What an op may look at in addition to its sources."""
+    """What an op can use in addition to its sources."""
 
     def __init__(self, weights: WeightReader, kv: KVPages, states: States, batch: Batch | None) -> None:
         self.weights = weights
@@ -49,7 +49,7 @@ class Step:
         self.batch = batch
 
     def sequences(self) -> Iterator[tuple[KVSequence, slice]]:
-        """Each sequence of the batch and its rows."""
+        """Yield each sequence of the batch, and its rows."""
         assert self.batch is not None
         start = 0
         for segment in self.batch.segments:
@@ -57,7 +57,7 @@ class Step:
             start += len(segment.tokens)
 
     def states_after(self, seq: KVSequence, n: int) -> list[tuple[int, int]]:
-        """After how many of the sequence's `n` new tokens its state is kept, and as which state."""
+        """Return after how many of the sequence's `n` new tokens its state is kept, and the number of each such state."""
         return [
             (position - seq.length, state)
             for position, state in seq.states.items()
@@ -134,7 +134,7 @@ def attention(step: Step, node: Tensor, q: F32, layer: int) -> F32:
 
 
 def attend(q: F32, k: F32, v: F32, first: int, scale: float) -> F32:
-    """q [n, n_head, d] at positions first ...; k, v [n_head_kv, n_kv, d] -> [n, n_head * d]."""
+    """q [n, n_head, d] at the positions from `first` on; k, v [n_head_kv, n_kv, d] -> [n, n_head * d]."""
     (n, n_head, d), (n_head_kv, n_kv, _) = q.shape, k.shape
     shared = n_head // n_head_kv
     q = q.reshape(n, n_head_kv, shared, d).transpose(1, 2, 0, 3).reshape(n_head_kv, shared * n, d)
@@ -170,7 +170,7 @@ def sigmoid(x: F32) -> F32:
 
 @computes(Route)
 def route(step: Step, node: Tensor, logits: F32) -> tuple[I32, F32]:
-    """The chosen experts and their weights, each [k, n_used]."""
+    """Return the chosen experts and their weights, each [k, n_used]."""
     assert isinstance(node.op, Route)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)

@@ -1,7 +1,7 @@
-// The server's API: requests with the key, and errors as one sentence.
+// The server's API: sends requests with the key, and turns errors into one sentence.
 import { events } from "./sse.js";
 
-const KEY = "qwencli/key"; // of this tab: gone when it is closed
+const KEY = "qwencli/key"; // kept until this tab is closed
 
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
@@ -9,7 +9,7 @@ export const key = {
 };
 
 export class ApiError extends Error {
-  // status: of HTTP, 0 where there was no answer at all. retryAfter: seconds, or 0.
+  // status: the HTTP status, 0 if there was no response. retryAfter: seconds, or 0.
   constructor(message, status = 0, retryAfter = 0) {
     super(message);
     this.status = status;
@@ -24,7 +24,7 @@ async function request(path, options = {}) {
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
   let response;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store" }); // relative: works under a proxy's prefix
+    response = await fetch(path, { ...options, headers, cache: "no-store" }); // a relative path works behind a proxy that adds a prefix
   } catch (error) {
     if (wasStopped(error)) throw error;
     throw new ApiError("The server does not answer. Is it still running?");
@@ -39,7 +39,7 @@ async function asError(response) {
   try {
     message = messageOf(JSON.parse(text));
   } catch {
-    // not JSON: a proxy's page, which would not help
+    // not JSON: the page of a proxy, which would not help
   }
   const retryAfter = Number(response.headers.get("Retry-After")) || 0;
   return new ApiError(message || `The server answered ${response.status} ${response.statusText}`.trim(), response.status, retryAfter);
@@ -50,7 +50,7 @@ const messageOf = (answer) => String(answer?.error?.message ?? answer?.error ?? 
 export const getJson = async (path, signal) => (await request(path, { signal })).json();
 export const getText = async (path, signal) => (await request(path, { signal })).text();
 
-// The chunks of a chat completion, as the server streams them.
+// Yields the chunks of a chat completion as the server streams them.
 export async function* chat(body, signal) {
   const response = await request("v1/chat/completions", {
     method: "POST",

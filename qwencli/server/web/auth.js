@@ -1,9 +1,9 @@
-// The field for the API key, shown once the server has answered 401.
+// The field for the API key. It is shown after the server has answered 401.
 import { key } from "./api.js";
 import { byId } from "./dom.js";
 
 const bar = byId("key-bar");
-const waiting = new Set(); // what to do when there is a key
+const waiting = new Set(); // functions to call when there is a key
 
 export function askForKey(then) {
   waiting.add(then);

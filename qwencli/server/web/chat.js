@@ -1,4 +1,4 @@
-// The chat: what is shown of a conversation, and what the user does with it.
+// The chat view: shows a conversation and handles what the user does.
 import { askForKey } from "./auth.js";
 import { addMessage, asRequest, choose, newConversation, path, removeMessage, siblings } from "./conversation.js";
 import { byId } from "./dom.js";
@@ -12,11 +12,11 @@ import * as store from "./store.js";
 const field = byId("question");
 
 export class Chat {
-  #views = new Map(); // by message
-  #runs = new Map(); // by conversation: answers go on while the user looks at another one
+  #views = new Map(); // message -> view
+  #runs = new Map(); // conversation -> run: an answer goes on while the user looks at another conversation
   #frame = 0;
 
-  // changed(): called when the list of conversations is no longer right. model(): the name to ask for.
+  // changed(): called when the list of conversations is out of date. model(): returns the name of the model.
   constructor({ changed, model }) {
     this.changed = changed;
     this.model = model;
@@ -34,7 +34,7 @@ export class Chat {
     });
     byId("stop").addEventListener("click", () => {
       this.stop();
-      if (!isPhone()) this.focus(); // the button goes
+      if (!isPhone()) this.focus(); // the button disappears
     });
     field.addEventListener("keydown", (event) => this.#key(event));
     field.addEventListener("input", fit);
@@ -100,7 +100,7 @@ export class Chat {
     this.show();
   }
 
-  // Has the message `parent` answered.
+  // Starts an answer to the message `parent`.
   async #answer(parent) {
     const { conversation } = this;
     this.#runs.get(conversation)?.stop();
@@ -112,7 +112,7 @@ export class Chat {
     this.#save(conversation);
     this.changed();
     this.show();
-    const ticks = setInterval(() => this.#draw(), 500); // the time of thinking goes on between tokens
+    const ticks = setInterval(() => this.#draw(), 500); // the thinking time advances between tokens too
     await run.start();
     clearInterval(ticks);
     this.#end(conversation, run);
@@ -133,7 +133,7 @@ export class Chat {
     if (problem) notify(problem);
   }
 
-  // At most once a frame, however fast tokens come.
+  // Draws at most once per frame, however fast tokens arrive.
   #draw() {
     this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0;
@@ -144,7 +144,7 @@ export class Chat {
     });
   }
 
-  // Brings all of the page up to date; the messages that stay are not touched.
+  // Updates the whole page. Messages that stay are not touched.
   show() {
     const { conversation, running } = this;
     const messages = path(conversation);
@@ -172,7 +172,7 @@ export class Chat {
 
 const isPhone = () => matchMedia("(pointer: coarse)").matches;
 
-// The field is as high as its text, up to what the style allows.
+// Makes the field as high as its text, up to the limit in the style sheet.
 function fit() {
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight}px`;

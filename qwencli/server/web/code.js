@@ -1,12 +1,12 @@
 // A block of code that grows line by line.
 import { copyButton, el, visible } from "./dom.js";
 
-const PART = 8192; // characters of a part: the browser lays out only the last one again when code comes
+const PART = 8192; // characters in a part: when code arrives, the browser lays out only the last part again
 
 export class Code {
   #source = ""; // as the model wrote it, for the copy button
   #parts = [];
-  #begun = false; // a newline stands before every line but the first
+  #begun = false; // every line but the first is preceded by a newline
 
   constructor(parent, language, fence, indent) {
     this.fence = fence;

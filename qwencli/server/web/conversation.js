@@ -1,6 +1,6 @@
-// A conversation: a tree of messages, since a question that is edited or an answer that is made again branches away.
+// A conversation is a tree of messages: editing a question or generating an answer again starts a new branch.
 //
-// {id, title, created, updated, leaf, messages: [{id, parent, role, content, ...}]}; `leaf` is the end of the branch that is shown.
+// {id, title, created, updated, leaf, messages: [{id, parent, role, content, ...}]}; `leaf` ends the branch that is shown.
 // Answers also have reasoning, thinkingMs, stats ({tokens, speed, first, prompt, cached, reason}) and error.
 
 // crypto.randomUUID exists only on https and localhost.
@@ -34,17 +34,17 @@ export function path(conversation, id = conversation.leaf) {
   return messages;
 }
 
-// The message and those that were written in its place, in order.
+// The versions of a message, itself included, in order.
 export const siblings = ({ messages }, { parent, role }) => messages.filter((other) => other.parent === parent && other.role === role);
 
-// Shows the branch that goes through the message, to its latest end.
+// Selects the branch through the message, down to its latest end.
 export function choose(conversation, message) {
   let end = message;
   for (let next = message; next; next = conversation.messages.findLast((other) => other.parent === end.id)) end = next;
   conversation.leaf = end.id;
 }
 
-// What the server is asked to go on from.
+// The messages of a request, up to `last`.
 export function asRequest(conversation, last, system) {
   const messages = path(conversation, last.id).filter((message) => message.content);
   const turns = messages.map(({ role, content }) => ({ role, content }));
@@ -59,7 +59,7 @@ function asStats(value) {
   return { ...Object.fromEntries(numbers), reason: text(value?.reason, 20) };
 }
 
-// A conversation from a file, which may hold anything: what is not as it must be is left out. null: no conversation at all.
+// Reads a conversation from a file, which may hold anything: whatever is invalid is left out. null: not a conversation.
 export function asConversation(value) {
   if (!Array.isArray(value?.messages)) return null;
   const messages = [];
@@ -67,7 +67,7 @@ export function asConversation(value) {
   for (const message of value.messages) {
     const id = text(message?.id, 64);
     if (!id || ids.has(id) || !["user", "assistant"].includes(message.role)) continue;
-    const parent = message.parent === null || ids.has(message.parent) ? message.parent : undefined; // a parent comes before: no circles
+    const parent = message.parent === null || ids.has(message.parent) ? message.parent : undefined; // parents come first: no cycles
     if (parent === undefined) continue;
     ids.add(id);
     const { role, content, reasoning, thinkingMs } = message;

@@ -1,6 +1,6 @@
-// DOM nodes made from text. Nothing in this folder ever gives text to an HTML parser.
+// Makes DOM nodes from text. Nothing in this folder ever passes text to an HTML parser.
 
-// el("a", {href, class: "x", onclick: f}, "text", node): attributes; functions listen; false and undefined are left out.
+// el("a", {href, class: "x", onclick: f}, "text", node): functions become listeners; false, null and undefined are left out.
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -30,13 +30,13 @@ export function iconButton(name, label, onclick, attributes = {}) {
 
 export const byId = (id) => document.getElementById(id);
 
-// Characters that turn the direction of what follows could make code read as what it is not (CVE-2021-42574): they are shown.
+// Characters that change the direction of text can make code look like different code (CVE-2021-42574), so they are made visible.
 const DIRECTION = /[\u202a-\u202e\u2066-\u2069]/g;
 
 export const visible = (text) =>
   text.replace(DIRECTION, (c) => `⟦U+${c.codePointAt(0).toString(16).toUpperCase()}⟧`);
 
-// navigator.clipboard exists only on https and localhost; a server at home is reached by http and an address.
+// navigator.clipboard exists only on https and localhost, but a server at home is reached by http and an IP address.
 export async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = el("textarea", { class: "unseen", "aria-hidden": "true" });

@@ -1,13 +1,13 @@
-// What the server view is made of. Everything is changed in place: nothing flickers, and what the user selects stays selected.
+// The parts of the server view. They are updated in place, so that nothing flickers and the user's selection is kept.
 import { el, svg, visible } from "./dom.js";
 
-const STEPS = 90; // of a curve
+const STEPS = 90; // points of a curve
 
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// A large number, with a curve of its last values if it is to have one.
+// A large number, optionally with a curve of its last values.
 export class Figure {
   #values = [];
 
@@ -31,7 +31,7 @@ export class Figure {
   }
 }
 
-// Names and what they are.
+// A table of names and values.
 export class Table {
   constructor(title) {
     this.list = el("dl");
@@ -46,11 +46,11 @@ export class Table {
   }
 }
 
-// Tokens that a slot has written, and read from its prompt. llama.cpp: next_token was an object before it was a list.
+// Tokens that a slot has written, and tokens of its prompt that it has read. In old versions of llama.cpp next_token is not a list.
 export const written = (slot) => (slot.is_processing && [slot.next_token].flat()[0]?.n_decoded) || 0;
 export const read = (slot) => (slot.is_processing && slot.n_prompt_tokens_processed) || 0;
 
-// The server's slots, a line each.
+// The server's slots, one line each.
 export class Slots {
   constructor() {
     this.body = el("tbody");

@@ -1,23 +1,23 @@
-// Markdown inside a block: emphasis, code, links, as CommonMark (https://spec.commonmark.org/0.31.2/#inlines) has them, in time that
-// grows with the text. What differs: a line's end is a line's end (models mean it so), HTML is text except <br>, pictures are links to
-// them, formulas are shown as they were written.
+// Markdown inside a block: emphasis, code and links as in CommonMark (https://spec.commonmark.org/0.31.2/#inlines), in linear time.
+// Differences: a newline is a line break (models mean it so), HTML other than <br> is text, images are links, and formulas are shown as
+// they were written.
 import { el, visible } from "./dom.js";
 
-const OPEN_AT_ONCE = 32; // emphasis and brackets: bounds both the search for an opener and the depth of the DOM
+const OPEN_AT_ONCE = 32; // emphasis and brackets: limits the search for an opener and the depth of the DOM
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'" };
 const TOKEN = /\\[\s\S]|`+|\$\$|\*+|_+|~+|!?\[|\]|<[^\s<>]{1,2000}>|\bhttps?:\/\/[^\s<>`]+|&#?\w{2,5};| *\n/g;
-const ADDRESS = String.raw`<([^<>\n]{0,2000})>|([^\s()<]{0,2000}(?:\([^\s()]{0,2000}\)[^\s()]{0,2000}){0,20})`; // (brackets in pairs)
+const ADDRESS = String.raw`<([^<>\n]{0,2000})>|([^\s()<]{0,2000}(?:\([^\s()]{0,2000}\)[^\s()]{0,2000}){0,20})`; // (with balanced brackets)
 const LINK_TAIL = new RegExp(String.raw`\(\s*(?:${ADDRESS})(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)`, "y");
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const SPACE = /\s/;
 
-// text -> DocumentFragment. growing: more will come, so what is not closed yet is taken as open to the end.
+// text -> DocumentFragment. growing: more text will come, so whatever is not closed yet extends to the end.
 export function inline(text, growing = false) {
   if (growing) text = text.replace(/(?:[*_~`]+|\]\([^\s)]*)$/, "");
   return new Inline(text, growing).parse();
 }
 
-// The address as a link may have it, or null: http and https only.
+// The address if a link may have it, else null. Only http and https are allowed.
 export function safeUrl(address) {
   try {
     const url = new URL(address);
@@ -34,9 +34,9 @@ class Inline {
     this.text = text;
     this.growing = growing;
     this.out = document.createDocumentFragment();
-    this.runs = []; // of * _ ~, which may turn out to be emphasis
-    this.brackets = []; // [ and ![, which may turn out to begin a link
-    this.missing = new Set(); // closers that do not come any more
+    this.runs = []; // runs of * _ ~ that may turn out to be emphasis
+    this.brackets = []; // [ and ![ that may turn out to begin a link
+    this.missing = new Set(); // closers that do not occur in the rest of the text
   }
 
   parse() {
@@ -61,7 +61,7 @@ class Inline {
     return node;
   }
 
-  // What stands at `from`; returns where to go on.
+  // Handles the token at `from`. Returns where to continue.
   token(token, from) {
     const end = from + token.length;
     switch (token[0]) {
@@ -126,7 +126,7 @@ class Inline {
     const before = this.text[from - 1] ?? " ", after = this.text[end] ?? " ";
     const left = !SPACE.test(after) && (!PUNCTUATION.test(after) || SPACE.test(before) || PUNCTUATION.test(before));
     const right = !SPACE.test(before) && (!PUNCTUATION.test(before) || SPACE.test(after) || PUNCTUATION.test(after));
-    const word = token[0] === "_"; // snake_case is no emphasis
+    const word = token[0] === "_"; // snake_case is not emphasis
     this.runs.push({
       node, char: token[0], size: token.length, count: token.length,
       opens: left && (!word || !right || PUNCTUATION.test(before)),
@@ -140,7 +140,7 @@ class Inline {
       while (closer.closes && closer.count) {
         const at = open.findLastIndex((opener) => pairs(opener, closer));
         if (at < 0) break;
-        open.length = at + 1; // those between stay text
+        open.length = at + 1; // the runs in between stay text
         this.wrap(open[at], closer);
         if (!open[at].count) open.pop();
       }
@@ -197,7 +197,7 @@ class Inline {
   }
 
   bareUrl(token, from) {
-    let shown = token.replace(/[?!.,:;*_~'"\]]+$/, ""); // a sentence's end is not the address's
+    let shown = token.replace(/[?!.,:;*_~'"\]]+$/, ""); // punctuation at the end belongs to the sentence
     while (shown.endsWith(")") && shown.split(")").length > shown.split("(").length) shown = shown.slice(0, -1);
     const url = safeUrl(shown);
     if (url && !this.brackets.some((bracket) => bracket.usable)) this.linkTo(url, shown);
@@ -212,7 +212,7 @@ class Inline {
   }
 }
 
-// CommonMark's rules 9 and 10: *a**b* is one emphasis.
+// CommonMark's rules 9 and 10: *a**b* is a single emphasis.
 function pairs(opener, closer) {
   if (opener.char !== closer.char) return false;
   const both = opener.closes || closer.opens;

@@ -1,17 +1,17 @@
-// The leaves of Markdown's tree of blocks: a paragraph, a table. (code.js has the third.)
+// Leaf blocks of Markdown: paragraphs and tables. (Code is in code.js.)
 //
-// All take lines; `append` is for the rest of a very long one; `show(growing)` brings the page up to date; `mark` and `reset` take
-// back what came since: the stream's last line is shown before it is complete, and read again when it is longer.
+// All have `line`; `append` for the rest of a very long line; and `show(growing)`, which updates the page. `reset` goes back to a `mark`:
+// the last line of the stream is shown before it is complete, and parsed again when more of it has arrived.
 import { el } from "./dom.js";
 import { inline } from "./inline.js";
 
-const LONG = 3000; // characters of a paragraph that are rendered again with every piece; what was before them is settled
+const LONG = 3000; // the most characters of a paragraph that are rendered again with every piece; those before are settled
 
 export class Paragraph {
   #shown = null;
 
   constructor(parent) {
-    this.text = ""; // what is not settled
+    this.text = ""; // the part that is not settled
     this.node = parent.appendChild(el("p", {}, el("span")));
   }
 
@@ -26,7 +26,7 @@ export class Paragraph {
     }
   }
 
-  // Emphasis seldom goes over the end of a line or a sentence.
+  // Emphasis seldom goes past the end of a line or sentence.
   #settle() {
     const { text } = this;
     const end = Math.max(text.lastIndexOf("\n"), text.lastIndexOf(". ")) + 1 || text.lastIndexOf(" ") + 1 || text.length - 1;
@@ -35,7 +35,7 @@ export class Paragraph {
     this.text = text.slice(end);
   }
 
-  // A line that may be a table's head waits for the next, which says so.
+  // A line that may be the head of a table waits for the next line, which decides it.
   mayBeTable() {
     return this.text.startsWith("|") && this.text.length < 400 && !this.text.includes("\n") && this.node.childElementCount === 1;
   }
@@ -51,7 +51,7 @@ export class Paragraph {
     return this.text.slice(this.text.lastIndexOf("\n") + 1);
   }
 
-  // For a table's head; the paragraph is gone where there was nothing else.
+  // Takes the last line, for the head of a table. A paragraph with nothing else is removed.
   takeLastLine() {
     const line = this.lastLine();
     this.text = this.text.slice(0, -line.length).trimEnd();
@@ -78,7 +78,7 @@ const cells = (line) =>
 
 const DASHES = /^:?-+:?$/;
 
-// The alignments that a row of dashes tells, or null: `|:--|--:|` -> ["left", "right"].
+// The alignments given by a row of dashes, or null: `|:--|--:|` -> ["left", "right"].
 export function alignments(line) {
   if (!/^[\s|:-]+$/.test(line) || !line.includes("-")) return null;
   const dashes = cells(line);

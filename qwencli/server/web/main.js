@@ -1,4 +1,4 @@
-// Puts the page together: which view is shown, keys, the name of the model.
+// Sets up the page: the views, the keyboard shortcuts, the name of the model.
 import { getJson } from "./api.js";
 import { askForKey } from "./auth.js";
 import { Chat } from "./chat.js";
@@ -30,7 +30,7 @@ const server = new ServerView(byId("server"));
 
 const onServer = () => location.hash === "#server";
 
-// The address says what is shown: #server, #c-<conversation>, or anything else for a new conversation.
+// The URL's hash decides what is shown: #server, #c-<conversation>, or anything else for a new conversation.
 function route() {
   const isServer = onServer();
   byId("chat").hidden = isServer;

@@ -1,17 +1,17 @@
-// Markdown as it streams in, into DOM nodes.
+// Turns Markdown into DOM nodes as it streams in.
 //
-// Blocks as CommonMark has them (https://spec.commonmark.org/0.31.2/#phase-1-block-structure): a line is read once, goes through the
-// quotes and lists that are open, and ends in a leaf. What is complete is never touched again, so that nothing moves and the whole
-// costs time that grows with the text; the line that is still coming is shown as well and taken back when there is more of it.
-// What differs: no code by indentation, which counts only inside of lists; no underlined headings, no HTML; lists are all tight. Of
-// GitHub's: tables, whose rows need a bar, task lists and ~~deletions~~.
+// Blocks are those of CommonMark (https://spec.commonmark.org/0.31.2/#phase-1-block-structure): a line is read once, goes through the
+// quotes and lists that are open, and ends in a leaf. Complete blocks are never touched again, so that nothing moves and the time is
+// linear. The last, incomplete line is shown too, and taken back when more of it has arrived.
+// Differences: no indented code, since indentation counts only inside of lists; no underlined headings; no HTML; all lists are tight.
+// GitHub's extensions: tables, whose rows need a bar; task lists; ~~deletions~~.
 import { el } from "./dom.js";
 import { Code } from "./code.js";
 import { inline } from "./inline.js";
 import { alignments, columns, Paragraph, Table } from "./leaves.js";
 
-const LONG_LINE = 4000; // of a line that is still coming: then it is a paragraph's, and what follows goes to it as it is
-const DEEPEST = 16; // quotes and lists in each other; browsers fail at thousands
+const LONG_LINE = 4000; // an incomplete line with more characters is part of a paragraph, and the rest of it is appended as text
+const DEEPEST = 16; // nested quotes and lists; browsers fail at thousands
 
 const FENCE = /^( *)(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
 const HEADING = /^ *(#{1,6})(?:[ \t]+(.*))?$/;
@@ -19,7 +19,7 @@ const RULE = /^ *([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
 const QUOTE = /^ *> ?/;
 const ITEM = /^( *)([-*+]|(\d{1,9})[.)])( {1,4}(?! )| (?= {4})|$)/;
 const TASK = /^\[([ xX])\] /;
-// The beginning of a line that does not tell yet what the line will be.
+// The beginning of a line that does not determine yet what the line will be.
 const UNDECIDED = /^[\s>]*(?:[-+*_=#~`|:\s]*|\d{1,9}[.)]?\s*|[-+*]\s+\[[ xX]?\]?\s*|\|[^\n]{0,300})$/;
 
 const BEGINNING = /^[ \t]*(?:[-+*>]|\d{1,9}[.)])?[ \t]+/; // where tabs count
@@ -31,7 +31,7 @@ function withoutTabs(text) {
 }
 
 export class Markdown {
-  #rest = ""; // the line that is still coming
+  #rest = ""; // the incomplete last line
   #inLongLine = false;
   #undo = () => {};
 
@@ -86,7 +86,7 @@ export class Markdown {
     return UNDECIDED.test(this.#rest) && !(this.leaf instanceof Table && /^\|.*[^\s|:-]/.test(this.#rest));
   }
 
-  // Reads what there is of the last line, and remembers how to take it back: lines only ever add to open containers and the leaf.
+  // Parses the incomplete last line, and remembers how to undo that: lines only ever add to open containers and the leaf.
   #showLine() {
     const { stack, leaf } = this;
     const mark = leaf?.mark();
@@ -153,7 +153,7 @@ export class Markdown {
     } else if (line.length < 1000 && (match = HEADING.exec(line))) {
       this.#leave(depth);
       const text = (match[2] ?? "").trim().replace(/(^|[ \t])#+$/, "");
-      this.#top.node.append(el(`h${Math.min(6, match[1].length + 2)}`, {}, inline(text))); // the page has h1 and h2
+      this.#top.node.append(el(`h${Math.min(6, match[1].length + 2)}`, {}, inline(text))); // h1 and h2 belong to the page
     } else if (line.length < 1000 && RULE.test(line)) {
       this.#leave(depth);
       this.#top.node.append(el("hr"));
@@ -161,7 +161,7 @@ export class Markdown {
     return true;
   }
 
-  // What is inside of the quote or item that the line opens, or null.
+  // Opens the quote or item that the line begins, and returns the rest of the line; or returns null.
   #startsContainer(line, depth, opened) {
     if (depth > DEEPEST) return null;
     const quote = QUOTE.exec(line);

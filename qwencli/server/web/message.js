@@ -1,12 +1,12 @@
-// How a question and an answer look.
+// The views of a question and of an answer.
 import { copyButton, el, icon, iconButton, visible } from "./dom.js";
 import { Markdown } from "./markdown.js";
 
 const count = new Intl.NumberFormat("en");
-const REASONS = new Map([["length", "cut at the limit of tokens"], ["stopped", "stopped"]]);
+const REASONS = new Map([["length", "cut off at the token limit"], ["stopped", "stopped"]]);
 const seconds = (ms) => (ms < 995 ? `${Math.ceil(ms)} ms` : `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`);
 
-// "‹ 2/3 ›": the messages that were written in this one's place.
+// "‹ 2/3 ›": switches between the versions of a message.
 class Switcher {
   constructor(actions) {
     this.node = el("span", { class: "switcher", hidden: true });
@@ -17,7 +17,7 @@ class Switcher {
     const at = siblings.indexOf(message);
     this.node.hidden = siblings.length < 2;
     const button = (name, label, to) => iconButton(name, label, () => this.actions.choose(siblings[to]), { disabled: !siblings[to] });
-    const before = button("left", "The one before", at - 1), after = button("right", "The one after", at + 1);
+    const before = button("left", "Previous version", at - 1), after = button("right", "Next version", at + 1);
     this.node.replaceChildren(before, `${at + 1}/${siblings.length}`, after);
   }
 }
@@ -57,7 +57,7 @@ export class Question {
   }
 }
 
-// Text that grows, as Markdown in a node.
+// Growing text, shown as Markdown in a node.
 class Growing {
   #written = 0;
 
@@ -92,11 +92,11 @@ export class Answer {
     this.reasoning = new Growing(this.thoughts);
   }
 
-  // Brings the page up to date with the message; run: what writes it, or null.
+  // Updates the page from the message. run: the run that writes it, or null.
   update(run) {
     const { message } = this;
     this.run = run;
-    this.node.setAttribute("aria-busy", String(Boolean(run))); // read out once it is complete
+    this.node.setAttribute("aria-busy", String(Boolean(run))); // screen readers read it when it is complete
     this.node.classList.toggle("waiting", Boolean(run?.waiting));
     this.details.hidden = !message.reasoning?.trim(); // some models send an empty line
     if (message.reasoning) {
@@ -122,7 +122,7 @@ export class Answer {
     this.error.hidden = Boolean(run) || !error;
     this.buttons.hidden = Boolean(run) || (error && !content);
     if (this.error.hidden) return;
-    const wait = error.retryAfter ? ` In ${error.retryAfter} s it may work.` : "";
+    const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
     const retry = () => this.actions.retry(this.message);
     const again = el("button", { type: "button", class: "button plain", onclick: retry }, icon("again"), "Try again");
     this.error.replaceChildren(el("p", {}, sentence(visible(error.text.slice(0, 1000))) + wait), again);
@@ -132,7 +132,7 @@ export class Answer {
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text; // nothing is laid out again in vain
+  if (node.textContent !== text) node.textContent = text; // avoids a needless layout
 }
 
 function statistics({ tokens, speed, first, prompt, cached, reason }) {

@@ -1,4 +1,4 @@
-// Short messages at the bottom of the page, with at most one thing to do about them.
+// Short messages at the bottom of the page, with at most one button.
 import { byId, el } from "./dom.js";
 
 export function notify(text, label = "", action = () => {}) {

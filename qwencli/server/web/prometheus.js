@@ -1,8 +1,8 @@
-// Prometheus' text format (https://prometheus.io/docs/instrumenting/exposition_formats/): a Map of values by name.
+// Parses Prometheus' text format (https://prometheus.io/docs/instrumenting/exposition_formats/) into a Map of values by name.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{.*\})?\s+(\S+)/;
 
-// Values of one name with different labels are added up.
+// Values with the same name and different labels are added up.
 export function parseMetrics(text) {
   const metrics = new Map();
   for (const line of text.split("\n")) {

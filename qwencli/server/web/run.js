@@ -1,14 +1,14 @@
-// One answer while the server writes it.
+// An answer while the server is generating it.
 import { chat, wasStopped } from "./api.js";
 
 export class Run {
   #controller = new AbortController();
   #began = performance.now();
-  #firstToken = 0; // when it came
+  #firstToken = 0; // when it arrived
   #thinkingSince = 0;
-  #pieces = 0; // about as many as tokens
+  #pieces = 0; // about the number of tokens
 
-  // changed(): called whenever the message has grown. It may be called for each token.
+  // changed(): called whenever the message has grown, up to once per token.
   constructor(message, request, changed) {
     this.message = message;
     this.request = request;
@@ -27,7 +27,7 @@ export class Run {
     return this.#thinkingSince > 0;
   }
 
-  // Tokens a second up to now.
+  // Tokens per second so far.
   get speed() {
     const seconds = (performance.now() - this.#firstToken) / 1000;
     return this.#pieces > 1 && seconds > 0.2 ? (this.#pieces - 1) / seconds : 0;
@@ -37,7 +37,7 @@ export class Run {
     return this.#thinkingSince ? performance.now() - this.#thinkingSince : this.message.thinkingMs;
   }
 
-  // Ends when the answer does; what went wrong is in message.error: {text, status, retryAfter}.
+  // Resolves when the answer ends. An error is in message.error: {text, status, retryAfter}.
   async start() {
     this.message.stats = {};
     try {

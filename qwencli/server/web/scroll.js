@@ -1,4 +1,4 @@
-// Keeps a scroller at its end while its content grows, but only as long as the user is there.
+// Keeps a scroller at its end while its content grows, but only while the user is at the end.
 import { byId } from "./dom.js";
 
 const NEAR = 40; // pixels from the end that count as the end
@@ -18,12 +18,12 @@ export class Follower {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     const atEnd = scrollHeight - scrollTop - clientHeight < NEAR;
     if (atEnd) this.following = true;
-    else if (scrollTop < this.#top) this.following = false; // only the user goes up
+    else if (scrollTop < this.#top) this.following = false; // only the user scrolls up
     this.#top = scrollTop;
     this.button.hidden = atEnd || this.following;
   }
 
-  // After the content has changed.
+  // Call this after the content has changed.
   grown() {
     if (this.following) this.scroller.scrollTop = this.scroller.scrollHeight;
     else this.#scrolled();

@@ -1,4 +1,4 @@
-// The second view: what the server does right now. It asks only while it is looked at.
+// The server view: what the server is doing now. It polls only while it is visible.
 import { getJson, getText } from "./api.js";
 import { askForKey } from "./auth.js";
 import { el, visible } from "./dom.js";
@@ -10,19 +10,19 @@ const EVERY = 1000; // milliseconds
 const count = new Intl.NumberFormat("en");
 const short = (value) => (value < 99.5 ? value.toFixed(value && value < 9.95 ? 1 : 0) : count.format(Math.round(value)));
 
-// What the cache's metrics are called here, in their order.
+// The labels of the cache's metrics, in the order in which they are shown.
 const CACHE = {
   kv_cache_tokens: "Tokens kept",
-  kv_cache_sequences: "Conversations they are of",
-  kv_cache_capacity_tokens: "Tokens there is room for",
-  prompt_tokens_cached_total: "Tokens of prompts from it",
+  kv_cache_sequences: "Sequences kept",
+  kv_cache_capacity_tokens: "Capacity in tokens",
+  prompt_tokens_cached_total: "Prompt tokens taken from it",
 };
 
 export class ServerView {
   #shown = false;
   #timer = 0;
-  #turn = 0; // of polling: what was begun before does not go on
-  #last = null; // {time, prompt, predicted}: tokens up to the time before
+  #turn = 0; // of polling: results of an earlier turn are ignored
+  #last = null; // {time, prompt, predicted}: the token counts of the last poll
   #props = null;
 
   constructor(root) {
@@ -71,12 +71,12 @@ export class ServerView {
   #showMetrics(metrics, slots) {
     const value = (name) => metrics.get(`llamacpp:${name}`) ?? 0;
     const prompt = value("prompt_tokens_total"), predicted = value("tokens_predicted_total");
-    this.#showSpeeds(prompt + sum(slots, read), predicted + sum(slots, written)); // the metrics count what has ended
+    this.#showSpeeds(prompt + sum(slots, read), predicted + sum(slots, written)); // metrics count only finished requests
     this.running.show(count.format(value("requests_processing")));
     this.waiting.show(count.format(value("requests_deferred")));
     this.totals.show([
       ["Tokens written", count.format(predicted)],
-      ["Tokens of prompts", count.format(prompt)],
+      ["Prompt tokens", count.format(prompt)],
       ["Writing speed", `${short(value("predicted_tokens_seconds"))} tokens/s`],
       ["Reading speed", `${short(value("prompt_tokens_seconds"))} tokens/s`],
     ]);
@@ -88,7 +88,7 @@ export class ServerView {
     const last = this.#last;
     const now = { time: performance.now(), prompt, predicted };
     for (const name of ["prompt", "predicted"]) {
-      if (last) now[name] = Math.max(now[name], last[name]); // a request may end between the two answers
+      if (last) now[name] = Math.max(now[name], last[name]); // a request may end between the two responses
       const speed = last && ((now[name] - last[name]) * 1000) / (now.time - last.time);
       this[name].show(last ? short(speed) : "–", speed);
     }

@@ -1,8 +1,8 @@
-// The settings: a form whose empty fields leave the choice to the server.
+// The settings: a form. A field that is empty leaves the value to the server.
 import { byId } from "./dom.js";
 import * as store from "./store.js";
 
-const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "seed"]; // as the request names them
+const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "seed"]; // named as in requests
 
 const form = byId("settings-form");
 
@@ -21,18 +21,18 @@ export function start() {
   });
   byId("settings-open").addEventListener("click", () => dialog.showModal());
   byId("settings-close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // outside it
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // a click outside of it
   mark();
 }
 
-// Says on the button that something is set.
+// Marks the button if something is set.
 function mark() {
   byId("settings-open").classList.toggle("marked", [...new FormData(form).values()].some(Boolean));
 }
 
 export const system = () => form.elements.system.value;
 
-// The fields of a request. What is out of its range is left out; its field says so.
+// The fields of a request. Values out of range are left out; their fields show it.
 export function sampling() {
   const fields = {};
   for (const name of NUMBERS) {

@@ -1,4 +1,4 @@
-// The list of conversations; the one that is open can be renamed, exported and deleted.
+// The list of conversations. The open one can be renamed, exported and deleted.
 import { byId, download, el } from "./dom.js";
 import { notify } from "./notices.js";
 import * as store from "./store.js";
@@ -18,7 +18,7 @@ export class Sidebar {
     for (const id of ["menu-open", "menu-close", "shade"]) byId(id).addEventListener("click", () => this.toggle(id === "menu-open"));
   }
 
-  // On a phone the list lies over the page.
+  // On a phone the list covers the page.
   toggle(open) {
     document.body.classList.toggle("menu", open);
     byId("shade").hidden = !open;
@@ -69,7 +69,7 @@ export class Sidebar {
     store.remove(conversation);
     this.show(null);
     location.hash = "new";
-    notify(`“${titleOf(conversation)}” is deleted.`, "Undo", () => {
+    notify(`“${titleOf(conversation)}” was deleted.`, "Undo", () => {
       store.save(conversation);
       location.hash = `c-${conversation.id}`;
     });
@@ -84,7 +84,7 @@ export class Sidebar {
     } catch (error) {
       notify(error.message);
     }
-    input.value = ""; // the same file may come again
+    input.value = ""; // so that the same file can be chosen again
     this.show(this.current);
   }
 }

@@ -3,9 +3,9 @@
 export class EventParser {
   #rest = "";
   #data = [];
-  #afterCr = false; // then a newline belongs to what ended there
+  #afterCr = false; // the last piece ended with CR, so a newline would belong to that
 
-  // A piece of the stream, cut anywhere -> the data of the events that it completes.
+  // Takes a piece of the stream, cut anywhere. Returns the data of the events that it completes.
   add(piece) {
     const lines = (this.#rest + (this.#afterCr ? piece.replace(/^\n/, "") : piece)).split(/\r\n?|\n/);
     if (piece) this.#afterCr = piece.endsWith("\r");
@@ -15,7 +15,7 @@ export class EventParser {
       if (line === "") {
         if (this.#data.length) events.push(this.#data.join("\n"));
         this.#data = [];
-      } else if (/^(data|error):/.test(line)) { // llama.cpp writes errors into a field of their own
+      } else if (/^(data|error):/.test(line)) { // llama.cpp sends errors in a field named "error"
         const value = line.slice(line.indexOf(":") + 1);
         this.#data.push(value.startsWith(" ") ? value.slice(1) : value);
       }
@@ -24,7 +24,7 @@ export class EventParser {
   }
 }
 
-// The data of each event of a response's body, which ends with the stream.
+// Yields the data of each event in a response's body.
 export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   const parser = new EventParser();
@@ -35,6 +35,6 @@ export async function* events(body) {
       yield* parser.add(value);
     }
   } finally {
-    reader.cancel().catch(() => {}); // who stops listening also stops the server
+    reader.cancel().catch(() => {}); // when nobody listens any more, this also stops the server
   }
 }

@@ -1,4 +1,4 @@
-// What the browser keeps: each conversation under a key of its own in localStorage, and the settings.
+// The browser's storage: localStorage has a key for each conversation, and one for the settings.
 import { asConversation } from "./conversation.js";
 
 const PREFIX = "qwencli/conversation/";
@@ -6,7 +6,7 @@ const SETTINGS = "qwencli/settings";
 export const MOST = 200; // conversations
 const FORMAT = "qwencli-conversations";
 
-const known = new Map(); // by id: one object for a conversation, which an answer may still be writing to
+const known = new Map(); // id -> conversation, always the same object, since an answer may still be writing to it
 
 function read(id) {
   try {
@@ -31,18 +31,18 @@ export function get(id) {
   return known.get(id);
 }
 
-// Returns what to tell the user where it could not be kept, else "".
+// Returns a message for the user if the conversation could not be saved, else "".
 export function save(conversation) {
   const isNew = localStorage.getItem(PREFIX + conversation.id) === null;
   known.set(conversation.id, conversation);
   if (isNew && all().length >= MOST) {
-    return `The browser keeps ${MOST} conversations, so this one is lost when the page is closed. Delete some first.`;
+    return `The browser keeps ${MOST} conversations at most, so this one will be lost when the page is closed. Delete some first.`;
   }
   try {
     localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
     return "";
   } catch {
-    return "The browser has no more room, so what is new here is lost when the page is closed. Export or delete conversations.";
+    return "The browser has no more room, so new messages will be lost when the page is closed. Export or delete conversations.";
   }
 }
 
@@ -51,7 +51,7 @@ export function remove(conversation) {
   localStorage.removeItem(PREFIX + conversation.id);
 }
 
-// Calls when another tab changed a conversation: its id.
+// Calls changed(id) when another tab has changed a conversation.
 export function onChangeElsewhere(changed) {
   window.addEventListener("storage", ({ key }) => {
     if (!key?.startsWith(PREFIX)) return;
@@ -63,7 +63,7 @@ export function onChangeElsewhere(changed) {
 
 export const exported = (conversations) => JSON.stringify({ format: FORMAT, version: 1, conversations }, null, 1);
 
-// The conversations of a file that `exported` wrote.
+// Reads the conversations from a file that `exported` wrote.
 export function imported(text) {
   let file;
   try {
@@ -71,7 +71,7 @@ export function imported(text) {
   } catch {
     throw new Error("The file is not JSON.");
   }
-  if (file?.format !== FORMAT || !Array.isArray(file.conversations)) throw new Error("The file holds no conversations of this page.");
+  if (file?.format !== FORMAT || !Array.isArray(file.conversations)) throw new Error("The file has no exported conversations.");
   return file.conversations.map(asConversation).filter(Boolean);
 }
 
@@ -87,6 +87,6 @@ export function saveSettings(values) {
   try {
     localStorage.setItem(SETTINGS, JSON.stringify(values));
   } catch {
-    // no room: they hold until the page is closed
+    // no room: the settings are kept until the page is closed
   }
 }

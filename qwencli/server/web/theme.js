@@ -1,4 +1,4 @@
-// Light or dark: as the system has it until the switch is used. No module, so that it runs before anything is painted.
+// Light or dark: follows the system until the button is used. It isn't a module, so that it runs before anything is painted.
 (() => {
   const KEY = "qwencli/theme";
   const root = document.documentElement;

@@ -1,6 +1,6 @@
-"""From a graph to a program for the CPU: nodes are fused (see ../fuse.py), then each adds its rows, by what its op registered.
+"""Lower a graph to a program for the CPU: nodes are fused (see ../fuse.py), then the function registered for each node's op adds its rows.
 
-A module for each subject; it knows one op at a time.
+There is a module for each subject. Its functions know one op at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .registry import lowers
 
 
 def what_has_no_kernels(model: Model) -> list[str]:
-    """What of the model the compiled kernels don't take: types of matrices, ops, the size of heads. Nothing if they run it."""
+    """Return what the compiled kernels can't run: types of matrices, ops, sizes of heads. Empty if they can run the model."""
     nodes = model.graph.nodes.values()
     types = {node.op.info.type.name for node in nodes if isinstance(node.op, Weight) and len(node.shape) > 1}
     ops = {type(node.op) for node in nodes} - {Input, Weight, *ONLY_FUSED}
@@ -45,8 +45,8 @@ def lower(
     tiles: Tiles,
     types: CacheTypes,
 ) -> Program:
-    """The program for `nodes` (see Program). `ending` says what its last row does with the logits, if anything: "choose" a token for
-    each or "score" one. Raises ModelError for what only the NumPy backend can run."""
+    """Return the program for `nodes` (see Program). `ending` says what a last row does with the logits: "choose" a token for each row,
+    "score" one, or None for no such row. Raises ModelError for a graph that only the NumPy backend can run."""
     nodes = fuse(nodes, fetch)
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
     p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)
@@ -68,7 +68,7 @@ def lower(
 
 
 def give(p: Program, name: str) -> None:
-    """Memory for a tensor that is fed. Raises ModelError for what isn't rows of numbers: a weight, heads."""
+    """Make memory for a tensor that is fed. Raises ModelError if it isn't rows of numbers, as for a weight or heads."""
     dim, *widths = p.model.graph.nodes[name].shape
     if not isinstance(dim, str) or len(widths) != 1:
         raise p.error(f"the CPU backend can't take '{name}' as given; use the NumPy backend")
@@ -78,7 +78,7 @@ def give(p: Program, name: str) -> None:
 
 
 def end(p: Program, ending: str, logits: Value) -> None:
-    """The last row: for each row of logits a token, or what a token's score is made of."""
+    """Add the last row: it computes a token for each row of logits, or the LIKELIHOOD of one."""
     i = p.inputs
     count = i.count(N_OUTPUTS)
     rows: Args = {"count": count, "logits": logits.address, "n_vocab": logits.width}

@@ -9,7 +9,7 @@ from ....network.graph import N_TOKENS, DeltaNet, Tensor
 from ..fuse import DeltaConv
 from ..memory import Args, address_of
 from ..program import SOME_TOKENS, Program
-from .products import CHUNKS_A_THREAD
+from .products import CHUNKS_PER_THREAD
 from .registry import lowers
 
 
@@ -93,10 +93,10 @@ def nets_of(p: Program) -> DeltaNets:
 
 
 def layer_offset(nets: DeltaNets, layer: int) -> int:
-    """Of a layer's part of a state."""
+    """Return where a layer starts in a state, in bytes."""
     return 4 * layer * sum(nets.n_state)
 
 
 def some_of(p: Program, n: int) -> int:
-    """How many of a segment's `n` parts make a chunk: with many tokens one is enough."""
-    return max(1, n // (CHUNKS_A_THREAD * p.n_threads)) if p.rooms[N_TOKENS] <= SOME_TOKENS else 1
+    """Return how many of a segment's `n` parts make a chunk: with many tokens one is enough."""
+    return max(1, n // (CHUNKS_PER_THREAD * p.n_threads)) if p.rooms[N_TOKENS] <= SOME_TOKENS else 1

@@ -1,4 +1,4 @@
-"""Rows of mixtures of experts: tokens get theirs and are put together by expert, see kernels/experts.py."""
+"""Rows of mixtures of experts: choose each token's experts, sort the tokens by expert, multiply and sum. See kernels/experts.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from .registry import lowers
 
 @dataclass
 class Routed(Value):
-    """A route: the experts of each token, i32 [tokens, width], are its memory. It has addresses too: of their weights, of their places
-    (0: a slot's place is its number), of the entries of experts that have tokens; and for each product the chunks of an expert."""
+    """A route: `memory` is the experts of each token, i32 [tokens, width].
+
+    `weights`, `places` (0: a slot's place is its number) and `entries` (of experts that have tokens) are addresses. `chunks` has for each
+    product the chunks per expert; `totals` is the address of its chunks in all.
+    """
 
     weights: int = 0
     places: int = 0
@@ -26,9 +29,9 @@ class Routed(Value):
     chunks: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     totals: int = 0
     n_products: int = 0
-    """How many have their chunks by now."""
+    """The products that are in `chunks` by now."""
     spread: dict[tuple[str, str], Args] = field(default_factory=dict)
-    """Where activations lie that were copied to the places, by their name and kind."""
+    """The addresses of activations that are copied to places, by name and kind."""
 
     @property
     def is_plain(self) -> bool:
@@ -39,7 +42,8 @@ class Routed(Value):
 def route(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Route)
     logits = p.compact(node.src[0])
-    dim, n_expert, n_used = logits.dim, logits.width, node.op.n_used
+    dim, n_expert = logits.dim, logits.width
+    n_used = node.op.n_used
     n_slots = p.rooms[dim] * n_used
     ids, weights, places, ends, entries = others = [
         p.take(n) for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, ENTRY.n_bytes * n_expert)
@@ -82,7 +86,7 @@ def route(p: Program, node: Tensor) -> None:
 
 @lowers(ExpertLinear)
 def linear(p: Program, node: Tensor) -> None:
-    """A product of each expert with its tokens."""
+    """Add a product of each expert with its tokens."""
     weight, x_node, _ = node.src
     assert isinstance(weight.op, Weight)
     info = weight_info(node)
@@ -108,8 +112,8 @@ def linear(p: Program, node: Tensor) -> None:
         "bias": 0,
         "residual": 0,
         "scale": scale_of(p, weight),
-        "w_step": row_bytes
-        * info.shape[1],  # of the tensor in the file, of which the weight may be some rows
+        # the stride in the file's tensor: the weight may be only some of its rows
+        "w_step": row_bytes * info.shape[1],
         "scale_step": 4 if weight.op.scale else 0,
         **steps,
     }
@@ -138,9 +142,9 @@ def linear(p: Program, node: Tensor) -> None:
 
 
 def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -> tuple[Args, Args]:
-    """A product's activations, and their bytes from one place to the next.
+    """Return a product's activations, and their bytes from place to place.
 
-    What a token has once is copied to its places, but for a single token, whose slots all read the same.
+    A row that a token has only once is copied to all of its places, but not for a single token: then all slots read the same row.
     """
     arrays = p.activations(x, kind)
     n_bytes = (0 if kind != "float" else 4 * x.width, *layout.activation_bytes(kind, x.width))
@@ -194,9 +198,10 @@ def routed_by(p: Program, node: Tensor) -> Routed:
 
 
 def chunks_of_expert(p: Program, n_rows: int, row_bytes: int, n_experts: int, dim: str) -> tuple[int, int]:
-    """Of a product with that many experts: how many chunks each has, all of about the same size, and how many rows these have.
+    """Return the number of chunks of each expert in a product with `n_experts`, all of about the same size, and the rows in a chunk.
 
-    An expert has few tokens even where there are many: chunks may be as large as for few, and then fetch less that another thread takes.
+    Even with many tokens each expert has few. So chunks may be as large as for few tokens; then they prefetch less that another thread
+    reads.
     """
     unit = int(layout.LANES if p.rooms[dim] == 1 else layout.PANEL_ROWS)
     n_chunks = -(-n_rows // chunk_rows(p, n_rows * n_experts, row_bytes, min(p.rooms[dim], SOME_TOKENS)))

@@ -1,4 +1,4 @@
-"""Rows of gates, with the quantization of what they let through."""
+"""Rows of gates, with their results quantized."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def gated_norm(p: Program, node: Tensor) -> None:
 
 @lowers(Gate)
 def sigmoid(p: Program, node: Tensor, plus: Value | None = None) -> None:
-    """A gate for each number, which may be columns of another tensor, or one for each token; that one with what is added."""
+    """Add a gate for each number, which may be a view of another tensor's columns, or one gate for each token. The latter may have `plus`
+    added."""
     x_node, gate_node = node.src
     x = p.compact(x_node)
     gate = p.values[gate_node.name].place()

@@ -1,4 +1,4 @@
-"""Rows of attention: heads normalised, rotated and stored, queries against the cache."""
+"""Rows of attention: heads are normalised, rotated and stored; queries are computed against the cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .registry import lowers
 
 @lowers(Reshape)
 def view(p: Program, node: Tensor) -> None:
-    """The source's memory under another name."""
+    """Give the source's memory another name."""
     p.values[node.name] = p.values[node.src[0].name]
 
 
 @lowers(Columns)
 def columns(p: Program, node: Tensor) -> None:
-    """Some columns of each group, where they lie."""
+    """Make a view of some columns of each group."""
     assert isinstance(node.op, Columns)
     x = p.compact(node.src[0])
     _, n_group, count = node.shape
@@ -38,13 +38,13 @@ def columns(p: Program, node: Tensor) -> None:
     )
 
 
-# -- heads: normalised where they have a weight, rotated where n_rot isn't 0 ----------------------------------------------
+# -- heads: normalised if there is a weight, rotated if n_rot isn't 0 -----------------------------------------------------
 
 
 def heads_of(
     p: Program, node: Tensor, weight: Sequence[Tensor] = (), eps: float = 0.0, n_rot: int = 0
 ) -> dict[str, Any]:
-    """The arguments that rotating and storing the heads of `node` share; `weight` is the norm's, or nothing."""
+    """Return the arguments that rotating and storing heads share. `weight` is that of the norm, or empty."""
     _, n_head, head_dim = node.shape
     return {
         "n_head": n_head,
@@ -57,7 +57,7 @@ def heads_of(
 
 
 def rotated(p: Program, x: Value, out: Value, heads: dict[str, Any]) -> None:
-    """A row that normalises and rotates the heads of x; `out` may be where x is."""
+    """Add a row that normalises and rotates the heads of x. `out` may be the memory of x."""
     place = x.place()
     p.token_row(
         ROTATE,
@@ -71,7 +71,7 @@ def rotated(p: Program, x: Value, out: Value, heads: dict[str, Any]) -> None:
 
 
 def place_for(p: Program, node: Tensor, x: Value) -> Value:
-    """Where the heads of x go: they stay where they are, unless something else needs them as they are."""
+    """Return where the heads of x go: they are changed in place, unless another node needs them unchanged."""
     if not p.may_overwrite(x):
         return p.new(node.name, x.dim, x.width)
     p.values[node.name] = x
@@ -89,7 +89,7 @@ def rotate(p: Program, node: Tensor) -> None:
 
 
 def norm(p: Program, node: Tensor) -> None:
-    """A norm of heads by itself."""
+    """Add a norm of heads that isn't followed by a rotation."""
     assert isinstance(node.op, RMSNorm)
     x_node, weight = node.src
     x = p.values[x_node.name]
@@ -97,7 +97,7 @@ def norm(p: Program, node: Tensor) -> None:
 
 
 def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> None:
-    """A row that puts keys, normalised and rotated where they lie, and values into the cache."""
+    """Add a row that normalises and rotates keys in place, and stores keys and values in the cache."""
     p.token_row(
         STORE,
         p.types.k,
@@ -114,7 +114,7 @@ def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> 
 
 @lowers(KVStore)
 def kv_store(p: Program, node: Tensor) -> None:
-    """Keys as they are."""
+    """Store keys without a norm or rotation."""
     assert isinstance(node.op, KVStore)
     k, v = (p.compact(source) for source in node.src)
     store(p, node.op.layer, k, v, heads_of(p, node))
@@ -122,10 +122,11 @@ def kv_store(p: Program, node: Tensor) -> None:
 
 @lowers(StoreHeads)
 def store_heads(p: Program, node: Tensor) -> None:
-    """Keys on their way into the cache, rotated where they lie; somewhere else where something needs them as they are."""
+    """Rotate keys in place and store them. If another node needs them unchanged, rotate a copy."""
     assert isinstance(node.op, StoreHeads)
     k_node, v_node, *weight = node.src
-    k, v, rotation = p.compact(k_node), p.compact(v_node), node.op.rotation
+    k, v = p.compact(k_node), p.compact(v_node)
+    rotation = node.op.rotation
     heads = heads_of(p, node, weight, eps=rotation.eps, n_rot=rotation.params.n_rot)
     if p.may_overwrite(k):
         store(p, node.op.layer, k, v, heads)

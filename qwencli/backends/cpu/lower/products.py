@@ -1,4 +1,4 @@
-"""Rows of products with weights, and of what comes before and after them: norms, sums, gathered rows."""
+"""Rows of products with weights, and of the ops before and after them: embeddings, norms, sums, gathered rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .registry import lowers
 
 CHUNK_BYTES = 16384, 262144
 """The least and the most bytes of weights that one chunk of a product reads: claiming a chunk costs as much as reading a few kB."""
-CHUNKS_A_THREAD = 6
+CHUNKS_PER_THREAD = 6
 ONE = np.ones(1, np.float32)
 
 
@@ -48,7 +48,7 @@ def get_rows(p: Program, node: Tensor) -> None:
 
 @lowers(RMSNorm)
 def rms_norm(p: Program, node: Tensor) -> None:
-    """A norm of rows, or of heads."""
+    """Add a norm of rows, or of heads."""
     assert isinstance(node.op, RMSNorm)
     if len(node.shape) == 3:
         return heads.norm(p, node)
@@ -65,7 +65,7 @@ def add(p: Program, node: Tensor) -> None:
 
 @lowers(Plus)
 def plus(p: Program, node: Tensor) -> None:
-    """What an op gives and what is added to it, in the rows of that op."""
+    """Add the rows of the inner op, which also add `other` to its result."""
     assert isinstance(node.op, Plus)
     *sources, other = node.src
     op = node.op.op
@@ -74,7 +74,7 @@ def plus(p: Program, node: Tensor) -> None:
 
 @lowers(Linear)
 def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
-    """A product, with its bias."""
+    """Add a product, with its bias."""
     weight, x_node, *bias = node.src
     info = weight_info(node)
     address = p.weight(weight, list(formats.FORMATS))
@@ -112,7 +112,7 @@ def kernel_of(p: Program, info: TensorInfo, n_cols: int, dim: str) -> str:
 
 
 def scale_of(p: Program, weight: Tensor) -> int:
-    """The address of what products with a scaled type are multiplied by; 1 where the tensor has no scale. 0 for other types."""
+    """Return the address of the scale for products with a scaled type, which is 1 if the tensor has none. Returns 0 for other types."""
     assert isinstance(weight.op, Weight)
     if not weight.op.info.type.scaled:
         return 0
@@ -120,8 +120,11 @@ def scale_of(p: Program, weight: Tensor) -> int:
 
 
 def chunk_rows(p: Program, n_rows: int, row_bytes: int, room: int) -> int:
-    """Rows of a chunk: some chunks for each thread, of a size worth claiming and, with many tokens, soon done."""
-    n_bytes = min(max(n_rows * row_bytes // (CHUNKS_A_THREAD * p.n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1])
+    """Return the rows in a chunk: several chunks per thread, large enough to be worth claiming and, with many tokens, small enough to end
+    soon."""
+    n_bytes = min(
+        max(n_rows * row_bytes // (CHUNKS_PER_THREAD * p.n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1]
+    )
     unit = int(layout.LANES if room == 1 else layout.PANEL_ROWS)
     most = n_rows if room <= SOME_TOKENS else 2 * unit
     return min(max(1, n_bytes // row_bytes // unit) * unit, most)
