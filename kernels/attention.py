@@ -180,14 +180,14 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             )
 
     @intrinsic_of(void, i64, i64, i64)
-    def soften(e: Emitter, memory: Any, n_valid: Any, values: Any) -> None:
+    def apply_softmax(e: Emitter, memory: Any, n_valid: Any, values: Any) -> None:
         factor = softmax_step(e, memory, e.at(memory, running + 4 * head_dim), n_valid)
         e.store(factor, memory, factor_at)
         if values_as.QUANTIZED:
             values_as.quantize_weights(e, memory, values, n_valid, e.at(memory, weights_at), head_dim)
 
     @intrinsic_of(void, i64, i64)
-    def keep(e: Emitter, memory: Any, values: Any) -> None:
+    def skip_page(e: Emitter, memory: Any, values: Any) -> None:
         """Set the weights to 0 and the factor to 1, for a query that sees nothing of a page."""
         for j in range(VECTORS):
             e.store(e.float(0.0, F32X16), memory, 64 * j)
@@ -202,7 +202,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
         e.store(e.float(float("-inf")), memory, running + 4 * head_dim)
 
     @intrinsic_of(void, i64)
-    def take(e: Emitter, memory: Any) -> None:
+    def start_merging(e: Emitter, memory: Any) -> None:
         copy_floats(e, e.at(memory, running), e.at(memory, merged), width)
 
     @intrinsic_of(void, i64)
@@ -248,9 +248,9 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
                 for i in range(n_queries):
                     n_valid = first_position + i // shared + 1 - page * PAGE
                     if n_valid > 0:
-                        soften(scratch + per_query * i, min(n_valid, PAGE), values)
+                        apply_softmax(scratch + per_query * i, min(n_valid, PAGE), values)
                     else:
-                        keep(scratch + per_query * i, values)
+                        skip_page(scratch + per_query * i, values)
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     if n_before + (min(i + TILE_QUERIES, n_queries) - 1) // shared > 0:
                         weigh(i, n_queries, values, following, n_before, shared, scratch)
@@ -260,7 +260,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             for i in range(n_queries):
                 memory = scratch + per_query * i
                 if split == item.first_split:
-                    take(memory)
+                    start_merging(memory)
                 elif first_position + i // shared >= split * SPLIT:
                     merge(memory)
         for i in range(n_queries):

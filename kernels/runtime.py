@@ -89,7 +89,7 @@ def n_chunks(row):
 
 
 @njit(inline="always")
-def take(claim, epoch, total):
+def claim_chunk(claim, epoch, total):
     """Claim a chunk. Returns the number of chunks that were left before, 0 if there were none, -1 if the step is over."""
     while True:
         left = load_acquire(claim + LEFT)
@@ -137,7 +137,7 @@ def run_rows(team, rows, total_rows, epoch, number, scratch, budget):
         while True:
             left = 0
             if budget != 0 and load_acquire(team + ABORT) == 0:
-                left = take(claim, epoch, total)
+                left = claim_chunk(claim, epoch, total)
                 if left < 0:
                     return -1
             if left == 0:

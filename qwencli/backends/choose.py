@@ -16,9 +16,9 @@ def choose_backend(name: str, model: Model, report: Callable[[str], None] | None
     """
     if name != "auto":
         return name
-    from .cpu.lower import what_has_no_kernels
+    from .cpu.lower import without_kernels
 
-    missing = what_has_no_kernels(model)
+    missing = without_kernels(model)
     if missing and report:
         report(f"no compiled kernels for {', '.join(missing)}: running on the slow NumPy backend")
     return "numpy" if missing else "cpu"

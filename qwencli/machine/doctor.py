@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import __version__
-from ..backends.cpu.lower import what_has_no_kernels
+from ..backends.cpu.lower import without_kernels
 from ..backends.cpu.team import physical_cores
 from ..errors import QwenError
 from ..gguf.file import GGUFFile
@@ -150,7 +150,7 @@ def which_model(chosen: str | None) -> dict[str, Any]:
         path, reason = find_model(chosen)
         found |= {"path": str(path), "reason": reason}
         file = GGUFFile(path)
-        found |= {"size": file.size, "slow": what_has_no_kernels(load_model(file))}
+        found |= {"size": file.size, "slow": without_kernels(load_model(file))}
     except QwenError as error:
         found["error"] = str(error)
     return found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..backends.cpu import stopwatch, tuning
 from ..backends.cpu.backend import CPUBackend, kernels_of
-from ..backends.cpu.lower import what_has_no_kernels
+from ..backends.cpu.lower import without_kernels
 from ..backends.kv_cache import DEFAULT_TYPES, CacheTypes
 from ..backends.protocol import HIDDEN, LOGITS
 from ..errors import InputError, ModelError, QwenError
@@ -97,7 +97,7 @@ def kernels_of_model(
     model: Model, isa: str, all_formats: bool, cache_types: CacheTypes = DEFAULT_TYPES
 ) -> set[str]:
     """The specs of the kernels for whatever the commands do with a model on an ISA. Raises ModelError for a model that has none."""
-    if missing := what_has_no_kernels(model):
+    if missing := without_kernels(model):
         raise ModelError(f"{model.file.path}: there are no compiled kernels for {', '.join(missing)}")
     found = {*peak.SPECS, *stopwatch.SPECS}
     for each in [

@@ -115,10 +115,10 @@ class Program:
         """Return the memory of a fetched or fed tensor. Raises ModelError if it has no memory of its own."""
         value = self.values.get(name)
         if value is None or not value.is_plain:
-            raise self.not_alone(name)
+            raise self.fused_error(name)
         return value
 
-    def not_alone(self, name: str) -> ModelError:
+    def fused_error(self, name: str) -> ModelError:
         """Return an error for a tensor that has no memory of its own."""
         return ModelError(
             f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"

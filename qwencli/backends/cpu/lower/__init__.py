@@ -22,7 +22,7 @@ from . import delta, experts, gates, heads, products  # noqa: F401 -- each regis
 from .registry import lowers
 
 
-def what_has_no_kernels(model: Model) -> list[str]:
+def without_kernels(model: Model) -> list[str]:
     """Return what the compiled kernels can't run: types of matrices, ops, sizes of heads. Empty if they can run the model."""
     nodes = model.graph.nodes.values()
     types = {node.op.info.type.name for node in nodes if isinstance(node.op, Weight) and len(node.shape) > 1}
@@ -51,23 +51,23 @@ def lower(
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
     p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)
     for name in feed:
-        give(p, name)
+        allocate_fed(p, name)
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
         if not isinstance(node.op, (Input, Weight)):
             if type(node.op) not in lowers:
-                raise p.not_alone(node.name)
+                raise p.fused_error(node.name)
             lowers[type(node.op)](p, node)
         for source in node.src:
             if last_use[source.name] == i:
                 p.release(source)
     if ending:
-        end(p, ending, p.values[LOGITS])
+        add_ending(p, ending, p.values[LOGITS])
     p.end_group()
     return p
 
 
-def give(p: Program, name: str) -> None:
+def allocate_fed(p: Program, name: str) -> None:
     """Make memory for a tensor that is fed. Raises ModelError if it isn't rows of numbers, as for a weight or heads."""
     dim, *widths = p.model.graph.nodes[name].shape
     if not isinstance(dim, str) or len(widths) != 1:
@@ -77,7 +77,7 @@ def give(p: Program, name: str) -> None:
     p.new(name, dim, width)
 
 
-def end(p: Program, ending: str, logits: Value) -> None:
+def add_ending(p: Program, ending: str, logits: Value) -> None:
     """Add the last row: it computes a token for each row of logits, or the LIKELIHOOD of one."""
     i = p.inputs
     count = i.count(N_OUTPUTS)

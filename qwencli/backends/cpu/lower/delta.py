@@ -19,7 +19,7 @@ def conv(p: Program, node: Tensor) -> None:
     x, nets = p.compact(node.src[0]), nets_of(p)
     out = p.new(node.name, N_TOKENS, x.width)
     n_head = x.width // nets.head_dim
-    chunk_heads = some_of(p, n_head)
+    chunk_heads = parts_per_chunk(p, n_head)
     p.row(
         CONV,
         nets.head_dim,
@@ -69,7 +69,7 @@ def delta_net(p: Program, node: Tensor) -> None:
         **gates,
     )
     n_blocks = n_head * (d // layout.state_width(d))
-    chunk_blocks = some_of(p, n_blocks)
+    chunk_blocks = parts_per_chunk(p, n_blocks)
     p.row(
         SCAN,
         d,
@@ -97,6 +97,6 @@ def layer_offset(nets: DeltaNets, layer: int) -> int:
     return 4 * layer * sum(nets.n_state)
 
 
-def some_of(p: Program, n: int) -> int:
+def parts_per_chunk(p: Program, n: int) -> int:
     """Return how many of a segment's `n` parts make a chunk: with many tokens one is enough."""
     return max(1, n // (CHUNKS_PER_THREAD * p.n_threads)) if p.rooms[N_TOKENS] <= SOME_TOKENS else 1
