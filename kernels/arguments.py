@@ -16,20 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORD = 8
+LINE = 128
+"""Bytes that threads may write to without disturbing each other: two cache lines, which some CPUs fetch together."""
 FORMATS = {"i64": "<i8", "f32": "<f4", "f64": "<f8"}
 
 
 class Record:
-    """A sequence of named words. A record takes `n_bytes`, by default just the bytes of its fields."""
+    """A sequence of named words. A record takes `n_bytes`, by default just the bytes of its fields. After a "|" the next LINE begins."""
 
     def __init__(self, name: str, fields: str, n_bytes: int = 0) -> None:
-        pairs = [field.partition(":") for field in fields.split()]
         self.name, self.fields = name, fields
-        self.kinds = {field: kind or "i64" for field, _, kind in pairs}
+        self.kinds: dict[str, str] = {}
         """The type of each field: "i64", "f32" or "f64", in order."""
-        assert len(self.kinds) == len(pairs), f"{name} has two fields with the same name"
-        self.n_bytes = n_bytes or WORD * len(pairs)
-        self._offsets = {field: WORD * i for i, field in enumerate(self.kinds)}
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for field in fields.split():
+            if field == "|":
+                end = -(-end // LINE) * LINE
+                continue
+            key, _, kind = field.partition(":")
+            assert key not in self.kinds, f"{name} has two fields with the same name"
+            self.kinds[key] = kind or "i64"
+            self._offsets[key] = end
+            end += WORD
+        self.n_bytes = n_bytes or end
         self._in_order = itemgetter(*self.kinds)
 
     def offset(self, field: str) -> int:
@@ -252,10 +262,18 @@ the address of their ids (i64) and `counts` of how often each occurred (i64)."""
 ROW = Record("row", "kernel args count divisor first last")
 """A row of a program: the addresses of its kernel, of the arguments and of a count. It has count / divisor chunks, rounded up. `first` is
 the first row of its group; `last` is 1 for the last row of a group."""
-CLAIM = Record("claim", "left undone", n_bytes=128)
+CLAIM = Record("claim", "left undone", n_bytes=LINE)
 """The chunks of a row that are left to claim, and those that aren't done yet, each as step << 32 | count. No two rows share a cache
 line."""
-STATUS = Record("status", "step parked", n_bytes=128)
+TEAM = Record(
+    "team",
+    "epoch | abort | stop | rows n_rows claims yield_ resume finished spins patience",
+    n_bytes=4 * LINE,
+)
+"""The team's state: the number of the step; 1 to abort it; 1 to end the threads. The program's rows, how many there are, and a CLAIM for
+each; the system's function that lets other threads run; the first row that isn't done, and 1 when all are done; turns that a waiting thread
+spins, and turns after which it is parked. A STATUS for each thread follows."""
+STATUS = Record("status", "step parked", n_bytes=LINE)
 """The status of a thread: the step that it is working on, or 0; and 1 while it is parked."""
 CLOCK = Arguments("clock:read", "one function first second", writes="")
 """`one` is the number of chunks, 1. `function` is the system's clock function; one of its two arguments is the address of the result."""

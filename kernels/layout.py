@@ -49,15 +49,6 @@ def panel_bytes(kind: str, n_cols: int) -> int:
     return 0
 
 
-class Word:
-    """Indices into the team's state, an array of int64. Words that are written often have 128 bytes to themselves."""
-
-    EPOCH, ABORT, STOP = 0, 16, 32
-    ROWS, N_ROWS, CLAIMS, YIELD, RESUME, FINISHED, SPINS, PATIENCE = range(48, 56)
-    STATUS = 64
-    """From here on there is an arguments.STATUS for each thread."""
-
-
 QUERIES_AT_ONCE = 32
 """About how many queries an item of attention has if there are many tokens."""
 

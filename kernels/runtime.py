@@ -5,7 +5,7 @@ number. So a thread that the system holds up delays nobody unless it has claimed
 does nothing.
 
 A program's rows are arguments.ROW; each has an arguments.CLAIM. Rows of a group may run side by side; the next group waits for all of them.
-The team's state is an array of int64, see `layout.Word`.
+The team's state is a TEAM, see arguments.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 from llvmlite import ir
 from numba import njit
 
-from .arguments import CLAIM, ROW, STATUS
-from .layout import Word
+from .arguments import CLAIM, ROW, STATUS, TEAM
 from .reading import reader
 from .simd import I32, I64, Emitter, i64, intrinsic_of, load_i64, store_i64, void
 
-EPOCH, ABORT, STOP = (8 * i for i in (Word.EPOCH, Word.ABORT, Word.STOP))
-ROWS, N_ROWS, CLAIMS, YIELD = (8 * i for i in (Word.ROWS, Word.N_ROWS, Word.CLAIMS, Word.YIELD))
-RESUME, FINISHED, SPINS, PATIENCE = (8 * i for i in (Word.RESUME, Word.FINISHED, Word.SPINS, Word.PATIENCE))
+EPOCH, ABORT, STOP = map(TEAM.offset, ("epoch", "abort", "stop"))
+ROWS, N_ROWS, CLAIMS, YIELD = map(TEAM.offset, ("rows", "n_rows", "claims", "yield_"))
+RESUME, FINISHED, SPINS, PATIENCE = map(TEAM.offset, ("resume", "finished", "spins", "patience"))
 ROW_BYTES, CLAIM_BYTES = ROW.n_bytes, CLAIM.n_bytes
 LEFT, UNDONE = CLAIM.offset("left"), CLAIM.offset("undone")
 STEP, PARKED = STATUS.offset("step"), STATUS.offset("parked")

@@ -12,7 +12,7 @@ from .backends.kv_cache import CacheTypes
 from .engine.engine import Engine
 from .engine.fit import STATES, measure
 from .gguf.file import GGUFFile
-from .network.model import load_model
+from .network.load import load_model
 from .request.answer import RunningAnswer
 from .request.request import Request
 from .sampling import Breakers, SamplingParams

@@ -15,7 +15,7 @@ from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.engine.session import load, save
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 
 REPEATS = 9
 

@@ -103,7 +103,7 @@ def importance_matrix() -> dict[str, F32]:
     from qwencli.backends.numpy.backend import NumpyBackend
     from qwencli.backends.protocol import Batch, Segment
     from qwencli.gguf.file import GGUFFile
-    from qwencli.network.model import load_model
+    from qwencli.network.load import load_model
     from qwencli.text.tokenizer import Tokenizer
 
     file = GGUFFile(SOURCE)

@@ -12,7 +12,8 @@ from shapes import PRESETS, Shape
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.gguf.file import GGUFFile
 from qwencli.network.graph import N_OUTPUTS, N_TOKENS
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_model.py"
 

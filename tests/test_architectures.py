@@ -25,7 +25,8 @@ from qwencli.backends.protocol import LOGITS, Backend, Batch, Segment
 from qwencli.engine.prefix_cache import PrefixCache
 from qwencli.engine.session import load, save
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import Model, known_architectures, load_model
+from qwencli.network.load import known_architectures, load_model
+from qwencli.network.model import Model
 
 ORACLES: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("oracles").joinpath("architectures.json").read_text()

@@ -14,7 +14,7 @@ from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
 from qwencli.kernels import formats
 from qwencli.network.graph import SwiGLU
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 
 
 def test_the_compiled_kernels_run_what_they_can() -> None:

@@ -34,7 +34,8 @@ from qwencli.measure.costs import Cost, Costs, Extent, kind_of
 from qwencli.measure.figures import Result, deviation
 from qwencli.measure.model_names import describe
 from qwencli.network.config import DeltaNets, Experts
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 
 SAMPLES_NS = [74601900, 71632900, 71745200, 72952700, 70745500]
 LLAMA_BENCH_KEYS = {

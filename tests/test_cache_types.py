@@ -23,7 +23,8 @@ from qwencli.hub.places import EMBEDDED
 from qwencli.kernels import isa, layout
 from qwencli.llm import LLM
 from qwencli.measure.perplexity import perplexity
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.text.tokenizer import Tokenizer
 
 PAIRS = [CacheTypes("q8_0", "q8_0"), CacheTypes("q4_0", "q4_0"), CacheTypes("bf16", "f32")]

@@ -22,7 +22,7 @@ from qwencli.dialogue.local import LocalChat
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 from qwencli.sampling import SamplingParams
 from qwencli.text.chat.answers import Event
 

@@ -25,7 +25,8 @@ from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import formats, isa
 from qwencli.measure.perplexity import perplexity
 from qwencli.network.graph import Weight
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.sampling import SamplingParams
 from qwencli.text.tokenizer import Tokenizer
 

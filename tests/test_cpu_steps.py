@@ -18,7 +18,8 @@ from qwencli.backends.protocol import F32, LOGITS, Batch, Segment
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.network.graph import Input, Weight
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.sampling.sampler import Draw
 
 TOKENS = np.random.RandomState(1).randint(0, 72, 11)

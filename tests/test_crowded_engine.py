@@ -14,7 +14,8 @@ from qwencli.backends.kv_cache import PAGE
 from qwencli.backends.protocol import Batch
 from qwencli.engine.engine import Engine, Sequence
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.sampling import SamplingParams
 
 GREEDY = SamplingParams(temp=0)

@@ -19,7 +19,8 @@ from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
 from qwencli.kernels.arguments import CONV, GATES, POINTERS, SCAN, STATE
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 
 ISAS = [i.name for i in isa.available()]
 EPS = 1e-6

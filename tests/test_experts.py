@@ -22,7 +22,8 @@ from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import formats, isa, layout
 from qwencli.kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, PRODUCT_BYTES, ROUTE, SPREAD
 from qwencli.kernels.tiles import Tiles
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 
 ISAS = [i.name for i in isa.available()]
 TYPES = {kind.name: kind for kind in GGML_TYPES.values()}

@@ -21,7 +21,7 @@ from qwencli.engine.engine import Sequence
 from qwencli.engine.fit import COPIES, PROCESS_BYTES, STATES, Fit, measure, values_of_a_token
 from qwencli.errors import InputError, NoMemory, QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 from qwencli.sampling import SamplingParams
 from qwencli.server.http.errors import api_error
 from qwencli.server.service.service import room_for_prefixes

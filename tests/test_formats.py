@@ -19,7 +19,7 @@ from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.measure.perplexity import perplexity
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 
 ORACLES = Path(__file__).with_name("oracles")
 FIGURES = json.loads((ORACLES / "formats.json").read_text())

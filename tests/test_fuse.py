@@ -33,7 +33,7 @@ from qwencli.network.graph import (
     SwiGLU,
     Tensor,
 )
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 
 ARCHITECTURES = [name for name in PRESETS if name.startswith("tiny-")]
 LOGITS = "result_output"

@@ -26,7 +26,7 @@ from qwencli.cli.info import as_text, describe
 from qwencli.errors import QwenError
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 from qwencli.text.tokenizer import Tokenizer
 
 MEMORY = 100 * 2**20

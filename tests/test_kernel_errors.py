@@ -13,7 +13,7 @@ from qwencli.hub.choice import find_model
 from qwencli.kernels import compiler, isa, jit, specs, workers
 from qwencli.kernels.isa import ISA
 from qwencli.llm import LLM
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.numpy.dequantize import to_float32
 from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 from qwencli.text.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_model.py"

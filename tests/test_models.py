@@ -19,7 +19,7 @@ from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import Batch, Segment
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import known_architectures, load_model
+from qwencli.network.load import known_architectures, load_model
 
 ORACLES = sorted(Path(__file__).with_name("oracles").glob("qwen*.npz"))
 MAKE_ORACLES = Path(__file__).parents[1] / "scripts" / "make_oracles.py"

@@ -16,7 +16,7 @@ from qwencli.errors import InputError, QwenError
 from qwencli.gguf.file import GGUFFile
 from qwencli.measure import perplexity as module
 from qwencli.measure.perplexity import Estimate, perplexity
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 from qwencli.text.tokenizer import Tokenizer
 
 RUNNING = json.loads(Path(__file__).with_name("oracles").joinpath("perplexity.json").read_text())

@@ -15,7 +15,7 @@ from qwencli.backends.protocol import Batch
 from qwencli.engine.engine import Engine, Sequence
 from qwencli.errors import InputError, QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 from qwencli.sampling import SamplingParams
 
 CONFIG = tiny_models.config(num_hidden_layers=2)

@@ -14,7 +14,8 @@ from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.engine.engine import Engine
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.sampling import SamplingParams
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

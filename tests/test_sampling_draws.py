@@ -21,7 +21,8 @@ from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
 from qwencli.kernels.arguments import CHOOSE
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.sampling import SamplingParams
 from qwencli.sampling.mirostat import adapted
 from qwencli.sampling.sampler import NOT_FINITE, Draw, Sampler

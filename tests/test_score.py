@@ -13,7 +13,7 @@ from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa
 from qwencli.kernels.arguments import LIKELIHOOD, SCORE
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 
 ISAS = [i.name for i in isa.available()]
 

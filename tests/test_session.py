@@ -26,7 +26,8 @@ from qwencli.engine.session import MAGIC, load, save
 from qwencli.errors import ContextFull, FormatError, InputError, QwenError
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 
 N, MORE, N_CTX = PAGE + 21, 5, 1000
 MAKE: dict[str, Callable[[Model], Backend]] = {
@@ -486,7 +487,7 @@ from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.engine import session
 from qwencli.errors import QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import load_model
+from qwencli.network.load import load_model
 backend, kv = NumpyBackend(load_model(GGUFFile(sys.argv[1]))), KVSequence()
 backend.cache.fill(kv, 65, [])
 if sys.argv[3] == "later":

@@ -16,7 +16,8 @@ from qwencli.engine.prefix_cache import MOST_STATES
 from qwencli.engine.session import load, save
 from qwencli.errors import QwenError
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 from qwencli.sampling import SamplingParams
 
 GREEDY = SamplingParams(temp=0)

@@ -19,7 +19,6 @@ from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.kernels import isa
 from qwencli.kernels.arguments import GATHER, ROW
-from qwencli.kernels.layout import Word
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Function = Callable[[int], object]
@@ -174,10 +173,10 @@ def test_threads_without_work_are_parked_and_woken(team: Callable[[int], Team]) 
 def test_steps_are_numbered_anew_when_numbers_end(team: Callable[[int], Team]) -> None:
     t, p = team(3), Shuffles(5)
     p.check(t, 6)
-    t._state[Word.EPOCH] = LAST_EPOCH - 5
+    t._state["epoch"] = LAST_EPOCH - 5
     for _ in range(8):
         p.check(t, 6)
-    assert 0 < t._state[Word.EPOCH] < 100
+    assert 0 < t._state["epoch"] < 100
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")

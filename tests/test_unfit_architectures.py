@@ -18,7 +18,7 @@ from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.cli import main as run_cli
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.model import known_architectures, load_model
+from qwencli.network.load import known_architectures, load_model
 
 SMALL: dict[str, Any] = {
     "n_embd": 32,

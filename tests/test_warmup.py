@@ -19,7 +19,8 @@ from qwencli.kernels.formats import FORMATS
 from qwencli.kernels.jit import Kernels
 from qwencli.machine import warmup
 from qwencli.machine.warmup import InFormat, kernels_of_model, warm_up
-from qwencli.network.model import Model, load_model
+from qwencli.network.load import load_model
+from qwencli.network.model import Model
 
 TEXT = b"the and in a " * 30
 

@@ -205,7 +205,7 @@ def run(
     from ..gguf.file import GGUFFile
     from ..measure.bench import check, run_bench
     from ..measure.figures import Test
-    from ..network.model import load_model
+    from ..network.load import load_model
 
     loaded = [load_model(GGUFFile(path)) for path in paths]
     wanted = [Test(*test) for test in tests]

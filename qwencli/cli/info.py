@@ -72,7 +72,7 @@ def info(
 
 def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
     """The facts, as `--json` prints them; None where the file doesn't say. Raises FormatError for a damaged file."""
-    from ..network.model import load_model
+    from ..network.load import load_model
 
     facts = in_the_file(file)
     try:

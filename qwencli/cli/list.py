@@ -36,7 +36,7 @@ def describe(model: Installed) -> dict[str, Any]:
     """What `--json` prints about a model; if it is damaged or can't run here, why."""
     from ..gguf.file import GGUFFile
     from ..gguf.types import FILE_TYPES
-    from ..network.model import load_model
+    from ..network.load import load_model
 
     facts: dict[str, Any] = {
         "name": model.name,

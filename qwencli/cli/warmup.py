@@ -61,7 +61,7 @@ def warmup(
     from ..backends.kv_cache import CacheTypes
     from ..gguf.file import GGUFFile
     from ..machine.warmup import warm_up
-    from ..network.model import load_model
+    from ..network.load import load_model
 
     done = []
     loaded = [load_model(GGUFFile(path)) for path in paths]

@@ -15,7 +15,7 @@ from ..errors import QwenError
 from ..gguf.file import GGUFFile
 from ..hub.choice import find_model
 from ..kernels import isa, jit
-from ..network.model import load_model
+from ..network.load import load_model
 from ..system.host import Host
 from .advice import advice
 from .kernel_cache import kernel_cache

@@ -22,7 +22,7 @@ from ..errors import QwenError
 from ..gguf.file import GGUFFile
 from ..hub.places import EMBEDDED
 from ..kernels import isa, jit
-from ..network.model import load_model
+from ..network.load import load_model
 from ..text.tokenizer import Tokenizer
 
 TEXT = "Once upon a time there was a little girl named Lily. She loved to play in the park with her friends."

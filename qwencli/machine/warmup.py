@@ -22,7 +22,8 @@ from ..gguf.types import GGML_TYPES, GGMLType
 from ..kernels.formats import FORMATS
 from ..kernels.isa import available
 from ..kernels.jit import KernelError
-from ..network.model import Model, load_model
+from ..network.load import load_model
+from ..network.model import Model
 from . import peak
 
 MOST_TOKENS = 512

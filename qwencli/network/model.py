@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 from dataclasses import dataclass
 
 from ..errors import ModelError
 from ..gguf.file import GGUFFile, TensorInfo
-from . import architectures
 from .config import Config
 from .graph import Graph, Tensor
 
@@ -96,19 +93,3 @@ class Weights:
             raise ModelError(
                 f"{self._file.path}: {len(unused)} tensors have no place in this architecture, such as '{unused[0]}'"
             )
-
-
-def known_architectures() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(architectures.__path__))
-
-
-def load_model(file: GGUFFile) -> Model:
-    """Build the graph of the file's architecture. Raises ModelError if the file does not describe a model that can be run."""
-    architecture = file.metadata.string("general.architecture")
-    if architecture not in known_architectures():
-        raise ModelError(
-            f"{file.path}: the architecture '{architecture}' is not supported; known are {', '.join(known_architectures())};"
-            " how to add one: CONTRIBUTING.md"
-        )
-    model: Model = importlib.import_module(f"{architectures.__name__}.{architecture}").build(file)
-    return model

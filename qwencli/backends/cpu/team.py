@@ -11,14 +11,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.arguments import CLAIM, STATUS, WORD
+from ...kernels.arguments import CLAIM, STATUS, TEAM
 from ...kernels.jit import Kernels
-from ...kernels.layout import Word
 from ...system.host import Host
-from .memory import I64, Bytes, address_of, aligned_zeros
+from .memory import Bytes, address_of, aligned_zeros
 
 SPINS, PATIENCE = 200, 20_000
 """A waiting thread spins for SPINS turns before it yields the CPU. After PATIENCE turns without work it is parked."""
@@ -59,12 +57,15 @@ class Team:
 
     def __init__(self, kernels: Kernels, n_threads: int, scratch_bytes: int) -> None:
         self.n_threads = n_threads
-        self._state = aligned_zeros(WORD * Word.STATUS + STATUS.n_bytes * n_threads).view(np.int64)
-        self._statuses = self._state[Word.STATUS :].view(STATUS.dtype)
+        self._memory = aligned_zeros(TEAM.n_bytes + STATUS.n_bytes * n_threads)
+        self._state = state_in(self._memory)
+        self._statuses = self._memory[TEAM.n_bytes :].view(STATUS.dtype)
         self._scratch = [aligned_zeros(scratch_bytes) for _ in range(n_threads)]
         self._claims = CLAIM.zeros(0)
         self._kernels = kernels
-        self._state[[Word.YIELD, Word.SPINS, Word.PATIENCE]] = _yield_address(), SPINS, PATIENCE
+        self._state["yield_"] = _yield_address()
+        self._state["spins"] = SPINS
+        self._state["patience"] = PATIENCE
         self._beds = [threading.Lock() for _ in range(n_threads)]
         for bed in self._beds:
             bed.acquire()
@@ -72,8 +73,8 @@ class Team:
         self._step: Call | None = None
         self.close: Callable[[], object] = lambda: None
 
-    def _address(self, word: int) -> int:
-        return address_of(self._state[word:])
+    def _address(self, field: str) -> int:
+        return address_of(self._memory) + int(TEAM.offset(field))
 
     def run(self, rows: NDArray[Any], budget: int = BUDGET) -> None:
         """Run a program's rows, an array of ROW, to the end. If it is interrupted (Ctrl-C), the team is ready for the next program.
@@ -82,25 +83,25 @@ class Team:
         thread that is late may look at them after their step.
         """
         step, state = self._step or self._start(), self._state
-        if state[Word.ABORT]:  # an abort was interrupted
+        if state["abort"]:  # an abort was interrupted
             self._abort()
-        epoch = int(state[Word.EPOCH]) // 2 * 2 + 2
+        epoch = int(state["epoch"]) // 2 * 2 + 2
         if len(rows) > len(self._claims) or epoch > LAST_EPOCH:
             self._quiesce()
             n_claims = max(len(rows), len(self._claims))
             self._claims = aligned_zeros(CLAIM.n_bytes * n_claims).view(CLAIM.dtype)
             epoch = epoch if epoch <= LAST_EPOCH else 2
-        self._publish(self._address(Word.EPOCH), epoch - 1, 0)  # odd: being prepared
-        state[Word.ROWS] = address_of(rows)
-        state[Word.N_ROWS] = len(rows)
-        state[Word.CLAIMS] = address_of(self._claims)
-        state[Word.RESUME] = 0
-        state[Word.FINISHED] = 0
+        self._publish(self._address("epoch"), epoch - 1, 0)  # odd: being prepared
+        state["rows"] = address_of(rows)
+        state["n_rows"] = len(rows)
+        state["claims"] = address_of(self._claims)
+        state["resume"] = 0
+        state["finished"] = 0
         try:
-            self._publish(self._address(Word.EPOCH), epoch, 0)
+            self._publish(self._address("epoch"), epoch, 0)
             self._wake()
-            while not state[Word.FINISHED]:
-                step(address_of(state), budget, address_of(self._scratch[0]))
+            while not state["finished"]:
+                step(address_of(self._memory), budget, address_of(self._scratch[0]))
         except BaseException:
             self._abort()
             raise
@@ -109,9 +110,9 @@ class Team:
         """End the step. When this returns, no thread is in it any more, even if Ctrl-C is pressed again."""
         while True:
             try:
-                self._publish(self._address(Word.ABORT), 1, 0)
+                self._publish(self._address("abort"), 1, 0)
                 self._quiesce()
-                self._publish(self._address(Word.ABORT), 0, 0)
+                self._publish(self._address("abort"), 0, 0)
                 return
             except KeyboardInterrupt:
                 continue
@@ -121,11 +122,11 @@ class Team:
         step, self._worker, self._publish = (
             Kernel(address) for address in self._kernels.load(RUNTIME).values()
         )
-        self.close = weakref.finalize(self, _end, self._state, self._publish, self._beds, self._threads)
+        self.close = weakref.finalize(self, _end, self._memory, self._publish, self._beds, self._threads)
         for i in range(len(self._threads) + 1, self.n_threads):
             arguments = (
                 self._worker,
-                self._state,
+                self._memory,
                 address_of(self._statuses[i:]),
                 self._scratch[i],
                 self._beds[i],
@@ -146,25 +147,31 @@ class Team:
 
     def _quiesce(self) -> None:
         """Wait until no thread is in a step, so that what threads read may be changed."""
-        self._publish(self._address(Word.EPOCH), int(self._state[Word.EPOCH]) | 1, 0)
+        self._publish(self._address("epoch"), int(self._state["epoch"]) | 1, 0)
         steps = self._statuses["step"]
         while any(steps[i] for i in range(1, self.n_threads)):
             time.sleep(0)
 
 
-def _live(worker: Call, state: I64, status: int, scratch: Bytes, bed: threading.Lock) -> None:
+def state_in(memory: Bytes) -> Any:
+    """The TEAM at the start of a team's memory, whose fields can be read and set by name."""
+    return memory[: TEAM.n_bytes].view(TEAM.dtype)[0]
+
+
+def _live(worker: Call, memory: Bytes, status: int, scratch: Bytes, bed: threading.Lock) -> None:
     """The main function of a thread: it is in machine code while there are steps, and parked in its bed after a while without any."""
-    while not state[Word.STOP]:
-        worker(address_of(state), status, address_of(scratch))
-        if not state[Word.STOP]:
+    state = state_in(memory)
+    while not state["stop"]:
+        worker(address_of(memory), status, address_of(scratch))
+        if not state["stop"]:
             bed.acquire()
 
 
 def _end(
-    state: I64, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]
+    memory: Bytes, publish: Call, beds: Sequence[threading.Lock], threads: Sequence[threading.Thread]
 ) -> None:
     """End the threads, when the team is no longer used or at exit."""
-    publish(address_of(state[Word.STOP :]), 1, 0)
+    publish(address_of(memory) + int(TEAM.offset("stop")), 1, 0)
     for bed in beds:
         if bed.locked():
             bed.release()
