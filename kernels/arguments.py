@@ -149,10 +149,10 @@ PRODUCT = Arguments(
     f"count chunk_rows w row_bytes n_rows n_cols x {QUANTIZED} y y_stride bias residual scale",
     writes="y",
 )
-"""`count` is the address of the number of tokens; `chunk_rows` is the number of rows in a chunk. `w` are the weights, `row_bytes` a row.
-A kernel reads either `x`, as float32, or its quantized form. `y_stride` is in bytes, from token to token. `bias` and `residual` are added
-unless they are 0; `residual` is laid out like y and may be y. For formats that are SCALED, `scale` is the address of a float by which the
-products are multiplied."""
+"""`count` is the address of the number of tokens; `chunk_rows` is the number of rows in a chunk. `w` is the address of the weights,
+`row_bytes` the bytes of a row. A kernel reads either `x`, as float32, or its quantized form. `y_stride` is in bytes, from token to token.
+`bias` and `residual` are added unless they are 0; `residual` is laid out like y and may be y. For formats that are SCALED, `scale` is the
+address of a float by which the products are multiplied."""
 PRODUCT_BYTES = -(-PRODUCT.n_bytes // 64) * 64
 """Bytes that a thread's scratch has in front of the panel, for the arguments of a product with an expert."""
 
