@@ -9,7 +9,10 @@ from qwencli import LLM
 from qwencli.backends.choose import choose_backend
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.cpu.lower import lowers
+from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
+from qwencli.backends.protocol import Batch, Segment
+from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
 from qwencli.kernels import formats
@@ -37,6 +40,11 @@ def test_numpy_runs_ops_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     said: list[str] = []
     assert choose_backend("auto", load_model(GGUFFile(EMBEDDED)), said.append) == "numpy"
     assert said == ["no compiled kernels for SwiGLU: running on the slow NumPy backend"]
+    backend = CPUBackend(load_model(GGUFFile(EMBEDDED)), 1)
+    with pytest.raises(
+        ModelError, match=r"no kernels for SwiGLU, which 'ffn_swiglu-0' needs: --backend numpy"
+    ):
+        backend.run(["result_output"], Batch([Segment(KVSequence(), [1], 1)]))
 
 
 def test_numpy_runs_types_without_kernels(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from random_models import write_random_model
 from shapes import PRESETS
 
 from qwencli.backends.cpu.fuse import (
+    Attend,
     DeltaConv,
     GatedNorm,
     Plus,
@@ -61,11 +62,11 @@ def by_name(nodes: Sequence[Tensor]) -> dict[str, Tensor]:
 def test_what_has_no_kernel_of_its_own_is_fused_in_every_architecture(graph: Graph) -> None:
     before, after = graph.subgraph([LOGITS]), fused(graph, [LOGITS])
     ops = Counter(type(node.op) for node in after)
-    for op in Rope, KVStore, Conv:
+    for op in Rope, KVStore, Attention, Conv:
         assert ops[op] == 0
     assert not [node.name for node in after if isinstance(node.op, RMSNorm) and len(node.shape) == 3]
     was = Counter(type(node.op) for node in before)
-    assert ops[StoreHeads] == ops[Attention] == ops[RotateHeads] == was[KVStore]
+    assert ops[StoreHeads] == ops[Attend] == ops[RotateHeads] == was[KVStore]
     assert ops[DeltaConv] == ops[DeltaNet] == ops[GatedNorm] == was[Conv]
     gates_of_tokens = sum(isinstance(n.op, Gate) and n.src[1].shape[-1] == 1 for n in before)
     assert ops[Plus] + ops[Add] == was[Add]

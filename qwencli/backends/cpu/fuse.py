@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ...network.graph import (
     Add,
+    Attention,
     Conv,
     DeltaNet,
     ExpertLinear,
@@ -137,6 +138,23 @@ def store_heads(node: Tensor, around: Neighbours) -> Match | None:
     return Match(replace(node, op=StoreHeads(node.op.layer, k.op), src=(x, v, *weight)), [k])
 
 
+@dataclass(frozen=True)
+class Attend(Op):
+    """Attention, with the layer whose keys and values its handle stands for."""
+
+    layer: int
+    scale: float
+
+
+def attend(node: Tensor, around: Neighbours) -> Match | None:
+    """Attention to a layer of the cache."""
+    if not isinstance(node.op, Attention):
+        return None
+    handle = node.src[1].op
+    assert isinstance(handle, (KVStore, StoreHeads))
+    return Match(replace(node, op=Attend(handle.layer, node.op.scale)), [])
+
+
 # -- gated delta nets ---------------------------------------------------------------------------------------------------
 
 
@@ -178,8 +196,8 @@ def delta_conv(node: Tensor, around: Neighbours) -> Match | None:
     return Match(replace(node, op=DeltaConv(node.op.layer, net.op.n_head_k, net.op.eps)), [])
 
 
-PATTERNS: tuple[Pattern, ...] = (plus, rotate_heads, store_heads, gated_norm, delta_conv)
-ONLY_FUSED: tuple[type[Op], ...] = (Rope, Conv)
+PATTERNS: tuple[Pattern, ...] = (plus, rotate_heads, store_heads, attend, gated_norm, delta_conv)
+ONLY_FUSED: tuple[type[Op], ...] = (Rope, Attention, Conv)
 """Ops that `lower/` doesn't know, since in every architecture a pattern replaces their nodes."""
 
 

@@ -55,8 +55,12 @@ def lower(
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
         if not isinstance(node.op, (Input, Weight)):
-            if type(node.op) not in lowers:
+            if type(node.op) in ONLY_FUSED:
                 raise p.fused_error(node.name)
+            if type(node.op) not in lowers:
+                raise p.error(
+                    f"the CPU backend has no kernels for {type(node.op).__name__}, which '{node.name}' needs: --backend numpy has"
+                )
             lowers[type(node.op)](p, node)
         for source in node.src:
             if last_use[source.name] == i:

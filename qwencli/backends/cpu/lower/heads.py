@@ -8,8 +8,8 @@ from typing import Any
 
 from ....kernels import layout
 from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE
-from ....network.graph import N_TOKENS, Attention, Columns, KVStore, Reshape, RMSNorm, Tensor
-from ..fuse import RotateHeads, StoreHeads
+from ....network.graph import N_TOKENS, Columns, KVStore, Reshape, RMSNorm, Tensor
+from ..fuse import Attend, RotateHeads, StoreHeads
 from ..memory import Value, View, address_of
 from ..program import Program, layer_bytes
 from .registry import lowers
@@ -140,17 +140,15 @@ def store_heads(p: Program, node: Tensor) -> None:
 # -- queries against the cache --------------------------------------------------------------------------------------------
 
 
-@lowers(Attention)
+@lowers(Attend)
 def attention(p: Program, node: Tensor) -> None:
-    assert isinstance(node.op, Attention)
-    q, handle = node.src
-    assert isinstance(handle.op, (KVStore, StoreHeads))
+    assert isinstance(node.op, Attend)
     c = p.model.config
     if c.head_dim % layout.LANES:
         raise p.error(
             f"heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}: use --backend numpy"
         )
-    x = p.compact(q)
+    x = p.compact(node.src[0])
     out = p.new(node.name, N_TOKENS, c.n_head * c.head_dim)
     pointers = address_of(p.inputs.pointers)
     p.row(
@@ -165,7 +163,7 @@ def attention(p: Program, node: Tensor) -> None:
         n_head=c.n_head,
         n_head_kv=c.n_head_kv,
         scale=node.op.scale,
-        layer_offset=handle.op.layer * layer_bytes(p.model, p.types),
+        layer_offset=node.op.layer * layer_bytes(p.model, p.types),
     )
     kind, quantized = p.quantized(node, out)
     p.token_row(
