@@ -47,6 +47,6 @@ def test_the_page_on_the_real_server(browser: Any) -> None:  # noqa: F811
         assert "cached" in page.inner_text(".stats")
         page.click("#tab-server")
         page.wait_for_selector(".slots tbody tr >> nth=1")
-        assert server.config.name in page.inner_text("[aria-label=Model]")
+        assert server.options.name in page.inner_text("[aria-label=Model]")
         assert page.inner_text("[aria-label=Cache] dd >> nth=0") != "0"
         assert page.locator("#server .error:visible").count() == 0

@@ -30,6 +30,7 @@ from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
 from ..shared.fields import nth_seed
 from ..shared.json_text import json_array, json_object, json_response
+from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
 from . import metrics
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
-MAX_REPORTED = 1_000_000
-"""Probabilities of one answer, which has to be held until its client has taken it."""
 
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:

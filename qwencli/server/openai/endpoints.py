@@ -29,6 +29,7 @@ from ..shared.conversations import prompt_of, tokens_of
 from ..shared.errors import error_type
 from ..shared.fields import nth_seed
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
+from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import prompts_of
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
 
 MAX_PROMPTS, MAX_TEXTS = 128, 2048
-MAX_REPORTED = 1_000_000
-"""Tokens whose logprobs an answer in one piece may hold; each takes a hundred bytes."""
 DONE = b"data: [DONE]\n\n"
 """The end of a stream."""
 

@@ -8,6 +8,9 @@ from typing import Any
 from ...engine.engine import Sequence
 from ...text.tokenizer import Tokenizer
 
+MAX_REPORTED = 1_000_000
+"""Probabilities that an answer in one piece may hold, until its client has taken it; each takes a hundred bytes."""
+
 
 def token_reports(
     tokenizer: Tokenizer, seq: Sequence, places: Iterable[int], n_top: int
