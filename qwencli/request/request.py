@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..sampling import Constraint, SamplingParams
-from ..text.chat.after_thinking import AfterThinking
 from ..text.chat.thinking import ReasoningBudget
 from ..text.tokenizer import Tokenizer
 
@@ -66,6 +65,8 @@ class Request:
         constraint = self.grammar()
         if not self.thinking.first:
             return constraint
+        from ..text.chat.after_thinking import AfterThinking  # only where a grammar and thinking meet
+
         return AfterThinking(constraint, tokenizer, self.thinking.inside)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ class Value:
     columns: View | None = None
     others: list[Bytes] = field(default_factory=list)
 
-    @property
+    @cached_property
     def address(self) -> int:
         return address_of(self.memory)
 
@@ -112,13 +113,13 @@ class Buffers:
     def give(self, buffer: Bytes) -> None:
         self._free[len(buffer)].append(buffer)
 
-    def holding(self, numbers: Iterable[float]) -> set[int | str]:
-        """Return the addresses of the buffers into which some of the numbers point."""
-        found: set[int | str] = set()
-        for number in numbers:
-            i = bisect_right(self._addresses, number)
-            if i and number < self._addresses[i - 1] + len(self._all[self._addresses[i - 1]]):
-                found.add(self._addresses[i - 1])
+    def holding(self, args: Args) -> dict[str, int]:
+        """Return the addresses of the buffers into which arguments point, by the arguments' names."""
+        found = {}
+        for name, value in args.items():
+            i = bisect_right(self._addresses, value)
+            if i and value < self._addresses[i - 1] + len(self._all[self._addresses[i - 1]]):
+                found[name] = self._addresses[i - 1]
         return found
 
 

@@ -151,10 +151,9 @@ class Program:
         """
         calls = calls or {}
         array = kernel.pack(**args, **dict.fromkeys(calls, 0))
-        writes = self._memory.holding(args[name] for name in kernel.writes if name in args)
-        reads = self._memory.holding(args.values())
-        writes |= {name for name in kernel.writes if name not in args}
-        reads |= set(kernel.reads)
+        buffers = self._memory.holding(args)
+        reads = {*buffers.values(), *kernel.reads}
+        writes = {buffers.get(name, name) for name in kernel.writes if name in buffers or name not in args}
         if reads & self._writes or writes & (self._writes | self._reads):
             self.end_group()
         self._reads |= reads
