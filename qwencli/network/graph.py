@@ -27,7 +27,6 @@ class Op:
     """The base class of all ops. Each op's docstring gives its sources and its result."""
 
 
-@dataclass(frozen=True)
 class Input(Op):
     """No sources. `tokens` and `positions` are i32 [n_tokens]; `outputs`, i32 [n_outputs], are the batch's rows whose logits are wanted."""
 
@@ -45,12 +44,10 @@ class Weight(Op):
     first: int = 0
 
 
-@dataclass(frozen=True)
 class GetRows(Op):
     """(x [m, n], ids [k]) -> [k, n]: x[ids]. With a weight as x this is the token embedding."""
 
 
-@dataclass(frozen=True)
 class Linear(Op):
     """(weight [m, n], x [k, n]) or (weight, x, bias [m]) -> [k, m]: x @ weight.T * the weight's scale, if it has one, + bias."""
 
@@ -62,7 +59,6 @@ class RMSNorm(Op):
     eps: float
 
 
-@dataclass(frozen=True)
 class Reshape(Op):
     """(x) -> the same values in another shape."""
 
@@ -98,17 +94,14 @@ class Attention(Op):
     scale: float
 
 
-@dataclass(frozen=True)
 class Add(Op):
     """(x, y), both of the same shape -> x + y."""
 
 
-@dataclass(frozen=True)
 class SwiGLU(Op):
     """(gate, up), both of the same shape -> silu(gate) * up (https://arxiv.org/abs/2002.05202)."""
 
 
-@dataclass(frozen=True)
 class Gate(Op):
     """(x [k, n], gate [k, n] or [k, 1]) -> x * sigmoid(gate)."""
 
@@ -124,7 +117,6 @@ class Route(Op):
     normalised: bool
 
 
-@dataclass(frozen=True)
 class ExpertLinear(Op):
     """(weight [n_expert, m, n], x [k, n] or [k, n_used, n], route) -> [k, n_used, m]: x multiplied with the experts chosen for it.
 
@@ -132,7 +124,6 @@ class ExpertLinear(Op):
     """
 
 
-@dataclass(frozen=True)
 class ExpertSum(Op):
     """(x [k, n_used, n], route) -> [k, n]: the sum over the experts, starting with the likeliest, of x times their weight."""
 

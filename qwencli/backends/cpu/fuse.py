@@ -1,8 +1,8 @@
 """Fusion: patterns of nodes that the CPU backend computes as one node. They are applied to a graph before it is lowered.
 
 A pattern is a function that looks at a node, whose sources are fused already, and returns the node that replaces it and others, or None.
-PATTERNS lists the patterns. They see only nodes that will run, not tensors that are fed. A tensor that is fetched is never fused away, so a
-pattern that would do this doesn't apply.
+It is registered for the ops of the nodes that it looks at. Patterns see only nodes that will run, not tensors that are fed. A tensor that
+is fetched is never fused away, so a pattern that would do this doesn't apply.
 
 Fused nodes have ops of their own, each defined here next to its pattern. `lower/` knows these ops and those of the graph. A fused node has
 the name of the last node that it replaces.
@@ -68,6 +68,18 @@ class Neighbours:
 
 
 Pattern = Callable[[Tensor, Neighbours], Match | None]
+PATTERNS: dict[type[Op], Pattern] = {}
+"""By the op of the node that a pattern is called with."""
+
+
+def pattern(*ops: type[Op]) -> Callable[[Pattern], Pattern]:
+    """Register a function as the pattern of nodes with these ops."""
+
+    def register(function: Pattern) -> Pattern:
+        PATTERNS.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
 
 
 # -- a result that is only added to something ---------------------------------------------------------------------------
@@ -80,11 +92,11 @@ class Plus(Op):
     op: Op
 
 
+@pattern(Linear, Gate, ExpertSum)
 def plus(node: Tensor, around: Neighbours) -> Match | None:
     """A product, a gate with one number per token or a sum over experts, if its result is only added to something that is computed
     before."""
-    one_gate = isinstance(node.op, Gate) and node.src[1].shape != node.src[0].shape
-    if not (one_gate or isinstance(node.op, (Linear, ExpertSum))):
+    if isinstance(node.op, Gate) and node.src[1].shape == node.src[0].shape:
         return None
     total = around.only_reader(node)
     if total is None or not isinstance(total.op, Add):
@@ -117,20 +129,20 @@ class StoreHeads(Op):
     rotation: RotateHeads
 
 
+@pattern(Rope)
 def rotate_heads(node: Tensor, around: Neighbours) -> Match | None:
     """A rotation, and the norm before it if there is one."""
-    if not isinstance(node.op, Rope):
-        return None
+    assert isinstance(node.op, Rope)
     x = node.src[0]
     if isinstance(x.op, RMSNorm) and around.swallows(x):
         return Match(replace(node, op=RotateHeads(node.op.params, x.op.eps), src=x.src), [x])
     return Match(replace(node, op=RotateHeads(node.op.params), src=(x,)), [])
 
 
+@pattern(KVStore)
 def store_heads(node: Tensor, around: Neighbours) -> Match | None:
     """Keys that are rotated only to be stored."""
-    if not isinstance(node.op, KVStore):
-        return None
+    assert isinstance(node.op, KVStore)
     k, v = node.src
     if not isinstance(k.op, RotateHeads) or not around.swallows(k):
         return None
@@ -146,10 +158,10 @@ class Attend(Op):
     scale: float
 
 
+@pattern(Attention)
 def attend(node: Tensor, around: Neighbours) -> Match | None:
     """Attention to a layer of the cache."""
-    if not isinstance(node.op, Attention):
-        return None
+    assert isinstance(node.op, Attention)
     handle = node.src[1].op
     assert isinstance(handle, (KVStore, StoreHeads))
     return Match(replace(node, op=Attend(handle.layer, node.op.scale)), [])
@@ -177,10 +189,9 @@ class DeltaConv(Op):
     eps: float
 
 
+@pattern(SwiGLU)
 def gated_norm(node: Tensor, around: Neighbours) -> Match | None:
     """A gate over normalised heads."""
-    if not isinstance(node.op, SwiGLU):
-        return None
     gate, flat = node.src
     norm = flat.src[0] if isinstance(flat.op, Reshape) else flat
     if not isinstance(norm.op, RMSNorm) or len(norm.shape) != 3 or not around.swallows(norm, flat):
@@ -188,15 +199,16 @@ def gated_norm(node: Tensor, around: Neighbours) -> Match | None:
     return Match(replace(node, op=GatedNorm(norm.op.eps), src=(gate, *norm.src)), [norm, flat])
 
 
+@pattern(Conv)
 def delta_conv(node: Tensor, around: Neighbours) -> Match | None:
     """A convolution that only a delta net reads."""
+    assert isinstance(node.op, Conv)
     net = around.only_reader(node)
-    if not isinstance(node.op, Conv) or net is None or not isinstance(net.op, DeltaNet):
+    if net is None or not isinstance(net.op, DeltaNet):
         return None
     return Match(replace(node, op=DeltaConv(node.op.layer, net.op.n_head_k, net.op.eps)), [])
 
 
-PATTERNS: tuple[Pattern, ...] = (plus, rotate_heads, store_heads, attend, gated_norm, delta_conv)
 ONLY_FUSED: tuple[type[Op], ...] = (Rope, Attention, Conv)
 """Ops that `lower/` doesn't know, since in every architecture a pattern replaces their nodes."""
 
@@ -210,13 +222,12 @@ def fuse(nodes: Sequence[Tensor], fetch: Iterable[str]) -> list[Tensor]:
         if node.name in to_come:
             continue
         current = reading(node, done)
-        for pattern in PATTERNS:
-            if match := pattern(current, around):
-                current = reading(match.node, done)
-                for gone in match.swallowed:
-                    if done.pop(gone.name, None) is None:
-                        to_come.add(gone.name)
-                break
+        found = PATTERNS.get(type(node.op))
+        if found and (match := found(current, around)):
+            current = reading(match.node, done)
+            for gone in match.swallowed:
+                if done.pop(gone.name, None) is None:
+                    to_come.add(gone.name)
         done[current.name] = current
     return list(done.values())
 
