@@ -26,6 +26,7 @@ class Inputs:
 
     def __init__(self, n_tokens: int, n_rot: int) -> None:
         self.counts = COUNTS.zeros(1)
+        self._counts_at = address_of(self.counts)
         self._multiples: dict[tuple[str, int], I64] = {}
         self.tokens = np.zeros(n_tokens, np.int32)
         self.outputs = np.zeros(n_tokens, np.int32)
@@ -40,7 +41,7 @@ class Inputs:
 
     def count(self, which: str) -> int:
         """Return the address of the number of tokens, of outputs or of attention's chunks."""
-        return address_of(self.counts) + int(COUNTS.offset(which))
+        return self._counts_at + int(COUNTS.offset(which))
 
     def multiple(self, what: str, k: int) -> int:
         """Return the address of k times the number of tokens, of outputs or of the batch's "segments"."""

@@ -106,8 +106,9 @@ class Buffers:
         if self._free[size]:
             return self._free[size].pop()
         buffer = aligned_zeros(size, 64)
-        self._all[address_of(buffer)] = buffer
-        insort(self._addresses, address_of(buffer))
+        address = address_of(buffer)
+        self._all[address] = buffer
+        insort(self._addresses, address)
         return buffer
 
     def give(self, buffer: Bytes) -> None:
@@ -123,10 +124,13 @@ class Buffers:
         return found
 
 
+QUANTIZED_NAMES = QUANTIZED.split()
+
+
 def quantized_at(buffers: Sequence[Bytes] | None) -> Args:
     """Return the addresses of quantized activations, 0 if there are none."""
     addresses = map(address_of, buffers) if buffers else (0, 0, 0)
-    return dict(zip(QUANTIZED.split(), addresses))
+    return dict(zip(QUANTIZED_NAMES, addresses))
 
 
 ARENA_BYTES = 2**24
