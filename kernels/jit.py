@@ -25,7 +25,6 @@ from typing import Any
 from .isa import ISA, target
 from .specs import KernelError as KernelError
 from .specs import symbol
-from .workers import compile_apart, n_workers_for
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -145,14 +144,16 @@ class Kernels:
         return codes
 
     def _compile(self, specs: list[str]) -> Iterator[tuple[str, bytes]]:
+        from . import workers  # with subprocess, 7 ms that a warm start doesn't need
+
         n, start = len(specs), time.perf_counter()
-        seconds = SECONDS_TO_START + SECONDS_PER_KERNEL * n / max(1, n_workers_for(n))
+        seconds = SECONDS_TO_START + SECONDS_PER_KERNEL * n / max(1, workers.n_workers_for(n))
         self._say(
             f"compiling {n} kernel{'s' * (n > 1)} for this CPU ({self.isa.name}), once: about {seconds:.0f} s"
         )
         progress = self.progress or (lambda done, total: None)
         progress(0, n)
-        with closing(compile_apart(self.isa, specs)) as compiled:
+        with closing(workers.compile_apart(self.isa, specs)) as compiled:
             for done, (spec, code) in enumerate(compiled, 1):
                 self._write(spec, code)
                 progress(done, n)

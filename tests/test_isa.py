@@ -5,7 +5,7 @@ import other_cpus
 import pytest
 import test_matmul
 
-from qwencli.kernels import compiler, isa, jit
+from qwencli.kernels import compiler, isa, jit, workers
 from qwencli.kernels.isa import ISA, named
 
 X86 = {
@@ -90,7 +90,7 @@ def test_avxvnni_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled for this CPU, which has its instructions in the encoding of AVX-512 if not in that of AVX."""
     kernels = jit.Kernels(ISA(*named("avxvnni")[:3], cpu=""))
     monkeypatch.setattr(
-        jit,
+        workers,
         "compile_apart",
         lambda one, specs: ((spec, compiler.compile_kernel(one, spec)) for spec in specs),
     )

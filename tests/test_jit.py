@@ -109,7 +109,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: bytes) -> Cache
         found.compiled += specs
         yield from ((spec, code) for spec in specs)
 
-    monkeypatch.setattr(jit, "compile_apart", compile_apart)
+    monkeypatch.setattr("qwencli.kernels.workers.compile_apart", compile_apart)
     return found
 
 

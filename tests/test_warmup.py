@@ -14,7 +14,7 @@ from shapes import PRESETS
 from qwencli.cli._bar import Bar
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
-from qwencli.kernels import isa, jit
+from qwencli.kernels import isa, workers
 from qwencli.kernels.formats import FORMATS
 from qwencli.kernels.jit import Kernels
 from qwencli.machine import warmup
@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jit, "compile_apart", lambda isa, specs: pytest.fail("it compiles"))
+    monkeypatch.setattr(workers, "compile_apart", lambda isa, specs: pytest.fail("it compiles"))
 
 
 def test_after_it_the_commands_compile_nothing(story: Path, cache: Path) -> None:
