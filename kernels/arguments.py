@@ -146,13 +146,13 @@ PREPARE = {
 
 PRODUCT = Arguments(
     "matmul",
-    f"count chunk_rows w row_bytes n_rows n_cols x {QUANTIZED} y y_stride bias residual scale",
+    f"count chunk_rows w row_bytes n_rows n_cols x {QUANTIZED} y y_stride bias residual scale ahead",
     writes="y",
 )
 """`count` is the address of the number of tokens; `chunk_rows` is the number of rows in a chunk. `w` is the address of the weights,
 `row_bytes` the bytes of a row. A kernel reads either `x`, as float32, or its quantized form. `y_stride` is in bytes, from token to token.
 `bias` and `residual` are added unless they are 0; `residual` is laid out like y and may be y. For formats that are SCALED, `scale` is the
-address of a float by which the products are multiplied."""
+address of a float by which the products are multiplied. Weights are prefetched `ahead` bytes before they are multiplied in place."""
 PRODUCT_BYTES = -(-PRODUCT.n_bytes // 64) * 64
 """Bytes that a thread's scratch has in front of the panel, for the arguments of a product with an expert."""
 
@@ -259,22 +259,23 @@ the address of their ids (i64) and `counts` of how often each occurred (i64)."""
 
 # -- the executor and measurements: see runtime.py, clock.py, peak.py -------------------------------------------------
 
-ROW = Record("row", "kernel args count divisor first last")
+ROW = Record("row", "kernel args count divisor first last data chunk_bytes following")
 """A row of a program: the addresses of its kernel, of the arguments and of a count. It has count / divisor chunks, rounded up. `first` is
-the first row of its group; `last` is 1 for the last row of a group."""
-CLAIM = Record("claim", "left undone", n_bytes=LINE)
-"""The chunks of a row that are left to claim, and those that aren't done yet, each as step << 32 | count. No two rows share a cache
-line."""
+the first row of its group; `last` is 1 for the last row of a group. Chunk n reads the `chunk_bytes` from data + n * chunk_bytes on; `data`
+is 0 if that isn't known beforehand. `following` is the next row after the group with `data`, or 0."""
+CLAIM = Record("claim", "undone", n_bytes=LINE)
+"""The chunks of a row that aren't done yet, as step << 32 | count. No two rows share a cache line."""
 TEAM = Record(
     "team",
-    "epoch | abort | stop | rows n_rows claims yield_ resume finished spins patience",
+    "epoch | abort | stop | rows n_rows claims shares share_bytes n_threads yield_ resume finished spins patience",
     n_bytes=4 * LINE,
 )
 """The team's state: the number of the step; 1 to abort it; 1 to end the threads. The program's rows, how many there are, and a CLAIM for
-each; the system's function that lets other threads run; the first row that isn't done, and 1 when all are done; turns that a waiting thread
-spins, and turns after which it is parked. A STATUS for each thread follows."""
-STATUS = Record("status", "step parked", n_bytes=LINE)
-"""The status of a thread: the step that it is working on, or 0; and 1 while it is parked."""
+each; the shares: for each of `n_threads` threads `share_bytes` with a word for each row, which has the chunks of its share that are left to
+claim, as step << 32 | count; the system's function that lets other threads run; the first row that isn't done, and 1 when all are done;
+turns that a waiting thread spins, and turns after which it is parked. A STATUS for each thread follows."""
+STATUS = Record("status", "step parked thread", n_bytes=LINE)
+"""The status of a thread: the step that it is working on, or 0; 1 while it is parked; and its number."""
 CLOCK = Arguments("clock:read", "one function first second", writes="")
 """`one` is the number of chunks, 1. `function` is the system's clock function; one of its two arguments is the address of the result."""
 FILL = Arguments("peak:fill", "amount unit address", writes="address")

@@ -16,6 +16,7 @@ from .activations import quantize_row
 from .arguments import ATTEND, ITEM, MERGE, PARTS, POINTERS
 from .kv._tiles import VECTORS, Ahead
 from .ops import tokens_of
+from .products import lines_of
 from .reading import load, reader
 from .simd import F32, F32X16, I32, I32X16, LANES, Address, Emitter, f32, i64, intrinsic_of, load_i64, void
 
@@ -127,14 +128,15 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             memory: Any,
         ) -> None:
             """Compute the scores of `tile` queries from `first` on."""
-            values = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), e.int(0))
+            # only the first queries prefetch: the others prefetch what they read, which is in the cache
+            ahead = e.b.select(e.b.icmp_signed("==", first, e.int(0)), e.at(keys, keys_bytes), keys)
             numbers = tile_numbers(e, tile, first, n_queries)
             out = places(e, numbers, memory)
             queries = [
                 e.at(place, query_at) if keys_as.QUANTIZED else query_address(e, q, n_head, shared, n)
                 for n, place in zip(numbers, out)
             ]
-            keys_as.score_tile(e, queries, keys, scale, out, head_dim, Ahead(values, values_bytes))
+            keys_as.score_tile(e, queries, keys, scale, out, head_dim, Ahead(ahead, values_bytes))
 
         return score
 
@@ -156,7 +158,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
             factors = [e.load(F32, query, factor_at) for query in queries]
             n_valid = [e.least(e.b.add(n_before, e.b.udiv(n, shared)), e.int(PAGE)) for n in numbers]
             weights = [e.at(query, weights_at) for query in queries]
-            ahead = e.b.select(e.b.icmp_signed("==", first, e.int(0)), following, e.int(0))
+            ahead = e.b.select(e.b.icmp_signed("==", first, e.int(0)), following, values)
             accs = [e.at(query, running) for query in queries]
             values_as.weigh_tile(
                 e, weights, values, n_valid, accs, factors, head_dim, Ahead(ahead, keys_bytes)
@@ -169,8 +171,8 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
 
     @intrinsic_of(void, i64)
     def fetch_keys(e: Emitter, keys: Any) -> None:
-        with e.loop(e.int(4)) as i:
-            Ahead(keys, keys_bytes).fetch(e, i, 4)
+        with e.loop(e.int(lines_of(keys_bytes))) as i:
+            e.prefetch(e.b.add(keys, e.b.shl(i, e.int(6))), level=2)
 
     @intrinsic_of(void, i64, i64, i64, i64, i64)
     def prepare(e: Emitter, q: Any, n_head: Any, shared: Any, n: Any, memory: Any) -> None:
@@ -240,7 +242,7 @@ def build_attend(head_dim_text: str, k_type: str, v_type: str) -> Any:
                 keys = load_i64(pages + 8 * page) + slab
                 values = keys + keys_bytes
                 n_before = first_position + 1 - page * PAGE
-                following = load_i64(pages + 8 * page + 8) + slab if page + 1 < last_page else 0
+                following = load_i64(pages + 8 * page + 8) + slab if page + 1 < last_page else values
                 for i in range(0, n_queries - SMALL_TILE_QUERIES, TILE_QUERIES):
                     score(q_first, n_head, shared, i, n_queries, keys, a.scale, scratch)
                 for i in range(n_tiled, n_queries, SMALL_TILE_QUERIES):

@@ -88,6 +88,7 @@ class KernelCodegen(codegen.CPUCodegen):
 def target_machine(kind: Target) -> Any:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()
     options = {"cpu": kind.cpu, "features": kind.features, "reloc": "pic", "codemodel": "small", "opt": 3}
     return llvm.Target.from_triple(kind.triple).create_target_machine(**options)
 

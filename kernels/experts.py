@@ -207,6 +207,7 @@ def write_record(a, record, expert, place, count):
         bias=a.bias,
         residual=a.residual,
         scale=a.scale + expert * a.scale_step,
+        ahead=a.ahead,
     )
 
 

@@ -17,7 +17,7 @@ from numba import njit
 
 from . import layout
 from .arguments import PRODUCT
-from .products import blocks, clamped_tokens, finish_rows, floats, if_token, kquants, prefetch_share, product
+from .products import blocks, clamped_tokens, finish_rows, floats, if_token, kquants, product
 from .reading import reader
 from .simd import LANES, Emitter, i64, intrinsic_of, load_i64, void
 from .tiles import Tile
@@ -29,13 +29,13 @@ TOKENS_IN_CACHE = 32
 """Tokens whose float32 activations fit into the L2 cache together with a chunk of float weights."""
 
 
-def build(name: str, form: str, variant: str = "") -> Any:
-    """Return the kernel for the format `name`. `variant` is the tile for "many", and for "one" the number of columns or, outside of the
-    family "q8_0", nothing."""
+def build(name: str, form: str, *variant: str) -> Any:
+    """Return the kernel for the format `name`. The variant of "many" is a tile; that of "one" is the number of lines that are prefetched
+    together and, for the family "q8_0", the number of columns."""
     quant = import_module(f".quants.{name}", __package__)
     if form == "one":
-        return build_one(quant, variant)
-    return (build_many_floats if FAMILIES[quant.KIND] is floats else build_many)(quant, Tile.parse(variant))
+        return build_one(quant, *map(int, variant))
+    return (build_many_floats if FAMILIES[quant.KIND] is floats else build_many)(quant, Tile.parse(*variant))
 
 
 read_product = reader(PRODUCT)
@@ -54,14 +54,13 @@ def n_tokens_of(args):
     return load_i64(read_product(args).count)
 
 
-def build_one(quant: ModuleType, n_cols: str) -> Any:
+def build_one(quant: ModuleType, together: int, *n_cols: int) -> Any:
     family = FAMILIES[quant.KIND]
     step = family.ROWS_AT_ONCE
-    frozen = {"n_cols": int(n_cols)} if n_cols else {}
 
     @intrinsic_of(void, i64, i64, i64)
     def multiply(e: Emitter, args: Any, row: Any, token: Any) -> None:
-        family.in_place(e, quant, product(e, quant, args), row, token, **frozen)
+        family.in_place(e, quant, product(e, quant, args), row, token, together, *n_cols)
 
     def one(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -77,9 +76,8 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
     n_vectors, n_tile = shape
     n_small, tile_rows = min(SMALL_TILE_TOKENS, n_tile), n_vectors * LANES
 
-    def following(e: Emitter, a: Any, row: Any, offset: Any) -> Any:
-        """Return the address of a row of the next panel, the one after the panel from `row` on."""
-        return e.b.add(a.w, e.b.mul(e.b.add(row, e.b.add(offset, e.int(layout.PANEL_ROWS))), a.row_bytes))
+    def address_of(e: Emitter, a: Any, row: Any) -> Any:
+        return e.b.add(a.w, e.b.mul(row, a.row_bytes))
 
     def panel_at(e: Emitter, a: Any, panel: Any, vector: Any) -> Any:
         return e.b.add(panel, e.b.mul(vector, family.panel_bytes(e, quant, a)))
@@ -88,25 +86,29 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
     def fetch(e: Emitter, args: Any, row: Any) -> None:
         """Prefetch the panel from `row` on. It is the first of a chunk, so no panel before it could have prefetched its rows."""
         a = product(e, quant, args)
-        start = following(e, a, row, e.int(-layout.PANEL_ROWS))
+        start = address_of(e, a, row)
         # PANEL_ROWS (32) rows have half as many lines of 64 bytes as a row has bytes
         with e.loop(e.b.lshr(a.row_bytes, e.int(1))) as i:
-            prefetch_share(e, start, i, 64)
+            e.prefetch(e.b.add(start, e.b.shl(i, e.int(6))), level=2)
 
     @intrinsic_of(void, i64, i64, i64)
     def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
+        """Unpack the panel from `row` on, and prefetch the first half of the next one."""
         a = product(e, quant, args)
         with e.loop(e.int(layout.PANEL_ROWS // LANES)) as r:
-            family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r))
+            ahead = address_of(e, a, e.b.add(e.at(row, layout.PANEL_ROWS), e.b.mul(r, e.int(LANES // 2))))
+            family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r), ahead)
 
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
-            """Multiply the rows from `first` on of the panel that starts at `row`."""
+            """Multiply the rows from `first` on of the panel that starts at `row`. The first tokens' tile prefetches the second half of the
+            next panel, the others what is in the cache anyway."""
             b = e.b
             a = product(e, quant, args)
-            ahead = following(e, a, row, first)
-            ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, e.int(0))
+            second_half = layout.PANEL_ROWS * 3 // 2
+            ahead = address_of(e, a, b.add(e.at(row, second_half), b.lshr(first, e.int(1))))
+            ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, panel)
             panels = [
                 panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)
             ]
@@ -148,14 +150,12 @@ def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, token: Any) -> None:
-            floats.tile(
-                e,
-                quant,
-                product(e, quant, args),
-                row,
-                [e.b.add(token, e.int(t)) for t in range(n_tile)],
-                n_rows,
-            )
+            a = product(e, quant, args)
+            tokens = [e.b.add(token, e.int(t)) for t in range(n_tile)]
+            # only once: the other tokens prefetch the rows themselves, which are in the cache
+            is_first = e.b.icmp_unsigned("==", token, e.int(0))
+            ahead = e.b.select(is_first, a.ahead, e.b.mul(a.row_bytes, e.int(-n_rows)))
+            floats.tile(e, quant, a, row, tokens, n_rows, ahead)
 
         return tile
 

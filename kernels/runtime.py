@@ -1,11 +1,15 @@
 """The executor, in machine code: a team of threads runs the rows of a program. A row is a kernel and a number of chunks.
 
+A row's chunks are divided into shares, one for each thread: neighbouring chunks, so that weights are read in order and what is prefetched
+at the end of one chunk is the beginning of the next. A thread that has done its share goes on to the next row of the group; at the end of
+the group, while it waits, it does the chunks that others have not claimed yet, and prefetches the first weights that it will read next.
+
 A row is done when its chunks are done, not when all threads have arrived. Chunks are claimed and counted in words tagged with the step's
 number. So a thread that the system holds up delays nobody unless it has claimed a chunk, and a thread that is late from an earlier step
 does nothing.
 
-A program's rows are arguments.ROW; each has an arguments.CLAIM. Rows of a group may run side by side; the next group waits for all of them.
-The team's state is a TEAM, see arguments.py.
+A program's rows are arguments.ROW; each has an arguments.CLAIM, and each thread has a word for its share. Rows of a group may run side by
+side; the next group waits for all of them. The team's state is a TEAM, see arguments.py.
 """
 
 from __future__ import annotations
@@ -23,10 +27,15 @@ EPOCH, ABORT, STOP = map(TEAM.offset, ("epoch", "abort", "stop"))
 ROWS, N_ROWS, CLAIMS, YIELD = map(TEAM.offset, ("rows", "n_rows", "claims", "yield_"))
 RESUME, FINISHED, SPINS, PATIENCE = map(TEAM.offset, ("resume", "finished", "spins", "patience"))
 ROW_BYTES, CLAIM_BYTES = ROW.n_bytes, CLAIM.n_bytes
-LEFT, UNDONE = CLAIM.offset("left"), CLAIM.offset("undone")
-STEP, PARKED = STATUS.offset("step"), STATUS.offset("parked")
+N_THREADS, SHARES, SHARE_BYTES = map(TEAM.offset, ("n_threads", "shares", "share_bytes"))
+STEP, PARKED, THREAD = map(STATUS.offset, ("step", "parked", "thread"))
 NUMBER = 0xFFFFFFFF
 """The mask of a claim's count; the upper half of the word is the step."""
+LEAST_CHUNKS = 2
+"""A row with fewer chunks per thread has a single share: nobody has to look for chunks that others don't come to."""
+LINES_AHEAD, LINES_A_TURN = 256, 4
+"""The lines that a waiting thread prefetches of the weights that it reads next, and how many at a time."""
+LINE_BYTES = 64
 read_row = reader(ROW)
 
 
@@ -54,6 +63,14 @@ def swap_if(e: Emitter, address: Any, expected: Any, value: Any) -> Any:
     """Compare and exchange. Returns 1 if `value` was stored, else 0."""
     result = e.b.cmpxchg(_pointer(e, address), expected, value, "seq_cst", "seq_cst")
     return e.b.zext(e.b.extract_value(result, 1), I64)
+
+
+@intrinsic_of(void, i64, i64)
+def subtract(e: Emitter, address: Any, n: Any) -> None:
+    e.b.atomic_rmw("sub", _pointer(e, address), n, "seq_cst")
+
+
+prefetch_line = intrinsic_of(void, i64)(lambda e, address: e.prefetch(address, level=2))
 
 
 @intrinsic_of(void, i64, i64, i64, i64)
@@ -88,74 +105,127 @@ def n_chunks(row):
 
 
 @njit(inline="always")
-def claim_chunk(claim, epoch, total):
-    """Claim a chunk. Returns the number of chunks that were left before, 0 if there were none, -1 if the step is over."""
+def n_shares_of(team, total):
+    """Return the number of shares into which a row's chunks are divided: one for each thread, or a single one if there are few chunks."""
+    n_threads = load_i64(team + N_THREADS)
+    return n_threads if total >= LEAST_CHUNKS * n_threads else 1
+
+
+@njit(inline="always")
+def open_row(claim, epoch, total):
+    """See to it that a row's chunks are counted for this step. Returns 1, or -1 if the step is over."""
     while True:
-        left = load_acquire(claim + LEFT)
+        undone = load_acquire(claim)
+        if undone >> 32 == epoch:
+            return 1
+        if undone >> 32 > epoch:
+            return -1
+        swap_if(claim, undone, epoch << 32 | total)
+
+
+@njit(inline="always")
+def claim_chunk(left_at, epoch, size):
+    """Claim a chunk of a share. Returns the number of chunks that were left before, 0 if there were none, -1 if the step is over."""
+    while True:
+        left = load_acquire(left_at)
         tag = left >> 32
         if tag == epoch:
             if left & NUMBER == 0:
                 return 0
-            if swap_if(claim + LEFT, left, left - 1):
+            if swap_if(left_at, left, left - 1):
                 return left & NUMBER
         elif tag > epoch:
             return -1
-        else:  # the first to arrive opens the row: the chunks that aren't done, then those to claim
-            undone = load_acquire(claim + UNDONE)
-            if undone >> 32 < epoch:
-                swap_if(claim + UNDONE, undone, epoch << 32 | total)
-            swap_if(claim + LEFT, left, epoch << 32 | total)
+        else:  # the first to come opens the share
+            swap_if(left_at, left, epoch << 32 | size)
 
 
 @njit(inline="always")
-def wait_for(team, claim, epoch):
-    """Wait until the row of this claim is done. Returns 1, or -1 if the step is over or aborted."""
-    turns = 0
-    while True:
-        undone = load_acquire(claim + UNDONE)
+def do_share(team, row, number, share, epoch, scratch, budget):
+    """Do the chunks of a share that nobody has claimed, at most `budget`. Returns how many, or -1 if the step is over."""
+    total = n_chunks(row)
+    n_shares = n_shares_of(team, total)
+    first, end = total * share // n_shares, total * (share + 1) // n_shares
+    left_at = load_i64(team + SHARES) + load_i64(team + SHARE_BYTES) * share + 8 * number
+    done = 0
+    while done != budget and load_acquire(team + ABORT) == 0:
+        left = claim_chunk(left_at, epoch, end - first)
+        if left < 0:
+            return -1
+        if left == 0:
+            break
+        call_kernel(row.kernel, row.args, end - left, scratch)
+        done += 1
+    if done:  # counted once: each count moves a cache line between cores
+        subtract(load_i64(team + CLAIMS) + CLAIM_BYTES * number, done)
+    return done
+
+
+@njit(inline="always")
+def fetch_lines(team, row, thread, first):
+    """Prefetch some lines of what a thread will read first when it comes to a row, from line `first` on."""
+    total = n_chunks(row)
+    share = thread if n_shares_of(team, total) > 1 else 0
+    start = row.data + row.chunk_bytes * (total * share // n_shares_of(team, total)) + LINE_BYTES * first
+    for i in range(LINES_A_TURN):
+        prefetch_line(start + LINE_BYTES * i)
+
+
+@njit(inline="always")
+def finish_row(team, rows, number, following, epoch, thread, scratch, budget):
+    """Wait until a row is done. Meanwhile help threads that are late, and prefetch for the row `following` unless it is 0.
+
+    Returns the number of chunks done, or -1 if the step is over or aborted. If it is `budget`, the row may not be done yet.
+    """
+    row = read_row(rows + ROW_BYTES * number)
+    claim = load_i64(team + CLAIMS) + CLAIM_BYTES * number
+    n_shares = n_shares_of(team, n_chunks(row))
+    done, turns, lines = 0, 0, 0
+    while done != budget:
+        undone = load_acquire(claim)
         if undone == epoch << 32:
-            return 1
+            break
         if undone >> 32 > epoch or load_acquire(team + ABORT):
             return -1
+        if following and lines < LINES_AHEAD:
+            fetch_lines(team, read_row(rows + ROW_BYTES * following), thread, lines)
+            lines += LINES_A_TURN
         wait_a_little(team, turns)
         turns += 1
+        if turns < n_shares:
+            helped = do_share(team, row, number, (thread + turns) % n_shares, epoch, scratch, budget - done)
+            if helped < 0:
+                return -1
+            done += helped
+    return done
 
 
 @njit(inline="always")
-def run_rows(team, rows, total_rows, epoch, number, scratch, budget):
+def run_rows(team, rows, total_rows, epoch, number, thread, scratch, budget):
     """Run the rows from `number` on for the step `epoch`, at most `budget` chunks; a negative budget is unlimited.
 
     Returns the number of rows if all are done, -1 if the step is over or aborted, else the row at which to resume.
     """
-    claims = load_i64(team + CLAIMS)
     while number < total_rows:
         row = read_row(rows + ROW_BYTES * number)
-        claim = claims + CLAIM_BYTES * number
         total = n_chunks(row)
-        mine = 0
-        while True:
-            left = 0
-            if budget != 0 and load_acquire(team + ABORT) == 0:
-                left = claim_chunk(claim, epoch, total)
-                if left < 0:
-                    return -1
-            if left == 0:
-                break
-            call_kernel(row.kernel, row.args, total - left, scratch)
-            mine += 1
-            budget -= 1
-        while mine:  # counted once per row: each count moves a cache line between cores
-            undone = load_acquire(claim + UNDONE)
-            if swap_if(claim + UNDONE, undone, undone - mine):
-                mine = 0
-        if load_acquire(team + ABORT):
+        if open_row(load_i64(team + CLAIMS) + CLAIM_BYTES * number, epoch, total) < 0:
             return -1
+        share = thread if n_shares_of(team, total) > 1 else 0
+        done = do_share(team, row, number, share, epoch, scratch, budget)
+        if done < 0 or load_acquire(team + ABORT):
+            return -1
+        budget -= done
+        if row.last and budget != 0:
+            for earlier in range(row.first, number + 1):
+                done = finish_row(team, rows, earlier, row.following, epoch, thread, scratch, budget)
+                if done < 0:
+                    return -1
+                budget -= done
+                if budget == 0:
+                    break
         if budget == 0:
             return number
-        if row.last:
-            for earlier in range(row.first, number + 1):
-                if wait_for(team, claims + CLAIM_BYTES * earlier, epoch) < 0:
-                    return -1
         number += 1
     return number
 
@@ -187,6 +257,7 @@ def build_step() -> Any:
             total,
             load_i64(team + EPOCH),
             load_i64(team + RESUME),
+            0,
             scratch,
             budget,
         )
@@ -213,7 +284,7 @@ def build_worker() -> Any:
                 total = load_acquire(team + N_ROWS)
                 # otherwise a step has begun meanwhile, and rows and total may belong to either
                 if load_acquire(team + EPOCH) == epoch:
-                    run_rows(team, rows, total, epoch, 0, scratch, -1)
+                    run_rows(team, rows, total, epoch, 0, load_i64(status + THREAD), scratch, -1)
                     last, turns = epoch, 0
                 store_release(status + STEP, 0)
             elif turns < load_i64(team + PATIENCE):

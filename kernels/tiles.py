@@ -8,6 +8,13 @@ from typing import NamedTuple
 from .formats import FORMATS
 
 
+AHEAD = 4096
+"""Bytes that weights are prefetched before they are multiplied in place."""
+
+
+TOGETHER = 1
+
+
 class Tile(NamedTuple):
     """The vectors of 16 rows of a panel (for float weights: the rows) and the tokens that are multiplied at once."""
 
@@ -49,7 +56,9 @@ class Tiles:
 
     def one(self, name: str, n_cols: int) -> str:
         """Return the kernel for one token and weights of the format `name`, compiled for `n_cols` columns if that makes it faster."""
-        return f"matmul:{name.lower()}:one" + (f":{n_cols}" if FORMATS[name].family == "q8_0" else "")
+        return f"matmul:{name.lower()}:one:{TOGETHER}" + (
+            f":{n_cols}" if FORMATS[name].family == "q8_0" else ""
+        )
 
     def many(self, name: str, tile: str | None = None) -> str:
         """Return the kernel for two or more tokens."""

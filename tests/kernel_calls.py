@@ -9,7 +9,7 @@ from guarded import guarded
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import layout
 from qwencli.kernels.arguments import COPY, PRODUCT, Arguments, Record
-from qwencli.kernels.tiles import Tiles
+from qwencli.kernels.tiles import AHEAD, Tiles
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -79,6 +79,7 @@ class Quantized:
         scale: float = 1.0,
         chunk_rows: int = 32,
         tile: str | None = None,
+        ahead: int = AHEAD,
     ) -> np.ndarray:
         """y = scale * x W^T + bias + residual by the kernel for format `name`, w uint8 [rows, bytes a row]; `scale` for a scaled one."""
         n, n_cols = self.x.shape
@@ -104,5 +105,6 @@ class Quantized:
             bias=0 if bias is None else bias,
             residual=0 if residual is None else residual,
             scale=guarded(np.float32([scale]), self.side),
+            ahead=ahead,
         )
         return y

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import groupby
 
 import other_cpus
 import pytest
@@ -22,17 +23,32 @@ from qwencli.kernels.tiles import Tiles
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="looks for x86 instructions"
 )
-FROZEN = {kind.name: f":{16 * kind.block_size}" if kind.family == "q8_0" else "" for kind in FORMATS.values()}
 ALL = [
     "attention:attend:64:f16:f16",
-    *(f"matmul:{name.lower()}:{form}" for name in SAMPLE for form in (f"one{FROZEN[name]}", "many")),
+    *(f"matmul:{name.lower()}:{form}" for name in SAMPLE for form in ("one", "many")),
 ]
 INTEGER = [spec for spec in ALL if re.search(":q4_k:|:q8_0:", spec)]
-LISTED = {"generic": ALL, "avx2": INTEGER, "avxvnni": INTEGER, "avx512vnni": INTEGER}
+FETCHING = [
+    *(f"attention:attend:128:{kind}:{kind}" for kind in ("f16", "q8_0", "q4_0")),
+    *(f"matmul:{name.lower()}:one" for name in FORMATS),
+    *(f"matmul:{name.lower()}:many" for name in SAMPLE),
+]
+"""Kernels that prefetch what they read next: every format in place, a sample of panels, and attention."""
+LISTED = {
+    "generic": ALL,
+    "avx2": INTEGER,
+    "avxvnni": INTEGER,
+    "avx512vnni": list(dict.fromkeys(INTEGER + FETCHING)),
+}
 
 
-def with_tile(isa_name: str, spec: str) -> str:
-    return Tiles(isa_name).many(spec.split(":")[1].upper()) if spec.endswith(":many") else spec
+def variant(isa_name: str, spec: str) -> str:
+    """The kernel that a program would use."""
+    if not spec.startswith("matmul:"):
+        return spec
+    _, name, form = spec.upper().split(":")
+    tiles = Tiles(isa_name)
+    return tiles.one(name, 16 * FORMATS[name].block_size) if form == "ONE" else tiles.many(name)
 
 
 CHILD = """
@@ -41,6 +57,7 @@ from qwencli.kernels import compiler, isa
 name, folder, *specs = sys.argv[1:]
 one = isa.named(name)
 one = one._replace(cpu=one.cpu or "icelake-server")
+isa.ISAS = (one, *isa.ISAS)
 for spec in specs:
     with open(f"{folder}/{spec.replace(':', '-')}", "w") as f:
         f.write(compiler.assembly(one, spec))
@@ -67,7 +84,8 @@ class Listing:
         inner = [
             (a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)
         ]
-        self.loops = [Counter(line.split()[0] for line in self.instructions[a : b + 1]) for a, b in inner]
+        self.inner = [[line.split()[0] for line in self.instructions[a : b + 1]] for a, b in inner]
+        self.loops = [Counter(names) for names in self.inner]
 
     def outside(self) -> set[str]:
         """What is called, or jumped to, in other places than here."""
@@ -75,6 +93,8 @@ class Listing:
         return {target for target in targets if target not in self.labels}
 
 
+BARE = {"prefetcht1", "addq", "subq", "incq", "decq", "cmpq", "jne", "jg", "jl", "jb", "ja"}
+"""All that there is in a loop that only prefetches, at the start of a chunk."""
 Listings = Callable[[str], dict[str, Listing]]
 
 
@@ -88,7 +108,7 @@ def listings(tmp_path_factory: pytest.TempPathFactory) -> Listings:
     @cache
     def compiled(isa_name: str) -> dict[str, Listing]:
         folder = tmp_path_factory.mktemp(isa_name)
-        specs = {spec: with_tile(isa_name, spec) for spec in LISTED[isa_name]}
+        specs = {spec: variant(isa_name, spec) for spec in LISTED[isa_name]}
         command = [sys.executable, "-c", CHILD, isa_name, str(folder)]
         halves = [list(specs.values())[i::2] for i in range(2)]
         processes = [subprocess.Popen([*command, *half], env=env) for half in halves]
@@ -165,3 +185,25 @@ def test_sets_of_avx_use_nothing_of_avx512(listings: Listings, isa_name: str, sp
     assert not re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)", text)
     dot_products = re.findall(r".*\bvpdp\w+\s", text)
     assert all(isa_name == "avxvnni" and line.startswith("{vex}") for line in dot_products)
+
+
+def longest_burst(names: list[str]) -> int:
+    """The most prefetches in a row in a loop's instructions, across its end."""
+    runs = [
+        len(list(run))
+        for fetches, run in groupby([*names, *names], lambda n: n.startswith("prefetch"))
+        if fetches
+    ]
+    return max(runs, default=0)
+
+
+@pytest.mark.parametrize(
+    ("isa_name", "spec"), [(isa_name, spec) for isa_name, specs in LISTED.items() for spec in specs]
+)
+def test_prefetches_are_spread_over_the_arithmetic(listings: Listings, isa_name: str, spec: str) -> None:
+    """A burst of them would fill the queue of misses, and what is read meanwhile would wait behind it."""
+    loops = listings(isa_name)[spec].inner
+    fetching = [names for names in loops if any(name.startswith("prefetch") for name in names)]
+    assert fetching
+    for names in fetching:
+        assert longest_burst(names) <= 2 or set(names) <= BARE

@@ -21,7 +21,7 @@ from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import formats, isa, layout
 from qwencli.kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, PRODUCT_BYTES, ROUTE, SPREAD
-from qwencli.kernels.tiles import Tiles
+from qwencli.kernels.tiles import AHEAD, Tiles
 from qwencli.network.load import load_model
 from qwencli.network.model import Model
 
@@ -304,6 +304,7 @@ class Products:
             bias=0,
             residual=0,
             scale=self.scales,
+            ahead=AHEAD,
         )
         return y
 

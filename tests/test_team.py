@@ -33,7 +33,9 @@ class Program:
     def group(self, *rows: dict[str, int]) -> None:
         """Rows without their group."""
         first = len(self.rows)
-        self.rows = np.concatenate([self.rows, *(ROW.pack(**row, first=first, last=0) for row in rows)])
+        unknown = {"data": 0, "chunk_bytes": 0, "following": 0}
+        packed = [ROW.pack(**row, first=first, last=0, **unknown) for row in rows]
+        self.rows = np.concatenate([self.rows, *packed])
         self.rows["last"][-1] = 1
 
     def call(self, *functions: tuple[Function, int]) -> None:

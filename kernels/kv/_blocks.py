@@ -11,6 +11,7 @@ largest. The error is at most 2**-16 of the largest product, and 2**-8 of a bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -106,17 +107,18 @@ class Blocks(NamedTuple):
                             b.mul(part, e.int(64 * n)),
                         ),
                     )
-                    key = [self.key_parts(e, e.load(I8X64, row, 64 * j)) for j in range(n)]
                     of_part = b.add(
                         b.mul(part, e.int(n_blocks * n_words)), b.add(b.mul(i, e.int(n_words)), word)
                     )
-                    ahead.fetch(e, of_part, VECTORS // n * n_blocks * n_words)
                     place = b.add(b.mul(i, e.int(KV_BLOCK)), b.shl(word, e.int(2)))
-                    for query, total in zip(queries, sums):
-                        for which in range(len(key[0])):
-                            quants = b.bitcast(e.splat(e.load(I32, e.at(query, place), 16 * which)), I8X64)
-                            for j in range(n):
-                                b.store(dot4(b.load(total[j]), key[j][which], quants), total[j])
+                    with ahead.fetching(e, of_part, VECTORS // n * n_blocks * n_words):
+                        key = [self.key_parts(e, e.load(I8X64, row, 64 * j)) for j in range(n)]
+                        for query, total in zip(queries, sums):
+                            for which in range(len(key[0])):
+                                word_at = e.at(query, place)
+                                quants = b.bitcast(e.splat(e.load(I32, word_at, 16 * which)), I8X64)
+                                for j in range(n):
+                                    b.store(dot4(b.load(total[j]), key[j][which], quants), total[j])
                 halves = e.at(keys, b.add(b.mul(i, e.int(2 * PAGE)), b.mul(part, e.int(2 * LANES * n))))
                 d = [
                     e.f16_to_f32(e.load(I16X16, halves, n_blocks * self.n_bytes * PAGE + 2 * LANES * j))
@@ -186,20 +188,20 @@ class Blocks(NamedTuple):
                         values,
                         b.add(b.mul(first, e.int(self.n_bytes * PAGE)), b.mul(pair, e.int(2 * self.n_bytes))),
                     )
-                    quants = [
-                        self.value_half(e, e.at(row, k * self.n_bytes * PAGE), half) for k, half in part
-                    ]
-                    if number == 0:
-                        ahead.fetch(
-                            e, b.add(b.mul(group, e.int(PAGE // 2)), pair), n_blocks // together * PAGE // 2
-                        )
-                    for weight, totals in zip(weights, sums):
-                        place = e.at(weight, b.add(b.mul(first, e.int(2 * PAGE)), b.shl(pair, e.int(2))))
-                        two = {
-                            k: b.bitcast(e.splat(e.load(I32, place, 2 * PAGE * k)), I16X32) for k, _ in part
-                        }
-                        for (k, _), quant, total in zip(part, quants, totals):
-                            b.store(e.dot2(b.load(total), quant, two[k]), total)
+                    turn = b.add(b.mul(group, e.int(PAGE // 2)), pair)
+                    n_turns = n_blocks // together * PAGE // 2
+                    with ahead.fetching(e, turn, n_turns) if number == 0 else nullcontext():
+                        quants = [
+                            self.value_half(e, e.at(row, k * self.n_bytes * PAGE), half) for k, half in part
+                        ]
+                        for weight, totals in zip(weights, sums):
+                            place = e.at(weight, b.add(b.mul(first, e.int(2 * PAGE)), b.shl(pair, e.int(2))))
+                            two = {
+                                k: b.bitcast(e.splat(e.load(I32, place, 2 * PAGE * k)), I16X32)
+                                for k, _ in part
+                            }
+                            for (k, _), quant, total in zip(part, quants, totals):
+                                b.store(e.dot2(b.load(total), quant, two[k]), total)
                 results = []
                 for weight, acc, factor, totals in zip(weights, accs, factors, sums):
                     scales = e.at(weight, b.add(e.int(n_blocks * 2 * PAGE), b.shl(first, e.int(2))))

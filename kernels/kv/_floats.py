@@ -64,12 +64,13 @@ class Floats(NamedTuple):
             sums = [[e.var(e.float(0.0, F32X16)) for _ in range(n)] for _ in queries]
             with e.loop(e.int(head_dim)) as i:
                 row = e.at(keys, b.add(column, b.mul(i, e.int(self.n_bytes * PAGE))))
-                key = [self.load(e, row, LANES * self.n_bytes * j) for j in range(n)]
-                ahead.fetch(e, b.add(b.mul(part, e.int(head_dim)), i), VECTORS // n * head_dim)
-                for query, total in zip(queries, sums):
-                    value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
-                    for j in range(n):
-                        b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
+                of_part = b.add(b.mul(part, e.int(head_dim)), i)
+                with ahead.fetching(e, of_part, VECTORS // n * head_dim):
+                    key = [self.load(e, row, LANES * self.n_bytes * j) for j in range(n)]
+                    for query, total in zip(queries, sums):
+                        value = e.splat(e.load(F32, query, b.shl(i, e.int(2))))
+                        for j in range(n):
+                            b.store(e.fma_exact(value, key[j], b.load(total[j])), total[j])
             for address, total in zip(out, sums):
                 for j in range(n):
                     e.store(
@@ -108,13 +109,14 @@ class Floats(NamedTuple):
                 sums: Sequence[Any] = sums,
             ) -> None:
                 row = e.at(values, b.mul(i, e.int(self.n_bytes * head_dim)))
-                value = [self.load(e, row, self.n_bytes * c) for c in columns]
-                ahead.fetch(e, b.add(e.int(start // width * PAGE), i), -(-head_dim // width) * PAGE)
-                for weight, totals, sees in zip(weights, sums, seen):
-                    w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
-                    for v, total in zip(value, totals):
-                        more = e.fma_exact(w, v, b.load(total))
-                        b.store(more if sees is None else b.select(sees, more, b.load(total)), total)
+                of_part = b.add(e.int(start // width * PAGE), i)
+                with ahead.fetching(e, of_part, -(-head_dim // width) * PAGE):
+                    value = [self.load(e, row, self.n_bytes * c) for c in columns]
+                    for weight, totals, sees in zip(weights, sums, seen):
+                        w = e.splat(e.load(F32, weight, b.shl(i, e.int(2))))
+                        for v, total in zip(value, totals):
+                            more = e.fma_exact(w, v, b.load(total))
+                            b.store(more if sees is None else b.select(sees, more, b.load(total)), total)
 
             with e.loop(n_all) as i:
                 add_position(i, [None] * len(weights))

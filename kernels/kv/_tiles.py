@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from ..layout import PAGE
-from ..products import prefetch_share
+from ..products import lines_of
 from ..simd import LANES, Emitter
 
 VECTORS = PAGE // LANES
@@ -17,12 +18,12 @@ def side_by_side(e: Emitter) -> int:
 
 
 class Ahead(NamedTuple):
-    """Memory that is read next: `n_bytes` from the address `start` on, or nothing if `start` is 0."""
+    """Memory that is read next: `n_bytes` from the address `start` on."""
 
     start: Any
     n_bytes: int
 
-    def fetch(self, e: Emitter, i: Any, n: int) -> None:
-        """Prefetch the i-th of n shares."""
-        with e.b.if_then(e.b.icmp_unsigned("!=", self.start, e.int(0))):
-            prefetch_share(e, self.start, i, -(-self.n_bytes // n))
+    def fetching(self, e: Emitter, i: Any, n: int) -> AbstractContextManager[None]:
+        """Prefetch the i-th of n shares while the body computes."""
+        share = -(-self.n_bytes // n)
+        return e.spreading(e.b.add(self.start, e.b.mul(i, e.int(share))), lines_of(share))

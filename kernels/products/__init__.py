@@ -3,10 +3,14 @@
 The module of a family emits code for some rows and tokens, given the module `quant` of a format (see quants/) and the arguments `a`:
 
 - `in_place(e, quant, a, row, token, ...)` multiplies ROWS_AT_ONCE rows from `row` on in place, and finishes them.
-- `unpack(e, quant, a, row, panel)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`.
-- `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows and returns f32x16 for every 16 rows and each token. If `ahead` isn't
-  0 it also prefetches the same number of rows from that address on, spread evenly over its loop. If `unpack`, which reads so much itself,
-  prefetched them, its reads and the prefetches would wait for each other.
+- `unpack(e, quant, a, row, panel, ahead)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`. Meanwhile it prefetches half as many
+  bytes from `ahead` on.
+- `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows and returns f32x16 for every 16 rows and each token. Meanwhile
+  it also prefetches half as many bytes as these rows have, from that address on.
+
+Weights are prefetched into the L2 cache in the order of memory, since the hardware doesn't predict the short streams of rows that are read
+side by side. Prefetching into L1 would make so many requests that some are lost. Requests are spread evenly over the arithmetic: more than
+a dozen at once fill the queue of misses, and other reads then have to wait.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from ..arguments import PRODUCT
 from ..reading import load
 from ..simd import F32, I32, I64, Address, Emitter, Vector
 
-PREFETCH_AHEAD = 16384
+LINE = 64
 
 
 def product(e: Emitter, quant: ModuleType, address: Address) -> Any:
@@ -45,21 +49,9 @@ def if_token(e: Emitter, a: Any, token: Any) -> AbstractContextManager[Any]:
     return e.b.if_then(e.b.icmp_signed("<", token, e.load(I64, a.count)))
 
 
-def prefetch_rows(e: Emitter, following: Address, i: Any, n_bytes: int, stride: int = 0) -> None:
-    """Prefetch a share of the rows that lie PREFETCH_AHEAD bytes after `following`: in step i, `n_bytes` from i * `stride` on (see
-    `prefetch_share`)."""
-    prefetch_share(e, e.at(following, PREFETCH_AHEAD), i, n_bytes, stride)
-
-
-def prefetch_share(e: Emitter, start: Address, i: Any, n_bytes: int, stride: int = 0) -> None:
-    """Prefetch the `n_bytes` from start + i * `stride` on, in memory order, into the L2 cache. `stride` is `n_bytes` by default.
-
-    Rows that are read side by side are short streams, which the hardware doesn't predict. Prefetching into L1 would make so many requests
-    that some are lost. More than a dozen lines at once fill the queue of misses, and other reads then have to wait.
-    """
-    first = e.b.add(start, e.b.mul(i, e.int(stride or n_bytes)))
-    for line in range(0, n_bytes, 64):
-        e.prefetch(e.at(first, line), level=2)
+def lines_of(n_bytes: int) -> int:
+    """Return the number of cache lines that hold `n_bytes`, if they begin with a line."""
+    return -(-n_bytes // LINE)
 
 
 def finish(e: Emitter, a: Any, value: Any, row: Any, token: Any) -> None:

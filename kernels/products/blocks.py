@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from llvmlite import ir
 from ..quants._blocks import SCALES, VECTOR, Group
 from ..quants._quarts import add_products
 from ..simd import F32, F32X4, F32X16, I8X16, I16, I16X32, I32, I32X16, LANES, Emitter
-from . import clamped_rows, finish, prefetch_rows, prefetch_share
+from . import clamped_rows, finish, lines_of
 
 ROWS_AT_ONCE = 8
 
@@ -51,7 +52,7 @@ def scaled(e: Emitter, integers: Sequence[Any], scales: Sequence[Any], x_scale: 
     return b.fadd(first, second[0]) if second else first
 
 
-def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int) -> None:
+def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, together: int, n_cols: int) -> None:
     """Multiply 8 rows side by side. If fewer are left, they are multiplied one by one. `n_cols` is frozen, so distances between rows are
     fixed."""
     b = e.b
@@ -59,16 +60,18 @@ def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int) 
     whole = b.icmp_signed(">=", left, e.int(ROWS_AT_ONCE))
     with b.if_else(whole, likely=True) as (then, otherwise):
         with then:
-            finish(e, a, rows_in_place(e, quant, a, row, token, n_cols, 1), row, token)
+            finish(e, a, rows_in_place(e, quant, a, row, token, n_cols, 1, together), row, token)
         with otherwise, e.loop(left) as i:
             this = b.add(row, i)
             values = rows_in_place(e, quant, a, this, token, n_cols, 0)
             finish(e, a, b.extract_element(values, e.int(0, I32)), this, token)
 
 
-def rows_in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int, stride: int) -> Any:
+def rows_in_place(
+    e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: int, stride: int, together: int = 0
+) -> Any:
     """Return the products of 8 rows, f32x8, four groups of each row at once. The rows are `stride` rows apart; 0 is 8 times the same
-    row."""
+    row. If `together` isn't 0 the following rows are prefetched, that many lines at a time."""
     b = e.b
     n_groups = n_cols // 32
     per_block = quant.BLOCK // 32
@@ -101,15 +104,6 @@ def rows_in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: 
         offsets = offset_sums(e, quant, sums)
         x_sum = b.fmul(x_scale, sum_of_all(e, sums)) if quant.FORM.mins else None
         for which, total in enumerate(totals):
-            if step and stride:
-                share = ROWS_AT_ONCE * bytes_of_four // 2
-                prefetch_rows(
-                    e,
-                    e.at(first, ROWS_AT_ONCE * row_bytes + which * share),
-                    b.lshr(i, e.int(2)),
-                    share,
-                    2 * share,
-                )
             of_four: list[list[Group]] = groups[4 * which : 4 * which + 4]
             dots: list[list[Any]] = [[] for _ in offsets]
             for of_row in of_four:
@@ -126,8 +120,11 @@ def rows_in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, n_cols: 
             for k in range(len(numbers)):
                 b.store(b.fadd(b.load(total), e.shuffle(products, range(4 * k, 4 * k + 4))), total)
 
+    following, share = e.at(first, e.at(a.ahead, ROWS_AT_ONCE * row_bytes)), ROWS_AT_ONCE * bytes_of_four
     with e.loop(e.int(n_groups // 4)) as four:
-        add_groups(b.shl(four, e.int(2)), b.add(first, b.mul(four, e.int(bytes_of_four))), [0, 1, 2, 3])
+        start = b.add(following, b.mul(four, e.int(share)))
+        with e.spreading(start, lines_of(share), together) if together else nullcontext():
+            add_groups(b.shl(four, e.int(2)), b.add(first, b.mul(four, e.int(bytes_of_four))), [0, 1, 2, 3])
     whole = n_groups // 4
     for rest in range(n_groups % 4):
         add_groups(e.int(4 * whole + rest), e.at(first, whole * bytes_of_four), [rest])
@@ -138,24 +135,28 @@ def panel_bytes(e: Emitter, quant: Any, a: Any) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(5)), e.int(quant.FORM.panel_bytes))
 
 
-def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any) -> None:
-    b, form = e.b, quant.FORM
+def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any, ahead: Any) -> None:
+    b = e.b
     per_block = quant.BLOCK // 32
     rows = clamped_rows(e, a, row, LANES)
+    share = LANES * quant.BYTES // 2
     with e.loop(b.udiv(a.n_cols, e.int(quant.BLOCK))) as i:
         offset = b.mul(i, e.int(quant.BYTES))
-        blocks = [b.add(address, offset) for address in rows]
-        for number in range(per_block):
-            out = e.at(
-                panel, b.mul(b.add(b.mul(i, e.int(per_block)), e.int(number)), e.int(form.panel_bytes))
-            )
-            for k, word in enumerate(quant.quarts(e, blocks, number)):
-                e.store(word, out, k * VECTOR)
-            groups = [Group(block, number) for block in blocks]
-            for k, vector in enumerate(
-                [*quant.scales(e, groups), *([quant.mins(e, groups)] if form.mins else [])]
-            ):
-                e.store(vector, out, SCALES + k * VECTOR)
+        with e.spreading(b.add(ahead, b.mul(i, e.int(share))), lines_of(share)):
+            for number in range(per_block):
+                group = b.add(b.mul(i, e.int(per_block)), e.int(number))
+                out = b.add(panel, b.mul(group, e.int(quant.FORM.panel_bytes)))
+                unpack_group(e, quant, [b.add(address, offset) for address in rows], number, out)
+
+
+def unpack_group(e: Emitter, quant: Any, blocks: Sequence[Any], number: int, out: Any) -> None:
+    """Unpack group `number` of the blocks of 16 rows."""
+    for k, word in enumerate(quant.quarts(e, blocks, number)):
+        e.store(word, out, k * VECTOR)
+    groups = [Group(block, number) for block in blocks]
+    mins = [quant.mins(e, groups)] if quant.FORM.mins else []
+    for k, vector in enumerate([*quant.scales(e, groups), *mins]):
+        e.store(vector, out, SCALES + k * VECTOR)
 
 
 def tile(
@@ -167,25 +168,27 @@ def tile(
     acts = [b.add(a.quants, b.mul(t, a.n_cols)) for t in tokens]
     scale_rows = [b.shl(b.mul(t, n_groups), e.int(2)) for t in tokens]
     count = 8 // form.n_scales
+    share = len(panels) * LANES * quant.BYTES * 32 // quant.BLOCK // 2 // form.n_scales
     with e.loop(n_groups) as i:
-        with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-            prefetch_share(e, ahead, i, len(panels) * LANES * quant.BYTES * 32 // quant.BLOCK)
         groups = [b.add(address, b.mul(i, e.int(form.panel_bytes))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]
         sums = [e.load(I32, a.sums, place) for place in places]
         starts = [offset_sums(e, quant, of_token) for of_token in sums]
         quants = [b.add(act, b.shl(i, e.int(5))) for act in acts]
-        integers = [
-            add_products(
-                e,
-                partial(dot4, e, quant),
-                [[start[k] for start in starts]] * len(panels),
-                [e.at(group, k * count * VECTOR) for group in groups],
-                [e.at(q, 4 * k * count) for q in quants],
-                count,
-            )
-            for k in range(form.n_scales)
-        ]
+        integers = []
+        for k in range(form.n_scales):
+            part = b.add(b.mul(i, e.int(form.n_scales)), e.int(k))
+            with e.spreading(b.add(ahead, b.mul(part, e.int(share))), lines_of(share)):
+                integers.append(
+                    add_products(
+                        e,
+                        partial(dot4, e, quant),
+                        [[start[k] for start in starts]] * len(panels),
+                        [e.at(group, k * count * VECTOR) for group in groups],
+                        [e.at(q, 4 * k * count) for q in quants],
+                        count,
+                    )
+                )
         for r, group in enumerate(groups):
             scales = [e.load(F32X16, group, SCALES + k * VECTOR) for k in range(form.n_scales)]
             for t, place in enumerate(places):

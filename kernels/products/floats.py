@@ -11,35 +11,45 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..simd import F32X16, Emitter
-from . import clamped_rows, finish, prefetch_rows
+from . import clamped_rows, finish, lines_of
 
-ROWS_AT_ONCE = 1
+import os
 
-
-def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any) -> None:
-    tile(e, quant, a, row, [token], ROWS_AT_ONCE)
+ROWS_AT_ONCE = int(os.environ.get("FROWS", "4"))
 
 
-def tile(e: Emitter, quant: Any, a: Any, row: Any, tokens: Sequence[Any], n_rows: int) -> None:
+def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, together: int) -> None:
+    tile(e, quant, a, row, [token], ROWS_AT_ONCE, a.ahead, together)
+
+
+def tile(
+    e: Emitter,
+    quant: Any,
+    a: Any,
+    row: Any,
+    tokens: Sequence[Any],
+    n_rows: int,
+    ahead: Any,
+    together: int = 1,
+) -> None:
+    """Multiply some rows by some tokens. The rows that lie `ahead` bytes after them are prefetched, `together` lines at a time."""
     b = e.b
     rows = clamped_rows(e, a, row, n_rows)
     x = a.quants if quant.KIND == "bf16" else a.x
     acts = [b.add(x, b.mul(t, b.mul(a.n_cols, e.int(quant.X_BYTES)))) for t in tokens]
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in rows]
     rests = [[e.var(e.float(0.0)) for _ in tokens] for _ in rows]
-    # rows side by side have to be prefetched, but only once: by the first tokens
-    first = b.icmp_unsigned("==", tokens[0], e.int(0))
+    share = n_rows * quant.STEP * quant.BYTES
+    following = e.at(b.add(rows[-1], a.row_bytes), ahead)
     whole = b.udiv(a.n_cols, e.int(quant.STEP))
     with e.loop(whole) as i:
         place = b.mul(i, e.int(quant.STEP * quant.BYTES))
-        if n_rows > 1:
-            with b.if_then(first):
-                prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, n_rows * quant.STEP * quant.BYTES)
-        xs = [quant.load_x(e, b.add(act, b.mul(i, e.int(quant.STEP * quant.X_BYTES)))) for act in acts]
-        for r, address in enumerate(rows):
-            weights = quant.load(e, b.add(address, place))
-            for t, values in enumerate(xs):
-                b.store(quant.add_products(e, b.load(sums[r][t]), weights, values), sums[r][t])
+        with e.spreading(b.add(following, b.mul(i, e.int(share))), lines_of(share), together):
+            xs = [quant.load_x(e, b.add(act, b.mul(i, e.int(quant.STEP * quant.X_BYTES)))) for act in acts]
+            for r, address in enumerate(rows):
+                weights = quant.load(e, b.add(address, place))
+                for t, values in enumerate(xs):
+                    b.store(quant.add_products(e, b.load(sums[r][t]), weights, values), sums[r][t])
     done = b.mul(whole, e.int(quant.STEP))
     with e.loop(b.sub(a.n_cols, done)) as i:
         column = b.add(done, i)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .. import layout
 from ..quants._kquants import Act
 from ..simd import F32, F32X4, F32X16, LANES, Emitter
-from . import clamped_rows, finish_rows, prefetch_rows, prefetch_share
+from . import clamped_rows, finish_rows, lines_of
 
 ROWS_AT_ONCE = 4
 
@@ -32,16 +33,18 @@ def at_block(e: Emitter, acts: Sequence[Act], i: Any) -> list[Act]:
     ]
 
 
-def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any) -> None:
+def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, together: int) -> None:
     """Multiply four rows. If fewer are left, the last one is repeated."""
     b = e.b
     n_blocks, acts, (scale,) = activations(e, a, [token])
     rows = clamped_rows(e, a, row, ROWS_AT_ONCE)
     total = e.var(e.float(0.0, F32X4))
+    following = e.at(b.add(rows[-1], a.row_bytes), a.ahead)
+    share = ROWS_AT_ONCE * quant.BYTES
     with e.loop(n_blocks) as i:
         offset, (act,) = b.mul(i, e.int(quant.BYTES)), at_block(e, acts, i)
-        prefetch_rows(e, b.add(rows[-1], a.row_bytes), i, ROWS_AT_ONCE * quant.BYTES)
-        values = quant.values(e, [b.add(address, offset) for address in rows], act)
+        with e.spreading(b.add(following, b.mul(i, e.int(share))), lines_of(share), together):
+            values = quant.values(e, [b.add(address, offset) for address in rows], act)
         d = e.splat(e.load(F32, scale, b.shl(i, e.int(2))), ROWS_AT_ONCE)
         b.store(b.fadd(b.load(total), b.fmul(d, values)), total)
     finish_rows(e, a, b.load(total), row, token)
@@ -51,17 +54,19 @@ def panel_bytes(e: Emitter, quant: Any, a: Any) -> Any:
     return e.b.mul(e.b.lshr(a.n_cols, e.int(8)), e.int(quant.PANEL.n_bytes))
 
 
-def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any) -> None:
+def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any, ahead: Any) -> None:
     b = e.b
     n_blocks = b.lshr(a.n_cols, e.int(8))
     rows = clamped_rows(e, a, row, LANES)
+    share = LANES * quant.BYTES // 2
     with e.loop(n_blocks) as i:
         offset = b.mul(i, e.int(quant.BYTES))
-        quant.unpack(
-            e,
-            [b.add(address, offset) for address in rows],
-            b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))),
-        )
+        with e.spreading(b.add(ahead, b.mul(i, e.int(share))), lines_of(share)):
+            quant.unpack(
+                e,
+                [b.add(address, offset) for address in rows],
+                b.add(panel, b.mul(i, e.int(quant.PANEL.n_bytes))),
+            )
 
 
 def tile(
@@ -70,17 +75,17 @@ def tile(
     b = e.b
     n_blocks, acts, scales = activations(e, a, tokens)
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
+    n_parts = quant.PANEL.n_parts
+    share = len(panels) * LANES * quant.BYTES // 2 // n_parts
     with e.loop(n_blocks) as i:
-        share = len(panels) * LANES * quant.BYTES
-        ahead_of_block = b.add(ahead, b.mul(i, e.int(share)))
 
-        def fetch(part: Any, share: int = share, ahead_of_block: Any = ahead_of_block) -> None:
-            with b.if_then(b.icmp_unsigned("!=", ahead, e.int(0))):
-                prefetch_share(e, ahead_of_block, part, share // quant.PANEL.n_parts)
+        def fetching(part: Any, i: Any = i) -> AbstractContextManager[None]:
+            number = b.add(b.mul(i, e.int(n_parts)), part)
+            return e.spreading(b.add(ahead, b.mul(number, e.int(share))), lines_of(share))
 
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
         values = quant.TILE.block(
-            e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetch
+            e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetching
         )
         for row_sums, row_values in zip(sums, values):
             for scale, total, value in zip(scales, row_sums, row_values):

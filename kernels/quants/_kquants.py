@@ -175,7 +175,7 @@ def of_each(
         e.store(row, addresses, 8 * r)
     if scales:
         e.store(scales, kept)
-    with e.loop(e.int(n)) as r:
+    with e.loop(e.int(n)) as r, e.sharing(r, n):
         own = scales and e.load(own_type, kept, b.shl(r, e.int(4)))
         e.store(total_of(e.load(I64, addresses, b.shl(r, e.int(3))), own), totals, b.shl(r, e.int(6)))
     return [e.load(I32X16, totals, 64 * r) for r in range(n)]

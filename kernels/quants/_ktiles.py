@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from llvmlite import ir
@@ -27,22 +28,28 @@ class MicroKernel:
         self.wide = wide
 
     def block(
-        self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
+        self,
+        e: Emitter,
+        panels: Sequence[Any],
+        acts: Sequence[Act],
+        fetching: Callable[[Any], AbstractContextManager[None]],
     ) -> list[list[Any]]:
-        """Return [R][T] f32x16: the same as the format's `values`, with the rows in lanes. at_part(number) is called in each part of the
-        block."""
+        """Return [R][T] f32x16: the same as the format's `values`, with the rows in lanes. fetching(number) is a context for the products of a
+        part, which prefetches meanwhile."""
         b, p = e.b, self.panel
         tokens = range(len(acts))
         totals = [[e.var(e.int(0, I32X16)) for _ in tokens] for _ in panels]
         per_part = 64 // p.n_parts
         # unrolled, all parts together would hold more values than there are registers
         with e.loop(e.int(p.n_parts)) as part:
-            at_part(part)
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
             scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
             quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
             zeros = [[e.int(0, I32X16)] * len(acts)] * len(panels)
-            partial = add_products(e, e.dot4_wide if self.wide else e.dot4, zeros, quarts, quants, per_part)
+            with fetching(part):
+                partial = add_products(
+                    e, e.dot4_wide if self.wide else e.dot4, zeros, quarts, quants, per_part
+                )
             for r, address in enumerate(scales):
                 scale = e.load(I32X16, address, p.scales)
                 for t in tokens:
@@ -74,18 +81,24 @@ class ScaledTile:
         self.wide = wide
 
     def block(
-        self, e: Emitter, panels: Sequence[Any], acts: Sequence[Act], at_part: Callable[[Any], None]
+        self,
+        e: Emitter,
+        panels: Sequence[Any],
+        acts: Sequence[Act],
+        fetching: Callable[[Any], AbstractContextManager[None]],
     ) -> list[list[Any]]:
         b, p = e.b, self.panel
         starts = [self._start(e, act) for act in acts]
         totals = [[e.var(start) for start in starts] for _ in panels]
         per_part = 64 // p.n_parts
         with e.loop(e.int(p.n_parts)) as part:
-            at_part(part)
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
             quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
             before = [[b.load(total) for total in of_row] for of_row in totals]
-            after = add_products(e, e.dot4_wide if self.wide else e.dot4, before, quarts, quants, per_part)
+            with fetching(part):
+                after = add_products(
+                    e, e.dot4_wide if self.wide else e.dot4, before, quarts, quants, per_part
+                )
             for of_row, new in zip(totals, after):
                 for total, value in zip(of_row, new):
                     b.store(value, total)

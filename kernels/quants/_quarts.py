@@ -25,7 +25,7 @@ def add_products(
     """
     b = e.b
     sums = [[e.var(start) for start in of_row] for of_row in starts]
-    with e.loop(e.int(count)) as k:
+    with e.loop(e.int(count)) as k, e.sharing(k, count):
         weights = [b.bitcast(e.load(I32X16, panel, b.mul(k, e.int(VECTOR))), I8X64) for panel in panels]
         for t, act in enumerate(acts):
             quants = b.bitcast(e.splat(e.load(I32, act, b.shl(k, e.int(2)))), I8X64)

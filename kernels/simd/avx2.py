@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from .floats import f16_to_f32, f32_to_f16, fma, fma_exact
 from .generic import dot_bf16
+from .prefetch import on_x86
 from .vectors import I8X32, I8X64, I16X16, I16X32, I32
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "packed",
     "pairs",
     "pause",
+    "prefetch_with",
 ]
 
 I1, I32X8 = ir.IntType(1), ir.VectorType(I32, 8)
@@ -74,3 +76,7 @@ def dot2(e: Any, acc: Any, x: Any, y: Any) -> Any:
 
 def pause(e: Any) -> None:
     e.call("llvm.x86.sse2.pause", ir.VoidType())
+
+
+def prefetch_with(e: Any, vector: Any, address: Any, offset: int) -> Any:
+    return on_x86(e, vector, address, offset, register=32)

@@ -10,6 +10,7 @@ from . import generic
 from .avx2 import pause
 from .emitter import has_feature
 from .floats import f16_to_f32, f32_to_f16, fma, fma_exact
+from .prefetch import on_x86
 from .vectors import F32X16, I8X64, I16X32, I32X16
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "packed",
     "pairs",
     "pause",
+    "prefetch_with",
 ]
 
 RAISED = True
@@ -80,3 +82,7 @@ def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
         return generic.dot_bf16(e, acc, x, y)
     factors = (e.b.bitcast(v, BF16X32) for v in (x, y))
     return e.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X16, acc, *factors)
+
+
+def prefetch_with(e: Any, vector: Any, address: Any, offset: int) -> Any:
+    return on_x86(e, vector, address, offset, register=64)

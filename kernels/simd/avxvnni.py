@@ -18,6 +18,7 @@ from .avx2 import (
     packed,
     pairs,
     pause,
+    prefetch_with,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "packed",
     "pairs",
     "pause",
+    "prefetch_with",
 ]
 
 RAISED = True

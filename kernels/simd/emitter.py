@@ -42,6 +42,8 @@ class Emitter:
     def __init__(self, builder: Any) -> None:
         self.b = builder
         self.isa = _isa
+        self._lines: tuple[Any, int] | None = None
+        self._vectors: list[Any] = []
 
     def int(self, value: int, kind: Any = I64) -> Any:
         return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
@@ -60,6 +62,8 @@ class Emitter:
         return value
 
     def store(self, value: Any, address: Address, offset: Any = 0) -> None:
+        if isinstance(value.type, ir.VectorType):
+            self._used(value)
         self.b.store(value, self.b.inttoptr(self.at(address, offset), value.type.as_pointer())).align = 1
 
     def stream(self, value: Vector, address: Address, offset: Any = 0) -> None:
@@ -73,6 +77,47 @@ class Emitter:
         pointer = self.b.inttoptr(address, I8.as_pointer())
         read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, locality, data)
+
+    @contextmanager
+    def spreading(self, start: Address, n_lines: int, together: int = 1) -> Iterator[None]:
+        """Prefetch `n_lines` cache lines from `start` on while the body computes: `together` at a time, in order, spread evenly over the
+        vectors that the body multiplies or stores. Each comes before one of them is used: after results, which may be needed only at the
+        end, LLVM could gather them there."""
+        self._lines, self._vectors = (start, n_lines), []
+        before = set(self.b.block.instructions)
+        yield
+        lines, vectors = self._lines, self._vectors
+        self._lines, self._vectors = None, []
+        if lines is None:  # a loop in the body has done it
+            return
+        block = self.b.block
+        vectors = [vector for vector in vectors if vector.parent is block and vector not in before]
+        n_places = -(-n_lines // together)
+        for place in reversed(range(n_places)):
+            vector = vectors[(2 * place + 1) * len(vectors) // (2 * n_places)]
+            tied = vector
+            self.b.position_after(vector)
+            for line in range(place * together, min((place + 1) * together, n_lines)):
+                tied = self.isa.prefetch_with(self, tied, start, 64 * line)
+            for user in block.instructions[block.instructions.index(tied) + 1 :]:
+                user.replace_usage(vector, tied)
+        self.b.position_at_end(block)
+
+    @contextmanager
+    def sharing(self, i: Any, n: int) -> Iterator[None]:
+        """Turn i of a loop of n turns in the body of `spreading`: each prefetches its share of the lines."""
+        if self._lines is None:
+            yield
+            return
+        start, n_lines = self._lines
+        share = -(-n_lines // n)
+        with self.spreading(self.at(start, self.b.mul(i, self.int(64 * share))), share):
+            yield
+
+    def _used(self, vector: Any) -> None:
+        """Note a vector that is multiplied or stored: `spreading` may prefetch before."""
+        if self._lines and isinstance(vector, ir.Instruction) and vector not in self._vectors:
+            self._vectors.append(vector)
 
     def shuffle(self, x: Any, mask: Sequence[int], y: Any = None) -> Any:
         mask_type = ir.VectorType(I32, len(mask))
@@ -183,10 +228,12 @@ class Emitter:
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         """x * y + z, rounded once if the ISA has an instruction for it."""
+        self._used(x)
         return self.isa.fma(self, x, y, z)
 
     def fma_exact(self, x: Any, y: Any, z: Any) -> Any:
         """x * y + z, rounded once on every ISA, for results that are quantized next: a difference in the last bit would grow."""
+        self._used(y)
         return self.isa.fma_exact(self, x, y, z)
 
     def f16_to_f32(self, halves: Any) -> Any:
@@ -199,10 +246,12 @@ class Emitter:
 
     def dot4(self, acc: Any, u: Any, s: Any) -> Any:
         """acc[i] += sum of 4 products of bytes: i32x16, i8x64 from 0 to 127, i8x64 signed, above -128. Exact."""
+        self._used(u)
         return self.isa.dot4(self, acc, u, s)
 
     def dot4_wide(self, acc: Any, w: Any, s: Any) -> Any:
         """dot4 for any signed bytes w, `raised` as this ISA needs them. Exact."""
+        self._used(w)
         return self.isa.dot4_wide(self, acc, w, s)
 
     def raised(self, w: Any) -> Any:
@@ -251,10 +300,12 @@ class Emitter:
 
     def pairs(self, u: Any, s: Any) -> Any:
         """Sums of 2 products u8 * i8 in i16 lanes: i8x64 unsigned below 128, i8x64 signed -> i16x32. Exact."""
+        self._used(u)
         return self.isa.pairs(self, u, s)
 
     def dot2(self, acc: Any, x: Any, y: Any) -> Any:
         """acc[i] += sum of 2 products i16 * i16: i32x16, i16x32, i16x32. Exact."""
+        self._used(x)
         return self.isa.dot2(self, acc, x, y)
 
     def packed(self, x: Any, y: Any) -> Any:
@@ -274,6 +325,7 @@ class Emitter:
     def dot_bf16(self, acc: Any, x: Any, y: Any) -> Any:
         """acc[i] += the sum of 2 products bf16 * bf16: f32x16, i16x32, i16x32. Two fused additions; the odd lanes' product is added
         first."""
+        self._used(x)
         return self.isa.dot_bf16(self, acc, x, y)
 
     def load_f16(self, address: Address, offset: Any = 0) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from ..isa import X86, machine
+from .prefetch import anywhere, on_x86
 from .vectors import F32, F32X16, I8X64, I16, I16X32, I32, I32X16, like
 
 RAISED = True
@@ -114,3 +116,11 @@ def dot_bf16(e: Any, acc: Any, x: Any, y: Any) -> Any:
 
 def pause(e: Any) -> None:
     """Does nothing: there is no portable instruction."""
+
+
+def prefetch_with(e: Any, vector: Any, address: Any, offset: int) -> Any:
+    return (
+        on_x86(e, vector, address, offset, register=16)
+        if machine() in X86
+        else anywhere(e, vector, address, offset)
+    )

@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from .floats import f16_to_f32, f32_to_f16, fma, fma_exact
 from .generic import PICKS_WORDS, dot_bf16, packed
+from .prefetch import anywhere as prefetch_with
 from .vectors import I8, I16, I32
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "packed",
     "pairs",
     "pause",
+    "prefetch_with",
 ]
 
 RAISED = False

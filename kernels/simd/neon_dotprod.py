@@ -20,6 +20,7 @@ from .neon import (
     packed,
     pairs,
     pause,
+    prefetch_with,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "packed",
     "pairs",
     "pause",
+    "prefetch_with",
 ]
 
 

@@ -19,6 +19,7 @@ from .neon import (
     packed,
     pairs,
     pause,
+    prefetch_with,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "packed",
     "pairs",
     "pause",
+    "prefetch_with",
 ]
 
 RAISED = True

@@ -99,6 +99,9 @@ class Loops:
             divisor=unit,
             first=0,
             last=1,
+            data=0,
+            chunk_bytes=0,
+            following=0,
         )
         self._keep += [arguments, row]
         start = time.perf_counter()

@@ -50,13 +50,15 @@ def layer_bytes(model: Model, types: CacheTypes) -> int:
 @dataclass
 class Row:
     """A kernel and its arguments. `amount` is the address of the amount of work, `divisor` the amount in a chunk. `calls` are the kernels
-    that it calls, by argument."""
+    that it calls, by argument. Chunk n begins with data + n * chunk_bytes, if `data` isn't 0."""
 
     spec: str
     args: NDArray[Any]
     amount: int
     divisor: int
     calls: Mapping[str, str]
+    data: int = 0
+    chunk_bytes: int = 0
 
 
 class Program:
@@ -142,12 +144,15 @@ class Program:
         divisor: int = 1,
         spec: str = "",
         calls: Mapping[str, str] | None = None,
+        data: int = 0,
+        chunk_bytes: int = 0,
         **args: Any,
     ) -> None:
         """Add a row that runs a variant of a kernel, or the kernel `spec`, with these arguments.
 
         `amount`, the amount of work, is the name of an argument or an address, which an earlier group may write; a chunk is `divisor` of
-        it. `calls` are kernels whose addresses become arguments. Raises TypeError if an argument is missing or unknown.
+        it. `calls` are kernels whose addresses become arguments. `data` is the address of the weights, of which each chunk reads
+        `chunk_bytes`. Raises TypeError if an argument is missing or unknown.
         """
         calls = calls or {}
         array = kernel.pack(**args, **dict.fromkeys(calls, 0))
@@ -159,7 +164,7 @@ class Program:
         self._reads |= reads
         self._writes |= writes
         place = address_of(array) + kernel.offset(amount) if isinstance(amount, str) else amount
-        self._rows.append(Row(spec or kernel.spec(*variant), array, place, divisor, calls))
+        self._rows.append(Row(spec or kernel.spec(*variant), array, place, divisor, calls, data, chunk_bytes))
 
     def token_row(self, kernel: Arguments, *variant: object, of: Value, **args: Any) -> None:
         """Add a row over the tokens (or rows) of a value. If there are many, a chunk has several."""
@@ -192,6 +197,13 @@ class Program:
             words["args"] = address_of(row.args)
             words["count"] = row.amount
             words["divisor"] = row.divisor
+            words["data"] = row.data
+            words["chunk_bytes"] = row.chunk_bytes
+        following = 0
+        for number in reversed(range(len(self._rows))):
+            self.rows["following"][number] = following
+            if self._rows[number].data:
+                following = number
 
     def unit(self, dim: str) -> int:
         """Return the number of tokens in a chunk."""

@@ -42,6 +42,8 @@ class Stopwatch:
         self.rows[1::2] = rows
         self.rows["first"] = np.arange(2 * n - 1)  # each row is a group
         self.rows["last"] = 1
+        following = rows["following"]
+        self.rows["following"][1::2] = np.where(following, 2 * following + 1, 0)
 
     def seconds(self) -> NDArray[np.float64]:
         """Return how long each row took when the program last ran, including the claims and the wait for the last thread."""

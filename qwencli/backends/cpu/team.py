@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ...kernels.arguments import CLAIM, STATUS, TEAM
+from ...kernels.arguments import CLAIM, LINE, STATUS, TEAM
 from ...kernels.jit import Kernels
 from ...system.host import Host
 from .memory import Bytes, address_of, aligned_zeros
@@ -24,7 +24,7 @@ BUDGET, BUDGET_OF_MANY = 64, 8
 """The number of chunks after which the driving thread returns to Python, where signals are handled. A chunk takes microseconds with few
 tokens, and up to some milliseconds with many."""
 LAST_EPOCH = 2**31 - 2
-"""The largest number of a step: a word of a CLAIM has 32 bits for it, one of them the sign."""
+"""The largest number of a step: the words in which chunks are counted have 32 bits for it, one of them the sign."""
 RUNTIME = ("runtime:step", "runtime:worker", "runtime:publish")
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
@@ -62,7 +62,10 @@ class Team:
         self._statuses = self._memory[TEAM.n_bytes :].view(STATUS.dtype)
         self._scratch = [aligned_zeros(scratch_bytes) for _ in range(n_threads)]
         self._claims = CLAIM.zeros(0)
+        self._shares = aligned_zeros(0)
         self._kernels = kernels
+        self._state["n_threads"] = n_threads
+        self._statuses["thread"] = range(n_threads)
         self._state["yield_"] = _yield_address()
         self._state["spins"] = SPINS
         self._state["patience"] = PATIENCE
@@ -87,14 +90,11 @@ class Team:
             self._abort()
         epoch = int(state["epoch"]) // 2 * 2 + 2
         if len(rows) > len(self._claims) or epoch > LAST_EPOCH:
-            self._quiesce()
-            n_claims = max(len(rows), len(self._claims))
-            self._claims = aligned_zeros(CLAIM.n_bytes * n_claims).view(CLAIM.dtype)
+            self._make_claims(max(len(rows), len(self._claims)))
             epoch = epoch if epoch <= LAST_EPOCH else 2
         self._publish(self._address("epoch"), epoch - 1, 0)  # odd: being prepared
         state["rows"] = address_of(rows)
         state["n_rows"] = len(rows)
-        state["claims"] = address_of(self._claims)
         state["resume"] = 0
         state["finished"] = 0
         try:
@@ -105,6 +105,16 @@ class Team:
         except BaseException:
             self._abort()
             raise
+
+    def _make_claims(self, n_rows: int) -> None:
+        """Make the words in which chunks are claimed and counted, for programs of up to `n_rows` rows."""
+        self._quiesce()
+        share_bytes = -(-8 * n_rows // LINE) * LINE
+        self._claims = aligned_zeros(CLAIM.n_bytes * n_rows).view(CLAIM.dtype)
+        self._shares = aligned_zeros(share_bytes * self.n_threads)
+        self._state["claims"] = address_of(self._claims)
+        self._state["shares"] = address_of(self._shares)
+        self._state["share_bytes"] = share_bytes
 
     def _abort(self) -> None:
         """End the step. When this returns, no thread is in it any more, even if Ctrl-C is pressed again."""

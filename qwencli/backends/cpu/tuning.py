@@ -12,7 +12,7 @@ from ...kernels import layout
 from ...kernels.arguments import PRODUCT
 from ...kernels.formats import sizes
 from ...kernels.jit import Kernels
-from ...kernels.tiles import Tiles
+from ...kernels.tiles import AHEAD, Tiles
 from .memory import address_of, aligned_zeros, quantized_at
 from .team import Kernel
 
@@ -77,6 +77,7 @@ def measure(name: str, addresses: Mapping[str, int]) -> dict[str, float]:
         bias=0,
         residual=0,
         scale=address_of(scale),
+        ahead=AHEAD,
     )
     functions = {spec: Kernel(address) for spec, address in addresses.items()}
     seconds = dict.fromkeys(functions, float("inf"))
