@@ -138,7 +138,7 @@ class Words(click.ParamType):
 
 
 @click.command(
-    epilog="Example:  python scripts/bench_peers.py q4_k_m.gguf q8_0.gguf -t 2 -r 3 --tests pp512,tg64 --json"
+    epilog="Example:  python scripts/bench_peers.py q4_k_m.gguf q8_0.gguf -t 2 --tests pp512,tg64 --json"
 )
 @click.argument(
     "models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True)
@@ -171,7 +171,7 @@ class Words(click.ParamType):
     default="0,1",
     show_default=True,
     metavar="0|1,...",
-    help="llama.cpp's settings to try: weights repacked as they are loaded.",
+    help="Settings of llama.cpp to choose from: weights repacked as they are loaded.",
 )
 @click.option(
     "-fa",
@@ -180,7 +180,7 @@ class Words(click.ParamType):
     default="0,1",
     show_default=True,
     metavar="0|1|auto,...",
-    help="llama.cpp's settings to try: flash attention. A single setting isn't tried, only compared with.",
+    help="Settings of llama.cpp to choose from: flash attention.",
 )
 @click.option(
     "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one doesn't."
@@ -203,7 +203,11 @@ def main(
     as_json: bool,
     chart: str | None,
 ) -> None:
-    """Compare our speed with llama.cpp's in its best setting. A ratio above 1 means that ours is better, also for seconds and memory."""
+    """Compare our speed with llama.cpp's in its best setting: medians of pairs of runs.
+
+    Trials show which setting is the best in each test; one value each of --repack and -fa fixes it. A ratio above 1 means that ours is
+    better, also for seconds and memory.
+    """
     from tqdm import tqdm
 
     from qwencli import __version__
