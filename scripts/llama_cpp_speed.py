@@ -5,23 +5,28 @@
     python scripts/llama_cpp_speed.py model.gguf THREADS perplexity N_CTX CHUNKS
     python scripts/llama_cpp_speed.py model.gguf THREADS start N_PROMPT N_CTX
 
-Only `llama_decode` and the wait for its end are timed, with the settings of llama-bench (batches of 2048 tokens, 512 at a time, flash
-attention if llama.cpp chooses it). Tokens are random.
+Only `llama_decode` and the wait for its end are timed, in batches of 2048 tokens, 512 at a time, as in llama-bench. `--repack 0|1` says
+whether weights are repacked for the CPU as they are loaded, `-fa 0|1|auto` whether flash attention is used; the defaults are llama.cpp's.
+Tokens are random.
 """
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import json
 import random
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 from llama_cpp import llama_cpp as lc
 
 N_BATCH, N_UBATCH = 2048, 512
+FLASH = {"auto": -1, "0": 0, "1": 1}
+"""llama.cpp's enum llama_flash_attn_type."""
 
 
 @lc.llama_log_callback
@@ -29,21 +34,40 @@ def silent(level: int, text: bytes, data: Any) -> None:
     pass
 
 
+class Options(NamedTuple):
+    """What all measurements take."""
+
+    path: str
+    n_threads: int
+    repack: bool
+    flash: int
+
+
+def put(settings: ctypes.Structure, name: str, value: int) -> None:
+    """Set a field. A structure without it would take the value as an attribute, without effect."""
+    if name not in dict(settings._fields_):
+        sys.exit(f"llama-cpp-python {llama_cpp.__version__} has no setting {name}: install a newer one")
+    setattr(settings, name, value)
+
+
 class Peer:
     """A model in llama.cpp, with a context of `n_ctx` tokens for each of `n_seq` sequences."""
 
-    def __init__(self, path: str, n_threads: int, n_ctx: int, n_seq: int = 1) -> None:
+    def __init__(self, options: Options, n_ctx: int, n_seq: int = 1) -> None:
         lc.llama_log_set(silent, None)
         lc.llama_backend_init()
-        model = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
+        loading = lc.llama_model_default_params()
+        put(loading, "use_extra_bufts", options.repack)
+        model = lc.llama_model_load_from_file(options.path.encode(), loading)
         if not model:
-            sys.exit(f"llama.cpp can't load {path}")
+            sys.exit(f"llama.cpp can't load {options.path}")
         settings = lc.llama_context_default_params()
         settings.n_ctx = n_ctx * n_seq
         settings.n_batch = N_BATCH
         settings.n_ubatch = N_UBATCH
         settings.n_seq_max = n_seq
-        settings.n_threads = settings.n_threads_batch = n_threads
+        settings.n_threads = settings.n_threads_batch = options.n_threads
+        put(settings, "flash_attn_type", options.flash)
         self.context = lc.llama_init_from_model(model, settings)
         if not self.context:
             sys.exit(f"llama.cpp can't make a context of {n_ctx} tokens for {n_seq} sequences")
@@ -80,9 +104,9 @@ class Peer:
             self.lengths[s] = min(self.lengths[s], length)
 
 
-def speed(path: str, n_threads: int, n_prompt: int, n_gen: int, n_depth: int, n_seq: int) -> dict[str, float]:
+def speed(options: Options, n_prompt: int, n_gen: int, n_depth: int, n_seq: int) -> dict[str, float]:
     """Tokens per second, all sequences together, as `qwencli bench` counts them."""
-    peer = Peer(path, n_threads, -(-(n_depth + n_prompt + n_gen) // 1024) * 1024, n_seq)
+    peer = Peer(options, -(-(n_depth + n_prompt + n_gen) // 1024) * 1024, n_seq)
     for s in range(n_seq):
         while missing := n_depth - peer.lengths[s]:
             peer.decode([(s, min(missing, N_BATCH))])
@@ -101,13 +125,13 @@ def speed(path: str, n_threads: int, n_prompt: int, n_gen: int, n_depth: int, n_
     return {"t/s": (n_prompt + n_gen) * n_seq / test(n_gen)}
 
 
-def perplexity(path: str, n_threads: int, n_ctx: int, n_chunks: int) -> dict[str, float]:
+def perplexity(options: Options, n_ctx: int, n_chunks: int) -> dict[str, float]:
     """Tokens per second of llama-perplexity's steps: as many chunks as fit into a batch, with logits for their second halves.
 
     Neither tokenizing nor the softmax is counted.
     """
     together = max(1, N_BATCH // n_ctx)
-    peer = Peer(path, n_threads, n_ctx, together)
+    peer = Peer(options, n_ctx, together)
     peer.decode([(0, 1)])
     seconds = 0.0
     for first in range(0, n_chunks, together):
@@ -118,16 +142,29 @@ def perplexity(path: str, n_threads: int, n_ctx: int, n_chunks: int) -> dict[str
     return {"t/s": n_chunks * n_ctx / seconds}
 
 
-def start(path: str, n_threads: int, n_prompt: int, n_ctx: int) -> dict[str, float]:
+def start(options: Options, n_prompt: int, n_ctx: int) -> dict[str, float]:
     """Seconds from before llama.cpp is initialized to the first logits; starting Python and loading the library aren't counted."""
     began = time.perf_counter()
-    Peer(path, n_threads, n_ctx).decode([(0, n_prompt)])
+    Peer(options, n_ctx).decode([(0, n_prompt)])
     return {"s": time.perf_counter() - began}
 
 
-if __name__ == "__main__":
-    path, n_threads, what, *numbers = sys.argv[1:]
-    found = {"speed": speed, "perplexity": perplexity, "start": start}[what](
-        path, int(n_threads), *map(int, numbers)
-    )
+MEASUREMENTS = {"speed": speed, "perplexity": perplexity, "start": start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("threads", type=int)
+    parser.add_argument("what", choices=MEASUREMENTS)
+    parser.add_argument("numbers", type=int, nargs="+")
+    parser.add_argument("--repack", choices=("0", "1"), default="1")
+    parser.add_argument("-fa", "--flash-attn", choices=FLASH, default="auto")
+    args = parser.parse_args()
+    options = Options(args.model, args.threads, args.repack == "1", FLASH[args.flash_attn])
+    found = MEASUREMENTS[args.what](options, *args.numbers)
     print(json.dumps({**found, "version": llama_cpp.__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,12 @@
 """Compare every tensor type with llama.cpp, and write docs/formats.md from all measurements so far.
 
     python scripts/make_formats.py FILES                                       first, once: the files, and llama.cpp's perplexities
-    python scripts/make_formats_doc.py --files FILES --speed -t 2 -r 3         measure everything, then write the document
-    python scripts/make_formats_doc.py Q2_K IQ4_XS --speed -t 2 -r 5           measure the speed of two mixes again
+    python scripts/make_formats_doc.py --files FILES --speed -t 2              measure everything, then write the document
+    python scripts/make_formats_doc.py Q2_K IQ4_XS --speed -t 2                measure the speed of two mixes again
     python scripts/make_formats_doc.py                                         only write the document
 
-Measurements are kept in docs/formats.json. Speeds are measured as in scripts/bench_peers.py: both engines in turn, each in a fresh process,
-medians, on a file with the shapes of Qwen3-0.6B that is written for this purpose and removed afterwards.
+Measurements are kept in docs/formats.json. Speeds are measured as in scripts/bench_peers.py: pairs of fresh processes, with llama.cpp in
+its best setting, on a file with the shapes of Qwen3-0.6B that is written for this purpose and removed afterwards.
 """
 
 from __future__ import annotations
@@ -214,9 +214,9 @@ def speed_row(mix: str, speed: dict[str, Any]) -> str:
     "-r",
     "--repeat",
     type=click.IntRange(1),
-    default=3,
+    default=bench_peers.PAIRS,
     show_default=True,
-    help="Processes of each engine per test.",
+    help="Pairs of runs per test.",
 )
 @click.option(
     "--peer-python", default=sys.executable, help="A Python that has llama-cpp-python, if this one doesn't."
@@ -251,9 +251,7 @@ def main(
             measured["perplexity"][kind] = {text: our_perplexity(model, text, threads) for text in TEXTS}
             keep()
     if speed:
-        peer = bench_peers.run(
-            [peer_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"]
-        ).output.strip()
+        peer = bench_peers.peer_version(peer_python)
         measured["about"] = {
             "cpu": Host().cpu_name(),
             "threads": threads,
@@ -262,9 +260,8 @@ def main(
             "date": date.today().isoformat(),
         }
         compiled = [kind for kind in chosen if kind in FORMATS]
-        with tqdm(
-            total=len(compiled) * len(TESTS) * repeat * 2, unit="process", disable=None, leave=False
-        ) as bar:
+        total = len(compiled) * bench_peers.n_runs(TESTS, repeat)
+        with tqdm(total=total, unit="process", disable=None, leave=False) as bar:
             for kind in compiled:
                 mix = MIX_OF.get(kind, kind)
                 measured["speed"][mix] = our_speed(mix, threads, repeat, peer_python, bar.update)
