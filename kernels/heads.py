@@ -7,7 +7,6 @@ from typing import Any
 from . import kv, layout
 from .activations import each_lane, rms_norm
 from .arguments import ROTATE, STORE
-from .ops import tokens_of
 from .reading import reader
 from .simd import Address, Emitter, f32, i64, intrinsic_of, load_i64, void
 
@@ -48,41 +47,59 @@ def build_rotate() -> Any:
 
     def rotate(args, chunk, scratch):
         a = read(args)
-        first, last = tokens_of(args, chunk)
-        for t in range(first, last):
+        first = chunk * a.unit
+        last = min(first + a.unit, load_i64(a.count) * a.n_head)
+        t = first // a.n_head
+        head = first - t * a.n_head
+        for i in range(first, last):
+            x = a.x + a.token_bytes * t + a.head_bytes * head
             angles = a.table + 4 * a.n_rot * t
-            for head in range(a.n_head):
-                x = a.x + a.token_bytes * t + a.head_bytes * head
-                out = a.out + 4 * a.head_dim * (t * a.n_head + head)
-                rotate_one(x, out, a.weight, a.eps, angles, a.n_rot, a.head_dim)
+            rotate_one(x, a.out + 4 * a.head_dim * i, a.weight, a.eps, angles, a.n_rot, a.head_dim)
+            head += 1
+            if head == a.n_head:
+                t += 1
+                head = 0
 
     return rotate
 
 
 def build_store(k_type: str, v_type: str) -> Any:
-    """Rotate keys in place, and store keys and values in their pages."""
+    """Rotate keys, and store keys and values in their pages. A chunk has the tokens of one head, then those of the next: neighbours in a
+    page share cache lines."""
     read = reader(STORE)
     (k_block, k_bytes), (v_block, v_bytes) = layout.KV_TYPES[k_type], layout.KV_TYPES[v_type]
+    of_keys, of_values = kv.named(k_type), kv.named(v_type)
+
+    @intrinsic_of(void, i64, i64, i64, i64)
+    def fetch_slot(e: Emitter, keys: Any, values: Any, slot: Any, head_dim: Any) -> None:
+        of_keys.fetch_key(e, keys, slot, head_dim)
+        of_values.fetch_value(e, values, slot, head_dim)
 
     @intrinsic_of(void, i64, i64, i64, i64, i64, i64)
     def store_head(e: Emitter, k: Any, v: Any, keys: Any, values: Any, slot: Any, head_dim: Any) -> None:
-        kv.named(k_type).store_key(e, k, keys, slot, head_dim)
-        kv.named(v_type).store_value(e, v, values, slot, head_dim)
+        of_values.store_value(e, v, values, slot, head_dim)
+        of_keys.store_key(e, k, keys, slot, head_dim)
 
     def store(args, chunk, scratch):
         a = read(args)
-        first, last = tokens_of(args, chunk)
         keys_bytes = PAGE * (a.head_dim // k_block) * k_bytes
         values_bytes = PAGE * (a.head_dim // v_block) * v_bytes
-        for t in range(first, last):
-            angles = a.table + 4 * a.n_rot * t
-            keys = load_i64(a.pages + 8 * t) + a.layer_offset
-            slot = load_i64(a.slots + 8 * t)
-            for head in range(a.n_head):
+        n_tokens = load_i64(a.count)
+        first = chunk * a.unit
+        last = min(first + a.unit, n_tokens * a.n_head)
+        while first < last:
+            head = first // n_tokens
+            start = first - head * n_tokens
+            end = min(start + last - first, n_tokens)
+            in_page = a.layer_offset + head * (keys_bytes + values_bytes)
+            for t in range(start, end):
+                keys = load_i64(a.pages + 8 * t) + in_page
+                slot = load_i64(a.slots + 8 * t)
+                fetch_slot(keys, keys + keys_bytes, slot, a.head_dim)
                 place = 4 * a.head_dim * (t * a.n_head + head)
-                k = a.k + place
-                rotate_one(k, k, a.weight, a.eps, angles, a.n_rot, a.head_dim)
-                store_head(k, a.v + place, keys, keys + keys_bytes, slot, a.head_dim)
-                keys += keys_bytes + values_bytes
+                angles = a.table + 4 * a.n_rot * t
+                rotate_one(a.k + place, scratch, a.weight, a.eps, angles, a.n_rot, a.head_dim)
+                store_head(scratch, a.v + place, keys, keys + keys_bytes, slot, a.head_dim)
+            first += end - start
 
     return store

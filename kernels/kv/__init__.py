@@ -3,6 +3,7 @@ them in place.
 
 The module of a type has a `FORMAT`, a `_floats.Floats` or `_blocks.Blocks`, with these methods:
 
+- `fetch_key(e, keys, slot, head_dim)` and `fetch_value(e, values, slot, head_dim)` prefetch the lines that storing to a slot writes to.
 - `store_key(e, x, keys, slot, head_dim)` and `store_value(e, x, values, slot, head_dim)` store the `head_dim` floats at the address x as
   the key or the value of a slot; here `head_dim` is an i64 value. No byte that belongs to another position is written.
 - `score_tile(e, queries, keys, scale, out, head_dim, ahead)`: out[q][PAGE] = scale * (query . key).

@@ -18,6 +18,7 @@ from llvmlite import ir
 from ..activations import largest_magnitude, quantize_q8_0
 from ..layout import KV_BLOCK, PAGE
 from ..simd import F32, F32X16, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
+from ._slots import fetch_lines
 from ._tiles import VECTORS, Ahead, side_by_side
 
 LARGEST = 32767.0
@@ -42,20 +43,34 @@ class Blocks(NamedTuple):
     value_half: Callable[[Emitter, Any, int], Any]
     QUANTIZED = True
 
+    def fetch_key(self, e: Emitter, keys: Any, slot: Any, head_dim: Any) -> None:
+        n_words = e.b.mul(self._n_blocks(e, head_dim), e.int(self.n_bytes // 4))
+        fetch_lines(e, e.at(keys, e.b.shl(slot, e.int(2))), n_words, e.int(4 * PAGE))
+        self._fetch_scales(e, keys, slot, head_dim)
+
+    def fetch_value(self, e: Emitter, values: Any, slot: Any, head_dim: Any) -> None:
+        pair = e.at(values, e.b.mul(e.b.lshr(slot, e.int(1)), e.int(2 * self.n_bytes)))
+        fetch_lines(e, pair, self._n_blocks(e, head_dim), e.int(self.n_bytes * PAGE))
+        self._fetch_scales(e, values, slot, head_dim)
+
+    def _fetch_scales(self, e: Emitter, slab: Any, slot: Any, head_dim: Any) -> None:
+        n_blocks = self._n_blocks(e, head_dim)
+        fetch_lines(e, self._scale_at(e, slab, n_blocks, e.int(0), slot), n_blocks, e.int(2 * PAGE))
+
     def store_key(self, e: Emitter, x: Any, keys: Any, slot: Any, head_dim: Any) -> None:
         b, n_words = e.b, self.n_bytes // 4
-        n_blocks = b.lshr(head_dim, e.int(5))
+        n_blocks = self._n_blocks(e, head_dim)
         with e.loop(n_blocks) as i:
             scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
             words = b.bitcast(packed, ir.VectorType(I32, n_words))
             column = e.at(keys, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), b.shl(slot, e.int(2))))
             for word in range(n_words):
                 e.store(b.extract_element(words, e.int(word, I32)), column, 4 * PAGE * word)
-            self._store_scale(e, scale, keys, n_blocks, i, slot)
+            e.store(e.f32_to_f16(scale), self._scale_at(e, keys, n_blocks, i, slot))
 
     def store_value(self, e: Emitter, x: Any, values: Any, slot: Any, head_dim: Any) -> None:
         b = e.b
-        n_blocks = b.lshr(head_dim, e.int(5))
+        n_blocks = self._n_blocks(e, head_dim)
         column = b.add(b.mul(b.lshr(slot, e.int(1)), e.int(2 * self.n_bytes)), b.and_(slot, e.int(1)))
         with e.loop(n_blocks) as i:
             scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
@@ -63,12 +78,16 @@ class Blocks(NamedTuple):
             # byte by byte: the bytes between may be written by another thread at the same time
             for k in range(self.n_bytes):
                 e.store(b.extract_element(packed, e.int(k, I32)), place, 2 * k)
-            self._store_scale(e, scale, values, n_blocks, i, slot)
+            e.store(e.f32_to_f16(scale), self._scale_at(e, values, n_blocks, i, slot))
 
-    def _store_scale(self, e: Emitter, scale: Any, slab: Any, n_blocks: Any, i: Any, slot: Any) -> None:
+    def _n_blocks(self, e: Emitter, head_dim: Any) -> Any:
+        return e.b.lshr(head_dim, e.int(5))
+
+    def _scale_at(self, e: Emitter, slab: Any, n_blocks: Any, i: Any, slot: Any) -> Any:
+        """Return the address of block i's scale in a slot."""
         b = e.b
-        quants = b.mul(n_blocks, e.int(self.n_bytes * PAGE))
-        e.store(e.f32_to_f16(scale), slab, b.add(quants, b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1))))
+        scales = e.at(slab, b.mul(n_blocks, e.int(self.n_bytes * PAGE)))
+        return e.at(scales, b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1)))
 
     def quantize_query(self, e: Emitter, query: Any, memory: Any, head_dim: int) -> None:
         """Store [head_dim] i8 quants, then an f32 scale for each block, then two i16 sums of quants for each block."""

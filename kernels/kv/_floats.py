@@ -13,6 +13,7 @@ from llvmlite import ir
 from ..activations import each_lane
 from ..layout import PAGE
 from ..simd import F32, F32X16, LANES, Emitter
+from ._slots import fetch_lines
 from ._tiles import VECTORS, Ahead, side_by_side
 
 
@@ -27,6 +28,14 @@ class Floats(NamedTuple):
 
     def load(self, e: Emitter, address: Any, offset: Any) -> Any:
         return self.widen(e, e.load(ir.VectorType(self.lane, LANES), address, offset))
+
+    def fetch_key(self, e: Emitter, keys: Any, slot: Any, head_dim: Any) -> None:
+        fetch_lines(e, e.at(keys, e.b.mul(slot, e.int(self.n_bytes))), head_dim, e.int(self.n_bytes * PAGE))
+
+    def fetch_value(self, e: Emitter, values: Any, slot: Any, head_dim: Any) -> None:
+        row_bytes = e.b.mul(head_dim, e.int(self.n_bytes))
+        n_lines = e.b.lshr(e.at(row_bytes, 63), e.int(6))
+        fetch_lines(e, e.at(values, e.b.mul(slot, row_bytes)), n_lines, e.int(64))
 
     def store_key(self, e: Emitter, x: Any, keys: Any, slot: Any, head_dim: Any) -> None:
         b = e.b

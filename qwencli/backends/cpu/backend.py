@@ -93,7 +93,7 @@ class CPUBackend:
             PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights
         ]
         attention: int = layout.attention_scratch(queries_at_once(c), c.head_dim, *self.cache_types)
-        return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
+        return max(attention, int(layout.store_scratch(c.head_dim)), int(layout.SAMPLING_SCRATCH), *panels)
 
     def run(
         self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
