@@ -17,8 +17,8 @@ from llvmlite import ir
 
 from ..activations import largest_magnitude, quantize_q8_0
 from ..layout import KV_BLOCK, PAGE
-from ..simd import F32, F32X16, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
-from ._slots import fetch_lines
+from ..simd import F32, F32X16, I8, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
+from ._slots import fetch_lines, rows_from
 from ._tiles import VECTORS, Ahead, side_by_side
 
 LARGEST = 32767.0
@@ -79,6 +79,40 @@ class Blocks(NamedTuple):
             for k in range(self.n_bytes):
                 e.store(b.extract_element(packed, e.int(k, I32)), place, 2 * k)
             e.store(e.f32_to_f16(scale), self._scale_at(e, values, n_blocks, i, slot))
+
+    def store_keys(self, e: Emitter, x: Any, stride: Any, keys: Any, slot: Any, head_dim: Any) -> None:
+        b, n_blocks = e.b, self._n_blocks(e, head_dim)
+        packed, scales = e.memory(LANES * self.n_bytes), e.memory(4 * LANES)
+        with e.loop(n_blocks) as i:
+            self._quantize_rows(e, e.at(x, b.shl(i, e.int(7))), stride, packed, scales)
+            column = e.at(keys, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), b.shl(slot, e.int(2))))
+            words = e.transposed(rows_from(e, packed, e.int(self.n_bytes)), 0, self.n_bytes // 4)
+            for k, word in enumerate(words):
+                e.store(word, column, 4 * PAGE * k)
+            e.store(e.f32_to_f16(e.load(F32X16, scales)), self._scale_at(e, keys, n_blocks, i, slot))
+
+    def store_values(self, e: Emitter, x: Any, stride: Any, values: Any, slot: Any, head_dim: Any) -> None:
+        b, n_blocks = e.b, self._n_blocks(e, head_dim)
+        packed, scales = e.memory(LANES * self.n_bytes), e.memory(4 * LANES)
+        with e.loop(n_blocks) as i:
+            self._quantize_rows(e, e.at(x, b.shl(i, e.int(7))), stride, packed, scales)
+            pairs = e.at(values, b.mul(b.add(b.mul(i, e.int(PAGE)), slot), e.int(self.n_bytes)))
+            for k in range(0, LANES * self.n_bytes, 2 * self.n_bytes):
+                first, second = (
+                    e.load(ir.VectorType(I8, self.n_bytes), packed, k + of_second)
+                    for of_second in (0, self.n_bytes)
+                )
+                mask = [of_second + byte for byte in range(self.n_bytes) for of_second in (0, self.n_bytes)]
+                e.store(e.shuffle(first, mask, second), pairs, k)
+            e.store(e.f32_to_f16(e.load(F32X16, scales)), self._scale_at(e, values, n_blocks, i, slot))
+
+    def _quantize_rows(self, e: Emitter, x: Any, stride: Any, packed: Any, scales: Any) -> None:
+        """Quantize a block of each of LANES rows: the quants to `packed`, [LANES] of `n_bytes`, the scales to `scales`, float32."""
+        b = e.b
+        with e.loop(e.int(LANES)) as row:
+            scale, quants = self.quantize(e, e.at(x, b.mul(row, stride)))
+            e.store(quants, packed, b.mul(row, e.int(self.n_bytes)))
+            e.store(scale, scales, b.shl(row, e.int(2)))
 
     def _n_blocks(self, e: Emitter, head_dim: Any) -> Any:
         return e.b.lshr(head_dim, e.int(5))
