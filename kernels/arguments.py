@@ -119,6 +119,7 @@ ADD = of_tokens("ops:add", "x y n_cols out", writes="out")
 GATHER = of_tokens("ops:gather", "x ids n_cols out", writes="out")
 """`ids` are i32."""
 
+# `out` has the results as float32, unless it is 0
 COPY = of_tokens("ops:prepare:copy", f"x n_cols {QUANTIZED}", writes=QUANTIZED)
 NORM = of_tokens("ops:prepare:norm", f"x weight n_cols out {QUANTIZED} eps:f32", writes=f"out {QUANTIZED}")
 SWIGLU = of_tokens("ops:prepare:swiglu", f"gate up n_cols out {QUANTIZED}", writes=f"out {QUANTIZED}")
