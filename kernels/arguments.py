@@ -165,8 +165,8 @@ each token. `unit` counts heads of tokens, so that the heads of a single token c
 ROTATE = of_tokens("heads:rotate", f"x {HEADS} out token_bytes head_bytes", writes="out")
 """`token_bytes` and `head_bytes`: from token to token and from head to head of x. Chunks are in the order of `out`: token by token."""
 STORE = of_tokens("heads:store", f"k {HEADS} v pages slots layer_offset", writes="CACHE")
-"""A chunk has a head of each of `unit` tokens: see heads.py. For each token the address of its page (`pages`) and its slot in the page
-(`slots`, i64). `layer_offset`: where the layer starts in a page."""
+"""A chunk has a head of each of `unit` tokens; several heads if there are fewer tokens: see heads.py. For each token the address of its
+page (`pages`) and its slot in the page (`slots`, i64). `layer_offset`: where the layer starts in a page."""
 ATTEND = Arguments(
     "attention:attend",
     "q out pointers n_head n_head_kv scale:f32 layer_offset",

@@ -179,7 +179,7 @@ def test_a_step_stores_the_same_in_any_cut(
     weight = rng.standard_normal(head_dim).astype(np.float32)
     tokens = Tokens(isa_name, k, v, weight, rng.uniform(-300, 300, (n, n_rot // 2)))
     expected = tokens.expected(places, kinds)
-    for unit in sorted({1, min(7, n), 24, 32, n, n * n_head}):
+    for unit in sorted({1, min(7, n), 24, 32, n, n + 1, 2 * n, n * n_head}):
         found = tokens.pages(places, kinds, unit, "after" if unit % 2 else "before")
         for page, of_page in zip(found, expected):
             assert np.array_equal(page, of_page), unit
