@@ -209,12 +209,11 @@ def quantize_q8_0(e: Emitter, x: Address, q: Address, d: Address, sums: Address,
 def quantize_row(
     e: Emitter, kind: str, x: Address, q: Address, d: Address, sums: Address, n: Any, token: Any
 ) -> None:
-    """Quantize a token's row of x, float32 [tokens, n], to its place in the arrays q, d and sums (see layout.py). The kind "bf16" only
-    rounds, "f32" does nothing."""
+    """Quantize the n floats at x, a token's row, to its place in the arrays q, d and sums (see layout.py). The kind "bf16" only rounds,
+    "f32" does nothing."""
     b = e.b
     if kind == "bf16":
         q = e.at(q, b.shl(b.mul(token, n), e.int(1)))
-        x = e.at(x, b.shl(b.mul(token, n), e.int(2)))
         each_lane(
             e,
             n,
@@ -229,7 +228,7 @@ def quantize_row(
     values, blocks = b.mul(token, n), b.mul(token, b.udiv(n, e.int(block)))
     quantize(
         e,
-        e.at(x, b.shl(values, e.int(2))),
+        x,
         e.at(q, values),
         e.at(d, b.shl(blocks, e.int(2))),
         e.at(sums, b.mul(blocks, e.int(sum_bytes))),

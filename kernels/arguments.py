@@ -119,6 +119,7 @@ ADD = of_tokens("ops:add", "x y n_cols out", writes="out")
 GATHER = of_tokens("ops:gather", "x ids n_cols out", writes="out")
 """`ids` are i32."""
 
+# `out` has the results as float32, unless it is 0
 COPY = of_tokens("ops:prepare:copy", f"x n_cols {QUANTIZED}", writes=QUANTIZED)
 NORM = of_tokens("ops:prepare:norm", f"x weight n_cols out {QUANTIZED} eps:f32", writes=f"out {QUANTIZED}")
 SWIGLU = of_tokens("ops:prepare:swiglu", f"gate up n_cols out {QUANTIZED}", writes=f"out {QUANTIZED}")
@@ -160,12 +161,12 @@ PRODUCT_BYTES = -(-PRODUCT.n_bytes // 64) * 64
 
 HEADS = "n_head head_dim weight eps:f32 table n_rot"
 """`weight` and `eps` belong to the norm of each head; `weight` is 0 if there is none. `table` has n_rot / 2 cosines and n_rot / 2 sines for
-each token."""
+each token. `unit` counts heads of tokens, so that the heads of a single token can be divided too: there are count * n_head."""
 ROTATE = of_tokens("heads:rotate", f"x {HEADS} out token_bytes head_bytes", writes="out")
-"""`token_bytes` and `head_bytes`: from token to token and from head to head of x."""
-STORE = of_tokens("heads:store", f"k {HEADS} v pages slots layer_offset", writes="k CACHE")
-"""For each token the address of its page (`pages`) and its slot in the page (`slots`, i64). `layer_offset`: where the layer starts in a
-page."""
+"""`token_bytes` and `head_bytes`: from token to token and from head to head of x. Chunks are in the order of `out`: token by token."""
+STORE = of_tokens("heads:store", f"k {HEADS} v pages slots layer_offset", writes="CACHE")
+"""A chunk has a head of each of `unit` tokens; several heads if there are fewer tokens: see heads.py. For each token the address of its
+page (`pages`) and its slot in the page (`slots`, i64). `layer_offset`: where the layer starts in a page."""
 ATTEND = Arguments(
     "attention:attend",
     "q out pointers n_head n_head_kv scale:f32 layer_offset",

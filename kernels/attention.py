@@ -296,7 +296,8 @@ def build_merge(head_dim_text: str, kind: str) -> Any:
     def quantize(e: Emitter, args: Any, token: Any) -> None:
         a = load(e, MERGE, args)
         n_cols = e.b.mul(a.n_head, e.int(head_dim))
-        quantize_row(e, kind, a.out, a.quants, a.scales, a.sums, n_cols, token)
+        row = e.at(a.out, e.b.shl(e.b.mul(token, n_cols), e.int(2)))
+        quantize_row(e, kind, row, a.quants, a.scales, a.sums, n_cols, token)
 
     def merge(args, chunk, scratch):
         a = read(args)

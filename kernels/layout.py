@@ -75,6 +75,11 @@ def attention_scratch(n_queries: int, head_dim: int, k_type: str, v_type: str) -
     )
 
 
+def store_scratch(head_dim: int) -> int:
+    """Return the bytes of scratch for the keys of LANES tokens, on their way into the cache."""
+    return 4 * LANES * head_dim
+
+
 MAX_TOP_K = 256
 """The largest top-k that kernels sample."""
 SAMPLING_SCRATCH = 16 * MAX_TOP_K

@@ -48,22 +48,26 @@ def build_embed(name: str) -> Any:
 
 
 def build_prepare(prologue: str, kind: str) -> Any:
-    """Compute a prologue for each token and quantize the result as `kind`. With "f32" the result stays as it is."""
+    """Compute a prologue for each token and quantize the result as `kind`. With "f32" the result stays as it is; "copy" computes nothing, x
+    is quantized. If `out` is 0, only the quantized result is kept: the floats stay in the cache."""
     arguments = PREPARE[prologue]
-    compute = PROLOGUES[prologue]
 
-    @intrinsic_of(void, i64, i64)
-    def prepare_token(e: Emitter, args: Any, token: Any) -> None:
+    @intrinsic_of(void, i64, i64, i64)
+    def prepare_token(e: Emitter, args: Any, token: Any, scratch: Any) -> None:
         a = load(e, arguments, args)
-        compute(e, a, token)
+        if prologue == "copy":
+            out = row_of(e, a, token, a.x)
+        else:
+            wanted = e.b.icmp_unsigned("!=", a.out, e.int(0))
+            out = e.b.select(wanted, row_of(e, a, token, a.out), scratch)
+            PROLOGUES[prologue](e, a, token, out)
         if kind != "f32":
-            out = a.x if prologue == "copy" else a.out
             activations.quantize_row(e, kind, out, a.quants, a.scales, a.sums, a.n_cols, token)
 
     def prepare(args, chunk, scratch):
         first, last = tokens_of(args, chunk)
         for t in range(first, last):
-            prepare_token(args, t)
+            prepare_token(args, t, scratch)
 
     return prepare
 
@@ -73,24 +77,18 @@ def row_of(e: Emitter, a: Any, token: Any, x: Address) -> Any:
     return e.at(x, e.b.mul(token, e.b.shl(a.n_cols, e.int(2))))
 
 
-def copy(e: Emitter, a: Any, token: Any) -> None:
-    """Nothing is computed: x is only quantized."""
+def norm(e: Emitter, a: Any, token: Any, out: Address) -> None:
+    activations.rms_norm(e, row_of(e, a, token, a.x), a.weight, out, a.n_cols, a.eps)
 
 
-def norm(e: Emitter, a: Any, token: Any) -> None:
-    x = row_of(e, a, token, a.x)
-    activations.rms_norm(e, x, a.weight, row_of(e, a, token, a.out), a.n_cols, a.eps)
-
-
-def swiglu(e: Emitter, a: Any, token: Any) -> None:
-    gate, up, out = (row_of(e, a, token, x) for x in (a.gate, a.up, a.out))
+def swiglu(e: Emitter, a: Any, token: Any, out: Address) -> None:
+    gate, up = (row_of(e, a, token, x) for x in (a.gate, a.up))
     activations.swiglu(e, gate, up, out, a.n_cols)
 
 
-def gate(e: Emitter, a: Any, token: Any) -> None:
+def gate(e: Emitter, a: Any, token: Any, out: Address) -> None:
     b = e.b
     x = row_of(e, a, token, a.x)
-    out = row_of(e, a, token, a.out)
     gates = e.at(a.gate, b.mul(token, a.token_bytes))
     with e.loop(b.udiv(a.n_cols, a.group_cols)) as i:
         place = b.mul(i, b.shl(a.group_cols, e.int(2)))
@@ -98,24 +96,24 @@ def gate(e: Emitter, a: Any, token: Any) -> None:
         activations.gate(e, e.at(x, place), of_group, e.at(out, place), a.group_cols)
 
 
-def share(e: Emitter, a: Any, token: Any) -> None:
+def share(e: Emitter, a: Any, token: Any, out: Address) -> None:
     b = e.b
-    x, other, out = (row_of(e, a, token, x) for x in (a.x, a.other, a.out))
+    x, other = (row_of(e, a, token, x) for x in (a.x, a.other))
     other = b.select(b.icmp_unsigned("!=", a.other, e.int(0)), other, e.int(0))
     activations.share(e, x, e.at(a.gate, b.shl(token, e.int(2))), other, out, a.n_cols)
 
 
-def gated_norm(e: Emitter, a: Any, token: Any) -> None:
+def gated_norm(e: Emitter, a: Any, token: Any, out: Address) -> None:
     b = e.b
-    gate, x, out = (row_of(e, a, token, x) for x in (a.gate, a.x, a.out))
+    gate, x = (row_of(e, a, token, x) for x in (a.gate, a.x))
     with e.loop(b.udiv(a.n_cols, a.head_dim)) as i:
         place = b.mul(i, b.shl(a.head_dim, e.int(2)))
         gate_of_head, x_of_head, out_of_head = (e.at(row, place) for row in (gate, x, out))
         activations.gated_norm(e, gate_of_head, x_of_head, a.weight, out_of_head, a.head_dim, a.eps)
 
 
-PROLOGUES: dict[str, Callable[[Emitter, Any, Any], None]] = {
-    each.__name__: each for each in (copy, norm, swiglu, gate, share, gated_norm)
+PROLOGUES: dict[str, Callable[[Emitter, Any, Any, Address], None]] = {
+    each.__name__: each for each in (norm, swiglu, gate, share, gated_norm)
 }
 
 

@@ -1,18 +1,18 @@
-"""Heads rotated and stored, queries against the pages of the KV cache, partial results merged; each against NumPy in float64."""
+"""Heads rotated, queries against the pages of the KV cache, partial results merged; each against NumPy in float64."""
 
 import numpy as np
 import pytest
 from guarded import guarded
+from heads import EPS, rotated, table
 from kernel_calls import call, packed
 from kv_pages import BLOCKS, in_type, key_slab, value_slab
 
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import isa, layout
-from qwencli.kernels.arguments import ATTEND, ITEM, MERGE, PARTS, POINTERS, ROTATE, STORE
+from qwencli.kernels.arguments import ATTEND, ITEM, MERGE, PARTS, POINTERS, ROTATE
 
 ISAS = [i.name for i in isa.available()]
 PAGE, SPLIT = layout.PAGE, layout.SPLIT
-EPS = 1e-6
 HEADS = [(64, 4, 4), (64, 4, 2), (80, 3, 1), (64, 7, 1), (128, 16, 2), (256, 2, 1)]
 """head_dim, n_head, n_head_kv: 1, 2, 3, 7 and 8 queries a key-value head."""
 F16 = ("f16", "f16")
@@ -33,27 +33,9 @@ def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
     specs = ["heads:rotate"]
     for head_dim, _, _, k_type, v_type in CASES:
-        specs += [
-            f"heads:store:{k_type}:{v_type}",
-            f"attention:attend:{head_dim}:{k_type}:{v_type}",
-            f"attention:merge:{head_dim}:f32",
-        ]
+        specs += [f"attention:attend:{head_dim}:{k_type}:{v_type}", f"attention:merge:{head_dim}:f32"]
     for name in ISAS:
         kernels_of(name).load(specs)
-
-
-def rotated(x: np.ndarray, weight: np.ndarray | None, angles: np.ndarray) -> np.ndarray:
-    """x [n, n_head, head_dim], normalised with weight [head_dim] if there is one, pairs (i, i + n_rot / 2) turned by angles."""
-    x = x.astype(np.float64)
-    if weight is not None:
-        x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + np.float32(EPS)) * weight
-    half = angles.shape[1]
-    turned = (x[..., :half] + 1j * x[..., half : 2 * half]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], -1)
-
-
-def table(angles: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -79,74 +61,14 @@ def test_heads_are_normalised_and_rotated(isa_name: str, head_dim: int, n_rot: i
                 "n_rot": n_rot,
             }
             in_place = {"x": found, "out": found, "token_bytes": 12 * head_dim, "head_bytes": 4 * head_dim}
-            call(isa_name, ROTATE, n_chunks=3, **args, **in_place)
+            call(isa_name, ROTATE, n_chunks=8, **args, **in_place)
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
             # heads among others' columns, to where they follow each other
             wide = guarded(np.concatenate([x, 0 * x], -1), side)
             found = guarded(np.full_like(x, np.nan), side)
             columns = {"x": wide, "out": found, "token_bytes": 24 * head_dim, "head_bytes": 8 * head_dim}
-            call(isa_name, ROTATE, n_chunks=3, **args, **columns)
+            call(isa_name, ROTATE, n_chunks=8, **args, **columns)
             np.testing.assert_allclose(found, rotated(x, w, angles), atol=3e-6)
-
-
-@pytest.mark.parametrize("isa_name", ISAS)
-@pytest.mark.parametrize(("head_dim", "k_type", "v_type"), sorted({(c[0], *c[3:]) for c in CASES}))
-def test_keys_and_values_are_stored_as_their_types_say(
-    isa_name: str, head_dim: int, k_type: str, v_type: str
-) -> None:
-    """In the page and slot of their token, after the layers before, with GGML's reference quantization; nothing else is touched."""
-    rng = np.random.default_rng(head_dim)
-    n, n_head, layer = 4, 2, 1
-    k, v = rng.standard_normal((2, n, n_head, head_dim)).astype(np.float32)
-    v[0, 0, :4] = 65504, 1e-7, -6e-8, 70000  # the largest half, subnormals, too large for a half
-    v[0, 1], v[1, 0], v[1, 1, :32], v[2, 0, :32] = 0, 1e-30, np.arange(-16, 16), np.arange(-127, 129, 8)
-    v[1, 1, 3], v[2, 1, :32] = (
-        16,
-        np.arange(32) - 15.5,
-    )  # two of one magnitude: the sign of the first one counts; ties of rounding
-    v[3, 0, :32], v[3, 1, 5] = np.arange(32) * 0.5, 1e30
-    angles = rng.uniform(-3, 3, (n, head_dim // 2))
-    places = [(0, 62), (0, 63), (1, 0), (1, 7)]
-    sizes = [layout.kv_bytes(kind, head_dim) for kind in (k_type, v_type)]
-    layer_bytes = sum(sizes) * n_head
-    for side in "before", "after":
-        pages = [guarded(np.full((layer + 1) * layer_bytes, 0x55, np.uint8), side) for _ in range(2)]
-        keys = guarded(k, side)
-        call(
-            isa_name,
-            STORE,
-            k_type,
-            v_type,
-            n_chunks=2,
-            count=np.array([n]),
-            unit=2,
-            k=keys,
-            n_head=n_head,
-            head_dim=head_dim,
-            weight=0,
-            eps=0,
-            table=guarded(table(angles), side),
-            n_rot=head_dim,
-            v=guarded(v, side),
-            pages=guarded(np.array([pages[p].ctypes.data for p, _ in places]), side),
-            slots=guarded(np.array([s for _, s in places]), side),
-            layer_offset=layer * layer_bytes,
-        )
-        np.testing.assert_allclose(keys, rotated(k, None, angles), atol=3e-6)
-        for p, page in enumerate(pages):
-            assert (page[: layer * layer_bytes] == 0x55).all()
-            slabs = page[layer * layer_bytes :].reshape(n_head, -1)
-            for head in range(n_head):
-                for x, kind, slab, size in (
-                    (keys, k_type, key_slab, sizes[0]),
-                    (v, v_type, value_slab, sizes[1]),
-                ):
-                    data = np.full((PAGE, size // PAGE), 0x55, np.uint8)
-                    for t, (of_token, slot) in enumerate(places):
-                        if of_token == p:
-                            data[slot] = in_type(x[t, head], kind)[0]
-                    found = slabs[head, :size] if slab is key_slab else slabs[head, sizes[0] :]
-                    assert np.array_equal(found, slab(data, kind)), (head, kind)
 
 
 class Cache:

@@ -173,6 +173,21 @@ def test_what_is_fetched_together_has_the_bits_of_what_is_fetched_alone(demo: Mo
         assert np.array_equal(alone, values), name
 
 
+def test_what_is_otherwise_kept_quantized_only_can_be_fetched(demo: Model) -> None:
+    """Norms and gates that only products read."""
+    names = ["attn_norm-0", "attn_norm-1", "ffn_norm-1", "ffn_swiglu-1", "result_norm"]
+    backend = CPUBackend(demo, 2)
+    for n in 1, 20:
+        tokens = prompt_tokens(demo)[:n]
+        logits = backend.run([LOGITS], Batch([Segment(KVSequence(), tokens, n)]))[LOGITS]
+        found = backend.run([*names, LOGITS], Batch([Segment(KVSequence(), tokens, n)]))
+        assert np.array_equal(found[LOGITS], logits)
+        expected = NumpyBackend(demo).run(names[:1], Batch([Segment(KVSequence(), tokens, n)]))[names[0]]
+        np.testing.assert_allclose(found[names[0]], expected, rtol=1e-5)
+        # each is there for every token
+        assert all(np.isfinite(found[name]).all() and found[name].any(axis=1).all() for name in names)
+
+
 def test_tensors_can_be_fed(demo: Model) -> None:
     """The head alone from given states, and the layers after a given one."""
     backend, tokens = CPUBackend(demo, 2), prompt_tokens(demo)[:20]

@@ -17,6 +17,7 @@ from qwencli.backends.cpu.fuse import (
     fuse,
     quantized_forms,
 )
+from qwencli.backends.cpu.program import takes
 from qwencli.gguf.file import GGUFFile, TensorInfo
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.network.graph import (
@@ -38,6 +39,7 @@ from qwencli.network.load import load_model
 
 ARCHITECTURES = [name for name in PRESETS if name.startswith("tiny-")]
 LOGITS = "result_output"
+TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -47,8 +49,8 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_model(GGUFFile(path)).graph
 
 
-def weight(g: Graph, name: str, *shape: int) -> Tensor:
-    return g.weight(TensorInfo(name, shape, GGML_TYPES[0], 0, 0, 0))
+def weight(g: Graph, name: str, *shape: int, kind: str = "F32") -> Tensor:
+    return g.weight(TensorInfo(name, shape, TYPES[kind], 0, 0, 0))
 
 
 def fused(graph: Graph, fetch: Sequence[str], feed: Sequence[str] = ()) -> list[Tensor]:
@@ -168,3 +170,21 @@ def test_the_form_of_a_result_is_that_of_the_first_product_that_quantizes() -> N
     nodes = list(g.nodes.values())
     assert quantized_forms(nodes, lambda node: forms[node.name]) == {"h": "q8k"}
     assert quantized_forms(nodes, lambda node: "float") == {}
+
+
+def test_only_products_take_a_result_quantized_and_only_in_their_form() -> None:
+    g = Graph()
+    x = g.get_rows(weight(g, "token_embd.weight", 4, 256), g.tokens, "x")
+    h = g.rms_norm(x, weight(g, "norm", 256), 1e-6, "h")
+    k_quant, block, floats = (
+        g.linear(weight(g, kind, 256, 256, kind=kind), h, f"{kind}_out") for kind in ("Q4_K", "Q8_0", "F16")
+    )
+    other = g.linear(weight(g, "other", 256, 256, kind="Q4_K"), x, "other_out")
+    for kind, product in ("q8k", k_quant), ("q8_0", block), ("float", floats):
+        assert [takes(node, "h", kind) for node in (k_quant, block, floats)] == [
+            node is product for node in (k_quant, block, floats)
+        ]
+    assert not takes(g.add(h, x, "sum"), "h", "q8k")
+    for product, added, expected in (k_quant, x, True), (k_quant, h, False), (other, h, False):
+        plus = Tensor("plus", Plus(Linear()), (*product.src, added), product.shape)
+        assert takes(plus, "h", "q8k") == expected

@@ -61,6 +61,31 @@ def test_products_are_right_and_have_the_same_bits(isa_name: str, name: str) -> 
         ).all()
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "NVFP4", "F16", "BF16"])
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_any_number_of_rows(isa_name: str, name: str) -> None:
+    """Whole vectors of rows and what is left of one, with and without a bias and a residual; nothing outside is read or written."""
+    rng = np.random.default_rng(5)
+    weights, x = random_rows(name, 33, columns(name), rng), rng.standard_normal((7, columns(name)))
+    bias, residual = (rng.standard_normal(size).astype(np.float32) for size in (33, (7, 33)))
+    activations = {
+        side: Quantized(isa_name, x.astype(np.float32), formats.FORMATS[name].family, side)
+        for side in ("before", "after")
+    }
+    products, magnitude = exact(name, weights, activations["after"].dequantized())
+    for n_rows in range(1, 34):
+        for side, of_side in activations.items():
+            of_rows = guarded(bias[:n_rows], side), guarded(residual[:, :n_rows].copy(), side)
+            for added in of_rows, (None, of_rows[1]), (of_rows[0], None), (None, None):
+                one, many = (
+                    of_side.multiply(isa_name, name, form, weights[:n_rows], *added)
+                    for form in ("one", "many")
+                )
+                assert np.array_equal(one, many)
+                total = products[:, :n_rows] + sum(each for each in added if each is not None)
+                assert (np.abs(one - total) <= 1e-6 * (magnitude[:, :n_rows] + 4)).all()
+
+
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_products_of_a_scaled_type_are_scaled_before_anything_is_added(isa_name: str) -> None:
     rng = np.random.default_rng(4)

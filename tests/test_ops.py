@@ -41,9 +41,10 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def prepare(
-    isa_name: str, prologue: str, kind: str, side: str = "after", **given: Any
+    isa_name: str, prologue: str, kind: str, side: str = "after", keep: bool = True, **given: Any
 ) -> tuple[np.ndarray, ...]:
-    """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself.
+    """The result as float32, and its quants, scales and sums, which are empty for the kind "f32". With "copy" the result is x itself. The
+    kernel writes the floats only if it is to `keep` them.
 
     `given` are the prologue's own arguments.
     """
@@ -55,10 +56,11 @@ def prepare(
     q, d, sums = (
         guarded(np.full(n * size, 0x55, np.uint8), side) for size in layout.activation_bytes(kind, n_cols)
     )
-    of_all = {"count": np.array([n]), "unit": 2, "n_cols": n_cols, "out": out, "eps": EPS}
+    of_all = {"count": np.array([n]), "unit": 2, "n_cols": n_cols, "out": out if keep else 0, "eps": EPS}
     of_all |= {"quants": q, "scales": d, "sums": sums}
     taken = {name: value for name, value in of_all.items() if name in kernel.kinds}
-    call(isa_name, kernel, kind, n_chunks=-(-n // 2), **taken, **given)
+    scratch_bytes = 0 if keep else 4 * n_cols
+    call(isa_name, kernel, kind, n_chunks=-(-n // 2), scratch_bytes=scratch_bytes, **taken, **given)
     return out, q, d, sums
 
 
@@ -183,6 +185,9 @@ def test_results_are_quantized_on_the_way(isa_name: str, prologue: str, kind: st
             "gated_norm": {"gate": x, "x": y, "weight": y[0], "head_dim": n_cols},
         }[prologue]
         out, q, d, sums = prepare(isa_name, prologue, kind, side, **args)
+        _, *only_quantized = prepare(isa_name, prologue, kind, side, keep=False, **args)
+        for alone, together in zip(only_quantized, (q, d, sums)):
+            assert np.array_equal(alone, together)
         expected = {
             "norm": rms_norm(x, y[0]),
             "swiglu": swiglu(x, y),

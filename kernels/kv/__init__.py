@@ -3,8 +3,11 @@ them in place.
 
 The module of a type has a `FORMAT`, a `_floats.Floats` or `_blocks.Blocks`, with these methods:
 
+- `fetch_key(e, keys, slot, head_dim)` and `fetch_value(e, values, slot, head_dim)` prefetch the lines that storing to a slot writes to.
 - `store_key(e, x, keys, slot, head_dim)` and `store_value(e, x, values, slot, head_dim)` store the `head_dim` floats at the address x as
   the key or the value of a slot; here `head_dim` is an i64 value. No byte that belongs to another position is written.
+- `store_keys(e, x, stride, keys, slot, head_dim)` and `store_values(e, x, stride, values, slot, head_dim)` do this for the LANES slots from
+  `slot` on, a multiple of LANES. From slot to slot x is `stride` bytes apart. Whole vectors are written, so this is faster.
 - `score_tile(e, queries, keys, scale, out, head_dim, ahead)`: out[q][PAGE] = scale * (query . key).
 - `weigh_tile(e, weights, values, n_valid, accs, factors, head_dim, ahead)`: acc[q] = acc[q] * factor[q] + weights[q] @ values. Query q sees
   the first n_valid[q] positions, at least as many as the query before it. Values that it doesn't see may be infinite.

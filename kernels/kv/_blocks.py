@@ -18,7 +18,8 @@ from llvmlite import ir
 
 from ..activations import largest_magnitude, quantize_q8_0
 from ..layout import KV_BLOCK, PAGE
-from ..simd import F32, F32X16, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
+from ..simd import F32, F32X16, I8, I8X64, I16, I16X16, I16X32, I32, I32X16, LANES, Emitter
+from ._slots import fetch_lines, rows_from
 from ._tiles import VECTORS, Ahead, side_by_side
 
 LARGEST = 32767.0
@@ -43,20 +44,34 @@ class Blocks(NamedTuple):
     value_half: Callable[[Emitter, Any, int], Any]
     QUANTIZED = True
 
+    def fetch_key(self, e: Emitter, keys: Any, slot: Any, head_dim: Any) -> None:
+        n_words = e.b.mul(self._n_blocks(e, head_dim), e.int(self.n_bytes // 4))
+        fetch_lines(e, e.at(keys, e.b.shl(slot, e.int(2))), n_words, e.int(4 * PAGE))
+        self._fetch_scales(e, keys, slot, head_dim)
+
+    def fetch_value(self, e: Emitter, values: Any, slot: Any, head_dim: Any) -> None:
+        pair = e.at(values, e.b.mul(e.b.lshr(slot, e.int(1)), e.int(2 * self.n_bytes)))
+        fetch_lines(e, pair, self._n_blocks(e, head_dim), e.int(self.n_bytes * PAGE))
+        self._fetch_scales(e, values, slot, head_dim)
+
+    def _fetch_scales(self, e: Emitter, slab: Any, slot: Any, head_dim: Any) -> None:
+        n_blocks = self._n_blocks(e, head_dim)
+        fetch_lines(e, self._scale_at(e, slab, n_blocks, e.int(0), slot), n_blocks, e.int(2 * PAGE))
+
     def store_key(self, e: Emitter, x: Any, keys: Any, slot: Any, head_dim: Any) -> None:
         b, n_words = e.b, self.n_bytes // 4
-        n_blocks = b.lshr(head_dim, e.int(5))
+        n_blocks = self._n_blocks(e, head_dim)
         with e.loop(n_blocks) as i:
             scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
             words = b.bitcast(packed, ir.VectorType(I32, n_words))
             column = e.at(keys, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), b.shl(slot, e.int(2))))
             for word in range(n_words):
                 e.store(b.extract_element(words, e.int(word, I32)), column, 4 * PAGE * word)
-            self._store_scale(e, scale, keys, n_blocks, i, slot)
+            e.store(e.f32_to_f16(scale), self._scale_at(e, keys, n_blocks, i, slot))
 
     def store_value(self, e: Emitter, x: Any, values: Any, slot: Any, head_dim: Any) -> None:
         b = e.b
-        n_blocks = b.lshr(head_dim, e.int(5))
+        n_blocks = self._n_blocks(e, head_dim)
         column = b.add(b.mul(b.lshr(slot, e.int(1)), e.int(2 * self.n_bytes)), b.and_(slot, e.int(1)))
         with e.loop(n_blocks) as i:
             scale, packed = self.quantize(e, e.at(x, b.shl(i, e.int(7))))
@@ -64,12 +79,50 @@ class Blocks(NamedTuple):
             # byte by byte: the bytes between may be written by another thread at the same time
             for k in range(self.n_bytes):
                 e.store(b.extract_element(packed, e.int(k, I32)), place, 2 * k)
-            self._store_scale(e, scale, values, n_blocks, i, slot)
+            e.store(e.f32_to_f16(scale), self._scale_at(e, values, n_blocks, i, slot))
 
-    def _store_scale(self, e: Emitter, scale: Any, slab: Any, n_blocks: Any, i: Any, slot: Any) -> None:
+    def store_keys(self, e: Emitter, x: Any, stride: Any, keys: Any, slot: Any, head_dim: Any) -> None:
+        b, n_blocks = e.b, self._n_blocks(e, head_dim)
+        packed, scales = e.memory(LANES * self.n_bytes), e.memory(4 * LANES)
+        with e.loop(n_blocks) as i:
+            self._quantize_rows(e, e.at(x, b.shl(i, e.int(7))), stride, packed, scales)
+            column = e.at(keys, b.add(b.mul(i, e.int(self.n_bytes * PAGE)), b.shl(slot, e.int(2))))
+            words = e.transposed(rows_from(e, packed, e.int(self.n_bytes)), 0, self.n_bytes // 4)
+            for k, word in enumerate(words):
+                e.store(word, column, 4 * PAGE * k)
+            e.store(e.f32_to_f16(e.load(F32X16, scales)), self._scale_at(e, keys, n_blocks, i, slot))
+
+    def store_values(self, e: Emitter, x: Any, stride: Any, values: Any, slot: Any, head_dim: Any) -> None:
+        b, n_blocks = e.b, self._n_blocks(e, head_dim)
+        packed, scales = e.memory(LANES * self.n_bytes), e.memory(4 * LANES)
+        with e.loop(n_blocks) as i:
+            self._quantize_rows(e, e.at(x, b.shl(i, e.int(7))), stride, packed, scales)
+            pairs = e.at(values, b.mul(b.add(b.mul(i, e.int(PAGE)), slot), e.int(self.n_bytes)))
+            for k in range(0, LANES * self.n_bytes, 2 * self.n_bytes):
+                first, second = (
+                    e.load(ir.VectorType(I8, self.n_bytes), packed, k + of_second)
+                    for of_second in (0, self.n_bytes)
+                )
+                mask = [of_second + byte for byte in range(self.n_bytes) for of_second in (0, self.n_bytes)]
+                e.store(e.shuffle(first, mask, second), pairs, k)
+            e.store(e.f32_to_f16(e.load(F32X16, scales)), self._scale_at(e, values, n_blocks, i, slot))
+
+    def _quantize_rows(self, e: Emitter, x: Any, stride: Any, packed: Any, scales: Any) -> None:
+        """Quantize a block of each of LANES rows: the quants to `packed`, [LANES] of `n_bytes`, the scales to `scales`, float32."""
         b = e.b
-        quants = b.mul(n_blocks, e.int(self.n_bytes * PAGE))
-        e.store(e.f32_to_f16(scale), slab, b.add(quants, b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1))))
+        with e.loop(e.int(LANES)) as row:
+            scale, quants = self.quantize(e, e.at(x, b.mul(row, stride)))
+            e.store(quants, packed, b.mul(row, e.int(self.n_bytes)))
+            e.store(scale, scales, b.shl(row, e.int(2)))
+
+    def _n_blocks(self, e: Emitter, head_dim: Any) -> Any:
+        return e.b.lshr(head_dim, e.int(5))
+
+    def _scale_at(self, e: Emitter, slab: Any, n_blocks: Any, i: Any, slot: Any) -> Any:
+        """Return the address of block i's scale in a slot."""
+        b = e.b
+        scales = e.at(slab, b.mul(n_blocks, e.int(self.n_bytes * PAGE)))
+        return e.at(scales, b.shl(b.add(b.mul(i, e.int(PAGE)), slot), e.int(1)))
 
     def quantize_query(self, e: Emitter, query: Any, memory: Any, head_dim: int) -> None:
         """Store [head_dim] i8 quants, then an f32 scale for each block, then two i16 sums of quants for each block."""

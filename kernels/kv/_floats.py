@@ -13,6 +13,7 @@ from llvmlite import ir
 from ..activations import each_lane
 from ..layout import PAGE
 from ..simd import F32, F32X16, LANES, Emitter
+from ._slots import fetch_lines, rows_from
 from ._tiles import VECTORS, Ahead, side_by_side
 
 
@@ -27,6 +28,14 @@ class Floats(NamedTuple):
 
     def load(self, e: Emitter, address: Any, offset: Any) -> Any:
         return self.widen(e, e.load(ir.VectorType(self.lane, LANES), address, offset))
+
+    def fetch_key(self, e: Emitter, keys: Any, slot: Any, head_dim: Any) -> None:
+        fetch_lines(e, e.at(keys, e.b.mul(slot, e.int(self.n_bytes))), head_dim, e.int(self.n_bytes * PAGE))
+
+    def fetch_value(self, e: Emitter, values: Any, slot: Any, head_dim: Any) -> None:
+        row_bytes = e.b.mul(head_dim, e.int(self.n_bytes))
+        n_lines = e.b.lshr(e.at(row_bytes, 63), e.int(6))
+        fetch_lines(e, e.at(values, e.b.mul(slot, row_bytes)), n_lines, e.int(64))
 
     def store_key(self, e: Emitter, x: Any, keys: Any, slot: Any, head_dim: Any) -> None:
         b = e.b
@@ -46,6 +55,19 @@ class Floats(NamedTuple):
             )
 
         each_lane(e, head_dim, write)
+
+    def store_keys(self, e: Emitter, x: Any, stride: Any, keys: Any, slot: Any, head_dim: Any) -> None:
+        b = e.b
+        column = e.at(keys, b.mul(slot, e.int(self.n_bytes)))
+        with e.loop(b.lshr(head_dim, e.int(4))) as i:
+            place = e.at(column, b.mul(i, e.int(LANES * self.n_bytes * PAGE)))
+            values = e.transposed(rows_from(e, e.at(x, b.shl(i, e.int(6))), stride), 0, LANES)
+            for k, words in enumerate(values):
+                e.store(self.narrow(e, b.bitcast(words, F32X16)), place, self.n_bytes * PAGE * k)
+
+    def store_values(self, e: Emitter, x: Any, stride: Any, values: Any, slot: Any, head_dim: Any) -> None:
+        with e.loop(e.int(LANES)) as i:
+            self.store_value(e, e.at(x, e.b.mul(i, stride)), values, e.b.add(slot, i), head_dim)
 
     def score_tile(
         self,

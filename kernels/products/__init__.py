@@ -21,7 +21,7 @@ from typing import Any
 
 from ..arguments import PRODUCT
 from ..reading import load
-from ..simd import F32, I32, I64, Address, Emitter, Vector
+from ..simd import F32, I64, Address, Emitter, Vector
 
 LINE = 64
 
@@ -76,8 +76,10 @@ def finish_rows(e: Emitter, a: Any, values: Vector, row: Any, token: Any) -> Non
     with b.if_else(whole, likely=True) as (then, otherwise):
         with then:
             finish(e, a, values, row, token)
-        with otherwise:
-            for i in range(values.type.count):
-                this = b.add(row, e.int(i))
-                with b.if_then(b.icmp_signed("<", this, a.n_rows)):
-                    finish(e, a, b.extract_element(values, e.int(i, I32)), this, token)
+        with (
+            otherwise
+        ):  # through memory: a copy of this code for each lane would make kernels several times as large
+            lanes = e.memory(64)
+            e.store(values, lanes)
+            with e.loop(b.sub(a.n_rows, row)) as i:
+                finish(e, a, e.load(F32, lanes, b.shl(i, e.int(2))), b.add(row, i), token)

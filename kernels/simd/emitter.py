@@ -72,11 +72,12 @@ class Emitter:
         store.align = value.type.count * 4
         store.set_metadata("nontemporal", self.b.module.add_metadata([self.int(1, I32)]))
 
-    def prefetch(self, address: Address, level: int = 1) -> None:
-        """Prefetch a cache line into the cache of `level`. Any address is safe: memory that can't be read is ignored."""
+    def prefetch(self, address: Address, level: int = 1, write: bool = False) -> None:
+        """Prefetch a cache line into the cache of `level`, to `write` to it or just to read it. Any address is safe: memory that can't be
+        read is ignored."""
         pointer = self.b.inttoptr(address, I8.as_pointer())
-        read, locality, data = self.int(0, I32), self.int(4 - level, I32), self.int(1, I32)
-        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, read, locality, data)
+        access, locality, data = self.int(int(write), I32), self.int(4 - level, I32), self.int(1, I32)
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, access, locality, data)
 
     @contextmanager
     def spreading(self, start: Address, n_lines: int, together: int = 1) -> Iterator[None]:

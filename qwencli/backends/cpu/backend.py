@@ -92,8 +92,11 @@ class CPUBackend:
         panels: list[int] = [
             PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights
         ]
+        rows = (4 * info.shape[-1] for info in weights)
         attention: int = layout.attention_scratch(queries_at_once(c), c.head_dim, *self.cache_types)
-        return max(attention, int(layout.SAMPLING_SCRATCH), *panels)
+        return max(
+            attention, int(layout.store_scratch(c.head_dim)), int(layout.SAMPLING_SCRATCH), *rows, *panels
+        )
 
     def run(
         self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None

@@ -58,7 +58,8 @@ class Place(NamedTuple):
 class Value:
     """A tensor in memory: float32 [rows, width], with `per_token` rows for each of `dim`, and its quantized forms if a product needed them.
 
-    With `columns` the tensor is a view of another tensor's columns. `others` is more memory that is freed together with the value.
+    With `columns` the tensor is a view of another tensor's columns. `others` is more memory that is freed together with the value. If only
+    quantized forms are read, `has_floats` is false: `memory` is of no use, and the address is 0.
     """
 
     dim: str
@@ -68,15 +69,16 @@ class Value:
     per_token: int = 1
     columns: View | None = None
     others: list[Bytes] = field(default_factory=list)
+    has_floats: bool = True
 
     @cached_property
     def address(self) -> int:
-        return address_of(self.memory)
+        return address_of(self.memory) if self.has_floats else 0
 
     @property
     def is_plain(self) -> bool:
         """Whether the memory is just the rows of its tokens in order, so that they can be returned as a result."""
-        return self.per_token == 1 and self.columns is None
+        return self.per_token == 1 and self.columns is None and self.has_floats
 
     def place(self) -> Place:
         """Return where the numbers are in memory."""

@@ -19,9 +19,10 @@ from ...kernels import formats, layout
 from ...kernels.arguments import COPY, ROW, Arguments
 from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
-from ...network.graph import Op, Tensor, Weight
+from ...network.graph import Linear, Op, Tensor, Weight
 from ...network.model import Model
 from ..kv_cache import CacheTypes
+from .fuse import Plus
 from .inputs import Inputs
 from .memory import I64, Args, Buffers, Bytes, Value, address_of, quantized_at
 
@@ -39,6 +40,15 @@ def weight_info(product: Tensor) -> TensorInfo:
 def activation_kind(info: TensorInfo) -> str:
     """Return the kind of activations that kernels multiply with a tensor (see formats.FORMATS); "float" for a type without kernels."""
     return formats.FORMATS[info.type.name].family if info.type.name in formats.FORMATS else "float"
+
+
+def takes(reader: Tensor, name: str, kind: str) -> bool:
+    """Whether a node is a product that takes the tensor `name` as activations of a kind, and doesn't read it otherwise."""
+    op = reader.op.op if isinstance(reader.op, Plus) else reader.op
+    if not isinstance(op, Linear) or activation_kind(weight_info(reader)) != kind:
+        return False
+    _, x, *added = reader.src
+    return x.name == name and name not in [source.name for source in added]
 
 
 def layer_bytes(model: Model, types: CacheTypes) -> int:
@@ -224,12 +234,12 @@ class Program:
         self._keep.append(array)
         return address_of(array)
 
-    def new(self, name: str, dim: str, width: int, per_token: int = 1) -> Value:
+    def new(self, name: str, dim: str, width: int, per_token: int = 1, has_floats: bool = True) -> Value:
         """Make memory for a tensor with `per_token` rows of `width` numbers for each token. If there are several per token, rows may be in
-        any order."""
-        self.values[name] = value = Value(
-            dim, width, self._memory.take(4 * self.rooms[dim] * per_token * width), per_token=per_token
-        )
+        any order. Without `has_floats` there is only memory for what `room_for` is called for."""
+        n_bytes = 4 * self.rooms[dim] * per_token * width if has_floats else 0
+        value = Value(dim, width, self._memory.take(n_bytes), per_token=per_token, has_floats=has_floats)
+        self.values[name] = value
         return value
 
     def room_for(self, kind: str, x: Value) -> Args:
@@ -285,10 +295,16 @@ class Program:
         `args` are the arguments that this kernel has in addition to those of all prologues (see kernels/ops.py).
         """
         x = self.compact(node.src[0])
-        out = self.new(node.name, x.dim, x.width, x.per_token)
+        out = self.new(node.name, x.dim, x.width, x.per_token, self._needs_floats(node))
         kind, quantized = self.quantized(node, out)
         self.token_row(kernel, kind, of=x, n_cols=x.width, out=out.address, **quantized, **args)
         return out
+
+    def _needs_floats(self, node: Tensor) -> bool:
+        """Whether a result is wanted as float32 too: it is fetched, or not all that read it are products that take its quantized form."""
+        kind = self._forms.get(node.name, "f32")
+        readers = self._readers[node.name]
+        return node.name in self._needed or not all(takes(reader, node.name, kind) for reader in readers)
 
     def quantized(self, node: Tensor, out: Value) -> tuple[str, Args]:
         """Return the form in which the first product that reads `node` needs it, and the addresses of memory for that."""

@@ -7,12 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from ....kernels import layout
-from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE
+from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE, Arguments
 from ....network.graph import N_TOKENS, Columns, KVStore, Reshape, RMSNorm, Tensor
 from ..fuse import Attend, RotateHeads, StoreHeads
 from ..memory import Value, View, address_of
-from ..program import Program, layer_bytes
+from ..program import SOME_TOKENS, Program, layer_bytes
 from .registry import lowers
+
+HEADS_AT_ONCE = 16
+"""Heads that a chunk rotates if there are few tokens: that takes less than a microsecond."""
+TOKENS_AT_ONCE = 8
+"""Tokens whose heads a chunk rotates if there are many."""
+SLOTS_AT_ONCE = 32
+"""The most tokens for which a chunk stores a head: as many half floats as fit into a cache line."""
+CHUNKS_PER_THREAD = 2
+"""Chunks in which the heads of a few tokens are stored."""
 
 
 @lowers(Reshape)
@@ -56,12 +65,23 @@ def heads_of(
     }
 
 
+def head_row(
+    p: Program, kernel: Arguments, *variant: object, dim: str, unit: int, n_head: int, **args: Any
+) -> None:
+    """Add a row over the heads of all tokens (or rows). A chunk has `unit` of them."""
+    amount = p.inputs.multiple(dim, n_head)
+    count = p.inputs.count(dim)
+    p.row(kernel, *variant, amount=amount, divisor=unit, count=count, unit=unit, n_head=n_head, **args)
+
+
 def rotated(p: Program, x: Value, out: Value, heads: dict[str, Any]) -> None:
     """Add a row that normalises and rotates the heads of x. `out` may be the memory of x."""
     place = x.place()
-    p.token_row(
+    head_row(
+        p,
         ROTATE,
-        of=out,
+        dim=out.dim,
+        unit=HEADS_AT_ONCE if p.rooms[out.dim] <= SOME_TOKENS else TOKENS_AT_ONCE * heads["n_head"],
         x=place.address,
         **heads,
         out=out.address,
@@ -97,12 +117,15 @@ def norm(p: Program, node: Tensor) -> None:
 
 
 def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> None:
-    """Add a row that normalises and rotates keys in place, and stores keys and values in the cache."""
-    p.token_row(
+    """Add a row that normalises and rotates keys, and stores keys and values in the cache."""
+    heads_at_once = max(1, heads["n_head"] // (CHUNKS_PER_THREAD * p.n_threads))
+    head_row(
+        p,
         STORE,
         p.types.k,
         p.types.v,
-        of=k,
+        dim=k.dim,
+        unit=min(p.rooms[k.dim] * heads_at_once, SLOTS_AT_ONCE),
         k=k.address,
         **heads,
         v=v.address,
@@ -122,19 +145,12 @@ def kv_store(p: Program, node: Tensor) -> None:
 
 @lowers(StoreHeads)
 def store_heads(p: Program, node: Tensor) -> None:
-    """Rotate keys in place and store them. If another node needs them unchanged, rotate a copy."""
+    """Store rotated keys."""
     assert isinstance(node.op, StoreHeads)
-    k_node, v_node, *weight = node.src
-    k, v = p.compact(k_node), p.compact(v_node)
+    k, v, *weight = node.src
     rotation = node.op.rotation
     heads = heads_of(p, node, weight, eps=rotation.eps, n_rot=rotation.params.n_rot)
-    if p.may_overwrite(k):
-        store(p, node.op.layer, k, v, heads)
-    else:
-        copy = Value(k.dim, k.width, p.take(len(k.memory)))
-        k.others.append(copy.memory)
-        rotated(p, k, copy, heads)
-        store(p, node.op.layer, copy, v, heads_of(p, node))
+    store(p, node.op.layer, p.compact(k), p.compact(v), heads)
 
 
 # -- queries against the cache --------------------------------------------------------------------------------------------
