@@ -16,7 +16,7 @@ all quants and the sum of the first 16."""
 
 PANEL_ROWS = 32
 """Rows of a weight matrix that are unpacked together when there are many tokens."""
-BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
+BLOCK_Q8K, BLOCK_Q8_0 = 5184, 640
 """The most bytes that 16 rows of 256, or of 32, weights take in a panel."""
 
 PAGE = 64
