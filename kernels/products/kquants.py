@@ -65,9 +65,16 @@ def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any) -> None:
 
 
 def tile(
-    e: Emitter, quant: Any, a: Any, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+    e: Emitter,
+    quant: Any,
+    a: Any,
+    tokens: Sequence[Any],
+    panels: Sequence[Any],
+    ahead: Any,
+    by_words: bool = False,
 ) -> list[list[Any]]:
     b = e.b
+    micro_kernel = quant.TILE.by_words() if by_words else quant.TILE
     n_blocks, acts, scales = activations(e, a, tokens)
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     with e.loop(n_blocks) as i:
@@ -79,7 +86,7 @@ def tile(
                 prefetch_share(e, ahead_of_block, part, share // quant.PANEL.n_parts)
 
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
-        values = quant.TILE.block(
+        values = micro_kernel.block(
             e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetch
         )
         for row_sums, row_values in zip(sums, values):

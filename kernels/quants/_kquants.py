@@ -1,8 +1,9 @@
 """K-quants: 256 weights per block; panels of 16 rows, with the rows in lanes. Activations are Q8_K.
 
 For each block of 16 rows, a panel holds 64 vectors with four weights in each lane ("quarts"), a vector of 32-bit scales for each part of
-the block, and the f32 scale d. If there are mins, those of every two parts follow as pairs of i16, and their f32 scale dmin. If quants are so
-small that their products with the scales fit into bytes, the quarts hold these products, and the scales needn't be applied for each token.
+the block, and the f32 scale d. Mins, if there are any, follow: their f32 scale dmin, then those of every two parts as pairs of i16. If
+quants are so small that their products with the scales fit into bytes, the quarts hold these products, and the scales needn't be applied
+for each token.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ._ktiles import MicroKernel
 
 BLOCK, BYTES, KIND = sizes("Q4_K")
 PANEL = k.Panel(8, mins=True)
-TILE = MicroKernel(PANEL)
+TILE = MicroKernel(PANEL, largest=15)
 
 
 @njit(inline="always")
