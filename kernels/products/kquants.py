@@ -19,7 +19,7 @@ def activations(e: Emitter, a: Any, tokens: Sequence[Any]) -> tuple[Any, list[Ac
     n_blocks = b.lshr(a.n_cols, e.int(8))
     acts = []
     for t in tokens:
-        q = b.add(a.quants, b.mul(t, a.n_cols))
+        q = b.add(a.quants, b.mul(t, b.or_(a.n_cols, e.int(layout.ODD_LINES))))
         acts.append(Act(q, b.add(a.sums, b.mul(b.mul(t, n_blocks), e.int(layout.Q8K_SUMS_BYTES)))))
     return n_blocks, acts, [b.add(a.scales, b.shl(b.mul(t, n_blocks), e.int(2))) for t in tokens]
 
