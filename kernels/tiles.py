@@ -40,7 +40,7 @@ _SMALL = {
     "float": (Tile(2, 2), Tile(4, 2)),
     "bf16": (Tile(2, 2), Tile(4, 2)),
 }
-_BY_WORDS = {"Q4_K": (Tile(2, 6, True), Tile(2, 8, True))}
+_BY_WORDS = {"Q4_K": (Tile(2, 6, by_words=True),)}
 
 
 class Tiles:
