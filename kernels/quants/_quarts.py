@@ -21,7 +21,7 @@ def add_products(
     """Return [R][T] i32x16: starts[r][t] plus the products of `count` vectors of panel r with four bytes of token t for each vector.
 
     With few registers it is a loop, which LLVM unrolls if that pays: if it were unrolled here, all products would come before all
-    additions, and be kept on the stack.
+    additions, and be kept on the stack. It also stays a loop for few sums, whose latency is what takes time.
     """
     b = e.b
     sums = [[e.var(start) for start in of_row] for of_row in starts]
@@ -33,7 +33,7 @@ def add_products(
             for of_row, weight in zip(sums, weights):
                 b.store(dot4(b.load(of_row[t]), weight, quants), of_row[t])
 
-    if e.registers >= 32:
+    if e.registers >= 32 and len(panels) * len(acts) > 4:
         for k in range(count):
             step(e.int(k))
     else:
