@@ -229,7 +229,7 @@ def quantize_row(
     quantize(
         e,
         x,
-        e.at(q, values),
+        e.at(q, b.mul(token, b.or_(n, e.int(layout.ODD_LINES)))),
         e.at(d, b.shl(blocks, e.int(2))),
         e.at(sums, b.mul(blocks, e.int(sum_bytes))),
         n,

@@ -20,18 +20,29 @@ class ISA(NamedTuple):
     """An instruction set, with a file `name` in `simd/`.
 
     `machines` are the kinds of processor that may have it, () for any kind; `needs` are the CPU features that it needs, by LLVM's names.
-    LLVM compiles for `cpu` with these features, or for the CPU we run on if it is "".
+    LLVM compiles for `cpu` with these features, or for the CPU we run on if it is "". `tuning` are further names, which tell LLVM what is
+    fast.
     """
 
     name: str
     machines: tuple[str, ...]
     needs: tuple[str, ...]
     cpu: str
+    tuning: tuple[str, ...] = ()
 
+
+# for Intel's CPUs LLVM would replace one vpdpwssd by two instructions: a chain of them gets shorter, but ports are busier
+ONE_DOT = ("fast-dpwssd",)
 
 ISAS = (  # best first
-    ISA("avx512vnni", X86, ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"), ""),
-    ISA("avxvnni", X86, ("avx2", "fma", "f16c", "avxvnni"), "x86-64-v3"),
+    ISA(
+        "avx512vnni",
+        X86,
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"),
+        "",
+        ONE_DOT,
+    ),
+    ISA("avxvnni", X86, ("avx2", "fma", "f16c", "avxvnni"), "x86-64-v3", ONE_DOT),
     ISA("avx2", X86, ("avx2", "fma", "f16c"), "x86-64-v3"),
     # "generic" and not the name of the CPU: that would imply features, such as SVE, that the system may not have enabled
     ISA("neon_i8mm", ARM, ("neon", "dotprod", "i8mm"), "generic"),
@@ -133,9 +144,11 @@ def target(isa: ISA) -> Target:
 
     native = not isa.machines or machine() in isa.machines
     triple = llvm.get_process_triple() if native else f"{isa.machines[0]}-unknown-linux-gnu"
+    tuning = [f"+{name}" for name in isa.tuning]
     if not isa.cpu:
-        return Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+        features = ",".join([llvm.get_host_cpu_features().flatten(), *tuning])
+        return Target(triple, llvm.get_host_cpu_name(), features)
     cpu = isa.cpu if isa.machines or machine() in X86 else "generic"
     # no ISA needs these atomics, but they matter when many cores claim chunks
     atomics = cpu_features() & {"lse"} if native else set()
-    return Target(triple, cpu, ",".join(f"+{name}" for name in (*isa.needs, *atomics)))
+    return Target(triple, cpu, ",".join([*(f"+{name}" for name in (*isa.needs, *atomics)), *tuning]))

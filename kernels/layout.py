@@ -14,9 +14,13 @@ Q8_0_BLOCK, Q8_0_SUMS_BYTES = 32, 4
 """Q8_0 activations are three arrays: i8 quants, and for each block of 32 an f32 scale, rounded to half precision, and two i16: the sum of
 all quants and the sum of the first 16."""
 
+ODD_LINES = 64
+"""A token's row of quants takes `n_cols | ODD_LINES` bytes: an odd number of cache lines. If it took a multiple of 4,096, as many matrices
+have columns, the rows of all tokens would compete for the same sets of the L1 cache."""
+
 PANEL_ROWS = 32
 """Rows of a weight matrix that are unpacked together when there are many tokens."""
-BLOCK_Q8K, BLOCK_Q8_0 = 5760, 640
+BLOCK_Q8K, BLOCK_Q8_0 = 5184, 640
 """The most bytes that 16 rows of 256, or of 32, weights take in a panel."""
 
 PAGE = 64
@@ -34,9 +38,9 @@ SPLIT = 256
 def activation_bytes(kind: str, n_cols: int) -> tuple[int, int, int]:
     """Return the bytes that a token's quantized activations take: of quants, scales and sums."""
     if kind == "q8k":
-        return n_cols, n_cols // Q8K_BLOCK * 4, n_cols // Q8K_BLOCK * Q8K_SUMS_BYTES
+        return n_cols | ODD_LINES, n_cols // Q8K_BLOCK * 4, n_cols // Q8K_BLOCK * Q8K_SUMS_BYTES
     if kind == "q8_0":
-        return n_cols, n_cols // Q8_0_BLOCK * 4, n_cols // Q8_0_BLOCK * Q8_0_SUMS_BYTES
+        return n_cols | ODD_LINES, n_cols // Q8_0_BLOCK * 4, n_cols // Q8_0_BLOCK * Q8_0_SUMS_BYTES
     return 2 * n_cols if kind == "bf16" else 0, 0, 0
 
 

@@ -73,7 +73,8 @@ def build_one(quant: ModuleType, together: int, *n_cols: int) -> Any:
 
 def build_many(quant: ModuleType, shape: Tile) -> Any:
     family = FAMILIES[quant.KIND]
-    n_vectors, n_tile = shape
+    n_vectors, n_tile, by_words = shape
+    options = {"by_words": True} if by_words else {}
     n_small, tile_rows = min(SMALL_TILE_TOKENS, n_tile), n_vectors * LANES
 
     def address_of(e: Emitter, a: Any, row: Any) -> Any:
@@ -112,7 +113,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
             panels = [
                 panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)
             ]
-            values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead)
+            values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead, **options)
             for t in range(n_tile):
                 this = b.add(token, e.int(t))
                 with if_token(e, a, this):
@@ -145,7 +146,7 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 def build_many_floats(quant: ModuleType, shape: Tile) -> Any:
     """Multiply float weights: nothing is unpacked. A tile is some rows and some tokens; rows are read again for every TOKENS_IN_CACHE
     tokens."""
-    n_rows, n_tile = shape
+    n_rows, n_tile, _ = shape
 
     def tile_of(n_tile: int) -> Any:
         @intrinsic_of(void, i64, i64, i64)

@@ -16,25 +16,27 @@ TOGETHER = 1
 
 
 class Tile(NamedTuple):
-    """The vectors of 16 rows of a panel (for float weights: the rows) and the tokens that are multiplied at once."""
+    """The vectors of 16 rows of a panel (for float weights: the rows) and the tokens that are multiplied at once; and whether sums and
+    scales are multiplied as 16-bit words (see MicroKernel)."""
 
     n_rows: int
     n_tokens: int
+    by_words: bool = False
 
     def __str__(self) -> str:
-        return f"{self.n_rows}x{self.n_tokens}"
+        return f"{self.n_rows}x{self.n_tokens}" + "w" * self.by_words
 
     @classmethod
     def parse(cls, text: str) -> Tile:
         """Read a tile that `str` has written. Raises ValueError for any other text."""
-        n_rows, n_tokens = text.split("x")
-        return cls(int(n_rows), int(n_tokens))
+        n_rows, n_tokens = text.removesuffix("w").split("x")
+        return cls(int(n_rows), int(n_tokens), text.endswith("w"))
 
 
 # a tile takes an accumulator for each vector of rows and token; the first table is for 32 registers of 64 bytes, the second for fewer or
 # smaller ones
 _LARGE = {
-    "q8k": (Tile(2, 6), Tile(2, 4), Tile(2, 5)),
+    "q8k": (Tile(2, 6), Tile(2, 4)),
     "q8_0": (Tile(2, 6), Tile(2, 8), Tile(2, 4)),
     "float": (Tile(4, 4), Tile(4, 6)),
     "bf16": (Tile(4, 4), Tile(4, 6)),
@@ -45,6 +47,7 @@ _SMALL = {
     "float": (Tile(2, 2), Tile(4, 2)),
     "bf16": (Tile(2, 2), Tile(4, 2)),
 }
+_BY_WORDS = {"Q4_K": (Tile(2, 6, by_words=True),)}
 
 
 class Tiles:
@@ -68,4 +71,6 @@ class Tiles:
 
     def candidates(self, name: str) -> tuple[Tile, ...]:
         """Return the tiles worth trying, the usual one first."""
-        return (_LARGE if self._large else _SMALL)[FORMATS[name].family]
+        if not self._large:
+            return _SMALL[FORMATS[name].family]
+        return _LARGE[FORMATS[name].family] + _BY_WORDS.get(name, ())

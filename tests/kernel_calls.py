@@ -66,7 +66,8 @@ class Quantized:
         if self.kind == "bf16":
             return (self.q.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         n, n_blocks = self.d.shape
-        return (self.q.reshape(n, n_blocks, -1) * self.d[..., None].astype(np.float64)).reshape(n, -1)
+        quants = self.q[:, : self.x.shape[1]].reshape(n, n_blocks, -1)
+        return (quants * self.d[..., None].astype(np.float64)).reshape(n, -1)
 
     def multiply(
         self,

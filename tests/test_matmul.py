@@ -133,7 +133,7 @@ def test_quantized_activations(isa_name: str, kind: str) -> None:
     )  # a half float's scale is off by up to 1 / 2048
     keep = slice(None) if kind == "q8k" else [0, 1, 3]  # half floats end at 6e-8
     assert (np.abs(a.dequantized() - x).reshape(5, -1, block) <= half_step * 1.001)[keep].all()
-    q = a.q.reshape(5, -1, block).astype(int)
+    q = a.q[:, :512].reshape(5, -1, block).astype(int)
     assert q.min() >= -127
     if kind == "q8k":
         sums = a.sums.reshape(5, -1, 24)

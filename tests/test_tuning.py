@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blocks import random_rows
+from blocks import filled_rows, random_rows
 from guarded import guarded
 from kernel_calls import Quantized
 
@@ -18,20 +18,36 @@ from qwencli.kernels.tiles import Tiles
 ISA = isa.choose().name
 
 
-@pytest.mark.parametrize("name", ["Q6_K", "Q8_0", "F16"])
-def test_all_tiles_give_the_same_bits(name: str) -> None:
-    rng = np.random.default_rng(0)
-    w = random_rows(name, 45, 512, rng)
-    activations = Quantized(
-        ISA, rng.standard_normal((11, 512)).astype(np.float32), formats.FORMATS[name].family, "after"
-    )
+def results_of_all_tiles(name: str, w: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
     kernels_of(ISA).load(tuning.kernels_to_try(ISA, [name])[name])
-    found = [
+    activations = Quantized(ISA, x, formats.FORMATS[name].family, "after")
+    return [
         activations.multiply(ISA, name, "many", w, tile=str(tile)) for tile in Tiles(ISA).candidates(name)
     ]
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "F16"])
+def test_all_tiles_give_the_same_bits(name: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((11, 512)).astype(np.float32)
+    found = results_of_all_tiles(name, random_rows(name, 45, 512, rng), x)
     assert len(found) > 1
     for other in found[1:]:
         assert np.array_equal(found[0], other)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
+def test_no_tile_overflows(name: str) -> None:
+    """The largest and the smallest quants, scales and activations, so that sums are as large as they can be."""
+    x = np.ones((11, 512), np.float32)
+    x[1::2] = -1
+    x[2::3, ::2] *= -1
+    activations = Quantized(ISA, x, formats.FORMATS[name].family, "after")
+    for byte in 0xFF, 0x7F, 0x80, 0x00:
+        w = filled_rows(name, 45, 512, byte, 1.0)
+        one = activations.multiply(ISA, name, "one", w)
+        for found in results_of_all_tiles(name, w, x):
+            assert np.array_equal(one, found)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from .. import layout
 from ..quants._blocks import SCALES, VECTOR, Group
 from ..quants._quarts import add_products
 from ..simd import F32, F32X4, F32X16, I8X16, I16, I16X32, I32, I32X16, LANES, Emitter
@@ -90,7 +91,7 @@ def rows_in_place(
             [Group(e.at(start, place), n, start, place, step * bytes_of_four) for place, n in places]
             for start in starts
         ]
-        q = b.add(b.add(a.quants, b.mul(token, e.int(n_cols))), b.shl(i, e.int(5)))
+        q = b.add(b.add(a.quants, b.mul(token, e.int(n_cols | layout.ODD_LINES))), b.shl(i, e.int(5)))
         low_x, high_x = (
             e.join([e.load(I8X16, q, 32 * step * k + 16 * half) for k in range(4)]) for half in (0, 1)
         )
@@ -165,7 +166,8 @@ def tile(
     b, form = e.b, quant.FORM
     n_groups = b.lshr(a.n_cols, e.int(5))
     totals = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
-    acts = [b.add(a.quants, b.mul(t, a.n_cols)) for t in tokens]
+    row_bytes = b.or_(a.n_cols, e.int(layout.ODD_LINES))
+    acts = [b.add(a.quants, b.mul(t, row_bytes)) for t in tokens]
     scale_rows = [b.shl(b.mul(t, n_groups), e.int(2)) for t in tokens]
     count = 8 // form.n_scales
     share = len(panels) * LANES * quant.BYTES * 32 // quant.BLOCK // 2 // form.n_scales

@@ -20,7 +20,7 @@ def activations(e: Emitter, a: Any, tokens: Sequence[Any]) -> tuple[Any, list[Ac
     n_blocks = b.lshr(a.n_cols, e.int(8))
     acts = []
     for t in tokens:
-        q = b.add(a.quants, b.mul(t, a.n_cols))
+        q = b.add(a.quants, b.mul(t, b.or_(a.n_cols, e.int(layout.ODD_LINES))))
         acts.append(Act(q, b.add(a.sums, b.mul(b.mul(t, n_blocks), e.int(layout.Q8K_SUMS_BYTES)))))
     return n_blocks, acts, [b.add(a.scales, b.shl(b.mul(t, n_blocks), e.int(2))) for t in tokens]
 
@@ -70,9 +70,16 @@ def unpack(e: Emitter, quant: Any, a: Any, row: Any, panel: Any, ahead: Any) -> 
 
 
 def tile(
-    e: Emitter, quant: Any, a: Any, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+    e: Emitter,
+    quant: Any,
+    a: Any,
+    tokens: Sequence[Any],
+    panels: Sequence[Any],
+    ahead: Any,
+    by_words: bool = False,
 ) -> list[list[Any]]:
     b = e.b
+    micro_kernel = quant.TILE.by_words() if by_words else quant.TILE
     n_blocks, acts, scales = activations(e, a, tokens)
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     n_parts = quant.PANEL.n_parts
@@ -84,7 +91,7 @@ def tile(
             return e.spreading(b.add(ahead, b.mul(number, e.int(share))), lines_of(share))
 
         offset = b.mul(i, e.int(quant.PANEL.n_bytes))
-        values = quant.TILE.block(
+        values = micro_kernel.block(
             e, [b.add(address, offset) for address in panels], at_block(e, acts, i), fetching
         )
         for row_sums, row_values in zip(sums, values):

@@ -1,8 +1,9 @@
 """K-quants: 256 weights per block; panels of 16 rows, with the rows in lanes. Activations are Q8_K.
 
 For each block of 16 rows, a panel holds 64 vectors with four weights in each lane ("quarts"), a vector of 32-bit scales for each part of
-the block, the mins (or the scales again) of every two parts as pairs of i16, and the f32 scales d and dmin. If quants are so small that
-their products with the scales fit into bytes, the quarts hold these products, and the scales needn't be applied for each token.
+the block, and the f32 scale d. Mins, if there are any, follow: their f32 scale dmin, then those of every two parts as pairs of i16. If
+quants are so small that their products with the scales fit into bytes, the quarts hold these products, and the scales needn't be applied
+for each token.
 """
 
 from __future__ import annotations
@@ -27,31 +28,32 @@ class Act(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Offsets in the block of a panel, with scales for `n_parts` parts. A `scaled` panel has no scales: its quarts are already multiplied
-    by them."""
+    """Offsets in the block of a panel, with scales and perhaps `mins` for `n_parts` parts. A `scaled` panel has no scales: its quarts are
+    already multiplied by them."""
 
     n_parts: int
     scaled: bool = False
+    mins: bool = False
 
     @property
     def scales(self) -> int:
         return QUARTS
 
     @property
-    def pairs(self) -> int:
-        return self.scales + (0 if self.scaled else self.n_parts * VECTOR)
-
-    @property
     def d(self) -> int:
-        return self.pairs + self.n_parts // 2 * VECTOR
+        return self.scales + (0 if self.scaled else self.n_parts * VECTOR)
 
     @property
     def dmin(self) -> int:
         return self.d + VECTOR
 
     @property
-    def n_bytes(self) -> int:
+    def pairs(self) -> int:
         return self.dmin + VECTOR
+
+    @property
+    def n_bytes(self) -> int:
+        return self.pairs + self.n_parts // 2 * VECTOR if self.mins else self.dmin
 
 
 def six_bit(e: Emitter, u0: Any, u1: Any, u2: Any) -> tuple[Any, Any, Any, Any]:
@@ -138,13 +140,9 @@ def store_six_bit(e: Emitter, panel: Panel, address: Any, words: Sequence[Any]) 
 
 
 def store_scales(e: Emitter, panel: Panel, address: Any, scales: Sequence[Any]) -> None:
-    """Store the scale of each part (i32x16, with the rows in lanes) in a panel, and once more in pairs."""
-    b = e.b
+    """Store the scale of each part (i32x16, with the rows in lanes) in a panel."""
     for j, scale in enumerate(scales):
         e.store(scale, address, panel.scales + j * VECTOR)
-    for j in range(0, len(scales), 2):
-        pair = b.or_(b.and_(scales[j], e.int(0xFFFF, I32X16)), b.shl(scales[j + 1], e.int(16, I32X16)))
-        e.store(pair, address, panel.pairs + j // 2 * VECTOR)
 
 
 def sum_four(e: Emitter, vectors: Sequence[Any]) -> Any:

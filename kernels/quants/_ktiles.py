@@ -13,19 +13,35 @@ from ..simd import F32X16, I16, I16X32, I32, I32X16, Emitter
 from ._kquants import Act, Panel
 from ._quarts import VECTOR, add_products
 
+Blocks = list[list[Any]]
+"""[R][T] f32x16: the same as a format's `values`, with the rows in lanes."""
+
 
 class MicroKernel:
     """The micro-kernel on a panel block of 256 weights: R vectors of 16 rows times T tokens, with integers until the end.
 
-    Quants are bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them. With `mins` the panel's pairs are
-    mins, whose scale is dmin. Otherwise the pairs are the scales, and `minus` is subtracted from every quant.
+    Quants are bytes below 128, or if `wide` signed bytes, `raised` as the instruction set needs them. `minus` is subtracted from every
+    quant. `largest` is the largest quant of a format that can be multiplied `by_words`, whose quants and scales aren't negative.
     """
 
-    def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
+    def __init__(
+        self, panel: Panel, minus: int = 0, wide: bool = False, largest: int = 0, by_words: bool = False
+    ) -> None:
         self.panel = panel
-        self.mins = mins
         self.minus = minus
         self.wide = wide
+        self.largest = largest
+        self._by_words = by_words
+
+    def by_words(self) -> MicroKernel:
+        """Return the same micro-kernel, which multiplies sums and scales as 16-bit numbers.
+
+        On Intel's CPUs `vpmulld` and an addition take three slots, `vpdpwssd` takes one. So it pays to have more sums, small enough for 16
+        bits. Raises ValueError for a format that can't be multiplied so.
+        """
+        if not self.largest:
+            raise ValueError("the format's sums and scales can't be multiplied as words")
+        return MicroKernel(self.panel, largest=self.largest, by_words=True)
 
     def block(
         self,
@@ -33,50 +49,61 @@ class MicroKernel:
         panels: Sequence[Any],
         acts: Sequence[Act],
         fetching: Callable[[Any], AbstractContextManager[None]],
-    ) -> list[list[Any]]:
-        """Return [R][T] f32x16: the same as the format's `values`, with the rows in lanes. fetching(number) is a context for the products of a
-        part, which prefetches meanwhile."""
+    ) -> Blocks:
+        """Multiply. fetching(number) is a context for the products of a part, which prefetches meanwhile."""
         b, p = e.b, self.panel
-        tokens = range(len(acts))
-        totals = [[e.var(e.int(0, I32X16)) for _ in tokens] for _ in panels]
+        totals = [[e.var(e.int(0, I32X16)) for _ in acts] for _ in panels]
         per_part = 64 // p.n_parts
+        # four products a step; a product is at most 127 * largest
+        at_once = per_part
+        while self._by_words and 4 * at_once * 127 * self.largest > 0x7FFF:
+            at_once //= 2
+        start_of = self._starts(e, acts)
         # unrolled, all parts together would hold more values than there are registers
         with e.loop(e.int(p.n_parts)) as part:
             quarts = [b.add(address, b.mul(part, e.int(per_part * VECTOR))) for address in panels]
-            scales = [b.add(address, b.mul(part, e.int(VECTOR))) for address in panels]
             quants = [b.add(act.q, b.mul(part, e.int(4 * per_part))) for act in acts]
-            zeros = [[e.int(0, I32X16)] * len(acts)] * len(panels)
+            starts = [start_of(t, part) for t in range(len(acts))]
+            dot4 = e.dot4_wide if self.wide else e.dot4
             with fetching(part):
-                partial = add_products(
-                    e, e.dot4_wide if self.wide else e.dot4, zeros, quarts, quants, per_part
-                )
-            for r, address in enumerate(scales):
-                scale = e.load(I32X16, address, p.scales)
-                for t in tokens:
-                    b.store(b.add(b.load(totals[r][t]), b.mul(partial[r][t], scale)), totals[r][t])
-        return [
-            [self._scaled(e, address, b.load(totals[r][t]), acts[t]) for t in tokens]
-            for r, address in enumerate(panels)
-        ]
+                for first in range(0, per_part, at_once):
+                    weights, x = (
+                        [e.at(address, first * n) for address in each]
+                        for each, n in ((quarts, VECTOR), (quants, 4))
+                    )
+                    partial = add_products(e, dot4, [starts] * len(panels), weights, x, at_once)
+                    for address, of_row, sums in zip(panels, totals, partial):
+                        scale = e.load(I32X16, b.add(address, b.mul(part, e.int(VECTOR))), p.scales)
+                        for total, each in zip(of_row, sums):
+                            b.store(self._plus_scaled(e, b.load(total), each, scale), total)
+        return values_of(e, p, panels, acts, totals)
 
-    def _scaled(self, e: Emitter, address: Any, total: Any, a: Act) -> Any:
-        b, p = e.b, self.panel
+    def _plus_scaled(self, e: Emitter, total: Any, sums: Any, scale: Any) -> Any:
+        if not self._by_words:
+            return e.b.add(total, e.b.mul(sums, scale))
+        # the upper words are 0 in scales, whatever they are in sums
+        return e.dot2(total, e.b.bitcast(sums, I16X32), e.b.bitcast(scale, I16X32))
+
+    def _starts(self, e: Emitter, acts: Sequence[Act]) -> Callable[[int, Any], Any]:
+        """Return f(token, part): what a part's sum starts with, -minus times the part's activations."""
         minus = self.minus + e.raised_by * self.wide
-        d = e.load(F32X16, address, p.d)
-        if not (self.mins or minus):
-            return b.fmul(d, b.sitofp(total, d.type))
-        offset = pairs_times_sums(e, p, address, a)
-        if minus:
-            return b.fmul(d, b.sitofp(b.sub(total, b.mul(offset, e.int(minus, I32X16))), d.type))
-        return less_mins(e, p, address, total, offset)
+        if not minus:
+            return lambda token, part: e.int(0, I32X16)
+        n = self.panel.n_parts
+        kept = e.memory(VECTOR * len(acts))
+        for t, act in enumerate(acts):
+            sums = e.b.sext(e.load(ir.VectorType(I16, n), act.sums, sums_of_parts(n)), ir.VectorType(I32, n))
+            e.store(e.b.mul(sums, e.int(-minus, sums.type)), kept, VECTOR * t)
+        return lambda token, part: e.splat(
+            e.load(I32, e.b.add(kept, e.b.shl(part, e.int(2))), VECTOR * token)
+        )
 
 
 class ScaledTile:
     """`MicroKernel` for a `scaled` panel, whose bytes are products of quants and scales. `minus` is subtracted from each of them."""
 
-    def __init__(self, panel: Panel, mins: bool = False, minus: int = 0, wide: bool = False) -> None:
+    def __init__(self, panel: Panel, minus: int = 0, wide: bool = False) -> None:
         self.panel = panel
-        self.mins = mins
         self.minus = minus
         self.wide = wide
 
@@ -86,7 +113,7 @@ class ScaledTile:
         panels: Sequence[Any],
         acts: Sequence[Act],
         fetching: Callable[[Any], AbstractContextManager[None]],
-    ) -> list[list[Any]]:
+    ) -> Blocks:
         b, p = e.b, self.panel
         starts = [self._start(e, act) for act in acts]
         totals = [[e.var(start) for start in starts] for _ in panels]
@@ -102,19 +129,35 @@ class ScaledTile:
             for of_row, new in zip(totals, after):
                 for total, value in zip(of_row, new):
                     b.store(value, total)
-        return [
-            [self._value(e, address, b.load(total), act) for total, act in zip(of_row, acts)]
-            for address, of_row in zip(panels, totals)
-        ]
+        return values_of(e, p, panels, acts, totals)
 
     def _start(self, e: Emitter, act: Act) -> Any:
         minus = self.minus + e.raised_by * self.wide
         return e.splat(e.b.mul(sum_of_block(e, act), e.int(-minus, I32))) if minus else e.int(0, I32X16)
 
-    def _value(self, e: Emitter, address: Any, total: Any, act: Act) -> Any:
-        if self.mins:
-            return less_mins(e, self.panel, address, total, pairs_times_sums(e, self.panel, address, act))
-        return e.b.fmul(e.load(F32X16, address, self.panel.d), e.b.sitofp(total, F32X16))
+
+def values_of(
+    e: Emitter, panel: Panel, panels: Sequence[Any], acts: Sequence[Act], totals: Sequence[Sequence[Any]]
+) -> Blocks:
+    """Multiply the totals, variables with i32x16, by d, and subtract the mins if there are any."""
+    b = e.b
+
+    def value(address: Any, act: Act, total: Any) -> Any:
+        scaled = b.fmul(e.load(F32X16, address, panel.d), b.sitofp(total, F32X16))
+        if not panel.mins:
+            return scaled
+        offset = b.sitofp(pairs_times_sums(e, panel, address, act), F32X16)
+        return b.fsub(scaled, b.fmul(e.load(F32X16, address, panel.dmin), offset))
+
+    return [
+        [value(address, act, b.load(total)) for act, total in zip(acts, of_row)]
+        for address, of_row in zip(panels, totals)
+    ]
+
+
+def sums_of_parts(n_parts: int) -> int:
+    """Return where the sums of the parts' activations start."""
+    return layout.SUMS_OF_16 if n_parts == 16 else layout.SUMS_OF_32
 
 
 def sum_of_block(e: Emitter, act: Act) -> Any:
@@ -125,16 +168,9 @@ def sum_of_block(e: Emitter, act: Act) -> Any:
 
 
 def pairs_times_sums(e: Emitter, panel: Panel, address: Any, act: Act) -> Any:
-    """Multiply a panel's pairs by the sums of the parts' activations, and add up: i32x16."""
+    """Multiply a panel's pairs of mins by the sums of the parts' activations, and add up: i32x16."""
     b, offset = e.b, e.int(0, I32X16)
-    first = layout.SUMS_OF_16 if panel.n_parts == 16 else layout.SUMS_OF_32
     for i in range(panel.n_parts // 2):
-        sums = b.bitcast(e.splat(e.load(I32, act.sums, first + 4 * i)), I16X32)
+        sums = b.bitcast(e.splat(e.load(I32, act.sums, sums_of_parts(panel.n_parts) + 4 * i)), I16X32)
         offset = e.dot2(offset, b.bitcast(e.load(I32X16, address, panel.pairs + i * VECTOR), I16X32), sums)
     return offset
-
-
-def less_mins(e: Emitter, panel: Panel, address: Any, total: Any, offset: Any) -> Any:
-    """d * total - dmin * offset"""
-    b, d, dmin = e.b, e.load(F32X16, address, panel.d), e.load(F32X16, address, panel.dmin)
-    return b.fsub(b.fmul(d, b.sitofp(total, d.type)), b.fmul(dmin, b.sitofp(offset, d.type)))

@@ -21,8 +21,8 @@ from . import _kquants as k
 from ._ktiles import ScaledTile
 
 BLOCK, BYTES, KIND = sizes("Q2_K")
-PANEL = k.Panel(16, scaled=True)
-TILE = ScaledTile(PANEL, mins=True)
+PANEL = k.Panel(16, scaled=True, mins=True)
+TILE = ScaledTile(PANEL)
 
 
 @njit(inline="always")

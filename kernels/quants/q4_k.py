@@ -20,8 +20,8 @@ from . import _kquants as k
 from ._ktiles import MicroKernel
 
 BLOCK, BYTES, KIND = sizes("Q4_K")
-PANEL = k.Panel(8)
-TILE = MicroKernel(PANEL, mins=True)
+PANEL = k.Panel(8, mins=True)
+TILE = MicroKernel(PANEL, largest=15)
 
 
 @njit(inline="always")

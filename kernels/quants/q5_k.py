@@ -19,10 +19,12 @@ from numba import njit
 from ..formats import sizes
 from ..simd import I8X32, I8X64, I32X16, Emitter, as_f32, load_f16, load_u8
 from . import _kquants as k
-from .q4_k import PANEL, TILE, nibbles, six_bit_pair, store_head
+from ._ktiles import MicroKernel
+from .q4_k import PANEL, nibbles, six_bit_pair, store_head
 
 __all__ = ["BLOCK", "BYTES", "KIND", "PANEL", "TILE", "unpack", "value", "values"]
 BLOCK, BYTES, KIND = sizes("Q5_K")
+TILE = MicroKernel(PANEL)
 
 
 @njit(inline="always")
