@@ -7,12 +7,8 @@ from typing import NamedTuple
 
 from .formats import FORMATS
 
-
-AHEAD = 4096
-"""Bytes that weights are prefetched before they are multiplied in place."""
-
-
-TOGETHER = 1
+AHEAD, TOGETHER = 4096, 1
+"""How many bytes before they are multiplied in place weights are prefetched, and how many cache lines at a time."""
 
 
 class Tile(NamedTuple):
