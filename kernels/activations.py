@@ -225,7 +225,7 @@ def quantize_row(
         "q8k": (quantize_q8k, layout.Q8K_BLOCK, layout.Q8K_SUMS_BYTES),
         "q8_0": (quantize_q8_0, layout.Q8_0_BLOCK, layout.Q8_0_SUMS_BYTES),
     }[kind]
-    values, blocks = b.mul(token, n), b.mul(token, b.udiv(n, e.int(block)))
+    blocks = b.mul(token, b.udiv(n, e.int(block)))
     quantize(
         e,
         x,
