@@ -92,28 +92,32 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
         with e.loop(e.b.lshr(a.row_bytes, e.int(1))) as i:
             e.prefetch(e.b.add(start, e.b.shl(i, e.int(6))), level=2)
 
-    @intrinsic_of(void, i64, i64, i64)
-    def unpack(e: Emitter, args: Any, row: Any, panel: Any) -> None:
-        """Unpack the panel from `row` on, and prefetch the first half of the next one."""
+    @intrinsic_of(void, i64, i64, i64, i64)
+    def unpack(e: Emitter, args: Any, row: Any, panel: Any, few: Any) -> None:
+        """Unpack the panel from `row` on. If the tokens are few, prefetch the first half of the next one."""
         a = product(e, quant, args)
+        few = e.b.icmp_signed("!=", few, e.int(0))
         with e.loop(e.int(layout.PANEL_ROWS // LANES)) as r:
             ahead = address_of(e, a, e.b.add(e.at(row, layout.PANEL_ROWS), e.b.mul(r, e.int(LANES // 2))))
+            ahead = e.b.select(few, ahead, panel)
             family.unpack(e, quant, a, e.b.add(row, e.b.shl(r, e.int(4))), panel_at(e, a, panel, r), ahead)
 
-    def tile_of(n_tile: int) -> Any:
+    def tile_of(n_tile: int, halves: int) -> Any:
         @intrinsic_of(void, i64, i64, i64, i64, i64)
         def tile(e: Emitter, args: Any, row: Any, first: Any, token: Any, panel: Any) -> None:
-            """Multiply the rows from `first` on of the panel that starts at `row`. The first tokens' tile prefetches the second half of the
-            next panel, the others what is in the cache anyway."""
+            """Multiply the rows from `first` on of the panel that starts at `row`. The first tokens' tile prefetches the last one or two
+            `halves` of the next panel, the others what is in the cache anyway."""
             b = e.b
             a = product(e, quant, args)
-            second_half = layout.PANEL_ROWS * 3 // 2
-            ahead = address_of(e, a, b.add(e.at(row, second_half), b.lshr(first, e.int(1))))
+            start = e.at(row, layout.PANEL_ROWS * 2 - layout.PANEL_ROWS // 2 * halves)
+            ahead = address_of(e, a, b.add(start, b.lshr(b.mul(first, e.int(halves)), e.int(1))))
             ahead = b.select(b.icmp_unsigned("==", token, e.int(0)), ahead, panel)
             panels = [
                 panel_at(e, a, panel, b.add(b.lshr(first, e.int(4)), e.int(r))) for r in range(n_vectors)
             ]
-            values = family.tile(e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead, **options)
+            values = family.tile(
+                e, quant, a, clamped_tokens(e, a, token, n_tile), panels, ahead, halves, **options
+            )
             for t in range(n_tile):
                 this = b.add(token, e.int(t))
                 with if_token(e, a, this):
@@ -122,7 +126,8 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
 
         return tile
 
-    tile, small_tile = tile_of(n_tile), tile_of(n_small)
+    tile, small_tile = tile_of(n_tile, 2), tile_of(n_small, 1)
+    n_few = 2 * n_small
 
     def many(args, chunk, scratch):
         first, last = rows_of(args, chunk)
@@ -130,10 +135,10 @@ def build_many(quant: ModuleType, shape: Tile) -> Any:
         if n_tokens > 0:
             fetch(args, first)
             for row in range(first, last, layout.PANEL_ROWS):
-                unpack(args, row, scratch)
+                unpack(args, row, scratch, n_tokens <= n_few)
                 for part in range(0, layout.PANEL_ROWS, tile_rows):
                     token = 0
-                    while n_tokens - token > 2 * n_small:
+                    while n_tokens - token > n_few:
                         tile(args, row, part, token, scratch)
                         token += n_tile
                     while token < n_tokens:

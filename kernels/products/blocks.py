@@ -161,7 +161,7 @@ def unpack_group(e: Emitter, quant: Any, blocks: Sequence[Any], number: int, out
 
 
 def tile(
-    e: Emitter, quant: Any, a: Any, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any
+    e: Emitter, quant: Any, a: Any, tokens: Sequence[Any], panels: Sequence[Any], ahead: Any, halves: int
 ) -> list[list[Any]]:
     b, form = e.b, quant.FORM
     n_groups = b.lshr(a.n_cols, e.int(5))
@@ -170,7 +170,7 @@ def tile(
     acts = [b.add(a.quants, b.mul(t, row_bytes)) for t in tokens]
     scale_rows = [b.shl(b.mul(t, n_groups), e.int(2)) for t in tokens]
     count = 8 // form.n_scales
-    share = len(panels) * LANES * quant.BYTES * 32 // quant.BLOCK // 2 // form.n_scales
+    share = len(panels) * LANES * quant.BYTES * halves * 32 // quant.BLOCK // 2 // form.n_scales
     with e.loop(n_groups) as i:
         groups = [b.add(address, b.mul(i, e.int(form.panel_bytes))) for address in panels]
         places = [b.add(base, b.shl(i, e.int(2))) for base in scale_rows]

@@ -76,6 +76,7 @@ def tile(
     tokens: Sequence[Any],
     panels: Sequence[Any],
     ahead: Any,
+    halves: int,
     by_words: bool = False,
 ) -> list[list[Any]]:
     b = e.b
@@ -83,7 +84,7 @@ def tile(
     n_blocks, acts, scales = activations(e, a, tokens)
     sums = [[e.var(e.float(0.0, F32X16)) for _ in tokens] for _ in panels]
     n_parts = quant.PANEL.n_parts
-    share = len(panels) * LANES * quant.BYTES // 2 // n_parts
+    share = len(panels) * LANES * quant.BYTES * halves // 2 // n_parts
     with e.loop(n_blocks) as i:
 
         def fetching(part: Any, i: Any = i) -> AbstractContextManager[None]:
