@@ -1,5 +1,5 @@
-"""Products with float weights. Activations are float32, or BF16 if the weights are. A single token is multiplied with two rows at a
-time.
+"""Products with float weights. Activations are float32, or BF16 if the weights are. A single token is multiplied with one row at a time, so
+that memory is read in order.
 
 The module of a format multiplies `STEP` columns at once with `load`, `load_x` and `add_products`, and a single column with `load_one` and
 `load_one_x`. `X_BYTES` is the size of an activation.
@@ -13,8 +13,7 @@ from typing import Any
 from ..simd import F32X16, Emitter
 from . import clamped_rows, finish, lines_of
 
-ROWS_AT_ONCE = 2
-"""Two sums that don't wait for each other; more rows at once read memory no faster."""
+ROWS_AT_ONCE = 1
 
 
 def in_place(e: Emitter, quant: Any, a: Any, row: Any, token: Any, together: int) -> None:
