@@ -7,12 +7,14 @@ file's size: Python's integers don't overflow, and no count leads to an allocati
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import re
 import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,9 +343,21 @@ def _map(path: Path, use_mmap: bool) -> memoryview:
                 raise FormatError(f"{path}: the file is empty, expected a GGUF file")
             if use_mmap:
                 return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
-            return memoryview(f.read())
+            return _read(f, size)
     except OSError as error:
         raise QwenError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read(f: io.BufferedReader, size: int) -> memoryview:
+    """Read a file into memory, in huge pages where the system has them: they are read faster than the small pages of a mapped file."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    view, done = memoryview(memory), 0
+    while n := f.readinto(view[done:]):
+        done += n
+    return view[:done].toreadonly()
 
 
 def _open_regular(path: str, flags: int) -> int:
