@@ -9,7 +9,6 @@ import numpy as np
 from ....gguf.file import TensorInfo
 from ....kernels import formats, layout
 from ....kernels.arguments import ADD, EMBED, GATHER, NORM, PRODUCT
-from ....kernels.tiles import AHEAD
 from ....network.graph import Add, GetRows, Linear, RMSNorm, Tensor, Weight
 from ..fuse import Plus
 from ..memory import Value, address_of
@@ -104,7 +103,7 @@ def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
         bias=p.weight(bias[0]) if bias else 0,
         residual=plus.address if plus else 0,
         scale=scale_of(p, weight),
-        ahead=AHEAD,
+        ahead=p.tiles.ahead(info.type.name),
         data=address,
         chunk_bytes=rows_a_chunk * row_bytes,
     )
