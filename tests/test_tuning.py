@@ -2,6 +2,7 @@
 believed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,15 +147,18 @@ def test_formats_and_columns_of_kernels() -> None:
 
 
 @pytest.fixture
-def arguments_in_their_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_memory_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """All memory of a product touches a protected page, so that nothing after an array is read or written. The scale, which only some
     formats read, is the last of the arguments."""
     pack = Record.pack
     monkeypatch.setattr(Record, "pack", lambda self, **fields: guarded(pack(self, **fields), "after"))
     monkeypatch.setattr(tuning, "aligned_zeros", lambda n: guarded(np.zeros(n, np.uint8), "after"))
+    monkeypatch.setattr(
+        tuning, "mmap", SimpleNamespace(mmap=lambda _, n: guarded(np.zeros(n, np.uint8), "after"))
+    )
 
 
-@pytest.mark.usefixtures("arguments_in_their_arrays")
+@pytest.mark.usefixtures("all_memory_guarded")
 @pytest.mark.parametrize("name", ["Q8_0", "NVFP4"])
 def test_measuring_runs_every_tile(name: str) -> None:
     seconds = tuning.measure_tiles(kernels_of(ISA), name)
@@ -162,7 +166,7 @@ def test_measuring_runs_every_tile(name: str) -> None:
     assert all(0 < each < 60 for each in seconds.values())
 
 
-@pytest.mark.usefixtures("arguments_in_their_arrays")
+@pytest.mark.usefixtures("all_memory_guarded")
 @pytest.mark.parametrize("name", ["Q8_0", "NVFP4", "Q4_K", "F16", "BF16"])
 def test_measuring_runs_every_prefetch(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(tuning, "SECONDS", 0)

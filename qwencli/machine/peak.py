@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ..backends.cpu.backend import kernels_of
 from ..backends.cpu.memory import address_of, aligned_zeros
-from ..backends.cpu.team import RUNTIME, Team, physical_cores, single_row
+from ..backends.cpu.team import RUNTIME, Team, physical_cores
 from ..errors import InputError, QwenError
 from ..kernels import layout
-from ..kernels.arguments import FILL, MULTIPLY, READ, Arguments
+from ..kernels.arguments import FILL, MULTIPLY, READ, ROW, Arguments
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Report
 
@@ -92,9 +92,16 @@ class Loops:
     def seconds(self, kernel: Arguments, *variant: object, amount: int, unit: int, **args: int) -> float:
         """How long `amount` takes in chunks of `unit`."""
         arguments = kernel.pack(amount=amount, unit=unit, **args)
-        address = address_of(arguments)
-        row = single_row(
-            self._addresses[kernel.spec(*variant)], address, address + kernel.offset("amount"), unit
+        row = ROW.pack(
+            kernel=self._addresses[kernel.spec(*variant)],
+            args=address_of(arguments),
+            count=address_of(arguments) + kernel.offset("amount"),
+            divisor=unit,
+            first=0,
+            last=1,
+            data=0,
+            chunk_bytes=0,
+            following=0,
         )
         self._keep += [arguments, row]
         start = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ...kernels.arguments import CLAIM, LINE, ROW, STATUS, TEAM
+from ...kernels.arguments import CLAIM, LINE, STATUS, TEAM
 from ...kernels.jit import Kernels
 from ...system.host import Host
 from .memory import Bytes, address_of, aligned_zeros
@@ -50,22 +50,6 @@ def _yield_address() -> int:
     address = ctypes.cast(function, ctypes.c_void_p).value
     assert address
     return address
-
-
-def single_row(kernel: int, args: int, count: int, divisor: int) -> NDArray[Any]:
-    """Return a program of one row, an array of ROW, by the addresses of its kernel, arguments and count."""
-    row: NDArray[Any] = ROW.pack(
-        kernel=kernel,
-        args=args,
-        count=count,
-        divisor=divisor,
-        first=0,
-        last=1,
-        data=0,
-        chunk_bytes=0,
-        following=0,
-    )
-    return row
 
 
 class Team:

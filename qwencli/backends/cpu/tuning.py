@@ -4,29 +4,31 @@ finds is kept next to the compiled kernels."""
 from __future__ import annotations
 
 import json
+import mmap
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels import layout
-from ...kernels.arguments import PRODUCT
+from ...kernels.arguments import PRODUCT, ROW
 from ...kernels.formats import sizes
 from ...kernels.jit import Kernels
 from ...kernels.tiles import AHEAD, DISTANCES, SPACINGS, Tiles
-from .lower.products import CHUNK_BYTES
-from .memory import Bytes, address_of, aligned_zeros, quantized_at
-from .team import Kernel, Team, physical_cores, single_row
+from .lower.products import chunk_rows
+from .memory import address_of, aligned_zeros, quantized_at
+from .team import Kernel, Team, physical_cores
 
 NOTE = "tiles.json"
 N_ROWS = 4 * layout.PANEL_ROWS
 N_COLS = 1024
 N_TOKENS = 96
 REPEATS = 25
-PARTS = 8
-"""Weights in memory are read in so many parts."""
+PARTS, BYTES_A_THREAD = 8, 2**20
+"""Weights in memory are read in so many parts, a part as products of so many bytes for each thread, as in a small model: in larger products
+what isn't prefetched at their beginning would count for less."""
 SECONDS, ROUNDS = 0.25, 3
 """How long prefetches are measured for each format, and at least how often each of them."""
 WORTH_IT = 0.97
@@ -98,9 +100,7 @@ def fastest(seconds: Mapping[Variant, float]) -> Variant:
 class Product:
     """A product with weights of a format, of which only the time matters."""
 
-    def __init__(
-        self, name: str, weights: Bytes, n_rows: int, n_cols: int, n_tokens: int, chunk_rows: int
-    ) -> None:
+    def __init__(self, name: str, w: int, n_rows: int, n_cols: int, n_tokens: int, chunk_rows: int) -> None:
         kind = sizes(name)[2]
         self._count, self._scale = np.array([n_tokens], np.int64), np.ones(1, np.float32)
         self._x, self._y = aligned_zeros(4 * n_tokens * n_cols), aligned_zeros(4 * n_tokens * n_rows)
@@ -108,7 +108,7 @@ class Product:
         self.args = PRODUCT.pack(
             count=address_of(self._count),
             chunk_rows=chunk_rows,
-            w=address_of(weights),
+            w=w,
             row_bytes=row_bytes(name, n_cols),
             n_rows=n_rows,
             n_cols=n_cols,
@@ -121,6 +121,25 @@ class Product:
             scale=address_of(self._scale),
             ahead=AHEAD,
         )
+
+
+def program(kernel: int, products: Sequence[Product]) -> NDArray[Any]:
+    """Return rows that multiply one product after the other: see Program.link."""
+    rows: NDArray[Any] = ROW.zeros(len(products))
+    for i, product in enumerate(products):
+        args, (values,) = address_of(product.args), product.args
+        rows[i] = ROW.values(
+            kernel=kernel,
+            args=args,
+            count=args + PRODUCT.offset("n_rows"),
+            divisor=values["chunk_rows"],
+            first=i,
+            last=1,
+            data=values["w"],
+            chunk_bytes=values["chunk_rows"] * values["row_bytes"],
+            following=(i + 1) % len(products),
+        )
+    return rows
 
 
 def row_bytes(name: str, n_cols: int) -> int:
@@ -137,7 +156,7 @@ def measure_tiles(kernels: Kernels, name: str) -> dict[str, float]:
     functions = {tile: Kernel(addresses[spec]) for tile, spec in specs.items()}
     weights = aligned_zeros(N_ROWS * row_bytes(name, N_COLS))
     scratch = aligned_zeros(layout.panel_bytes(sizes(name)[2], N_COLS))
-    product = Product(name, weights, N_ROWS, N_COLS, N_TOKENS, chunk_rows=N_ROWS)
+    product = Product(name, address_of(weights), N_ROWS, N_COLS, N_TOKENS, chunk_rows=N_ROWS)
     seconds = dict.fromkeys(functions, float("inf"))
     for _ in range(REPEATS):
         for tile, function in functions.items():
@@ -153,39 +172,47 @@ class InMemory:
     def __init__(self, kernels: Kernels, n_bytes: int) -> None:
         self.team = Team(kernels, physical_cores(), 64)
         self._kernels = kernels
-        self._weights = aligned_zeros(n_bytes)
-        self._weights[:] = (
-            0x3C  # as any float neither huge nor tiny; untouched, all pages would be the same page of zeros
-        )
+        # shared, so that its pages are as small as those of a mapped file: with larger ones other prefetches are best
+        self._weights = np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
+        self._weights[:] = 0x3C  # any float of such bytes is neither huge nor tiny
         self._keep: list[NDArray[Any]] = []  # a team may still look at rows after their step
 
     def measure(self, name: str, n_cols: int) -> dict[tuple[int, int], float]:
-        """Return the seconds that it took to multiply a part of the weights in the format `name`, by the lines prefetched together and
-        the distance, the usual ones first. They take turns, and each turn reads another part."""
-        n_bytes, tiles = row_bytes(name, n_cols), Tiles(self._kernels.isa.name)
-        chunk_rows = max(1, CHUNK_BYTES[1] // n_bytes // layout.LANES) * layout.LANES
-        n_rows = len(self._weights) // PARTS // n_bytes // chunk_rows * chunk_rows
-        product = Product(name, self._weights, n_rows, n_cols, 1, chunk_rows)
-        args = address_of(product.args)
+        """Return the fewest seconds that it took to multiply a part of the weights in the format `name`, by the lines prefetched together
+        and the distance, the usual ones first. They take turns, and each turn reads another part."""
+        tiles = Tiles(self._kernels.isa.name)
         specs = {together: tiles.one(name, n_cols, together) for together in SPACINGS}
         addresses = self._kernels.load(specs.values())
-        rows = {
-            together: single_row(addresses[spec], args, args + PRODUCT.offset("n_rows"), chunk_rows)
+        parts = [self._products(name, n_cols, part) for part in range(PARTS)]
+        programs = {
+            together: [program(addresses[spec], products) for products in parts]
             for together, spec in specs.items()
         }
-        self._keep += rows.values()
-        seconds: dict[tuple[int, int], list[float]] = {
-            (together, ahead): [] for together in SPACINGS for ahead in DISTANCES
-        }
+        self._keep += [rows for each in programs.values() for rows in each]
+        seconds = {(together, ahead): float("inf") for together in SPACINGS for ahead in DISTANCES}
         turn, end = 0, time.perf_counter() + SECONDS
         while turn < ROUNDS or time.perf_counter() < end:
-            for i, ((together, ahead), taken) in enumerate(seconds.items()):
+            for i, (together, ahead) in enumerate(seconds):
                 # another part in each round, so that the place of a part in memory favours nobody
                 part = (turn + i) % PARTS
-                product.args["w"] = address_of(self._weights) + part * n_rows * n_bytes
-                product.args["ahead"] = ahead
+                for product in parts[part]:
+                    product.args["ahead"] = ahead
                 start = time.perf_counter()
-                self.team.run(rows[together])
-                taken.append(time.perf_counter() - start)
+                self.team.run(programs[together][part])
+                taken = time.perf_counter() - start
+                seconds[together, ahead] = min(seconds[together, ahead], taken)
             turn += 1
-        return {variant: min(taken) for variant, taken in seconds.items()}
+        return seconds
+
+    def _products(self, name: str, n_cols: int, part: int) -> list[Product]:
+        """Return the products with a part of the weights."""
+        n_threads, part_bytes = self.team.n_threads, len(self._weights) // PARTS
+        each_row = row_bytes(name, n_cols)
+        n_bytes = min(BYTES_A_THREAD * n_threads, part_bytes)
+        n_rows = max(1, n_bytes // each_row // layout.LANES) * layout.LANES
+        rows_a_chunk = chunk_rows(n_threads, n_rows, each_row, 1)
+        start = address_of(self._weights) + part * part_bytes
+        return [
+            Product(name, start + i * n_rows * each_row, n_rows, n_cols, 1, rows_a_chunk)
+            for i in range(part_bytes // (n_rows * each_row))
+        ]

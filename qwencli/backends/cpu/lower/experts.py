@@ -205,6 +205,7 @@ def chunks_of_expert(p: Program, n_rows: int, row_bytes: int, n_experts: int, di
     reads.
     """
     unit = int(layout.LANES if p.rooms[dim] == 1 else layout.PANEL_ROWS)
-    n_chunks = -(-n_rows // chunk_rows(p, n_rows * n_experts, row_bytes, min(p.rooms[dim], SOME_TOKENS)))
+    room = min(p.rooms[dim], SOME_TOKENS)
+    n_chunks = -(-n_rows // chunk_rows(p.n_threads, n_rows * n_experts, row_bytes, room))
     rows = unit * -(-n_rows // (unit * n_chunks))
     return -(-n_rows // rows), rows
