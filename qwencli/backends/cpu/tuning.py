@@ -29,7 +29,7 @@ REPEATS = 25
 PARTS, BYTES_A_THREAD = 8, 2**20
 """Weights in memory are read in so many parts, a part as products of so many bytes for each thread, as in a small model: in larger products
 what isn't prefetched at their beginning would count for less."""
-SECONDS, ROUNDS = 0.25, 3
+SECONDS, ROUNDS = 0.25, 4
 """How long prefetches are measured for each format, and at least how often each of them."""
 WORTH_IT = 0.97
 """A variant replaces the usual one only if it takes at most this share of the usual one's time: a smaller gain may be chance."""
@@ -91,10 +91,14 @@ def tune(kernels: Kernels, columns: Mapping[str, Collection[int]], n_bytes: int)
     return found
 
 
-def fastest(seconds: Mapping[Variant, float]) -> Variant:
-    """Return the fastest variant, or the first, the usual one, unless another is worth it."""
-    usual, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
-    return best if seconds[best] <= WORTH_IT * seconds[usual] else usual
+def fastest(seconds: Mapping[Variant, Sequence[float]]) -> Variant:
+    """Return the variant that was fastest in any of its turns, or the first, the usual one, unless another is worth it. None is if the
+    best of every other turn of the usual one differ as much: then the machine is too busy to tell."""
+    usual = next(iter(seconds))
+    best = min(seconds, key=lambda variant: min(seconds[variant]))
+    shorter, longer = sorted(min(seconds[usual][i::2]) for i in (0, 1))
+    is_steady = shorter > WORTH_IT * longer
+    return best if is_steady and min(seconds[best]) <= WORTH_IT * shorter else usual
 
 
 class Product:
@@ -147,9 +151,9 @@ def row_bytes(name: str, n_cols: int) -> int:
     return n_cols // int(block) * int(n_bytes)
 
 
-def measure_tiles(kernels: Kernels, name: str) -> dict[str, float]:
-    """Return the fewest seconds that a product with many tokens took with each tile, the usual one first. Tiles take turns, since the
-    machine may be busy."""
+def measure_tiles(kernels: Kernels, name: str) -> dict[str, list[float]]:
+    """Return the seconds that a product with many tokens took with each tile, the usual one first. Tiles take turns, since the machine may
+    be busy."""
     tiles = Tiles(kernels.isa.name)
     specs = {str(tile): tiles.many(name, str(tile)) for tile in tiles.candidates(name)}
     addresses = kernels.load(specs.values())
@@ -157,12 +161,12 @@ def measure_tiles(kernels: Kernels, name: str) -> dict[str, float]:
     weights = aligned_zeros(N_ROWS * row_bytes(name, N_COLS))
     scratch = aligned_zeros(layout.panel_bytes(sizes(name)[2], N_COLS))
     product = Product(name, address_of(weights), N_ROWS, N_COLS, N_TOKENS, chunk_rows=N_ROWS)
-    seconds = dict.fromkeys(functions, float("inf"))
+    seconds: dict[str, list[float]] = {tile: [] for tile in functions}
     for _ in range(REPEATS):
         for tile, function in functions.items():
             start = time.perf_counter()
             function(address_of(product.args), 0, address_of(scratch))
-            seconds[tile] = min(seconds[tile], time.perf_counter() - start)
+            seconds[tile].append(time.perf_counter() - start)
     return seconds
 
 
@@ -177,8 +181,8 @@ class InMemory:
         self._weights[:] = 0x3C  # any float of such bytes is neither huge nor tiny
         self._keep: list[NDArray[Any]] = []  # a team may still look at rows after their step
 
-    def measure(self, name: str, n_cols: int) -> dict[tuple[int, int], float]:
-        """Return the fewest seconds that it took to multiply a part of the weights in the format `name`, by the lines prefetched together
+    def measure(self, name: str, n_cols: int) -> dict[tuple[int, int], list[float]]:
+        """Return the seconds that it took to multiply a part of the weights in the format `name`, by the lines prefetched together
         and the distance, the usual ones first. They take turns, and each turn reads another part."""
         tiles = Tiles(self._kernels.isa.name)
         specs = {together: tiles.one(name, n_cols, together) for together in SPACINGS}
@@ -189,18 +193,19 @@ class InMemory:
             for together, spec in specs.items()
         }
         self._keep += [rows for each in programs.values() for rows in each]
-        seconds = {(together, ahead): float("inf") for together in SPACINGS for ahead in DISTANCES}
+        seconds: dict[tuple[int, int], list[float]] = {
+            (together, ahead): [] for together in SPACINGS for ahead in DISTANCES
+        }
         turn, end = 0, time.perf_counter() + SECONDS
         while turn < ROUNDS or time.perf_counter() < end:
-            for i, (together, ahead) in enumerate(seconds):
+            for i, ((together, ahead), taken) in enumerate(seconds.items()):
                 # another part in each round, so that the place of a part in memory favours nobody
                 part = (turn + i) % PARTS
                 for product in parts[part]:
                     product.args["ahead"] = ahead
                 start = time.perf_counter()
                 self.team.run(programs[together][part])
-                taken = time.perf_counter() - start
-                seconds[together, ahead] = min(seconds[together, ahead], taken)
+                taken.append(time.perf_counter() - start)
             turn += 1
         return seconds
 
