@@ -9,7 +9,7 @@ from guarded import guarded
 from qwencli.backends.cpu.backend import kernels_of
 from qwencli.kernels import layout
 from qwencli.kernels.arguments import COPY, PRODUCT, Arguments, Record
-from qwencli.kernels.tiles import AHEAD, Tiles
+from qwencli.kernels.tiles import AHEAD, TOGETHER, Tiles
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -80,13 +80,15 @@ class Quantized:
         scale: float = 1.0,
         chunk_rows: int = 32,
         tile: str | None = None,
+        together: int = TOGETHER,
         ahead: int = AHEAD,
     ) -> np.ndarray:
         """y = scale * x W^T + bias + residual by the kernel for format `name`, w uint8 [rows, bytes a row]; `scale` for a scaled one."""
         n, n_cols = self.x.shape
         y = guarded(np.full((n, len(w)), np.nan, np.float32), self.side)
         weights = guarded(w, self.side)
-        spec = Tiles(isa).one(name, n_cols) if form == "one" else Tiles(isa).many(name, tile)
+        tiles = Tiles(isa)
+        spec = tiles.one(name, n_cols, together) if form == "one" else tiles.many(name, tile)
         call(
             isa,
             PRODUCT,

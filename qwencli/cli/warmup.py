@@ -37,7 +37,7 @@ from ._streams import say, write_text
     "--tune/--no-tune",
     default=True,
     show_default=True,
-    help="Find out which tiles of matrix products are fastest on this CPU.",
+    help="Find out which tiles and prefetches of matrix products are fastest on this CPU.",
 )
 @cache_type_k_option
 @cache_type_v_option

@@ -52,7 +52,7 @@ def warm_up(
     cache_types: CacheTypes = DEFAULT_TYPES,
 ) -> Iterator[Warmth]:
     """Compile the kernels that the models need, for the named ISAs or the one that is used by default, and with `tune` find out which
-    tiles are fastest on this CPU.
+    tiles and prefetches are fastest on this CPU.
 
     `all_formats` adds those for the same models in every other format, and for the usual sizes of heads. `report` and `progress` are told
     what is compiled, `cache_types` is passed to CPUBackend. Raises InputError for an ISA that this CPU lacks, ModelError for a model that
@@ -68,12 +68,8 @@ def warm_up(
         specs = sorted(
             {spec for model in models for spec in kernels_of_model(model, isa, all_formats, cache_types)}
         )
-        to_try = (
-            tuning.kernels_to_try(isa, {spec.split(":")[1].upper() for spec in specs if ":many:" in spec})
-            if tune
-            else {}
-        )
-        specs = sorted({*specs, *(spec for tiles in to_try.values() for spec in tiles)})
+        columns = tuning.columns_by_format(specs) if tune else {}
+        specs = sorted({*specs, *tuning.kernels_to_try(isa, columns)})
         kernels = kernels_of(isa)
         kernels.report, kernels.progress = report, progress
         start = time.perf_counter()
@@ -82,7 +78,7 @@ def warm_up(
             missing = kernels.missing(specs)
             kernels.load(specs)
             if tune:
-                tuning.tune(kernels, to_try)
+                tuning.tune(kernels, columns, peak.buffer_bytes())
         except OSError as error:
             raise QwenError(
                 f"{kernels.folder}: compiled kernels can't be kept there: {error.strerror or error}"

@@ -27,7 +27,7 @@ from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
-from .tuning import chosen_tiles
+from .tuning import chosen
 
 PAGE_UNIT = 512
 """The memory of a page is a multiple of this many bytes: the checksums of sessions need it."""
@@ -69,7 +69,7 @@ class CPUBackend:
             raise InputError(str(error)) from None
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
-        self._tiles = Tiles(self.isa, chosen_tiles(self._kernels))
+        self._tiles = Tiles(self.isa, chosen(self._kernels))
         c = model.config
         self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
         self._programs: dict[tuple[object, ...], Program] = {}

@@ -8,7 +8,6 @@ import numpy as np
 
 from ....kernels import formats, layout
 from ....kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, ROUTE, SPREAD
-from ....kernels.tiles import AHEAD
 from ....network.graph import ExpertLinear, ExpertSum, Route, Tensor, Weight
 from ..memory import I64, Args, Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
@@ -113,7 +112,7 @@ def linear(p: Program, node: Tensor) -> None:
         "bias": 0,
         "residual": 0,
         "scale": scale_of(p, weight),
-        "ahead": AHEAD,
+        "ahead": p.tiles.ahead(info.type.name),
         # the stride in the file's tensor: the weight may be only some of its rows
         "w_step": row_bytes * info.shape[1],
         "scale_step": 4 if weight.op.scale else 0,
@@ -206,6 +205,7 @@ def chunks_of_expert(p: Program, n_rows: int, row_bytes: int, n_experts: int, di
     reads.
     """
     unit = int(layout.LANES if p.rooms[dim] == 1 else layout.PANEL_ROWS)
-    n_chunks = -(-n_rows // chunk_rows(p, n_rows * n_experts, row_bytes, min(p.rooms[dim], SOME_TOKENS)))
+    room = min(p.rooms[dim], SOME_TOKENS)
+    n_chunks = -(-n_rows // chunk_rows(p.n_threads, n_rows * n_experts, row_bytes, room))
     rows = unit * -(-n_rows // (unit * n_chunks))
     return -(-n_rows // rows), rows

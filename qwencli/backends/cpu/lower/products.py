@@ -9,7 +9,6 @@ import numpy as np
 from ....gguf.file import TensorInfo
 from ....kernels import formats, layout
 from ....kernels.arguments import ADD, EMBED, GATHER, NORM, PRODUCT
-from ....kernels.tiles import AHEAD
 from ....network.graph import Add, GetRows, Linear, RMSNorm, Tensor, Weight
 from ..fuse import Plus
 from ..memory import Value, address_of
@@ -86,7 +85,7 @@ def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
     inputs = p.activations(x, activation_kind(info))
     out = p.new(node.name, x.dim, n_rows)
     row_bytes = info.type.n_bytes(n_cols)
-    rows_a_chunk = chunk_rows(p, n_rows, row_bytes, p.rooms[x.dim])
+    rows_a_chunk = chunk_rows(p.n_threads, n_rows, row_bytes, p.rooms[x.dim])
     p.row(
         PRODUCT,
         spec=kernel_of(p, info, n_cols, x.dim),
@@ -104,7 +103,7 @@ def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
         bias=p.weight(bias[0]) if bias else 0,
         residual=plus.address if plus else 0,
         scale=scale_of(p, weight),
-        ahead=AHEAD,
+        ahead=p.tiles.ahead(info.type.name),
         data=address,
         chunk_bytes=rows_a_chunk * row_bytes,
     )
@@ -123,12 +122,10 @@ def scale_of(p: Program, weight: Tensor) -> int:
     return address_of(ONE if weight.op.scale is None else p.model.file.data(weight.op.scale))
 
 
-def chunk_rows(p: Program, n_rows: int, row_bytes: int, room: int) -> int:
+def chunk_rows(n_threads: int, n_rows: int, row_bytes: int, room: int) -> int:
     """Return the rows in a chunk: several chunks per thread, large enough to be worth claiming and, with many tokens, small enough to end
     soon."""
-    n_bytes = min(
-        max(n_rows * row_bytes // (CHUNKS_PER_THREAD * p.n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1]
-    )
+    n_bytes = min(max(n_rows * row_bytes // (CHUNKS_PER_THREAD * n_threads), CHUNK_BYTES[0]), CHUNK_BYTES[1])
     unit = int(layout.LANES if room == 1 else layout.PANEL_ROWS)
     most = n_rows if room <= SOME_TOKENS else 2 * unit
     return min(max(1, n_bytes // row_bytes // unit) * unit, most)
