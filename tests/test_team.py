@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +28,11 @@ Function = Callable[[int], object]
 class Program:
     """Rows, group by group, and whatever they have the addresses of."""
 
+    alive: ClassVar[list["Program"]] = []
+    """All programs of a test: they have to live as long as the team."""
+
     def __init__(self) -> None:
+        self.alive.append(self)
         self.rows, self.keep = ROW.zeros(0), []
 
     def group(self, *rows: dict[str, int]) -> None:
@@ -61,6 +66,7 @@ def team() -> Iterator[Callable[[int], Team]]:
     yield make
     for each in teams:
         each.close()
+    Program.alive.clear()
 
 
 class Shuffles(Program):
