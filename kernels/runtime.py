@@ -196,9 +196,7 @@ def help_others(team, rows, number, epoch, thread, scratch, budget):
         return undone
     n_shares, done = n_shares_of(team, total), 0
     for turn in range(1, n_shares):
-        helped = do_share(
-            team, row, number, total, (thread + turn) % n_shares, epoch, scratch, budget - done
-        )
+        helped = do_share(team, row, number, total, (thread + turn) % n_shares, epoch, scratch, budget - done)
         if helped < 0:
             return -1
         done += helped
