@@ -2,7 +2,8 @@
 
 A row's chunks are divided into shares, one for each thread: neighbouring chunks, so that weights are read in order and what is prefetched
 at the end of one chunk is the beginning of the next. A thread that has done its share goes on to the next row of the group; at the end of
-the group, while it waits, it does the chunks that others have not claimed yet, and prefetches the first weights that it will read next.
+the group it does the chunks that others have not claimed yet. While it waits for the last ones it prefetches the first weights that it
+will read next.
 
 A row is done when its chunks are done, not when all threads have arrived. Chunks are claimed and counted in words tagged with the step's
 number. So a thread that the system holds up delays nobody unless it has claimed a chunk, and a thread that is late from an earlier step
@@ -33,8 +34,8 @@ NUMBER = 0xFFFFFFFF
 """The mask of a claim's count; the upper half of the word is the step."""
 LEAST_CHUNKS = 2
 """A row with fewer chunks per thread has a single share: nobody has to look for chunks that others don't come to."""
-LINES_AHEAD, LINES_A_TURN = 256, 4
-"""The lines that a waiting thread prefetches of the weights that it reads next, and how many at a time."""
+LINES_A_TURN, TURNS_AHEAD = 4, 64
+"""The lines that a waiting thread prefetches of the weights that it reads next in a turn, and the number of turns."""
 LINE_BYTES = 64
 read_row = reader(ROW)
 
@@ -101,7 +102,8 @@ def wait_a_little(team, turns):
 
 @njit(inline="always")
 def n_chunks(row):
-    return (load_i64(row.count) + row.divisor - 1) // row.divisor
+    """Return a row's number of chunks. Once its step is over it may be that of a later step: see open_row."""
+    return (load_acquire(row.count) + row.divisor - 1) // row.divisor
 
 
 @njit(inline="always")
@@ -112,12 +114,20 @@ def n_shares_of(team, total):
 
 
 @njit(inline="always")
+def claim_of(team, number):
+    return load_i64(team + CLAIMS) + CLAIM_BYTES * number
+
+
+@njit(inline="always")
 def open_row(claim, epoch, total):
-    """See to it that a row's chunks are counted for this step. Returns 1, or -1 if the step is over."""
+    """See to it that a row's chunks are counted for this step. Returns how many are not done yet, or -1 if the step is over.
+
+    If some are not done, `total`, read before, is the number of this step: it changes only after the step.
+    """
     while True:
         undone = load_acquire(claim)
         if undone >> 32 == epoch:
-            return 1
+            return undone & NUMBER
         if undone >> 32 > epoch:
             return -1
         swap_if(claim, undone, epoch << 32 | total)
@@ -141,9 +151,12 @@ def claim_chunk(left_at, epoch, size):
 
 
 @njit(inline="always")
-def do_share(team, row, number, share, epoch, scratch, budget):
-    """Do the chunks of a share that nobody has claimed, at most `budget`. Returns how many, or -1 if the step is over."""
-    total = n_chunks(row)
+def do_share(team, row, number, total, share, epoch, scratch, budget):
+    """Do the chunks of a share that nobody has claimed, at most `budget`. Returns how many, or -1 if the step is over.
+
+    The row must not have been done after `total` was read. Then a share that has not been opened keeps it from being done, so nobody can
+    open one for a step that is over.
+    """
     n_shares = n_shares_of(team, total)
     first, end = total * share // n_shares, total * (share + 1) // n_shares
     left_at = load_i64(team + SHARES) + load_i64(team + SHARE_BYTES) * share + 8 * number
@@ -157,7 +170,36 @@ def do_share(team, row, number, share, epoch, scratch, budget):
         call_kernel(row.kernel, row.args, end - left, scratch)
         done += 1
     if done:  # counted once: each count moves a cache line between cores
-        subtract(load_i64(team + CLAIMS) + CLAIM_BYTES * number, done)
+        subtract(claim_of(team, number), done)
+    return done
+
+
+@njit(inline="always")
+def do_own_share(team, rows, number, epoch, thread, scratch, budget):
+    """Do a thread's share of a row, or help with the single one, at most `budget` chunks. Returns how many, or -1 if the step is over."""
+    row = read_row(rows + ROW_BYTES * number)
+    total = n_chunks(row)
+    undone = open_row(claim_of(team, number), epoch, total)
+    if undone <= 0:
+        return undone
+    share = thread if n_shares_of(team, total) > 1 else 0
+    return do_share(team, row, number, total, share, epoch, scratch, budget)
+
+
+@njit(inline="always")
+def help_others(team, rows, number, epoch, thread, scratch, budget):
+    """Do what is left of the other threads' shares of a row, at most `budget` chunks. Returns how many, or -1 if the step is over."""
+    row = read_row(rows + ROW_BYTES * number)
+    total = n_chunks(row)
+    undone = open_row(claim_of(team, number), epoch, total)
+    if undone <= 0:
+        return undone
+    n_shares, done = n_shares_of(team, total), 0
+    for turn in range(1, n_shares):
+        helped = do_share(team, row, number, total, (thread + turn) % n_shares, epoch, scratch, budget - done)
+        if helped < 0:
+            return -1
+        done += helped
     return done
 
 
@@ -165,39 +207,33 @@ def do_share(team, row, number, share, epoch, scratch, budget):
 def fetch_lines(team, row, thread, first):
     """Prefetch some lines of what a thread will read first when it comes to a row, from line `first` on."""
     total = n_chunks(row)
-    share = thread if n_shares_of(team, total) > 1 else 0
-    start = row.data + row.chunk_bytes * (total * share // n_shares_of(team, total)) + LINE_BYTES * first
+    n_shares = n_shares_of(team, total)
+    share = thread if n_shares > 1 else 0
+    start = row.data + row.chunk_bytes * (total * share // n_shares) + LINE_BYTES * first
     for i in range(LINES_A_TURN):
         prefetch_line(start + LINE_BYTES * i)
 
 
 @njit(inline="always")
-def finish_row(team, rows, number, following, epoch, thread, scratch, budget):
-    """Wait until a row is done. Meanwhile help threads that are late, and prefetch for the row `following` unless it is 0.
+def wait_for_rows(team, rows, first, last, following, epoch, thread):
+    """Wait until the rows from `first` to `last` are done. Meanwhile prefetch for the row `following`, unless it is 0.
 
-    Returns the number of chunks done, or -1 if the step is over or aborted. If it is `budget`, the row may not be done yet.
+    Returns 0, or -1 if the step is over or aborted.
     """
-    row = read_row(rows + ROW_BYTES * number)
-    claim = load_i64(team + CLAIMS) + CLAIM_BYTES * number
-    n_shares = n_shares_of(team, n_chunks(row))
-    done, turns, lines = 0, 0, 0
-    while done != budget:
-        undone = load_acquire(claim)
-        if undone == epoch << 32:
-            break
-        if undone >> 32 > epoch or load_acquire(team + ABORT):
-            return -1
-        if following and lines < LINES_AHEAD:
-            fetch_lines(team, read_row(rows + ROW_BYTES * following), thread, lines)
-            lines += LINES_A_TURN
-        wait_a_little(team, turns)
-        turns += 1
-        if turns < n_shares:
-            helped = do_share(team, row, number, (thread + turns) % n_shares, epoch, scratch, budget - done)
-            if helped < 0:
+    turns = 0
+    for number in range(first, last + 1):
+        claim = claim_of(team, number)
+        while True:
+            undone = load_acquire(claim)
+            if undone == epoch << 32:
+                break
+            if undone >> 32 > epoch or load_acquire(team + ABORT):
                 return -1
-            done += helped
-    return done
+            if following and turns < TURNS_AHEAD:
+                fetch_lines(team, read_row(rows + ROW_BYTES * following), thread, LINES_A_TURN * turns)
+            wait_a_little(team, turns)
+            turns += 1
+    return 0
 
 
 @njit(inline="always")
@@ -207,23 +243,19 @@ def run_rows(team, rows, total_rows, epoch, number, thread, scratch, budget):
     Returns the number of rows if all are done, -1 if the step is over or aborted, else the row at which to resume.
     """
     while number < total_rows:
-        row = read_row(rows + ROW_BYTES * number)
-        total = n_chunks(row)
-        if open_row(load_i64(team + CLAIMS) + CLAIM_BYTES * number, epoch, total) < 0:
-            return -1
-        share = thread if n_shares_of(team, total) > 1 else 0
-        done = do_share(team, row, number, share, epoch, scratch, budget)
+        done = do_own_share(team, rows, number, epoch, thread, scratch, budget)
         if done < 0 or load_acquire(team + ABORT):
             return -1
         budget -= done
-        if row.last and budget != 0:
+        row = read_row(rows + ROW_BYTES * number)
+        if row.last:
             for earlier in range(row.first, number + 1):
-                done = finish_row(team, rows, earlier, row.following, epoch, thread, scratch, budget)
+                done = help_others(team, rows, earlier, epoch, thread, scratch, budget)
                 if done < 0:
                     return -1
                 budget -= done
-                if budget == 0:
-                    break
+            if budget != 0 and wait_for_rows(team, rows, row.first, number, row.following, epoch, thread) < 0:
+                return -1
         if budget == 0:
             return number
         number += 1

@@ -187,6 +187,16 @@ def test_no_scalar_loops_where_time_is_spent(kernels: dict[tuple[str, str], Kern
     assert [(vector, scalar) for vector, scalar in counts if vector >= most / 4 and vector < 9 * scalar] == []
 
 
+@pytest.mark.parametrize("spec", [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *PRODUCTS])
+def test_prefetches_are_spread(kernels: dict[tuple[str, str], Kernel], spec: str) -> None:
+    """At most three in a row: fences keep them apart by what is read between, not, as on x86, by the arithmetic."""
+    loops = [[line.split()[0] for line in loop] for loop in kernels["neon", spec].loops]
+    fetching = [names for names in loops if "prfm" in names]
+    assert fetching
+    for names in fetching:
+        assert not re.search("(prfm ){4}", " ".join([*names, *names, ""]))
+
+
 emulated = pytest.mark.skipif(emulator.QEMU is None, reason="needs qemu-aarch64 (Debian's qemu-user)")
 Call = Callable[..., None]
 

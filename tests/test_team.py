@@ -1,6 +1,5 @@
 """The executor: rows of a group side by side, groups one after the other, on any number of threads, whatever interrupts it."""
 
-import ctypes
 import gc
 import signal
 import threading
@@ -12,55 +11,20 @@ import numpy as np
 import pytest
 from kernel_calls import packed
 from random_models import random_model
+from team_programs import Function, Program, meeting, teams
 
 from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.cpu.team import LAST_EPOCH, Team
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.kernels import isa
-from qwencli.kernels.arguments import GATHER, ROW
-
-KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-Function = Callable[[int], object]
-
-
-class Program:
-    """Rows, group by group, and whatever they have the addresses of."""
-
-    def __init__(self) -> None:
-        self.rows, self.keep = ROW.zeros(0), []
-
-    def group(self, *rows: dict[str, int]) -> None:
-        """Rows without their group."""
-        first = len(self.rows)
-        unknown = {"data": 0, "chunk_bytes": 0, "following": 0}
-        packed = [ROW.pack(**row, first=first, last=0, **unknown) for row in rows]
-        self.rows = np.concatenate([self.rows, *packed])
-        self.rows["last"][-1] = 1
-
-    def call(self, *functions: tuple[Function, int]) -> None:
-        """A group of Python functions of a chunk's number, each with its number of chunks."""
-        rows = []
-        for function, n in functions:
-            kernel = KERNEL(lambda args, chunk, scratch, function=function: function(chunk) and None)
-            count = np.array([n])
-            self.keep += [kernel, count]
-            address = ctypes.cast(kernel, ctypes.c_void_p).value or 0
-            rows.append({"kernel": address, "args": 0, "count": count.ctypes.data, "divisor": 1})
-        self.group(*rows)
+from qwencli.kernels.arguments import GATHER
 
 
 @pytest.fixture
 def team() -> Iterator[Callable[[int], Team]]:
-    teams = []
-
-    def make(n_threads: int) -> Team:
-        teams.append(Team(kernels_of(isa.choose().name), n_threads, 64))
-        return teams[-1]
-
-    yield make
-    for each in teams:
-        each.close()
+    with teams() as make:
+        yield make
 
 
 class Shuffles(Program):
@@ -135,16 +99,6 @@ def test_each_chunk_is_done_once(team: Callable[[int], Team], n_threads: int) ->
         t.run(p.rows)
         assert sorted(done[:101]) == [*(("a", i) for i in range(100)), ("c", 0)]
         assert sorted(done[101:]) == [("d", i) for i in range(65)]
-
-
-def meeting(n: int, met: list[int]) -> Function:
-    """A chunk that ends only when n threads are inside one at once."""
-    barrier = threading.Barrier(n)
-
-    def meet(chunk: int) -> None:
-        met.append(barrier.wait(60))
-
-    return meet
 
 
 def test_rows_of_a_group_and_chunks_of_a_row_run_side_by_side(team: Callable[[int], Team]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,11 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 class Program:
     """Rows of `chunks` chunks each, a group each, that write down (row, chunk) as they run."""
 
+    alive: ClassVar[list[Program]] = []
+    """All programs of a test: they have to live as long as the team."""
+
     def __init__(self, chunks: Sequence[int], seconds: float = 0.0) -> None:
+        self.alive.append(self)
         self.ran: list[tuple[int, int]] = []
 
         def kernel(args: int, chunk: int, scratch: int) -> None:
@@ -46,6 +51,7 @@ def team(request: pytest.FixtureRequest) -> Iterator[Team]:
     team = Team(kernels_of(choose().name), request.param, 64)
     yield team
     team.close()
+    Program.alive.clear()
 
 
 class Interrupted(BaseException):

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..isa import X86, machine
+from .. import isa
 from .prefetch import anywhere, on_x86
 from .vectors import F32, F32X16, I8X64, I16, I16X32, I32, I32X16, like
 
@@ -121,6 +121,6 @@ def pause(e: Any) -> None:
 def prefetch_with(e: Any, vector: Any, address: Any, offset: int) -> Any:
     return (
         on_x86(e, vector, address, offset, register=16)
-        if machine() in X86
+        if isa.machine() in isa.X86
         else anywhere(e, vector, address, offset)
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..isa import X86, machine
+from .. import isa
 from ..specs import KernelError
 from .vectors import I64
 
@@ -21,8 +21,8 @@ def on_x86(e: Any, vector: Any, address: Any, offset: int, register: int) -> Any
     The prefetch is inline assembly that seems to change one of the vector's registers, of `register` bytes. Raises KernelError on another
     kind of machine: LLVM could not assemble it there, and would end the process.
     """
-    if machine() not in X86:
-        raise KernelError(f"kernels for x86 can't be assembled on {machine()}")
+    if isa.machine() not in isa.X86:
+        raise KernelError(f"kernels for x86 can't be assembled on {isa.machine()}")
     lanes = register // (vector.type.element.width // 8 if hasattr(vector.type.element, "width") else 4)
     if vector.type.count > lanes:
         tied = on_x86(e, e.half(vector, 0), address, offset, register)

@@ -109,12 +109,14 @@ class Team:
     def _make_claims(self, n_rows: int) -> None:
         """Make the words in which chunks are claimed and counted, for programs of up to `n_rows` rows."""
         self._quiesce()
+        self._claims = CLAIM.zeros(0)  # if this is interrupted, they are made again
         share_bytes = -(-8 * n_rows // LINE) * LINE
-        self._claims = aligned_zeros(CLAIM.n_bytes * n_rows).view(CLAIM.dtype)
+        claims = aligned_zeros(CLAIM.n_bytes * n_rows).view(CLAIM.dtype)
         self._shares = aligned_zeros(share_bytes * self.n_threads)
-        self._state["claims"] = address_of(self._claims)
+        self._state["claims"] = address_of(claims)
         self._state["shares"] = address_of(self._shares)
         self._state["share_bytes"] = share_bytes
+        self._claims = claims
 
     def _abort(self) -> None:
         """End the step. When this returns, no thread is in it any more, even if Ctrl-C is pressed again."""
@@ -122,6 +124,11 @@ class Team:
             try:
                 self._publish(self._address("abort"), 1, 0)
                 self._quiesce()
+                for bed in self._beds[
+                    1:
+                ]:  # _wake may have been interrupted; a thread that isn't in its bed just passes it once
+                    if bed.locked():
+                        bed.release()
                 self._publish(self._address("abort"), 0, 0)
                 return
             except KeyboardInterrupt:
