@@ -4,9 +4,9 @@ The module of a family emits code for some rows and tokens, given the module `qu
 
 - `in_place(e, quant, a, row, token, ...)` multiplies ROWS_AT_ONCE rows from `row` on in place, and finishes them.
 - `unpack(e, quant, a, row, panel, ahead)` unpacks 16 rows into a panel of `panel_bytes(e, quant, a)`. Meanwhile it prefetches half as many
-  bytes from `ahead` on.
-- `tile(e, quant, a, tokens, panels, ahead)` multiplies unpacked rows and returns f32x16 for every 16 rows and each token. Meanwhile
-  it also prefetches half as many bytes as these rows have, from that address on.
+  bytes from the address `ahead` on.
+- `tile(e, quant, a, tokens, panels, ahead, halves)` multiplies unpacked rows and returns f32x16 for every 16 rows and each token. Meanwhile
+  it prefetches one or two `halves` of as many bytes as these rows have, from `ahead` on.
 
 Weights are prefetched into the L2 cache in the order of memory, since the hardware doesn't predict the short streams of rows that are read
 side by side. Prefetching into L1 would make so many requests that some are lost. Requests are spread evenly over the arithmetic: more than

@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from .. import isa
 from ..specs import KernelError
-from .vectors import I64
+from .vectors import F32, I64
 
 
 def on_x86(e: Any, vector: Any, address: Any, offset: int, register: int) -> Any:
@@ -23,8 +23,8 @@ def on_x86(e: Any, vector: Any, address: Any, offset: int, register: int) -> Any
     """
     if isa.machine() not in isa.X86:
         raise KernelError(f"kernels for x86 can't be assembled on {isa.machine()}")
-    lanes = register // (vector.type.element.width // 8 if hasattr(vector.type.element, "width") else 4)
-    if vector.type.count > lanes:
+    element = vector.type.element
+    if vector.type.count * (4 if element == F32 else element.width // 8) > register:
         tied = on_x86(e, e.half(vector, 0), address, offset, register)
         return e.concat(tied, e.half(vector, 1))
     kind = ir.FunctionType(vector.type, [vector.type, I64])

@@ -7,7 +7,9 @@ import click
 from ..backends.kv_cache import TYPES
 
 mmap_option = click.option(
-    "--no-mmap", is_flag=True, help="Read the file instead of mapping it, so that it may change while in use."
+    "--no-mmap",
+    is_flag=True,
+    help="Read the file instead of mapping it: it may change while in use, and tokens may come faster; needs memory of its size.",
 )
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(1, 1024), help="Threads to use. Default: one per core."
