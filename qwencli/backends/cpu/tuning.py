@@ -179,7 +179,9 @@ class InMemory:
         # shared, so that its pages are as small as those of a mapped file: with larger ones other prefetches are best
         self._weights = np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
         self._weights[:] = 0x3C  # any float of such bytes is neither huge nor tiny
-        self._keep: list[NDArray[Any]] = []  # a team may still look at rows after their step
+        self._keep: list[
+            object
+        ] = []  # a thread that is late may still look at rows and their arguments after their step
 
     def measure(self, name: str, n_cols: int) -> dict[tuple[int, int], list[float]]:
         """Return the seconds that it took to multiply a part of the weights in the format `name`, by the lines prefetched together
@@ -192,7 +194,7 @@ class InMemory:
             together: [program(addresses[spec], products) for products in parts]
             for together, spec in specs.items()
         }
-        self._keep += [rows for each in programs.values() for rows in each]
+        self._keep += [parts, programs]
         seconds: dict[tuple[int, int], list[float]] = {
             (together, ahead): [] for together in SPACINGS for ahead in DISTANCES
         }
