@@ -1,5 +1,6 @@
 """GGUFFile on valid files: every type of value, both versions, split files, and the demo model compared with the gguf package's reader."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +311,22 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
         FormatError, match=r"00003-of-00003\.gguf: tensor 'output_norm.weight' is in an earlier part too"
     ):
         GGUFFile(write_parts(tmp_path, files)[0])
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no huge pages"
+)
+def test_a_file_that_is_read_asks_for_huge_pages() -> None:
+    """In private memory: shared memory usually gets none, whatever it asks for."""
+    file = GGUFFile(EMBEDDED, use_mmap=False)
+    address = file.data(next(iter(file.tensors.values()))).ctypes.data
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match("[0-9a-f]+-[0-9a-f]+ ", line)]
+    for i, end in zip(starts, [*starts[1:], len(lines)]):
+        first, last = (int(word, 16) for word in lines[i].split()[0].split("-"))
+        if first <= address < last:
+            flags = next(line for line in lines[i:end] if line.startswith("VmFlags:")).split()
+            assert lines[i].split()[1].endswith("p")
+            assert "hg" in flags
+            return
+    raise AssertionError("the file's memory isn't mapped")

@@ -350,7 +350,9 @@ def _map(path: Path, use_mmap: bool) -> memoryview:
 
 def _read(f: io.BufferedReader, size: int) -> memoryview:
     """Read a file into memory, in huge pages where the system has them: they are read faster than the small pages of a mapped file."""
-    memory = mmap.mmap(-1, size)
+    # private: shared memory, mmap's default, usually has no huge pages
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    memory = mmap.mmap(-1, size, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
