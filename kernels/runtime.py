@@ -175,31 +175,23 @@ def do_share(team, row, number, total, share, epoch, scratch, budget):
 
 
 @njit(inline="always")
-def do_own_share(team, rows, number, epoch, thread, scratch, budget):
-    """Do a thread's share of a row, or help with the single one, at most `budget` chunks. Returns how many, or -1 if the step is over."""
-    row = read_row(rows + ROW_BYTES * number)
-    total = n_chunks(row)
-    undone = open_row(claim_of(team, number), epoch, total)
-    if undone <= 0:
-        return undone
-    share = thread if n_shares_of(team, total) > 1 else 0
-    return do_share(team, row, number, total, share, epoch, scratch, budget)
+def do_shares(team, rows, number, own, epoch, thread, scratch, budget):
+    """Do what is left of a row: of the thread's own share, or of the single one, if `own` is 1; else of the others' shares.
 
-
-@njit(inline="always")
-def help_others(team, rows, number, epoch, thread, scratch, budget):
-    """Do what is left of the other threads' shares of a row, at most `budget` chunks. Returns how many, or -1 if the step is over."""
+    Returns the number of chunks done, at most `budget`, or -1 if the step is over.
+    """
     row = read_row(rows + ROW_BYTES * number)
     total = n_chunks(row)
     undone = open_row(claim_of(team, number), epoch, total)
     if undone <= 0:
         return undone
     n_shares, done = n_shares_of(team, total), 0
-    for turn in range(1, n_shares):
-        helped = do_share(team, row, number, total, (thread + turn) % n_shares, epoch, scratch, budget - done)
-        if helped < 0:
+    for turn in range(1 - own, 1 if own else n_shares):
+        share = (thread + turn) % n_shares
+        more = do_share(team, row, number, total, share, epoch, scratch, budget - done)
+        if more < 0:
             return -1
-        done += helped
+        done += more
     return done
 
 
@@ -243,14 +235,14 @@ def run_rows(team, rows, total_rows, epoch, number, thread, scratch, budget):
     Returns the number of rows if all are done, -1 if the step is over or aborted, else the row at which to resume.
     """
     while number < total_rows:
-        done = do_own_share(team, rows, number, epoch, thread, scratch, budget)
+        done = do_shares(team, rows, number, 1, epoch, thread, scratch, budget)
         if done < 0 or load_acquire(team + ABORT):
             return -1
         budget -= done
         row = read_row(rows + ROW_BYTES * number)
         if row.last:
             for earlier in range(row.first, number + 1):
-                done = help_others(team, rows, earlier, epoch, thread, scratch, budget)
+                done = do_shares(team, rows, earlier, 0, epoch, thread, scratch, budget)
                 if done < 0:
                     return -1
                 budget -= done

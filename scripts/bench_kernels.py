@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 
 import click
 import llvmlite.binding as llvm
-import numpy as np
 
-from qwencli.backends.cpu.memory import address_of, aligned_zeros, quantized_at
+from qwencli.backends.cpu.memory import address_of, aligned_zeros
 from qwencli.backends.cpu.team import Kernel
+from qwencli.backends.cpu.tuning import Product
 from qwencli.kernels import layout
-from qwencli.kernels.arguments import PRODUCT
+from qwencli.kernels.compiler import compile_kernel
 from qwencli.kernels.formats import FORMATS, sizes
 from qwencli.kernels.isa import choose
 from qwencli.kernels.jit import Kernels
 from qwencli.kernels.specs import symbol
-from qwencli.kernels.tiles import AHEAD, Tiles
+from qwencli.kernels.tiles import Tiles
 
 N_COLS = 1024
 CHUNK_BYTES = 262144
@@ -39,7 +39,7 @@ SECONDS = 0.03
 
 
 class Work(NamedTuple):
-    """A product: its arguments, the number of chunks, the bytes of weights, and the arrays that have to stay alive."""
+    """A product: its arguments, the number of chunks, the bytes of weights, and what has to stay alive."""
 
     args: Any
     n_chunks: int
@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
 def work_for(name: str, n_tokens: int, n_bytes: int) -> Work:
     """Return a product with about `n_bytes` of weights of the format `name`."""
-    block, block_bytes, kind = sizes(name)
+    block, block_bytes, _ = sizes(name)
     row_bytes = N_COLS // block * block_bytes
     chunk_rows = max(1, CHUNK_BYTES // row_bytes // layout.PANEL_ROWS) * layout.PANEL_ROWS
     if n_bytes < CHUNK_BYTES:
@@ -58,27 +58,8 @@ def work_for(name: str, n_tokens: int, n_bytes: int) -> Work:
     n_rows = n_chunks * chunk_rows
     weights = aligned_zeros(n_rows * row_bytes)
     weights[:] = 1  # otherwise all pages would be the same page of zeros
-    y, x = aligned_zeros(4 * n_tokens * n_rows), aligned_zeros(4 * n_tokens * N_COLS)
-    quantized = [aligned_zeros(n_tokens * n) for n in layout.activation_bytes(kind, N_COLS)]
-    count, scale = np.array([n_tokens], np.int64), np.ones(1, np.float32)
-    known: dict[str, Any] = {
-        "count": address_of(count),
-        "chunk_rows": chunk_rows,
-        "w": address_of(weights),
-        "row_bytes": row_bytes,
-        "n_rows": n_rows,
-        "n_cols": N_COLS,
-        "x": address_of(x),
-        **quantized_at(quantized),
-        "y": address_of(y),
-        "y_stride": 4 * n_rows,
-        "bias": 0,
-        "residual": 0,
-        "scale": address_of(scale),
-        "ahead": AHEAD,
-    }
-    args = PRODUCT.pack(**known)
-    return Work(args, n_chunks, n_rows * row_bytes, (weights, y, x, quantized, count, scale))
+    product = Product(name, address_of(weights), n_rows, N_COLS, n_tokens, chunk_rows)
+    return Work(product.args, n_chunks, n_rows * row_bytes, (weights, product))
 
 
 def seconds_of(kernel: Any, work: Work, n_threads: int, passes: int) -> float:
@@ -185,7 +166,7 @@ def main(
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         for spec in specs.values():
-            path_of(keep, spec).write_bytes(kernels._read(spec) or b"")
+            path_of(keep, spec).write_bytes(compile_kernel(kernels.isa, spec))
         return
     click.echo(f"{'format':9}{'tokens':>7}{'GB/s':>8}{'GOP/s':>8}" + ("   before   ratio" if against else ""))
     for (name, n), spec in specs.items():

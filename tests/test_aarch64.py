@@ -189,12 +189,13 @@ def test_no_scalar_loops_where_time_is_spent(kernels: dict[tuple[str, str], Kern
 
 @pytest.mark.parametrize("spec", [*(f"attention:attend:64:{k}:{v}" for k, v in CACHE_TYPES), *PRODUCTS])
 def test_prefetches_are_spread(kernels: dict[tuple[str, str], Kernel], spec: str) -> None:
-    """At most three in a row: fences keep them apart by what is read between, not, as on x86, by the arithmetic."""
+    """At most two in a row, but for one kernel: fences keep them apart by what is read between, not, as on x86, by the arithmetic."""
+    most = 3 if spec == Tiles("neon").many("Q6_K") else 2
     loops = [[line.split()[0] for line in loop] for loop in kernels["neon", spec].loops]
     fetching = [names for names in loops if "prfm" in names]
     assert fetching
     for names in fetching:
-        assert not re.search("(prfm ){4}", " ".join([*names, *names, ""]))
+        assert not re.search(f"(prfm ){{{most + 1}}}", " ".join([*names, *names, ""]))
 
 
 emulated = pytest.mark.skipif(emulator.QEMU is None, reason="needs qemu-aarch64 (Debian's qemu-user)")

@@ -201,7 +201,7 @@ def longest_burst(names: list[str]) -> int:
     ("isa_name", "spec"), [(isa_name, spec) for isa_name, specs in LISTED.items() for spec in specs]
 )
 def test_prefetches_are_spread_over_the_arithmetic(listings: Listings, isa_name: str, spec: str) -> None:
-    """A burst of them would fill the queue of misses, and what is read meanwhile would wait behind it."""
+    """A burst of them would fill the queue of misses, and other reads would have to wait."""
     loops = listings(isa_name)[spec].inner
     fetching = [names for names in loops if any(name.startswith("prefetch") for name in names)]
     assert fetching

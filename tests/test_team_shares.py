@@ -172,10 +172,11 @@ def test_words_for_claims_are_made_again_if_that_was_interrupted(
     t, (_, _, small), (large, _, check) = team(2), changing(3), changing(*range(20))
     small(t)
 
-    def interrupted(n_bytes: int, left: list[int] = [1]) -> np.ndarray:  # noqa: B006
-        if not left:
+    results = iter([True, False])
+
+    def interrupted(n_bytes: int) -> np.ndarray:
+        if not next(results):
             raise KeyboardInterrupt
-        left.pop()
         return made(n_bytes)
 
     made = team_module.aligned_zeros

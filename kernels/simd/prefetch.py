@@ -34,7 +34,7 @@ def on_x86(e: Any, vector: Any, address: Any, offset: int, register: int) -> Any
 
 
 def anywhere(e: Any, vector: Any, address: Any, offset: int) -> Any:
-    """`on_x86` for any kind of machine: a fence, which is no instruction, keeps what is read next after the prefetch."""
+    """`on_x86` for any kind of machine: later reads stay after the prefetch because of a fence, for which no instruction is emitted."""
     e.prefetch(e.at(address, offset), level=2)
     e.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
     return vector

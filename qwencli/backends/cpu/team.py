@@ -124,9 +124,8 @@ class Team:
             try:
                 self._publish(self._address("abort"), 1, 0)
                 self._quiesce()
-                for bed in self._beds[
-                    1:
-                ]:  # _wake may have been interrupted; a thread that isn't in its bed just passes it once
+                # _wake may have been interrupted; a thread that isn't in its bed just passes it once
+                for bed in self._beds[1:]:
                     if bed.locked():
                         bed.release()
                 self._publish(self._address("abort"), 0, 0)

@@ -27,8 +27,8 @@ N_COLS = 1024
 N_TOKENS = 96
 REPEATS = 25
 PARTS, BYTES_A_THREAD = 8, 2**20
-"""Weights in memory are read in so many parts, a part as products of so many bytes for each thread, as in a small model: in larger products
-what isn't prefetched at their beginning would count for less."""
+"""The number of parts in which weights in memory are read, and the bytes of a product for each thread. Products are as small as those of a
+small model: in larger ones, the first lines, which aren't prefetched, would matter less."""
 SECONDS, ROUNDS = 0.25, 4
 """How long prefetches are measured for each format, and at least how often each of them."""
 WORTH_IT = 0.97
