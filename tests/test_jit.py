@@ -363,7 +363,9 @@ def test_a_process_that_is_killed_while_compiling(
     check_nothing_is_left(tmp_path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="on Windows a process keeps the number of a parent that has ended")
+@pytest.mark.skipif(
+    os.name != "posix", reason="on Windows a process keeps the number of a parent that has ended"
+)
 def test_a_worker_whose_pipe_outlives_its_parent(tmp_path: Path) -> None:
     """It sees by its parent's number that nobody waits for it, and compiles nothing."""
     folder = tmp_path / "objects"
