@@ -1,4 +1,4 @@
-"""Memory of the CPU backend: the values between a program's rows, and the pages of the KV cache."""
+"""Memory of the CPU backend: the values between a program's rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import QwenError
 from ...kernels.arguments import QUANTIZED
 
 I64 = NDArray[np.int64]
@@ -133,45 +132,3 @@ def quantized_at(buffers: Sequence[Bytes] | None) -> Args:
     """Return the addresses of quantized activations, 0 if there are none."""
     addresses = map(address_of, buffers) if buffers else (0, 0, 0)
     return dict(zip(QUANTIZED_NAMES, addresses))
-
-
-ARENA_BYTES = 2**24
-"""Pages of the cache are allocated together, up to this many bytes: from 4 MB on NumPy asks for huge pages. Memory is committed when it is
-touched."""
-
-
-class PageMemory:
-    """The memory of the cache's pages, or of states. It is allocated when a page is first used, and committed when it is touched.
-
-    `per_page` and `what` say in errors what pages hold, as in "64 more positions of the KV cache".
-    """
-
-    def __init__(self, page_bytes: int, per_page: int, what: str) -> None:
-        self._page_bytes = page_bytes
-        self._per_page = per_page
-        self._what = what
-        self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
-        self._arenas: dict[int, Bytes] = {}
-        self._addresses: dict[int, int] = {}  # by page, since each step needs those of all pages
-
-    def address(self, page: int) -> int:
-        """Return the address of a page. Raises QwenError if there is no memory for it."""
-        if page not in self._addresses:
-            arena, place = divmod(page, self._n_together)
-            if arena not in self._arenas:
-                try:
-                    self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
-                except MemoryError:
-                    more = self._per_page * self._n_together
-                    n_bytes = self._page_bytes * self._n_together
-                    raise QwenError(
-                        f"not enough memory for {more} more {self._what} ({n_bytes} bytes)"
-                    ) from None
-            self._addresses[page] = address_of(self._arenas[arena]) + place * self._page_bytes
-        return self._addresses[page]
-
-    def memory(self, page: int) -> Bytes:
-        """Return the bytes of a page. Raises QwenError as `address` does."""
-        self.address(page)
-        arena, place = divmod(page, self._n_together)
-        return self._arenas[arena][place * self._page_bytes :][: self._page_bytes]

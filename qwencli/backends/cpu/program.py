@@ -21,7 +21,7 @@ from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
 from ...network.graph import Linear, Op, Tensor, Weight
 from ...network.model import Model
-from ..kv_cache import CacheTypes
+from .cache import CacheLayout
 from .fuse import Plus
 from .inputs import Inputs
 from .memory import I64, Args, Buffers, Bytes, Value, address_of, quantized_at
@@ -51,12 +51,6 @@ def takes(reader: Tensor, name: str, kind: str) -> bool:
     return x.name == name and name not in [source.name for source in added]
 
 
-def layer_bytes(model: Model, types: CacheTypes) -> int:
-    """Return the bytes that a layer takes in a page of the KV cache."""
-    n_bytes: list[int] = [layout.kv_bytes(kind, model.config.head_dim) for kind in types]
-    return sum(n_bytes) * model.config.n_head_kv
-
-
 @dataclass
 class Row:
     """A kernel and its arguments. `amount` is the address of the amount of work, `divisor` the amount in a chunk. `calls` are the kernels
@@ -74,8 +68,8 @@ class Row:
 class Program:
     """The rows that compute certain results, and where these are afterwards. It is empty at first; `lower.lower` fills it.
 
-    `rooms` is the number of tokens and of outputs for which there is memory, `tiles` says how products are divided, and `types` are the
-    types of keys and values.
+    `rooms` is the number of tokens and of outputs for which there is memory, `tiles` says how products are divided, and `cache` where keys,
+    values and states are.
     """
 
     def __init__(
@@ -89,14 +83,14 @@ class Program:
         rooms: dict[str, int],
         n_threads: int,
         tiles: Tiles,
-        types: CacheTypes,
+        cache: CacheLayout,
     ) -> None:
         self.model = model
         self.inputs = inputs
         self.rooms = rooms
         self.n_threads = n_threads
         self.tiles = tiles
-        self.types = types
+        self.cache = cache
         self._needed = {*fetch, *feed}
         self._forms = forms
         self._readers: dict[str, list[Tensor]] = defaultdict(list)

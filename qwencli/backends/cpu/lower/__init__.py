@@ -12,8 +12,8 @@ from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
 from ....network.graph import N_OUTPUTS, Graph, Input, Tensor, Weight
 from ....network.model import Model
-from ...kv_cache import CacheTypes
 from ...protocol import LOGITS
+from ..cache import CacheLayout
 from ..fuse import ONLY_FUSED, fuse, quantized_forms
 from ..inputs import Inputs
 from ..memory import Args, Value, address_of
@@ -43,13 +43,13 @@ def lower(
     n_threads: int,
     ending: str | None,
     tiles: Tiles,
-    types: CacheTypes,
+    cache: CacheLayout,
 ) -> Program:
     """Return the program for `nodes` (see Program). `ending` says what a last row does with the logits: "choose" a token for each row,
     "score" one, or None for no such row. Raises ModelError for a graph that only the NumPy backend can run."""
     nodes = fuse(nodes, fetch)
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
-    p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, types)
+    p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, cache)
     for name in feed:
         allocate_fed(p, name)
     last_use = Graph.last_uses(nodes)

@@ -33,7 +33,7 @@ def conv(p: Program, node: Tensor) -> None:
         weight=p.weight(node.src[1]),
         out=out.address,
         eps=node.op.eps,
-        layer_offset=layer_offset(nets, node.op.layer),
+        layer_offset=p.cache.in_state(node.op.layer),
     )
 
 
@@ -82,7 +82,7 @@ def delta_net(p: Program, node: Tensor) -> None:
         qkv=qkv.address,
         **gates,
         out=out.address,
-        layer_offset=layer_offset(nets, op.layer) + 4 * nets.n_state[0],
+        layer_offset=p.cache.in_state(op.layer) + 4 * nets.n_state[0],
     )
 
 
@@ -90,11 +90,6 @@ def nets_of(p: Program) -> DeltaNets:
     nets = p.model.config.delta_nets
     assert nets is not None
     return nets
-
-
-def layer_offset(nets: DeltaNets, layer: int) -> int:
-    """Return where a layer starts in a state, in bytes."""
-    return 4 * layer * sum(nets.n_state)
 
 
 def parts_per_chunk(p: Program, n: int) -> int:

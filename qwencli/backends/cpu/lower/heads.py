@@ -11,7 +11,7 @@ from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE, Arguments
 from ....network.graph import N_TOKENS, Columns, KVStore, Reshape, RMSNorm, Tensor
 from ..fuse import Attend, RotateHeads, StoreHeads
 from ..memory import Value, View, address_of
-from ..program import SOME_TOKENS, Program, layer_bytes
+from ..program import SOME_TOKENS, Program
 from .registry import lowers
 
 HEADS_AT_ONCE = 16
@@ -122,8 +122,8 @@ def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> 
     head_row(
         p,
         STORE,
-        p.types.k,
-        p.types.v,
+        p.cache.types.k,
+        p.cache.types.v,
         dim=k.dim,
         unit=min(p.rooms[k.dim] * heads_at_once, SLOTS_AT_ONCE),
         k=k.address,
@@ -131,7 +131,7 @@ def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> 
         v=v.address,
         pages=address_of(p.inputs.pages),
         slots=address_of(p.inputs.slots),
-        layer_offset=layer * layer_bytes(p.model, p.types),
+        layer_offset=p.cache.in_page(layer),
     )
 
 
@@ -170,8 +170,8 @@ def attention(p: Program, node: Tensor) -> None:
     p.row(
         ATTEND,
         c.head_dim,
-        p.types.k,
-        p.types.v,
+        p.cache.types.k,
+        p.cache.types.v,
         amount=p.inputs.count("attend"),
         q=x.address,
         out=out.address,
@@ -179,7 +179,7 @@ def attention(p: Program, node: Tensor) -> None:
         n_head=c.n_head,
         n_head_kv=c.n_head_kv,
         scale=node.op.scale,
-        layer_offset=node.op.layer * layer_bytes(p.model, p.types),
+        layer_offset=p.cache.in_page(node.op.layer),
     )
     kind, quantized = p.quantized(node, out)
     p.token_row(
