@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -30,16 +29,12 @@ Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
 
 
-def physical_cores(host: Host | None = None) -> int:
-    """Return the number of cores that this process may use, by its affinity and the quota of its cgroups. Hardware threads of a core count
-    once."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
+def physical_cores(host: Host | None = None, cpus: Collection[int] | None = None) -> int:
+    """Return the number of cores that this process may use, by its affinity and the quota of its cgroups, or of those that `cpus` are on.
+    Hardware threads of a core count once."""
     host = host or Host()
-    cores, quota = host.cores(cpus), host.quota()
-    return max(1, min(cores, int(quota[0]))) if quota else cores
+    cores, quota = host.cores(host.allowed() if cpus is None else cpus), host.quota()
+    return max(1, min(cores, int(quota[0]))) if quota else max(1, cores)
 
 
 def _yield_address() -> int:
