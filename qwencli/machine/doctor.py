@@ -118,12 +118,12 @@ def instruction_set() -> dict[str, Any]:
 def threads(host: Host) -> dict[str, Any]:
     """CPUs are hardware threads. `allowed` is the process's affinity, `quota` how many CPUs' time a cgroup allows it."""
     n_cpus = os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(n_cpus))
+    allowed = host.allowed()
     quota = host.quota()
     return {
         "chosen": physical_cores(host),
         "cpus": n_cpus,
-        "cores": host.cores(set(range(n_cpus))),
+        "cores": host.cores(range(n_cpus)),
         "allowed": len(allowed),
         "allowed_cores": host.cores(allowed),
         "quota": quota and quota[0],

@@ -31,16 +31,12 @@ Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 Call = Callable[[int, int, int], None]
 
 
-def physical_cores(host: Host | None = None) -> int:
-    """Return the number of cores that this process may use, by its affinity and the quota of its cgroups. Hardware threads of a core count
-    once."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
+def physical_cores(host: Host | None = None, cpus: Collection[int] | None = None) -> int:
+    """Return the number of cores that this process may use, by its affinity and the quota of its cgroups, or of those that `cpus` are on.
+    Hardware threads of a core count once."""
     host = host or Host()
-    cores, quota = host.cores(cpus), host.quota()
-    return max(1, min(cores, int(quota[0]))) if quota else cores
+    cores, quota = host.cores(host.allowed() if cpus is None else cpus), host.quota()
+    return max(1, min(cores, int(quota[0]))) if quota else max(1, cores)
 
 
 def _yield_address() -> int:
