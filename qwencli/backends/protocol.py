@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..network.graph import HIDDEN as HIDDEN
 from ..network.graph import LOGITS as LOGITS
+from ..network.graph import Tensor
 from ..network.model import Model
 from ..sampling.sampler import Draw, choose
-from .kv_cache import CacheTypes, KVCache, KVSequence, Layers
+from .kv_cache import CacheTypes, KVCache, KVSequence
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -88,10 +89,12 @@ class Part(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What a device of a scheduler is given: the scheduler's cache, and the layers whose keys, values and states it holds."""
+    """What a device of a scheduler is given: the scheduler's cache, the nodes of the graph that it runs, with their weights, and the parts
+    of usual steps, so that it compiles for all of them at once."""
 
     cache: KVCache
-    layers: Layers
+    nodes: Sequence[Tensor]
+    parts: Sequence[Part]
 
 
 class Results(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ..errors import ModelError
 from ..gguf.file import TensorInfo
@@ -163,6 +164,12 @@ class Tensor:
     op: Op
     src: tuple[Tensor, ...]
     shape: Shape
+
+    def n_bytes(self, n_tokens: int, n_outputs: int) -> int:
+        """Return the bytes of a weight in the file, or of a value with that many tokens and outputs: its numbers have 4 bytes each."""
+        sizes = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
+        count = prod(sizes[d] if isinstance(d, str) else d for d in self.shape)
+        return self.op.info.type.n_bytes(count) if isinstance(self.op, Weight) else 4 * count
 
     def __repr__(self) -> str:
         """Its sources by name alone: with all that these read it would grow without end."""

@@ -16,7 +16,7 @@ from ...kernels.arguments import PRODUCT_BYTES
 from ...kernels.isa import ISAError, choose
 from ...kernels.jit import KernelError, Kernels, Progress, Report
 from ...kernels.tiles import Tiles
-from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
+from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear, Tensor
 from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
@@ -85,32 +85,29 @@ class CPUBackend(Stepping):
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
         self._tiles = Tiles(self.isa, chosen(self._kernels))
+        nodes = share.nodes if share else [*model.graph.nodes.values()]
         patience = AT_ONCE if share else PATIENCE  # meanwhile other devices need the CPUs
         n_threads = n_threads or physical_cores()
-        self._team = Team(self._kernels, n_threads, self._scratch_bytes(), cpus, patience)
+        self._team = Team(self._kernels, n_threads, self._scratch_bytes(nodes), cpus, patience)
         self._driver = Driver(self._team, cpus) if cpus else None
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
-        layers = share.layers if share else Layers.of(model.graph.nodes.values())
-        self._layout = CacheLayout(model, self.cache_types, layers)
+        self._layout = CacheLayout(model, self.cache_types, Layers.of(nodes))
         self._pages = PageMemory(self._layout.page_bytes, PAGE, "positions of the KV cache")
         self._states = PageMemory(self._layout.state_bytes, 1, "states of recurrent layers")
-        self.cache = (share and share.cache) or KVCache(
-            model.config.delta_nets is not None, self.make_page, self.make_state
+        self.cache = (
+            share.cache
+            if share
+            else KVCache(model.config.delta_nets is not None, self.make_page, self.make_state)
         )
         self.kv_layout = kv_layout(model, self.cache_types)
-        self.parts = [Part((LOGITS,), (), "choose")]
-        """What steps usually compute. If kernels have to be compiled, they are compiled for all of this."""
+        self._parts = share.parts if share else [Part((LOGITS,), (), "choose")]
         self._writer = BatchWriter(model.config, self._pages, self._states)
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
-    def _scratch_bytes(self) -> int:
+    def _scratch_bytes(self, nodes: Sequence[Tensor]) -> int:
         c = self.model.config
-        weights = [
-            weight_info(node)
-            for node in self.model.graph.nodes.values()
-            if isinstance(node.op, (Linear, ExpertLinear))
-        ]
+        weights = [weight_info(node) for node in nodes if isinstance(node.op, (Linear, ExpertLinear))]
         panels: list[int] = [
             PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights
         ]
@@ -267,7 +264,7 @@ class CPUBackend(Stepping):
                 self._lower(
                     part.fetch, part.feed, {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, part.ending
                 )
-                for part in self.parts
+                for part in self._parts
                 for n in (1, 2)
             ]
             specs = [*specs, *(spec for program in usual for spec in program.specs)]

@@ -38,13 +38,13 @@ class NumpyBackend(Stepping):
             from threadpoolctl import threadpool_limits
 
             threadpool_limits(n_threads)
-        computes.check(model)
         self.model = model
         self._weights = WeightReader(model.file, weight_budget)
         c = model.config
         shape = len(c.attention_layers), 2, PAGE, c.n_head_kv, c.head_dim
         self.cache_types = cache_types.chosen("f32", c.head_dim)
-        layers = share.layers if share else Layers.of(model.graph.nodes.values())
+        nodes = share.nodes if share else [*model.graph.nodes.values()]
+        layers = Layers.of(nodes)
         self._kv = KVPages(layers.attention, shape[1:], self.cache_types)
         self._states = States(layers.recurrent, c.delta_nets)
         self.cache = (
@@ -57,7 +57,8 @@ class NumpyBackend(Stepping):
         )
         states = f", states [{c.n_state_values}]" if c.delta_nets else ""
         self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}{states}"
-        for node in model.graph.nodes.values():
+        computes.check(model.file.path, nodes)
+        for node in nodes:
             if isinstance(node.op, Weight):
                 self._weights.check(node)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ....kernels import formats, layout
 from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
-from ....network.graph import N_OUTPUTS, Graph, Input, Tensor, Weight
+from ....network.graph import N_OUTPUTS, Attention, DeltaNet, Graph, Input, KVStore, Tensor, Weight
 from ....network.model import Model
 from ...protocol import LOGITS
 from ..cache import CacheLayout
@@ -24,13 +24,30 @@ from .registry import lowers
 
 def without_kernels(model: Model) -> list[str]:
     """Return what the compiled kernels can't run: types of matrices, ops, sizes of heads. Empty if they can run the model."""
-    nodes = model.graph.nodes.values()
-    types = {node.op.info.type.name for node in nodes if isinstance(node.op, Weight) and len(node.shape) > 1}
-    ops = {type(node.op) for node in nodes} - {Input, Weight, *ONLY_FUSED}
-    missing = sorted(types - formats.FORMATS.keys()) + sorted(op.__name__ for op in ops if op not in lowers)
+    missing = {what for node in model.graph.nodes.values() for what in lacks_kernels(model, node)}
+    return sorted(missing, key=lambda what: (what.startswith("heads"), what))
+
+
+def lacks_kernels(model: Model, node: Tensor) -> list[str]:
+    """Return what the compiled kernels lack to run a node."""
+    if isinstance(node.op, Input):
+        return []
+    if isinstance(node.op, Weight):
+        kind = node.op.info.type.name
+        return [kind] if len(node.shape) > 1 and kind not in formats.FORMATS else []
+    missing = [
+        what for source in node.src if isinstance(source.op, Weight) for what in lacks_kernels(model, source)
+    ]
+    if type(node.op) not in lowers and not isinstance(node.op, ONLY_FUSED):
+        missing.append(type(node.op).__name__)
     nets = model.config.delta_nets
-    sizes = {model.config.head_dim, *([nets.head_dim] if nets else [])}
-    return missing + [f"heads of {size} values" for size in sorted(sizes) if size % layout.LANES]
+    sizes = {
+        KVStore: model.config.head_dim,
+        Attention: model.config.head_dim,
+        DeltaNet: nets.head_dim if nets else 0,
+    }
+    head_dim = sizes.get(type(node.op), 0)
+    return [*missing, f"heads of {head_dim} values"] if head_dim % layout.LANES else missing
 
 
 def lower(
