@@ -1,15 +1,21 @@
 """Devices by name, on machines that tests make up."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from command_line import Call
 
 from qwencli.backends.devices import Device, known_devices, n_threads, parse_devices
-from qwencli.errors import InputError
+from qwencli.errors import InputError, QwenError
+from qwencli.kernels import isa
+from qwencli.machine.devices import list_devices
+from qwencli.machine.peak import Peak, on_cpus
 from qwencli.system.host import Host, read_cpus, write_cpus
 
 NODE, CPU = "sys/devices/system/node", "sys/devices/system/cpu"
@@ -192,6 +198,178 @@ def test_lists_of_cpus(text: str, cpus: set[int]) -> None:
 def test_what_is_no_list_of_cpus(text: str) -> None:
     with pytest.raises(ValueError, match="is not a"):
         read_cpus(text)
+
+
+# qwencli devices
+
+
+def cache(cpu: int, index: int, level: int, kind: str, size: str, shared: str) -> dict[str, str]:
+    folder = f"{CPU}/cpu{cpu}/cache/index{index}"
+    names = {"level": level, "type": kind, "size": size, "shared_cpu_list": shared}
+    return {f"{folder}/{name}": f"{value}\n" for name, value in names.items()}
+
+
+@pytest.fixture
+def filled(server: Host, tmp_path: Path) -> Host:
+    """The server, with caches and memory: the formats are those of the kernel's Documentation/ABI (sysfs-devices-system-cpu, -node)."""
+    files = {
+        "proc/cpuinfo": "model name\t: EPYC 9\n",
+        "proc/meminfo": "MemTotal:       3000 kB\nMemFree:         100 kB\nMemAvailable:   2000 kB\n",
+        f"{NODE}/node0/meminfo": (
+            "Node 0 MemTotal:       1000 kB\nNode 0 MemFree:         300 kB\nNode 0 Active:  90 kB\n"
+            "Node 0 Active(file):     40 kB\nNode 0 Inactive(file):     2 kB\nNode 0 FilePages:     50 kB\n"
+        ),
+        f"{NODE}/node1/meminfo": "Node 1 MemTotal:       2000 kB\n",
+    }
+    for i in range(15):
+        core = "7" if i == 7 else f"{i % 8},{i % 8 + 8}"
+        own = "0-3,8-11" if i % 8 < 4 else "4-7,12-14"
+        files |= cache(i, 0, 1, "Data", "48K", core) | cache(i, 1, 1, "Instruction", "32K", core)
+        files |= cache(i, 2, 2, "Unified", "2048K", core) | cache(i, 3, 3, "Unified", "65536K", own)
+    files |= cache(0, 4, 4, "Unified", "many", "0") | cache(0, 5, 4, "Unified", "1K", "x")
+    return machine(tmp_path, files)
+
+
+def test_the_facts_of_each_device(filled: Host) -> None:
+    found = list_devices(host=filled)
+    devices = {device["name"]: device for device in found["devices"]}
+    assert found["n_devices"] == len(devices) == 4
+    assert list(devices) == ["cpu", "cpu:0", "cpu:1", "numpy"]
+    node_0 = devices["cpu:0"]
+    assert node_0 == {
+        "name": "cpu:0",
+        "description": "EPYC 9",
+        "backend": "cpu",
+        "type": "CPU",
+        "node": 0,
+        "cpus": "0-3,8-11",
+        "n_cpus": 8,
+        "cores": 4,
+        "threads": 4,
+        "isa": isa.choose().name,
+        "caches": [
+            {"name": "L1d", "bytes": 48 * 1024, "count": 4},
+            {"name": "L1i", "bytes": 32 * 1024, "count": 4},
+            {"name": "L2", "bytes": 2**21, "count": 4},
+            {"name": "L3", "bytes": 2**26, "count": 1},
+        ],
+        "buffer_types": ["mapped file", "memory"],
+        "memory": 1_024_000,
+        "free": 342 * 1024,
+        "limits": None,
+    }
+    assert [d["memory"] for d in devices.values()] == [3_072_000, 1_024_000, 2_048_000, 3_072_000]
+    assert [d["free"] for d in devices.values()] == [2_048_000, 342 * 1024, 2_048_000, 2_048_000]
+    assert [d["cores"] for d in devices.values()] == [8, 4, 4, 8]
+    assert [d["caches"][3]["count"] for d in devices.values()] == [2, 1, 1, 2]
+    assert devices["numpy"]["isa"] is None
+
+
+def test_what_is_unknown_is_none(unknown: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    for facts in list_devices(host=unknown)["devices"]:
+        assert (facts["memory"], facts["free"], facts["caches"]) == (None, None, [])
+        assert (facts["cpus"], facts["cores"]) == ("0-3", 4)
+
+
+def test_memory_is_what_the_cgroup_allows(filled: Host, tmp_path: Path) -> None:
+    machine(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/memory.max": "500000\n",
+            "sys/fs/cgroup/memory.current": "400000\n",
+        },
+    )
+    devices = list_devices(host=filled)["devices"]
+    assert [d["memory"] for d in devices] == [500_000, 1_024_000, 2_048_000, 500_000]
+    assert [d["free"] for d in devices] == [100_000, 100_000, 100_000, 100_000]
+
+
+def test_huge_pages_are_a_type_of_buffer_where_the_system_has_them(filled: Host, tmp_path: Path) -> None:
+    file = "sys/kernel/mm/transparent_hugepage/enabled"
+    for text, there in (
+        ("always [madvise] never", True),
+        ("[always] madvise never", True),
+        ("always madvise [never]", False),
+    ):
+        machine(tmp_path, {file: text + "\n"})
+        for facts in list_devices(host=filled)["devices"]:
+            assert ("huge pages" in facts["buffer_types"]) == there
+
+
+def test_the_command_in_text(call: Call, filled: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwencli.machine.devices.Host", lambda: filled)
+    code, out, err = call("devices")
+    assert (code, err) == (0, "")
+    assert out.startswith("4 devices\n\ncpu: EPYC 9\n")
+    assert "\ncpu:1: EPYC 9\n" in out
+    assert "CPUs          4-7,12-14, 4 cores, 4 threads, NUMA node 1\n" in out
+    assert "caches        L1d 4 x 48 KiB, L1i 4 x 32 KiB, L2 4 x 2 MiB, L3 64 MiB\n" in out
+    assert "memory        1.0 MB, 350.2 kB free\n" in out
+    assert "measured" not in out
+
+
+def test_the_command_in_json(call: Call) -> None:
+    code, out, err = call("devices", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [device["name"] for device in facts["devices"]] == [device.name for device in known_devices()]
+    assert facts["devices"][0]["isa"] == isa.choose().name
+    assert facts["devices"][0]["cores"] == Host().cores(Host().allowed())
+
+
+def test_what_is_measured(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwencli.machine.peak.buffer_bytes", lambda: 2**26)
+    devices = json.loads(call("devices", "--measure", "--json").out)["devices"]
+    for facts in devices:
+        limits = facts["limits"]
+        assert limits.keys() == {"bandwidth", "products", "flops"}
+        assert limits["bandwidth"] > 0
+        assert limits["flops"] > 0
+        assert (limits["products"] is None) == (facts["backend"] == "numpy")
+    assert call("devices", "--measure").out.count("  measured      ") == len(devices)
+
+
+def test_an_instruction_set_that_is_not_there(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(isa.VARIABLE, "nonsense")
+    facts = json.loads(call("devices", "--measure", "--json").out)["devices"][0]
+    assert (facts["isa"], facts["limits"]) == (None, None)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux's")
+def test_a_measurement_stays_on_its_cpus() -> None:
+    """So do the threads that it starts; the caller goes anywhere as before."""
+    before = os.sched_getaffinity(0)
+    one = frozenset([max(before)])
+    found = []
+
+    def measure() -> Peak:
+        found.append(os.sched_getaffinity(0))
+        other = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+        other.start()
+        other.join()
+        return Peak(1, 2, 3)
+
+    assert on_cpus(one, measure) == Peak(1, 2, 3)
+    assert found == [one, one]
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(QwenError, match="no thread may stay on the CPUs 65000: "):
+        on_cpus(frozenset([65000]), measure)
+
+
+def test_the_command_needs_no_numba(tmp_path: Path) -> None:
+    """Which instructions the CPU has is LLVM's to say, so that kernels are compiled for what is shown."""
+    code = """
+import sys
+from qwencli.cli import main
+assert main(["devices", "--json"]) == 0
+print(sorted({"numba", "tokenizers", "gguf", "jinja2"} & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stderr == "[]\n"
 
 
 def test_names_need_no_compiler() -> None:

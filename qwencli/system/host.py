@@ -15,6 +15,9 @@ NO_LIMIT = 2**60
 MOST_CPUS = 2**16
 """Linux can be built for up to 8192."""
 
+LETTERS = {"Data": "d", "Instruction": "i"}
+"""What the system calls the halves of a first-level cache, and their letters."""
+
 
 class MemoryFiles(NamedTuple):
     """The names of a cgroup's files, and the prefix of those lines in its memory.stat that include the groups below it."""
@@ -37,6 +40,14 @@ class NumaNode(NamedTuple):
     number: int
     cpus: str
     n_bytes: int | None
+
+
+class Cache(NamedTuple):
+    """A cache: "L1d", "L1i", "L2" or "L3", its size, and the CPUs that share it."""
+
+    name: str
+    n_bytes: int
+    cpus: frozenset[int]
 
 
 def read_cpus(text: str) -> frozenset[int]:
@@ -199,3 +210,29 @@ class Host:
                 )
                 found.append(NumaNode(int(number), cpus, int(memory[1]) * 1024 if memory else None))
         return sorted(found)
+
+    def node_free(self, number: int) -> int | None:
+        """The bytes of a NUMA node that are free, or can be freed at once since they are a file's; None if unknown."""
+        text = self._read("sys/devices/system/node", f"node{number}", "meminfo") or ""
+        values = re.findall(r"\b(MemFree|Active\(file\)|Inactive\(file\)):\s*([0-9]{1,18}) kB$", text, re.M)
+        return sum(int(n) * 1024 for _, n in values) if "MemFree" in dict(values) else None
+
+    def caches(self, cpus: Set[int]) -> list[Cache]:
+        """The caches of these CPUs, each once, by name; those that are shared with other CPUs are among them."""
+        found = set()
+        seen = set()
+        for cpu in sorted(cpus):
+            for folder in sorted(
+                self._root.joinpath(f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index[0-9]*")
+            ):
+                shared = self._read(str(folder), "shared_cpu_list") or ""
+                if (folder.name, shared) in seen:
+                    continue
+                seen.add((folder.name, shared))
+                level, kind = self._number(str(folder), "level"), self._read(str(folder), "type") or ""
+                n_bytes = re.fullmatch("([0-9]{1,12})K", self._read(str(folder), "size") or "")
+                with suppress(ValueError):
+                    if level is not None and n_bytes:
+                        name = f"L{level}{LETTERS.get(kind, '')}"
+                        found.add(Cache(name, int(n_bytes[1]) * 1024, read_cpus(shared)))
+        return sorted(found, key=lambda cache: (cache.name, min(cache.cpus), cache.n_bytes))
