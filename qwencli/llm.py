@@ -39,9 +39,9 @@ class LLM:
     no more. An `n_ctx` that doesn't fit is an error; with `fit` the longest that fits is taken instead, and with `fit` False nothing is
     checked. `n_batch` is the most tokens of a step. `n_threads` is how many threads run it, by default one a core. `backend` is "cpu" for
     the compiled kernels, "numpy" for the slow reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v`
-    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among devices:
-    their names, such as "cpu:0,cpu:1" (see backends/devices.py), or Wishes, which say more about who gets what; the first device that has no
-    kernels for something leaves it to the next one that has.
+    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among
+    devices: their names, such as "cpu:0,cpu:1" (see backends/devices.py), or Wishes, which say more about who gets what. What a device has
+    no kernels for is left to the next one that has.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -105,9 +105,17 @@ class LLM:
         from .backends.scheduler.wishes import read_wishes
 
         placement = place(self.model, read_wishes(devices) if isinstance(devices, str) else devices)
-        for line in placement.said if report else ():
-            report(line)
+        if report:
+            for line in placement.said:
+                report(line)
         return placement
+
+    def splits(self, n_tokens: int = 1) -> list[str]:
+        """The splits of a step with that many tokens, a line each, in the way of GGML's debugging output; none if there is one device."""
+        from .backends.scheduler.scheduler import Scheduler
+
+        backend = self.engine.backend
+        return backend.describe(n_tokens) if isinstance(backend, Scheduler) else []
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:

@@ -76,7 +76,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         loader = Loader(**{name: kwargs.pop(name) for name in Loader.__dataclass_fields__})
         return command(loader=loader, **kwargs)
 
-    options = [
+    options: list[Callable[..., Any]] = [
         model_option,
         click.option(
             "-c",
@@ -90,10 +90,10 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         backend_option,
         cache_type_k_option,
         cache_type_v_option,
+        device_options,
         mmap_option,
         click.option("-q", "--quiet", is_flag=True, help="Write nothing but errors to stderr."),
     ]
-    wrapper = device_options(wrapper)
     for option in reversed(options):
         wrapper = option(wrapper)
     return wrapper

@@ -47,13 +47,11 @@ def read_wishes(
     layers_per_device: str | Sequence[int] | None = None,
     override_tensor: Sequence[str] = (),
     host: Host | None = None,
-) -> Wishes | None:
-    """Read the options of these names; None if there are none. `devices` is "cpu" if only others are given.
+) -> Wishes:
+    """Read the options of these names. `devices` is "cpu" if only others are given.
 
     Raises InputError for devices that aren't there, and for numbers and patterns that can't be read.
     """
-    if devices is None and tensor_split is None and layers_per_device is None and not override_tensor:
-        return None
     if tensor_split is not None and layers_per_device is not None:
         raise InputError(
             "both the shares of devices and their numbers of layers are given: leave one of them out"
