@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
+from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
 from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
 from .memory import Bytes, PageMemory
@@ -103,13 +105,10 @@ class CPUBackend:
     ) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave the cache unchanged."""
         with self._lock:
+            check_fetched(self.model.graph, fetch)
             program, counts = self._run(tuple(fetch), batch, feed or {})
-            values = {name: program.value(name) for name in fetch}
-            copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
-        shapes = {
-            name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch
-        }
-        return {name: rows.reshape(len(rows), *shapes[name]) for name, rows in copies.items()}
+            found: dict[str, Any] = {**inputs_of(self.model.graph, batch)}
+            return {name: found[name] if name in found else program.result(name, counts) for name in fetch}
 
     def step(self, batch: Batch) -> None:
         """See Backend.step."""
@@ -183,13 +182,15 @@ class CPUBackend:
         targets: Sequence[int] | None = None,
         profiled: bool = False,
     ) -> tuple[Program, dict[str, int]]:
-        counts = self._counts(batch, feed)
+        feed = checked_feed(self.model.graph, feed)
+        counts = counts_of(self.model.graph, batch, feed)
         ending = "choose" if draws is not None else "score" if targets is not None else None
         program = self._program(fetch, tuple(feed), counts, ending)
+        check_batch(program.reader_of_batch, batch)
         program.inputs.targets[: len(targets or [])] = targets or []
         program.inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
         for name, rows in feed.items():
-            program.value(name).floats(len(rows))[:] = rows
+            program.value(name).write(rows)
         keep = program.inputs.set_draws(draws or [])
         if batch is not None:
             self._check_tokens(batch)
@@ -206,16 +207,6 @@ class CPUBackend:
             batch.commit(self.cache)
         return program, counts
 
-    def _counts(self, batch: Batch | None, feed: Mapping[str, F32]) -> dict[str, int]:
-        """Return the number of tokens and of outputs of a step. Raises InputError if fed tensors contradict the batch or each other."""
-        counts = {N_TOKENS: len(batch.tokens), N_OUTPUTS: len(batch.outputs)} if batch else {}
-        for name, rows in feed.items():
-            node = self.model.graph.nodes.get(name)
-            dim = str(node.shape[0]) if node else name
-            if counts.setdefault(dim, len(rows)) != len(rows):
-                raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
-        return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
-
     def _check_tokens(self, batch: Batch) -> None:
         """Raise InputError for a token outside the vocabulary: kernels use tokens as row numbers."""
         n_vocab = self.model.config.n_vocab
@@ -230,8 +221,6 @@ class CPUBackend:
         key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
             program = self._lower(fetch, feed, rooms, ending)
-            for name in fetch:
-                program.value(name)  # raise now, not when the step is done
             self._load([*RUNTIME, *program.specs])
             program.link(self._kernels)
             self._programs[key] = program

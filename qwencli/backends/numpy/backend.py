@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...network.graph import Graph, Weight
+from ...network.graph import Graph, Tensor, Weight
 from ...network.model import Model
 from ...sampling.sampler import Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy, score_with_numpy
+from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of, reader_of_batch
 from .memory import KVPages, States, WeightReader
 from .ops import Step, computes
 
@@ -64,15 +65,15 @@ class NumpyBackend:
         self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
     ) -> dict[str, F32]:
         """See Backend.run."""
-        feed = feed or {}
-        nodes = self.model.graph.subgraph(fetch, feed)
-        values: dict[str, Any] = dict(feed)
+        graph = self.model.graph
+        check_fetched(graph, fetch)
+        feed = checked_feed(graph, feed or {})
+        counts_of(graph, batch, feed)
+        nodes = graph.subgraph(fetch, feed)
+        check_batch(reader_of_batch(nodes), batch)
+        values: dict[str, Any] = feed | inputs_of(graph, batch)
         if batch is not None:
             batch.reserve(self.cache)
-            graph = self.model.graph
-            values[graph.tokens.name] = batch.tokens
-            values[graph.positions.name] = batch.positions
-            values[graph.outputs.name] = batch.outputs
         step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
         with np.errstate(all="ignore"):  # values that aren't finite are reported where logits are used
@@ -89,7 +90,10 @@ class NumpyBackend:
                         values.pop(source.name, None)
         if batch is not None:
             batch.commit(self.cache)
-        return {name: values[name] for name in fetch}
+        return {
+            name: self._weights.whole(value) if isinstance(value := values[name], Tensor) else value
+            for name in fetch
+        }
 
     def step(self, batch: Batch) -> None:
         """See Backend.step."""
