@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
+from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
 from .cache import CacheLayout, PageMemory, kv_layout
 from .driver import Driver
 from .inputs import BatchWriter, Inputs, queries_at_once
@@ -119,12 +121,21 @@ class CPUBackend(Stepping):
 
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. Without a driver the step runs in `finish`, on the thread that calls it."""
-        counts = self._counts(task.batch, task.feed)
+        task, program = self._prepare(task)
+        future = self._driver.begin(lambda: self._execute(task, program)) if self._driver else None
+        return Begun(task, program, future)
+
+    def _prepare(self, task: Task) -> tuple[Task, Program]:
+        """Return a task with its values checked, and its program."""
+        graph = self.model.graph
+        check_fetched(graph, task.fetch)
+        task = replace(task, feed=checked_feed(graph, task.feed))
+        counts = counts_of(graph, task.batch, task.feed)
         ending = "choose" if task.draws is not None else "score" if task.targets is not None else None
         with self._lock:
             program = self._program(task.fetch, tuple(task.feed), counts, ending)
-        future = self._driver.begin(lambda: self._execute(task, program)) if self._driver else None
-        return Begun(task, program, future)
+        check_batch(program.reader_of_batch, task.batch)
+        return task, program
 
     def finish(self, begun: Begun) -> Results:
         """See Backend.finish."""
@@ -136,15 +147,17 @@ class CPUBackend(Stepping):
         """Run a step's program, and copy what it has computed out of its memory."""
         with self._lock:
             self._run(task, program, program.rows)
-            counts = self._counts(task.batch, task.feed)
-            values = {name: self._value(program, name, counts) for name in task.fetch} if task.wanted else {}
-            return Results(values, self._chosen(task, program), self._scores(task, program))
+            return Results(
+                self._values(task, program), self._chosen(task, program), self._scores(task, program)
+            )
 
-    def _value(self, program: Program, name: str, counts: Mapping[str, int]) -> F32:
-        value = program.value(name)
-        rows = value.floats(counts[value.dim]).copy()
-        shape = [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)]
-        return rows.reshape(len(rows), *shape)
+    def _values(self, task: Task, program: Program) -> dict[str, Any]:
+        """Return copies of the tensors that are fetched."""
+        if not task.wanted:
+            return {}
+        graph = self.model.graph
+        counts, found = counts_of(graph, task.batch, task.feed), inputs_of(graph, task.batch)
+        return {name: found[name] if name in found else program.result(name, counts) for name in task.fetch}
 
     def _chosen(self, task: Task, program: Program) -> list[int | F32]:
         """Return what the program's last row chose. For a draw that is None it has only checked that the logits are finite."""
@@ -220,27 +233,17 @@ class CPUBackend(Stepping):
 
     def _run(self, task: Task, program: Program, rows: NDArray[Any]) -> None:
         """Run a program's rows, as they are or with a stopwatch between them."""
-        batch, counts = task.batch, self._counts(task.batch, task.feed)
+        batch, counts = task.batch, counts_of(self.model.graph, task.batch, task.feed)
         inputs = program.inputs
         inputs.targets[: len(task.targets or ())] = task.targets or ()
         inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
         for name, values in task.feed.items():
-            program.value(name).floats(len(values))[:] = values
+            program.value(name).write(values)
         keep = inputs.set_draws([draw or GREEDY for draw in task.draws or ()])
         if batch is not None:
             keep += self._writer.write(batch, inputs)
         self._team.run(rows, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
         del keep  # the program had only the addresses of these arrays
-
-    def _counts(self, batch: Batch | None, feed: Mapping[str, F32]) -> dict[str, int]:
-        """Return the number of tokens and of outputs of a step. Raises InputError if fed tensors contradict the batch or each other."""
-        counts = {N_TOKENS: len(batch.tokens), N_OUTPUTS: len(batch.outputs)} if batch else {}
-        for name, rows in feed.items():
-            node = self.model.graph.nodes.get(name)
-            dim = str(node.shape[0]) if node else name
-            if counts.setdefault(dim, len(rows)) != len(rows):
-                raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
-        return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
 
     def _program(
         self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
@@ -250,8 +253,6 @@ class CPUBackend(Stepping):
         key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
             program = self._lower(fetch, feed, rooms, ending)
-            for name in fetch:
-                program.value(name)  # raise now, not when the step is done
             self._load([*RUNTIME, *program.specs])
             program.link(self._kernels)
             self._programs[key] = program

@@ -57,8 +57,9 @@ class Place(NamedTuple):
 class Value:
     """A tensor in memory: float32 [rows, width], with `per_token` rows for each of `dim`, and its quantized forms if a product needed them.
 
-    With `columns` the tensor is a view of another tensor's columns. `others` is more memory that is freed together with the value. If only
-    quantized forms are read, `has_floats` is false: `memory` is of no use, and the address is 0.
+    With `columns` the tensor is a view of another tensor's columns. With `at_places` the rows of a token's slots lie at their places: i32,
+    for each slot (see kernels/experts.py); otherwise rows are in order. `others` is more memory that the value needs. If only quantized
+    forms are read, `has_floats` is false: `memory` is of no use, and the address is 0.
     """
 
     dim: str
@@ -67,6 +68,7 @@ class Value:
     quantized: dict[str, tuple[Bytes, ...]] = field(default_factory=dict)
     per_token: int = 1
     columns: View | None = None
+    at_places: Bytes | None = None
     others: list[Bytes] = field(default_factory=list)
     has_floats: bool = True
 
@@ -75,9 +77,16 @@ class Value:
         return address_of(self.memory) if self.has_floats else 0
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the memory is just the rows of its tokens in order, so that they can be returned as a result."""
-        return self.per_token == 1 and self.columns is None and self.has_floats
+    def is_in_order(self) -> bool:
+        """Whether the rows are contiguous, in the order of tokens and slots."""
+        return self.columns is None and self.at_places is None
+
+    @property
+    def buffers(self) -> list[Bytes]:
+        """All memory that has to stay as it is while the value is needed."""
+        quantized = (buffer for form in self.quantized.values() for buffer in form)
+        places = [] if self.at_places is None else [self.at_places]
+        return [self.memory, *quantized, *places, *self.others]
 
     def place(self) -> Place:
         """Return where the numbers are in memory."""
@@ -92,6 +101,15 @@ class Value:
             .view(np.float32)
             .reshape(n, self.per_token * self.width)
         )
+
+    def read(self, n: int, shape: Sequence[int]) -> Any:
+        """Return a copy of `n` tokens' values, [n, *shape]."""
+        return self.floats(n).reshape(n, *shape).copy()
+
+    def write(self, rows: Any) -> None:
+        """Fill in the values of some tokens, [n, ...]."""
+        floats = self.floats(len(rows))
+        floats[:] = rows.reshape(floats.shape)
 
 
 class Buffers:

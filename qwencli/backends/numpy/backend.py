@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ...network.graph import Graph, Weight
+from ...network.graph import Graph, Tensor, Weight
 from ...network.model import Model
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import LOGITS, Bytes, Results, Share, Stepping, Task, choose_with_numpy, score_with_numpy
+from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of, reader_of_batch
 from .memory import KVPages, States, WeightReader
 from .ops import Step, computes
 
@@ -75,14 +76,14 @@ class NumpyBackend(Stepping):
 
     def _compute(self, task: Task) -> dict[str, Any]:
         """Compute the tensors that a step fetches, by name."""
-        nodes = self.model.graph.subgraph(task.fetch, task.feed)
-        values: dict[str, Any] = dict(task.feed)
-        if task.batch is not None:
-            graph = self.model.graph
-            values[graph.tokens.name] = task.batch.tokens
-            values[graph.positions.name] = task.batch.positions
-            values[graph.outputs.name] = task.batch.outputs
-        step = Step(self._weights, self._kv, self._states, task.batch)
+        graph, fetch, batch = self.model.graph, task.fetch, task.batch
+        check_fetched(graph, fetch)
+        feed = checked_feed(graph, task.feed)
+        counts_of(graph, batch, feed)
+        nodes = graph.subgraph(fetch, feed)
+        check_batch(reader_of_batch(nodes), batch)
+        values: dict[str, Any] = feed | inputs_of(graph, batch)
+        step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
         with np.errstate(all="ignore"):  # values that aren't finite are reported where logits are used
             for i, node in enumerate(nodes):
@@ -94,9 +95,12 @@ class NumpyBackend(Stepping):
                     compute = computes[type(node.op)]
                     values[node.name] = compute(step, node, *(values[source.name] for source in node.src))
                 for source in node.src:
-                    if last_use[source.name] == i and source.name not in task.fetch:
+                    if last_use[source.name] == i and source.name not in fetch:
                         values.pop(source.name, None)
-        return {name: values[name] for name in task.fetch}
+        return {
+            name: self._weights.whole(value) if isinstance(value := values[name], Tensor) else value
+            for name in fetch
+        }
 
     def make_page(self, page: int) -> None:
         """See Backend.make_page."""

@@ -46,6 +46,14 @@ class WeightReader:
         data = data if expert is None else data[expert]
         return to_float32(data[first:][which], info.type)
 
+    def whole(self, weight: Tensor) -> F32:
+        """Return all of a weight, float32 of its node's shape, without its scale."""
+        if len(weight.shape) == 1:
+            return self.vector(weight).copy()
+        *experts, n_rows, _ = (d for d in weight.shape if isinstance(d, int))
+        of_each = (self.rows(weight, slice(n_rows), i) for i in range(*experts)) if experts else ()
+        return np.stack([*of_each]) if experts else self.rows(weight, slice(n_rows)).copy()
+
     def vector(self, weight: Tensor) -> F32:
         """Return a vector, or a part of it, float32 [n]."""
         assert isinstance(weight.op, Weight)

@@ -5,20 +5,23 @@ There is a module for each subject. Its functions know one op at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ....kernels import formats, layout
 from ....kernels.arguments import CHOOSE, SCORE
 from ....kernels.tiles import Tiles
-from ....network.graph import N_OUTPUTS, Attention, DeltaNet, Graph, Input, KVStore, Tensor, Weight
+from ....network.graph import N_OUTPUTS, Attention, DeltaNet, Graph, Input, KVStore, Route, Tensor, Weight
 from ....network.model import Model
 from ...protocol import LOGITS
+from ...values import reader_of_batch
 from ..cache import CacheLayout
 from ..fuse import ONLY_FUSED, fuse, quantized_forms
 from ..inputs import Inputs
 from ..memory import Args, Value, address_of
 from ..program import Program, activation_kind, weight_info
 from . import delta, experts, gates, heads, products  # noqa: F401 -- each registers what it lowers
+from .order import in_order
 from .registry import lowers
 
 
@@ -64,21 +67,23 @@ def lower(
 ) -> Program:
     """Return the program for `nodes` (see Program). `ending` says what a last row does with the logits: "choose" a token for each row,
     "score" one, or None for no such row. Raises ModelError for a graph that only the NumPy backend can run."""
+    reader = reader_of_batch(nodes)
     nodes = fuse(nodes, fetch)
     forms = quantized_forms(nodes, lambda product: activation_kind(weight_info(product)))
     p = Program(model, nodes, forms, fetch, feed, inputs, rooms, n_threads, tiles, cache)
+    p.reader_of_batch = reader
     for name in feed:
-        allocate_fed(p, name)
+        allocate_fed(p, model.graph.nodes[name])
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
         if not isinstance(node.op, (Input, Weight)):
-            if type(node.op) in ONLY_FUSED:
-                raise p.fused_error(node.name)
             if type(node.op) not in lowers:
                 raise p.error(
                     f"the CPU backend has no kernels for {type(node.op).__name__}, which '{node.name}' needs: --backend numpy has"
                 )
             lowers[type(node.op)](p, node)
+            if node.name in fetch:
+                p.results[node.name] = in_order(p, p.values[node.name])
         for source in node.src:
             if last_use[source.name] == i:
                 p.release(source)
@@ -88,14 +93,16 @@ def lower(
     return p
 
 
-def allocate_fed(p: Program, name: str) -> None:
-    """Make memory for a tensor that is fed. Raises ModelError if it isn't rows of numbers, as for a weight or heads."""
-    dim, *widths = p.model.graph.nodes[name].shape
-    if not isinstance(dim, str) or len(widths) != 1:
-        raise p.error(f"the CPU backend can't take '{name}' as given; use the NumPy backend")
-    width = widths[0]
-    assert isinstance(width, int)
-    p.new(name, dim, width)
+def allocate_fed(p: Program, node: Tensor) -> None:
+    """Make memory for a tensor that is fed, with its rows in order. A route's slots are sorted by expert at once."""
+    if isinstance(node.op, Route):
+        experts.group(p, node, experts.new_route(p, node))
+        return
+    dim, *sizes = node.shape
+    assert isinstance(dim, str)
+    numbers = [size for size in sizes if isinstance(size, int)]
+    per_token = numbers.pop(0) if experts.has_slots(node) else 1
+    p.new(node.name, dim, math.prod(numbers), per_token)
 
 
 def add_ending(p: Program, ending: str, logits: Value) -> None:
