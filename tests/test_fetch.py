@@ -2,12 +2,13 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from random_models import write_random_model
@@ -21,6 +22,8 @@ from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa
 from qwencli.network.graph import (
+    N_OUTPUTS,
+    N_TOKENS,
     Attention,
     DeltaNet,
     ExpertLinear,
@@ -147,13 +150,16 @@ def test_what_is_fetched_changes_no_bit(folder: Path, monkeypatch: pytest.Monkey
                 assert same(found[name], values[name]), f"{architecture}, {step}, {name}"
 
 
-@pytest.mark.parametrize(("isa_name", "mix"), [*((name, "Q4_K_M") for name in ISAS), (ISAS[0], "F16")])
+@pytest.mark.parametrize(
+    ("isa_name", "mix", "architectures"),
+    [*((name, "Q4_K_M", ARCHITECTURES) for name in ISAS), (ISAS[0], "F16", ["qwen2moe", "qwen3next"])],
+)
 def test_a_graph_can_be_cut_anywhere(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, isa_name: str, mix: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, isa_name: str, mix: str, architectures: Sequence[str]
 ) -> None:
     """After each node: what the rest reads is fetched in one step and fed in another, where it can be fetched again."""
     monkeypatch.setenv(isa.VARIABLE, isa_name)
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         model = model_of(folder, architecture, mix)
         backend = CPUBackend(model, 2)
         for step in "one token", "two sequences":
@@ -163,6 +169,55 @@ def test_a_graph_can_be_cut_anywhere(
                 found = run(backend, step, [*cut, LOGITS], values)
                 assert same(found[LOGITS], logits), f"{architecture}, {step}, after {node}: {cut}"
                 assert all(same(found[name], values[name]) for name in cut)
+
+
+@pytest.mark.parametrize("backend_type", [CPUBackend, NumpyBackend])
+@pytest.mark.parametrize("architecture", ["qwen", "qwen2moe"])
+def test_weights_are_the_files(folder: Path, architecture: str, backend_type: Callable[..., Backend]) -> None:
+    """Whole, some of their rows (of each expert, if there are several), and a vector as a row."""
+    model = model_of(folder, architecture, "F16")
+    if architecture == "qwen2moe":
+        model.graph.weight(model.file.tensors["blk.1.ffn_gate_exps.weight"], rows=range(100, 130))
+    weights = [node for node in model.graph.nodes.values() if isinstance(node.op, Weight)]
+    found = backend_type(model, 1).run([node.name for node in weights])
+    n_parts = 0
+    for node in weights:
+        assert isinstance(node.op, Weight)
+        info, first = node.op.info, node.op.first
+        expected = model.file.data(info).view({"F16": np.float16, "F32": np.float32}[info.type.name])
+        if len(node.shape) > len(info.shape):
+            expected = expected[None]
+        elif node.shape != info.shape:
+            n_parts += 1
+            axis = max(len(info.shape) - 2, 0)
+            expected = expected.take(range(first, first + int(node.shape[axis])), axis)
+        assert same(found[node.name], expected.astype(np.float32)), node.name
+        assert found[node.name].shape == node.shape
+    assert n_parts > 0
+
+
+def test_a_weight_comes_without_its_scale(folder: Path) -> None:
+    """The scale of a scaled type is a tensor of its own, by which products are multiplied."""
+    model = model_of(folder, "qwen3", "NVFP4")
+    name = next(
+        node.name
+        for node in model.graph.nodes.values()
+        if isinstance(node.op, Weight) and node.op.scale and node.op.info.type.name == "NVFP4"
+    )
+    blocks = model.file.data(model.file.tensors[name])
+    expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4)
+    for backend in CPUBackend(model, 1), NumpyBackend(model):
+        assert same(backend.run([name])[name], expected)
+
+
+def test_places_stay_as_long_as_rows_lie_there(folder: Path) -> None:
+    """Also after the last node that reads the route itself."""
+    model = model_of(folder, "qwen3moe", "F16")
+    name, rooms = "ffn_moe_swiglu-0", {N_TOKENS: 8, N_OUTPUTS: 8}
+    program = CPUBackend(model, 1)._lower((name,), (), rooms, None)
+    free = {id(buffer) for buffers in program._memory._free.values() for buffer in buffers}
+    assert program.values.keys() == {name}
+    assert id(program.values[name].at_places) not in free
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "qwen3next"])
