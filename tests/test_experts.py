@@ -16,7 +16,6 @@ from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.numpy.dequantize import to_float32
 from qwencli.backends.protocol import Batch, Segment
-from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import formats, isa, layout
@@ -375,15 +374,3 @@ def test_a_mixture_of_experts_has_the_same_bits(models: dict[str, Model], mix: s
     for n_threads, chunk, crowd in RUNS:
         found, _ = states(CPUBackend(models[mix], n_threads), tokens, chunk, crowd)
         assert_same(found, expected)
-
-
-def test_what_lies_sorted_by_expert_can_be_neither_fetched_nor_fed(models: dict[str, Model]) -> None:
-    backend = CPUBackend(models["F16"], 1)
-    for name in "ffn_moe_topk-0", "ffn_moe_gate-0", "ffn_moe_swiglu-0":
-        with pytest.raises(ModelError, match="only the NumPy backend can fetch it"):
-            backend.run([name], Batch([Segment(KVSequence(), [1, 2, 3], 3)]))
-    for name, shape in ("ffn_moe_topk-0", (3, 2)), ("ffn_moe_down-0", (3, 2, 8)):
-        with pytest.raises(ModelError, match="as given"):
-            backend.run(
-                ["l_out-0"], Batch([Segment(KVSequence(), [1, 2, 3], 3)]), {name: np.zeros(shape, np.float32)}
-            )
