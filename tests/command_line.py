@@ -22,6 +22,7 @@ COMMANDS = [
     "chat",
     "detokenize",
     "doctor",
+    "graph",
     "info",
     "list",
     "perplexity",

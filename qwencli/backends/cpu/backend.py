@@ -23,7 +23,7 @@ from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
 from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
 from .memory import Bytes, PageMemory
-from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
+from .program import SOME_TOKENS, Program, RowTime, activation_kind, layer_bytes, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
@@ -145,12 +145,12 @@ class CPUBackend:
             scores: F64 = np.log(found["sum"]) - found["difference"]
         return scores
 
-    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
-        """Run a batch, and return each row's kernel and the seconds it took. Rows that could run side by side run one after the other."""
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[RowTime]:
+        """Run a batch, and return how long each row took. Rows that could run side by side run one after the other."""
         with self._lock:
             self._load([*CLOCK])
             program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
-            return list(zip(program.names, self._watches[program].seconds().tolist()))
+            return program.times(self._watches[program].seconds().tolist())
 
     def kernels_for(
         self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None

@@ -54,6 +54,7 @@ def lower(
         allocate_fed(p, name)
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
+        p.node = node.name
         if not isinstance(node.op, (Input, Weight)):
             if type(node.op) in ONLY_FUSED:
                 raise p.fused_error(node.name)
@@ -65,6 +66,7 @@ def lower(
         for source in node.src:
             if last_use[source.name] == i:
                 p.release(source)
+    p.node = ""
     if ending:
         add_ending(p, ending, p.values[LOGITS])
     p.end_group()
