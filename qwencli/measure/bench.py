@@ -144,9 +144,9 @@ class Runner:
         seconds = defaultdict[str, float](float)
         calls = Counter[str]()
         for step in self._steps(test.n_prompt, test.n_gen):
-            for spec, taken in self._backend.profile([LOGITS], batch_of(step)):
-                seconds[kind_of(spec)] += taken
-                calls[kind_of(spec)] += 1
+            for row in self._backend.profile([LOGITS], batch_of(step)):
+                seconds[kind_of(row.kernel)] += row.seconds
+                calls[kind_of(row.kernel)] += 1
         kinds = [Kind(name, calls[name], taken, costs.get(name, Cost())) for name, taken in seconds.items()]
         return sorted(kinds, key=lambda kind: -kind.seconds)
 

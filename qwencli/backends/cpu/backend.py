@@ -28,7 +28,7 @@ from .cache import CacheLayout, PageMemory, kv_layout
 from .driver import Driver
 from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
-from .program import SOME_TOKENS, Program, activation_kind, weight_info
+from .program import SOME_TOKENS, Program, RowTime, activation_kind, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, PATIENCE, RUNTIME, Team, physical_cores
@@ -182,14 +182,14 @@ class CPUBackend(Stepping):
             scores: F64 = np.log(found["sum"]) - found["difference"]
         return scores
 
-    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
-        """Run a batch, and return each row's kernel and the seconds it took. Rows that could run side by side run one after the other."""
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[RowTime]:
+        """Run a batch, and return how long each row took. Rows that could run side by side run one after the other."""
         batch.reserve(self.cache)
         _, rows = self.timed(Task(tuple(fetch), batch, wanted=False))
         batch.commit(self.cache)
         return rows
 
-    def timed(self, task: Task) -> tuple[Results, list[tuple[str, float]]]:
+    def timed(self, task: Task) -> tuple[Results, list[RowTime]]:
         """Run a step as `begin` and `finish` do, and return its rows too, as `profile` does. The last one, COPIES, is for the values that
         go in and out."""
         task, program = self._prepare(task)
@@ -197,7 +197,7 @@ class CPUBackend(Stepping):
             return self._execute_timed(task, program)
         return self._driver.finish(self._driver.begin(lambda: self._execute_timed(task, program)))
 
-    def _execute_timed(self, task: Task, program: Program) -> tuple[Results, list[tuple[str, float]]]:
+    def _execute_timed(self, task: Task, program: Program) -> tuple[Results, list[RowTime]]:
         with self._lock:
             self._load([*CLOCK])
             if program not in self._watches:
@@ -210,8 +210,8 @@ class CPUBackend(Stepping):
             ended = time.perf_counter()
             results = self._results(task, program)
             copies = fed - start + time.perf_counter() - ended
-            rows = list(zip(program.names, watch.seconds().tolist()))
-            return results, [*rows, (COPIES, copies)] if task.feed or task.wanted else rows
+            rows = program.times(watch.seconds().tolist())
+            return results, [*rows, RowTime(COPIES, "", copies)] if task.feed or task.wanted else rows
 
     def kernels_for(
         self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None

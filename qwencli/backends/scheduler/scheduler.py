@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ...errors import InputError
-from ...network.graph import LOGITS, Tensor, Weight
+from ...network.graph import LOGITS, N_OUTPUTS, N_TOKENS, Tensor, Weight
 from ...network.model import Model
 from ...units import size
+from ..cpu.program import RowTime
 from ..kv_cache import CacheTypes, KVCache, Layers
 from ..protocol import Backend, Batch, Bytes, Part, Results, Share, Stepping, Task
 from .placement import Placement
@@ -22,7 +23,7 @@ Make = Callable[[int, Share], Backend]
 class Profiled(Protocol):
     """A device whose rows can be timed."""
 
-    def timed(self, task: Task) -> tuple[Results, list[tuple[str, float]]]: ...
+    def timed(self, task: Task) -> tuple[Results, list[RowTime]]: ...
 
 
 class Begun(NamedTuple):
@@ -106,9 +107,9 @@ class Scheduler(Stepping):
 
         return self._run(begun.task, begun.plan, run)
 
-    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[RowTime]:
         """Run a batch, and return the rows of all devices: see CPUBackend.profile. Raises InputError for a device that has no rows."""
-        rows: list[tuple[str, float]] = []
+        rows: list[RowTime] = []
 
         def run(device: Backend, task: Task) -> Results:
             if not isinstance(device, Profiled):
@@ -175,9 +176,10 @@ class Scheduler(Stepping):
     def describe(self, n_tokens: int = 1, n_outputs: int = 1) -> list[str]:
         """Return the splits of a step as lines, in the way of GGML's debugging output."""
         lines = []
+        sizes = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
         for number, split in enumerate(self.plan((LOGITS,), ())):
             feeds = (self.model.graph.nodes[name] for name in split.feed)
-            inputs = " ".join(f"[{node.name} ({size(node.n_bytes(n_tokens, n_outputs))})]" for node in feeds)
+            inputs = " ".join(f"[{node.name} ({size(node.n_bytes(sizes))})]" for node in feeds)
             name = self.placement.devices[split.device].name
             lines.append(
                 f"## SPLIT #{number}: {name} # {len(split.feed)} inputs" + (f": {inputs}" if inputs else "")
