@@ -45,7 +45,8 @@ def node_times(
 ) -> dict[str, NodeTime]:
     """Run steps with `n_tokens` random tokens at the beginning of a sequence, row by row, and return the time of each node by its name.
 
-    `placement` divides the model among devices. Weights and inputs aren't in it. Raises InputError if the model can't run that many tokens, or not on the CPU backend; QwenError.
+    `placement` divides the model among devices. Weights and inputs aren't in it. Raises InputError if the model can't run that many tokens,
+    or not on the CPU backend; QwenError.
     """
     n_ctx = model.config.n_ctx
     if n_tokens > n_ctx:
