@@ -1,5 +1,7 @@
 """Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits in any company."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.numpy.dequantize import to_float32
-from qwencli.backends.protocol import Batch, Segment
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import formats, isa, layout
@@ -374,3 +376,15 @@ def test_a_mixture_of_experts_has_the_same_bits(models: dict[str, Model], mix: s
     for n_threads, chunk, crowd in RUNS:
         found, _ = states(CPUBackend(models[mix], n_threads), tokens, chunk, crowd)
         assert_same(found, expected)
+
+
+def test_one_expert_for_each_token(tmp_path: Path) -> None:
+    """Then a token's rows at their places aren't taken for rows that all of its experts share."""
+    path = tmp_path / "one.gguf"
+    write_random_model(path, replace(PRESETS["tiny-qwen2moe"], n_expert_used=1), "F16")
+    model = load_model(GGUFFile(path))
+    tokens = tokens_of(model, 0, 9)
+    expected = NumpyBackend(model).run([LOGITS], Batch([Segment(KVSequence(), tokens, 9)]))[LOGITS]
+    for chunk in 9, 1:
+        found, _ = states(CPUBackend(model, 2), tokens, chunk)
+        assert np.abs(found[LOGITS] - expected).max() < 2e-3 * np.abs(expected).max()
