@@ -8,8 +8,9 @@ from html import escape
 from ..units import size
 from . import colours
 from .labels import crossing, details, heading, heat, is_heated, plain, summary, timing
-from .layout import Layout, Place, lay_out
+from .layout import Layout, lay_out
 from .picture import OUTSIDE, Box, Edge, Picture
+from .rows import Place
 
 FONT = "ui-monospace, 'DejaVu Sans Mono', 'Cascadia Mono', Menlo, Consolas, 'Liberation Mono', monospace"
 NAME, SMALL = 12.0, 10.5
