@@ -98,6 +98,15 @@ class CPUBackend:
             attention, int(layout.store_scratch(c.head_dim)), int(layout.SAMPLING_SCRATCH), *rows, *panels
         )
 
+    @property
+    def n_threads(self) -> int:
+        return self._team.n_threads
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The bytes of the buffers that hold values between the rows of programs."""
+        return sum(program.buffer_bytes for program in self._programs.values())
+
     def run(
         self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
     ) -> dict[str, F32]:
@@ -239,7 +248,7 @@ class CPUBackend:
 
     def _load(self, specs: list[str]) -> None:
         """Load kernels. If some have to be compiled, compile all that the model will need in one go. Raises QwenError."""
-        if self._kernels.missing(specs):
+        if self._kernels.missing(specs) and LOGITS in self.model.graph.nodes:
             usual = [
                 self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose")
                 for n in (1, 2)

@@ -123,6 +123,10 @@ class Program:
         """The kernels of the rows, in order."""
         return [row.spec for row in self._rows]
 
+    @property
+    def buffer_bytes(self) -> int:
+        return self._memory.n_bytes
+
     def value(self, name: str) -> Value:
         """Return the memory of a fetched or fed tensor. Raises ModelError if it has no memory of its own."""
         value = self.values.get(name)
