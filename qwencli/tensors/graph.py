@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -278,10 +279,7 @@ class Graph:
     def _name(self, name: str | None, op: str) -> str:
         if name is not None:
             return name
-        number = sum(other.startswith(f"{op}-") for other in self.nodes)
-        while f"{op}-{number}" in self.nodes:
-            number += 1
-        return f"{op}-{number}"
+        return next(each for number in count() if (each := f"{op}-{number}") not in self.nodes)
 
     def _count(self, op: type[network.Op]) -> int:
         return sum(isinstance(node.op, op) for node in self.nodes.values())
@@ -290,6 +288,7 @@ class Graph:
         """Return what the node `name` reads as rows. For a constant that is an input, which is fed."""
         if not isinstance(tensor.op, Weight):
             return operands.rows(name, tensor)
+        operands.own(self._graph, name, tensor)
         if len(operands.floats(name, tensor).shape) > 2:
             raise ModelError(
                 f"graph: '{name}' takes '{tensor.name}', {operands.kind(tensor)}, as rows: expected a matrix"

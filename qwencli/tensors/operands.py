@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ..errors import ModelError
-from ..network.graph import ExpertLinear, Input, KVStore, Route, SwiGLU, Tensor, Weight
+from ..network.graph import ExpertLinear, Graph, Input, KVStore, Route, SwiGLU, Tensor, Weight
+
+
+def own(graph: Graph, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of this very graph."""
+    if graph.nodes.get(tensor.name) is not tensor:
+        raise ModelError(f"graph: '{tensor.name}', which '{name}' reads, is a tensor of another graph")
+    return tensor
 
 
 def constant(name: str, tensor: Tensor) -> Tensor:

@@ -28,7 +28,9 @@ def names_of(graph: Graph, fetch: Fetch) -> list[str]:
         names = [node.name for node in results if node.name not in read]
     else:
         wanted = [fetch] if isinstance(fetch, (str, Tensor)) else fetch
-        names = [node.name if isinstance(node, Tensor) else node for node in wanted]
+        names = [
+            operands.own(graph, "compute", node).name if isinstance(node, Tensor) else node for node in wanted
+        ]
     if not names:
         raise ModelError("graph: there is nothing to compute")
     for name in names:
