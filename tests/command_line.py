@@ -21,6 +21,7 @@ COMMANDS = [
     "bench",
     "chat",
     "detokenize",
+    "devices",
     "doctor",
     "info",
     "list",

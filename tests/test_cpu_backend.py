@@ -12,7 +12,7 @@ import tiny_models
 from engine_runs import finish
 from random_models import random_model
 
-from qwencli.backends.cpu import memory
+from qwencli.backends.cpu import cache
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.kv_cache import PAGE, KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
@@ -295,12 +295,12 @@ def test_ctrl_c_in_a_step(demo: Model, n_threads: int) -> None:
 def test_a_sequence_without_memory_ends_and_the_others_go_on(
     demo: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "ARENA_BYTES", 0)  # each page by itself
+    monkeypatch.setattr(cache, "ARENA_BYTES", 0)  # each page by itself
     backend = CPUBackend(demo, 2)
     engine, tokens = Engine(backend, 1024), prompt_tokens(demo)
     alone = EngineSequence(tokens[:50], GREEDY, 30)
     finish(engine, alone)
-    take, pages = memory.aligned_zeros, []
+    take, pages = cache.aligned_zeros, []
 
     def take_a_few(n_bytes: int, *args: int) -> np.ndarray:
         if n_bytes == 4 * PAGE * demo.config.n_head_kv * demo.config.head_dim * demo.config.n_layer:
@@ -309,7 +309,7 @@ def test_a_sequence_without_memory_ends_and_the_others_go_on(
             pages.append(n_bytes)
         return take(n_bytes, *args)
 
-    monkeypatch.setattr(memory, "aligned_zeros", take_a_few)
+    monkeypatch.setattr(cache, "aligned_zeros", take_a_few)
     small, large = EngineSequence(tokens[:50], GREEDY, 30), EngineSequence(list(tokens), GREEDY, 5)
     finish(engine, small, large)
     assert (small.stop_reason, small.generated) == ("length", alone.generated)

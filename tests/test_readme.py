@@ -127,10 +127,11 @@ def test_output_is_what_the_readme_shows(line: str, expected: str, run: Callable
         assert re.fullmatch(".*".join(map(re.escape, expected.split("..."))), got, re.S), got
 
 
-def test_doctor_has_the_lines_that_the_readme_shows(run: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("line", ["qwencli doctor", "qwencli devices --measure"])
+def test_what_is_found_has_the_rows_that_the_readme_shows(line: str, run: Callable[[str], str]) -> None:
     """What they say is about the machine."""
-    (shown,) = re.findall(r"^```sh\nqwencli doctor\n```\n```\n((?:.*\n)+?)```$", README, re.M)
-    names, got = re.findall(r"^  (\w.{12}) ", shown, re.M), run("qwencli doctor")
+    (shown,) = re.findall(rf"^```sh\n{line}\n```\n```\n((?:.*\n)+?)```$", README, re.M)
+    names, got = re.findall(r"^  (\w.{12}) ", shown, re.M), run(line)
     assert len(names) > 8
     assert all(f"\n  {name} " in f"\n{got}" for name in names)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..units import size
+from ._facts import about_limits, row
 from ._models import Wanted, fetched, model_option
 from ._options import example, json_option
 from ._streams import printable, say, write_text
@@ -54,11 +55,6 @@ def as_text(facts: dict[str, Any]) -> str:
         *(f"  - {printable(line)}" for line in facts["advice"]),
     ]
     return "\n".join(lines) + "\n"
-
-
-def row(name: str, *values: object) -> str:
-    """A name and its values, without those that are None or empty."""
-    return f"  {name:<13} {printable(', '.join(str(v) for v in values if v not in (None, '')))}"
 
 
 def about_software(versions: dict[str, Any]) -> list[str]:
@@ -118,19 +114,6 @@ def about_memory(memory: dict[str, Any]) -> list[str]:
     total = memory["total"] and size(memory["total"])
     free = memory["free"] and f"{size(memory['free'])} free"
     return [row("memory", total, free, limit), row("huge pages", memory["huge_pages"] or "unknown")]
-
-
-def about_limits(limits: dict[str, float] | None) -> list[str]:
-    if not limits:
-        return []
-    return [
-        row(
-            "measured",
-            f"{limits['bandwidth'] / 1e9:.1f} GB/s from memory",
-            f"{limits['products'] / 1e9:.0f} GOP/s int8",
-            f"{limits['flops'] / 1e9:.0f} GFLOP/s float32",
-        )
-    ]
 
 
 def about_cache(cache: dict[str, Any]) -> list[str]:

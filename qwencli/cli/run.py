@@ -27,7 +27,7 @@ from ._loading import Loader, kept_session, loading_options, session_option
 from ._options import example, json_option
 from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
-from ._streams import read_text, warn, write_text
+from ._streams import read_text, say, warn, write_text
 
 if TYPE_CHECKING:
     from ..dialogue.dialogue import CollectedAnswer, Events
@@ -123,6 +123,9 @@ def run(
     probabilities.check()
     template = named_template(chat_template)
     llm = loader.load(chat=not raw and template is None)
+    if verbose:
+        for line in llm.splits():
+            say(line)
     if not raw and template is None and llm.chat_template is None:
         raw = True
         if not loader.quiet and (system is not None or thinking.asked):

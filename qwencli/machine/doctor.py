@@ -18,8 +18,8 @@ from ..kernels import isa, jit
 from ..network.load import load_model
 from ..system.host import Host
 from .advice import advice
+from .facts import instruction_set, measured, memory
 from .kernel_cache import kernel_cache
-from .peak import measure_peak
 from .self_check import check_apart
 
 FEATURES = (
@@ -102,44 +102,19 @@ def cpu(host: Host) -> dict[str, Any]:
     }
 
 
-def instruction_set() -> dict[str, Any]:
-    try:
-        chosen, why_not = isa.choose().name, None
-    except isa.ISAError as error:
-        chosen, why_not = None, str(error)
-    return {
-        "chosen": chosen,
-        "why_not": why_not,
-        "available": [each.name for each in isa.available()],
-        "variable": os.environ.get(isa.VARIABLE) or None,
-    }
-
-
 def threads(host: Host) -> dict[str, Any]:
     """CPUs are hardware threads. `allowed` is the process's affinity, `quota` how many CPUs' time a cgroup allows it."""
     n_cpus = os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(n_cpus))
+    allowed = host.allowed()
     quota = host.quota()
     return {
         "chosen": physical_cores(host),
         "cpus": n_cpus,
-        "cores": host.cores(set(range(n_cpus))),
+        "cores": host.cores(range(n_cpus)),
         "allowed": len(allowed),
         "allowed_cores": host.cores(allowed),
         "quota": quota and quota[0],
         "quota_file": quota and quota[1],
-    }
-
-
-def memory(host: Host) -> dict[str, Any]:
-    (total, available), limit = host.memory(), host.memory_limit()
-    return {
-        "total": total,
-        "available": available,
-        "free": host.free(),
-        "limit": limit and limit[0],
-        "limit_file": limit and limit[1],
-        "huge_pages": host.huge_pages(),
     }
 
 
@@ -154,12 +129,3 @@ def which_model(chosen: str | None) -> dict[str, Any]:
     except QwenError as error:
         found["error"] = str(error)
     return found
-
-
-def measured(report: Callable[[str], None] | None) -> dict[str, float] | None:
-    """Bytes per second from memory, operations per second on int8 and on float32, with as many threads as commands use."""
-    try:
-        peak = measure_peak(None, report)
-    except QwenError:
-        return None
-    return {"bandwidth": peak.bandwidth, "products": peak.products, "flops": peak.flops}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..kernels import layout
 from ..kernels.arguments import FILL, MULTIPLY, READ, ROW, Arguments
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Report
+from ..system.host import Host, write_cpus
 
 READS = [(1, 0, 2**17), (1, 0, 2**21), (4, 0, 2**21), (4, 2048, 2**21), (4, 0, 2**24)]
 """Streams in which a chunk is read, bytes prefetched ahead, bytes per chunk: which is fastest differs from CPU to CPU."""
@@ -61,8 +62,14 @@ class Peak:
         )
 
 
-def measure_peak(n_threads: int | None = None, report: Report | None = None) -> Peak:
-    """The best of several loops on `n_threads`, by default one per physical core. `report` is told what is compiled. Raises QwenError."""
+def measure_peak(
+    n_threads: int | None = None, report: Report | None = None, cpus: Set[int] | None = None
+) -> Peak:
+    """The best of several loops on `n_threads`, by default one per physical core: of all that the process may use, or of `cpus`.
+
+    On Linux the threads stay on `cpus`, and the memory that they read is that of their NUMA node. `report` is told what is compiled. Raises
+    QwenError.
+    """
     try:
         kernels = kernels_of(choose().name)
         kernels.report = report
@@ -71,11 +78,52 @@ def measure_peak(n_threads: int | None = None, report: Report | None = None) -> 
         raise InputError(str(error)) from None
     except KernelError as error:
         raise QwenError(f"{error} (please report this)") from error
-    loops = Loops(Team(kernels, n_threads or physical_cores(), 64), addresses)
-    try:
-        return Peak(loops.bandwidth(), loops.arithmetic("dot4"), loops.arithmetic("fma"))
-    finally:
-        loops.team.close()
+
+    def measure() -> Peak:
+        loops = Loops(Team(kernels, n_threads or physical_cores(cpus=cpus), 64), addresses)
+        try:
+            return Peak(loops.bandwidth(), loops.arithmetic("dot4"), loops.arithmetic("fma"))
+        finally:
+            loops.team.close()
+
+    return measure() if cpus is None else on_cpus(cpus, measure)
+
+
+def on_cpus(cpus: Set[int], measure: Callable[[], Peak]) -> Peak:
+    """What `measure` returns on a thread that stays on `cpus`, with those that it starts. Only Linux lets a thread stay somewhere.
+
+    Raises QwenError if the process may not use these CPUs.
+    """
+
+    def run() -> Peak:
+        try:
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, cpus)  # of this thread alone
+        except OSError as error:
+            raise QwenError(f"no thread may stay on the CPUs {write_cpus(cpus)}: {error.strerror}") from None
+        return measure()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+def measure_numpy() -> Peak:
+    """What NumPy reaches with float32, which is all that it multiplies: a matrix times a vector and a matrix, as a backend uses it."""
+    random = np.random.default_rng(0)
+    big = np.ones((LEAST_BUFFER // 4096, 1024), np.float32)
+    vector = random.random(1024, np.float32)
+    square = random.random((1024, 1024), np.float32)
+
+    def fastest(product: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            product()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    flops = 2 * 1024**3 / fastest(lambda: square @ square)
+    return Peak(big.nbytes / fastest(lambda: big @ vector), 0.0, flops)
 
 
 class Loops:
@@ -140,12 +188,9 @@ class Loops:
 
 def buffer_bytes() -> int:
     """Bytes to read: twice what all caches hold, a power of two, but not more than a part of the memory."""
-    caches = {}
-    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
-        with suppress(OSError, ValueError):
-            level, shared = ((index / name).read_text().strip() for name in ("level", "shared_cpu_list"))
-            caches[level, shared] = int((index / "size").read_text().strip().removesuffix("K")) * 1024
-    wanted = max(LEAST_BUFFER, 1 << (2 * sum(caches.values()) - 1).bit_length() if caches else 0)
+    host = Host()
+    caches = sum(cache.n_bytes for cache in host.caches(host.allowed()) if not cache.name.endswith("i"))
+    wanted = max(LEAST_BUFFER, 1 << (2 * caches - 1).bit_length() if caches else 0)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

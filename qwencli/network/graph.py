@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ..errors import ModelError
 from ..gguf.file import TensorInfo
@@ -28,10 +29,11 @@ class Op:
 
 
 class Input(Op):
-    """No sources. `tokens` and `positions` are i32 [n_tokens]; `outputs`, i32 [n_outputs], are the batch's rows whose logits are wanted.
+    """No sources. `tokens` and `positions` are i32 [n_tokens]; `outputs`, i32 [n_outputs], are the batch's rows whose logits are wanted."""
 
-    Other inputs are float32 rows, [n_tokens, n], that the caller feeds.
-    """
+
+class Rows(Input):
+    """No sources. float32 [n_tokens, n], which the caller has to feed."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,12 @@ class Tensor:
     src: tuple[Tensor, ...]
     shape: Shape
 
+    def n_bytes(self, n_tokens: int, n_outputs: int) -> int:
+        """Return the bytes of a weight in the file, or of a value with that many tokens and outputs: its numbers have 4 bytes each."""
+        sizes = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
+        count = prod(sizes[d] if isinstance(d, str) else d for d in self.shape)
+        return self.op.info.type.n_bytes(count) if isinstance(self.op, Weight) else 4 * count
+
     def __repr__(self) -> str:
         """Its sources by name alone: with all that these read it would grow without end."""
         sources = ", ".join(source.name for source in self.src)
@@ -200,7 +208,7 @@ class Graph:
 
     def input(self, name: str, width: int) -> Tensor:
         """Rows of `width` numbers that the caller feeds."""
-        return self._add(name, Input(), (), (N_TOKENS, width))
+        return self._add(name, Rows(), (), (N_TOKENS, width))
 
     def weight(
         self,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 NO_LIMIT = 2**60
 """cgroup v1 writes "no limit" as the largest multiple of a page; no machine has that much memory."""
+MOST_CPUS = 2**16
+"""Linux can be built for up to 8192."""
+
+LETTERS = {"Data": "d", "Instruction": "i"}
+"""What the system calls the halves of a first-level cache, and their letters."""
 
 
 class MemoryFiles(NamedTuple):
@@ -35,6 +40,35 @@ class NumaNode(NamedTuple):
     number: int
     cpus: str
     n_bytes: int | None
+
+
+class Cache(NamedTuple):
+    """A cache: "L1d", "L1i", "L2" or "L3", its size, and the CPUs that share it."""
+
+    name: str
+    n_bytes: int
+    cpus: frozenset[int]
+
+
+def read_cpus(text: str) -> frozenset[int]:
+    """The CPUs of a list as Linux writes it, such as "0-3,8". Raises ValueError for other text, and for an empty range such as "3-0"."""
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part, re.ASCII)
+        if not ends:
+            raise ValueError(f"{part[:40]!r} is not a CPU or a range of CPUs")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if not first <= last < MOST_CPUS:
+            raise ValueError(f"{part[:40]!r} is not a range of CPUs")
+        found.update(range(first, last + 1))
+    return frozenset(found)
+
+
+def write_cpus(cpus: Set[int]) -> str:
+    """The shortest list of these CPUs, such as "0-3,8"."""
+    starts = sorted(cpu for cpu in cpus if cpu - 1 not in cpus)
+    ends = sorted(cpu for cpu in cpus if cpu + 1 not in cpus)
+    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends))
 
 
 class Host:
@@ -73,7 +107,13 @@ class Host:
         values = [int(v) for v in times[1].split()[:8]] if times else []
         return values[7] / sum(values) if len(values) == 8 and any(values) else None
 
-    def cores(self, cpus: set[int]) -> int:
+    def allowed(self) -> frozenset[int]:
+        """The CPUs (hardware threads) that the calling thread may use by its affinity; those that are offline are not among them."""
+        if hasattr(os, "sched_getaffinity"):
+            return frozenset(os.sched_getaffinity(0))
+        return frozenset(range(os.cpu_count() or 1))  # macOS and Windows
+
+    def cores(self, cpus: Collection[int]) -> int:
         """The number of physical cores of these CPUs; the hardware threads of one core count once."""
 
         def core(cpu: int) -> str:
@@ -170,3 +210,29 @@ class Host:
                 )
                 found.append(NumaNode(int(number), cpus, int(memory[1]) * 1024 if memory else None))
         return sorted(found)
+
+    def node_free(self, number: int) -> int | None:
+        """The bytes of a NUMA node that are free, or can be freed at once since they are a file's; None if unknown."""
+        text = self._read("sys/devices/system/node", f"node{number}", "meminfo") or ""
+        values = re.findall(r"\b(MemFree|Active\(file\)|Inactive\(file\)):\s*([0-9]{1,18}) kB$", text, re.M)
+        return sum(int(n) * 1024 for _, n in values) if "MemFree" in dict(values) else None
+
+    def caches(self, cpus: Set[int]) -> list[Cache]:
+        """The caches of these CPUs, each once, by name; those that are shared with other CPUs are among them."""
+        found = set()
+        seen = set()
+        for cpu in sorted(cpus):
+            for folder in sorted(
+                self._root.joinpath(f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index[0-9]*")
+            ):
+                shared = self._read(str(folder), "shared_cpu_list") or ""
+                if (folder.name, shared) in seen:
+                    continue
+                seen.add((folder.name, shared))
+                level, kind = self._number(str(folder), "level"), self._read(str(folder), "type") or ""
+                n_bytes = re.fullmatch("([0-9]{1,12})K", self._read(str(folder), "size") or "")
+                with suppress(ValueError):
+                    if level is not None and n_bytes:
+                        name = f"L{level}{LETTERS.get(kind, '')}"
+                        found.add(Cache(name, int(n_bytes[1]) * 1024, read_cpus(shared)))
+        return sorted(found, key=lambda cache: (cache.name, min(cache.cpus), cache.n_bytes))
