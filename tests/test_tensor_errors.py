@@ -267,10 +267,37 @@ def test_devices_that_are_refused() -> None:
     g = Graph()
     heads = g.heads(g.input("x", 6), 2)
     g.attention(heads, heads, heads)
-    with pytest.raises(QwenError, match=r"unknown device 'cuda', known are cpu, numpy"):
+    with pytest.raises(QwenError, match=r"unknown device 'cuda'; known are cpu, .*numpy"):
         g.compute({"x": np.ones((1, 6))}, "cuda")
     with pytest.raises(
         QwenError, match="the device cpu has no kernels for heads of 3 values; numpy can run them"
     ):
         g.compute({"x": np.ones((1, 6))}, "cpu")
     assert g.compute({"x": np.ones((1, 6))}, "numpy")["attention-0"].tolist() == [[1] * 6]
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ({"first": "cpu", "second": "numpy", "third": "cpu"}, "'third' can't be given a device"),
+        ({"x": "cpu"}, "'x' can't be given a device: expected the name of a node that is computed"),
+        ({"attention-0.kv": "cpu"}, "'attention-0.kv' can't be given a device"),
+        ({"first": "cpu", "second": "cpus:0"}, "the devices cpu and cpus:0 share CPU 0"),
+        ({"first": "cpu,numpy"}, "'cpu,numpy' are several devices: give one for each"),
+        ("cpu,numpy", "'cpu,numpy' are several devices: give one for each"),
+        ({"first": "gpu"}, "unknown device 'gpu'"),
+        ({}, "no device is named"),
+        (
+            {"first": "cpu", "attention-0": "cpu"},
+            "the device cpu has no kernels for heads of 3 values; numpy can run",
+        ),
+    ],
+)
+def test_nodes_cannot_be_placed_there(devices: Any, message: str) -> None:
+    g = Graph()
+    x = g.input("x", 6)
+    heads = g.heads(g.add(x, x, "first"), 2, "second")
+    y = g.attention(heads, heads, heads)
+    with pytest.raises(InputError, match=message):
+        g.compute({"x": np.ones((1, 6))}, devices)
+    assert g.compute({"x": np.ones((1, 6))}, {"second": "cpu", y.name: "numpy"}, y).tolist() == [[2] * 6]

@@ -22,7 +22,8 @@ from qwencli.gguf import memory as constants
 from qwencli.gguf.types import WEIGHT_TYPES
 from qwencli.kernels import isa
 from qwencli.kernels.formats import FORMATS
-from qwencli.network.graph import Input
+from qwencli.network.graph import Input, Weight
+from qwencli.system.host import Host
 from qwencli.tensors import graph as graphs
 from qwencli.tensors import operands
 from qwencli.tensors.devices import EXACT, backend_for
@@ -219,6 +220,36 @@ def test_constants_are_copies() -> None:
     w[:] = np.nan
     for device in "numpy", "cpu":
         assert g.compute({"x": [[1, 2, 3]]}, device, y).tolist() == [[6, 6]]
+
+
+# -- several devices ------------------------------------------------------------------------------------------------------
+
+
+def computed(g: Graph) -> list[str]:
+    """The names of the nodes that can be given a device, in order."""
+    names = [name for name, node in g.nodes.items() if not isinstance(node.op, (Input, Weight))]
+    return [name for name in names if not name.endswith((".kv", ".conv"))]
+
+
+@pytest.mark.parametrize("build", CASES)
+def test_nodes_in_turn_on_two_devices(build: Build) -> None:
+    """The same bits as on one device; with NumPy in between what is expected."""
+    one, other, *_ = [*sorted(Host().allowed()), None]
+    if other is None:
+        pytest.skip("needs two CPUs")
+    for n in 1, 70:
+        g = Graph()
+        inputs, expected = build(g, np.random.default_rng(n), n)
+        (alone,) = g.compute(inputs).values()
+        for names in (f"cpus:{one}", f"cpus:{other}"), (f"cpus:{one}", "numpy"):
+            devices = {name: names[i % 2] for i, name in enumerate(computed(g))}
+            (found,) = g.compute(inputs, devices).values()
+            n_splits = len(g.splits(devices, n))
+            assert n_splits > 1 if len(devices) > 1 else n_splits == 0
+            if "numpy" in names:
+                np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+            else:
+                assert np.array_equal(found, alone)
 
 
 # -- computing ------------------------------------------------------------------------------------------------------------

@@ -370,6 +370,20 @@ class Graph:
                 wanted.update(source.name for source in node.src)
         return nodes[::-1]
 
+    def results(self) -> list[str]:
+        """The names of what the graph is for: the logits, or without them all that no other node reads."""
+        if LOGITS in self.nodes:
+            return [LOGITS]
+        read = {source.name for node in self.nodes.values() for source in node.src}
+        leaves = Input, Weight
+        return [
+            name for name, node in self.nodes.items() if name not in read and not isinstance(node.op, leaves)
+        ]
+
+    def given(self) -> list[str]:
+        """The names of the rows that the caller has to feed."""
+        return [name for name, node in self.nodes.items() if isinstance(node.op, Rows)]
+
     @staticmethod
     def last_uses(nodes: Sequence[Tensor]) -> dict[str, int]:
         """For each tensor, the index of the last node in `nodes` that reads it: after that node its memory is free."""

@@ -19,7 +19,7 @@ from ..network.model import Model
 from ..network.rope import RopeParams
 from . import operands
 from .constants import blocks_of, scales_of
-from .devices import Usage, backend_for, usage_of
+from .devices import Devices, Usage, backend_for, splits_of, usage_of
 from .hyperparameters import config_of
 from .running import Fetch, names_of, run
 
@@ -49,7 +49,7 @@ class Graph:
         self._graph = network.Graph()
         self._constants = TensorsInMemory("graph")
         self._rows: dict[str, Tensor] = {}  # constants that are fed as rows, by the name of the node
-        self._backends: dict[str, tuple[int, Backend]] = {}  # each with the number of nodes that it knows
+        self._backends: dict[object, tuple[int, Backend]] = {}  # each with the number of nodes that it knows
         self.nodes: Mapping[str, Tensor] = self._graph.nodes
 
     # -- leaves -----------------------------------------------------------------------------------------------------------
@@ -244,9 +244,13 @@ class Graph:
     # -- computing --------------------------------------------------------------------------------------------------------
 
     def compute(
-        self, inputs: Mapping[str, ArrayLike] | None = None, device: str = "cpu", fetch: Fetch = None
+        self, inputs: Mapping[str, ArrayLike] | None = None, device: Devices = "cpu", fetch: Fetch = None
     ) -> Any:
-        """Compute what is to be fetched, by default all nodes that no other reads, on a device: "cpu" or "numpy".
+        """Compute what is to be fetched, by default all nodes that no other reads.
+
+        `device` is "cpu", "cpu:N" for a NUMA node, "cpus:0-3" for these CPUs, or "numpy". For several devices it maps names of nodes to
+        names of devices, such as {"first": "cpus:0", "second": "cpus:1"}. Nodes that it lacks run where the first node that they read
+        runs, or else on the first device.
 
         `inputs` are arrays by the inputs' names, all with the same number of rows. Returns float32 arrays by name; if `fetch` is one node
         or name, its array alone. The first call for some results and a number of rows plans them, later ones are faster.
@@ -258,20 +262,26 @@ class Graph:
         values = run(self._backend(device), self._constants, self._rows, names, inputs or {})
         return values[names[0]] if isinstance(fetch, (str, Tensor)) else values
 
-    def usage(self, device: str = "cpu") -> Usage:
+    def usage(self, device: Devices = "cpu") -> Usage:
         """Return what the graph runs on, and the memory of the plans that it has made there. Raises as `compute` does."""
         return usage_of(device, self._backend(device))
+
+    def splits(self, device: Devices, n_rows: int = 1) -> list[str]:
+        """Return how the graph is cut where the device changes, and what is copied for `n_rows` rows: a line for each split, in the way of
+        GGML's debugging output; none if there is one device. Raises as `compute` does."""
+        return splits_of(self._backend(device), n_rows)
 
     def model(self) -> Model:
         """Return the graph with its constants, as the backends take it."""
         return Model(self._constants, config_of(self._graph), self._graph, ())
 
-    def _backend(self, device: str) -> Backend:
-        """Return a device's backend, which is kept until the graph grows."""
-        n_nodes, backend = self._backends.get(device, (0, None))
+    def _backend(self, device: Devices) -> Backend:
+        """Return the backend for a device, or for several, which is kept until the graph grows."""
+        key = device if isinstance(device, str) else tuple(device.items())
+        n_nodes, backend = self._backends.get(key, (0, None))
         if backend is None or n_nodes != len(self.nodes):
             backend = backend_for(device, self.model(), self._n_threads, self._report)
-            self._backends[device] = len(self.nodes), backend
+            self._backends[key] = len(self.nodes), backend
         return backend
 
     # -- what ops need ----------------------------------------------------------------------------------------------------

@@ -23,9 +23,7 @@ Fetch = str | Tensor | Sequence[str | Tensor] | None
 def names_of(graph: Graph, fetch: Fetch) -> list[str]:
     """Return the names of what is to be computed. Raises ModelError for a node that has no rows."""
     if fetch is None:
-        read = {source.name for node in graph.nodes.values() for source in node.src}
-        results = [node for node in graph.nodes.values() if not isinstance(node.op, (Input, Weight))]
-        names = [node.name for node in results if node.name not in read]
+        names = graph.results()
     else:
         wanted = [fetch] if isinstance(fetch, (str, Tensor)) else fetch
         names = [

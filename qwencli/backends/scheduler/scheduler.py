@@ -41,7 +41,7 @@ class Scheduler(Stepping):
         self.devices: dict[int, Backend] = {}
         """The backends by number of device, of those that have something to run."""
         self._holders: dict[tuple[str, int], Backend] = {}
-        usual = self.plan((LOGITS,), ())
+        self._usual = usual = self.plan(tuple(model.graph.results()), tuple(model.graph.given()))
         for number in sorted({split.device for split in usual}):
             nodes = self._nodes_on(number)
             parts = [
@@ -146,7 +146,7 @@ class Scheduler(Stepping):
     def describe(self, n_tokens: int = 1, n_outputs: int = 1) -> list[str]:
         """Return the splits of a step as lines, in the way of GGML's debugging output."""
         lines = []
-        for number, split in enumerate(self.plan((LOGITS,), ())):
+        for number, split in enumerate(self._usual):
             feeds = (self.model.graph.nodes[name] for name in split.feed)
             inputs = " ".join(f"[{node.name} ({size(node.n_bytes(n_tokens, n_outputs))})]" for node in feeds)
             name = self.placement.devices[split.device].name
