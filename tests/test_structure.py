@@ -33,7 +33,7 @@ PACKAGES = [
     ("hub", "network"),
     ("sampling",),
     ("backends",),
-    ("engine",),
+    ("engine", "tensors"),
     ("text",),
     ("request",),
     ("llm",),

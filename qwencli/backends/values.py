@@ -23,6 +23,7 @@ from ..network.graph import (
     Input,
     KVStore,
     Route,
+    Rows,
     Tensor,
     Weight,
 )
@@ -48,7 +49,7 @@ def checked_feed(graph: Graph, feed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_value(node: Tensor, value: Any) -> Any:
-    if isinstance(node.op, (Weight, Input, KVStore)):
+    if isinstance(node.op, (Weight, Input, KVStore)) and not isinstance(node.op, Rows):
         kind = {Weight: "a weight", Input: "an input", KVStore: "a handle of the KV cache"}[type(node.op)]
         raise ModelError(f"'{node.name}' is {kind}: it can't be fed")
     if not isinstance(node.op, Route):

@@ -106,7 +106,8 @@ class CPUBackend(Stepping):
             else KVCache(model.config.delta_nets is not None, self.make_page, self.make_state)
         )
         self.kv_layout = kv_layout(model, self.cache_types)
-        self._parts = share.parts if share else [Part((LOGITS,), (), "choose")]
+        usual = [Part((LOGITS,), (), "choose")] if LOGITS in model.graph.nodes else []
+        self._parts = share.parts if share else usual
         self._writer = BatchWriter(model.config, self._pages, self._states)
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
@@ -121,6 +122,15 @@ class CPUBackend(Stepping):
         return max(
             attention, int(layout.store_scratch(c.head_dim)), int(layout.SAMPLING_SCRATCH), *rows, *panels
         )
+
+    @property
+    def n_threads(self) -> int:
+        return self._team.n_threads
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The bytes of the buffers that hold values between the rows of programs."""
+        return sum(program.buffer_bytes for program in self._programs.values())
 
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. Without a driver the step runs in `finish`, on the thread that calls it."""

@@ -120,6 +120,11 @@ class Buffers:
         self._all: dict[int, Bytes] = {}  # by address
         self._addresses: list[int] = []  # in order
 
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all buffers."""
+        return sum(map(len, self._all.values()))
+
     def take(self, n_bytes: int) -> Bytes:
         size = -(-max(n_bytes, 1) // 64) * 64
         if self._free[size]:

@@ -133,6 +133,10 @@ class Program:
         """The seconds of the rows, in order, with what each row is."""
         return [RowTime(row.spec, row.node, taken) for row, taken in zip(self._rows, seconds)]
 
+    @property
+    def buffer_bytes(self) -> int:
+        return self._memory.n_bytes
+
     def value(self, name: str) -> Value:
         """Return the memory of a tensor that is computed and fetched, or fed. Its rows are in order."""
         return self.results.get(name) or self.values[name]

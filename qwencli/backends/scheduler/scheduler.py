@@ -50,7 +50,7 @@ class Scheduler(Stepping):
         self.devices: dict[int, Backend] = {}
         """The backends by number of device, of those that have something to run."""
         self._holders: dict[tuple[str, int], Backend] = {}
-        usual = self.plan((LOGITS,), ())
+        self._usual = usual = self.plan(tuple(model.graph.results()), tuple(model.graph.given()))
         for number in sorted({split.device for split in usual}):
             nodes = self._nodes_on(number)
             parts = [
@@ -177,7 +177,7 @@ class Scheduler(Stepping):
         """Return the splits of a step as lines, in the way of GGML's debugging output."""
         lines = []
         sizes = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
-        for number, split in enumerate(self.plan((LOGITS,), ())):
+        for number, split in enumerate(self._usual):
             feeds = (self.model.graph.nodes[name] for name in split.feed)
             inputs = " ".join(f"[{node.name} ({size(node.n_bytes(sizes))})]" for node in feeds)
             name = self.placement.devices[split.device].name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ...network.graph import Attention, Conv, DeltaNet, Input, KVStore, Tensor, Weight
+from ...network.graph import Attention, Conv, DeltaNet, Input, KVStore, Rows, Tensor, Weight
 
 
 class Split(NamedTuple):
@@ -30,7 +30,8 @@ def cut(nodes: Sequence[Tensor], device_of: Mapping[str, int], fetch: Iterable[s
     for i, run in enumerate(runs):
         for node in run:
             for source in node.src:
-                if not isinstance(source.op, (Input, Weight)) and place.get(source.name) != i:
+                is_there = isinstance(source.op, (Input, Weight)) and not isinstance(source.op, Rows)
+                if not is_there and place.get(source.name) != i:
                     feeds[i][source.name] = None
                     wanted.add(source.name)
     return [
