@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ...errors import InputError
@@ -12,6 +13,7 @@ from ...units import size
 from ..cpu.program import RowTime
 from ..kv_cache import CacheTypes, KVCache, Layers
 from ..protocol import Backend, Batch, Bytes, Part, Results, Share, Stepping, Task
+from ..values import check_fetched, checked_feed, counts_of
 from .placement import Placement
 from .splits import Split, cut
 
@@ -94,6 +96,10 @@ class Scheduler(Stepping):
 
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. The first split runs; the others do in `finish`."""
+        graph = self.model.graph
+        check_fetched(graph, task.fetch)
+        task = replace(task, feed=checked_feed(graph, task.feed))
+        counts_of(graph, task.batch, task.feed)
         plan = self.plan(task.fetch, tuple(task.feed))
         first = self.devices[plan[0].device].begin(self._task(task, plan[0], task.feed)) if plan else None
         return Begun(task, plan, first)
