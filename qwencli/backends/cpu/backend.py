@@ -104,8 +104,8 @@ class CPUBackend:
         self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
     ) -> dict[str, F32]:
         """See Backend.run. Ctrl-C and errors leave the cache unchanged."""
+        check_fetched(self.model.graph, fetch)
         with self._lock:
-            check_fetched(self.model.graph, fetch)
             program, counts = self._run(tuple(fetch), batch, feed or {})
             found: dict[str, Any] = {**inputs_of(self.model.graph, batch)}
             return {name: found[name] if name in found else program.result(name, counts) for name in fetch}
