@@ -260,11 +260,12 @@ class _Drawing:
         ]
         return [*missing, self._frame(Run(1, (number,)))]
 
-    def _frame(self, run: Run | Group) -> Frame:
+    def _frame(self, run: Run | Group, is_in_group: bool = False) -> Frame:
         numbers, many = run.layers, "s" if len(run.layers) > 1 else ""
-        title = f"layer{many} {ranges(numbers)}" + (f", {run.times} x" if run.times > 1 else "")
+        times = f", {run.times} x" + " each time" * is_in_group if run.times > 1 else ""
+        title = f"layer{many} {ranges(numbers)}{times}"
         if isinstance(run, Group):
-            return Frame(title, run.times, tuple(self._frame(part) for part in run.parts))
+            return Frame(title, run.times, tuple(self._frame(part, True) for part in run.parts))
         same = zip(*(self._sections[number + 1] for number in numbers))
         return Frame(title, run.times, tuple(self._box(nodes, layer=numbers[0]) for nodes in same))
 
