@@ -39,6 +39,7 @@ PACKAGES = [
     ("llm",),
     ("dialogue", "machine"),
     ("measure",),
+    ("drawing",),
     ("server",),
     ("cli",),
     ("__main__",),

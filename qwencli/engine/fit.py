@@ -139,7 +139,8 @@ def measure_devices(
     parts, own = [], []
     for number, device in enumerate(placement.devices):
         nodes = [node for name, node in model.graph.nodes.items() if placement.of[name] == number]
-        tensors = {node.op.info.name: node.op.info for node in nodes if isinstance(node.op, Weight)}.values()
+        weights = [source.op for node in nodes for source in node.src if isinstance(source.op, Weight)]
+        tensors = {weight.info.name: weight.info for weight in weights}.values()
         if not nodes:
             continue
         of_node = host.node_free(device.node) if device.node is not None else None
@@ -151,7 +152,9 @@ def measure_devices(
     whole = Fit(
         path=path,
         n_ctx=model.config.n_ctx,
-        weights=sum(part.weights for part in parts),
+        weights=sum(
+            tensor.n_bytes for tensor in model.file.tensors.values()
+        ),  # of which devices may share some
         page=sum(part.page for part in parts),
         state=sum(part.state for part in parts),
         work=sum(part.work for part in parts) - (len(parts) - 1) * PROCESS_BYTES,

@@ -8,7 +8,7 @@ the file, and what changes from batch to batch comes in through the three inputs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -169,11 +169,17 @@ class Tensor:
     src: tuple[Tensor, ...]
     shape: Shape
 
-    def n_bytes(self, n_tokens: int, n_outputs: int) -> int:
-        """Return the bytes of a weight in the file, or of a value with that many tokens and outputs: its numbers have 4 bytes each."""
-        sizes = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
-        count = prod(sizes[d] if isinstance(d, str) else d for d in self.shape)
-        return self.op.info.type.n_bytes(count) if isinstance(self.op, Weight) else 4 * count
+    def shape_for(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape in a step in which N_TOKENS and N_OUTPUTS have these sizes."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    def n_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Return the bytes of a weight in the file, or of a value in a step with these sizes: float32, or i32 for an input; for a route an
+        expert's number and its weight."""
+        n = prod(self.shape_for(sizes))
+        if isinstance(self.op, Weight):
+            return self.op.info.type.n_bytes(n)
+        return 8 * n if isinstance(self.op, Route) else 4 * n
 
     def __repr__(self) -> str:
         """Its sources by name alone: with all that these read it would grow without end."""

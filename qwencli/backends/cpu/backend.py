@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -27,7 +28,7 @@ from .cache import CacheLayout, PageMemory, kv_layout
 from .driver import Driver
 from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
-from .program import SOME_TOKENS, Program, activation_kind, weight_info
+from .program import SOME_TOKENS, Program, RowTime, activation_kind, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
 from .team import BUDGET, BUDGET_OF_MANY, PATIENCE, RUNTIME, Team, physical_cores
@@ -36,6 +37,8 @@ from .tuning import chosen
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+COPIES = "device:copies"
+"""What copying values into a program's memory, and out of it, is called among its rows."""
 AT_ONCE = 0
 """The patience of a team that other devices take turns with."""
 GREEDY = Draw(
@@ -156,10 +159,12 @@ class CPUBackend(Stepping):
     def _execute(self, task: Task, program: Program) -> Results:
         """Run a step's program, and copy what it has computed out of its memory."""
         with self._lock:
+            self._feed(task, program)
             self._run(task, program, program.rows)
-            return Results(
-                self._values(task, program), self._chosen(task, program), self._scores(task, program)
-            )
+            return self._results(task, program)
+
+    def _results(self, task: Task, program: Program) -> Results:
+        return Results(self._values(task, program), self._chosen(task, program), self._scores(task, program))
 
     def _values(self, task: Task, program: Program) -> dict[str, Any]:
         """Return copies of the tensors that are fetched."""
@@ -187,19 +192,36 @@ class CPUBackend(Stepping):
             scores: F64 = np.log(found["sum"]) - found["difference"]
         return scores
 
-    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
-        """Run a batch, and return each row's kernel and the seconds it took. Rows that could run side by side run one after the other."""
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[RowTime]:
+        """Run a batch, and return how long each row took. Rows that could run side by side run one after the other."""
         batch.reserve(self.cache)
-        task = Task(tuple(fetch), batch)
-        program = self.begin(task).program
+        _, rows = self.timed(Task(tuple(fetch), batch, wanted=False))
+        batch.commit(self.cache)
+        return rows
+
+    def timed(self, task: Task) -> tuple[Results, list[RowTime]]:
+        """Run a step as `begin` and `finish` do, and return its rows too, as `profile` does. The last one, COPIES, is for the values that
+        go in and out."""
+        task, program = self._prepare(task)
+        if self._driver is None:
+            return self._execute_timed(task, program)
+        return self._driver.finish(self._driver.begin(lambda: self._execute_timed(task, program)))
+
+    def _execute_timed(self, task: Task, program: Program) -> tuple[Results, list[RowTime]]:
         with self._lock:
             self._load([*CLOCK])
             if program not in self._watches:
                 self._watches[program] = Stopwatch(self._kernels, program.rows)
             watch = self._watches[program]
+            start = time.perf_counter()
+            self._feed(task, program)
+            fed = time.perf_counter()
             self._run(task, program, watch.rows)
-            batch.commit(self.cache)
-            return list(zip(program.names, watch.seconds().tolist()))
+            ended = time.perf_counter()
+            results = self._results(task, program)
+            copies = fed - start + time.perf_counter() - ended
+            rows = program.times(watch.seconds().tolist())
+            return results, [*rows, RowTime(COPIES, "", copies)] if task.feed or task.wanted else rows
 
     def kernels_for(
         self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None
@@ -241,14 +263,17 @@ class CPUBackend(Stepping):
         """See Backend.write_state."""
         self.read_state(state, layer)[:] = data
 
+    def _feed(self, task: Task, program: Program) -> None:
+        """Copy the tensors that are given into a program's memory."""
+        for name, values in task.feed.items():
+            program.value(name).write(values)
+
     def _run(self, task: Task, program: Program, rows: NDArray[Any]) -> None:
         """Run a program's rows, as they are or with a stopwatch between them."""
         batch, counts = task.batch, counts_of(self.model.graph, task.batch, task.feed)
         inputs = program.inputs
         inputs.targets[: len(task.targets or ())] = task.targets or ()
         inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
-        for name, values in task.feed.items():
-            program.value(name).write(values)
         keep = inputs.set_draws([draw or GREEDY for draw in task.draws or ()])
         if batch is not None:
             keep += self._writer.write(batch, inputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -54,7 +54,8 @@ def takes(reader: Tensor, name: str, kind: str) -> bool:
 @dataclass
 class Row:
     """A kernel and its arguments. `amount` is the address of the amount of work, `divisor` the amount in a chunk. `calls` are the kernels
-    that it calls, by argument. Chunk n begins with data + n * chunk_bytes, if `data` isn't 0."""
+    that it calls, by argument. Chunk n begins with data + n * chunk_bytes, if `data` isn't 0. `node` is the name of the node that it is
+    a part of, empty for the ending."""
 
     spec: str
     args: NDArray[Any]
@@ -63,6 +64,15 @@ class Row:
     calls: Mapping[str, str]
     data: int = 0
     chunk_bytes: int = 0
+    node: str = ""
+
+
+class RowTime(NamedTuple):
+    """The seconds that a row took, with its kernel, and the name of the node that it is a part of."""
+
+    kernel: str
+    node: str
+    seconds: float
 
 
 class Program:
@@ -103,6 +113,8 @@ class Program:
         """The tensors that are fetched, with their rows in order."""
         self._memory = Buffers()
         self._keep: list[I64] = []
+        self.node = ""
+        """The name of the node whose rows are added."""
         self._rows: list[Row] = []
         self._ends: list[int] = []
         self._reads: set[int | str] = set()  # the buffers of this group, and names of memory without a buffer
@@ -117,10 +129,9 @@ class Program:
         """All kernels that are needed: those of the rows, and those that they call."""
         return [spec for row in self._rows for spec in (row.spec, *row.calls.values())]
 
-    @property
-    def names(self) -> list[str]:
-        """The kernels of the rows, in order."""
-        return [row.spec for row in self._rows]
+    def times(self, seconds: Sequence[float]) -> list[RowTime]:
+        """The seconds of the rows, in order, with what each row is."""
+        return [RowTime(row.spec, row.node, taken) for row, taken in zip(self._rows, seconds)]
 
     @property
     def buffer_bytes(self) -> int:
@@ -178,7 +189,9 @@ class Program:
         self._reads |= reads
         self._writes |= writes
         place = address_of(array) + kernel.offset(amount) if isinstance(amount, str) else amount
-        self._rows.append(Row(spec or kernel.spec(*variant), array, place, divisor, calls, data, chunk_bytes))
+        self._rows.append(
+            Row(spec or kernel.spec(*variant), array, place, divisor, calls, data, chunk_bytes, self.node)
+        )
 
     def token_row(self, kernel: Arguments, *variant: object, of: Value, **args: Any) -> None:
         """Add a row over the tokens (or rows) of a value. If there are many, a chunk has several."""

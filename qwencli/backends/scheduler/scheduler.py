@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ...network.graph import LOGITS, Tensor, Weight
+from ...errors import InputError
+from ...network.graph import LOGITS, N_OUTPUTS, N_TOKENS, Tensor, Weight
 from ...network.model import Model
 from ...units import size
+from ..cpu.program import RowTime
 from ..kv_cache import CacheTypes, KVCache, Layers
-from ..protocol import Backend, Bytes, Part, Results, Share, Stepping, Task
+from ..protocol import Backend, Batch, Bytes, Part, Results, Share, Stepping, Task
 from .placement import Placement
 from .splits import Split, cut
 
 Make = Callable[[int, Share], Backend]
 """Makes the backend of the device with this number, for its share of the graph."""
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """A device whose rows can be timed."""
+
+    def timed(self, task: Task) -> tuple[Results, list[RowTime]]: ...
 
 
 class Begun(NamedTuple):
@@ -86,26 +95,47 @@ class Scheduler(Stepping):
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. The first split runs; the others do in `finish`."""
         plan = self.plan(task.fetch, tuple(task.feed))
-        return Begun(task, plan, self._begin(task, plan[0], task.feed) if plan else None)
+        first = self.devices[plan[0].device].begin(self._task(task, plan[0], task.feed)) if plan else None
+        return Begun(task, plan, first)
 
     def finish(self, begun: Begun) -> Results:
         """See Backend.finish."""
-        task, step = begun.task, begun.first
+        ready = [begun.first]
+
+        def run(device: Backend, task: Task) -> Results:
+            return device.finish(ready.pop() if ready else device.begin(task))
+
+        return self._run(begun.task, begun.plan, run)
+
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[RowTime]:
+        """Run a batch, and return the rows of all devices: see CPUBackend.profile. Raises InputError for a device that has no rows."""
+        rows: list[RowTime] = []
+
+        def run(device: Backend, task: Task) -> Results:
+            if not isinstance(device, Profiled):
+                raise InputError("only CPU devices have a profile: leave the others out")
+            results, more = device.timed(task)
+            rows.extend(more)
+            return results
+
+        task = Task(tuple(fetch), batch, wanted=False)
+        batch.reserve(self.cache)
+        self._run(task, self.plan(task.fetch, ()), run)
+        batch.commit(self.cache)
+        return rows
+
+    def _run(self, task: Task, plan: Sequence[Split], run: Callable[[Backend, Task], Results]) -> Results:
+        """Run the splits of a step, each with `run`, and hand their values on."""
         values = dict(task.feed)
         last = Results()
-        for i, split in enumerate(begun.plan):
-            if i:
-                step = self._begin(task, split, values)
-            results = self.devices[split.device].finish(step)
+        for split in plan:
+            results = run(self.devices[split.device], self._task(task, split, values))
             values |= results.values
             last = results if LOGITS in split.fetch else last
         return last._replace(values={name: values[name] for name in task.fetch if name in values})
 
-    def _begin(self, task: Task, split: Split, values: Mapping[str, Any]) -> Any:
-        """Begin a split of a step, with what it needs of `values`. The one that computes the logits chooses and scores."""
-        return self.devices[split.device].begin(self._task(task, split, values))
-
     def _task(self, task: Task, split: Split, values: Mapping[str, Any]) -> Task:
+        """Return what a split has to do in a step, with what it needs of `values`. The one with the logits chooses and scores."""
         feed = {name: values[name] for name in split.feed}
         if LOGITS not in split.fetch:
             return Task(split.fetch, task.batch, feed)
@@ -146,9 +176,10 @@ class Scheduler(Stepping):
     def describe(self, n_tokens: int = 1, n_outputs: int = 1) -> list[str]:
         """Return the splits of a step as lines, in the way of GGML's debugging output."""
         lines = []
+        sizes = {N_TOKENS: n_tokens, N_OUTPUTS: n_outputs}
         for number, split in enumerate(self._usual):
             feeds = (self.model.graph.nodes[name] for name in split.feed)
-            inputs = " ".join(f"[{node.name} ({size(node.n_bytes(n_tokens, n_outputs))})]" for node in feeds)
+            inputs = " ".join(f"[{node.name} ({size(node.n_bytes(sizes))})]" for node in feeds)
             name = self.placement.devices[split.device].name
             lines.append(
                 f"## SPLIT #{number}: {name} # {len(split.feed)} inputs" + (f": {inputs}" if inputs else "")

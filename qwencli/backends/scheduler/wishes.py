@@ -36,6 +36,15 @@ class Wishes:
     overrides: tuple[Override, ...] = ()
 
     @property
+    def text(self) -> str:
+        """The devices, with their shares or layers, and the patterns, for tables."""
+        numbers = self.n_layers or self.shares or ()
+        each = [device.name for device in self.devices]
+        if numbers:
+            each = [f"{name} {number:g}" for name, number in zip(each, numbers)]
+        return ", ".join([*each, *(f"{o.text}={o.device.name}" for o in self.overrides)])
+
+    @property
     def all_devices(self) -> tuple[Device, ...]:
         """The devices, and after them those that only overrides name."""
         return tuple(dict.fromkeys([*self.devices, *(override.device for override in self.overrides)]))

@@ -76,6 +76,7 @@ def lower(
         allocate_fed(p, model.graph.nodes[name])
     last_use = Graph.last_uses(nodes)
     for i, node in enumerate(nodes):
+        p.node = node.name
         if not isinstance(node.op, (Input, Weight)):
             if type(node.op) not in lowers:
                 raise p.error(
@@ -87,6 +88,7 @@ def lower(
         for source in node.src:
             if last_use[source.name] == i:
                 p.release(source)
+    p.node = ""
     if ending:
         add_ending(p, ending, p.values[LOGITS])
     p.end_group()
