@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""List the devices that a model or a graph can run on. `qwencli devices` says more about each.
+"""List the devices that a model or a graph can run on.
 
-python examples/devices.py
+    python examples/devices.py
+
+`qwencli devices` says more about each, and with --measure how fast it is.
 """
 
 from __future__ import annotations

@@ -1,16 +1,22 @@
 #!/usr/bin/env python3
 """A net of two linear layers with biases, computed on one device and divided between two.
 
-python examples/split_graph.py
-python examples/split_graph.py --first cpus:0 --second numpy
+    python examples/split_graph.py
+    python examples/split_graph.py --first cpus:0 --second numpy -o net.dot
+
+It shows the splits, draws the net if asked to, and compares the results.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 import numpy as np
 
 from qwencli import Graph, QwenError
+from qwencli.drawing.formats import SUFFIXES, write
+from qwencli.drawing.picture import picture
 from qwencli.network.graph import Tensor
 from qwencli.system.host import Host
 
@@ -42,20 +48,34 @@ def two_devices() -> tuple[str, str]:
     return f"cpus:{first}", f"cpus:{second}"
 
 
-@click.command(epilog="Example: split_graph.py --first cpus:0 --second numpy")
+def draw(g: Graph, devices: dict[str, str], file: Path) -> None:
+    """Draw the net, a colour for each device, in the format that the file's name ends in."""
+    drawn = picture(g.nodes.values(), title="two layers", n_tokens=N_ROWS, placement=g.placement(devices))
+    file.write_bytes(write(drawn, file.suffix))
+
+
+@click.command(epilog="Example: split_graph.py --first cpus:0 --second numpy -o net.dot")
 @click.option("--first", default=two_devices()[0], show_default=True, help="The device of the first layer.")
 @click.option("--second", default=two_devices()[1], show_default=True, help="The device of the second layer.")
-def main(first: str, second: str) -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Draw the net: .dot, .svg, .png ...")
+def main(first: str, second: str, output: Path | None) -> None:
     """Divide a net of two linear layers between two devices, show the splits, and compare with one device."""
+    if output and output.suffix not in SUFFIXES:
+        raise click.BadParameter(f"{output.name}: expected a name that ends in {', '.join(SUFFIXES)}")
     g = build_net()
     x = np.random.default_rng(1).standard_normal((N_ROWS, N_IN), np.float32)
     try:
         alone = g.compute({"x": x}, first, "fc2")
         devices = {"fc1": first, "fc2": second}
         divided = g.compute({"x": x}, devices, "fc2")
-        print("\n".join(g.splits(devices, N_ROWS)) or f"no splits: everything runs on {first}")
+        splits = g.splits(devices, N_ROWS)
+        if output:
+            draw(g, devices, output)
     except QwenError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{output}: {error.strerror}") from None
+    print("\n".join(splits) or f"no splits: everything runs on {first}")
     difference = np.abs(divided - alone).max()
     print(f"{N_ROWS} x {N_OUT} results, largest difference from one device: {difference:.1g}")
 

@@ -100,6 +100,8 @@ def test_sgemm_has_blocks_of_every_type(kind: str, run: Run) -> None:
             1,
             "the devices cpu and cpus:0 share CPU 0",
         ),
+        ("split_graph.py", ("-o", "net.txt"), 2, "net.txt: expected a name that ends in .svg, .dot, .png"),
+        ("split_graph.py", ("-o", "none/net.dot"), 1, "net.dot: No such file or directory"),
         ("devices.py", ("--all",), 2, "No such option"),
     ],
 )
@@ -122,6 +124,21 @@ def test_a_net_on_two_devices(run: Run) -> None:
         f"## SPLIT #1: {second} # 1 inputs: [fc1 (16.4 kB)]",  # 32 x 128
         "32 x 10 results, largest difference from one device: 0",
     ]
+
+
+def test_a_net_is_drawn(run: Run, tmp_path: Path) -> None:
+    """With a colour for each device, and the edge between them bold. Inputs that nothing reads aren't drawn."""
+    printed(run("split_graph.py", "--first", "cpu", "--second", "numpy", "-o", "net.dot"))
+    dot = (tmp_path / "net.dot").read_text(encoding="utf-8")
+    names = dict(re.findall(r'^  (n[0-9]+) \[.*label="(\S+)\\n', dot, re.M))
+    assert [*names.values()] == ["x", "fc1.weight", "fc1.bias", "fc1", "fc2.weight", "fc2.bias", "fc2"]
+    bold = re.findall(r"(n[0-9]+) -> (n[0-9]+) \[penwidth", dot)
+    assert [tuple(names[end] for end in edge) for edge in bold] == [("fc1", "fc2")]
+    colours = {
+        names[node]: colour for node, colour in re.findall(r'^  (n[0-9]+) \[.* color="(#\w+)"', dot, re.M)
+    }
+    assert colours["x"] == colours["fc1"] == colours["fc1.bias"]
+    assert colours["fc2"] == colours["fc2.weight"] != colours["fc1"]
 
 
 def test_a_net_partly_on_numpy(run: Run) -> None:
