@@ -12,6 +12,7 @@ from ..network.graph import HIDDEN as HIDDEN
 from ..network.graph import LOGITS as LOGITS
 from ..network.model import Model
 from ..sampling.sampler import Draw, choose
+from .buffers import Buffer
 from .kv_cache import CacheTypes, KVCache, KVSequence
 
 F32 = NDArray[np.float32]
@@ -117,6 +118,10 @@ class Backend(Protocol):
 
     def state_bytes(self, state: int) -> NDArray[np.uint8]:
         """Return the memory of a reserved state of a recurrent model, as `page_bytes` does for a page."""
+        ...
+
+    def buffers(self) -> list[Buffer]:
+        """Return the backend's memory, and that of the file's weights that it reads, each byte in one buffer."""
         ...
 
 

@@ -18,6 +18,8 @@ from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
 from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
+from ...system.memory import Meter
+from ..buffers import Buffer, buffer_of, grown, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
 from .inputs import BatchWriter, Inputs, queries_at_once
@@ -31,6 +33,9 @@ from .tuning import chosen
 
 PAGE_UNIT = 512
 """The memory of a page is a multiple of this many bytes: the checksums of sessions need it."""
+
+PROGRAMS = "programs and kernels"
+"""What has no address that is known: the objects of programs, and machine code."""
 
 GREEDY = Draw(
     temp=0.0,
@@ -80,6 +85,7 @@ class CPUBackend:
         self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
         self.kv_layout = kv_layout(model, self.cache_types)
         self._writer = BatchWriter(c, self._pages, self._states)
+        self._meter = Meter()
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
     def _scratch_bytes(self) -> int:
@@ -229,11 +235,12 @@ class CPUBackend:
         rooms = {dim: room_for(n) for dim, n in counts.items()}
         key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
-            program = self._lower(fetch, feed, rooms, ending)
-            for name in fetch:
-                program.value(name)  # raise now, not when the step is done
-            self._load([*RUNTIME, *program.specs])
-            program.link(self._kernels)
+            with self._meter.during(PROGRAMS):
+                program = self._lower(fetch, feed, rooms, ending)
+                for name in fetch:
+                    program.value(name)  # raise now, not when the step is done
+                self._load([*RUNTIME, *program.specs])
+                program.link(self._kernels)
             self._programs[key] = program
         return self._programs[key]
 
@@ -267,6 +274,20 @@ class CPUBackend:
             self._tiles,
             self.cache_types,
         )
+
+    def buffers(self) -> list[Buffer]:
+        """See Backend.buffers. It may be called during a step."""
+        c, nets = self.model.config, self.model.config.delta_nets
+        states = nets.layers if nets else ()
+        values = [array for program in list(self._programs.values()) for array in program.arrays]
+        return [
+            *weights(self.model, "cpu"),
+            *in_layers("KV cache", "cpu", c.attention_layers, self._pages.arenas, self._pages.page_bytes),
+            *in_layers("states", "cpu", states, self._states.arenas, self._states.page_bytes),
+            buffer_of("activations", "cpu", [*values, self._writer.partials]),
+            buffer_of("panels and scratch", "cpu", self._team.arrays),
+            *grown(PROGRAMS, "cpu", self._meter.grown),
+        ]
 
 
 def kv_layout(model: Model, types: CacheTypes) -> str:

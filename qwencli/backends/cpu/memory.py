@@ -113,6 +113,11 @@ class Buffers:
         insort(self._addresses, address)
         return buffer
 
+    @property
+    def all(self) -> list[Bytes]:
+        """All buffers that were ever taken."""
+        return list(self._all.values())
+
     def give(self, buffer: Bytes) -> None:
         self._free[len(buffer)].append(buffer)
 
@@ -147,12 +152,17 @@ class PageMemory:
     """
 
     def __init__(self, page_bytes: int, per_page: int, what: str) -> None:
-        self._page_bytes = page_bytes
+        self.page_bytes = page_bytes
         self._per_page = per_page
         self._what = what
         self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
         self._arenas: dict[int, Bytes] = {}
         self._addresses: dict[int, int] = {}  # by page, since each step needs those of all pages
+
+    @property
+    def arenas(self) -> list[Bytes]:
+        """The memory that is allocated: each arena is some pages."""
+        return list(self._arenas.values())
 
     def address(self, page: int) -> int:
         """Return the address of a page. Raises QwenError if there is no memory for it."""
@@ -160,18 +170,18 @@ class PageMemory:
             arena, place = divmod(page, self._n_together)
             if arena not in self._arenas:
                 try:
-                    self._arenas[arena] = aligned_zeros(self._page_bytes * self._n_together)
+                    self._arenas[arena] = aligned_zeros(self.page_bytes * self._n_together)
                 except MemoryError:
                     more = self._per_page * self._n_together
-                    n_bytes = self._page_bytes * self._n_together
+                    n_bytes = self.page_bytes * self._n_together
                     raise QwenError(
                         f"not enough memory for {more} more {self._what} ({n_bytes} bytes)"
                     ) from None
-            self._addresses[page] = address_of(self._arenas[arena]) + place * self._page_bytes
+            self._addresses[page] = address_of(self._arenas[arena]) + place * self.page_bytes
         return self._addresses[page]
 
     def memory(self, page: int) -> Bytes:
         """Return the bytes of a page. Raises QwenError as `address` does."""
         self.address(page)
         arena, place = divmod(page, self._n_together)
-        return self._arenas[arena][place * self._page_bytes :][: self._page_bytes]
+        return self._arenas[arena][place * self.page_bytes :][: self.page_bytes]

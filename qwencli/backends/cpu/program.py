@@ -123,6 +123,11 @@ class Program:
         """The kernels of the rows, in order."""
         return [row.spec for row in self._rows]
 
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All memory that steps write: inputs, and the values between the rows."""
+        return [*self.inputs.arrays, *self._memory.all]
+
     def value(self, name: str) -> Value:
         """Return the memory of a fetched or fed tensor. Raises ModelError if it has no memory of its own."""
         value = self.values.get(name)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...network.graph import Graph, Weight
 from ...network.model import Model
 from ...sampling.sampler import Draw
+from ..buffers import Buffer, buffer_of, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
 from ..protocol import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy, score_with_numpy
 from .memory import KVPages, States, WeightReader
@@ -118,3 +119,19 @@ class NumpyBackend:
     def state_bytes(self, state: int) -> NDArray[np.uint8]:
         """See Backend.state_bytes."""
         return self._states.memory(state).view(np.uint8)
+
+    def buffers(self) -> list[Buffer]:
+        """See Backend.buffers. Activations live only as long as a step."""
+        c, nets = self.model.config, self.model.config.delta_nets
+        pages, states = self._kv.arrays, self._states.arrays
+        floats = [
+            buffer_of("weights as float32", "numpy", arrays, layer) for layer, arrays in self._weights.kept
+        ]
+        return [
+            *weights(self.model, "numpy"),
+            *floats,
+            *in_layers("KV cache", "numpy", c.attention_layers, pages, pages[0].nbytes if pages else 0),
+            *in_layers(
+                "states", "numpy", nets.layers if nets else (), states, states[0].nbytes if states else 0
+            ),
+        ]
