@@ -224,6 +224,8 @@ CONV = Arguments(
     "delta:conv", "pointers n_head chunk_heads n_head_k x weight out eps:f32 layer_offset", writes="out"
 )
 """`n_head` counts the heads of queries, keys and values, `n_head_k` those of queries. `layer_offset`: where the layer starts in a state."""
+NORMALISE = of_tokens("delta:normalise", "x n_head n_head_k out eps:f32", writes="out")
+"""Heads are counted as in CONV."""
 GATES = of_tokens(
     "delta:gates",
     "alpha beta token_bytes group_heads group_bytes n_head dt a decay strength",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import activations, layout
-from .arguments import CONV, GATES, POINTERS, SCAN, STATE
+from .arguments import CONV, GATES, NORMALISE, POINTERS, SCAN, STATE
 from .ops import tokens_of
 from .reading import reader
 from .runtime import fence
@@ -45,6 +45,31 @@ def clear_of(n_bytes: int) -> Any:
             e.store(e.float(0.0, F32X16), to, e.b.shl(i, e.int(6)))
 
     return clear
+
+
+def normalise_of(d: int) -> Any:
+    """Return f(out, eps, is_query), which divides a head by sqrt(sum of squares + eps), a query also by sqrt(d)."""
+
+    @intrinsic_of(void, i64, f32, i64)
+    def normalise(e: Emitter, out: Any, eps: Any, is_query: Any) -> None:
+        b, n = e.b, e.int(d)
+
+        def square(offset: Any, kind: Any) -> Any:
+            value = e.load(kind, out, offset)
+            return b.fmul(value, value)
+
+        total = b.fadd(activations.sum_of(e, n, square), eps)
+        scale = b.select(b.icmp_signed("!=", is_query, e.int(0)), e.float(d**-0.5), e.float(1.0))
+        scale = b.fdiv(scale, e.call("llvm.sqrt.f32", F32, total))
+        activations.each_lane(
+            e,
+            n,
+            lambda offset, kind: e.store(
+                b.fmul(e.load(kind, out, offset), activations.lanes(e, scale, kind)), out, offset
+            ),
+        )
+
+    return normalise
 
 
 def build_conv(d_text: str, d_conv_text: str) -> Any:
@@ -90,26 +115,7 @@ def build_conv(d_text: str, d_conv_text: str) -> Any:
                 total = b.fmul(x, tap) if total is None else e.fma(x, tap, total)
             e.store(activations.silu(e, total), out, offset)
 
-    @intrinsic_of(void, i64, f32, i64)
-    def normalise(e: Emitter, out: Any, eps: Any, is_query: Any) -> None:
-        b, n = e.b, e.int(d)
-
-        def square(offset: Any, kind: Any) -> Any:
-            value = e.load(kind, out, offset)
-            return b.fmul(value, value)
-
-        total = b.fadd(activations.sum_of(e, n, square), eps)
-        scale = b.select(b.icmp_signed("!=", is_query, e.int(0)), e.float(d**-0.5), e.float(1.0))
-        scale = b.fdiv(scale, e.call("llvm.sqrt.f32", F32, total))
-        activations.each_lane(
-            e,
-            n,
-            lambda offset, kind: e.store(
-                b.fmul(e.load(kind, out, offset), activations.lanes(e, scale, kind)), out, offset
-            ),
-        )
-
-    copy, clear = copy_of(head_bytes), clear_of(head_bytes)
+    copy, clear, normalise = copy_of(head_bytes), clear_of(head_bytes), normalise_of(d)
 
     def conv(args, chunk, scratch):
         a = read(args)
@@ -160,6 +166,26 @@ def picked(e: Emitter, parts: list[Any], indices: list[int]) -> Any:
         mask = [LANES + index % LANES if index // LANES == number else i for i, index in enumerate(indices)]
         found = e.shuffle(found, mask, parts[number])
     return found
+
+
+def build_normalise(d_text: str) -> Any:
+    """Copy heads of queries, keys and values, and scale queries and keys as a convolution for a delta net does."""
+    d = int(d_text)
+    read = reader(NORMALISE)
+    head_bytes = 4 * d
+    copy, normalise = copy_of(head_bytes), normalise_of(d)
+
+    def scale_heads(args, chunk, scratch):
+        a = read(args)
+        first, last = tokens_of(args, chunk)
+        for t in range(first, last):
+            for head in range(a.n_head):
+                place = head_bytes * (a.n_head * t + head)
+                copy(a.x + place, a.out + place)
+                if head < 2 * a.n_head_k:
+                    normalise(a.out + place, a.eps, head < a.n_head_k)
+
+    return scale_heads
 
 
 def build_gates() -> Any:

@@ -1,7 +1,7 @@
 """qwencli runs Qwen models from GGUF files on the CPU, from the command line and as a library.
 
-`LLM`, `GGUFFile`, `Tokenizer` and `SamplingParams` are imported when they are first asked for, so that a command pays only for what it
-uses.
+`LLM`, `Graph`, `GGUFFile`, `Tokenizer` and `SamplingParams` are imported when they are first asked for, so that a command pays only for
+what it uses.
 """
 
 from importlib import import_module
@@ -10,8 +10,14 @@ from typing import Any
 from .errors import QwenError
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "GGUFFile", "QwenError", "SamplingParams", "Tokenizer"]
-_HOMES = {"LLM": "llm", "GGUFFile": "gguf.file", "SamplingParams": "sampling", "Tokenizer": "text.tokenizer"}
+__all__ = ["LLM", "GGUFFile", "Graph", "QwenError", "SamplingParams", "Tokenizer"]
+_HOMES = {
+    "LLM": "llm",
+    "Graph": "tensors.graph",
+    "GGUFFile": "gguf.file",
+    "SamplingParams": "sampling",
+    "Tokenizer": "text.tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

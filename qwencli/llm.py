@@ -7,10 +7,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .backends.choose import choose_backend, make_backend
+from .backends.choose import choose_backend, make_backend, make_devices
 from .backends.kv_cache import CacheTypes
 from .engine.engine import Engine
-from .engine.fit import STATES, measure
+from .engine.fit import STATES, measure, measure_devices
+from .errors import InputError
 from .gguf.file import GGUFFile
 from .network.load import load_model
 from .request.answer import RunningAnswer
@@ -21,6 +22,8 @@ from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from .backends.scheduler.placement import Placement
+    from .backends.scheduler.wishes import Wishes
     from .text.grammar.constraints import Vocabulary
 
 MOST_BREAKERS = 16
@@ -40,7 +43,9 @@ class LLM:
     no more. An `n_ctx` that doesn't fit is an error; with `fit` the longest that fits is taken instead, and with `fit` False nothing is
     checked. `n_batch` is the most tokens of a step. `n_threads` is how many threads run it, by default one a core. `backend` is "cpu" for
     the compiled kernels, "numpy" for the slow reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v`
-    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0.
+    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among
+    devices: their names, such as "cpu:0,cpu:1" (see backends/devices.py), or Wishes, which say more about who gets what. What a device has
+    no kernels for is left to the next one that has.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -61,6 +66,7 @@ class LLM:
         cache_type_v: str | None = None,
         fit: bool | None = None,
         n_batch: int = 512,
+        devices: str | Wishes | None = None,
     ) -> None:
         self.meter = Meter()
         with self.meter.during(GRAPH):
@@ -69,9 +75,16 @@ class LLM:
                 self.chat_template.start()
             self.model = load_model(self.file)
         types = CacheTypes(cache_type_k, cache_type_v)
-        backend = choose_backend(backend, self.model, report)
-        self.fit = measure(self.model, types, backend, n_batch)
-        n_ctx = self.fit.choose(n_ctx, fit, report)
+        self.placement = self._place(devices, backend, report)
+        if self.placement:
+            self.fit, own = measure_devices(self.model, self.placement, types, n_batch)
+        else:
+            backend = choose_backend(backend, self.model, report)
+            self.fit, own = measure(self.model, types, backend, n_batch), []
+        asked = n_ctx
+        n_ctx = self.fit.choose(asked, fit, report)
+        for part in own:
+            n_ctx = min(n_ctx, part.choose(asked and n_ctx, fit, report))
         if not use_mmap:  # read only now that it is known to fit
             self.file = GGUFFile(path, use_mmap)
             self.model = load_model(self.file)
@@ -79,10 +92,38 @@ class LLM:
             self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         with self.meter.during(BACKEND):
-            made = make_backend(backend, self.model, n_threads, report, progress, types)
+            made = (
+                make_devices(self.placement, self.model, n_threads, report, progress, types)
+                if self.placement
+                else make_backend(backend, self.model, n_threads, report, progress, types)
+            )
         self.engine = Engine(made, n_ctx, n_batch, n_ctx)
         if fit is not False and (most := self.fit.for_sequences) is not None:
             self.engine.backend.cache.bound(most, self.fit.page, self.fit.state // STATES)
+
+    def _place(
+        self, devices: str | Wishes | None, backend: str, report: Callable[[str], None] | None
+    ) -> Placement | None:
+        """Where each node of the graph runs, None without devices. Raises InputError."""
+        if devices is None:
+            return None
+        if backend != "auto":
+            raise InputError(f"both devices and the backend {backend} are given: leave one of them out")
+        from .backends.scheduler.placement import place
+        from .backends.scheduler.wishes import read_wishes
+
+        placement = place(self.model, read_wishes(devices) if isinstance(devices, str) else devices)
+        if report:
+            for line in placement.said:
+                report(line)
+        return placement
+
+    def splits(self, n_tokens: int = 1) -> list[str]:
+        """The splits of a step with that many tokens, a line each, in the way of GGML's debugging output; none if there is one device."""
+        from .backends.scheduler.scheduler import Scheduler
+
+        backend = self.engine.backend
+        return backend.describe(n_tokens) if isinstance(backend, Scheduler) else []
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:

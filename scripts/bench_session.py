@@ -37,8 +37,9 @@ def main(path: str, n_tokens: int) -> None:
     draw = np.random.default_rng(0)
     backend.cache.fill(kv, n_tokens, [])
     for page in kv.pages:
-        memory = backend.page_bytes(page)
-        memory[:] = draw.integers(0, 256, len(memory), np.uint8)
+        for layer in range(len(model.config.attention_layers)):
+            n_bytes = len(backend.read_page(page, layer))
+            backend.write_page(page, layer, draw.integers(0, 256, n_bytes, np.uint8))
     tokens = draw.integers(0, model.config.n_vocab, n_tokens).tolist()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "session"

@@ -23,6 +23,7 @@ COMMANDS = [
     "detokenize",
     "devices",
     "doctor",
+    "graph",
     "info",
     "list",
     "perplexity",

@@ -54,6 +54,7 @@ OTHERS = [
     *(f"ops:prepare:copy:{kind}" for kind in KINDS[1:]),
     *(f"ops:prepare:{what}:f32" for what in ("gate", "share", "gated_norm")),
     "delta:conv:64:4",
+    "delta:normalise:64",
     "delta:gates",
     "delta:scan:64",
     *(f"experts:{what}" for what in ("route", "group", "spread", "one", "many", "combine")),

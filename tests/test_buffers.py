@@ -21,6 +21,7 @@ from qwencli.backends.protocol import Backend, Batch, Segment
 from qwencli.cli._buffers import aligned, layer_table, table
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
+from qwencli.llm import LLM
 from qwencli.machine.buffers import folded, rest_of
 from qwencli.network.load import load_model
 from qwencli.network.model import Model
@@ -219,29 +220,43 @@ def test_a_backend_knows_its_memory(tmp_path: Path, name: str, preset: str) -> N
         "KV cache": list(model.config.attention_layers),
         "states": list(nets.layers) if nets else [],
     }
-    for page in seq.pages:
-        memory_of_page = backend.page_bytes(page)
-        address = memory_of_page.ctypes.data
-        held = sum(
-            size
-            for buffer in buffers
-            if buffer.what == "KV cache"
-            for start, size in buffer.places
-            if address <= start < address + memory_of_page.nbytes
-        )
-        assert held == memory_of_page.nbytes
+    for layer in model.config.attention_layers:
+        (of_layer,) = (b for b in buffers if (b.what, b.layer) == ("KV cache", layer))
+        for page in seq.pages:
+            part = backend.read_page(page, model.config.attention_layers.index(layer))  # a view
+            whole = of_layer.places[of_layer.places[:, 0] == part.ctypes.data]
+            assert len(whole) == 1
+            assert part.nbytes <= whole[0, 1] < part.nbytes + 512
     assert {buffer.device for buffer in buffers} == {name}
+
+
+def test_devices_share_the_weights() -> None:
+    """The demo's embedding is its output head too: two devices read it, and it counts once."""
+    llm = LLM(EMBEDDED, devices="cpu,numpy")
+    for _ in llm.stream([5], max_tokens=2):
+        pass
+    buffers = llm.engine.backend.buffers()
+    assert_apart(places_of([*buffers, rest_of(llm.file)]))
+    weights = [buffer for buffer in buffers if buffer.what == "weights"]
+    assert sum(buffer.n_bytes for buffer in weights) + rest_of(llm.file).n_bytes == llm.file.size
+    layers = {
+        device: [b.layer for b in buffers if b.device == device and b.what == "KV cache"]
+        for device in ("cpu", "numpy")
+    }
+    assert layers["cpu"] + layers["numpy"] == [0, 1, 2, 3, 4, 5]
+    assert min(map(len, layers.values())) > 0
+    assert {buffer.device for buffer in buffers} == {"cpu", "numpy"}
 
 
 def test_units_are_divided_by_layer() -> None:
     array = np.zeros(25, np.uint8)  # two units of 10, and 5 bytes that are no unit
     address = array.ctypes.data
-    one, other = in_layers("x", "cpu", [3, 7], [array], 10)
+    one, other = in_layers("x", "cpu", [3, 7], [array], 10, 4)
     assert (one.layer, other.layer) == (3, 7)
-    assert (one.places - [address, 0]).tolist() == [[0, 5], [10, 5]]
-    assert (other.places - [address, 0]).tolist() == [[5, 5], [15, 5]]
-    assert in_layers("x", "cpu", [], [array], 10) == []
-    assert in_layers("x", "cpu", [1], [], 0) == []
+    assert (one.places - [address, 0]).tolist() == [[0, 4], [10, 4]]
+    assert (other.places - [address, 0]).tolist() == [[4, 6], [14, 6]]
+    assert in_layers("x", "cpu", [], [array], 10, 4) == []
+    assert in_layers("x", "cpu", [1], [], 0, 0) == []
     assert buffer_of("y", None, []).n_bytes == 0
 
 

@@ -15,10 +15,9 @@ from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.protocol import LOGITS, Batch, Segment
-from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa, layout
-from qwencli.kernels.arguments import CONV, GATES, POINTERS, SCAN, STATE
+from qwencli.kernels.arguments import CONV, GATES, NORMALISE, POINTERS, SCAN, STATE
 from qwencli.network.load import load_model
 from qwencli.network.model import Model
 
@@ -61,7 +60,11 @@ PIECES = [(1,), (2,), (3, 1), (9,), (4, 1, 6)]
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """All kernels of this file at once: one by one each would wait for a process of its own."""
-    specs = {spec for s in SHAPES for spec in (f"delta:conv:{s.d}:{s.d_conv}", f"delta:scan:{s.d}")}
+    specs = {
+        spec
+        for s in SHAPES
+        for spec in (f"delta:conv:{s.d}:{s.d_conv}", f"delta:normalise:{s.d}", f"delta:scan:{s.d}")
+    }
     for name in ISAS:
         kernels_of(name).load(["delta:gates", *sorted(specs)])
 
@@ -170,6 +173,23 @@ def test_convolutions_of_pieces(isa_name: str, s: Shape, lengths: Sequence[int])
                 )
                 assert (state[:offset] == 0x55).all()
             first += n
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+@pytest.mark.parametrize("s", SHAPES)
+def test_heads_that_are_scaled_after_the_convolution(isa_name: str, s: Shape) -> None:
+    """As in the convolution: queries and keys, but not values."""
+    n = 5
+    x = np.random.default_rng(s.d).standard_normal((n, s.n_head, s.d)).astype(F32)
+    x[1] = 0
+    expected = x / np.sqrt(np.square(x.astype(F64)).sum(-1, keepdims=True) + EPS)
+    expected[:, : s.n_head_k] /= np.sqrt(s.d)
+    expected[:, 2 * s.n_head_k :] = x[:, 2 * s.n_head_k :]
+    for side in "before", "after":
+        out, given = guarded(np.full(x.shape, np.nan, F32), side), guarded(x, side)
+        heads = {"n_head": s.n_head, "n_head_k": s.n_head_k, "eps": EPS}
+        call(isa_name, NORMALISE, s.d, n_chunks=3, count=np.array([n]), unit=2, x=given, out=out, **heads)
+        np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-37)
 
 
 def gates(alpha: Any, beta: Any, n_columns: int, n_group: int, group_bytes: int = 0) -> dict[str, Any]:
@@ -420,15 +440,4 @@ def test_models_against_numpy_and_the_same_bits(model: Model) -> None:
     for n_threads, cuts in (2, [*range(1, 71)]), (3, [3, 4, 40, 68, 70]):
         assert all(
             np.array_equal(x, y) for x, y in zip(whole, run(CPUBackend(model, n_threads), tokens, cuts))
-        )
-
-
-def test_what_is_computed_together_cannot_be_fetched_or_given(model: Model) -> None:
-    backend, name = CPUBackend(model, 1), "conv_output_silu-0"
-    with pytest.raises(ModelError, match=f"'{name}' together"):
-        backend.run([name], Batch([Segment(KVSequence(), [1], 1)]))
-    n_channels = model.graph.nodes[name].shape[1]
-    with pytest.raises(ModelError, match=f"can't take '{name}' as given"):
-        backend.run(
-            ["l_out-0"], Batch([Segment(KVSequence(), [1], 1)]), {name: np.zeros((1, int(n_channels)), F32)}
         )

@@ -1,5 +1,7 @@
 """Mixtures of experts: kernels against NumPy in float64, the CPU backend against the NumPy backend, the same bits in any company."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,7 @@ from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
 from qwencli.backends.numpy.dequantize import to_float32
-from qwencli.backends.protocol import Batch, Segment
-from qwencli.errors import ModelError
+from qwencli.backends.protocol import LOGITS, Batch, Segment
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.types import GGML_TYPES
 from qwencli.kernels import formats, isa, layout
@@ -377,13 +378,13 @@ def test_a_mixture_of_experts_has_the_same_bits(models: dict[str, Model], mix: s
         assert_same(found, expected)
 
 
-def test_what_lies_sorted_by_expert_can_be_neither_fetched_nor_fed(models: dict[str, Model]) -> None:
-    backend = CPUBackend(models["F16"], 1)
-    for name in "ffn_moe_topk-0", "ffn_moe_gate-0", "ffn_moe_swiglu-0":
-        with pytest.raises(ModelError, match="only the NumPy backend can fetch it"):
-            backend.run([name], Batch([Segment(KVSequence(), [1, 2, 3], 3)]))
-    for name, shape in ("ffn_moe_topk-0", (3, 2)), ("ffn_moe_down-0", (3, 2, 8)):
-        with pytest.raises(ModelError, match="as given"):
-            backend.run(
-                ["l_out-0"], Batch([Segment(KVSequence(), [1, 2, 3], 3)]), {name: np.zeros(shape, np.float32)}
-            )
+def test_one_expert_for_each_token(tmp_path: Path) -> None:
+    """Then a token's rows at their places aren't taken for rows that all of its experts share."""
+    path = tmp_path / "one.gguf"
+    write_random_model(path, replace(PRESETS["tiny-qwen2moe"], n_expert_used=1), "F16")
+    model = load_model(GGUFFile(path))
+    tokens = tokens_of(model, 0, 9)
+    expected = NumpyBackend(model).run([LOGITS], Batch([Segment(KVSequence(), tokens, 9)]))[LOGITS]
+    for chunk in 9, 1:
+        found, _ = states(CPUBackend(model, 2), tokens, chunk)
+        assert np.abs(found[LOGITS] - expected).max() < 2e-3 * np.abs(expected).max()

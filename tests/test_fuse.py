@@ -134,7 +134,6 @@ def test_heads_of_qwen3(qwen3: Graph) -> None:
     ("fetched", "ops"), [("Kcur-0", (RotateHeads, KVStore)), ("Kcur_normed-0", (RMSNorm, StoreHeads))]
 )
 def test_fetched_steps_of_heads_stay_apart(qwen3: Graph, fetched: str, ops: tuple[type, type]) -> None:
-    """What has no kernel alone is then for the backend to refuse."""
     found = by_name(fused(qwen3, [fetched, LOGITS]))
     assert (type(found[fetched].op), type(found["kv-0"].op)) == ops
 

@@ -363,6 +363,22 @@ def test_a_process_that_is_killed_while_compiling(
     check_nothing_is_left(tmp_path)
 
 
+@pytest.mark.skipif(
+    os.name != "posix", reason="on Windows a process keeps the number of a parent that has ended"
+)
+def test_a_worker_whose_pipe_outlives_its_parent(tmp_path: Path) -> None:
+    """It sees by its parent's number that nobody waits for it, and compiles nothing."""
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    command = [sys.executable, "-m", "qwencli.kernels.workers", isa.choose().name, str(folder)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with subprocess.Popen([*command, str(gone.pid), SPEC], env=env, stdin=subprocess.PIPE) as worker:
+        assert worker.wait(timeout=60) == 1
+        assert not folder.exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as the interpreter")
 def test_a_worker_that_the_system_kills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """For want of memory, say: then the kernel is compiled in this process."""

@@ -227,7 +227,7 @@ def test_every_damaged_byte_is_found(tmp_path: Path, tiny: Model) -> None:
     backend, path = NumpyBackend(tiny), tmp_path / "s"
     saved(path, backend)
     data = path.read_bytes()
-    pages = len(data) - 2 * len(backend.page_bytes(0)) - 32
+    pages = len(data) - 2 * len(backend.read_page(0, 0)) - 32
     places = [
         *range(pages),
         *np.random.RandomState(0).randint(pages, len(data), 300),
@@ -246,7 +246,7 @@ def test_swapped_and_shifted_data_is_found(tmp_path: Path, tiny: Model) -> None:
     backend, path = NumpyBackend(tiny), tmp_path / "s"
     saved(path, backend, 2 * PAGE)
     data = path.read_bytes()
-    size = len(backend.page_bytes(0))
+    size = len(backend.read_page(0, 0))
     start = len(data) - 32 - 2 * size
     head, first, second, end = data[:start], data[start : start + size], data[start + size : -32], data[-32:]
     words = first[8:16] + first[:8] + first[16:]
@@ -353,7 +353,7 @@ def test_headers_that_are_wrong(tmp_path: Path, tiny: Model, changes: dict[str, 
 
 def test_other_sizes_of_pages_that_agree_with_the_file(tmp_path: Path, tiny: Model) -> None:
     path, backend = tmp_path / "s", NumpyBackend(tiny)
-    size = len(backend.page_bytes(0))
+    size = len(backend.read_page(0, 0))
     for page_bytes in 0, 1, size - 1, size // 2:
         tokens = saved(path, backend)
         forged(path, tokens, 2 * page_bytes + 32, page_bytes=page_bytes)
@@ -450,14 +450,14 @@ def test_a_fifo_blocks_nobody(tmp_path: Path, tiny: Model) -> None:
 def test_no_memory_for_the_pages(tmp_path: Path, tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "s", NumpyBackend(tiny))
     backend = NumpyBackend(tiny)
-    pages: Any = backend.page_bytes
+    pages: Any = backend.read_page
 
-    def scarce(page: int) -> Any:
+    def scarce(page: int, layer: int) -> Any:
         if page:
             raise QwenError(f"{tmp_path / 's'}: not enough memory")
-        return pages(page)
+        return pages(page, layer)
 
-    monkeypatch.setattr(backend, "page_bytes", scarce)
+    monkeypatch.setattr(backend, "read_page", scarce)
     refused(tmp_path / "s", backend, QwenError, "not enough memory")
 
 

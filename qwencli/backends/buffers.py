@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..gguf.file import TensorInfo
-from ..network.graph import Weight
-from ..network.model import Model
+from ..gguf.file import GGUFFile, TensorInfo
+from ..network.graph import Tensor, Weight
 
 MAPPED, MEMORY, HUGE = "mapped file", "memory", "huge pages"
 """Types of buffers: pages of the model file, which all processes share; the process's own memory, in pages of the usual size; and its own
@@ -53,13 +52,13 @@ def grown(what: str, device: str | None, sizes: Mapping[str, int]) -> list[Buffe
     return [Buffer(what, device, None, np.zeros((0, 2), np.int64), sizes[what])] if what in sizes else []
 
 
-def weights(model: Model, device: str) -> list[Buffer]:
-    """The tensors of the file that a model's graph needs, by layer. Each is there once, even if several nodes read it."""
+def weights(file: GGUFFile, nodes: Iterable[Tensor], device: str) -> list[Buffer]:
+    """The tensors of the file that nodes of a graph are, by layer. Each is there once, even if several nodes are parts of it."""
     tensors: dict[str, TensorInfo] = {}
-    for node in model.graph.nodes.values():
+    for node in nodes:
         if isinstance(node.op, Weight):
             tensors |= {info.name: info for info in (node.op.info, node.op.scale) if info}
-    layers = by_layer((name, model.file.data(info)) for name, info in tensors.items())
+    layers = by_layer((name, file.data(info)) for name, info in tensors.items())
     return [buffer_of("weights", device, arrays, layer) for layer, arrays in layers]
 
 
@@ -74,15 +73,20 @@ def by_layer(named: Iterable[tuple[str, NDArray[Any]]]) -> Iterator[tuple[int | 
 
 
 def in_layers(
-    what: str, device: str, layers: Sequence[int], arrays: Iterable[NDArray[Any]], unit_bytes: int
+    what: str,
+    device: str,
+    layers: Sequence[int],
+    arrays: Iterable[NDArray[Any]],
+    unit_bytes: int,
+    layer_bytes: int,
 ) -> list[Buffer]:
-    """Arrays of units, such as pages, each of which has a part of the same size for each of the layers, one after the other."""
+    """Arrays of units, such as pages, which have `layer_bytes` for each of the layers, one after the other. The last one has the rest."""
     starts = [np.arange(0, a.nbytes - unit_bytes + 1, unit_bytes) + int(a.ctypes.data) for a in arrays]
     if not starts or not layers:
         return []
     units = np.concatenate(starts).astype(np.int64)
-    ends = [unit_bytes * (i + 1) // len(layers) for i in range(len(layers))]
+    bounds = [*(layer_bytes * i for i in range(len(layers))), unit_bytes]
     return [
         Buffer(what, device, layer, np.stack([units + start, np.full_like(units, end - start)], axis=1))
-        for layer, start, end in zip(layers, [0, *ends], ends)
+        for layer, start, end in zip(layers, bounds, bounds[1:])
     ]

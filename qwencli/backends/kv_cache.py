@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ..errors import InputError, NoMemory, QwenError
 from ..gguf.types import GGML_TYPES
 from ..kernels import layout
+from ..network.config import Config
+from ..network.graph import Conv, KVStore, Tensor
 from ..units import size
 
 PAGE: int = layout.PAGE
@@ -51,6 +53,30 @@ class CacheTypes(NamedTuple):
 DEFAULT_TYPES = CacheTypes()
 HALVES = CacheTypes("f16", "f16")
 """The CPU backend's default."""
+
+
+class Layers(NamedTuple):
+    """The layers of which a backend holds keys and values (numbers as in KVStore), and those of which it holds states (as in Conv)."""
+
+    attention: tuple[int, ...]
+    recurrent: tuple[int, ...]
+
+    @classmethod
+    def of(cls, nodes: Iterable[Tensor]) -> Layers:
+        """The layers whose keys, values and states these nodes of a graph use."""
+        ops = [node.op for node in nodes]
+        return cls(
+            tuple(op.layer for op in ops if isinstance(op, KVStore)),
+            tuple(op.layer for op in ops if isinstance(op, Conv)),
+        )
+
+    def of_model(self, config: Config) -> Layers:
+        """The same layers, by their numbers in the model."""
+        recurrent = config.delta_nets.layers if config.delta_nets else ()
+        return Layers(
+            tuple(config.attention_layers[i] for i in self.attention),
+            tuple(recurrent[i] for i in self.recurrent),
+        )
 
 
 MOST_BORDERS = 4

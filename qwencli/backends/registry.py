@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..errors import ModelError
-from ..network.graph import Input, Op, Weight
-from ..network.model import Model
+from ..network.graph import Input, Op, Tensor, Weight
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -45,10 +45,10 @@ class Registry(Generic[F]):
         """Return the function of an op. Raises KeyError if it has none; `check` looks for that before a model runs."""
         return self._functions[op]
 
-    def check(self, model: Model) -> None:
-        """Raise ModelError if the model's graph has an op without a function. Inputs and weights need none."""
-        for node in model.graph.nodes.values():
+    def check(self, path: Path, nodes: Iterable[Tensor]) -> None:
+        """Raise ModelError if one of the nodes has an op without a function. Inputs and weights need none. `path` is for the message."""
+        for node in nodes:
             if type(node.op) not in self._functions and not isinstance(node.op, (Input, Weight)):
                 raise ModelError(
-                    f"{model.file.path}: the {self._backend} backend has no {type(node.op).__name__}, which '{node.name}' needs"
+                    f"{path}: the {self._backend} backend has no {type(node.op).__name__}, which '{node.name}' needs"
                 )

@@ -35,6 +35,7 @@ def print_table(results: Iterable[Result], with_types: bool = False) -> None:
     profiles: list[str] = []
     for result in results:
         if not limits:
+            columns["backend"] = min(columns["backend"], -len(result.devices or ""))
             write_text(row(columns, columns.values()) + rule(columns.values()))
         f = result.as_dict()
         n_bytes, n_params = f["model_size"], f["model_n_params"]
@@ -44,7 +45,7 @@ def print_table(results: Iterable[Result], with_types: bool = False) -> None:
                     printable(f["model_type"]),
                     f"{n_bytes / 2**20:.2f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB",
                     f"{n_params / 1e6:.2f} M" if n_params < 1e9 else f"{n_params / 1e9:.2f} B",
-                    f["backends"],
+                    f["devices"] or f["backends"],
                     str(f["n_threads"]),
                     *([f["type_k"], f["type_v"]] if with_types else []),
                     result.test.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._bar import Bar
+from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, model_option
 from ._options import (
     backend_option,
@@ -40,6 +41,7 @@ class Loader:
     cache_type_v: str | None
     no_mmap: bool
     quiet: bool
+    devices: DeviceOptions
 
     def load(self, chat: bool = False) -> LLM:
         """Open the model, and say which it is unless `quiet`. `chat` as in LLM. Raises QwenError."""
@@ -59,6 +61,7 @@ class Loader:
             self.cache_type_k,
             self.cache_type_v,
             self.fit,
+            devices=self.devices.wishes(),
         )
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
@@ -73,7 +76,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         loader = Loader(**{name: kwargs.pop(name) for name in Loader.__dataclass_fields__})
         return command(loader=loader, **kwargs)
 
-    options = [
+    options: list[Callable[..., Any]] = [
         model_option,
         click.option(
             "-c",
@@ -87,6 +90,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         backend_option,
         cache_type_k_option,
         cache_type_v_option,
+        device_options,
         mmap_option,
         click.option("-q", "--quiet", is_flag=True, help="Write nothing but errors to stderr."),
     ]

@@ -14,11 +14,13 @@ import click
 
 from ..backends.kv_cache import TYPES, CacheTypes
 from ._bench_table import print_table
+from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, models_option
 from ._options import example
 from ._streams import say, write_text
 
 if TYPE_CHECKING:
+    from ..backends.scheduler.wishes import Wishes
     from ..measure.figures import Result, Test
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -127,6 +129,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     default=None,
     text="Threads to use. Default: one per core.",
 )
+@device_options
 @cache_types("k")
 @cache_types("v")
 @click.option("--no-fit", is_flag=True, help="Don't check whether the tests fit into free memory.")
@@ -161,6 +164,7 @@ def bench(
     n_seq: list[int],
     n_batch: list[int],
     n_threads: list[int],
+    devices: DeviceOptions,
     types_k: list[str],
     types_v: list[str],
     no_fit: bool,
@@ -179,7 +183,9 @@ def bench(
         raise click.UsageError("nothing to measure: give -p, -n or -pg above 0")
     nothing: list[str | None] = [None]
     types = [CacheTypes(k, v) for k, v in product(types_k or nothing, types_v or nothing)]
-    found = run(models, tests, n_batch, n_threads or [None], types, repeat, profile, not no_fit)
+    found = run(
+        models, tests, n_batch, n_threads or [None], types, repeat, profile, not no_fit, devices.wishes()
+    )
     if output == "md":
         print_table(found, with_types=bool(types_k or types_v))
     else:
@@ -195,13 +201,15 @@ def run(
     repeat: int,
     profile: bool,
     fit: bool,
+    devices: Wishes | None,
 ) -> Iterator[Result]:
     """The results as they come, with a bar on stderr. Raises QwenError."""
     paths = [choose_model(wanted).path for wanted in models]
     from tqdm import tqdm
 
     from ..backends.choose import choose_backend
-    from ..engine.fit import measure
+    from ..backends.scheduler.placement import place
+    from ..engine.fit import measure, measure_devices
     from ..gguf.file import GGUFFile
     from ..measure.bench import check, run_bench
     from ..measure.figures import Test
@@ -212,7 +220,10 @@ def run(
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time
     for model, chosen, n_batch in product(loaded, types, n_batches):
-        room = measure(model, chosen, choose_backend("auto", model, None), n_batch)
+        if devices:
+            room, _ = measure_devices(model, place(model, devices), chosen, n_batch)
+        else:
+            room = measure(model, chosen, choose_backend("auto", model, None), n_batch)
         for test in wanted if fit else ():
             room.check(test.name, test.n_prompt + test.n_gen + test.n_depth, test.n_seq)
     total = len(loaded) * len(n_batches) * len(n_threads) * len(types) * len(tests) * repeat
@@ -223,7 +234,9 @@ def run(
             bar.update(done > 0)
 
         for model, n_batch, threads, chosen in product(loaded, n_batches, n_threads, types):
-            for result in run_bench(model, wanted, threads, repeat, n_batch, profile, say, progress, chosen):
+            for result in run_bench(
+                model, wanted, threads, repeat, n_batch, profile, say, progress, chosen, devices
+            ):
                 bar.clear()
                 yield result
 

@@ -8,6 +8,7 @@ import time
 import click
 
 from ._bar import Bar
+from ._devices import DeviceOptions, device_options
 from ._loading import check_context
 from ._models import Wanted, choose_model, model_option
 from ._options import (
@@ -55,6 +56,7 @@ from ._streams import read_text, say, write_text
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
 @backend_option
+@device_options
 @cache_type_k_option
 @cache_type_v_option
 @json_option
@@ -68,6 +70,7 @@ def perplexity(
     chunks: int | None,
     threads: int | None,
     backend: str,
+    devices: DeviceOptions,
     cache_type_k: str | None,
     cache_type_v: str | None,
     as_json: bool,
@@ -100,6 +103,7 @@ def perplexity(
         cache_type_v=cache_type_v,
         fit=fit,
         n_batch=n_batch,
+        devices=devices.wishes(),
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)
     n_batch = min(n_batch, llm.engine.n_ctx)

@@ -128,6 +128,9 @@ def run(
     probabilities.check()
     template = named_template(chat_template)
     llm = loader.load(chat=not raw and template is None)
+    if verbose:
+        for line in llm.splits():
+            say(line)
     if not raw and template is None and llm.chat_template is None:
         raw = True
         if not loader.quiet and (system is not None or thinking.asked):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
-from ..backends.kv_cache import MOST_BORDERS, PAGE, CacheTypes, n_pages_for
+from ..backends.kv_cache import MOST_BORDERS, PAGE, CacheTypes, Layers, n_pages_for
 from ..errors import InputError, NoMemory
-from ..network.graph import N_TOKENS, Graph, Input, Weight
+from ..gguf.file import TensorInfo
+from ..network.graph import N_TOKENS, Graph, Input, Tensor, Weight
 from ..network.model import Model
 from ..system.host import Host
 from ..units import size
+
+if TYPE_CHECKING:
+    from ..backends.scheduler.placement import Placement
 
 PROCESS_BYTES = 96 * 2**20
 """What a process takes in addition to the model, including libraries. Measured: 80 MB with a vocabulary of 512 tokens, 110 MB with Qwen's
@@ -115,20 +120,75 @@ def measure(
 
     Raises InputError for cache types that don't suit the model.
     """
-    c, tensors = model.config, model.file.tensors.values()
+    tensors = model.file.tensors.values()
+    free = (host or Host()).free()
+    return _fit(
+        str(model.file.path), model, [*model.graph.nodes.values()], tensors, backend, types, n_batch, free
+    )
+
+
+def measure_devices(
+    model: Model, placement: Placement, types: CacheTypes, n_batch: int = 512, host: Host | None = None
+) -> tuple[Fit, list[Fit]]:
+    """Return the memory that a divided model takes in all, and on each device that has memory of its own: a NUMA node.
+
+    Raises what `measure` does.
+    """
+    host = host or Host()
+    path, free = str(model.file.path), host.free()
+    parts, own = [], []
+    for number, device in enumerate(placement.devices):
+        nodes = [node for name, node in model.graph.nodes.items() if placement.of[name] == number]
+        weights = [source.op for node in nodes for source in node.src if isinstance(source.op, Weight)]
+        tensors = {weight.info.name: weight.info for weight in weights}.values()
+        if not nodes:
+            continue
+        of_node = host.node_free(device.node) if device.node is not None else None
+        part = _fit(
+            f"{path} on {device.name}", model, nodes, tensors, device.backend, types, n_batch, of_node
+        )
+        parts.append(part)
+        own += [part] * (of_node is not None)
+    whole = Fit(
+        path=path,
+        n_ctx=model.config.n_ctx,
+        weights=sum(
+            tensor.n_bytes for tensor in model.file.tensors.values()
+        ),  # of which devices may share some
+        page=sum(part.page for part in parts),
+        state=sum(part.state for part in parts),
+        work=sum(part.work for part in parts) - (len(parts) - 1) * PROCESS_BYTES,
+        free=free,
+    )
+    return whole, own
+
+
+def _fit(
+    path: str,
+    model: Model,
+    nodes: Sequence[Tensor],
+    tensors: Collection[TensorInfo],
+    backend: str,
+    types: CacheTypes,
+    n_batch: int,
+    free: int | None,
+) -> Fit:
+    """Return the memory that some nodes and their tensors take on a backend."""
+    c, layers = model.config, Layers.of(nodes)
     work = PROCESS_BYTES + COPIES * 4 * n_batch * values_of_a_token(model)
     types = types.chosen("f16", c.head_dim)
     if backend == "numpy":
         types = CacheTypes("f32", "f32")
         work += min(4 * sum(t.n_weights for t in tensors), UNPACKED_BYTES)
+    n_state = sum(c.delta_nets.n_state) if c.delta_nets else 0
     return Fit(
-        path=str(model.file.path),
+        path=path,
         n_ctx=c.n_ctx,
         weights=sum(t.n_bytes for t in tensors),
-        page=types.n_bytes(PAGE * c.n_kv_values // 2),
-        state=STATES * 4 * c.n_state_values,
+        page=types.n_bytes(PAGE * len(layers.attention) * c.n_head_kv * c.head_dim),
+        state=STATES * 4 * len(layers.recurrent) * n_state,
         work=work,
-        free=(host or Host()).free(),
+        free=free,
     )
 
 

@@ -3,7 +3,7 @@
 The file, with all numbers little-endian:
 
 - MAGIC; u32 version; u32 bytes of the header; the header, a JSON object; the tokens, i32; SHA-256 of all this;
-- the pages of the KV cache, as they are in the backend's memory;
+- the pages of the KV cache: what each layer has there, as it is in the backend's memory, and zeros up to a multiple of UNIT bytes;
 - the states of a recurrent model after the numbers of tokens that the header lists: after all tokens, and after the last border before
   them, for a next prompt that differs at the end;
 - SHA-256 of the sums of all pages and states.
@@ -15,16 +15,15 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BufferedReader
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..backends.kv_cache import PAGE, KVSequence, n_pages_for
-from ..backends.protocol import I32, Backend
+from ..backends.kv_cache import PAGE, KVSequence, Layers, n_pages_for
+from ..backends.protocol import I32, Backend, Bytes
 from ..errors import ContextFull, FormatError, InputError, QwenError
 from ..system.files import replacing
 
@@ -44,7 +43,9 @@ FIELDS = {
 STATELESS: dict[str, Any] = {"states": [], "state_bytes": 0}
 """The fields that a header of version 1 lacks."""
 DIGEST_BYTES = 32
-SUM_ROWS = 64  # rows of one or more 8-byte words, so pages are a multiple of 512 bytes
+SUM_ROWS = 64
+UNIT = 8 * SUM_ROWS
+"""Pages and states have a multiple of this many bytes in a session: their sums are of rows of 8-byte words."""
 Progress = Callable[[int, int], None]
 """Called with the number of pages that are done, and the number of all."""
 
@@ -54,6 +55,46 @@ class Session(NamedTuple):
 
     tokens: I32
     kv: KVSequence
+
+
+class Part:
+    """A page or a state in the backend's memory: what each of its layers has there, read and written as a whole."""
+
+    def __init__(self, what: str, backend: Backend, number: int, layers: Sequence[int]) -> None:
+        self.what = what
+        self._number = number
+        self._read = backend.read_page if what == "page" else backend.read_state
+        self._write = backend.write_page if what == "page" else backend.write_state
+        self._layers = layers
+        n_bytes = sum(len(self._read(number, layer)) for layer in layers)
+        self.n_bytes = -(-n_bytes // UNIT) * UNIT
+
+    def read(self) -> Bytes:
+        """Return the bytes of all layers, one after the other, and zeros after them."""
+        data = np.zeros(self.n_bytes, np.uint8)
+        start = 0
+        for layer in self._layers:
+            part = self._read(self._number, layer)
+            data[start : start + len(part)] = part
+            start += len(part)
+        return data
+
+    def write(self, data: Bytes) -> None:
+        """Write what `read` has returned."""
+        start = 0
+        for layer in self._layers:
+            end = start + len(self._read(self._number, layer))
+            self._write(self._number, layer, data[start:end])
+            start = end
+
+
+def parts_of(backend: Backend, pages: Iterable[int], states: Iterable[int]) -> list[Part]:
+    """Return pages and states as parts of a session. Raises QwenError if there is no memory for one."""
+    layers = Layers.of(backend.model.graph.nodes.values())
+    return [
+        *(Part("page", backend, page, layers.attention) for page in pages),
+        *(Part("state", backend, state, layers.recurrent) for state in states),
+    ]
 
 
 def save(
@@ -71,30 +112,32 @@ def save(
     ids = np.array(tokens[: kv.length], "<i4")
     if len(ids) < kv.length:
         raise InputError(f"there are {len(ids)} tokens, expected one for each of {kv.length} positions")
-    pages = [backend.page_bytes(page) for page in kv.pages[: n_pages_for(kv.length)]]
     borders = [border for border in kv.borders if border < kv.length]
     positions = [*borders[-1:], kv.length] if kv.states else []
-    states = [backend.state_bytes(kv.states[position]) for position in positions]
+    parts = parts_of(
+        backend, kv.pages[: n_pages_for(kv.length)], [kv.states[position] for position in positions]
+    )
+    sizes = {part.what: part.n_bytes for part in parts}
     header = json.dumps(
         {
             "model": file.path.name,
             "fingerprint": file.fingerprint(),
             "kv_layout": backend.kv_layout,
             "n_tokens": kv.length,
-            "page_bytes": len(pages[0]) if pages else 0,
+            "page_bytes": sizes.get("page", 0),
             "states": positions,
-            "state_bytes": len(states[0]) if states else 0,
+            "state_bytes": sizes.get("state", 0),
         }
     ).encode()
     head = MAGIC + struct.pack("<II", VERSION, len(header)) + header + ids.tobytes()
     digest = hashlib.sha256()
     with replacing(path) as f:
-        parts = [*pages, *states]
-        allocate(f, len(head) + sum(map(len, parts)) + 2 * DIGEST_BYTES)
+        allocate(f, len(head) + sum(part.n_bytes for part in parts) + 2 * DIGEST_BYTES)
         f.write(head + hashlib.sha256(head).digest())
         for done, part in enumerate(parts, 1):
-            f.write(part.data)
-            digest.update(sums(part))
+            data = part.read()
+            f.write(data.data)
+            digest.update(sums(data))
             if progress:
                 progress(done, len(parts))
         f.write(digest.digest())
@@ -202,12 +245,14 @@ def _read_pages(
     digest = hashlib.sha256()
     try:
         backend.cache.fill(kv, about["n_tokens"], about["states"])
-        parts = [("page", backend.page_bytes(page)) for page in kv.pages]
-        parts += [("state", backend.state_bytes(kv.states[position])) for position in about["states"]]
-        for done, (what, part) in enumerate(parts, 1):
-            if f.readinto(part.data) != about[f"{what}_bytes"]:
-                raise damaged(path, f"its {what}s have {about[f'{what}_bytes']} bytes, expected {len(part)}")
-            digest.update(sums(part))
+        parts = parts_of(backend, kv.pages, [kv.states[position] for position in about["states"]])
+        for done, part in enumerate(parts, 1):
+            data = np.empty(part.n_bytes, np.uint8)
+            if f.readinto(data.data) != about[f"{part.what}_bytes"]:
+                expected = f"{about[f'{part.what}_bytes']} bytes, expected {part.n_bytes}"
+                raise damaged(path, f"its {part.what}s have {expected}")
+            digest.update(sums(data))
+            part.write(data)
             if progress:
                 progress(done, len(parts))
         if digest.digest() != f.read():
@@ -218,7 +263,7 @@ def _read_pages(
     return kv
 
 
-def sums(page: NDArray[np.uint8]) -> bytes:
+def sums(page: Bytes) -> bytes:
     """Return the sums of the rows and of the columns of a page's u64 words. They differ if a word has changed or words were swapped.
 
     They take a fifth of the time of CRC-32, about as long as reading the page, and less than a tenth of the time of SHA-256.

@@ -30,6 +30,9 @@ GGML_TYPES = {
     for kind in formats.GGML_TYPES
 }
 
+WEIGHT_TYPES = {kind.name: GGML_TYPES[kind.id] for kind in formats.FORMATS.values()}
+"""The types that matrices of a model have, by name."""
+
 REMOVED_TYPES = {
     4: "Q4_2",
     5: "Q4_3",

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..backends.choose import make_backend
+from ..backends.choose import make_backend, make_devices
 from ..backends.cpu.backend import CPUBackend
 from ..backends.cpu.team import physical_cores
 from ..backends.kv_cache import DEFAULT_TYPES, CacheTypes, KVSequence
 from ..backends.protocol import I32, LOGITS, Backend, Batch, Segment
+from ..backends.scheduler.placement import place
+from ..backends.scheduler.scheduler import Scheduler
+from ..backends.scheduler.wishes import Wishes
 from ..errors import InputError
 from ..machine.peak import measure_peak
 from ..network.model import Model
@@ -33,17 +36,23 @@ def run_bench(
     report: Callable[[str], None] | None = None,
     progress: Callable[[Test, int], None] | None = None,
     cache_types: CacheTypes = DEFAULT_TYPES,
+    devices: Wishes | None = None,
 ) -> Iterator[Result]:
     """Run each test `repeat` times and yield its result. `n_batch` is the most tokens of a step.
 
     Each test is preceded by a warm-up, and its depth is filled before it too. With `profile`, a test is run once more, kernel by kernel.
-    `progress` is called with a test and how many of its repetitions are done, first with 0. Raises InputError, QwenError.
+    `progress` is called with a test and how many of its repetitions are done, first with 0. `devices` divides the model. Raises InputError,
+    QwenError.
     """
     for test in tests:
         check(model, test)
     n_threads = n_threads or physical_cores()
-    backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
-    if profile and not isinstance(backend, CPUBackend):
+    if devices:
+        placement = place(model, devices)
+        backend = make_devices(placement, model, n_threads, report, cache_types=cache_types)
+    else:
+        backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
+    if profile and not isinstance(backend, (CPUBackend, Scheduler)):
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
     runner = Runner(backend, n_batch)
     costs = Costs(model, backend.cache_types)
@@ -60,10 +69,27 @@ def run_bench(
         by_kind = runner.costs(test, costs)
         for part in by_kind.values():
             cost = cost.plus(part)
-        kinds = runner.profile(test, by_kind) if profile else []
+        kinds: list[Kind] = runner.profile(test, by_kind) if profile else []
         peak = peak.best(measure_peak(n_threads))
-        isa = backend.isa if isinstance(backend, CPUBackend) else None
-        yield Result(test, model, isa, n_threads, n_batch, samples, cost, peak, kinds, backend.cache_types)
+        yield Result(
+            test,
+            model,
+            isa_of(backend),
+            n_threads,
+            n_batch,
+            samples,
+            cost,
+            peak,
+            kinds,
+            backend.cache_types,
+            devices.text if devices else None,
+        )
+
+
+def isa_of(backend: Backend) -> str | None:
+    """What the kernels of a backend, or of one of its devices, are compiled for; None if it has none."""
+    backends = [*backend.devices.values()] if isinstance(backend, Scheduler) else [backend]
+    return next((each.isa for each in backends if isinstance(each, CPUBackend)), None)
 
 
 def check(model: Model, test: Test) -> None:
@@ -113,14 +139,14 @@ class Runner:
 
     def profile(self, test: Test, costs: dict[str, Cost]) -> list[Kind]:
         """The test once more, kernel by kernel; the kinds that take longest come first."""
-        assert isinstance(self._backend, CPUBackend)
+        assert isinstance(self._backend, (CPUBackend, Scheduler))
         self._rewind(test)
         seconds = defaultdict[str, float](float)
         calls = Counter[str]()
         for step in self._steps(test.n_prompt, test.n_gen):
-            for spec, taken in self._backend.profile([LOGITS], batch_of(step)):
-                seconds[kind_of(spec)] += taken
-                calls[kind_of(spec)] += 1
+            for row in self._backend.profile([LOGITS], batch_of(step)):
+                seconds[kind_of(row.kernel)] += row.seconds
+                calls[kind_of(row.kernel)] += 1
         kinds = [Kind(name, calls[name], taken, costs.get(name, Cost())) for name, taken in seconds.items()]
         return sorted(kinds, key=lambda kind: -kind.seconds)
 

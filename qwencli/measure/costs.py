@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from ..backends.cpu.program import activation_kind, weight_info
 from ..backends.kv_cache import HALVES, TYPES, CacheTypes
 from ..machine.peak import Peak
 from ..network.config import DeltaNets
-from ..network.graph import N_OUTPUTS, Attention, ExpertLinear, Linear, Route, Tensor
+from ..network.graph import N_OUTPUTS, Attention, Conv, DeltaNet, ExpertLinear, Linear, Route, Tensor
 from ..network.model import Model
 
 
@@ -118,29 +118,46 @@ class Costs:
         for product, times in self._products.items():
             cost = product.cost(n_outputs if product.of_outputs else n_tokens)
             found[product.kind] = found.get(product.kind, Cost()).plus(cost.times(times))
+        found["attention"] = self._attention(extents).times(self._n_attentions)
+        if self._nets:
+            layer = delta_net(self._nets, n_tokens, len(extents))
+            found |= {kind: cost.times(len(self._nets.layers)) for kind, cost in layer.items()}
+        return found
+
+    def of_node(self, node: Tensor, extents: Sequence[Extent], n_outputs: int) -> Cost:
+        """The cost of one node in such a step."""
+        n_tokens = sum(n for n, _ in extents)
+        if isinstance(node.op, (Linear, ExpertLinear)):
+            product = Product.of(node)
+            return product.cost(n_outputs if product.of_outputs else n_tokens)
+        if isinstance(node.op, Attention):
+            return self._attention(extents)
+        if self._nets and isinstance(node.op, (Conv, DeltaNet)):
+            kind = "delta conv" if isinstance(node.op, Conv) else "delta scan"
+            return delta_net(self._nets, n_tokens, len(extents))[kind]
+        return Cost()
+
+    def _attention(self, extents: Sequence[Extent]) -> Cost:
+        """The cost of one layer's attention."""
         # The positions that are seen, summed over queries.
         seen = sum(n * position + n * (n + 1) / 2 for n, position in extents)
         length = sum(n + position for n, position in extents)
-        each = self._n_attentions * 2.0 * self._query_values * seen  # scores, and sums of values
-        found["attention"] = Cost(
-            self._n_attentions * self._kv_bytes * length, self._quantized * each, (2 - self._quantized) * each
-        )
-        return found | (delta_nets(self._nets, n_tokens, len(extents)) if self._nets else {})
+        each = 2.0 * self._query_values * seen  # scores, and sums of values
+        return Cost(self._kv_bytes * length, self._quantized * each, (2 - self._quantized) * each)
 
 
-def delta_nets(nets: DeltaNets, n_tokens: int, n_seq: int) -> dict[str, Cost]:
-    """What all recurrent layers cost besides their products: a sequence's state is read and written once per step.
+def delta_net(nets: DeltaNets, n_tokens: int, n_seq: int) -> dict[str, Cost]:
+    """What a recurrent layer costs besides its products: a sequence's state is read and written once per step.
 
     For each number of a head's matrix and each token there are a decay, and a product and a sum each for what is known about the key, for
     what is learned, and for what the query gets.
     """
     n_conv, n_heads = nets.n_state
     n_weights = nets.d_conv * nets.n_channels
-    costs = {
+    return {
         "delta conv": Cost(4 * (n_weights + 2 * n_seq * n_conv), 0.0, 2.0 * n_tokens * n_weights),
         "delta scan": Cost(4 * 2 * n_seq * n_heads, 0.0, 7.0 * n_tokens * n_heads),
     }
-    return {kind: cost.times(len(nets.layers)) for kind, cost in costs.items()}
 
 
 def kind_of(spec: str) -> str:

@@ -69,7 +69,7 @@ class Kind:
 class Result:
     """A test's times, each of the whole test, its cost, and the machine's peak, measured before and after it.
 
-    `isa` is what the kernels are compiled for, None if the NumPy backend ran.
+    `isa` is what the kernels are compiled for, None if the NumPy backend ran. `devices` is how the model was divided, None if it wasn't.
     """
 
     test: Test
@@ -82,6 +82,7 @@ class Result:
     peak: Peak
     profile: list[Kind] = field(default_factory=list)
     cache_types: CacheTypes = HALVES
+    devices: str | None = None
     test_time: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
     @property
@@ -116,6 +117,7 @@ class Result:
             "n_threads": self.n_threads,
             "type_k": self.cache_types.k,
             "type_v": self.cache_types.v,
+            "devices": self.devices,
             "n_prompt": test.n_prompt,
             "n_gen": test.n_gen,
             "n_depth": test.n_depth,

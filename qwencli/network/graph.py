@@ -8,8 +8,9 @@ the file, and what changes from batch to batch comes in through the three inputs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ..errors import ModelError
 from ..gguf.file import TensorInfo
@@ -29,6 +30,10 @@ class Op:
 
 class Input(Op):
     """No sources. `tokens` and `positions` are i32 [n_tokens]; `outputs`, i32 [n_outputs], are the batch's rows whose logits are wanted."""
+
+
+class Rows(Input):
+    """No sources. float32 [n_tokens, n], which the caller has to feed."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,18 @@ class Tensor:
     src: tuple[Tensor, ...]
     shape: Shape
 
+    def shape_for(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape in a step in which N_TOKENS and N_OUTPUTS have these sizes."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    def n_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Return the bytes of a weight in the file, or of a value in a step with these sizes: float32, or i32 for an input; for a route an
+        expert's number and its weight."""
+        n = prod(self.shape_for(sizes))
+        if isinstance(self.op, Weight):
+            return self.op.info.type.n_bytes(n)
+        return 8 * n if isinstance(self.op, Route) else 4 * n
+
     def __repr__(self) -> str:
         """Its sources by name alone: with all that these read it would grow without end."""
         sources = ", ".join(source.name for source in self.src)
@@ -182,13 +199,22 @@ class Graph:
     def _add(self, name: str, op: Op, src: tuple[Tensor, ...], shape: Shape) -> Tensor:
         if name in self.nodes:
             raise ModelError(f"graph: two tensors are named '{name}'")
+        for source in src:
+            if self.nodes.get(source.name) is not source:
+                raise ModelError(
+                    f"graph: '{source.name}', which '{name}' reads, is a tensor of another graph"
+                )
         self.nodes[name] = tensor = Tensor(name, op, src, shape)
         return tensor
 
     def _expect(self, holds: bool, name: str, *tensors: Tensor) -> None:
         if not holds:
-            shapes = ", ".join(f"{t.name} {list(t.shape)}" for t in tensors)
+            shapes = ", ".join(f"{t.name} [{', '.join(map(str, t.shape))}]" for t in tensors)
             raise ModelError(f"graph: the shapes of {shapes} don't fit together in '{name}'")
+
+    def input(self, name: str, width: int) -> Tensor:
+        """Rows of `width` numbers that the caller feeds."""
+        return self._add(name, Rows(), (), (N_TOKENS, width))
 
     def weight(
         self,
@@ -210,11 +236,13 @@ class Graph:
         return self.nodes.get(name) or self._add(name, Weight(info, scale, rows.start), (), shape)
 
     def get_rows(self, x: Tensor, ids: Tensor, name: str) -> Tensor:
-        self._expect(len(x.shape) == 2, name, x)
+        self._expect(len(x.shape) == 2 and len(ids.shape) == 1, name, x, ids)
         return self._add(name, GetRows(), (x, ids), (ids.shape[0], x.shape[1]))
 
     def linear(self, weight: Tensor, x: Tensor, name: str, bias: Tensor | None = None) -> Tensor:
-        self._expect(len(x.shape) == 2 and x.shape[1:] == weight.shape[1:], name, weight, x)
+        self._expect(
+            len(x.shape) == len(weight.shape) == 2 and x.shape[1:] == weight.shape[1:], name, weight, x
+        )
         self._expect(bias is None or bias.shape == weight.shape[:1], name, weight, bias or weight)
         return self._add(
             name, Linear(), (weight, x, *([bias] if bias else [])), (x.shape[0], weight.shape[0])
@@ -224,22 +252,29 @@ class Graph:
         self._expect(weight.shape == x.shape[-1:], name, x, weight)
         return self._add(name, RMSNorm(eps), (x, weight), x.shape)
 
+    def _width(self, x: Tensor, name: str) -> int:
+        """The number of columns of a matrix, which `name` reads."""
+        self._expect(len(x.shape) == 2, name, x)
+        width = x.shape[1]
+        assert isinstance(width, int)
+        return width
+
     def heads(self, x: Tensor, n_head: int, name: str) -> Tensor:
         """[k, n_head * head_dim] -> [k, n_head, head_dim]"""
-        width = x.shape[1]
-        self._expect(isinstance(width, int) and width % n_head == 0, name, x)
-        assert isinstance(width, int)
+        width = self._width(x, name)
+        self._expect(n_head > 0 and width % n_head == 0, name, x)
         return self._add(name, Reshape(), (x,), (x.shape[0], n_head, width // n_head))
 
     def columns(self, x: Tensor, n_group: int, first: int, count: int, name: str) -> Tensor:
         """[k, n_group * width] -> [k, n_group, count]"""
-        width = x.shape[1]
-        assert isinstance(width, int)
-        self._expect(width % n_group == 0 and first + count <= width // n_group, name, x)
+        width = self._width(x, name)
+        self._expect(n_group > 0 and width % n_group == 0, name, x)
+        self._expect(0 <= first < first + count <= width // n_group, name, x)
         return self._add(name, Columns(first), (x,), (x.shape[0], n_group, count))
 
     def flat(self, x: Tensor, name: str) -> Tensor:
         """[k, n, m] -> [k, n * m]"""
+        self._expect(len(x.shape) == 3, name, x)
         k, n, m = x.shape
         assert isinstance(n, int)
         assert isinstance(m, int)
@@ -247,13 +282,20 @@ class Graph:
 
     def rope(self, x: Tensor, params: RopeParams, name: str) -> Tensor:
         self._expect(len(x.shape) == 3, name, x)
+        head_dim = x.shape[2]
+        assert isinstance(head_dim, int)
+        if params.n_rot % 2 or not 0 < params.n_rot <= head_dim:
+            raise ModelError(
+                f"graph: '{name}' rotates {params.n_rot} values of heads of {head_dim}, expected an even number of them"
+            )
         return self._add(name, Rope(params), (x, self.positions), x.shape)
 
     def kv_store(self, k: Tensor, v: Tensor, layer: int, name: str) -> Tensor:
-        self._expect(k.shape == v.shape, name, k, v)
+        self._expect(k.shape == v.shape and len(k.shape) == 3, name, k, v)
         return self._add(name, KVStore(layer), (k, v), k.shape)
 
     def attention(self, q: Tensor, kv: Tensor, scale: float, name: str) -> Tensor:
+        self._expect(len(q.shape) == len(kv.shape) == 3 and q.shape[0] == kv.shape[0], name, q, kv)
         (n, n_head, head_dim), (_, n_head_kv, kv_dim) = q.shape, kv.shape
         assert isinstance(n_head, int)
         assert isinstance(n_head_kv, int)
@@ -274,10 +316,15 @@ class Graph:
         return self._add(name, Gate(), (x, gate), x.shape)
 
     def route(self, logits: Tensor, n_used: int, normalised: bool, name: str) -> Tensor:
+        n_expert = self._width(logits, name)
+        if not 0 < n_used <= n_expert:
+            raise ModelError(f"graph: '{name}' takes {n_used} of {n_expert} experts")
         return self._add(name, Route(n_used, normalised), (logits,), (logits.shape[0], n_used))
 
     def expert_linear(self, weight: Tensor, x: Tensor, route: Tensor, name: str) -> Tensor:
         self._expect(len(weight.shape) == 3 and x.shape[-1] == weight.shape[2], name, weight, x)
+        logits = route.src[0]
+        self._expect(logits.shape[1] == weight.shape[0], name, weight, logits)
         self._expect(x.shape[:-1] in (route.shape[:1], route.shape), name, x, route)
         return self._add(name, ExpertLinear(), (weight, x, route), (*route.shape, weight.shape[1]))
 
@@ -286,7 +333,7 @@ class Graph:
         return self._add(name, ExpertSum(), (x, route), (x.shape[0], x.shape[-1]))
 
     def conv(self, x: Tensor, weight: Tensor, layer: int, name: str) -> Tensor:
-        self._expect(weight.shape[:1] == x.shape[1:], name, x, weight)
+        self._expect(len(weight.shape) == 2 and weight.shape[:1] == x.shape[1:], name, x, weight)
         return self._add(name, Conv(layer), (x, weight), x.shape)
 
     def delta_net(
@@ -300,6 +347,7 @@ class Graph:
         head_dim: int,
         name: str,
     ) -> Tensor:
+        self._expect(len(dt.shape) == 1, name, dt)
         n_head_v = dt.shape[0]
         assert isinstance(n_head_v, int)
         self._expect(
@@ -327,6 +375,20 @@ class Graph:
                 nodes.append(node)
                 wanted.update(source.name for source in node.src)
         return nodes[::-1]
+
+    def results(self) -> list[str]:
+        """The names of what the graph is for: the logits, or without them all that no other node reads."""
+        if LOGITS in self.nodes:
+            return [LOGITS]
+        read = {source.name for node in self.nodes.values() for source in node.src}
+        leaves = Input, Weight
+        return [
+            name for name, node in self.nodes.items() if name not in read and not isinstance(node.op, leaves)
+        ]
+
+    def given(self) -> list[str]:
+        """The names of the rows that the caller has to feed."""
+        return [name for name, node in self.nodes.items() if isinstance(node.op, Rows)]
 
     @staticmethod
     def last_uses(nodes: Sequence[Tensor]) -> dict[str, int]:

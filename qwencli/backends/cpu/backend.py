@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import InputError, QwenError
 from ...kernels import layout
@@ -15,28 +18,33 @@ from ...kernels.arguments import PRODUCT_BYTES
 from ...kernels.isa import ISAError, choose
 from ...kernels.jit import KernelError, Kernels, Progress, Report
 from ...kernels.tiles import Tiles
-from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear
+from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear, Tensor
 from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
 from ...system.memory import Meter
 from ..buffers import Buffer, buffer_of, grown, in_layers, weights
-from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
-from ..protocol import F32, F64, HIDDEN, LOGITS, Batch
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
+from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
+from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
+from .cache import CacheLayout, PageMemory, kv_layout
+from .driver import Driver
 from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
-from .memory import Bytes, PageMemory
-from .program import SOME_TOKENS, Program, activation_kind, layer_bytes, weight_info
+from .program import SOME_TOKENS, Program, RowTime, activation_kind, weight_info
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
-from .team import BUDGET, BUDGET_OF_MANY, RUNTIME, Team, physical_cores
+from .team import BUDGET, BUDGET_OF_MANY, PATIENCE, RUNTIME, Team, physical_cores
 from .tuning import chosen
 
-PAGE_UNIT = 512
-"""The memory of a page is a multiple of this many bytes: the checksums of sessions need it."""
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 PROGRAMS = "programs and kernels"
 """What has no address that is known: the objects of programs, and machine code."""
-
+COPIES = "device:copies"
+"""What copying values into a program's memory, and out of it, is called among its rows."""
+AT_ONCE = 0
+"""The patience of a team that other devices take turns with."""
 GREEDY = Draw(
     temp=0.0,
     top_k=1,
@@ -50,11 +58,20 @@ GREEDY = Draw(
 )
 
 
-class CPUBackend:
-    """Runs `model` with compiled kernels on `n_threads` threads, by default one per physical core.
+class Begun(NamedTuple):
+    """A step that was begun: its program, and what a driver runs if the device has one."""
+
+    task: Task
+    program: Program
+    future: Future[Results] | None = None
+
+
+class CPUBackend(Stepping):
+    """Runs `model`, or a part of it, with compiled kernels on `n_threads` threads, by default one per physical core.
 
     `report` is called when kernels are compiled, and `progress` with the number of kernels done and of all. The default of `isa` is the
-    best one of this CPU, that of `cache_types` is f16. Raises InputError for an ISA or a cache type that can't be used.
+    best one of this CPU, that of `cache_types` is f16. With `cpus` the threads stay on these. `share` is what a device of a scheduler is
+    given. Raises InputError for an ISA or a cache type that can't be used.
     """
 
     def __init__(
@@ -65,6 +82,8 @@ class CPUBackend:
         progress: Progress | None = None,
         isa: str | None = None,
         cache_types: CacheTypes = DEFAULT_TYPES,
+        cpus: frozenset[int] | None = None,
+        share: Share | None = None,
     ) -> None:
         self.model = model
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)
@@ -75,26 +94,32 @@ class CPUBackend:
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
         self._tiles = Tiles(self.isa, chosen(self._kernels))
-        c = model.config
-        self._team = Team(self._kernels, n_threads or physical_cores(), self._scratch_bytes())
+        nodes = share.nodes if share else [*model.graph.nodes.values()]
+        patience = AT_ONCE if share else PATIENCE  # meanwhile other devices need the CPUs
+        n_threads = n_threads or physical_cores()
+        self._team = Team(self._kernels, n_threads, self._scratch_bytes(nodes), cpus, patience)
+        self._driver = Driver(self._team, cpus) if cpus else None
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
-        page_bytes = layer_bytes(model, self.cache_types) * len(c.attention_layers)
-        self._pages = PageMemory(round_up(page_bytes, PAGE_UNIT), PAGE, "positions of the KV cache")
-        self._states = PageMemory(round_up(4 * c.n_state_values, PAGE_UNIT), 1, "states of recurrent layers")
-        self.cache = KVCache(c.delta_nets is not None, self._pages.address, self._states.address)
+        self._layout = CacheLayout(model, self.cache_types, Layers.of(nodes))
+        self._pages = PageMemory(self._layout.page_bytes, PAGE, "positions of the KV cache")
+        self._states = PageMemory(self._layout.state_bytes, 1, "states of recurrent layers")
+        self.cache = (
+            share.cache
+            if share
+            else KVCache(model.config.delta_nets is not None, self.make_page, self.make_state)
+        )
         self.kv_layout = kv_layout(model, self.cache_types)
-        self._writer = BatchWriter(c, self._pages, self._states)
+        usual = [Part((LOGITS,), (), "choose")] if LOGITS in model.graph.nodes else []
+        self._parts = share.parts if share else usual
+        self._writer = BatchWriter(model.config, self._pages, self._states)
+        self._nodes = nodes
         self._meter = Meter()
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
-    def _scratch_bytes(self) -> int:
+    def _scratch_bytes(self, nodes: Sequence[Tensor]) -> int:
         c = self.model.config
-        weights = [
-            weight_info(node)
-            for node in self.model.graph.nodes.values()
-            if isinstance(node.op, (Linear, ExpertLinear))
-        ]
+        weights = [weight_info(node) for node in nodes if isinstance(node.op, (Linear, ExpertLinear))]
         panels: list[int] = [
             PRODUCT_BYTES + layout.panel_bytes(activation_kind(info), info.shape[-1]) for info in weights
         ]
@@ -104,59 +129,105 @@ class CPUBackend:
             attention, int(layout.store_scratch(c.head_dim)), int(layout.SAMPLING_SCRATCH), *rows, *panels
         )
 
-    def run(
-        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
-    ) -> dict[str, F32]:
-        """See Backend.run. Ctrl-C and errors leave the cache unchanged."""
-        with self._lock:
-            program, counts = self._run(tuple(fetch), batch, feed or {})
-            values = {name: program.value(name) for name in fetch}
-            copies = {name: value.floats(counts[value.dim]).copy() for name, value in values.items()}
-        shapes = {
-            name: [d for d in self.model.graph.nodes[name].shape if isinstance(d, int)] for name in fetch
-        }
-        return {name: rows.reshape(len(rows), *shapes[name]) for name, rows in copies.items()}
+    @property
+    def n_threads(self) -> int:
+        return self._team.n_threads
 
-    def step(self, batch: Batch) -> None:
-        """See Backend.step."""
-        with self._lock:
-            self._run((LOGITS,), batch, {})
+    @property
+    def buffer_bytes(self) -> int:
+        """The bytes of the buffers that hold values between the rows of programs."""
+        return sum(program.buffer_bytes for program in self._programs.values())
 
-    def hidden(self, batch: Batch) -> F32:
-        """See Backend.hidden."""
-        return self.run([HIDDEN], batch)[HIDDEN]
+    def begin(self, task: Task) -> Begun:
+        """See Backend.begin. Without a driver the step runs in `finish`, on the thread that calls it."""
+        task, program = self._prepare(task)
+        future = self._driver.begin(lambda: self._execute(task, program)) if self._driver else None
+        return Begun(task, program, future)
 
-    def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
-        """See Backend.sample. The last row of the program draws for all sequences; for None it only checks that the logits are finite."""
+    def _prepare(self, task: Task) -> tuple[Task, Program]:
+        """Return a task with its values checked, and its program."""
+        graph = self.model.graph
+        check_fetched(graph, task.fetch)
+        task = replace(task, feed=checked_feed(graph, task.feed))
+        counts = counts_of(graph, task.batch, task.feed)
+        ending = "choose" if task.draws is not None else "score" if task.targets is not None else None
         with self._lock:
-            program, _ = self._run((LOGITS,), batch, {}, draws=[draw or GREEDY for draw in draws])
-            chosen: list[int] = program.inputs.chosen[: len(draws)].tolist()
-            logits = program.value(LOGITS).floats(len(draws))
-            return [
-                token if draw or token == NOT_FINITE else row.copy()
-                for token, draw, row in zip(chosen, draws, logits)
-            ]
+            program = self._program(task.fetch, tuple(task.feed), counts, ending)
+        check_batch(program.reader_of_batch, task.batch)
+        return task, program
 
-    def score(self, hidden: F32, targets: Sequence[int]) -> F64:
-        """See Backend.score. Raises InputError for targets outside the vocabulary, or if there isn't one for each row."""
-        n_vocab = self.model.config.n_vocab
-        if len(targets) != len(hidden) or not all(0 <= target < n_vocab for target in targets):
-            raise InputError(
-                f"there are {len(targets)} tokens to score, expected one below {n_vocab} for each of {len(hidden)} rows"
-            )
+    def finish(self, begun: Begun) -> Results:
+        """See Backend.finish."""
+        if begun.future is None or self._driver is None:
+            return self._execute(begun.task, begun.program)
+        return self._driver.finish(begun.future)
+
+    def _execute(self, task: Task, program: Program) -> Results:
+        """Run a step's program, and copy what it has computed out of its memory."""
         with self._lock:
-            program, _ = self._run((LOGITS,), None, {HIDDEN: hidden}, targets=targets)
-            found = program.inputs.scores[: len(targets)].copy()
+            self._feed(task, program)
+            self._run(task, program, program.rows)
+            return self._results(task, program)
+
+    def _results(self, task: Task, program: Program) -> Results:
+        return Results(self._values(task, program), self._chosen(task, program), self._scores(task, program))
+
+    def _values(self, task: Task, program: Program) -> dict[str, Any]:
+        """Return copies of the tensors that are fetched."""
+        if not task.wanted:
+            return {}
+        graph = self.model.graph
+        counts, found = counts_of(graph, task.batch, task.feed), inputs_of(graph, task.batch)
+        return {name: found[name] if name in found else program.result(name, counts) for name in task.fetch}
+
+    def _chosen(self, task: Task, program: Program) -> list[int | F32]:
+        """Return what the program's last row chose. For a draw that is None it has only checked that the logits are finite."""
+        draws = task.draws or ()
+        chosen: list[int] = program.inputs.chosen[: len(draws)].tolist()
+        logits = program.value(LOGITS).floats(len(draws)) if draws else ()
+        return [
+            token if draw or token == NOT_FINITE else row.copy()
+            for token, draw, row in zip(chosen, draws, logits)
+        ]
+
+    def _scores(self, task: Task, program: Program) -> F64 | None:
+        if task.targets is None:
+            return None
+        found = program.inputs.scores[: len(task.targets)]
         with np.errstate(invalid="ignore", divide="ignore"):  # the caller reports what isn't finite
             scores: F64 = np.log(found["sum"]) - found["difference"]
         return scores
 
-    def profile(self, fetch: Sequence[str], batch: Batch) -> list[tuple[str, float]]:
-        """Run a batch, and return each row's kernel and the seconds it took. Rows that could run side by side run one after the other."""
+    def profile(self, fetch: Sequence[str], batch: Batch) -> list[RowTime]:
+        """Run a batch, and return how long each row took. Rows that could run side by side run one after the other."""
+        batch.reserve(self.cache)
+        _, rows = self.timed(Task(tuple(fetch), batch, wanted=False))
+        batch.commit(self.cache)
+        return rows
+
+    def timed(self, task: Task) -> tuple[Results, list[RowTime]]:
+        """Run a step as `begin` and `finish` do, and return its rows too, as `profile` does. The last one, COPIES, is for the values that
+        go in and out."""
+        task, program = self._prepare(task)
+        if self._driver is None:
+            return self._execute_timed(task, program)
+        return self._driver.finish(self._driver.begin(lambda: self._execute_timed(task, program)))
+
+    def _execute_timed(self, task: Task, program: Program) -> tuple[Results, list[RowTime]]:
         with self._lock:
             self._load([*CLOCK])
-            program, _ = self._run(tuple(fetch), batch, {}, profiled=True)
-            return list(zip(program.names, self._watches[program].seconds().tolist()))
+            if program not in self._watches:
+                self._watches[program] = Stopwatch(self._kernels, program.rows)
+            watch = self._watches[program]
+            start = time.perf_counter()
+            self._feed(task, program)
+            fed = time.perf_counter()
+            self._run(task, program, watch.rows)
+            ended = time.perf_counter()
+            results = self._results(task, program)
+            copies = fed - start + time.perf_counter() - ended
+            rows = program.times(watch.seconds().tolist())
+            return results, [*rows, RowTime(COPIES, "", copies)] if task.feed or task.wanted else rows
 
     def kernels_for(
         self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None
@@ -167,66 +238,53 @@ class CPUBackend:
         )
         return [*RUNTIME, *program.specs]
 
+    def make_page(self, page: int) -> None:
+        """See Backend.make_page."""
+        self._pages.address(page)
+
+    def make_state(self, state: int) -> None:
+        """See Backend.make_state."""
+        self._states.address(state)
+
     def copy_page(self, source: int, target: int) -> None:
         """See Backend.copy_page."""
         with self._lock:
             self._pages.memory(target)[:] = self._pages.memory(source)
 
-    def page_bytes(self, page: int) -> Bytes:
-        """See Backend.page_bytes."""
-        return self._pages.memory(page)
+    def read_page(self, page: int, layer: int) -> Bytes:
+        """See Backend.read_page. It is a view."""
+        start = self._layout.in_page(layer)
+        return self._pages.memory(page)[start : start + self._layout.page_layer_bytes]
 
-    def state_bytes(self, state: int) -> Bytes:
-        """See Backend.state_bytes."""
-        return self._states.memory(state)
+    def write_page(self, page: int, layer: int, data: Bytes) -> None:
+        """See Backend.write_page."""
+        self.read_page(page, layer)[:] = data
 
-    def _run(
-        self,
-        fetch: tuple[str, ...],
-        batch: Batch | None,
-        feed: Mapping[str, F32],
-        draws: Sequence[Draw] | None = None,
-        targets: Sequence[int] | None = None,
-        profiled: bool = False,
-    ) -> tuple[Program, dict[str, int]]:
-        counts = self._counts(batch, feed)
-        ending = "choose" if draws is not None else "score" if targets is not None else None
-        program = self._program(fetch, tuple(feed), counts, ending)
-        program.inputs.targets[: len(targets or [])] = targets or []
-        program.inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
-        for name, rows in feed.items():
-            program.value(name).floats(len(rows))[:] = rows
-        keep = program.inputs.set_draws(draws or [])
+    def read_state(self, state: int, layer: int) -> Bytes:
+        """See Backend.read_state. It is a view."""
+        start = self._layout.in_state(layer)
+        return self._states.memory(state)[start : start + self._layout.state_layer_bytes]
+
+    def write_state(self, state: int, layer: int, data: Bytes) -> None:
+        """See Backend.write_state."""
+        self.read_state(state, layer)[:] = data
+
+    def _feed(self, task: Task, program: Program) -> None:
+        """Copy the tensors that are given into a program's memory."""
+        for name, values in task.feed.items():
+            program.value(name).write(values)
+
+    def _run(self, task: Task, program: Program, rows: NDArray[Any]) -> None:
+        """Run a program's rows, as they are or with a stopwatch between them."""
+        batch, counts = task.batch, counts_of(self.model.graph, task.batch, task.feed)
+        inputs = program.inputs
+        inputs.targets[: len(task.targets or ())] = task.targets or ()
+        inputs.set_counts(counts[N_TOKENS], counts[N_OUTPUTS], len(batch.segments) if batch else 0)
+        keep = inputs.set_draws([draw or GREEDY for draw in task.draws or ()])
         if batch is not None:
-            self._check_tokens(batch)
-            batch.reserve(self.cache)
-            keep += self._writer.write(batch, program.inputs)
-        to_run = program.rows
-        if profiled:
-            if program not in self._watches:
-                self._watches[program] = Stopwatch(self._kernels, program.rows)
-            to_run = self._watches[program].rows
-        self._team.run(to_run, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
+            keep += self._writer.write(batch, inputs)
+        self._team.run(rows, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
         del keep  # the program had only the addresses of these arrays
-        if batch is not None:
-            batch.commit(self.cache)
-        return program, counts
-
-    def _counts(self, batch: Batch | None, feed: Mapping[str, F32]) -> dict[str, int]:
-        """Return the number of tokens and of outputs of a step. Raises InputError if fed tensors contradict the batch or each other."""
-        counts = {N_TOKENS: len(batch.tokens), N_OUTPUTS: len(batch.outputs)} if batch else {}
-        for name, rows in feed.items():
-            node = self.model.graph.nodes.get(name)
-            dim = str(node.shape[0]) if node else name
-            if counts.setdefault(dim, len(rows)) != len(rows):
-                raise InputError(f"'{name}' is fed with {len(rows)} rows, expected {counts[dim]}")
-        return {N_TOKENS: 0, N_OUTPUTS: 0} | counts
-
-    def _check_tokens(self, batch: Batch) -> None:
-        """Raise InputError for a token outside the vocabulary: kernels use tokens as row numbers."""
-        n_vocab = self.model.config.n_vocab
-        if len(batch.tokens) and not 0 <= batch.tokens.min() <= batch.tokens.max() < n_vocab:
-            raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
 
     def _program(
         self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
@@ -237,8 +295,6 @@ class CPUBackend:
         if key not in self._programs:
             with self._meter.during(PROGRAMS):
                 program = self._lower(fetch, feed, rooms, ending)
-                for name in fetch:
-                    program.value(name)  # raise now, not when the step is done
                 self._load([*RUNTIME, *program.specs])
                 program.link(self._kernels)
             self._programs[key] = program
@@ -248,7 +304,10 @@ class CPUBackend:
         """Load kernels. If some have to be compiled, compile all that the model will need in one go. Raises QwenError."""
         if self._kernels.missing(specs):
             usual = [
-                self._lower((LOGITS,), (), {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, "choose")
+                self._lower(
+                    part.fetch, part.feed, {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, part.ending
+                )
+                for part in self._parts
                 for n in (1, 2)
             ]
             specs = [*specs, *(spec for program in usual for spec in program.specs)]
@@ -272,39 +331,24 @@ class CPUBackend:
             self._team.n_threads,
             ending,
             self._tiles,
-            self.cache_types,
+            self._layout,
         )
 
     def buffers(self) -> list[Buffer]:
         """See Backend.buffers. It may be called during a step."""
-        c, nets = self.model.config, self.model.config.delta_nets
-        states = nets.layers if nets else ()
+        pages, states, at = self._pages, self._states, self._layout
+        layers = at.layers.of_model(self.model.config)
         values = [array for program in list(self._programs.values()) for array in program.arrays]
         return [
-            *weights(self.model, "cpu"),
-            *in_layers("KV cache", "cpu", c.attention_layers, self._pages.arenas, self._pages.page_bytes),
-            *in_layers("states", "cpu", states, self._states.arenas, self._states.page_bytes),
+            *weights(self.model.file, self._nodes, "cpu"),
+            *in_layers("KV cache", "cpu", layers.attention, pages.arenas, at.page_bytes, at.page_layer_bytes),
+            *in_layers(
+                "states", "cpu", layers.recurrent, states.arenas, at.state_bytes, at.state_layer_bytes
+            ),
             buffer_of("activations", "cpu", [*values, self._writer.partials]),
             buffer_of("panels and scratch", "cpu", self._team.arrays),
             *grown(PROGRAMS, "cpu", self._meter.grown),
         ]
-
-
-def kv_layout(model: Model, types: CacheTypes) -> str:
-    """See Backend.kv_layout. The details are in kernels/kv/ and kernels/delta.py."""
-    c, nets = model.config, model.config.delta_nets
-    n_layer = len(c.attention_layers)
-    states = f"; states [{len(nets.layers)}] of {nets.n_state}" if nets else ""
-    pages = f"[{n_layer}][{c.n_head_kv}] of keys"
-    if types == ("f16", "f16"):
-        return f"{np.dtype(np.float16).str} {pages} [{c.head_dim}][{PAGE}], values [{PAGE}][{c.head_dim}]{states}"
-    return (
-        f"{sys.byteorder}-endian {pages} {types.k}, values {types.v} [{c.head_dim}], pages of {PAGE}{states}"
-    )
-
-
-def round_up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit
 
 
 def room_for(n: int) -> int:

@@ -201,7 +201,7 @@ def gated_norm(node: Tensor, around: Neighbours) -> Match | None:
 
 @pattern(Conv)
 def delta_conv(node: Tensor, around: Neighbours) -> Match | None:
-    """A convolution that only a delta net reads."""
+    """A convolution that only a delta net reads. If its result is wanted as it is, queries and keys are scaled by a row of their own."""
     assert isinstance(node.op, Conv)
     net = around.only_reader(node)
     if net is None or not isinstance(net.op, DeltaNet):
@@ -209,8 +209,8 @@ def delta_conv(node: Tensor, around: Neighbours) -> Match | None:
     return Match(replace(node, op=DeltaConv(node.op.layer, net.op.n_head_k, net.op.eps)), [])
 
 
-ONLY_FUSED: tuple[type[Op], ...] = (Rope, Attention, Conv)
-"""Ops that `lower/` doesn't know, since in every architecture a pattern replaces their nodes."""
+ONLY_FUSED: tuple[type[Op], ...] = (Rope, Attention)
+"""Ops that `lower/` doesn't know, since a pattern always replaces their nodes."""
 
 
 def fuse(nodes: Sequence[Tensor], fetch: Iterable[str]) -> list[Tensor]:

@@ -15,7 +15,8 @@ from ...network.config import Config
 from ...network.graph import N_OUTPUTS, N_TOKENS
 from ...sampling.sampler import Draw
 from ..protocol import Batch, Segment
-from .memory import I64, PageMemory, address_of
+from .cache import PageMemory
+from .memory import I64, address_of
 
 COUNTS = Record("counts", f"{N_TOKENS} {N_OUTPUTS} attend")
 """The number of tokens, of outputs and of attention's chunks in a step."""

@@ -1,4 +1,4 @@
-"""Memory of the CPU backend: the values between a program's rows, and the pages of the KV cache."""
+"""Memory of the CPU backend: the values between a program's rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import QwenError
 from ...kernels.arguments import QUANTIZED
 
 I64 = NDArray[np.int64]
@@ -58,8 +57,9 @@ class Place(NamedTuple):
 class Value:
     """A tensor in memory: float32 [rows, width], with `per_token` rows for each of `dim`, and its quantized forms if a product needed them.
 
-    With `columns` the tensor is a view of another tensor's columns. `others` is more memory that is freed together with the value. If only
-    quantized forms are read, `has_floats` is false: `memory` is of no use, and the address is 0.
+    With `columns` the tensor is a view of another tensor's columns. With `at_places` the rows of a token's slots lie at their places: i32,
+    for each slot (see kernels/experts.py); otherwise rows are in order. `others` is more memory that the value needs. If only quantized
+    forms are read, `has_floats` is false: `memory` is of no use, and the address is 0.
     """
 
     dim: str
@@ -68,6 +68,7 @@ class Value:
     quantized: dict[str, tuple[Bytes, ...]] = field(default_factory=dict)
     per_token: int = 1
     columns: View | None = None
+    at_places: Bytes | None = None
     others: list[Bytes] = field(default_factory=list)
     has_floats: bool = True
 
@@ -76,9 +77,16 @@ class Value:
         return address_of(self.memory) if self.has_floats else 0
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the memory is just the rows of its tokens in order, so that they can be returned as a result."""
-        return self.per_token == 1 and self.columns is None and self.has_floats
+    def is_in_order(self) -> bool:
+        """Whether the rows are contiguous, in the order of tokens and slots."""
+        return self.columns is None and self.at_places is None
+
+    @property
+    def buffers(self) -> list[Bytes]:
+        """All memory that has to stay as it is while the value is needed."""
+        quantized = (buffer for form in self.quantized.values() for buffer in form)
+        places = [] if self.at_places is None else [self.at_places]
+        return [self.memory, *quantized, *places, *self.others]
 
     def place(self) -> Place:
         """Return where the numbers are in memory."""
@@ -94,6 +102,15 @@ class Value:
             .reshape(n, self.per_token * self.width)
         )
 
+    def read(self, n: int, shape: Sequence[int]) -> Any:
+        """Return a copy of `n` tokens' values, [n, *shape]."""
+        return self.floats(n).reshape(n, *shape).copy()
+
+    def write(self, rows: Any) -> None:
+        """Fill in the values of some tokens, [n, ...]."""
+        floats = self.floats(len(rows))
+        floats[:] = rows.reshape(floats.shape)
+
 
 class Buffers:
     """Buffers that are reused once nothing reads them any more."""
@@ -102,6 +119,11 @@ class Buffers:
         self._free: dict[int, list[Bytes]] = defaultdict(list)
         self._all: dict[int, Bytes] = {}  # by address
         self._addresses: list[int] = []  # in order
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all buffers."""
+        return sum(map(len, self._all.values()))
 
     def take(self, n_bytes: int) -> Bytes:
         size = -(-max(n_bytes, 1) // 64) * 64
@@ -138,50 +160,3 @@ def quantized_at(buffers: Sequence[Bytes] | None) -> Args:
     """Return the addresses of quantized activations, 0 if there are none."""
     addresses = map(address_of, buffers) if buffers else (0, 0, 0)
     return dict(zip(QUANTIZED_NAMES, addresses))
-
-
-ARENA_BYTES = 2**24
-"""Pages of the cache are allocated together, up to this many bytes: from 4 MB on NumPy asks for huge pages. Memory is committed when it is
-touched."""
-
-
-class PageMemory:
-    """The memory of the cache's pages, or of states. It is allocated when a page is first used, and committed when it is touched.
-
-    `per_page` and `what` say in errors what pages hold, as in "64 more positions of the KV cache".
-    """
-
-    def __init__(self, page_bytes: int, per_page: int, what: str) -> None:
-        self.page_bytes = page_bytes
-        self._per_page = per_page
-        self._what = what
-        self._n_together = max(1, ARENA_BYTES // max(page_bytes, 1))
-        self._arenas: dict[int, Bytes] = {}
-        self._addresses: dict[int, int] = {}  # by page, since each step needs those of all pages
-
-    @property
-    def arenas(self) -> list[Bytes]:
-        """The memory that is allocated: each arena is some pages."""
-        return list(self._arenas.values())
-
-    def address(self, page: int) -> int:
-        """Return the address of a page. Raises QwenError if there is no memory for it."""
-        if page not in self._addresses:
-            arena, place = divmod(page, self._n_together)
-            if arena not in self._arenas:
-                try:
-                    self._arenas[arena] = aligned_zeros(self.page_bytes * self._n_together)
-                except MemoryError:
-                    more = self._per_page * self._n_together
-                    n_bytes = self.page_bytes * self._n_together
-                    raise QwenError(
-                        f"not enough memory for {more} more {self._what} ({n_bytes} bytes)"
-                    ) from None
-            self._addresses[page] = address_of(self._arenas[arena]) + place * self.page_bytes
-        return self._addresses[page]
-
-    def memory(self, page: int) -> Bytes:
-        """Return the bytes of a page. Raises QwenError as `address` does."""
-        self.address(page)
-        arena, place = divmod(page, self._n_together)
-        return self._arenas[arena][place * self.page_bytes :][: self.page_bytes]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from ...kernels.jit import Kernels
 from ...kernels.tiles import Tiles
 from ...network.graph import Linear, Op, Tensor, Weight
 from ...network.model import Model
-from ..kv_cache import CacheTypes
+from .cache import CacheLayout
 from .fuse import Plus
 from .inputs import Inputs
 from .memory import I64, Args, Buffers, Bytes, Value, address_of, quantized_at
@@ -51,16 +51,11 @@ def takes(reader: Tensor, name: str, kind: str) -> bool:
     return x.name == name and name not in [source.name for source in added]
 
 
-def layer_bytes(model: Model, types: CacheTypes) -> int:
-    """Return the bytes that a layer takes in a page of the KV cache."""
-    n_bytes: list[int] = [layout.kv_bytes(kind, model.config.head_dim) for kind in types]
-    return sum(n_bytes) * model.config.n_head_kv
-
-
 @dataclass
 class Row:
     """A kernel and its arguments. `amount` is the address of the amount of work, `divisor` the amount in a chunk. `calls` are the kernels
-    that it calls, by argument. Chunk n begins with data + n * chunk_bytes, if `data` isn't 0."""
+    that it calls, by argument. Chunk n begins with data + n * chunk_bytes, if `data` isn't 0. `node` is the name of the node that it is
+    a part of, empty for the ending."""
 
     spec: str
     args: NDArray[Any]
@@ -69,13 +64,22 @@ class Row:
     calls: Mapping[str, str]
     data: int = 0
     chunk_bytes: int = 0
+    node: str = ""
+
+
+class RowTime(NamedTuple):
+    """The seconds that a row took, with its kernel, and the name of the node that it is a part of."""
+
+    kernel: str
+    node: str
+    seconds: float
 
 
 class Program:
     """The rows that compute certain results, and where these are afterwards. It is empty at first; `lower.lower` fills it.
 
-    `rooms` is the number of tokens and of outputs for which there is memory, `tiles` says how products are divided, and `types` are the
-    types of keys and values.
+    `rooms` is the number of tokens and of outputs for which there is memory, `tiles` says how products are divided, and `cache` where keys,
+    values and states are.
     """
 
     def __init__(
@@ -89,14 +93,14 @@ class Program:
         rooms: dict[str, int],
         n_threads: int,
         tiles: Tiles,
-        types: CacheTypes,
+        cache: CacheLayout,
     ) -> None:
         self.model = model
         self.inputs = inputs
         self.rooms = rooms
         self.n_threads = n_threads
         self.tiles = tiles
-        self.types = types
+        self.cache = cache
         self._needed = {*fetch, *feed}
         self._forms = forms
         self._readers: dict[str, list[Tensor]] = defaultdict(list)
@@ -104,24 +108,34 @@ class Program:
             for source in node.src:
                 self._readers[source.name].append(node)
         self.values: dict[str, Value] = {}
+        """The tensors as kernels read them."""
+        self.results: dict[str, Value] = {}
+        """The tensors that are fetched, with their rows in order."""
         self._memory = Buffers()
         self._keep: list[I64] = []
+        self.node = ""
+        """The name of the node whose rows are added."""
         self._rows: list[Row] = []
         self._ends: list[int] = []
         self._reads: set[int | str] = set()  # the buffers of this group, and names of memory without a buffer
         self._writes: set[int | str] = set()
         self._resting: list[Bytes] = []  # free as soon as the group ends
         self.rows = ROW.zeros(0)
+        self.reader_of_batch: str | None = None
+        """A node that needs a batch, if there is one."""
 
     @property
     def specs(self) -> list[str]:
         """All kernels that are needed: those of the rows, and those that they call."""
         return [spec for row in self._rows for spec in (row.spec, *row.calls.values())]
 
+    def times(self, seconds: Sequence[float]) -> list[RowTime]:
+        """The seconds of the rows, in order, with what each row is."""
+        return [RowTime(row.spec, row.node, taken) for row, taken in zip(self._rows, seconds)]
+
     @property
-    def names(self) -> list[str]:
-        """The kernels of the rows, in order."""
-        return [row.spec for row in self._rows]
+    def buffer_bytes(self) -> int:
+        return self._memory.n_bytes
 
     @property
     def arrays(self) -> list[NDArray[Any]]:
@@ -129,17 +143,18 @@ class Program:
         return [*self.inputs.arrays, *self._memory.all]
 
     def value(self, name: str) -> Value:
-        """Return the memory of a fetched or fed tensor. Raises ModelError if it has no memory of its own."""
-        value = self.values.get(name)
-        if value is None or not value.is_plain:
-            raise self.fused_error(name)
-        return value
+        """Return the memory of a tensor that is computed and fetched, or fed. Its rows are in order."""
+        return self.results.get(name) or self.values[name]
 
-    def fused_error(self, name: str) -> ModelError:
-        """Return an error for a tensor that has no memory of its own."""
-        return ModelError(
-            f"the CPU backend computes '{name}' together with another tensor: only the NumPy backend can fetch it"
-        )
+    def result(self, name: str, counts: Mapping[str, int]) -> Any:
+        """Return a copy of a fetched tensor's value (see ../values.py). Inputs aren't part of a program."""
+        node = self.model.graph.nodes[name]
+        if isinstance(node.op, Weight):
+            from ..numpy.memory import WeightReader  # here, since importing gguf takes a while
+
+            return WeightReader(self.model.file, 0).whole(node)
+        value = self.value(name)
+        return value.read(counts[value.dim], [size for size in node.shape[1:] if isinstance(size, int)])
 
     def n_readers(self, node: Tensor, op: type[Op]) -> int:
         """Return the number of nodes with an op of this type that read a tensor."""
@@ -179,7 +194,9 @@ class Program:
         self._reads |= reads
         self._writes |= writes
         place = address_of(array) + kernel.offset(amount) if isinstance(amount, str) else amount
-        self._rows.append(Row(spec or kernel.spec(*variant), array, place, divisor, calls, data, chunk_bytes))
+        self._rows.append(
+            Row(spec or kernel.spec(*variant), array, place, divisor, calls, data, chunk_bytes, self.node)
+        )
 
     def token_row(self, kernel: Arguments, *variant: object, of: Value, **args: Any) -> None:
         """Add a row over the tokens (or rows) of a value. If there are many, a chunk has several."""
@@ -231,7 +248,7 @@ class Program:
     # -- memory ---------------------------------------------------------------------------------------------------------
 
     def take(self, n_bytes: int) -> Bytes:
-        """Return memory. It is freed together with the value to whose `others` it is added."""
+        """Return memory. It is freed when no value needs it any more: see Value.buffers."""
         return self._memory.take(n_bytes)
 
     def keep(self, array: I64) -> int:
@@ -262,20 +279,17 @@ class Program:
         names = [name for name, value in self.values.items() if value.memory is x.memory]
         readers = [reader for name in names for reader in self._readers[name]]
         is_result = not self._needed.isdisjoint(names)
-        return x.is_plain and not x.quantized and not is_result and len(names) == len(readers) == 1
+        is_plain = x.is_in_order and x.has_floats and not x.quantized
+        return is_plain and not is_result and len(names) == len(readers) == 1
 
     def release(self, node: Tensor) -> None:
-        """Free a tensor's memory after its last use, unless it is a result or has another name too."""
+        """Free a tensor's memory after its last use, unless it is a result, or as far as another value needs it too."""
         value = self.values.get(node.name)
         if value is None or node.name in self._needed:
             return
         del self.values[node.name]
-        if not any(other.memory is value.memory for other in self.values.values()):
-            self._resting += [
-                value.memory,
-                *(buffer for form in value.quantized.values() for buffer in form),
-                *value.others,
-            ]
+        held = {id(buffer) for other in self.values.values() for buffer in other.buffers}
+        self._resting += [buffer for buffer in value.buffers if id(buffer) not in held]
 
     def weight(self, node: Tensor, kinds: Sequence[str] = ("F32",)) -> int:
         """Return the address of a weight in the mapped file, or of the first expert's. GGUFFile has checked its extent.
@@ -294,15 +308,16 @@ class Program:
 
     # -- activations ----------------------------------------------------------------------------------------------------
 
-    def prepare(self, node: Tensor, kernel: Arguments, **args: Any) -> Value:
-        """Add a row that computes `node`, which has the size of its first source, and quantizes it for the first product that reads it.
+    def prepare(self, node: Tensor, kernel: Arguments, of: Value, **args: Any) -> Value:
+        """Add a row that computes `node`, which has the size and the order of rows of `of`, and quantizes it for the first product that
+        reads it.
 
         `args` are the arguments that this kernel has in addition to those of all prologues (see kernels/ops.py).
         """
-        x = self.compact(node.src[0])
-        out = self.new(node.name, x.dim, x.width, x.per_token, self._needs_floats(node))
+        out = self.new(node.name, of.dim, of.width, of.per_token, self._needs_floats(node))
+        out.at_places = of.at_places
         kind, quantized = self.quantized(node, out)
-        self.token_row(kernel, kind, of=x, n_cols=x.width, out=out.address, **quantized, **args)
+        self.token_row(kernel, kind, of=of, n_cols=of.width, out=out.address, **quantized, **args)
         return out
 
     def _needs_floats(self, node: Tensor) -> bool:
@@ -326,12 +341,3 @@ class Program:
             quantized = self.room_for(kind, x)
             self.token_row(COPY, kind, of=x, x=x.address, n_cols=x.width, **quantized)
         return {"x": 0, **quantized_at(x.quantized[kind])}
-
-    def compact(self, node: Tensor) -> Value:
-        """Return the value of a node whose rows must be contiguous. Raises ModelError for a view."""
-        value = self.values[node.name]
-        if value.columns is not None:
-            raise self.error(
-                f"the CPU backend can't take '{node.name}', columns of another tensor, there; --backend numpy can"
-            )
-        return value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -48,11 +50,27 @@ def _yield_address() -> int:
     return address
 
 
-class Team:
-    """`n_threads` threads with `scratch_bytes` of memory each; the caller's thread is one of them."""
+class Cancelled(Exception):
+    """A step was ended by another thread."""
 
-    def __init__(self, kernels: Kernels, n_threads: int, scratch_bytes: int) -> None:
+
+class Team:
+    """`n_threads` threads with `scratch_bytes` of memory each; the caller's thread is one of them.
+
+    The others run on `cpus`, if these are given, and spin for `patience` turns after a step before they are parked.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        n_threads: int,
+        scratch_bytes: int,
+        cpus: Collection[int] | None = None,
+        patience: int = PATIENCE,
+    ) -> None:
         self.n_threads = n_threads
+        self._cpus = cpus
+        self._is_cancelled = False
         self._memory = aligned_zeros(TEAM.n_bytes + STATUS.n_bytes * n_threads)
         self._state = state_in(self._memory)
         self._statuses = self._memory[TEAM.n_bytes :].view(STATUS.dtype)
@@ -64,7 +82,7 @@ class Team:
         self._statuses["thread"] = range(n_threads)
         self._state["yield_"] = _yield_address()
         self._state["spins"] = SPINS
-        self._state["patience"] = PATIENCE
+        self._state["patience"] = patience
         self._beds = [threading.Lock() for _ in range(n_threads)]
         for bed in self._beds:
             bed.acquire()
@@ -102,10 +120,21 @@ class Team:
             self._publish(self._address("epoch"), epoch, 0)
             self._wake()
             while not state["finished"]:
+                if self._is_cancelled:
+                    raise Cancelled
                 step(address_of(self._memory), budget, address_of(self._scratch[0]))
         except BaseException:
             self._abort()
             raise
+
+    @contextmanager
+    def cancelled(self) -> Iterator[None]:
+        """End the step that another thread runs, and any that it begins before this context is left: `run` raises Cancelled."""
+        self._is_cancelled = True
+        try:
+            yield
+        finally:
+            self._is_cancelled = False
 
     def _make_claims(self, n_rows: int) -> None:
         """Make the words in which chunks are claimed and counted, for programs of up to `n_rows` rows."""
@@ -147,6 +176,7 @@ class Team:
                 address_of(self._statuses[i:]),
                 self._scratch[i],
                 self._beds[i],
+                self._cpus,
             )
             thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
             self._threads.append(thread)
@@ -175,8 +205,24 @@ def state_in(memory: Bytes) -> Any:
     return memory[: TEAM.n_bytes].view(TEAM.dtype)[0]
 
 
-def _live(worker: Call, memory: Bytes, status: int, scratch: Bytes, bed: threading.Lock) -> None:
+def pin(cpus: Collection[int]) -> None:
+    """Keep the calling thread on some CPUs, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):  # they have been taken away meanwhile: then it runs where it may
+            os.sched_setaffinity(0, cpus)
+
+
+def _live(
+    worker: Call,
+    memory: Bytes,
+    status: int,
+    scratch: Bytes,
+    bed: threading.Lock,
+    cpus: Collection[int] | None,
+) -> None:
     """The main function of a thread: it is in machine code while there are steps, and parked in its bed after a while without any."""
+    if cpus:
+        pin(cpus)
     state = state_in(memory)
     while not state["stop"]:
         worker(address_of(memory), status, address_of(scratch))

@@ -6,28 +6,26 @@ time, some rows at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...network.graph import Graph, Weight
+from ...network.graph import Graph, Tensor, Weight
 from ...network.model import Model
-from ...sampling.sampler import Draw
 from ..buffers import Buffer, buffer_of, in_layers, weights
-from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache
-from ..protocol import F32, F64, HIDDEN, LOGITS, Batch, sample_with_numpy, score_with_numpy
+from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
+from ..protocol import LOGITS, Bytes, Results, Share, Stepping, Task, choose_with_numpy, score_with_numpy
+from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of, reader_of_batch
 from .memory import KVPages, States, WeightReader
 from .ops import Step, computes
 
 
-class NumpyBackend:
+class NumpyBackend(Stepping):
     """Runs `model` in NumPy.
 
     `n_threads` limits the threads of matrix products, `weight_budget` the bytes of dequantized weights that are kept. Keys and values are
-    float32, rounded to the precision of `cache_types`. Raises ModelError for a model with an op or a tensor type that it can't run,
-    InputError for cache types that can't be used.
+    float32, rounded to the precision of `cache_types`. `share` is what a device of a scheduler is given. Raises ModelError for a model with
+    an op or a tensor type that it can't run, InputError for cache types that can't be used.
     """
 
     def __init__(
@@ -36,20 +34,24 @@ class NumpyBackend:
         n_threads: int | None = None,
         weight_budget: int = 4 * 2**30,
         cache_types: CacheTypes = DEFAULT_TYPES,
+        share: Share | None = None,
     ) -> None:
         if n_threads:
             from threadpoolctl import threadpool_limits
 
             threadpool_limits(n_threads)
-        computes.check(model)
         self.model = model
         self._weights = WeightReader(model.file, weight_budget)
         c = model.config
         shape = len(c.attention_layers), 2, PAGE, c.n_head_kv, c.head_dim
         self.cache_types = cache_types.chosen("f32", c.head_dim)
-        self._kv = KVPages(shape, self.cache_types)
-        self._states = States(c.delta_nets)
-        self.cache = KVCache(c.delta_nets is not None, self._kv.page, self._states.memory)
+        self._nodes = nodes = share.nodes if share else [*model.graph.nodes.values()]
+        self._layers = layers = Layers.of(nodes)
+        self._kv = KVPages(layers.attention, shape[1:], self.cache_types)
+        self._states = States(layers.recurrent, c.delta_nets)
+        self.cache = (
+            share.cache if share else KVCache(c.delta_nets is not None, self.make_page, self.make_state)
+        )
         rounded = (
             ""
             if self.cache_types == ("f32", "f32")
@@ -57,23 +59,31 @@ class NumpyBackend:
         )
         states = f", states [{c.n_state_values}]" if c.delta_nets else ""
         self.kv_layout = f"{np.dtype(np.float32).str} {list(shape)}{rounded}{states}"
-        for node in model.graph.nodes.values():
+        computes.check(model.file.path, nodes)
+        for node in nodes:
             if isinstance(node.op, Weight):
                 self._weights.check(node)
 
-    def run(
-        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
-    ) -> dict[str, F32]:
-        """See Backend.run."""
-        feed = feed or {}
-        nodes = self.model.graph.subgraph(fetch, feed)
-        values: dict[str, Any] = dict(feed)
-        if batch is not None:
-            batch.reserve(self.cache)
-            graph = self.model.graph
-            values[graph.tokens.name] = batch.tokens
-            values[graph.positions.name] = batch.positions
-            values[graph.outputs.name] = batch.outputs
+    def begin(self, task: Task) -> Task:
+        """See Backend.begin. The step runs in `finish`."""
+        return task
+
+    def finish(self, begun: Task) -> Results:
+        """See Backend.finish."""
+        values = self._compute(begun)
+        chosen = choose_with_numpy(values[LOGITS], begun.draws) if begun.draws else []
+        scores = None if begun.targets is None else score_with_numpy(values[LOGITS], begun.targets)
+        return Results(values, chosen, scores)
+
+    def _compute(self, task: Task) -> dict[str, Any]:
+        """Compute the tensors that a step fetches, by name."""
+        graph, fetch, batch = self.model.graph, task.fetch, task.batch
+        check_fetched(graph, fetch)
+        feed = checked_feed(graph, task.feed)
+        counts_of(graph, batch, feed)
+        nodes = graph.subgraph(fetch, feed)
+        check_batch(reader_of_batch(nodes), batch)
+        values: dict[str, Any] = feed | inputs_of(graph, batch)
         step = Step(self._weights, self._kv, self._states, batch)
         last_use = Graph.last_uses(nodes)
         with np.errstate(all="ignore"):  # values that aren't finite are reported where logits are used
@@ -88,50 +98,64 @@ class NumpyBackend:
                 for source in node.src:
                     if last_use[source.name] == i and source.name not in fetch:
                         values.pop(source.name, None)
-        if batch is not None:
-            batch.commit(self.cache)
-        return {name: values[name] for name in fetch}
+        return {
+            name: self._weights.whole(value) if isinstance(value := values[name], Tensor) else value
+            for name in fetch
+        }
 
-    def step(self, batch: Batch) -> None:
-        """See Backend.step."""
-        self.run([LOGITS], batch)
+    def make_page(self, page: int) -> None:
+        """See Backend.make_page."""
+        self._kv.page(page)
 
-    def hidden(self, batch: Batch) -> F32:
-        """See Backend.hidden."""
-        return self.run([HIDDEN], batch)[HIDDEN]
-
-    def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
-        """See Backend.sample."""
-        return sample_with_numpy(self, batch, draws)
-
-    def score(self, hidden: F32, targets: Sequence[int]) -> F64:
-        """See Backend.score."""
-        return score_with_numpy(self, hidden, targets)
+    def make_state(self, state: int) -> None:
+        """See Backend.make_state."""
+        self._states.memory(state)
 
     def copy_page(self, source: int, target: int) -> None:
         """See Backend.copy_page."""
         self._kv.page(target)[:] = self._kv.page(source)
 
-    def page_bytes(self, page: int) -> NDArray[np.uint8]:
-        """See Backend.page_bytes."""
-        return self._kv.page(page).reshape(-1).view(np.uint8)
+    def read_page(self, page: int, layer: int) -> Bytes:
+        """See Backend.read_page. It is a view."""
+        return self._kv.layer(page, layer).reshape(-1).view(np.uint8)
 
-    def state_bytes(self, state: int) -> NDArray[np.uint8]:
-        """See Backend.state_bytes."""
-        return self._states.memory(state).view(np.uint8)
+    def write_page(self, page: int, layer: int, data: Bytes) -> None:
+        """See Backend.write_page."""
+        self.read_page(page, layer)[:] = data
+
+    def read_state(self, state: int, layer: int) -> Bytes:
+        """See Backend.read_state. It is a view."""
+        return self._states.whole_layer(state, layer).view(np.uint8)
+
+    def write_state(self, state: int, layer: int, data: Bytes) -> None:
+        """See Backend.write_state."""
+        self.read_state(state, layer)[:] = data
 
     def buffers(self) -> list[Buffer]:
         """See Backend.buffers. Activations live only as long as a step."""
-        c, nets = self.model.config, self.model.config.delta_nets
-        pages, states = self._kv.arrays, self._states.arrays
-        floats = [
+        kept = [
             buffer_of("weights as float32", "numpy", arrays, layer) for layer, arrays in self._weights.kept
         ]
+        layers = self._layers.of_model(self.model.config)
+        pages, states = self._kv.arrays, self._states.arrays
+        page_bytes, state_bytes = (arrays[0].nbytes if arrays else 0 for arrays in (pages, states))
         return [
-            *weights(self.model, "numpy"),
-            *floats,
-            *in_layers("KV cache", "numpy", c.attention_layers, pages, pages[0].nbytes if pages else 0),
+            *weights(self.model.file, self._nodes, "numpy"),
+            *kept,
             *in_layers(
-                "states", "numpy", nets.layers if nets else (), states, states[0].nbytes if states else 0
+                "KV cache",
+                "numpy",
+                layers.attention,
+                pages,
+                page_bytes,
+                page_bytes // max(1, len(layers.attention)),
+            ),
+            *in_layers(
+                "states",
+                "numpy",
+                layers.recurrent,
+                states,
+                state_bytes,
+                state_bytes // max(1, len(layers.recurrent)),
             ),
         ]

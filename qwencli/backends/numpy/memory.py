@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,6 @@ from ..kv_cache import PAGE, CacheTypes, KVSequence
 from ..protocol import F32, I32
 from .dequantize import to_float32
 
-STATE_UNIT = 128
-"""The memory of a state is a multiple of this many numbers: the checksums of sessions need it."""
 BLOCK_WEIGHTS = 2**22
 """Weights that are dequantized at once: 16 MB as float32."""
 
@@ -50,6 +48,14 @@ class WeightReader:
             return to_float32(data, info.type)[None]  # a vector as a row
         data = data if expert is None else data[expert]
         return to_float32(data[first:][which], info.type)
+
+    def whole(self, weight: Tensor) -> F32:
+        """Return all of a weight, float32 of its node's shape, without its scale."""
+        if len(weight.shape) == 1:
+            return self.vector(weight).copy()
+        *experts, n_rows, _ = (d for d in weight.shape if isinstance(d, int))
+        of_each = (self.rows(weight, slice(n_rows), i) for i in range(*experts)) if experts else ()
+        return np.stack([*of_each]) if experts else self.rows(weight, slice(n_rows)).copy()
 
     def vector(self, weight: Tensor) -> F32:
         """Return a vector, or a part of it, float32 [n]."""
@@ -104,10 +110,14 @@ def info_of(weight: Tensor) -> TensorInfo:
 
 
 class KVPages:
-    """The cache's memory: an array [n_layer, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first needed."""
+    """The cache's memory: an array [layers, 2, PAGE, n_head_kv, head_dim] for each page, made when it is first needed.
 
-    def __init__(self, shape: tuple[int, ...], types: CacheTypes) -> None:
-        self._shape, self._types = shape, types
+    `layers` are the numbers of the layers that it is for, and `shape` is that of a layer.
+    """
+
+    def __init__(self, layers: Sequence[int], shape: tuple[int, ...], types: CacheTypes) -> None:
+        self._layers, self._types = layers, types
+        self._shape = len(layers), *shape
         self._pages: dict[int, F32] = {}
 
     def page(self, page: int) -> F32:
@@ -124,17 +134,22 @@ class KVPages:
         """The arrays of all pages that were made."""
         return list(self._pages.values())
 
+    def layer(self, page: int, layer: int) -> F32:
+        """Return a layer's part of a page, [2, PAGE, n_head_kv, head_dim]."""
+        part: F32 = self.page(page)[self._layers.index(layer)]
+        return part
+
     def write(self, seq: KVSequence, layer: int, k: F32, v: F32) -> None:
         """Store k and v, [n, n_head_kv, head_dim], after the sequence's filled positions."""
         k, v = (rounded(x, kind) for x, kind in zip((k, v), self._types))
         for i in range(len(k)):
             page, slot = divmod(seq.length + i, PAGE)
-            memory = self.page(seq.pages[page])
-            memory[layer, 0, slot], memory[layer, 1, slot] = k[i], v[i]
+            memory = self.layer(seq.pages[page], layer)
+            memory[0, slot], memory[1, slot] = k[i], v[i]
 
     def read(self, seq: KVSequence, layer: int, length: int) -> F32:
         """Return keys and values of the first `length` positions: [2, n_head_kv, length, head_dim]."""
-        pages = [self._pages[page][layer] for page in seq.pages[: -(-length // PAGE)]]
+        pages = [self.layer(page, layer) for page in seq.pages[: -(-length // PAGE)]]
         return np.concatenate(pages, axis=1)[:, :length].swapaxes(1, 2)
 
 
@@ -150,23 +165,28 @@ def rounded(x: F32, kind: str | None) -> F32:
 
 
 class States:
-    """The states of recurrent layers: float32 [n_state_values] for each state, made when it is first needed."""
+    """The states of recurrent layers: float32 [values of `layers`] for each state, made when it is first needed."""
 
-    def __init__(self, nets: DeltaNets | None) -> None:
-        self._nets = nets
+    def __init__(self, layers: Sequence[int], nets: DeltaNets | None) -> None:
+        self._layers, self._nets = layers, nets
         self._memory: dict[int, F32] = {}
 
     def memory(self, state: int) -> F32:
-        assert self._nets is not None
         if state not in self._memory:
-            n_values = len(self._nets.layers) * sum(self._nets.n_state)
-            self._memory[state] = np.zeros(-(-n_values // STATE_UNIT) * STATE_UNIT, np.float32)
+            assert self._nets is not None
+            self._memory[state] = np.zeros(len(self._layers) * sum(self._nets.n_state), np.float32)
         return self._memory[state]
 
     @property
     def arrays(self) -> list[F32]:
         """The memory of all states that were made."""
         return list(self._memory.values())
+
+    def whole_layer(self, state: int, layer: int) -> F32:
+        """Return a layer's part of a state, a vector."""
+        assert self._nets is not None
+        size = sum(self._nets.n_state)
+        return self.memory(state)[self._layers.index(layer) * size :][:size]
 
     def layer(self, state: int | None, layer: int) -> tuple[F32, F32]:
         """Return a layer's part of a state: the convolution's last inputs, [d_conv - 1, n_channels], and the heads' matrices, [n_head_v, d,
@@ -176,9 +196,8 @@ class States:
         """
         n = self._nets
         assert n is not None
-        n_conv, n_heads = n.n_state
-        size = n_conv + n_heads
-        values = np.zeros(size, np.float32) if state is None else self.memory(state)[layer * size :]
-        return values[:n_conv].reshape(n.d_conv - 1, n.n_channels), values[n_conv:size].reshape(
+        n_conv = n.n_state[0]
+        values = np.zeros(sum(n.n_state), np.float32) if state is None else self.whole_layer(state, layer)
+        return values[:n_conv].reshape(n.d_conv - 1, n.n_channels), values[n_conv:].reshape(
             n.n_head_v, n.head_dim, n.head_dim
         )

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from ....kernels import layout
-from ....kernels.arguments import CONV, GATES, SCAN
+from ....kernels.arguments import CONV, GATES, NORMALISE, SCAN
 from ....network.config import DeltaNets
-from ....network.graph import N_TOKENS, DeltaNet, Tensor
+from ....network.graph import N_TOKENS, Conv, DeltaNet, Tensor
 from ..fuse import DeltaConv
-from ..memory import Args, address_of
+from ..memory import Args, Value, address_of
 from ..program import SOME_TOKENS, Program
+from .order import compact, in_order
 from .products import CHUNKS_PER_THREAD
 from .registry import lowers
 
 
 @lowers(DeltaConv)
+@lowers(Conv)
 def conv(p: Program, node: Tensor) -> None:
-    assert isinstance(node.op, DeltaConv)
-    x, nets = p.compact(node.src[0]), nets_of(p)
+    """Add a convolution. For a delta net alone, it scales queries and keys too."""
+    op = node.op
+    assert isinstance(op, (DeltaConv, Conv))
+    n_head_k, eps = (op.n_head_k, op.eps) if isinstance(op, DeltaConv) else (0, 0.0)
+    x, nets = compact(p, node.src[0]), nets_of(p)
     out = p.new(node.name, N_TOKENS, x.width)
     n_head = x.width // nets.head_dim
     chunk_heads = parts_per_chunk(p, n_head)
@@ -28,12 +33,12 @@ def conv(p: Program, node: Tensor) -> None:
         pointers=address_of(p.inputs.pointers),
         n_head=n_head,
         chunk_heads=chunk_heads,
-        n_head_k=node.op.n_head_k,
+        n_head_k=n_head_k,
         x=x.address,
         weight=p.weight(node.src[1]),
         out=out.address,
-        eps=node.op.eps,
-        layer_offset=layer_offset(nets, node.op.layer),
+        eps=eps,
+        layer_offset=p.cache.in_state(op.layer),
     )
 
 
@@ -42,24 +47,23 @@ def delta_net(p: Program, node: Tensor) -> None:
     op, nets = node.op, nets_of(p)
     assert isinstance(op, DeltaNet)
     qkv_node, alpha_node, beta_node, dt, a = node.src
+    alpha, beta = (p.values[source.name] for source in (alpha_node, beta_node))
+    if alpha.place().strides != beta.place().strides:  # one is a view, the other is fed
+        alpha, beta = in_order(p, alpha), in_order(p, beta)
+    qkv = compact(p, qkv_node)
     if not isinstance(qkv_node.op, DeltaConv):
-        raise p.error(f"the CPU backend can't take '{qkv_node.name}' as given; use the NumPy backend")
-    qkv, alpha, beta = (p.values[source.name] for source in node.src[:3])
+        qkv = normalised(p, qkv, op)
     n_head, d = nets.n_head_v, nets.head_dim
     decay, strength = (p.take(4 * p.rooms[N_TOKENS] * n_head) for _ in range(2))
     gates: Args = {"decay": address_of(decay), "strength": address_of(strength)}
-    place, beta_place = alpha.place(), beta.place()
-    if place.strides != beta_place.strides:
-        raise p.error(
-            f"the CPU backend can't take '{alpha_node.name}' and '{beta_node.name}' from different places"
-        )
+    place = alpha.place()
     out = p.new(node.name, N_TOKENS, n_head * d)
     out.others += decay, strength
     p.token_row(
         GATES,
         of=out,
         alpha=place.address,
-        beta=beta_place.address,
+        beta=beta.place().address,
         token_bytes=place.token_bytes,
         group_heads=place.n_columns,
         group_bytes=place.group_bytes,
@@ -82,19 +86,33 @@ def delta_net(p: Program, node: Tensor) -> None:
         qkv=qkv.address,
         **gates,
         out=out.address,
-        layer_offset=layer_offset(nets, op.layer) + 4 * nets.n_state[0],
+        layer_offset=p.cache.in_state(op.layer) + 4 * nets.n_state[0],
     )
+
+
+def normalised(p: Program, qkv: Value, op: DeltaNet) -> Value:
+    """Add a row that scales queries and keys of a convolution that hasn't done so. Returns a copy, whose memory is freed with that of
+    `qkv`."""
+    d = nets_of(p).head_dim
+    out = Value(qkv.dim, qkv.width, p.take(4 * p.rooms[qkv.dim] * qkv.width))
+    qkv.others.append(out.memory)
+    p.token_row(
+        NORMALISE,
+        d,
+        of=qkv,
+        x=qkv.address,
+        n_head=qkv.width // d,
+        n_head_k=op.n_head_k,
+        out=out.address,
+        eps=op.eps,
+    )
+    return out
 
 
 def nets_of(p: Program) -> DeltaNets:
     nets = p.model.config.delta_nets
     assert nets is not None
     return nets
-
-
-def layer_offset(nets: DeltaNets, layer: int) -> int:
-    """Return where a layer starts in a state, in bytes."""
-    return 4 * layer * sum(nets.n_state)
 
 
 def parts_per_chunk(p: Program, n: int) -> int:

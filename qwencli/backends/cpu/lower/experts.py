@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ....kernels import formats, layout
 from ....kernels.arguments import COMBINE, ENTRY, GROUP, MANY, ONE, ROUTE, SPREAD
-from ....network.graph import ExpertLinear, ExpertSum, Route, Tensor, Weight
-from ..memory import I64, Args, Value, address_of
+from ....network.graph import ExpertLinear, ExpertSum, Route, SwiGLU, Tensor, Weight
+from ..memory import I64, Args, Bytes, Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
+from .order import compact
 from .products import chunk_rows, scale_of
 from .registry import lowers
 
 
 @dataclass
 class Routed(Value):
-    """A route: `memory` is the experts of each token, i32 [tokens, width].
+    """A route: `memory` is the experts of each token, i32 [tokens, width], and `weights` are theirs, f32.
 
-    `weights`, `places` (0: a slot's place is its number) and `entries` (of experts that have tokens) are addresses. `chunks` has for each
-    product the chunks per expert; `totals` is the address of its chunks in all.
+    `places` has the place of each slot, i32 (None: its number), and `entries` is the address of those of experts that have tokens.
+    `chunks` has for each product the chunks per expert; `totals` is the address of its chunks in all.
     """
 
-    weights: int = 0
-    places: int = 0
+    weights: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
+    places: Bytes | None = None
     entries: int = 0
     chunks: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     totals: int = 0
@@ -33,55 +37,85 @@ class Routed(Value):
     spread: dict[tuple[str, str], Args] = field(default_factory=dict)
     """The addresses of activations that are copied to places, by name and kind."""
 
-    @property
-    def is_plain(self) -> bool:
-        return False
+    def read(self, n: int, shape: Sequence[int]) -> Any:
+        """Return the experts of `n` tokens, i32 [n, width], and their weights, f32."""
+        return self._numbers(self.memory, np.int32, n).copy(), self._numbers(
+            self.weights, np.float32, n
+        ).copy()
+
+    def write(self, rows: Any) -> None:
+        experts, weights = rows
+        self._numbers(self.memory, np.int32, len(experts))[:] = experts
+        self._numbers(self.weights, np.float32, len(experts))[:] = weights
+
+    def _numbers(self, memory: Bytes, kind: type[np.number[Any]], n: int) -> NDArray[Any]:
+        return memory[: 4 * n * self.width].view(kind).reshape(n, self.width)
 
 
 @lowers(Route)
 def route(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Route)
-    logits = p.compact(node.src[0])
-    dim, n_expert = logits.dim, logits.width
-    n_used = node.op.n_used
-    n_slots = p.rooms[dim] * n_used
-    ids, weights, places, ends, entries = others = [
-        p.take(n) for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, ENTRY.n_bytes * n_expert)
-    ]
-    products = p.n_readers(node, ExpertLinear)
-    chunks, totals = np.zeros(products, np.int64), np.zeros(products, np.int64)
-    routed = Routed(
-        dim, n_used, ids, others=others[1:], weights=address_of(weights), chunks=chunks, totals=p.keep(totals)
-    )
-    p.values[node.name] = routed
+    logits = compact(p, node.src[0])
+    routed = new_route(p, node)
     p.token_row(
         ROUTE,
         of=logits,
         logits=logits.address,
-        n_expert=n_expert,
-        n_used=n_used,
+        n_expert=logits.width,
+        n_used=routed.width,
         normalised=int(node.op.normalised),
         ids=routed.address,
-        weights=routed.weights,
+        weights=address_of(routed.weights),
     )
-    if p.form(dim) == "many":
-        routed.places = address_of(places)
-        routed.entries = address_of(entries)
-        p.row(
-            GROUP,
-            amount="one",
-            one=1,
-            count=p.inputs.count(dim),
-            n_used=n_used,
-            n_expert=n_expert,
-            ids=routed.address,
-            places=routed.places,
-            ends=address_of(ends),
-            entries=routed.entries,
-            n_products=products,
-            chunks=p.keep(chunks),
-            totals=routed.totals,
-        )
+    group(p, node, routed)
+
+
+def new_route(p: Program, node: Tensor) -> Routed:
+    """Make memory for a route."""
+    dim, n_used = node.shape
+    n_expert = node.src[0].shape[1]
+    assert isinstance(dim, str)
+    assert isinstance(n_used, int)
+    assert isinstance(n_expert, int)
+    n_slots = p.rooms[dim] * n_used
+    ids, *others = (
+        p.take(n) for n in (4 * n_slots, 4 * n_slots, 4 * n_slots, 8 * n_expert, ENTRY.n_bytes * n_expert)
+    )
+    products = p.n_readers(node, ExpertLinear)
+    chunks, totals = np.zeros(products, np.int64), np.zeros(products, np.int64)
+    routed = Routed(dim, n_used, ids, others=others, weights=others[0], chunks=chunks, totals=p.keep(totals))
+    p.values[node.name] = routed
+    return routed
+
+
+def group(p: Program, node: Tensor, routed: Routed) -> None:
+    """Add a row that sorts the slots by expert, if there are many tokens."""
+    if p.form(routed.dim) == "one":
+        return
+    _, routed.places, ends, entries = routed.others
+    routed.entries = address_of(entries)
+    p.row(
+        GROUP,
+        amount="one",
+        one=1,
+        count=p.inputs.count(routed.dim),
+        n_used=routed.width,
+        n_expert=node.src[0].shape[1],
+        ids=routed.address,
+        places=address_of(routed.places),
+        ends=address_of(ends),
+        entries=routed.entries,
+        n_products=len(routed.chunks),
+        chunks=p.keep(routed.chunks),
+        totals=routed.totals,
+    )
+
+
+def has_slots(node: Tensor) -> bool:
+    """Whether a tensor has a row for each slot of a token: it is a product with experts, or computed from one."""
+    return isinstance(node.op, ExpertLinear) or (
+        isinstance(node.op, SwiGLU) and len(node.shape) == 3 and has_slots(node.src[0])
+    )
 
 
 @lowers(ExpertLinear)
@@ -90,12 +124,13 @@ def linear(p: Program, node: Tensor) -> None:
     weight, x_node, _ = node.src
     assert isinstance(weight.op, Weight)
     info = weight_info(node)
-    x = p.compact(x_node)
+    x = compact(p, x_node)
     routed = routed_by(p, node)
     n_expert, n_rows, n_cols = (d for d in weight.shape if isinstance(d, int))
     row_bytes = info.type.n_bytes(n_cols)
     inputs, steps = activations(p, x_node, x, activation_kind(info), routed)
     out = p.new(node.name, x.dim, n_rows, routed.width)
+    out.at_places = routed.places
     n_chunks, chunk_rows = chunks_of_expert(
         p, n_rows, row_bytes, min(n_expert, p.rooms[x.dim] * routed.width), x.dim
     )
@@ -145,16 +180,17 @@ def linear(p: Program, node: Tensor) -> None:
 def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -> tuple[Args, Args]:
     """Return a product's activations, and their bytes from place to place.
 
-    A row that a token has only once is copied to all of its places, but not for a single token: then all slots read the same row.
+    A row that a token has only once is copied to all of its places, but not for a single token: then all slots read the same row. Rows in
+    the order of slots are each copied to their place.
     """
     arrays = p.activations(x, kind)
     n_bytes = (0 if kind != "float" else 4 * x.width, *layout.activation_bytes(kind, x.width))
     sizes = dict(zip(arrays, n_bytes))
     steps = {f"{array}_step": size for array, size in sizes.items()}
-    if x.per_token > 1:
+    if routed.places is None:
+        return arrays, steps if x.per_token > 1 else dict.fromkeys(steps, 0)
+    if x.at_places is not None:
         return arrays, steps
-    if p.form(x.dim) == "one":
-        return arrays, dict.fromkeys(steps, 0)
     if (node.name, kind) not in routed.spread:
         n_places = p.rooms[x.dim] * routed.width
         buffers = {array: p.take(n_places * size) for array, size in sizes.items()}
@@ -170,7 +206,9 @@ def activations(p: Program, node: Tensor, x: Value, kind: str, routed: Routed) -
                 ("n_bytes", sizes[array]),
             )
         }
-        p.token_row(SPREAD, of=x, n_used=routed.width, places=routed.places, **copied)
+        p.token_row(
+            SPREAD, of=x, n_used=routed.width // x.per_token, places=address_of(routed.places), **copied
+        )
     return routed.spread[node.name, kind], steps
 
 
@@ -182,8 +220,8 @@ def combine(p: Program, node: Tensor, plus: Value | None = None) -> None:
         COMBINE,
         of=out,
         y=x.address,
-        places=routed.places,
-        weights=routed.weights,
+        places=0 if x.at_places is None else address_of(x.at_places),
+        weights=address_of(routed.weights),
         n_used=routed.width,
         n_cols=x.width,
         out=out.address,
@@ -193,8 +231,7 @@ def combine(p: Program, node: Tensor, plus: Value | None = None) -> None:
 
 def routed_by(p: Program, node: Tensor) -> Routed:
     routed = p.values[node.src[-1].name]
-    if not isinstance(routed, Routed):
-        raise p.error(f"the CPU backend can't take '{node.src[-1].name}' as given; use the NumPy backend")
+    assert isinstance(routed, Routed)
     return routed
 
 

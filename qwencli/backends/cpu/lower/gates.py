@@ -7,13 +7,16 @@ from ....network.graph import Gate, SwiGLU, Tensor
 from ..fuse import GatedNorm
 from ..memory import Value, quantized_at
 from ..program import Program
+from .order import compact, in_order
 from .registry import lowers
 
 
 @lowers(SwiGLU)
 def swiglu(p: Program, node: Tensor) -> None:
-    gate, up = (p.compact(source) for source in node.src)
-    p.prepare(node, SWIGLU, gate=gate.address, up=up.address)
+    gate, up = (compact(p, source) for source in node.src)
+    if gate.at_places is not up.at_places:  # one has been computed here, the other is fed
+        gate, up = in_order(p, gate), in_order(p, up)
+    p.prepare(node, SWIGLU, of=gate, gate=gate.address, up=up.address)
 
 
 @lowers(GatedNorm)
@@ -22,11 +25,13 @@ def gated_norm(p: Program, node: Tensor) -> None:
     gate_node, x_node, weight = node.src
     head_dim = x_node.shape[-1]
     assert isinstance(head_dim, int)
+    gate = compact(p, gate_node)
     p.prepare(
         node,
         GATED_NORM,
-        gate=p.compact(gate_node).address,
-        x=p.compact(x_node).address,
+        of=gate,
+        gate=gate.address,
+        x=compact(p, x_node).address,
         weight=p.weight(weight),
         head_dim=head_dim,
         eps=node.op.eps,
@@ -38,12 +43,13 @@ def sigmoid(p: Program, node: Tensor, plus: Value | None = None) -> None:
     """Add a gate for each number, which may be a view of another tensor's columns, or one gate for each token. The latter may have `plus`
     added."""
     x_node, gate_node = node.src
-    x = p.compact(x_node)
+    x = compact(p, x_node)
     gate = p.values[gate_node.name].place()
     if gate_node.shape == x_node.shape:
         p.prepare(
             node,
             GATE,
+            of=x,
             x=x.address,
             gate=gate.address,
             token_bytes=gate.token_bytes,

@@ -11,7 +11,8 @@ from ....kernels.arguments import ATTEND, MERGE, ROTATE, STORE, Arguments
 from ....network.graph import N_TOKENS, Columns, KVStore, Reshape, RMSNorm, Tensor
 from ..fuse import Attend, RotateHeads, StoreHeads
 from ..memory import Value, View, address_of
-from ..program import SOME_TOKENS, Program, layer_bytes
+from ..program import SOME_TOKENS, Program
+from .order import compact
 from .registry import lowers
 
 HEADS_AT_ONCE = 16
@@ -34,7 +35,7 @@ def view(p: Program, node: Tensor) -> None:
 def columns(p: Program, node: Tensor) -> None:
     """Make a view of some columns of each group."""
     assert isinstance(node.op, Columns)
-    x = p.compact(node.src[0])
+    x = compact(p, node.src[0])
     _, n_group, count = node.shape
     assert isinstance(n_group, int)
     assert isinstance(count, int)
@@ -122,8 +123,8 @@ def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> 
     head_row(
         p,
         STORE,
-        p.types.k,
-        p.types.v,
+        p.cache.types.k,
+        p.cache.types.v,
         dim=k.dim,
         unit=min(p.rooms[k.dim] * heads_at_once, SLOTS_AT_ONCE),
         k=k.address,
@@ -131,7 +132,7 @@ def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> 
         v=v.address,
         pages=address_of(p.inputs.pages),
         slots=address_of(p.inputs.slots),
-        layer_offset=layer * layer_bytes(p.model, p.types),
+        layer_offset=p.cache.in_page(layer),
     )
 
 
@@ -139,7 +140,7 @@ def store(p: Program, layer: int, k: Value, v: Value, heads: dict[str, Any]) -> 
 def kv_store(p: Program, node: Tensor) -> None:
     """Store keys without a norm or rotation."""
     assert isinstance(node.op, KVStore)
-    k, v = (p.compact(source) for source in node.src)
+    k, v = (compact(p, source) for source in node.src)
     store(p, node.op.layer, k, v, heads_of(p, node))
 
 
@@ -150,7 +151,7 @@ def store_heads(p: Program, node: Tensor) -> None:
     k, v, *weight = node.src
     rotation = node.op.rotation
     heads = heads_of(p, node, weight, eps=rotation.eps, n_rot=rotation.params.n_rot)
-    store(p, node.op.layer, p.compact(k), p.compact(v), heads)
+    store(p, node.op.layer, compact(p, k), compact(p, v), heads)
 
 
 # -- queries against the cache --------------------------------------------------------------------------------------------
@@ -164,14 +165,14 @@ def attention(p: Program, node: Tensor) -> None:
         raise p.error(
             f"heads of {c.head_dim} values, the CPU backend expects a multiple of {layout.LANES}: use --backend numpy"
         )
-    x = p.compact(node.src[0])
+    x = compact(p, node.src[0])
     out = p.new(node.name, N_TOKENS, c.n_head * c.head_dim)
     pointers = address_of(p.inputs.pointers)
     p.row(
         ATTEND,
         c.head_dim,
-        p.types.k,
-        p.types.v,
+        p.cache.types.k,
+        p.cache.types.v,
         amount=p.inputs.count("attend"),
         q=x.address,
         out=out.address,
@@ -179,7 +180,7 @@ def attention(p: Program, node: Tensor) -> None:
         n_head=c.n_head,
         n_head_kv=c.n_head_kv,
         scale=node.op.scale,
-        layer_offset=node.op.layer * layer_bytes(p.model, p.types),
+        layer_offset=p.cache.in_page(node.op.layer),
     )
     kind, quantized = p.quantized(node, out)
     p.token_row(

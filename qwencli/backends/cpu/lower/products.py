@@ -14,6 +14,7 @@ from ..fuse import Plus
 from ..memory import Value, address_of
 from ..program import SOME_TOKENS, Program, activation_kind, weight_info
 from . import heads
+from .order import compact
 from .registry import lowers
 
 CHUNK_BYTES = 16384, 262144
@@ -43,7 +44,7 @@ def get_rows(p: Program, node: Tensor) -> None:
             out=out.address,
         )
     else:
-        p.token_row(GATHER, of=out, x=p.compact(table).address, ids=ids, n_cols=width, out=out.address)
+        p.token_row(GATHER, of=out, x=compact(p, table).address, ids=ids, n_cols=width, out=out.address)
 
 
 @lowers(RMSNorm)
@@ -52,13 +53,13 @@ def rms_norm(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, RMSNorm)
     if len(node.shape) == 3:
         return heads.norm(p, node)
-    x = p.compact(node.src[0])
-    p.prepare(node, NORM, x=x.address, weight=p.weight(node.src[1]), eps=node.op.eps)
+    x = compact(p, node.src[0])
+    p.prepare(node, NORM, of=x, x=x.address, weight=p.weight(node.src[1]), eps=node.op.eps)
 
 
 @lowers(Add)
 def add(p: Program, node: Tensor) -> None:
-    x, y = (p.compact(source) for source in node.src)
+    x, y = (compact(p, source) for source in node.src)
     out = p.new(node.name, x.dim, x.width)
     p.token_row(ADD, of=out, x=x.address, y=y.address, n_cols=x.width, out=out.address)
 
@@ -69,7 +70,7 @@ def plus(p: Program, node: Tensor) -> None:
     assert isinstance(node.op, Plus)
     *sources, other = node.src
     op = node.op.op
-    lowers[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=p.compact(other))
+    lowers[type(op)](p, replace(node, op=op, src=tuple(sources)), plus=compact(p, other))
 
 
 @lowers(Linear)
@@ -81,7 +82,7 @@ def linear(p: Program, node: Tensor, plus: Value | None = None) -> None:
     n_rows, n_cols = weight.shape
     assert isinstance(n_rows, int)
     assert isinstance(n_cols, int)
-    x = p.compact(x_node)
+    x = compact(p, x_node)
     inputs = p.activations(x, activation_kind(info))
     out = p.new(node.name, x.dim, n_rows)
     row_bytes = info.type.n_bytes(n_cols)
