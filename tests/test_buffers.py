@@ -313,7 +313,7 @@ def test_tables() -> None:
 
 
 @linux
-@pytest.mark.parametrize("options", [[], ["--no-mmap"], ["-ctk", "q8_0"]])
+@pytest.mark.parametrize("options", [[], ["--no-mmap"], ["-ctk", "q8_0"], ["--device", "cpu,numpy"]])
 def test_the_sum_is_the_memory_of_the_process(options: list[str]) -> None:
     """The figures are measured one by one. None is what the others leave."""
     done = process("info", EMBEDDED, "--buffers", "--json", *options)
@@ -352,6 +352,15 @@ def test_what_the_system_does_not_say_is_unknown(
     report = json.loads(call("info", story, "--buffers", "--json").out)["memory"]
     assert (report["sum"], report["process"]) == (None, None)
     assert all(each["resident"] is None for each in report["buffers"])
+
+
+def test_devices_are_those_of_the_buffers(call: Call) -> None:
+    code, out, err = call("info", EMBEDDED, "--device", "numpy")
+    assert (code, out) == (2, "")
+    assert "are for --buffers" in err
+    code, _, err = call("info", EMBEDDED, "--buffers", "--device", "gpu")
+    assert code == 1
+    assert "unknown device 'gpu'; known are cpu, " in err
 
 
 def test_a_file_that_cannot_run_has_no_buffers(call: Call, tmp_path: Path) -> None:

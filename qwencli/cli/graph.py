@@ -45,7 +45,7 @@ def read_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.command(
     epilog=example(
         "qwencli graph",
-        "qwencli graph -o demo.svg",
+        "qwencli graph -m model.gguf -o model.svg",
         "qwencli graph -m model.gguf --layers 0,1 -o layers.svg",
         "qwencli graph -m model.gguf --tokens 512 --profile -o times.svg",
     )
@@ -72,11 +72,7 @@ def read_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @device_options
 @click.option("--profile", is_flag=True, help="Run such a step, and show how long each node takes.")
-@click.option(
-    "--full",
-    is_flag=True,
-    help="Show every layer. Otherwise layers that are alike are drawn once, with their number.",
-)
+@click.option("--full", is_flag=True, help="Show every layer, also those that are alike.")
 def graph(
     model: Wanted | None,
     output: str | None,
@@ -88,8 +84,9 @@ def graph(
 ) -> None:
     """Show a model's graph: what is computed from what, of which type, shape and size.
 
-    Layers are alike if all but the types of their weights is equal; where types differ, all are named. With --profile, a node that is
-    computed together with a later one says so, and its time is in that of the other. JSON always has every node.
+    Layers that differ at most in the types of their weights are shown once, with all these types. In text, > marks an input, - a weight,
+    < a result, and ^ a node of a layer that isn't shown. With --profile, a node that is computed together with a later one says so: its
+    time is a part of the other's. JSON always has every node.
     """
     suffix = Path(output).suffix.lower() if output else ""
     if output:

@@ -17,6 +17,7 @@ from ..gguf.metadata import ARRAY, LazyArray
 from ..gguf.types import FILE_TYPES
 from ..units import size
 from ._buffers import layer_table, table
+from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, model_argument
 from ._options import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option
 from ._streams import printable, say, write_text
@@ -47,6 +48,7 @@ OF_MODELS_THAT_RUN = (
         "qwencli info model.gguf --tensors",
         "qwencli info model.gguf --json",
         "qwencli info --buffers",
+        "qwencli info --buffers --device cpu,numpy",
     )
 )
 @model_argument
@@ -54,6 +56,7 @@ OF_MODELS_THAT_RUN = (
 @click.option(
     "--buffers", is_flag=True, help="Run one token, and list what is in memory then: by buffer and by layer."
 )
+@device_options
 @cache_type_k_option
 @cache_type_v_option
 @json_option
@@ -62,6 +65,7 @@ def info(
     model: Wanted | None,
     tensors: bool,
     buffers: bool,
+    devices: DeviceOptions,
     cache_type_k: str | None,
     cache_type_v: str | None,
     as_json: bool,
@@ -71,8 +75,10 @@ def info(
 
     That is its architecture, size, types and metadata, and the memory that a context takes.
     """
+    if devices != DeviceOptions() and not buffers:
+        raise click.UsageError("--device and how the model is divided are for --buffers, which is missing")
     chosen = choose_model(model, quiet=model is not None)
-    memory = memory_of(chosen.path, cache_type_k, cache_type_v, no_mmap) if buffers else None
+    memory = memory_of(chosen.path, devices, cache_type_k, cache_type_v, no_mmap) if buffers else None
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
     facts = describe(file, CacheTypes(cache_type_k, cache_type_v))
     if tensors:
@@ -100,13 +106,20 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
 
 
 def memory_of(
-    path: Path, cache_type_k: str | None, cache_type_v: str | None, no_mmap: bool
+    path: Path, devices: DeviceOptions, cache_type_k: str | None, cache_type_v: str | None, no_mmap: bool
 ) -> dict[str, Any]:
     """What this process has in memory after it has run one token. Raises QwenError if the model can't be run."""
     from ..llm import LLM
     from ..machine.buffers import memory_report
 
-    llm = LLM(path, report=say, cache_type_k=cache_type_k, cache_type_v=cache_type_v, use_mmap=not no_mmap)
+    llm = LLM(
+        path,
+        devices=devices.wishes(),
+        report=say,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        use_mmap=not no_mmap,
+    )
     for _ in llm.stream([0], max_tokens=1):
         pass
     return memory_report(llm)

@@ -161,7 +161,7 @@ class _Layouter:
         return gaps
 
     def _rectangles(self) -> list[Rectangle]:
-        """The frames, the outer ones before those in them."""
+        """The frames, the outer ones before those in them; those of a depth have the same width."""
         found: dict[Frame, Rectangle] = {}
         for block in self._rows.blocks:
             rows = self._rows.rows[block.first : block.last + 1]
@@ -184,8 +184,9 @@ class _Layouter:
                     rectangle.left, rectangle.top = min(old.left, rectangle.left), old.top
                     rectangle.right = max(old.right, rectangle.right)
                 found[frame] = rectangle
-        outermost = [found[block.frames[0]] for block in self._rows.blocks if block.frames]
-        for rectangle in outermost:
-            rectangle.left = min(other.left for other in outermost)
-            rectangle.right = max(other.right for other in outermost)
+        for depth in range(max((len(block.frames) for block in self._rows.blocks), default=0)):
+            alike = [found[b.frames[depth]] for b in self._rows.blocks if len(b.frames) > depth]
+            left, right = min(r.left for r in alike), max(r.right for r in alike)
+            for rectangle in alike:
+                rectangle.left, rectangle.right = left, right
         return list(found.values())

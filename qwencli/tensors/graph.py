@@ -19,7 +19,7 @@ from ..network.model import Model
 from ..network.rope import RopeParams
 from . import operands
 from .constants import blocks_of, scales_of
-from .devices import Devices, Usage, backend_for, splits_of, usage_of
+from .devices import Devices, Usage, backend_for, placement_of, splits_of, usage_of
 from .hyperparameters import config_of
 from .running import Fetch, names_of, run
 
@@ -270,6 +270,10 @@ class Graph:
         """Return how the graph is cut where the device changes, and what is copied for `n_rows` rows: a line for each split, in the way of
         GGML's debugging output; none if there is one device. Raises as `compute` does."""
         return splits_of(self._backend(device), n_rows)
+
+    def placement(self, device: Devices) -> dict[str, str]:
+        """Return the name of each node's device. Raises InputError as `compute` does."""
+        return placement_of(self._graph, device).names()
 
     def model(self) -> Model:
         """Return the graph with its constants, as the backends take it."""

@@ -51,11 +51,13 @@ class WeightReader:
 
     def whole(self, weight: Tensor) -> F32:
         """Return all of a weight, float32 of its node's shape, without its scale."""
-        if len(weight.shape) == 1:
+        *sizes, _ = (size for size in weight.shape if isinstance(size, int))
+        if not sizes:
             return self.vector(weight).copy()
-        *experts, n_rows, _ = (d for d in weight.shape if isinstance(d, int))
-        of_each = (self.rows(weight, slice(n_rows), i) for i in range(*experts)) if experts else ()
-        return np.stack([*of_each]) if experts else self.rows(weight, slice(n_rows)).copy()
+        rows = slice(sizes[-1])
+        if len(sizes) == 1:
+            return self.rows(weight, rows).copy()
+        return np.stack([self.rows(weight, rows, expert) for expert in range(sizes[0])])
 
     def vector(self, weight: Tensor) -> F32:
         """Return a vector, or a part of it, float32 [n]."""
