@@ -15,6 +15,7 @@ from ..network.graph import LOGITS as LOGITS
 from ..network.graph import Tensor
 from ..network.model import Model
 from ..sampling.sampler import Draw, choose
+from .buffers import Buffer
 from .kv_cache import CacheTypes, KVCache, KVSequence
 
 F32 = NDArray[np.float32]
@@ -199,6 +200,10 @@ class Backend(Protocol):
 
     def write_state(self, state: int, layer: int, data: Bytes) -> None:
         """Write what `read_state` has returned."""
+        ...
+
+    def buffers(self) -> list[Buffer]:
+        """Return the backend's memory, and that of the file's weights that it reads, each byte in one buffer."""
         ...
 
 

@@ -16,11 +16,15 @@ from ..gguf.file import GGUFFile
 from ..gguf.metadata import ARRAY, LazyArray
 from ..gguf.types import FILE_TYPES
 from ..units import size
+from ._buffers import layer_table, table
+from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, model_argument
 from ._options import cache_type_k_option, cache_type_v_option, example, json_option, mmap_option
-from ._streams import printable, write_text
+from ._streams import printable, say, write_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..network.model import Model
 
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
@@ -39,10 +43,20 @@ OF_MODELS_THAT_RUN = (
 
 
 @click.command(
-    epilog=example("qwencli info", "qwencli info model.gguf --tensors", "qwencli info model.gguf --json")
+    epilog=example(
+        "qwencli info",
+        "qwencli info model.gguf --tensors",
+        "qwencli info model.gguf --json",
+        "qwencli info --buffers",
+        "qwencli info --buffers --device cpu,numpy",
+    )
 )
 @model_argument
 @click.option("--tensors", is_flag=True, help="List every tensor: name, type, shape (rows first), bytes.")
+@click.option(
+    "--buffers", is_flag=True, help="Run one token, and list what is in memory then: by buffer and by layer."
+)
+@device_options
 @cache_type_k_option
 @cache_type_v_option
 @json_option
@@ -50,6 +64,8 @@ OF_MODELS_THAT_RUN = (
 def info(
     model: Wanted | None,
     tensors: bool,
+    buffers: bool,
+    devices: DeviceOptions,
     cache_type_k: str | None,
     cache_type_v: str | None,
     as_json: bool,
@@ -59,7 +75,10 @@ def info(
 
     That is its architecture, size, types and metadata, and the memory that a context takes.
     """
+    if devices != DeviceOptions() and not buffers:
+        raise click.UsageError("--device and how the model is divided are for --buffers, which is missing")
     chosen = choose_model(model, quiet=model is not None)
+    memory = memory_of(chosen.path, devices, cache_type_k, cache_type_v, no_mmap) if buffers else None
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
     facts = describe(file, CacheTypes(cache_type_k, cache_type_v))
     if tensors:
@@ -67,6 +86,8 @@ def info(
             {"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
             for t in file.tensors.values()
         ]
+    if memory:
+        facts["memory"] = memory
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts, file))
 
 
@@ -82,6 +103,26 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
     else:
         facts |= of_the_model(model, cache_types)
     return facts | {"metadata": {key: plain(value) for key, value in file.metadata.items()}}
+
+
+def memory_of(
+    path: Path, devices: DeviceOptions, cache_type_k: str | None, cache_type_v: str | None, no_mmap: bool
+) -> dict[str, Any]:
+    """What this process has in memory after it has run one token. Raises QwenError if the model can't be run."""
+    from ..llm import LLM
+    from ..machine.buffers import memory_report
+
+    llm = LLM(
+        path,
+        devices=devices.wishes(),
+        report=say,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        use_mmap=not no_mmap,
+    )
+    for _ in llm.stream([0], max_tokens=1):
+        pass
+    return memory_report(llm)
 
 
 def in_the_file(file: GGUFFile) -> dict[str, Any]:
@@ -192,6 +233,10 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
         for t in facts["tensors"]:
             shape = " x ".join(map(str, t["shape"]))
             lines.append(f"  {printable(t['name']):<{width}} {t['type']:<8} {shape:>15} {t['n_bytes']:>12,}")
+    if "memory" in facts:
+        buffers = facts["memory"]["buffers"]
+        lines += ["", "memory after a token", *(f"  {line}" for line in table(facts["memory"]))]
+        lines += ["", "by layer", *(f"  {line}" for line in layer_table(buffers))]
     return "\n".join(lines) + "\n"
 
 
