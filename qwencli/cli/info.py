@@ -323,7 +323,7 @@ def about_memory(facts: dict[str, Any]) -> list[str]:
 
 
 def about_devices(facts: dict[str, Any]) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for device in facts.get("devices", []):
         layers = ranges(set(device["layers"])) or "none"
         held = f"layers {layers}, {device['n_tensors']} tensors, {size(device['weight_bytes'])}"
