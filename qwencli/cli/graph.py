@@ -127,7 +127,8 @@ def prepare(output: str, suffix: str) -> None:
 
 
 def measured(model: Model, n_tokens: int) -> Mapping[str, NodeTime]:
-    """Each node's time, with a bar if kernels have to be compiled. Raises QwenError."""
+    """Each node's time, with a bar for what takes longer than a second. Raises QwenError."""
     from ..measure.node_times import node_times
 
-    return node_times(model, n_tokens, report=say, progress=Bar(delay=1, unit="kernel"))
+    kernels, steps = Bar(delay=1, unit="kernel"), Bar(delay=1, unit="step")
+    return node_times(model, n_tokens, report=say, progress=kernels, stepped=steps)

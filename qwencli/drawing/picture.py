@@ -278,7 +278,7 @@ class _Drawing:
             layer,
             tuple(nodes),
             tuple(value_of(node, self._sizes) for node in nodes),
-            tuple(self._times[node.name] for node in nodes if node.name in self._times),
+            () if is_outside else tuple(self._times[node.name] for node in nodes if node.name in self._times),
         )
         self._boxes |= dict.fromkeys((node.name for node in nodes), box)
         return box

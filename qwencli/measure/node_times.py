@@ -39,10 +39,12 @@ def node_times(
     n_threads: int | None = None,
     report: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stepped: Callable[[int, int], None] | None = None,
 ) -> dict[str, NodeTime]:
     """Run steps with `n_tokens` random tokens at the beginning of a sequence, row by row, and return the time of each node by its name.
 
-    Weights and inputs aren't in it. Raises InputError if the model can't run that many tokens, or not on the CPU backend; QwenError.
+    Weights and inputs aren't in it. `progress` is called with the kernels compiled and to compile, `stepped` with the steps done and to do.
+    Raises InputError if the model can't run that many tokens, or not on the CPU backend; QwenError.
     """
     n_ctx = model.config.n_ctx
     if n_tokens > n_ctx:
@@ -50,7 +52,7 @@ def node_times(
     backend = make_backend("auto", model, n_threads, report, progress)
     if not isinstance(backend, CPUBackend):
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
-    seconds = measure(backend, n_tokens)
+    seconds = measure(backend, n_tokens, stepped or (lambda done, total: None))
     peak = measure_peak(n_threads, report)
     nodes = model.graph.subgraph([LOGITS])
     within = computed_within(nodes)
@@ -69,7 +71,7 @@ def node_times(
     }
 
 
-def measure(backend: CPUBackend, n_tokens: int) -> Mapping[str, float]:
+def measure(backend: CPUBackend, n_tokens: int, stepped: Callable[[int, int], None]) -> Mapping[str, float]:
     """The seconds of the rows of each node."""
     tokens = np.random.default_rng(0).integers(0, backend.model.config.n_vocab, n_tokens, np.int32)
     sequence = KVSequence()
@@ -80,6 +82,7 @@ def measure(backend: CPUBackend, n_tokens: int) -> Mapping[str, float]:
         for row in backend.profile([LOGITS], Batch([Segment(sequence, tokens, 1)])):
             taken[row.node] += row.seconds
         steps.append(taken)
+        stepped(len(steps), 1 + REPEATS)
     backend.cache.release(sequence)
     return defaultdict(float, {name: median(step[name] for step in steps[1:]) for name in steps[0]})
 
