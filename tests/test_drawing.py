@@ -19,8 +19,9 @@ import pytest
 from random_models import write_random_model
 from shapes import PRESETS
 
+from qwencli.drawing import SUFFIXES
 from qwencli.drawing.folding import Group, Run, fold, ranges
-from qwencli.drawing.formats import SUFFIXES, write
+from qwencli.drawing.formats import write
 from qwencli.drawing.labels import plain
 from qwencli.drawing.layout import lay_out
 from qwencli.drawing.picture import OUTSIDE, Frame, Picture, boxes_of, picture, picture_of_model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..drawing import SUFFIXES
 from ._bar import Bar
 from ._models import Wanted, choose_model, model_option
 from ._options import example
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from ..measure.node_times import NodeTime
     from ..network.model import Model
-
-SUFFIXES = (".svg", ".dot", ".png", ".json", ".mmd")
 
 
 def read_output(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
