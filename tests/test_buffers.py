@@ -169,7 +169,8 @@ def test_a_meter_counts_what_the_process_grows_by() -> None:
     kept = []
     for _ in range(2):
         with meter.during("bytes"):
-            kept.append(np.ones(8_000_000, np.uint8))
+            kept.append(mmap.mmap(-1, 8_000_000))  # an array might get memory that was freed before
+            np.frombuffer(kept[-1], np.uint8)[:] = 1
     assert meter.start is not None
     assert meter.grown["bytes"] == pytest.approx(16_000_000, rel=0.1)
     assert len(kept) == 2
@@ -355,9 +356,6 @@ def test_what_the_system_does_not_say_is_unknown(
 
 
 def test_devices_are_those_of_the_buffers(call: Call) -> None:
-    code, out, err = call("info", EMBEDDED, "--device", "numpy")
-    assert (code, out) == (2, "")
-    assert "are for --buffers" in err
     code, _, err = call("info", EMBEDDED, "--buffers", "--device", "gpu")
     assert code == 1
     assert "unknown device 'gpu'; known are cpu, " in err
