@@ -18,6 +18,7 @@ from .network.load import load_model
 from .request.answer import RunningAnswer
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
+from .system.memory import Meter
 from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 MOST_BREAKERS = 16
 """Sets of texts that end DRY's repetitions, of which the tokens are kept."""
+
+GRAPH, TOKENIZER, BACKEND = "graph", "tokenizer", "backend"
+"""What is made of a file: Python's objects, and libraries' memory."""
 
 
 class LLM:
@@ -65,10 +69,12 @@ class LLM:
         n_batch: int = 512,
         devices: str | Wishes | None = None,
     ) -> None:
-        self.file = GGUFFile(path)
-        if chat and self.chat_template:
-            self.chat_template.start()
-        self.model = load_model(self.file)
+        self.meter = Meter()
+        with self.meter.during(GRAPH):
+            self.file = GGUFFile(path)
+            if chat and self.chat_template:
+                self.chat_template.start()
+            self.model = load_model(self.file)
         types = CacheTypes(cache_type_k, cache_type_v)
         self.placement = self._place(devices, backend, report)
         if self.placement:
@@ -83,13 +89,15 @@ class LLM:
         if not use_mmap:  # read only now that it is known to fit
             self.file = GGUFFile(path, use_mmap)
             self.model = load_model(self.file)
-        self.tokenizer = Tokenizer(self.file)
+        with self.meter.during(TOKENIZER):
+            self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
-        made = (
-            make_devices(self.placement, self.model, n_threads, report, progress, types)
-            if self.placement
-            else make_backend(backend, self.model, n_threads, report, progress, types)
-        )
+        with self.meter.during(BACKEND):
+            made = (
+                make_devices(self.placement, self.model, n_threads, report, progress, types)
+                if self.placement
+                else make_backend(backend, self.model, n_threads, report, progress, types)
+            )
         self.engine = Engine(made, n_ctx, n_batch, n_ctx)
         if fit is not False and (most := self.fit.for_sequences) is not None:
             self.engine.backend.cache.bound(most, self.fit.page, self.fit.state // STATES)

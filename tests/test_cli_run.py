@@ -23,13 +23,14 @@ def test_stdout_is_the_text_alone(run: Call, story: Path) -> None:
     assert run("-p", "hi", "-q") == (0, TEXT, "")
 
 
-def test_verbose_adds_one_closing_line(run: Call, story: Path) -> None:
+def test_verbose_adds_one_closing_line_and_a_table(run: Call, story: Path) -> None:
     code, out, err = run("-p", "hi", "-v")
     assert (code, out) == (0, TEXT)
     assert re.search(
-        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ [MG]B\n$",
+        r"\nprompt 20 tokens, [\d.]+ t/s; generation 29 tokens, [\d.]+ t/s; stopped by eos; memory [\d.]+ [MG]B\nbuffer .+\n(.+\n)+",
         err,
     )
+    assert run("-p", "hi", "-v", "--json").err.count("\nbuffer ") == 1
 
 
 @pytest.mark.parametrize(

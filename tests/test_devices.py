@@ -16,7 +16,8 @@ from qwencli.errors import InputError, QwenError
 from qwencli.kernels import isa
 from qwencli.machine.devices import list_devices
 from qwencli.machine.peak import Peak, on_cpus
-from qwencli.system.host import Host, read_cpus, write_cpus
+from qwencli.system.host import Host, read_cpus
+from qwencli.units import ranges
 
 NODE, CPU = "sys/devices/system/node", "sys/devices/system/cpu"
 
@@ -191,7 +192,7 @@ def test_this_machine() -> None:
 )
 def test_lists_of_cpus(text: str, cpus: set[int]) -> None:
     assert read_cpus(text) == cpus
-    assert write_cpus(cpus) == re.sub(r"\s|-7", "", text)
+    assert ranges(cpus) == re.sub(r"\s|-7", "", text)
 
 
 @pytest.mark.parametrize("text", ["", ",", "0,", "-1", "1-", "65536", "2-1", "0x1", "1.5", "٣"])

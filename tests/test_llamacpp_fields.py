@@ -326,6 +326,7 @@ def test_a_grammar_and_a_schema_hold_an_answer(client: httpx.Client) -> None:
 def test_what_the_server_is(server: Serving, client: httpx.Client) -> None:
     for path in "/health", "/v1/health":
         assert client.get(path).json() == {"status": "ok"}
+    complete(client, PROMPT, 1)
     props = client.get("/props").json()
     assert (props["total_slots"], props["model_alias"], props["default_generation_settings"]["n_ctx"]) == (
         4,
@@ -335,6 +336,16 @@ def test_what_the_server_is(server: Serving, client: httpx.Client) -> None:
     assert (props["bos_token"], props["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
     assert "<|im_start|>" in props["chat_template"]
     assert str(server.service.llm.file.path.parent) not in json.dumps(props)
+    assert {"weights", "KV cache", "tokenizer", "Python and libraries"} <= {
+        b["buffer"] for b in props["buffers"]
+    }
+    keys = {"buffer", "device", "layers", "type", "bytes", "resident", "cached"}
+    assert all(buffer.keys() == keys for buffer in props["buffers"])
+    (layers,) = (b for b in props["buffers"] if b["buffer"] == "weights" and b["layers"])
+    model = server.service.llm.model
+    assert (layers["layers"], layers["device"]) == (f"0-{model.config.n_layer - 1}", "cpu")
+    of_layers = [t.n_bytes for t in model.file.tensors.values() if t.name.startswith("blk.")]
+    assert layers["bytes"] == sum(of_layers)
     refused = client.post("/props", json={})
     assert (refused.status_code, refused.json()["error"]["type"]) == (501, "not_supported_error")
 

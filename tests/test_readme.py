@@ -24,6 +24,8 @@ COMMANDS = re.findall(r"^```sh\n(.+)\n```$", README, re.M)
 """The lines of shell; each block has one, so that it can be copied whole."""
 SHOWN = re.findall(r"^```sh\n(.+)\n```\n```text\n((?:.*\n)+?)```$", README, re.M)
 """Those whose output follows, with it."""
+PROGRAMS = re.findall(r"^```python\n(.+?)^```$", README, re.M | re.S)
+"""In Python: continuing a text, and tensors alone."""
 EXAMPLES = [
     line.strip()
     for name in cli.list_commands(click.Context(cli))
@@ -61,17 +63,15 @@ def calls(line: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which `qwencli` is the package under test and the model is the embedded one."""
+    """An environment in which `qwencli` is the package under test, `python` is this one, and the model is the embedded one."""
     if os.name != "posix":
         pytest.skip("README.md shows a POSIX shell")
-    program = tmp_path_factory.mktemp("bin") / "qwencli"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qwencli "$@"\n')
-    program.chmod(0o755)
-    return {
-        **os.environ,
-        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-        VARIABLE: str(EMBEDDED),
-    }
+    folder = tmp_path_factory.mktemp("bin")
+    for name, arguments in ("qwencli", "-m qwencli"), ("python", ""):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
+        program.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", VARIABLE: str(EMBEDDED)}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_perplexity_is_llama_cpps() -> None:
 def test_the_library_continues_as_the_command_does(
     tmp_path: Path, environment: dict[str, str], run: Callable[[str], str]
 ) -> None:
-    (program,) = re.findall(r"^```python\n(.+?)^```$", README, re.M | re.S)
+    program, _ = PROGRAMS
     shutil.copy(EMBEDDED, tmp_path / "model.gguf")
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -171,6 +171,14 @@ def test_the_library_continues_as_the_command_does(
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
     assert done.stdout == run('qwencli run --raw -p "Once upon a time" -n 64 --temp 0')
+
+
+def test_tensors_alone_give_what_the_readme_shows() -> None:
+    _, program = PROGRAMS
+    (shown,) = re.findall(r"^```python\n[^`]+^```\n```\n(.+?)^```$", README, re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
 
 
 def test_links_lead_somewhere() -> None:

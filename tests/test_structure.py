@@ -295,7 +295,16 @@ def test_all_folders_are_installed() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["--version"], ["info"], ["tokenize", "hello"], ["detokenize", "1"], ["run", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["info"],
+        ["graph"],
+        *(["graph", "-o", f"graph{suffix}"] for suffix in (".svg", ".dot", ".json", ".mmd")),
+        ["tokenize", "hello"],
+        ["detokenize", "1"],
+        ["run", "--help"],
+    ],
 )
 def test_quick_commands_import_no_compiler(args: list[str], tmp_path: Path) -> None:
     code = f"""

@@ -337,3 +337,17 @@ assert not {"numba", "llvmlite", "gguf"} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_results_have_memory_of_their_own(device: str) -> None:
+    """A view of an input or of a constant would change it."""
+    g = Graph()
+    given = np.ones((2, 4), np.float32)
+    constant = g.constant(given)
+    fetch = [g.heads(g.input("x", 4), 2), g.heads(constant, 2)]
+    for _ in range(2):
+        for found in g.compute({"x": given}, device, fetch).values():
+            assert found.tolist() == np.ones((2, 2, 2)).tolist()
+            found[:] = 7
+    assert given.tolist() == np.ones((2, 4)).tolist()

@@ -597,7 +597,23 @@ def test_the_view_of_the_server(page: Any, fake: FakeServer) -> None:
     fake.texts |= {
         "metrics": METRICS.format(waiting=3),
         "props": json.dumps(
-            {"model_alias": "Qwen3 <b>", "total_slots": 2, "default_generation_settings": {"n_ctx": 40960}}
+            {
+                "model_alias": "Qwen3 <b>",
+                "total_slots": 2,
+                "default_generation_settings": {"n_ctx": 40960},
+                "buffers": [
+                    {
+                        "buffer": "KV <b>",
+                        "device": "cpu",
+                        "layers": "0-5",
+                        "bytes": 16_515_072,
+                        "resident": 294_784,
+                    },
+                    {"buffer": "tokenizer", "device": None, "layers": None, "bytes": 999, "resident": 999},
+                    {"buffer": "graph", "device": None, "layers": None, "bytes": 1000, "resident": None},
+                    {"buffer": "Python", "device": None, "layers": None, "bytes": None, "resident": 1.5e9},
+                ],
+            }
         ),
         "slots": json.dumps([BUSY, {"id": 1, "is_processing": False}]),
     }
@@ -607,6 +623,8 @@ def test_the_view_of_the_server(page: Any, fake: FakeServer) -> None:
     shows(page, ".slots tbody tr:first-child td", "0", "reading", "740 of 812", "640", "0")
     shows(page, ".slots tbody tr:last-child td:nth-child(-n+2)", "1", "free")
     shows(page, ".tables section:first-child dd", "Qwen3 <b>", "40,960 tokens", "2")
+    shows(page, "[aria-label=Memory] dt", "KV <b>, cpu, layers 0-5", "tokenizer", "graph", "Python")
+    shows(page, "[aria-label=Memory] dd", "294.8 kB of 16.5 MB", "999 bytes", "unknown of 1.0 kB", "1.5 GB")
     page.wait_for_selector("[aria-label='Since the start']:has-text('9,120')")
     page.wait_for_selector("[aria-label=Cache]:has-text('3,072')")
     fake.texts["metrics"] = METRICS.format(waiting=4)

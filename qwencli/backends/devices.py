@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..errors import InputError
-from ..system.host import Host, read_cpus, write_cpus
+from ..system.host import Host, read_cpus
+from ..units import ranges
 from .cpu.team import physical_cores
 
 ALL, NODE, SOME, NUMPY = "cpu", "cpu:", "cpus:", "numpy"
@@ -101,7 +102,7 @@ def _some(name: str, host: Host) -> Device:
     if missing := cpus - host.allowed():
         raise InputError(f"device {name[:40]!r}: this process has no {_counted(missing)}{_known(host)}")
     node = next((node for node, its in numa_nodes(host).items() if cpus <= its), None)
-    return Device(f"{SOME}{write_cpus(cpus).replace(',', '+')}", "cpu", cpus, node)
+    return Device(f"{SOME}{ranges(cpus).replace(',', '+')}", "cpu", cpus, node)
 
 
 def _cpus(device: Device, host: Host) -> frozenset[int]:
@@ -112,11 +113,11 @@ def _cpus(device: Device, host: Host) -> frozenset[int]:
 
 
 def _counted(cpus: frozenset[int]) -> str:
-    return f"CPU{'s' if len(cpus) > 1 else ''} {write_cpus(cpus)[:40]}"
+    return f"CPU{'s' if len(cpus) > 1 else ''} {ranges(cpus)[:40]}"
 
 
 def _known(host: Host) -> str:
     """The end of an error: all that can be named."""
     nodes = [f"{NODE}{node}" for node, cpus in numa_nodes(host).items() if cpus]
-    names = [ALL, *nodes, f"{SOME}LIST ({write_cpus(host.allowed()).replace(',', '+')})", NUMPY]
+    names = [ALL, *nodes, f"{SOME}LIST ({ranges(host.allowed()).replace(',', '+')})", NUMPY]
     return f"; known are {', '.join(names)}"

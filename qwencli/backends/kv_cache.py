@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..errors import InputError, NoMemory, QwenError
 from ..gguf.types import GGML_TYPES
 from ..kernels import layout
+from ..network.config import Config
 from ..network.graph import Conv, KVStore, Tensor
 from ..units import size
 
@@ -67,6 +68,14 @@ class Layers(NamedTuple):
         return cls(
             tuple(op.layer for op in ops if isinstance(op, KVStore)),
             tuple(op.layer for op in ops if isinstance(op, Conv)),
+        )
+
+    def of_model(self, config: Config) -> Layers:
+        """The same layers, by their numbers in the model."""
+        recurrent = config.delta_nets.layers if config.delta_nets else ()
+        return Layers(
+            tuple(config.attention_layers[i] for i in self.attention),
+            tuple(recurrent[i] for i in self.recurrent),
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..drawing import SUFFIXES
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, model_option
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from ..backends.scheduler.placement import Placement
     from ..measure.node_times import NodeTime
     from ..network.model import Model
-
-SUFFIXES = (".svg", ".dot", ".png", ".json", ".mmd")
 
 
 def read_output(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -45,7 +44,7 @@ def read_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.command(
     epilog=example(
         "qwencli graph",
-        "qwencli graph -o demo.svg",
+        "qwencli graph -m model.gguf -o model.svg",
         "qwencli graph -m model.gguf --layers 0,1 -o layers.svg",
         "qwencli graph -m model.gguf --tokens 512 --profile -o times.svg",
     )
@@ -72,11 +71,7 @@ def read_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @device_options
 @click.option("--profile", is_flag=True, help="Run such a step, and show how long each node takes.")
-@click.option(
-    "--full",
-    is_flag=True,
-    help="Show every layer. Otherwise layers that are alike are drawn once, with their number.",
-)
+@click.option("--full", is_flag=True, help="Show every layer, also those that are alike.")
 def graph(
     model: Wanted | None,
     output: str | None,
@@ -88,8 +83,9 @@ def graph(
 ) -> None:
     """Show a model's graph: what is computed from what, of which type, shape and size.
 
-    Layers are alike if all but the types of their weights is equal; where types differ, all are named. With --profile, a node that is
-    computed together with a later one says so, and its time is in that of the other. JSON always has every node.
+    Layers that differ at most in the types of their weights are shown once, with all these types. In text, > marks an input, - a weight,
+    < a result, and ^ a node of a layer that isn't shown. With --profile, a node that is computed together with a later one says so: its
+    time is a part of the other's. JSON always has every node.
     """
     suffix = Path(output).suffix.lower() if output else ""
     if output:
@@ -148,7 +144,8 @@ def placed(model: Model, devices: DeviceOptions) -> Placement | None:
 
 
 def measured(model: Model, n_tokens: int, placement: Placement | None) -> Mapping[str, NodeTime]:
-    """Each node's time, with a bar if kernels have to be compiled. Raises QwenError."""
+    """Each node's time, with a bar for what takes longer than a second. Raises QwenError."""
     from ..measure.node_times import node_times
 
-    return node_times(model, n_tokens, report=say, progress=Bar(delay=1, unit="kernel"), placement=placement)
+    kernels, steps = Bar(delay=1, unit="kernel"), Bar(delay=1, unit="step")
+    return node_times(model, n_tokens, report=say, progress=kernels, stepped=steps, placement=placement)

@@ -22,6 +22,7 @@ from ._answers import (
     thinking_options,
 )
 from ._bar import Bar
+from ._buffers import table
 from ._grammar import GrammarOptions, grammar_options
 from ._loading import Loader, kept_session, loading_options, session_option
 from ._options import example, json_option
@@ -32,6 +33,7 @@ from ._streams import read_text, say, warn, write_text
 if TYPE_CHECKING:
     from ..dialogue.dialogue import CollectedAnswer, Events
     from ..dialogue.local import LocalChat
+    from ..llm import LLM
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
@@ -73,7 +75,10 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @probability_options
 @json_option
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Show progress and speed even if stderr isn't a terminal."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Show progress and speed even if stderr isn't a terminal, and at the end what is in memory.",
 )
 def run(
     prompt: str | None,
@@ -142,6 +147,8 @@ def run(
     with kept_session(llm, session):
         events = chat.go_on(prompt, settings) if raw else chat.answer(messages(prompt, system), settings)
         code = generate(chat, events, bar, thinking, probabilities, as_json)
+    if verbose:
+        show_memory(llm)
     probabilities.write_page(chat.sequence, llm.tokenizer, llm.file.path.name, prompt)
     return code
 
@@ -211,6 +218,14 @@ def closing_line(chat: LocalChat) -> str:
         f"stopped by {chat.stop_reason}",
     ]
     return "; ".join(parts + ([f"memory {size(memory)}"] if memory else []))
+
+
+def show_memory(llm: LLM) -> None:
+    """Say which buffers there are, and what of them is in memory."""
+    from ..machine.buffers import memory_report
+
+    for line in table(memory_report(llm)):
+        say(line)
 
 
 def peak_memory() -> int | None:

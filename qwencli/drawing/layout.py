@@ -15,6 +15,8 @@ from .picture import Box, Edge, Frame, Picture
 from .rows import INSIDE, Net, Place, Rows
 from .spacing import LINE, assign_tracks, spread
 
+JOG = 4.0
+"""Edges don't turn for less than this."""
 TRACK = 8.0
 """Between horizontal parts of edges."""
 GAP = 14.0
@@ -95,7 +97,8 @@ class _Layouter:
         widths = [min(BYTES if edge.crosses else LINE, most) for edge in edges]
         ports = spread(widths, wanted, [1.0] * len(edges), between=0)
         beyond = max(0, ports[-1] - place.x - half) + min(0, ports[0] - place.x + half)
-        return {edge: x - beyond for edge, x in zip(edges, ports)}
+        found = {edge: x - beyond for edge, x in zip(edges, ports)}
+        return {edge: above[edge] if abs(above[edge] - x) < JOG else x for edge, x in found.items()}
 
     def _assign_tracks(self) -> None:
         moves: dict[int, list[tuple[Box, float, list[float]]]] = defaultdict(list)
@@ -161,7 +164,7 @@ class _Layouter:
         return gaps
 
     def _rectangles(self) -> list[Rectangle]:
-        """The frames, the outer ones before those in them."""
+        """The frames, the outer ones before those in them; those of a depth have the same width."""
         found: dict[Frame, Rectangle] = {}
         for block in self._rows.blocks:
             rows = self._rows.rows[block.first : block.last + 1]
@@ -184,8 +187,9 @@ class _Layouter:
                     rectangle.left, rectangle.top = min(old.left, rectangle.left), old.top
                     rectangle.right = max(old.right, rectangle.right)
                 found[frame] = rectangle
-        outermost = [found[block.frames[0]] for block in self._rows.blocks if block.frames]
-        for rectangle in outermost:
-            rectangle.left = min(other.left for other in outermost)
-            rectangle.right = max(other.right for other in outermost)
+        for depth in range(max((len(block.frames) for block in self._rows.blocks), default=0)):
+            alike = [found[b.frames[depth]] for b in self._rows.blocks if len(b.frames) > depth]
+            left, right = min(r.left for r in alike), max(r.right for r in alike)
+            for rectangle in alike:
+                rectangle.left, rectangle.right = left, right
         return list(found.values())

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..network.graph import N_OUTPUTS, N_TOKENS, Tensor, Weight
-from .folding import Group, Run, fold, key_of, ranges, without_number
+from ..network.graph import N_OUTPUTS, N_TOKENS, Input, Tensor, Weight
+from .folding import Group, Run, fold, key_of, shortened, without_number
 from .values import Value, kind_of, value_of
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def picture(
     full: bool = False,
     times: Mapping[str, NodeTime] | None = None,
 ) -> Picture:
-    """What to draw of a graph's nodes, which are in the order of execution, without weights that nothing reads.
+    """What to draw of a graph's nodes, which are in the order of execution, without weights and
+    inputs that nothing reads.
 
     `states` are the tensors between layers, as in Model.layers: layer i is what comes after the i-th, up to the next. `placement` gives a
     node's device by its name (see `devices` for those that it leaves out). Layers that are alike are drawn as one, unless all are
@@ -216,7 +217,7 @@ class _Drawing:
         ends = {state.name for state in states}
         self._sections: list[list[Tensor]] = [[]]
         for node in nodes:
-            if node.name in self._read or not isinstance(node.op, Weight):
+            if node.name in self._read or not isinstance(node.op, (Input, Weight)):
                 self._sections[-1].append(node)
             if node.name in ends:
                 self._sections.append([])
@@ -260,11 +261,12 @@ class _Drawing:
         ]
         return [*missing, self._frame(Run(1, (number,)))]
 
-    def _frame(self, run: Run | Group) -> Frame:
+    def _frame(self, run: Run | Group, is_in_group: bool = False) -> Frame:
         numbers, many = run.layers, "s" if len(run.layers) > 1 else ""
-        title = f"layer{many} {ranges(numbers)}" + (f", {run.times} x" if run.times > 1 else "")
+        times = f", {run.times} x" + " each time" * is_in_group if run.times > 1 else ""
+        title = f"layer{many} {shortened(numbers)}{times}"
         if isinstance(run, Group):
-            return Frame(title, run.times, tuple(self._frame(part) for part in run.parts))
+            return Frame(title, run.times, tuple(self._frame(part, True) for part in run.parts))
         same = zip(*(self._sections[number + 1] for number in numbers))
         return Frame(title, run.times, tuple(self._box(nodes, layer=numbers[0]) for nodes in same))
 
@@ -277,7 +279,7 @@ class _Drawing:
             layer,
             tuple(nodes),
             tuple(value_of(node, self._sizes) for node in nodes),
-            tuple(self._times[node.name] for node in nodes if node.name in self._times),
+            () if is_outside else tuple(self._times[node.name] for node in nodes if node.name in self._times),
         )
         self._boxes |= dict.fromkeys((node.name for node in nodes), box)
         return box

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ..network.graph import Columns, Input, KVStore, Reshape, Route, Tensor, Weight
+from ..network.graph import Columns, Input, KVStore, Reshape, Route, Rows, Tensor, Weight
 
 VIEWS = (Reshape, Columns)
 """Ops whose value is another one's, seen in another way."""
@@ -29,7 +29,7 @@ def value_of(node: Tensor, sizes: Mapping[str, int]) -> Value:
     shape, n_bytes = node.shape_for(sizes), node.n_bytes(sizes)
     if isinstance(node.op, Weight):
         return Value(ggml_name(node.op.info.type.name), shape, n_bytes)
-    if isinstance(node.op, Input):
+    if isinstance(node.op, Input) and not isinstance(node.op, Rows):
         return Value("i32", shape, n_bytes)
     if isinstance(node.op, KVStore):
         return Value("f16", shape, 2 * 2 * prod(shape))

@@ -57,8 +57,9 @@ class GGUFFile:
     """A GGUF file, memory-mapped: opening it only reads the header and the tensor table.
 
     `metadata` maps keys to values and `tensors` maps names to TensorInfo; `version` is that of the format, `size` is the bytes of all
-    parts together. A model split into parts (`name-00001-of-00003.gguf`) is opened from any of them and treated as one file. With
-    `use_mmap=False` the file is read into memory, so that it may change while it is in use (a mapped file that shrinks ends the process).
+    parts together. A model split into parts (`name-00001-of-00003.gguf`) is opened from any of them and treated as one file. `buffers` are
+    its parts in memory. With `use_mmap=False` they are read and not `mapped`, so that the file may change while it is in use (a mapped file
+    that shrinks ends the process).
 
     Raises FormatError if anything in the file contradicts its size or the format, QwenError if it cannot be read.
     """
@@ -84,7 +85,8 @@ class GGUFFile:
                 for i in range(n_parts)
             ]
             parts += [_Part(part_path, i, use_mmap) for i, part_path in enumerate(paths) if i]
-        self._buffers = [part.buffer for part in parts]
+        self.buffers = [part.buffer for part in parts]
+        self.mapped = use_mmap
         self.version: int = parts[0].version
         self.metadata: Metadata = first
         self.size: int = sum(len(part.buffer) for part in parts)
@@ -114,7 +116,7 @@ class GGUFFile:
         """The tensor's blocks as stored in the file, without a copy and read-only: uint8 of shape (*shape[:-1], bytes per row)."""
         import numpy as np
 
-        flat = np.frombuffer(self._buffers[tensor.part], np.uint8, tensor.n_bytes, tensor.offset)
+        flat = np.frombuffer(self.buffers[tensor.part], np.uint8, tensor.n_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], tensor.type.n_bytes(tensor.shape[-1]))
 
     def fingerprint(self) -> str:
@@ -125,7 +127,7 @@ class GGUFFile:
         import hashlib
 
         digest = hashlib.sha256()
-        for number, buffer in enumerate(self._buffers):
+        for number, buffer in enumerate(self.buffers):
             tensors = [t for t in self.tensors.values() if t.part == number]
             start = min((t.offset for t in tensors), default=len(buffer))
             digest.update(struct.pack("<QQ", len(buffer), start))

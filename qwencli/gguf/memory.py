@@ -27,7 +27,8 @@ class TensorsInMemory(GGUFFile):
         self.size = 0
         self.metadata = Metadata(name, {})
         self.tensors: dict[str, TensorInfo] = {}
-        self._buffers: list[memoryview] = []
+        self.buffers: list[memoryview] = []
+        self.mapped = False
 
     def add(self, name: str, shape: tuple[int, ...], kind: GGMLType, data: Bytes) -> TensorInfo:
         """Add a tensor with a copy of its blocks, uint8 of any shape. Raises InputError if they don't fit its shape."""
@@ -44,8 +45,8 @@ class TensorsInMemory(GGUFFile):
             )
         memory = aligned(n_bytes)
         memory[:] = data.reshape(-1)
-        info = TensorInfo(name, shape, kind, 0, n_bytes, len(self._buffers))
-        self._buffers.append(memory.data.toreadonly())
+        info = TensorInfo(name, shape, kind, 0, n_bytes, len(self.buffers))
+        self.buffers.append(memory.data.toreadonly())
         self.size += n_bytes
         self.tensors[name] = info
         return info

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from ..backends.buffers import HUGE, MAPPED, MEMORY
 from ..backends.devices import Device, known_devices, n_threads
-from ..system.host import Host, write_cpus
+from ..system.host import Host
+from ..units import ranges
 from .facts import instruction_set, measured
-
-MAPPED, MEMORY, HUGE = "mapped file", "memory", "huge pages"
-"""Types of buffers: pages of the model file, which all processes share; the process's own memory, in pages of the usual size; and its own
-memory in huge pages, as the system gives them to large buffers (the KV cache, activations, and weights with --no-mmap)."""
 
 
 def list_devices(
@@ -44,7 +42,7 @@ def facts_of(device: Device, host: Host) -> dict[str, Any]:
         "backend": device.backend,
         "type": "CPU",
         "node": device.node,
-        "cpus": write_cpus(cpus),
+        "cpus": ranges(cpus),
         "n_cpus": len(cpus),
         "cores": host.cores(cpus),
         "threads": n_threads(device, host),

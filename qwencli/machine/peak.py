@@ -20,7 +20,8 @@ from ..kernels import layout
 from ..kernels.arguments import FILL, MULTIPLY, READ, ROW, Arguments
 from ..kernels.isa import ISAError, choose
 from ..kernels.jit import KernelError, Report
-from ..system.host import Host, write_cpus
+from ..system.host import Host
+from ..units import ranges
 
 READS = [(1, 0, 2**17), (1, 0, 2**21), (4, 0, 2**21), (4, 2048, 2**21), (4, 0, 2**24)]
 """Streams in which a chunk is read, bytes prefetched ahead, bytes per chunk: which is fastest differs from CPU to CPU."""
@@ -100,7 +101,7 @@ def on_cpus(cpus: Set[int], measure: Callable[[], Peak]) -> Peak:
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, cpus)  # of this thread alone
         except OSError as error:
-            raise QwenError(f"no thread may stay on the CPUs {write_cpus(cpus)}: {error.strerror}") from None
+            raise QwenError(f"no thread may stay on the CPUs {ranges(cpus)}: {error.strerror}") from None
         return measure()
 
     with ThreadPoolExecutor(1) as pool:

@@ -64,13 +64,6 @@ def read_cpus(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def write_cpus(cpus: Set[int]) -> str:
-    """The shortest list of these CPUs, such as "0-3,8"."""
-    starts = sorted(cpu for cpu in cpus if cpu - 1 not in cpus)
-    ends = sorted(cpu for cpu in cpus if cpu + 1 not in cpus)
-    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends))
-
-
 class Host:
     """Reads the files that Linux has under `root`."""
 

@@ -19,7 +19,7 @@ from ..network.model import Model
 from ..network.rope import RopeParams
 from . import operands
 from .constants import blocks_of, scales_of
-from .devices import Devices, Usage, backend_for, splits_of, usage_of
+from .devices import Devices, Usage, backend_for, placement_of, splits_of, usage_of
 from .hyperparameters import config_of
 from .running import Fetch, names_of, run
 
@@ -45,6 +45,8 @@ class Graph:
     """
 
     def __init__(self, n_threads: int | None = None, report: Callable[[str], None] | None = None) -> None:
+        if n_threads is not None and n_threads < 1:
+            raise InputError(f"a graph is computed by {n_threads} threads, expected 1 or more")
         self._n_threads, self._report = n_threads, report
         self._graph = network.Graph()
         self._constants = TensorsInMemory("graph")
@@ -270,6 +272,10 @@ class Graph:
         """Return how the graph is cut where the device changes, and what is copied for `n_rows` rows: a line for each split, in the way of
         GGML's debugging output; none if there is one device. Raises as `compute` does."""
         return splits_of(self._backend(device), n_rows)
+
+    def placement(self, device: Devices) -> dict[str, str]:
+        """Return the name of each node's device. Raises InputError as `compute` does."""
+        return placement_of(self._graph, device).names()
 
     def model(self) -> Model:
         """Return the graph with its constants, as the backends take it."""

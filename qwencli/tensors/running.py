@@ -75,9 +75,15 @@ def run(
         batch.outputs = ids[graph.outputs.name]
         check_range(graph.outputs.name, batch.outputs, n, "rows of the inputs")
     try:
-        return backend.run(list(fetch), batch, rows)
+        found = backend.run(list(fetch), batch, rows)
+        return {name: own(value, rows) for name, value in found.items()}
     finally:
         backend.cache.release(batch.segments[0].seq)
+
+
+def own(value: F32, given: Mapping[str, F32]) -> F32:
+    """Return a result in memory of its own: NumPy's may be a view of what was given."""
+    return value.copy() if any(np.may_share_memory(value, each) for each in given.values()) else value
 
 
 def check_names(needed: set[str], given: Mapping[str, ArrayLike], known: set[str]) -> None:
@@ -97,7 +103,7 @@ def rows_of(node: Tensor, values: ArrayLike) -> F32:
         raise InputError(
             f"the input '{node.name}' is {list(array.shape)}, expected [{N_TOKENS}, {node.shape[1]}]"
         )
-    return array.astype(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def ids_of(name: str, values: ArrayLike) -> I32:

@@ -21,6 +21,8 @@ from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear, Tensor
 from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
+from ...system.memory import Meter
+from ..buffers import Buffer, buffer_of, grown, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
 from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from .driver import Driver
 
+PROGRAMS = "programs and kernels"
+"""What has no address that is known: the objects of programs, and machine code."""
 COPIES = "device:copies"
 """What copying values into a program's memory, and out of it, is called among its rows."""
 AT_ONCE = 0
@@ -110,6 +114,8 @@ class CPUBackend(Stepping):
         usual = [Part((LOGITS,), (), "choose")] if LOGITS in model.graph.nodes else []
         self._parts = share.parts if share else usual
         self._writer = BatchWriter(model.config, self._pages, self._states)
+        self._nodes = nodes
+        self._meter = Meter()
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
     def _make_driver(self, cpus: frozenset[int]) -> Driver:
@@ -302,9 +308,10 @@ class CPUBackend(Stepping):
         rooms = {dim: room_for(n) for dim, n in counts.items()}
         key = (fetch, feed, *sorted(rooms.items()), ending)
         if key not in self._programs:
-            program = self._lower(fetch, feed, rooms, ending)
-            self._load([*RUNTIME, *program.specs])
-            program.link(self._kernels)
+            with self._meter.during(PROGRAMS):
+                program = self._lower(fetch, feed, rooms, ending)
+                self._load([*RUNTIME, *program.specs])
+                program.link(self._kernels)
             self._programs[key] = program
         return self._programs[key]
 
@@ -341,6 +348,22 @@ class CPUBackend(Stepping):
             self._tiles,
             self._layout,
         )
+
+    def buffers(self) -> list[Buffer]:
+        """See Backend.buffers. It may be called during a step."""
+        pages, states, at = self._pages, self._states, self._layout
+        layers = at.layers.of_model(self.model.config)
+        values = [array for program in list(self._programs.values()) for array in program.arrays]
+        return [
+            *weights(self.model.file, self._nodes, "cpu"),
+            *in_layers("KV cache", "cpu", layers.attention, pages.arenas, at.page_bytes, at.page_layer_bytes),
+            *in_layers(
+                "states", "cpu", layers.recurrent, states.arenas, at.state_bytes, at.state_layer_bytes
+            ),
+            buffer_of("activations", "cpu", [*values, self._writer.partials]),
+            buffer_of("panels and scratch", "cpu", self._team.arrays),
+            *grown(PROGRAMS, "cpu", self._meter.grown),
+        ]
 
 
 def room_for(n: int) -> int:

@@ -80,6 +80,11 @@ class PageMemory:
         self._arenas: dict[int, Bytes] = {}
         self._addresses: dict[int, int] = {}  # by page, since each step needs those of all pages
 
+    @property
+    def arenas(self) -> list[Bytes]:
+        """The memory that is allocated: each arena is some pages."""
+        return list(self._arenas.values())
+
     def address(self, page: int) -> int:
         """Return the address of a page. Raises QwenError if there is no memory for it."""
         if page not in self._addresses:

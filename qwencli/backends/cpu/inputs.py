@@ -40,6 +40,14 @@ class Inputs:
         self.scores = LIKELIHOOD.zeros(n_tokens)
         self.pointers = POINTERS.zeros(1)
 
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All memory of the inputs."""
+        return [
+            *(array for array in vars(self).values() if isinstance(array, np.ndarray)),
+            *self._multiples.values(),
+        ]
+
     def count(self, which: str) -> int:
         """Return the address of the number of tokens, of outputs or of attention's chunks."""
         return self._counts_at + int(COUNTS.offset(which))
@@ -107,6 +115,11 @@ class BatchWriter:
         self._states = states
         self._frequencies, self._magnitude = config.rope.frequencies()
         self._partials = np.zeros(0, np.float32)
+
+    @property
+    def partials(self) -> NDArray[np.float32]:
+        """The memory of attention's partial results."""
+        return self._partials
 
     def write(self, batch: Batch, inputs: Inputs) -> list[NDArray[Any]]:
         """Fill in a batch whose positions have been reserved. Returns arrays that have to stay alive until the step is done."""

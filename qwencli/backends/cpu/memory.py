@@ -135,6 +135,11 @@ class Buffers:
         insort(self._addresses, address)
         return buffer
 
+    @property
+    def all(self) -> list[Bytes]:
+        """All buffers that were ever taken."""
+        return list(self._all.values())
+
     def give(self, buffer: Bytes) -> None:
         self._free[len(buffer)].append(buffer)
 

@@ -137,6 +137,11 @@ class Program:
     def buffer_bytes(self) -> int:
         return self._memory.n_bytes
 
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All memory that steps write: inputs, and the values between the rows."""
+        return [*self.inputs.arrays, *self._memory.all]
+
     def value(self, name: str) -> Value:
         """Return the memory of a tensor that is computed and fetched, or fed. Its rows are in order."""
         return self.results.get(name) or self.values[name]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.arguments import CLAIM, LINE, STATUS, TEAM
@@ -88,6 +89,11 @@ class Team:
         self._threads: list[threading.Thread] = []
         self._step: Call | None = None
         self.close: Callable[[], object] = lambda: None
+
+    @property
+    def arrays(self) -> list[Bytes]:
+        """All memory of the team: its threads' own, and that through which they synchronise."""
+        return [*self._scratch, self._memory, self._shares, self._claims.view(np.uint8)]
 
     def _address(self, field: str) -> int:
         return address_of(self._memory) + int(TEAM.offset(field))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...network.graph import Graph, Tensor, Weight
 from ...network.model import Model
+from ..buffers import Buffer, buffer_of, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import LOGITS, Bytes, Results, Share, Stepping, Task, choose_with_numpy, score_with_numpy
 from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of, reader_of_batch
@@ -44,8 +45,8 @@ class NumpyBackend(Stepping):
         c = model.config
         shape = len(c.attention_layers), 2, PAGE, c.n_head_kv, c.head_dim
         self.cache_types = cache_types.chosen("f32", c.head_dim)
-        nodes = share.nodes if share else [*model.graph.nodes.values()]
-        layers = Layers.of(nodes)
+        self._nodes = nodes = share.nodes if share else [*model.graph.nodes.values()]
+        self._layers = layers = Layers.of(nodes)
         self._kv = KVPages(layers.attention, shape[1:], self.cache_types)
         self._states = States(layers.recurrent, c.delta_nets)
         self.cache = (
@@ -129,3 +130,32 @@ class NumpyBackend(Stepping):
     def write_state(self, state: int, layer: int, data: Bytes) -> None:
         """See Backend.write_state."""
         self.read_state(state, layer)[:] = data
+
+    def buffers(self) -> list[Buffer]:
+        """See Backend.buffers. Activations live only as long as a step."""
+        kept = [
+            buffer_of("weights as float32", "numpy", arrays, layer) for layer, arrays in self._weights.kept
+        ]
+        layers = self._layers.of_model(self.model.config)
+        pages, states = self._kv.arrays, self._states.arrays
+        page_bytes, state_bytes = (arrays[0].nbytes if arrays else 0 for arrays in (pages, states))
+        return [
+            *weights(self.model.file, self._nodes, "numpy"),
+            *kept,
+            *in_layers(
+                "KV cache",
+                "numpy",
+                layers.attention,
+                pages,
+                page_bytes,
+                page_bytes // max(1, len(layers.attention)),
+            ),
+            *in_layers(
+                "states",
+                "numpy",
+                layers.recurrent,
+                states,
+                state_bytes,
+                state_bytes // max(1, len(layers.recurrent)),
+            ),
+        ]

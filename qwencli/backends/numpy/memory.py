@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize, quantize
+from numpy.typing import NDArray
 
 from ...errors import ModelError, QwenError
 from ...gguf.file import GGUFFile, TensorInfo
 from ...network.config import DeltaNets
 from ...network.graph import Tensor, Weight
+from ..buffers import by_layer
 from ..kv_cache import PAGE, CacheTypes, KVSequence
 from ..protocol import F32, I32
 from .dequantize import to_float32
@@ -48,11 +51,13 @@ class WeightReader:
 
     def whole(self, weight: Tensor) -> F32:
         """Return all of a weight, float32 of its node's shape, without its scale."""
-        if len(weight.shape) == 1:
+        *sizes, _ = (size for size in weight.shape if isinstance(size, int))
+        if not sizes:
             return self.vector(weight).copy()
-        *experts, n_rows, _ = (d for d in weight.shape if isinstance(d, int))
-        of_each = (self.rows(weight, slice(n_rows), i) for i in range(*experts)) if experts else ()
-        return np.stack([*of_each]) if experts else self.rows(weight, slice(n_rows)).copy()
+        rows = slice(sizes[-1])
+        if len(sizes) == 1:
+            return self.rows(weight, rows).copy()
+        return np.stack([self.rows(weight, rows, expert) for expert in range(sizes[0])])
 
     def vector(self, weight: Tensor) -> F32:
         """Return a vector, or a part of it, float32 [n]."""
@@ -84,6 +89,12 @@ class WeightReader:
                     self._left -= block.nbytes
                     self._kept[weight.name, expert, start] = block
             yield which, block
+
+    @property
+    def kept(self) -> Iterator[tuple[int | None, list[NDArray[Any]]]]:
+        """The weights that are kept as float32, by layer. What is float32 in the file, where it can't be written, is no copy."""
+        copies = ((name, block) for (name, *_), block in list(self._kept.items()) if block.flags.writeable)
+        return by_layer(copies)
 
     def product(self, weight: Tensor, x: F32, expert: int | None = None) -> F32:
         """Return x @ weight.T, [k, m], times the weight's scale."""
@@ -119,6 +130,11 @@ class KVPages:
             except MemoryError:
                 raise QwenError(f"not enough memory for {PAGE} more positions of the KV cache") from None
         return self._pages[page]
+
+    @property
+    def arrays(self) -> list[F32]:
+        """The arrays of all pages that were made."""
+        return list(self._pages.values())
 
     def layer(self, page: int, layer: int) -> F32:
         """Return a layer's part of a page, [2, PAGE, n_head_kv, head_dim]."""
@@ -162,6 +178,11 @@ class States:
             assert self._nets is not None
             self._memory[state] = np.zeros(len(self._layers) * sum(self._nets.n_state), np.float32)
         return self._memory[state]
+
+    @property
+    def arrays(self) -> list[F32]:
+        """The memory of all states that were made."""
+        return list(self._memory.values())
 
     def whole_layer(self, state: int, layer: int) -> F32:
         """Return a layer's part of a state, a vector."""

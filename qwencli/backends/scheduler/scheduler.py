@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
 from ...errors import InputError
 from ...network.graph import LOGITS, N_OUTPUTS, N_TOKENS, Tensor, Weight
 from ...network.model import Model
 from ...units import size
+from ..buffers import Buffer
 from ..cpu.program import RowTime
 from ..kv_cache import CacheTypes, KVCache, Layers
 from ..protocol import Backend, Batch, Bytes, Part, Results, Share, Stepping, Task
@@ -178,6 +181,19 @@ class Scheduler(Stepping):
     def write_state(self, state: int, layer: int, data: Bytes) -> None:
         """See Backend.write_state."""
         self._holders["state", layer].write_state(state, layer, data)
+
+    def buffers(self) -> list[Buffer]:
+        """See Backend.buffers. A weight that several devices read belongs to the first of them."""
+        found: list[Buffer] = []
+        seen: set[int] = set()
+        for number, backend in self.devices.items():
+            name = self.placement.devices[number].name
+            for buffer in backend.buffers():
+                new = np.array([address not in seen for address, _ in buffer.places.tolist()], np.bool_)
+                places = buffer.places[new]
+                seen.update(places[:, 0].tolist())
+                found.append(replace(buffer, device=name, places=places))
+        return found
 
     def describe(self, n_tokens: int = 1, n_outputs: int = 1) -> list[str]:
         """Return the splits of a step as lines, in the way of GGML's debugging output."""

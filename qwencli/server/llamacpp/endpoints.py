@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from ... import __version__
 from ...llm import LLM
+from ...machine.buffers import folded, memory_report
 from ...request.prompt import check_room
 from ...request.request import Request
 from ...request.timings import n_computed
@@ -89,6 +90,7 @@ class LlamaCpp:
             name: tokenizer.decode([token]) if token is not None else ""
             for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
         }
+        report = await asyncio.to_thread(memory_report, llm)
         usual = settings(options.sampling, RANDOM, options.max_tokens)
         return JSONResponse(
             {
@@ -106,6 +108,7 @@ class LlamaCpp:
                 **named,
                 "build_info": f"qwencli {__version__}",
                 "is_sleeping": False,
+                "buffers": folded(report["buffers"]),
             }
         )
 

@@ -5,7 +5,7 @@ import { el, visible } from "./dom.js";
 import { Figure, read, setText, Slots, Table, written } from "./figures.js";
 import { parseMetrics } from "./prometheus.js";
 
-const EVERY = 1000; // milliseconds
+const EVERY = 1000, EVERY_PROPS = 10000; // milliseconds
 
 const count = new Intl.NumberFormat("en");
 const short = (value) => (value < 99.5 ? value.toFixed(value && value < 9.95 ? 1 : 0) : count.format(Math.round(value)));
@@ -24,6 +24,7 @@ export class ServerView {
   #turn = 0; // of polling: results of an earlier turn are ignored
   #last = null; // {time, prompt, predicted}: the token counts of the last poll
   #props = null;
+  #propsTime = 0;
 
   constructor(root) {
     this.problem = el("p", { class: "error", role: "alert", hidden: true });
@@ -35,9 +36,10 @@ export class ServerView {
     this.cache = new Table("Cache");
     this.totals = new Table("Since the start");
     this.model = new Table("Model");
+    this.memory = new Table("Memory");
     const figures = el("div", { class: "figures" }, this.predicted.node, this.prompt.node, this.running.node, this.waiting.node);
     root.append(el("div", { class: "server" }, this.problem, figures, this.slots.node,
-      el("div", { class: "tables" }, this.model.node, this.cache.node, this.totals.node)));
+      el("div", { class: "tables" }, this.model.node, this.cache.node, this.totals.node, this.memory.node)));
     document.addEventListener("visibilitychange", () => this.#go());
   }
 
@@ -55,12 +57,13 @@ export class ServerView {
 
   async #poll() {
     const turn = this.#turn;
+    if (performance.now() - this.#propsTime > EVERY_PROPS) this.#props = null; // buffers grow
     const asked = [getText("metrics"), getJson("slots"), this.#props ?? getJson("props")];
     const [metrics, slots, props] = await Promise.allSettled(asked);
     if (turn !== this.#turn) return;
     if (slots.value) this.slots.show(slots.value);
     if (metrics.value !== undefined) this.#showMetrics(parseMetrics(metrics.value), slots.value ?? []);
-    if (props.value) this.#showModel((this.#props = props.value));
+    if (props.value && props.value !== this.#props) this.#showProps(props.value);
     const failed = [metrics, slots, props].find(({ reason }) => reason)?.reason;
     this.problem.hidden = !failed;
     if (failed) setText(this.problem, visible(failed.message));
@@ -95,6 +98,13 @@ export class ServerView {
     this.#last = now;
   }
 
+  #showProps(props) {
+    this.#props = props;
+    this.#propsTime = performance.now();
+    this.#showModel(props);
+    this.memory.show((props.buffers ?? []).map(memoryRow));
+  }
+
   #showModel(props) {
     const path = String(props.model_path ?? "");
     const defaults = props.default_generation_settings ?? {};
@@ -105,6 +115,19 @@ export class ServerView {
       ["Version", props.build_info],
     ].filter(([, shown]) => shown));
   }
+}
+
+// What a buffer holds, and what of it is in memory: of several devices, each has its own.
+function memoryRow({ buffer, device, layers, resident, bytes }) {
+  const name = [buffer, device, layers && `layers ${layers}`].filter(Boolean).join(", ");
+  const whole = bytes == null ? "" : inBytes(bytes), there = resident == null ? "unknown" : inBytes(resident);
+  return [name, !whole || there === whole ? there : `${there} of ${whole}`];
+}
+
+function inBytes(n) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, n)) / 3));
+  return `${(n / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
 const sum = (slots, of) => slots.reduce((total, slot) => total + of(slot), 0);

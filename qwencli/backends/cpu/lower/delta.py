@@ -17,7 +17,7 @@ from .registry import lowers
 @lowers(DeltaConv)
 @lowers(Conv)
 def conv(p: Program, node: Tensor) -> None:
-    """Add a convolution. For a delta net alone, it scales queries and keys too."""
+    """Add a convolution. If only a delta net reads the result, it scales queries and keys too."""
     op = node.op
     assert isinstance(op, (DeltaConv, Conv))
     n_head_k, eps = (op.n_head_k, op.eps) if isinstance(op, DeltaConv) else (0, 0.0)
@@ -91,8 +91,7 @@ def delta_net(p: Program, node: Tensor) -> None:
 
 
 def normalised(p: Program, qkv: Value, op: DeltaNet) -> Value:
-    """Add a row that scales queries and keys of a convolution that hasn't done so. Returns a copy, whose memory is freed with that of
-    `qkv`."""
+    """Add a row that scales queries and keys, as the convolution hasn't. Returns a copy, whose memory is freed with that of `qkv`."""
     d = nets_of(p).head_dim
     out = Value(qkv.dim, qkv.width, p.take(4 * p.rooms[qkv.dim] * qkv.width))
     qkv.others.append(out.memory)

@@ -39,14 +39,13 @@ class Routed(Value):
 
     def read(self, n: int, shape: Sequence[int]) -> Any:
         """Return the experts of `n` tokens, i32 [n, width], and their weights, f32."""
-        return self._numbers(self.memory, np.int32, n).copy(), self._numbers(
-            self.weights, np.float32, n
-        ).copy()
+        experts, weights = self._numbers(self.memory, np.int32, n), self._numbers(self.weights, np.float32, n)
+        return experts.copy(), weights.copy()
 
     def write(self, rows: Any) -> None:
         experts, weights = rows
         self._numbers(self.memory, np.int32, len(experts))[:] = experts
-        self._numbers(self.weights, np.float32, len(experts))[:] = weights
+        self._numbers(self.weights, np.float32, len(weights))[:] = weights
 
     def _numbers(self, memory: Bytes, kind: type[np.number[Any]], n: int) -> NDArray[Any]:
         return memory[: 4 * n * self.width].view(kind).reshape(n, self.width)
