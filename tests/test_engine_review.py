@@ -205,11 +205,12 @@ def test_an_answer_is_no_longer_after_ctrl_c_at_its_last_token(
 ) -> None:
     engine, seq = Engine(backend, n_ctx=400), Sequence([1] * 5, GREEDY, 3)
     engine.submit(seq)
+    engine.step()
+    engine.step()
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_finish", lambda seq, reason: interrupt())
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                engine.step()
+            engine.step()
     assert len(seq.generated) == 3
     engine.step()
     assert (seq.stop_reason, len(seq.generated), engine.running) == ("length", 3, [])

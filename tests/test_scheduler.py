@@ -1,10 +1,12 @@
 """A graph that runs on several devices: the same bits as on one, whatever is cut, kept, loaded, interrupted or wrong."""
 
 import gc
+import itertools
 import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -283,6 +285,63 @@ def test_answers_after_ctrl_c_at_any_time(model: Model, alarm: Callable[[float],
     assert [seq.generated for seq in sequences] == expected
 
 
+WATCHED = (
+    "driver.py",
+    "team.py",
+    "scheduler.py",
+    "protocol.py",
+    "backend.py",
+    "threading.py",
+    "_base.py",
+    "thread.py",
+)
+"""Files in which Ctrl-C comes: ours, and those of the standard library that a driver may use."""
+
+
+class CtrlC:
+    """Raises KeyboardInterrupt where Python looks for signals: at the start of a function and after a call of one in C. The n-th time that
+    is in a watched file."""
+
+    def __init__(self, n: int) -> None:
+        self._n_left = n
+
+    def __enter__(self) -> None:
+        sys.setprofile(self._look)
+
+    def __exit__(self, *exc: object) -> None:
+        sys.setprofile(None)
+
+    def _look(self, frame: Any, event: str, arg: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(WATCHED):
+            self._n_left -= 1
+            if self._n_left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
+def test_ctrl_c_anywhere_leaves_nothing_locked(folder: Path, alarm: Callable[[float], None]) -> None:
+    """Neither in ours nor in what it is made of; the next step is as if nothing had been."""
+    backend = divided(preset(folder, "tiny-qwen3"))
+
+    def logits() -> F32:
+        seq = KVSequence()
+        try:
+            return backend.run([LOGITS], Batch([Segment(seq, [1, 2, 3], 1)]))[LOGITS]
+        finally:
+            backend.cache.release(seq)
+
+    expected = logits()
+    alarm(60)  # it would wait forever
+    for n in itertools.count(1):
+        try:
+            with CtrlC(n):
+                logits()
+            break
+        except KeyboardInterrupt:
+            assert np.array_equal(logits(), expected), n
+    assert n > 50
+
+
 @pytest.mark.parametrize("what", ["page", "state", "copy"])
 def test_a_step_that_was_begun_and_not_finished_writes_to_no_memory_of_others(
     folder: Path, what: str
@@ -296,7 +355,7 @@ def test_a_step_that_was_begun_and_not_finished_writes_to_no_memory_of_others(
     batch = Batch([Segment(seq, tokens, 1)])
     batch.reserve(backend.cache)
     late = threading.Event()
-    first._driver._thread.submit(late.wait)
+    first._driver._put(late.wait)
     threading.Timer(0.1, late.set).start()
     backend.begin(Task((LOGITS,), batch))
     page, state = seq.pages[0], seq.states[len(tokens)]
@@ -310,7 +369,7 @@ def test_a_step_that_was_begun_and_not_finished_writes_to_no_memory_of_others(
             backend.write_page(page, 0, expected)
         else:
             backend.write_state(state, 0, expected)
-    first._driver._thread.submit(int).result(60)  # until it is idle
+    first._driver._put(int).wait()  # until it is idle
     assert np.array_equal(found, expected)
 
 

@@ -36,9 +36,8 @@ from .team import BUDGET, BUDGET_OF_MANY, PATIENCE, RUNTIME, Team, physical_core
 from .tuning import chosen
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from .driver import Driver
+    from .driver import Step as Driven
 
 PROGRAMS = "programs and kernels"
 """What has no address that is known: the objects of programs, and machine code."""
@@ -60,11 +59,11 @@ GREEDY = Draw(
 
 
 class Begun(NamedTuple):
-    """A step that was begun: its program, and what a driver runs if the device has one."""
+    """A step that was begun: its program, and what the driver runs if the device has one."""
 
     task: Task
     program: Program
-    future: Future[Results] | None = None
+    driven: Driven[Results] | None = None
 
 
 class CPUBackend(Stepping):
@@ -119,7 +118,7 @@ class CPUBackend(Stepping):
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
     def _make_driver(self, cpus: frozenset[int]) -> Driver:
-        from .driver import Driver  # which imports more than all else here, and most runs need none
+        from .driver import Driver  # most runs need none
 
         return Driver(self._team, cpus)
 
@@ -152,8 +151,8 @@ class CPUBackend(Stepping):
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. Without a driver the step runs in `finish`, on the thread that calls it."""
         task, program = self._prepare(task)
-        future = self._driver.begin(lambda: self._execute(task, program)) if self._driver else None
-        return Begun(task, program, future)
+        driven = self._driver.begin(lambda: self._execute(task, program)) if self._driver else None
+        return Begun(task, program, driven)
 
     def _prepare(self, task: Task) -> tuple[Task, Program]:
         """Return a task with its values checked, and its program."""
@@ -170,9 +169,9 @@ class CPUBackend(Stepping):
 
     def finish(self, begun: Begun) -> Results:
         """See Backend.finish."""
-        if begun.future is None or self._driver is None:
+        if begun.driven is None or self._driver is None:
             return self._execute(begun.task, begun.program)
-        return self._driver.finish(begun.future)
+        return self._driver.finish(begun.driven)
 
     def _execute(self, task: Task, program: Program) -> Results:
         """Run a step's program, and copy what it has computed out of its memory."""
