@@ -351,6 +351,9 @@ def check(model: Model, splits: Sequence[Split], of: dict[str, int], fetch: Sequ
     assert set(fetch) <= ready
     wanted = set(fetch).union(*(split.feed for split in splits))
     assert ready == wanted, "values that nobody needs are copied"
+    for i, split in enumerate(splits):
+        later = {name for other in splits[i + 1 :] for name in other.feed}
+        assert set(split.last) == set(split.feed) - later - set(fetch)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in PRESETS if name.startswith("tiny-")))
@@ -378,7 +381,8 @@ def test_a_known_cut(model: Model) -> None:
     first, second, third = splits_of(model, (ONE,), {"blk.0.attn_k.weight": "two"})
     assert (first.device, first.feed, first.fetch[0]) == (0, (), "inp_embd")
     assert {"inp_embd", "attn_norm-0", "Qcur-0", "Vcur_heads-0"} <= set(first.nodes)
-    assert second == Split(1, ("Kcur_flat-0", "Kcur_heads-0"), ("attn_norm-0",), ("Kcur_heads-0",))
+    keys = Split(1, ("Kcur_flat-0", "Kcur_heads-0"), ("attn_norm-0",), ("Kcur_heads-0",), ("attn_norm-0",))
+    assert second == keys
     assert {"Kcur_heads-0", "Vcur_heads-0", "Qcur-0", "inp_embd"} == set(third.feed)
     assert third.fetch == (LOGITS,)
     assert {"kv-0", "kqv_out-0", LOGITS} <= set(third.nodes)

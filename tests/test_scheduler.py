@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,31 @@ def test_experts_elsewhere_get_their_numbers_and_weights(folder: Path) -> None:
     splits = backend.plan((LOGITS,), ())
     assert len(splits) == 2 * model.config.n_layer + 1
     assert routes <= {name for split in splits if split.device == 1 for name in split.feed}
+
+
+def test_values_are_kept_only_as_long_as_a_split_needs_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mixture of experts' many splits each hands on some megabytes."""
+    model = preset(folder, "tiny-qwen3moe")
+    backend, handed, n_alive = divided(model, (ONE,), {"down_exps": "two"}), [], []
+
+    def watch(device: Backend, finish: Callable[[Any], Any]) -> None:
+        def finished(begun: Any) -> Any:
+            results = finish(begun)
+            n_alive.append(sum(array() is not None for array in handed))
+            for value in results.values.values():
+                handed.extend(map(weakref.ref, value if isinstance(value, tuple) else [value]))
+            return results
+
+        monkeypatch.setattr(device, "finish", finished)
+
+    for device in backend.devices.values():
+        watch(device, device.finish)
+    backend.step(Batch([Segment(KVSequence(), [1, 2, 3], 1)]))
+    per_layer = 4  # the route is a pair; then what goes to the experts, and what is added to their sum
+    assert len(handed) > model.config.n_layer * per_layer
+    assert max(n_alive) <= 2 * per_layer
 
 
 def test_more_threads_and_three_devices(folder: Path) -> None:

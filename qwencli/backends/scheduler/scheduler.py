@@ -140,6 +140,8 @@ class Scheduler(Stepping):
         for split in plan:
             results = run(self.devices[split.device], self._task(task, split, values))
             values |= results.values
+            for name in split.last:
+                del values[name]
             last = results if LOGITS in split.fetch else last
         return last._replace(values={name: values[name] for name in task.fetch if name in values})
 

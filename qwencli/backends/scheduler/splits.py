@@ -10,12 +10,13 @@ from ...network.graph import Attention, Conv, DeltaNet, Input, KVStore, Rows, Te
 
 class Split(NamedTuple):
     """`nodes` that run on the device with the number `device`. `feed` are the tensors that they need from other splits, or that the caller
-    gives; `fetch` are those that other splits or the caller need from them."""
+    gives; `fetch` are those that other splits or the caller need from them. `last` are those of `feed` that nobody needs afterwards."""
 
     device: int
     nodes: tuple[str, ...]
     feed: tuple[str, ...]
     fetch: tuple[str, ...]
+    last: tuple[str, ...] = ()
 
 
 def cut(nodes: Sequence[Tensor], device_of: Mapping[str, int], fetch: Iterable[str]) -> list[Split]:
@@ -24,7 +25,7 @@ def cut(nodes: Sequence[Tensor], device_of: Mapping[str, int], fetch: Iterable[s
     Nodes that `nodes` lacks are given. The nodes of a split keep their order. Each device has the inputs and its weights: they are only in
     a split if they are fetched.
     """
-    wanted = set(fetch)
+    wanted, kept = set(fetch), set(fetch)
     runs = list(
         _runs(
             [node for node in nodes if not isinstance(node.op, (Input, Weight)) or node.name in wanted],
@@ -40,15 +41,19 @@ def cut(nodes: Sequence[Tensor], device_of: Mapping[str, int], fetch: Iterable[s
                 if not is_there and place.get(source.name) != i:
                     feeds[i][source.name] = None
                     wanted.add(source.name)
-    return [
-        Split(
-            device_of[run[0].name],
-            tuple(node.name for node in run),
-            tuple(feed),
-            tuple(node.name for node in run if node.name in wanted),
+    splits = []
+    for run, feed in zip(reversed(runs), reversed(feeds)):
+        splits.append(
+            Split(
+                device_of[run[0].name],
+                tuple(node.name for node in run),
+                tuple(feed),
+                tuple(node.name for node in run if node.name in wanted),
+                tuple(name for name in feed if name not in kept),
+            )
         )
-        for run, feed in zip(runs, feeds)
-    ]
+        kept.update(feed)
+    return splits[::-1]
 
 
 def _runs(nodes: Sequence[Tensor], device_of: Mapping[str, int]) -> Iterator[list[Tensor]]:
