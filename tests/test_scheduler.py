@@ -21,6 +21,7 @@ from divided import ALLOWED, NUMPY, ONE, TWO, divided, wishes
 from engine_runs import finish
 from random_models import write_random_model
 from shapes import PRESETS
+from test_architectures import WAYS, Way, in_one_step
 
 from qwencli.backends.choose import make_devices
 from qwencli.backends.cpu.backend import CPUBackend
@@ -237,7 +238,26 @@ def answer(engine: Engine, tokens: Sequence[int], n: int = 6) -> EngineSequence:
     return seq
 
 
-def test_after_a_shared_prefix(model: Model) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_logits_have_the_bits_of_one_device(model: Model, tmp_path: Path, way: Way) -> None:
+    """In one step; after a prefix, with a copied part of a page; from a session; among others."""
+    tokens = tokens_of(model, 300)
+    expected = in_one_step(lambda: CPUBackend(model, 1), tokens, tmp_path)
+    assert np.array_equal(way(lambda: divided(model, shares=(3.0, 2.0)), tokens, tmp_path), expected)
+
+
+def test_a_page_is_copied_on_all_devices(folder: Path) -> None:
+    model = preset(folder, "tiny-qwen3")
+    backend, rng = divided(model), np.random.default_rng(0)
+    backend.cache.reserve(KVSequence(), 100)
+    data = [rng.integers(0, 256, len(backend.read_page(0, i)), np.uint8) for i in range(model.config.n_layer)]
+    for layer, its in enumerate(data):
+        backend.write_page(0, layer, its)
+    backend.copy_page(0, 1)
+    assert all(np.array_equal(backend.read_page(1, layer), its) for layer, its in enumerate(data))
+
+
+def test_answers_after_a_shared_prefix(model: Model) -> None:
     """Of whole pages, and of a part of one, which is copied; for a recurrent model from a border."""
     begin = tokens_of(model, 150)
     prompts = [begin, [*begin[:140], 1, 2, 3], [*begin[:70], 5, 6], begin]
