@@ -138,12 +138,14 @@ class Backend(Protocol):
         ...
 
     def run(
-        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
-    ) -> dict[str, F32]:
-        """Run the part of the graph that the tensors named in `fetch` need, and return them as float32 arrays.
+        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Run the part of the graph that the tensors named in `fetch` need, and return them: float32 arrays of the tensors' shapes, but i32
+        for inputs, and for a route a pair, the experts' numbers, i32, and their weights (see values.py).
 
         Tensors in `feed` aren't computed but used as they are: with `feed={HIDDEN: rows}` and no batch only the output head runs. Raises
-        ModelError for a name that isn't in the graph.
+        ModelError for a name that isn't in the graph or a tensor that has no value or can't be fed, InputError for what is fed in the wrong
+        shape.
         """
         ...
 
@@ -233,8 +235,8 @@ class Stepping:
             raise InputError(f"the batch has a token outside the vocabulary of {n_vocab}")
 
     def run(
-        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, F32] | None = None
-    ) -> dict[str, F32]:
+        self, fetch: Sequence[str], batch: Batch | None = None, feed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """See Backend.run."""
         return dict(self.complete(Task(tuple(fetch), batch, feed or {})).values)
 
@@ -244,7 +246,8 @@ class Stepping:
 
     def hidden(self, batch: Batch) -> F32:
         """See Backend.hidden."""
-        return self.run([HIDDEN], batch)[HIDDEN]
+        rows: F32 = self.run([HIDDEN], batch)[HIDDEN]
+        return rows
 
     def sample(self, batch: Batch, draws: Sequence[Draw | None]) -> list[int | F32]:
         """See Backend.sample."""
