@@ -354,12 +354,13 @@ def test_what_the_system_does_not_say_is_unknown(
     assert all(each["resident"] is None for each in report["buffers"])
 
 
-def test_devices_are_those_of_the_buffers(call: Call) -> None:
-    code, out, err = call("info", EMBEDDED, "--device", "numpy")
-    assert (code, out) == (2, "")
-    assert "are for --buffers" in err
-    code, _, err = call("info", EMBEDDED, "--buffers", "--device", "gpu")
-    assert code == 1
+def test_buffers_are_those_of_the_devices(call: Call) -> None:
+    code, out, _ = call("info", EMBEDDED, "--buffers", "--device", "cpus:0,numpy", "--json")
+    assert code == 0
+    found = {(row["buffer"], row["device"]) for row in json.loads(out)["memory"]["buffers"]}
+    assert {("weights", "cpus:0"), ("weights as float32", "numpy"), ("KV cache", "numpy")} <= found
+    code, out, err = call("info", EMBEDDED, "--buffers", "--device", "gpu")
+    assert (code, out) == (1, "")
     assert "unknown device 'gpu'; known are cpu, " in err
 
 
