@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ class LLM:
         asked = n_ctx
         n_ctx = self.fit.choose(asked, fit, report)
         for part in own:
-            n_ctx = min(n_ctx, part.choose(asked and n_ctx, fit, report))
+            n_ctx = replace(part, n_ctx=n_ctx).choose(asked and n_ctx, fit, report)
         if not use_mmap:  # read only now that it is known to fit
             self.file = GGUFFile(path, use_mmap)
             self.model = load_model(self.file)

@@ -15,7 +15,8 @@ from ..errors import ModelError
 from ..gguf.file import GGUFFile
 from ..gguf.metadata import ARRAY, LazyArray
 from ..gguf.types import FILE_TYPES
-from ..units import size
+from ..network.graph import Weight
+from ..units import ranges, size
 from ._buffers import layer_table, table
 from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, model_argument
@@ -25,6 +26,7 @@ from ._streams import printable, say, write_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..backends.scheduler.wishes import Wishes
     from ..network.model import Model
 
 SHOWN_ELEMENTS = 64  # of an array in JSON; longer ones are described
@@ -75,12 +77,10 @@ def info(
 
     That is its architecture, size, types and metadata, and the memory that a context takes.
     """
-    if devices != DeviceOptions() and not buffers:
-        raise click.UsageError("--device and how the model is divided are for --buffers, which is missing")
     chosen = choose_model(model, quiet=model is not None)
     memory = memory_of(chosen.path, devices, cache_type_k, cache_type_v, no_mmap) if buffers else None
     file = GGUFFile(chosen.path, use_mmap=not no_mmap)
-    facts = describe(file, CacheTypes(cache_type_k, cache_type_v))
+    facts = describe(file, CacheTypes(cache_type_k, cache_type_v), devices.wishes())
     if tensors:
         facts["tensors"] = [
             {"name": t.name, "type": t.type.name, "shape": list(t.shape), "n_bytes": t.n_bytes}
@@ -91,8 +91,13 @@ def info(
     write_text(json.dumps(facts) + "\n" if as_json else as_text(facts, file))
 
 
-def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[str, Any]:
-    """The facts, as `--json` prints them; None where the file doesn't say. Raises FormatError for a damaged file."""
+def describe(
+    file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES, wishes: Wishes | None = None
+) -> dict[str, Any]:
+    """The facts, as `--json` prints them; None where the file doesn't say. With `wishes`, also how these divide the model.
+
+    Raises FormatError for a damaged file, InputError for wishes that don't fit the model.
+    """
     from ..network.load import load_model
 
     facts = in_the_file(file)
@@ -102,6 +107,8 @@ def describe(file: GGUFFile, cache_types: CacheTypes = DEFAULT_TYPES) -> dict[st
         facts |= {"runs": False, "why_not": str(error).removeprefix(f"{file.path}: ")}
     else:
         facts |= of_the_model(model, cache_types)
+        if wishes:
+            facts["devices"] = of_the_devices(model, wishes)
     return facts | {"metadata": {key: plain(value) for key, value in file.metadata.items()}}
 
 
@@ -200,6 +207,28 @@ def of_the_model(model: Model, cache_types: CacheTypes) -> dict[str, Any]:
     return facts
 
 
+def of_the_devices(model: Model, wishes: Wishes) -> list[dict[str, Any]]:
+    """What each device gets if the model is divided. A layer of which it gets a part counts."""
+    from ..backends.scheduler.placement import layers_of, place
+
+    placement, layer_of = place(model, wishes), layers_of(model)
+    found = []
+    for number, device in enumerate(placement.devices):
+        nodes = [node for name, node in model.graph.nodes.items() if placement.of[name] == number]
+        weights = {s.op.info.name: s.op.info for node in nodes for s in node.src if isinstance(s.op, Weight)}
+        found.append(
+            {
+                "name": device.name,
+                "layers": sorted(
+                    {layer_of[node.name] for node in nodes if node.src} - {model.config.n_layer}
+                ),
+                "n_tensors": len(weights),
+                "weight_bytes": sum(info.n_bytes for info in weights.values()),
+            }
+        )
+    return found
+
+
 def plain(value: Any) -> Any:
     """A value of the metadata for JSON, which has no NaN; arrays that are long or contain arrays are only described."""
     if not isinstance(value, LazyArray):
@@ -218,7 +247,7 @@ def column(names: Iterable[str]) -> int:
 
 def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
     """The facts in rows, then the metadata, then the tensors if they are among the facts."""
-    lines = [*about_file(facts), *about_network(facts), *about_memory(facts)]
+    lines = [*about_file(facts), *about_network(facts), *about_memory(facts), *about_devices(facts)]
     lines += ["", f"metadata ({facts['n_kv']})"]
     width = column(file.metadata)
     for key, value in facts["metadata"].items():
@@ -290,4 +319,13 @@ def about_memory(facts: dict[str, Any]) -> list[str]:
     if facts["free_bytes"] is not None:
         fitting = f"{facts['fitting_context']} of {facts['context_length']} tokens"
         lines.append(row("fits", f"{fitting} in {size(facts['free_bytes'])} free"))
+    return lines
+
+
+def about_devices(facts: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for device in facts.get("devices", []):
+        layers = ranges(set(device["layers"])) or "none"
+        held = f"layers {layers}, {device['n_tensors']} tensors, {size(device['weight_bytes'])}"
+        lines.append(row("" if lines else "devices", f"{device['name']}: {held}"))
     return lines

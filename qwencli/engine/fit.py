@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..backends.kv_cache import MOST_BORDERS, PAGE, CacheTypes, Layers, n_pages_for
 from ..errors import InputError, NoMemory
@@ -16,6 +16,7 @@ from ..system.host import Host
 from ..units import size
 
 if TYPE_CHECKING:
+    from ..backends.devices import Device
     from ..backends.scheduler.placement import Placement
 
 PROCESS_BYTES = 96 * 2**20
@@ -130,37 +131,52 @@ def measure(
 def measure_devices(
     model: Model, placement: Placement, types: CacheTypes, n_batch: int = 512, host: Host | None = None
 ) -> tuple[Fit, list[Fit]]:
-    """Return the memory that a divided model takes in all, and on each device that has memory of its own: a NUMA node.
+    """Return the memory that a divided model takes in all, and on each NUMA node that has devices, whose memory they share.
 
     Raises what `measure` does.
     """
     host = host or Host()
-    path, free = str(model.file.path), host.free()
-    parts, own = [], []
+    path = str(model.file.path)
+    parts = []
     for number, device in enumerate(placement.devices):
         nodes = [node for name, node in model.graph.nodes.items() if placement.of[name] == number]
-        weights = [source.op for node in nodes for source in node.src if isinstance(source.op, Weight)]
-        tensors = {weight.info.name: weight.info for weight in weights}.values()
         if not nodes:
             continue
-        of_node = host.node_free(device.node) if device.node is not None else None
-        part = _fit(
-            f"{path} on {device.name}", model, nodes, tensors, device.backend, types, n_batch, of_node
-        )
-        parts.append(part)
-        own += [part] * (of_node is not None)
-    whole = Fit(
+        weights = [source.op for node in nodes for source in node.src if isinstance(source.op, Weight)]
+        tensors = {weight.info.name: weight.info for weight in weights}
+        fit = _fit(path, model, nodes, tensors.values(), device.backend, types, n_batch, None)
+        parts.append(_Part(device, fit, tensors))
+    own = []
+    for node in sorted({part.device.node for part in parts if part.device.node is not None}):
+        there = [part for part in parts if part.device.node == node]
+        free = host.node_free(node)
+        if free is not None:
+            names = " and ".join(part.device.name for part in there)
+            tensors = {name: tensor for part in there for name, tensor in part.tensors.items()}
+            own.append(_together(f"{path} on {names}", there, tensors.values(), free))
+    return _together(path, parts, model.file.tensors.values(), host.free()), own
+
+
+class _Part(NamedTuple):
+    """What a device of a divided model takes, and its tensors by name, of which others may have some too."""
+
+    device: Device
+    fit: Fit
+    tensors: dict[str, TensorInfo]
+
+
+def _together(path: str, parts: Sequence[_Part], tensors: Collection[TensorInfo], free: int | None) -> Fit:
+    """Return what several devices of a process take that have these tensors in all."""
+    fits = [part.fit for part in parts]
+    return Fit(
         path=path,
-        n_ctx=model.config.n_ctx,
-        weights=sum(
-            tensor.n_bytes for tensor in model.file.tensors.values()
-        ),  # of which devices may share some
-        page=sum(part.page for part in parts),
-        state=sum(part.state for part in parts),
-        work=sum(part.work for part in parts) - (len(parts) - 1) * PROCESS_BYTES,
+        n_ctx=fits[0].n_ctx,
+        weights=sum(tensor.n_bytes for tensor in tensors),
+        page=sum(fit.page for fit in fits),
+        state=sum(fit.state for fit in fits),
+        work=sum(fit.work for fit in fits) - (len(fits) - 1) * PROCESS_BYTES,
         free=free,
     )
-    return whole, own
 
 
 def _fit(

@@ -27,7 +27,6 @@ from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
 from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
 from .cache import CacheLayout, PageMemory, kv_layout
-from .driver import Driver
 from .inputs import BatchWriter, Inputs, queries_at_once
 from .lower import lower
 from .program import SOME_TOKENS, Program, RowTime, activation_kind, weight_info
@@ -38,6 +37,8 @@ from .tuning import chosen
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from .driver import Driver
 
 PROGRAMS = "programs and kernels"
 """What has no address that is known: the objects of programs, and machine code."""
@@ -98,7 +99,7 @@ class CPUBackend(Stepping):
         patience = AT_ONCE if share else PATIENCE  # meanwhile other devices need the CPUs
         n_threads = n_threads or physical_cores()
         self._team = Team(self._kernels, n_threads, self._scratch_bytes(nodes), cpus, patience)
-        self._driver = Driver(self._team, cpus) if cpus else None
+        self._driver = self._make_driver(cpus) if cpus else None
         self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
         self._layout = CacheLayout(model, self.cache_types, Layers.of(nodes))
@@ -116,6 +117,16 @@ class CPUBackend(Stepping):
         self._nodes = nodes
         self._meter = Meter()
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
+
+    def _make_driver(self, cpus: frozenset[int]) -> Driver:
+        from .driver import Driver  # which imports more than all else here, and most runs need none
+
+        return Driver(self._team, cpus)
+
+    def _end_lost(self) -> None:
+        """End a step that was begun and not finished, before memory is used that it writes to."""
+        if self._driver:
+            self._driver.end_lost()
 
     def _scratch_bytes(self, nodes: Sequence[Tensor]) -> int:
         c = self.model.config
@@ -146,6 +157,7 @@ class CPUBackend(Stepping):
 
     def _prepare(self, task: Task) -> tuple[Task, Program]:
         """Return a task with its values checked, and its program."""
+        self._end_lost()
         graph = self.model.graph
         check_fetched(graph, task.fetch)
         task = replace(task, feed=checked_feed(graph, task.feed))
@@ -248,11 +260,13 @@ class CPUBackend(Stepping):
 
     def copy_page(self, source: int, target: int) -> None:
         """See Backend.copy_page."""
+        self._end_lost()
         with self._lock:
             self._pages.memory(target)[:] = self._pages.memory(source)
 
     def read_page(self, page: int, layer: int) -> Bytes:
         """See Backend.read_page. It is a view."""
+        self._end_lost()
         start = self._layout.in_page(layer)
         return self._pages.memory(page)[start : start + self._layout.page_layer_bytes]
 
@@ -262,6 +276,7 @@ class CPUBackend(Stepping):
 
     def read_state(self, state: int, layer: int) -> Bytes:
         """See Backend.read_state. It is a view."""
+        self._end_lost()
         start = self._layout.in_state(layer)
         return self._states.memory(state)[start : start + self._layout.state_layer_bytes]
 

@@ -130,8 +130,8 @@ class Team:
     @contextmanager
     def cancelled(self) -> Iterator[None]:
         """End the step that another thread runs, and any that it begins before this context is left: `run` raises Cancelled."""
-        self._is_cancelled = True
         try:
+            self._is_cancelled = True
             yield
         finally:
             self._is_cancelled = False

@@ -121,7 +121,11 @@ class _Placer:
                 self._moved.add(node.name)
 
     def _wanted(self, unit: Sequence[Tensor]) -> int | None:
-        """Return the device that the user's patterns name for the nodes' weights. Raises InputError if they name several for a unit."""
+        """Return the device that the user's patterns name for the nodes' weights. Raises InputError if they name several for a unit.
+
+        A weight of several nodes that can't be cut stays where its layer is if no pattern matches it; with a single node it follows.
+        """
+        rest = self._homes[self._layers[unit[-1].name]] if len(unit) > 1 else None
         found: dict[str, int | None] = {}
         for node in unit:
             for source in node.src:
@@ -129,12 +133,13 @@ class _Placer:
                     name = source.op.info.name
                     overrides = (o for o in self._wishes.overrides if o.pattern.search(name))
                     override = next(overrides, None)
-                    found[name] = self._devices.index(override.device) if override else None
+                    found[name] = self._devices.index(override.device) if override else rest
         named = {device for device in found.values() if device is not None}
-        if len(named) > 1 or (len(unit) > 1 and named and None in found.values()):
+        if len(named) > 1:
             tensors = ", ".join(
-                f"{name[:60]} {'where its layer is' if device is None else 'on ' + self._devices[device].name}"
+                f"{name[:60]} on {self._devices[device].name}"
                 for name, device in found.items()
+                if device is not None
             )
             raise InputError(
                 f"a layer's convolution and delta net share its state and can't be cut, but the patterns want {tensors}"

@@ -16,6 +16,7 @@ from ..buffers import Buffer
 from ..cpu.program import RowTime
 from ..kv_cache import CacheTypes, KVCache, Layers
 from ..protocol import Backend, Batch, Bytes, Part, Results, Share, Stepping, Task
+from ..values import check_fetched, checked_feed, counts_of
 from .placement import Placement
 from .splits import Split, cut
 
@@ -98,6 +99,10 @@ class Scheduler(Stepping):
 
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. The first split runs; the others do in `finish`."""
+        graph = self.model.graph
+        check_fetched(graph, task.fetch)
+        task = replace(task, feed=checked_feed(graph, task.feed))
+        counts_of(graph, task.batch, task.feed)
         plan = self.plan(task.fetch, tuple(task.feed))
         first = self.devices[plan[0].device].begin(self._task(task, plan[0], task.feed)) if plan else None
         return Begun(task, plan, first)

@@ -21,11 +21,17 @@ class Split(NamedTuple):
 def cut(nodes: Sequence[Tensor], device_of: Mapping[str, int], fetch: Iterable[str]) -> list[Split]:
     """Cut `nodes`, which come after their sources, into splits, few of them.
 
-    Nodes that `nodes` lacks are given. The nodes of a split keep their order.
+    Nodes that `nodes` lacks are given. The nodes of a split keep their order. Each device has the inputs and its weights: they are only in
+    a split if they are fetched.
     """
-    runs = list(_runs([node for node in nodes if not isinstance(node.op, (Input, Weight))], device_of))
-    place = {node.name: i for i, run in enumerate(runs) for node in run}
     wanted = set(fetch)
+    runs = list(
+        _runs(
+            [node for node in nodes if not isinstance(node.op, (Input, Weight)) or node.name in wanted],
+            device_of,
+        )
+    )
+    place = {node.name: i for i, run in enumerate(runs) for node in run}
     feeds: list[dict[str, None]] = [{} for _ in runs]
     for i, run in enumerate(runs):
         for node in run:

@@ -14,6 +14,8 @@ from ..devices import Device, parse_devices
 T = TypeVar("T")
 MOST_PATTERN = 500
 """The longest pattern that is read."""
+MOST_LAYERS = 10**6
+"""More than any model has, few enough to be added and written."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,20 @@ def read_wishes(
             "both the shares of devices and their numbers of layers are given: leave one of them out"
         )
     pairs = [_pair(part) for text in override_tensor for part in text.split(",")]
-    names = devices or "cpu"
-    chosen = parse_devices(names, host)
-    known = {device.name: device for device in chosen}
-    for _, _, name in pairs:
-        if name.strip().lower() not in known:
-            chosen_too = parse_devices(f"{names},{name}", host)[-1]
-            names += f",{name}"
-            known[name.strip().lower()] = known[chosen_too.name] = chosen_too
+    chosen = parse_devices(devices or "cpu", host)
+    known = {device.name for device in chosen}
+    overrides = []
+    for text, pattern, name in pairs:
+        (device,) = parse_devices(name, host)
+        if device.name not in known:
+            parse_devices(",".join([*known, device.name]), host)  # raises InputError if two have a CPU
+            known.add(device.name)
+        overrides.append(Override(text, pattern, device))
     return Wishes(
         tuple(chosen),
         _shares(tensor_split, len(chosen)),
         _counts(layers_per_device, len(chosen)),
-        tuple(Override(text, pattern, known[name.strip().lower()]) for text, pattern, name in pairs),
+        tuple(overrides),
     )
 
 
@@ -101,7 +104,7 @@ def _shares(given: str | Sequence[float] | None, n_devices: int) -> tuple[float,
     shares = tuple(_numbers(given, float, "3,1"))
     if len(shares) != n_devices:
         raise InputError(f"there are {len(shares)} shares for {n_devices} devices: give one for each")
-    if not all(0 <= share < float("inf") for share in shares) or not any(shares):
+    if not all(share >= 0 for share in shares) or not 0 < sum(shares) < float("inf"):
         raise InputError("shares of devices are numbers from 0 up, and one of them is more than 0")
     return shares
 
@@ -114,8 +117,9 @@ def _counts(given: str | Sequence[int] | None, n_devices: int) -> tuple[int, ...
         raise InputError(
             f"there are {len(counts)} numbers of layers for {n_devices} devices: give one for each"
         )
-    if min(counts) < 0:
-        raise InputError(f"a device can't have {min(counts)} layers")
+    for count in counts:
+        if not 0 <= count < MOST_LAYERS:
+            raise InputError(f"a device can't have {str(count)[:20]} layers")
     return counts
 
 
