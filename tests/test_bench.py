@@ -50,6 +50,7 @@ LLAMA_BENCH_KEYS = {
     "n_threads",
     "type_k",
     "type_v",
+    "devices",
     "n_prompt",
     "n_gen",
     "n_depth",

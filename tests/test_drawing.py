@@ -19,8 +19,9 @@ import pytest
 from random_models import write_random_model
 from shapes import PRESETS
 
-from qwencli.drawing.folding import Group, Run, fold, ranges
-from qwencli.drawing.formats import SUFFIXES, write
+from qwencli.drawing import SUFFIXES
+from qwencli.drawing.folding import Group, Run, fold, shortened
+from qwencli.drawing.formats import write
 from qwencli.drawing.labels import plain
 from qwencli.drawing.layout import lay_out
 from qwencli.drawing.picture import OUTSIDE, Frame, Picture, boxes_of, picture, picture_of_model
@@ -105,9 +106,9 @@ def test_runs_and_groups_of_equal_layers() -> None:
 
 
 def test_numbers_as_ranges() -> None:
-    assert ranges([3]) == "3"
-    assert ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
-    assert ranges([*range(0, 40, 4)]) == "0, 4, ..., 36"
+    assert shortened([3]) == "3"
+    assert shortened([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
+    assert shortened([*range(0, 40, 4)]) == "0, 4, ..., 36"
 
 
 def test_layers_that_are_alike_are_one_frame(demo: Model, experts: Model, hybrid: Model) -> None:

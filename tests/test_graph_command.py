@@ -14,7 +14,7 @@ import tiny_models
 from command_line import Call
 
 from qwencli.backends.kv_cache import HALVES, TYPES
-from qwencli.drawing import formats
+from qwencli.drawing import SUFFIXES, formats
 from qwencli.errors import InputError
 from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
@@ -55,7 +55,7 @@ def test_text_has_a_line_for_every_node(call: Call, demo: Model) -> None:
     assert "model: " in call("graph").err
 
 
-@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_each_format_is_written_as_a_file(call: Call, suffix: str) -> None:
     if suffix == ".png" and shutil.which("dot") is None:
         pytest.skip("graphviz's program `dot` is not installed")
@@ -69,12 +69,6 @@ def test_each_format_is_written_as_a_file(call: Call, suffix: str) -> None:
     if suffix == ".json":
         assert len(json.loads(data)["nodes"]) == 202  # each, though layers are alike
     assert [p.name for p in Path.cwd().iterdir()] == [path.name]
-
-
-def test_the_command_and_the_drawing_know_the_same_formats() -> None:
-    from qwencli.cli.graph import SUFFIXES
-
-    assert SUFFIXES == formats.SUFFIXES
 
 
 def test_layers_and_tokens(call: Call) -> None:
@@ -201,7 +195,7 @@ def test_a_profile_as_text_and_as_a_picture(call: Call) -> None:
     out = call("graph", "-m", EMBEDDED, "--profile").out
     assert re.match(r"demo-q4_k_m\.gguf: 202 nodes, 4\.7 MB of weights, 1 token, \d+\.\d+ ms\n", out)
     assert re.search(r"  attn_out-i .* in ffn_inp-i +kqv_out-i\n", out)
-    assert re.search(r"  ffn_inp-i .* \d\.\d{3} ms, \d+% of the limit +attn_out-i inp_embd\n", out)
+    assert re.search(r"  ffn_inp-i .* \d\.\d{3,4} ms, \d+% of the limit +attn_out-i inp_embd\n", out)
     call("graph", "-m", EMBEDDED, "--profile", "-o", "graph.svg")
     assert re.search('class="d0 (op|result) h5"', Path("graph.svg").read_text(encoding="utf-8"))
 

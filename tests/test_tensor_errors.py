@@ -264,6 +264,8 @@ def test_what_cannot_be_fetched() -> None:
 
 
 def test_devices_that_are_refused() -> None:
+    with pytest.raises(InputError, match="by 0 threads, expected 1 or more"):
+        Graph(n_threads=0)
     g = Graph()
     heads = g.heads(g.input("x", 6), 2)
     g.attention(heads, heads, heads)

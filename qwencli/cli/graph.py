@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..drawing import SUFFIXES
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
 from ._models import Wanted, choose_model, model_option
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from ..backends.scheduler.placement import Placement
     from ..measure.node_times import NodeTime
     from ..network.model import Model
-
-SUFFIXES = (".svg", ".dot", ".png", ".json", ".mmd")
 
 
 def read_output(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -145,7 +144,8 @@ def placed(model: Model, devices: DeviceOptions) -> Placement | None:
 
 
 def measured(model: Model, n_tokens: int, placement: Placement | None) -> Mapping[str, NodeTime]:
-    """Each node's time, with a bar if kernels have to be compiled. Raises QwenError."""
+    """Each node's time, with a bar for what takes longer than a second. Raises QwenError."""
     from ..measure.node_times import node_times
 
-    return node_times(model, n_tokens, report=say, progress=Bar(delay=1, unit="kernel"), placement=placement)
+    kernels, steps = Bar(delay=1, unit="kernel"), Bar(delay=1, unit="step")
+    return node_times(model, n_tokens, report=say, progress=kernels, stepped=steps, placement=placement)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 
 from ..network.graph import Op, Tensor
+from ..units import ranges
 
 OF_ONE_LAYER = ("layer", "info", "scale")
 """Fields of ops in which equal layers differ: their numbers and their weights."""
@@ -104,13 +105,7 @@ def without_number(name: str, number: int) -> str:
     return re.sub(rf"^blk\.{number}\.", "blk.i.", re.sub(rf"-{number}$", "-i", name))
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as `0-3, 5, 7-8`; of many such parts the first two and the last."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    shown = [str(first) if first == last else f"{first}-{last}" for first, last in parts]
-    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], "...", shown[-1]])
+def shortened(numbers: Sequence[int]) -> str:
+    """Numbers as `0-3, 5, 7-8`; of many such parts the first two and the last."""
+    parts = ranges(set(numbers)).split(",")
+    return ", ".join(parts if len(parts) <= 4 else [*parts[:2], "...", parts[-1]])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .picture import Picture
 
-SUFFIXES = (".svg", ".dot", ".png", ".json", ".mmd")
-
 
 def write(picture: Picture, suffix: str) -> bytes:
     """The contents of a file with one of SUFFIXES. Raises QwenError if a .png can't be made."""

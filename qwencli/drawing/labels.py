@@ -45,7 +45,8 @@ def heading(frame: Frame) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3f} ms" if seconds < 0.01 else f"{1e3 * seconds:.1f} ms"
+    digits = 4 if seconds < 1e-5 else 3 if seconds < 0.01 else 1
+    return f"{1e3 * seconds:.{digits}f} ms"
 
 
 def crossing(edge: Edge) -> str:
@@ -55,7 +56,7 @@ def crossing(edge: Edge) -> str:
 
 def summary(picture: Picture) -> str:
     """The picture in one line."""
-    n_nodes = sum(len(box.nodes) for box in picture.boxes)
+    n_nodes = sum(len(box.nodes) for box in picture.boxes if box.kind != OUTSIDE)
     weights = sum(device.weight_bytes for device in picture.devices)
     tokens = f"{picture.n_tokens} token" + "s" * (picture.n_tokens != 1)
     parts = [f"{n_nodes} nodes", f"{size(weights)} of weights", tokens]

@@ -15,6 +15,8 @@ from .picture import Box, Edge, Frame, Picture
 from .rows import INSIDE, Net, Place, Rows
 from .spacing import LINE, assign_tracks, spread
 
+JOG = 4.0
+"""Edges don't turn for less than this."""
 TRACK = 8.0
 """Between horizontal parts of edges."""
 GAP = 14.0
@@ -95,7 +97,8 @@ class _Layouter:
         widths = [min(BYTES if edge.crosses else LINE, most) for edge in edges]
         ports = spread(widths, wanted, [1.0] * len(edges), between=0)
         beyond = max(0, ports[-1] - place.x - half) + min(0, ports[0] - place.x + half)
-        return {edge: x - beyond for edge, x in zip(edges, ports)}
+        found = {edge: x - beyond for edge, x in zip(edges, ports)}
+        return {edge: above[edge] if abs(above[edge] - x) < JOG else x for edge, x in found.items()}
 
     def _assign_tracks(self) -> None:
         moves: dict[int, list[tuple[Box, float, list[float]]]] = defaultdict(list)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..network.graph import N_OUTPUTS, N_TOKENS, Input, Tensor, Weight
-from .folding import Group, Run, fold, key_of, ranges, without_number
+from .folding import Group, Run, fold, key_of, shortened, without_number
 from .values import Value, kind_of, value_of
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class _Drawing:
     def _frame(self, run: Run | Group, is_in_group: bool = False) -> Frame:
         numbers, many = run.layers, "s" if len(run.layers) > 1 else ""
         times = f", {run.times} x" + " each time" * is_in_group if run.times > 1 else ""
-        title = f"layer{many} {ranges(numbers)}{times}"
+        title = f"layer{many} {shortened(numbers)}{times}"
         if isinstance(run, Group):
             return Frame(title, run.times, tuple(self._frame(part, True) for part in run.parts))
         same = zip(*(self._sections[number + 1] for number in numbers))
@@ -279,7 +279,7 @@ class _Drawing:
             layer,
             tuple(nodes),
             tuple(value_of(node, self._sizes) for node in nodes),
-            tuple(self._times[node.name] for node in nodes if node.name in self._times),
+            () if is_outside else tuple(self._times[node.name] for node in nodes if node.name in self._times),
         )
         self._boxes |= dict.fromkeys((node.name for node in nodes), box)
         return box

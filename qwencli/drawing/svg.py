@@ -222,8 +222,7 @@ class Writer:
                 for i in range(len(colours.HEAT))
             )
             yield row_of_keys(
-                [(steps, "time: each colour is twice the one before, the last the longest")],
-                14 * len(colours.HEAT),
+                [(steps, "time: each colour is for twice the time of the one before")], 14 * len(colours.HEAT)
             )
 
 

@@ -41,12 +41,14 @@ def node_times(
     n_threads: int | None = None,
     report: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stepped: Callable[[int, int], None] | None = None,
     placement: Placement | None = None,
 ) -> dict[str, NodeTime]:
     """Run steps with `n_tokens` random tokens at the beginning of a sequence, row by row, and return the time of each node by its name.
 
-    `placement` divides the model among devices. Weights and inputs aren't in it. Raises InputError if the model can't run that many tokens,
-    or not on the CPU backend; QwenError.
+    `placement` divides the model among devices. Weights and inputs aren't in what is returned. `progress` is called with the kernels
+    compiled and to compile, `stepped` with the steps done and to do. Raises InputError if the model can't run that many tokens, or not on
+    the CPU backend; QwenError.
     """
     n_ctx = model.config.n_ctx
     if n_tokens > n_ctx:
@@ -58,7 +60,7 @@ def node_times(
     )
     if not isinstance(backend, (CPUBackend, Scheduler)):
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
-    seconds = measure(backend, n_tokens)
+    seconds = measure(backend, n_tokens, stepped or (lambda done, total: None))
     peak = measure_peak(n_threads, report)
     nodes = model.graph.subgraph([LOGITS])
     within: dict[str, str] = {}
@@ -79,7 +81,9 @@ def node_times(
     }
 
 
-def measure(backend: CPUBackend | Scheduler, n_tokens: int) -> Mapping[str, float]:
+def measure(
+    backend: CPUBackend | Scheduler, n_tokens: int, stepped: Callable[[int, int], None]
+) -> Mapping[str, float]:
     """The seconds of the rows of each node."""
     tokens = np.random.default_rng(0).integers(0, backend.model.config.n_vocab, n_tokens, np.int32)
     sequence = KVSequence()
@@ -90,6 +94,7 @@ def measure(backend: CPUBackend | Scheduler, n_tokens: int) -> Mapping[str, floa
         for row in backend.profile([LOGITS], Batch([Segment(sequence, tokens, 1)])):
             taken[row.node] += row.seconds
         steps.append(taken)
+        stepped(len(steps), 1 + REPEATS)
     backend.cache.release(sequence)
     return defaultdict(float, {name: median(step[name] for step in steps[1:]) for name in steps[0]})
 

@@ -45,6 +45,8 @@ class Graph:
     """
 
     def __init__(self, n_threads: int | None = None, report: Callable[[str], None] | None = None) -> None:
+        if n_threads is not None and n_threads < 1:
+            raise InputError(f"a graph is computed by {n_threads} threads, expected 1 or more")
         self._n_threads, self._report = n_threads, report
         self._graph = network.Graph()
         self._constants = TensorsInMemory("graph")
