@@ -200,6 +200,21 @@ def test_what_was_not_computed_is_not_kept(backend: Backend, n_kept: int) -> Non
     )
 
 
+def test_an_answer_is_no_longer_after_ctrl_c_at_its_last_token(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, seq = Engine(backend, n_ctx=400), Sequence([1] * 5, GREEDY, 3)
+    engine.submit(seq)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_finish", lambda seq, reason: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                engine.step()
+    assert len(seq.generated) == 3
+    engine.step()
+    assert (seq.stop_reason, len(seq.generated), engine.running) == ("length", 3, [])
+
+
 def test_a_position_that_is_computed_again_is_shared_with_nobody(backend: Backend) -> None:
     engine, first = Engine(backend, n_ctx=400), Sequence([1] * PAGE, GREEDY, 3)
     second = Sequence([1] * (PAGE + 9), GREEDY, 3)

@@ -318,14 +318,17 @@ def test_ctrl_c_while_waiting_ends_the_devices_step(
     folder: Path, alarm: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = preset(folder, "tiny-qwen3")
-    backend, tokens, seq = divided(model), tokens_of(model, 1000), KVSequence()
+    backend, tokens, seq = divided(model), tokens_of(model, 100), KVSequence()
     expected = backend.run([LOGITS], Batch([Segment(seq, tokens, 1)]))[LOGITS]
     backend.cache.release(seq)
     ended, run = [], Team.run
 
     def watched(team: Team, *args: Any) -> None:
+        alarm(1e-3)
+        deadline = time.monotonic() + 60
+        while not team._is_cancelled and time.monotonic() < deadline:
+            time.sleep(0.001)
         try:
-            alarm(1e-3)
             run(team, *args)
         except Cancelled:
             ended.append(team)
@@ -497,10 +500,9 @@ def test_one_device_runs_the_program_of_today(folder: Path) -> None:
     assert isinstance(backend, CPUBackend)
     for other in backend, alone:
         logits(other)
-    programs, expected = backend._programs, alone._programs
-    assert programs.keys() == expected.keys()
-    for key, program in programs.items():
-        same = expected[key]
+    programs, expected = backend._programs.made, alone._programs.made
+    assert len(programs) == len(expected)
+    for program, same in zip(programs, expected):
         assert len(program.rows) == len(same.rows) > 10
         assert program.specs == same.specs
         assert program.times([0.0] * len(program.rows)) == same.times([0.0] * len(same.rows))

@@ -156,8 +156,10 @@ class Engine:
         """
         segments, waiting = [], []
         for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
-            if seq.max_tokens == 0 or len(seq.tokens) >= self.n_ctx:
-                self._finish(seq, "length" if seq.max_tokens == 0 else "context")
+            # it may have all of its tokens: if none were wanted, or Ctrl-C came after the last one
+            is_long = seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens
+            if is_long or len(seq.tokens) >= self.n_ctx:
+                self._finish(seq, "length" if is_long else "context")
                 continue
             # if Ctrl-C came after the last step was committed and before its token was appended, the step is repeated
             self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)
