@@ -1,9 +1,9 @@
 """docs/graphs.md stays true: its programs and commands run, with the output shown, and its pictures are what its commands draw.
 
-Programs are blocks of `python`. They run one after the other in one namespace; the block of `text` after one is what it prints. Commands are
-the lines that begin with `$ ` in blocks of `console`; the lines after one are what it writes to stdout. Output is compared exactly. Only of
-commands that describe or measure the machine (ABOUT_THE_MACHINE), the beginnings of lines are compared, by which one line is told from
-another. Blocks that name the devices cpus:0 and cpus:1 need these CPUs.
+Programs are blocks of `python`. They run one after the other in one namespace; the block of `text` after one is what it prints. Commands
+are the lines that begin with `$ ` in blocks of `console`; the lines after one are what it writes to stdout. Output is compared exactly.
+For commands that describe or measure the machine (ABOUT_THE_MACHINE), only the first words of lines are compared, such as a row's name.
+Blocks that name the devices cpus:0 and cpus:1 need these CPUs.
 """
 
 from __future__ import annotations
