@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .backends.choose import choose_backend, make_backend, make_devices
-from .backends.kv_cache import CacheTypes
+from .backends.kv_cache import CacheTypes, KVSequence
+from .backends.protocol import Batch, Segment
 from .engine.engine import Engine
 from .engine.fit import STATES, measure, measure_devices
-from .errors import InputError
+from .errors import ContextFull, InputError
 from .gguf.file import GGUFFile
 from .network.load import load_model
 from .request.answer import RunningAnswer
@@ -118,6 +119,25 @@ class LLM:
             for line in placement.said:
                 report(line)
         return placement
+
+    def values(
+        self, tokens: Sequence[int], names: Sequence[str], feed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The values of tensors, by their names in `qwencli graph`, when the model reads `tokens` as a new sequence: float32 arrays of the
+        tensors' shapes, with logits for the last token.
+
+        Tensors in `feed` aren't computed but used as they are. If these are all that is needed, no tokens are. What can be fetched and fed
+        is said in backends/values.py. Raises InputError for tokens that aren't in the vocabulary or are too many, ModelError for a tensor
+        that isn't in the graph or has no value, QwenError.
+        """
+        if len(tokens) > self.engine.n_ctx:
+            raise ContextFull(f"there are {len(tokens)} tokens, more than the context of {self.engine.n_ctx}")
+        sequence = KVSequence()
+        try:
+            batch = Batch([Segment(sequence, tokens, 1)]) if len(tokens) else None
+            return self.engine.backend.run(names, batch, feed)
+        finally:
+            self.engine.release(sequence)
 
     def splits(self, n_tokens: int = 1) -> list[str]:
         """The splits of a step with that many tokens, a line each, in the way of GGML's debugging output; none if there is one device."""

@@ -26,6 +26,7 @@ from qwencli.machine.buffers import folded, rest_of
 from qwencli.network.load import load_model
 from qwencli.network.model import Model
 from qwencli.system import memory
+from qwencli.system.host import Host
 from qwencli.system.memory import (
     Area,
     Meter,
@@ -356,9 +357,14 @@ def test_what_the_system_does_not_say_is_unknown(
     assert all(each["resident"] is None for each in report["buffers"])
 
 
-def test_devices_are_those_of_the_buffers(call: Call) -> None:
-    code, _, err = call("info", EMBEDDED, "--buffers", "--device", "gpu")
-    assert code == 1
+def test_buffers_are_those_of_the_devices(call: Call) -> None:
+    one = f"cpus:{min(Host().allowed())}"
+    code, out, _ = call("info", EMBEDDED, "--buffers", "--device", f"{one},numpy", "--json")
+    assert code == 0
+    found = {(row["buffer"], row["device"]) for row in json.loads(out)["memory"]["buffers"]}
+    assert {("weights", one), ("weights as float32", "numpy"), ("KV cache", "numpy")} <= found
+    code, out, err = call("info", EMBEDDED, "--buffers", "--device", "gpu")
+    assert (code, out) == (1, "")
     assert "unknown device 'gpu'; known are cpu, " in err
 
 

@@ -44,7 +44,7 @@ def test_verbose_lists_the_splits(call: Call, story: Path) -> None:
 WRONG = [
     (["--device", "gpu"], "unknown device 'gpu'; known are cpu"),
     (["--device", "cpu,cpu"], "the device cpu is named twice"),
-    (["--device", "cpu,numpy", "-ts", "1"], "there are 1 shares for 2 devices"),
+    (["--device", "cpu,numpy", "-ts", "1"], "expected one share per device, 2, not 1"),
     (["-ts", "x"], "'x': expected numbers such as 3,1"),
     (
         ["--device", "cpu,numpy", "--layers-per-device", "9,9"],

@@ -135,5 +135,5 @@ def test_a_prompt_takes_no_memory_for_the_logits_that_nobody_wants(model: Model)
         backend.sample(
             Batch([Segment(seq, [1] * 100, n_outputs)]), [Draw(0, 40, 1, 0, 1, 0, 0, {}, 0)] * n_outputs
         )
-    (program,) = backend._programs.values()
+    (program,) = backend._programs.made
     assert max(len(buffer) for buffer in program._memory._all.values()) < 128 * 4 * model.config.n_vocab

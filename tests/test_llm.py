@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 
 import qwencli
-from qwencli.errors import InputError
+from qwencli.errors import ContextFull, InputError, ModelError
 from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM, MOST_BREAKERS
 from qwencli.request.request import Request
@@ -243,3 +243,36 @@ def test_a_file_without_a_chat_template(tmp_path: Path) -> None:
         match=re.escape(f"{tmp_path / 'm.gguf'}: metadata key 'tokenizer.ggml.model' is missing"),
     ):
         LLM(tmp_path / "m.gguf")
+
+
+# Tensors
+
+
+def test_values_of_tensors(llm: LLM) -> None:
+    """The likeliest next token is the one that the answer begins with, however much of the graph is given; nothing is left in the cache."""
+    prompt = llm.tokenizer.encode("Once upon a time")
+    answer = llm.begin(Request(prompt, GREEDY, 1))
+    list(llm.run(answer))
+    taken = llm.engine.backend.cache._pages.n_taken
+    values = llm.values(prompt, ["l_out-2", "result_norm", "result_output"])
+    assert values["l_out-2"].shape == (len(prompt), llm.model.config.n_embd)
+    logits = values["result_output"]
+    assert [int(logits.argmax())] == answer.sequence.generated
+    for name in "l_out-2", "result_norm":
+        tokens = prompt if name == "l_out-2" else []
+        again = llm.values(tokens, ["result_output"], {name: values[name]})
+        assert np.array_equal(again["result_output"], logits)
+    assert llm.engine.backend.cache._pages.n_taken == taken
+
+
+def test_values_that_there_are_not(llm: LLM) -> None:
+    with pytest.raises(ModelError, match="no tensor is named 'l_out-99'"):
+        llm.values([1], ["l_out-99"])
+    with pytest.raises(ModelError, match="a handle"):
+        llm.values([1], ["kv-0"])
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        llm.values([llm.model.config.n_vocab], ["result_output"])
+    with pytest.raises(InputError, match="needs a batch"):
+        llm.values([], ["result_output"])
+    with pytest.raises(ContextFull, match="1025 tokens, more than the context of 1024"):
+        llm.values([1] * 1025, ["result_output"])

@@ -219,7 +219,7 @@ def test_following_rows_are_the_next_with_weights(tmp_path: Path) -> None:
     """Also between the rows that read the clock."""
     backend = CPUBackend(random_model(tmp_path, "F16"), 1)
     backend.run([LOGITS], Batch([Segment(KVSequence(), [1], 1)]))
-    (program,) = backend._programs.values()
+    (program,) = backend._programs.made
     rows = program.rows
     assert np.count_nonzero(rows["data"]) > 10
     timed = Stopwatch(kernels_of(isa.choose().name), rows).rows

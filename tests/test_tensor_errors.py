@@ -33,6 +33,27 @@ NODES: dict[str, tuple[Callable[[Graph, Tensor], Any], str]] = {
         lambda g, x: g.mul_mat(x, x),
         r"'mul_mat-0' can't take 'x', an input \[n_tokens, 6\]: expected a constant",
     ),
+    "numbers": (lambda g, x: g.add(x, 1), r"'add-0' can't take a value of type int: expected a tensor"),
+    "array": (lambda g, x: g.mul_mat(np.ones((4, 6)), x), r"'mul_mat-0' can't take a value of type ndarray"),
+    "array of rows": (lambda g, x: g.mul_mat(matrix(g, 4, 6), np.ones((2, 6))), r"a value of type ndarray"),
+    "array as bias": (lambda g, x: g.mul_mat(matrix(g, 4, 6), x, np.ones(4)), r"a value of type ndarray"),
+    "array as weight": (
+        lambda g, x: g.rms_norm(x, np.ones(6)),
+        r"'rms_norm-0' can't take a value of type nd",
+    ),
+    "array as gate": (lambda g, x: g.swiglu(np.ones((2, 6)), x), r"'swiglu-0' can't take a value of type nd"),
+    "array as table": (
+        lambda g, x: g.get_rows(np.ones((2, 6)), g.tokens),
+        r"'get_rows-0' can't take a value",
+    ),
+    "array of ids": (
+        lambda g, x: g.get_rows(matrix(g, 4, 3), [0, 2]),
+        r"'get_rows-0' can't take a value of type l",
+    ),
+    "array for experts": (
+        lambda g, x: g.mul_mat_id(matrix(g, 3, 4, 5), np.ones((1, 2, 5)), routed(g)[0]),
+        r"'mul_mat_id-\d' can't take a value of type ndarray",
+    ),
     "bias": (
         lambda g, x: g.mul_mat(matrix(g, 4, 6), x, matrix(g, 6, name="b")),
         r"w \[4, 6\], b \[6\] don't",

@@ -14,7 +14,7 @@ from random_models import random_model
 from qwencli.backends.cpu import tuning
 from qwencli.backends.cpu.backend import CPUBackend, kernels_of
 from qwencli.backends.cpu.team import RUNTIME
-from qwencli.backends.protocol import LOGITS
+from qwencli.backends.protocol import LOGITS, Part
 from qwencli.kernels import formats, isa
 from qwencli.kernels.arguments import Record
 from qwencli.kernels.jit import Kernels
@@ -141,7 +141,7 @@ def test_a_model_uses_what_was_found(kernels: Kernels, tmp_path: Path) -> None:
     assert backend.kernels_for([LOGITS], (), 1, 1, None) == [
         spec.replace(":one:1", ":one:2") if spec.startswith("matmul:q8_0") else spec for spec in usual
     ]
-    program = backend._lower((LOGITS,), (), {N_TOKENS: 1, N_OUTPUTS: 1}, None)
+    program = backend._programs.get(Part((LOGITS,), ()), {N_TOKENS: 1, N_OUTPUTS: 1})
     distances = {
         row.spec.split(":")[1]: int(row.args["ahead"][0])
         for row in program._rows

@@ -133,3 +133,19 @@ def test_what_is_no_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             write(locked)
     assert locked.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["fifo", "folder", "locked"]
+
+
+@posix
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_a_new_file_that_is_not_private_has_the_usual_permissions(
+    tmp_path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        for name, private in ("picture", False), ("session", True):
+            with replacing(tmp_path / name, private) as f:
+                f.write(b"x")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("picture", "session")] == [mode, 0o600]

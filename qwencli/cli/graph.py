@@ -117,7 +117,7 @@ def graph(
     from ..system.files import replacing
 
     contents = write(picture, suffix)
-    with replacing(output) as file:
+    with replacing(output, private=False) as file:
         file.write(contents)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..units import size
 from .labels import bytes_of, heading, plain, summary, timing
 from .picture import Box, Frame, Picture
 
@@ -40,8 +41,7 @@ def as_text(picture: Picture) -> str:
     lines = [f"{plain(picture.title)}: {summary(picture)}"]
     if len(picture.devices) > 1:
         lines += [
-            f"{plain(d.name)}: {d.n_nodes} nodes, {d.weight_bytes:,} bytes of weights"
-            for d in picture.devices
+            f"{plain(d.name)}: {d.n_nodes} nodes, {size(d.weight_bytes)} of weights" for d in picture.devices
         ]
     following = iter(cells)
     for depth, row in rows:

@@ -12,7 +12,7 @@ from ..backends.buffers import HUGE, I64, MAPPED, MEMORY, Buffer, buffer_of, gro
 from ..gguf.file import GGUFFile
 from ..llm import BACKEND, GRAPH, LLM, TOKENIZER
 from ..system import memory
-from ..system.memory import Area, Meter
+from ..system.memory import Area, Bits, Meter
 from ..units import ranges
 
 LIBRARIES = "Python and libraries"
@@ -25,43 +25,39 @@ def memory_report(llm: LLM) -> dict[str, Any]:
     "buffers" has for each its size, `bytes`; what of it this process has in memory, `resident`; and, for the mapped file, what of it the
     system has in memory, `cached`. "sum" adds up what is resident, and "process" is what the system says of the process as a whole.
     """
-    file = llm.file
-    areas = memory.areas()
-    buffers = [*llm.engine.backend.buffers(), rest_of(file)]
-    rows = [row for row in with_places(buffers, file, areas) if row["bytes"]]
+    file, areas, now = llm.file, memory.areas(), memory.resident()
+    rows = [
+        row for row in rows_of([*llm.engine.backend.buffers(), rest_of(file)], file, areas) if row["bytes"]
+    ]
     for what in GRAPH, TOKENIZER, BACKEND:
-        buffers += (own := grown(what, None, llm.meter.grown))
-        rows += [_row(buffer, MEMORY, buffer.n_bytes, None) for buffer in own]
-    found = libraries(llm.meter, areas, file)
-    rows.append(_row(Buffer(LIBRARIES, None, None, _none(), found), None, found, None) | {"bytes": found})
+        rows += rows_of(grown(what, None, llm.meter.grown), file, areas)
+    its = libraries(llm.meter, areas, file)
+    rows.append(_row(LIBRARIES, None, None, None, its, its))
     sizes = [row["resident"] for row in rows]
-    now = memory.resident()
-    whole = sum(area.resident for area in areas) if areas else now and now.own + now.files
-    return {"buffers": rows, "sum": sum(sizes) if None not in sizes else None, "process": whole}
+    return {
+        "buffers": rows,
+        "sum": sum(sizes) if None not in sizes else None,
+        "process": sum(area.resident for area in areas) if areas else now and now.own + now.files,
+    }
 
 
-def with_places(buffers: Sequence[Buffer], file: GGUFFile, areas: list[Area] | None) -> list[dict[str, Any]]:
+def rows_of(buffers: Sequence[Buffer], file: GGUFFile, areas: list[Area] | None) -> list[dict[str, Any]]:
     """A row for each buffer."""
-    n_places = [len(buffer.places) for buffer in buffers]
-    bounds = np.cumsum([0, *n_places])
-    places = np.concatenate([buffer.places for buffer in buffers]) if buffers else _none()
+    if not buffers:
+        return []
+    bounds = np.cumsum([0, *(len(buffer.places) for buffer in buffers)])
+    places = np.concatenate([buffer.places for buffer in buffers])
     resident = memory.in_memory(places)
     mapped = in_files(places, file)
     cached = cached_bytes(places, mapped, file)
     rows = []
     for buffer, start, end in zip(buffers, bounds, bounds[1:]):
         kind = MAPPED if mapped[start:end].any() else kind_of(places[start:end], areas)
-        there = (
-            buffer.measured if resident is None or buffer.measured is not None else resident[start:end].sum()
-        )
-        rows.append(
-            _row(
-                buffer,
-                kind,
-                None if there is None else int(there),
-                int(cached[start:end].sum()) if cached is not None and kind == MAPPED else None,
-            )
-        )
+        there = buffer.measured
+        if there is None and resident is not None:
+            there = int(resident[start:end].sum())
+        known = int(cached[start:end].sum()) if cached is not None and kind == MAPPED else None
+        rows.append(_row(buffer.what, buffer.device, buffer.layer, kind, buffer.n_bytes, there, known))
     return rows
 
 
@@ -78,8 +74,8 @@ def rest_of(file: GGUFFile) -> Buffer:
     return buffer_of(FILE, None, [data for data in places if len(data)])
 
 
-def in_files(places: I64, file: GGUFFile) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which places are in the mapped file. None if it was read instead."""
+def in_files(places: I64, file: GGUFFile) -> Bits:
+    """Which places are in the mapped file: none if it was read instead."""
     found = np.zeros(len(places), np.bool_)
     if file.mapped:
         for buffer in file.buffers:
@@ -88,7 +84,7 @@ def in_files(places: I64, file: GGUFFile) -> np.ndarray[Any, np.dtype[np.bool_]]
     return found
 
 
-def cached_bytes(places: I64, mapped: np.ndarray[Any, np.dtype[np.bool_]], file: GGUFFile) -> I64 | None:
+def cached_bytes(places: I64, mapped: Bits, file: GGUFFile) -> I64 | None:
     """Of each place the bytes that the page cache has; None if the system doesn't say, or nothing is mapped."""
     found = np.zeros(len(places), np.int64)
     counts = memory.in_page_cache(places[mapped], Path(file.path)) if mapped.any() else None
@@ -135,17 +131,21 @@ def _sum(values: Any) -> int | None:
     return None if None in known else sum(known)
 
 
-def _row(buffer: Buffer, kind: str | None, resident: int | None, cached: int | None) -> dict[str, Any]:
+def _row(
+    what: str,
+    device: str | None,
+    layer: int | None,
+    kind: str | None,
+    n_bytes: int | None,
+    resident: int | None,
+    cached: int | None = None,
+) -> dict[str, Any]:
     return {
-        "buffer": buffer.what,
-        "device": buffer.device,
-        "layer": buffer.layer,
+        "buffer": what,
+        "device": device,
+        "layer": layer,
         "type": kind,
-        "bytes": buffer.n_bytes,
+        "bytes": n_bytes,
         "resident": resident,
         "cached": cached,
     }
-
-
-def _none() -> I64:
-    return np.zeros((0, 2), np.int64)

@@ -48,6 +48,9 @@ class Weight(Op):
     scale: TensorInfo | None = None
     first: int = 0
 
+    def __str__(self) -> str:
+        return f"Weight({self.info.type.name})"
+
 
 class GetRows(Op):
     """(x [m, n], ids [k]) -> [k, n]: x[ids]. With a weight as x this is the token embedding."""
@@ -183,8 +186,10 @@ class Tensor:
 
     def __repr__(self) -> str:
         """Its sources by name alone: with all that these read it would grow without end."""
-        sources = ", ".join(source.name for source in self.src)
-        return f"<{self.name} {list(self.shape)}: {self.op}({sources})>"
+        shape = ", ".join(map(str, self.shape))
+        op = str(self.op).removesuffix("()")
+        sources = f"({', '.join(source.name for source in self.src)})" if self.src else ""
+        return f"<{self.name} [{shape}]: {op}{sources}>"
 
 
 class Graph:

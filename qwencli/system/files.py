@@ -14,13 +14,13 @@ from ..errors import InputError, QwenError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], private: bool = True) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block is done; if the block raises, nothing has changed.
 
     It is written next to `path` and then renamed, so that readers and other writers see the old file or the new one, never a part of
     one. If `path` is a symbolic link, the link stays and its target is replaced. Permissions stay too; a file that didn't exist gets
-    permissions for its user only. It isn't synced to the disk. Raises InputError if `path` can't be a file, QwenError if it can't be
-    written.
+    permissions for its user only, or the usual ones if it isn't `private`. It isn't synced to the disk. Raises InputError if `path` can't
+    be a file, QwenError if it can't be written.
     """
     target = _target(path)
     try:
@@ -30,6 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 yield f
             if target.exists():
                 shutil.copymode(target, part)
+            elif not private:
+                os.chmod(part, 0o666 & ~_umask())
             os.replace(part, target)
         except BaseException:
             with suppress(OSError):
@@ -37,6 +39,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise
     except OSError as error:
         raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _umask() -> int:
+    """The permissions that new files don't get. It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:

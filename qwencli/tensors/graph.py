@@ -104,15 +104,16 @@ class Graph:
         As in llama.cpp, rows b are rounded to 8 bits in blocks if a is quantized, and to BF16 if a is, on every device but numpy.
         """
         name = self._name(name, "mul_mat")
-        for vector in [bias] if bias else []:
-            operands.floats(name, vector)
+        if bias is not None:
+            operands.floats(name, bias)
         return self._graph.linear(operands.constant(name, a), self._as_rows(name, b), name, bias)
 
     def mul_mat_id(self, a: Tensor, b: Tensor, route: Tensor, name: str | None = None) -> Tensor:
         """The constant a [n_expert, m, n], and rows b [k, n] or a row for each expert [k, n_used, n], -> each row times the matrices of the
         experts that `route` has chosen for it: [k, n_used, m]."""
         name = self._name(name, "mul_mat_id")
-        b = operands.of_experts(name, b, route) if len(b.shape) == 3 else self._as_rows(name, b)
+        is_routed = len(operands.a_tensor(name, b).shape) == 3
+        b = operands.of_experts(name, b, route) if is_routed else self._as_rows(name, b)
         return self._graph.expert_linear(operands.constant(name, a), b, operands.a_route(name, route), name)
 
     def add(self, x: Tensor, y: Tensor, name: str | None = None) -> Tensor:
@@ -134,7 +135,7 @@ class Graph:
     def swiglu(self, gate: Tensor, up: Tensor, name: str | None = None) -> Tensor:
         """silu(gate) * up, of the same shape. Both may be products of the same experts."""
         name = self._name(name, "swiglu")
-        route = operands.route_of(gate)
+        route = operands.route_of(operands.a_tensor(name, gate))
         if route:
             return self._graph.swiglu(gate, operands.of_experts(name, up, route), name)
         return self._graph.swiglu(self._as_rows(name, gate), self._as_rows(name, up), name)
@@ -147,8 +148,8 @@ class Graph:
     def get_rows(self, x: Tensor, ids: Tensor, name: str | None = None) -> Tensor:
         """x[ids]: rows of a constant table by `tokens`, as float32, or some of the rows x by `outputs`."""
         name = self._name(name, "get_rows")
-        is_table = isinstance(x.op, Weight)
-        if ids is not (self.tokens if is_table else self.outputs):
+        is_table = isinstance(operands.a_tensor(name, x).op, Weight)
+        if operands.a_tensor(name, ids) is not (self.tokens if is_table else self.outputs):
             wanted = "a constant by graph.tokens" if is_table else "rows by graph.outputs"
             raise ModelError(f"graph: '{name}' takes rows of '{x.name}' by '{ids.name}', expected {wanted}")
         return self._graph.get_rows(x if is_table else self._as_rows(name, x), ids, name)
@@ -302,7 +303,7 @@ class Graph:
 
     def _as_rows(self, name: str, tensor: Tensor) -> Tensor:
         """Return what the node `name` reads as rows. For a constant that is an input, which is fed."""
-        if not isinstance(tensor.op, Weight):
+        if not isinstance(operands.a_tensor(name, tensor).op, Weight):
             return operands.rows(name, tensor)
         operands.own(self._graph, name, tensor)
         if len(operands.floats(name, tensor).shape) > 2:

@@ -6,6 +6,16 @@ from ..errors import ModelError
 from ..network.graph import ExpertLinear, Graph, Input, KVStore, Route, SwiGLU, Tensor, Weight
 
 
+def a_tensor(name: str, operand: object) -> Tensor:
+    """A tensor, not numbers."""
+    if not isinstance(operand, Tensor):
+        kind = type(operand).__name__
+        raise ModelError(
+            f"graph: '{name}' can't take a value of type {kind}: expected a tensor, such as a constant"
+        )
+    return operand
+
+
 def own(graph: Graph, name: str, tensor: Tensor) -> Tensor:
     """A tensor of this very graph."""
     if graph.nodes.get(tensor.name) is not tensor:
@@ -15,14 +25,15 @@ def own(graph: Graph, name: str, tensor: Tensor) -> Tensor:
 
 def constant(name: str, tensor: Tensor) -> Tensor:
     """A constant of any type."""
-    if not isinstance(tensor.op, Weight):
+    if not isinstance(a_tensor(name, tensor).op, Weight):
         raise _error(name, tensor, "a constant")
     return tensor
 
 
 def floats(name: str, tensor: Tensor) -> Tensor:
     """An F32 constant: kernels read no other type there."""
-    if not isinstance(tensor.op, Weight) or tensor.op.info.type.name != "F32":
+    op = a_tensor(name, tensor).op
+    if not isinstance(op, Weight) or op.info.type.name != "F32":
         raise _error(name, tensor, "an F32 constant")
     return tensor
 
@@ -36,14 +47,14 @@ def rows(name: str, tensor: Tensor) -> Tensor:
 
 
 def a_route(name: str, tensor: Tensor) -> Tensor:
-    if not isinstance(tensor.op, Route):
+    if not isinstance(a_tensor(name, tensor).op, Route):
         raise _error(name, tensor, "a route")
     return tensor
 
 
 def of_experts(name: str, tensor: Tensor, route: Tensor) -> Tensor:
     """A row for each of the experts that the route has chosen. A device may have them in another order than that of the inputs."""
-    if route_of(tensor) is not a_route(name, route):
+    if route_of(a_tensor(name, tensor)) is not a_route(name, route):
         raise _error(name, tensor, f"products of the experts of '{route.name}'")
     return tensor
 

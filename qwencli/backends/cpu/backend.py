@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,35 +12,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, QwenError
+from ...errors import InputError
 from ...kernels import layout
 from ...kernels.arguments import PRODUCT_BYTES
 from ...kernels.isa import ISAError, choose
-from ...kernels.jit import KernelError, Kernels, Progress, Report
+from ...kernels.jit import Kernels, Progress, Report
 from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear, Tensor
 from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
-from ...system.memory import Meter
 from ..buffers import Buffer, buffer_of, grown, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
 from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
 from .cache import CacheLayout, PageMemory, kv_layout
-from .inputs import BatchWriter, Inputs, queries_at_once
-from .lower import lower
+from .inputs import BatchWriter, queries_at_once
 from .program import SOME_TOKENS, Program, RowTime, activation_kind, weight_info
+from .programs import PROGRAMS, Programs
 from .stopwatch import SPECS as CLOCK
 from .stopwatch import Stopwatch
-from .team import BUDGET, BUDGET_OF_MANY, PATIENCE, RUNTIME, Team, physical_cores
+from .team import BUDGET, BUDGET_OF_MANY, PATIENCE, Team, physical_cores
 from .tuning import chosen
 
 if TYPE_CHECKING:
     from .driver import Driver
     from .driver import Step as Driven
 
-PROGRAMS = "programs and kernels"
-"""What has no address that is known: the objects of programs, and machine code."""
 COPIES = "device:copies"
 """What copying values into a program's memory, and out of it, is called among its rows."""
 AT_ONCE = 0
@@ -93,13 +90,11 @@ class CPUBackend(Stepping):
             raise InputError(str(error)) from None
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
-        self._tiles = Tiles(self.isa, chosen(self._kernels))
         nodes = share.nodes if share else [*model.graph.nodes.values()]
         patience = AT_ONCE if share else PATIENCE  # meanwhile other devices need the CPUs
         n_threads = n_threads or physical_cores()
         self._team = Team(self._kernels, n_threads, self._scratch_bytes(nodes), cpus, patience)
         self._driver = self._make_driver(cpus) if cpus else None
-        self._programs: dict[tuple[object, ...], Program] = {}
         self._watches: dict[Program, Stopwatch] = {}
         self._layout = CacheLayout(model, self.cache_types, Layers.of(nodes))
         self._pages = PageMemory(self._layout.page_bytes, PAGE, "positions of the KV cache")
@@ -111,10 +106,12 @@ class CPUBackend(Stepping):
         )
         self.kv_layout = kv_layout(model, self.cache_types)
         usual = [Part((LOGITS,), (), "choose")] if LOGITS in model.graph.nodes else []
-        self._parts = share.parts if share else usual
+        tiles = Tiles(self.isa, chosen(self._kernels))
+        self._programs = Programs(
+            model, self._kernels, n_threads, tiles, self._layout, share.parts if share else usual
+        )
         self._writer = BatchWriter(model.config, self._pages, self._states)
         self._nodes = nodes
-        self._meter = Meter()
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
     def _make_driver(self, cpus: frozenset[int]) -> Driver:
@@ -146,7 +143,7 @@ class CPUBackend(Stepping):
     @property
     def buffer_bytes(self) -> int:
         """The bytes of the buffers that hold values between the rows of programs."""
-        return sum(program.buffer_bytes for program in self._programs.values())
+        return sum(program.buffer_bytes for program in self._programs.made)
 
     def begin(self, task: Task) -> Begun:
         """See Backend.begin. Without a driver the step runs in `finish`, on the thread that calls it."""
@@ -163,7 +160,7 @@ class CPUBackend(Stepping):
         counts = counts_of(graph, task.batch, task.feed)
         ending = "choose" if task.draws is not None else "score" if task.targets is not None else None
         with self._lock:
-            program = self._program(task.fetch, tuple(task.feed), counts, ending)
+            program = self._programs.get(Part(task.fetch, tuple(task.feed), ending), counts)
         check_batch(program.reader_of_batch, task.batch)
         return task, program
 
@@ -226,7 +223,7 @@ class CPUBackend(Stepping):
 
     def _execute_timed(self, task: Task, program: Program) -> tuple[Results, list[RowTime]]:
         with self._lock:
-            self._load([*CLOCK])
+            self._programs.load(CLOCK)
             if program not in self._watches:
                 self._watches[program] = Stopwatch(self._kernels, program.rows)
             watch = self._watches[program]
@@ -244,10 +241,7 @@ class CPUBackend(Stepping):
         self, fetch: Sequence[str], feed: Sequence[str], n_tokens: int, n_outputs: int, ending: str | None
     ) -> list[str]:
         """Return the names of the kernels that a step with these results, inputs, tokens and outputs runs."""
-        program = self._lower(
-            tuple(fetch), tuple(feed), {N_TOKENS: room_for(n_tokens), N_OUTPUTS: room_for(n_outputs)}, ending
-        )
-        return [*RUNTIME, *program.specs]
+        return self._programs.kernels_for(Part(tuple(fetch), tuple(feed), ending), n_tokens, n_outputs)
 
     def make_page(self, page: int) -> None:
         """See Backend.make_page."""
@@ -300,59 +294,11 @@ class CPUBackend(Stepping):
         self._team.run(rows, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
         del keep  # the program had only the addresses of these arrays
 
-    def _program(
-        self, fetch: tuple[str, ...], feed: tuple[str, ...], counts: Mapping[str, int], ending: str | None
-    ) -> Program:
-        """Return the program for these results and this many tokens, with or without sampling. It is lowered when it is first needed."""
-        rooms = {dim: room_for(n) for dim, n in counts.items()}
-        key = (fetch, feed, *sorted(rooms.items()), ending)
-        if key not in self._programs:
-            with self._meter.during(PROGRAMS):
-                program = self._lower(fetch, feed, rooms, ending)
-                self._load([*RUNTIME, *program.specs])
-                program.link(self._kernels)
-            self._programs[key] = program
-        return self._programs[key]
-
-    def _load(self, specs: list[str]) -> None:
-        """Load kernels. If some have to be compiled, compile all that the model will need in one go. Raises QwenError."""
-        if self._kernels.missing(specs):
-            usual = [
-                self._lower(
-                    part.fetch, part.feed, {N_TOKENS: room_for(n), N_OUTPUTS: room_for(1)}, part.ending
-                )
-                for part in self._parts
-                for n in (1, 2)
-            ]
-            specs = [*specs, *(spec for program in usual for spec in program.specs)]
-        try:
-            self._kernels.load(specs)
-        except KernelError as error:
-            raise QwenError(f"{error} (please report this; --backend numpy runs without kernels)") from error
-
-    def _lower(
-        self, fetch: tuple[str, ...], feed: tuple[str, ...], rooms: dict[str, int], ending: str | None
-    ) -> Program:
-        nodes = self.model.graph.subgraph(fetch, feed)
-        inputs = Inputs(max(rooms.values()), self.model.config.rope.n_rot)
-        return lower(
-            self.model,
-            nodes,
-            fetch,
-            feed,
-            inputs,
-            rooms,
-            self._team.n_threads,
-            ending,
-            self._tiles,
-            self._layout,
-        )
-
     def buffers(self) -> list[Buffer]:
         """See Backend.buffers. It may be called during a step."""
         pages, states, at = self._pages, self._states, self._layout
         layers = at.layers.of_model(self.model.config)
-        values = [array for program in list(self._programs.values()) for array in program.arrays]
+        values = [array for program in self._programs.made for array in program.arrays]
         return [
             *weights(self.model.file, self._nodes, "cpu"),
             *in_layers("KV cache", "cpu", layers.attention, pages.arenas, at.page_bytes, at.page_layer_bytes),
@@ -361,13 +307,8 @@ class CPUBackend(Stepping):
             ),
             buffer_of("activations", "cpu", [*values, self._writer.partials]),
             buffer_of("panels and scratch", "cpu", self._team.arrays),
-            *grown(PROGRAMS, "cpu", self._meter.grown),
+            *grown(PROGRAMS, "cpu", self._programs.grown),
         ]
-
-
-def room_for(n: int) -> int:
-    """Return the room of a program for n rows: one, or a power of two, so that a handful of programs serves all steps."""
-    return 1 if n <= 1 else max(8, 1 << (n - 1).bit_length())
 
 
 @cache

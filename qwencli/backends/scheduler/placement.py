@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -75,7 +74,7 @@ class _Placer:
         self._homes = devices_of_layers(model, wishes)
         self._of: dict[str, int] = {}
         self._moved: set[str] = set()  # nodes that aren't where their layer is
-        self._lacking: Counter[tuple[str, str, str]] = Counter()
+        self._lacking: dict[tuple[str, str, str], None] = {}
         nodes = model.graph.nodes.values()
         self._unit_of = {node.name: unit for unit in _units(nodes) for node in unit}
 
@@ -174,7 +173,7 @@ class _Placer:
             device = self._devices[number] if number < len(self._devices) else parse_devices("numpy")[0]
             if not lacks(self._model, unit, device):
                 self._devices += [device] * (number == len(self._devices))
-                self._lacking[missing[0], self._devices[wanted].name, device.name] += 1
+                self._lacking[missing[0], self._devices[wanted].name, device.name] = None
                 return number
         raise ModelError(
             f"{self._model.file.path}: no device can run {missing[0]}, which '{unit[-1].name}' needs"

@@ -103,7 +103,7 @@ def _shares(given: str | Sequence[float] | None, n_devices: int) -> tuple[float,
         return None
     shares = tuple(_numbers(given, float, "3,1"))
     if len(shares) != n_devices:
-        raise InputError(f"there are {len(shares)} shares for {n_devices} devices: give one for each")
+        raise InputError(f"expected one share per device, {n_devices}, not {len(shares)}")
     if not all(share >= 0 for share in shares) or not 0 < sum(shares) < float("inf"):
         raise InputError("shares of devices are numbers from 0 up, and one of them is more than 0")
     return shares
@@ -114,9 +114,7 @@ def _counts(given: str | Sequence[int] | None, n_devices: int) -> tuple[int, ...
         return None
     counts = tuple(_numbers(given, int, "14,14"))
     if len(counts) != n_devices:
-        raise InputError(
-            f"there are {len(counts)} numbers of layers for {n_devices} devices: give one for each"
-        )
+        raise InputError(f"expected one number of layers per device, {n_devices}, not {len(counts)}")
     for count in counts:
         if not 0 <= count < MOST_LAYERS:
             raise InputError(f"a device can't have {str(count)[:20]} layers")
