@@ -15,7 +15,8 @@ import click
 import numpy as np
 
 from qwencli import Graph, QwenError
-from qwencli.drawing.formats import SUFFIXES, write
+from qwencli.drawing import SUFFIXES
+from qwencli.drawing.formats import write
 from qwencli.drawing.picture import picture
 from qwencli.network.graph import Tensor
 from qwencli.system.host import Host

@@ -414,7 +414,9 @@ def hub_commit() -> str:
     return COMMIT
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("list", "pull", "rm")])
+@pytest.mark.parametrize(
+    "command", [name for name in COMMANDS if name not in ("list", "pull", "rm", "devices")]
+)
 def test_all_commands_have_the_options(call: Call, command: str) -> None:
     out = call(command, "--help").out
     assert re.search(r"-hf, --hf-repo USER/REPO\[:QUANT\]", out)

@@ -87,14 +87,13 @@ def test_logits_are_computed_in_pieces(
     tiny: Callable[..., NumpyBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, shapes = tiny(), []
-    run = backend.run
+    score = backend.score
 
-    def watched(fetch: Sequence[str], *args: object, **options: object) -> dict[str, np.ndarray]:
-        found = run(fetch, *args, **options)  # type: ignore[arg-type]
-        shapes.extend(len(found[name]) for name in fetch if name == "result_output")
-        return found
+    def watched(hidden: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+        shapes.append(len(hidden))
+        return score(hidden, targets)
 
-    monkeypatch.setattr(backend, "run", watched)
+    monkeypatch.setattr(backend, "score", watched)
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * CONFIG["vocab_size"])
     assert_same(list(perplexity(backend, TEXT, 17)), naive_perplexity(TEXT, 17))
     assert set(shapes) == {3, 2}  # 8 rows a chunk
