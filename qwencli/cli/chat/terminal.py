@@ -36,8 +36,20 @@ def converse(chat: Chat) -> None:
 
 
 def may_drop() -> bool:
-    """Ask whether the oldest turns may go."""
-    return click.confirm("The context is full. Drop the oldest turns?", default=True, err=True)
+    """Ask whether the oldest turns may go. Raises click.Abort after Ctrl-D.
+
+    The line editor asks: Python's own input() misses Ctrl-C between its prompt and its reading.
+    """
+    session: PromptSession[str] = PromptSession()
+    while True:
+        try:
+            answer = session.prompt("The context is full. Drop the oldest turns? [Y/n]: ").strip().lower()
+        except EOFError:
+            raise click.Abort from None
+        if answer in ("", "y", "yes"):
+            return True
+        if answer in ("n", "no"):
+            return False
 
 
 def line_editor() -> PromptSession[str]:
