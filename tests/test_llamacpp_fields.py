@@ -1,9 +1,11 @@
 """Fields of llama.cpp's requests and answers: what each does, over real HTTP."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import jsonschema
@@ -12,6 +14,7 @@ from engine_runs import held
 from llamacpp_client import complete, events, greedy, post
 from serving import Serving, serving, until
 
+from qwencli.server.llamacpp import memory
 from qwencli.server.llamacpp.endpoints import LLAMACPP
 
 PROMPT = "Once upon a time"
@@ -321,6 +324,26 @@ def test_a_grammar_and_a_schema_hold_an_answer(client: httpx.Client) -> None:
         complete(client, PROMPT, 8, grammar="", seed=1)["content"]
         == complete(client, PROMPT, 8, seed=1)["content"]
     )
+
+
+def test_memory_is_looked_at_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    clock = SimpleNamespace(now=0.0)
+
+    def look(llm: object) -> dict[str, Any]:
+        looks.append(clock.now)
+        return {"buffers": []}
+
+    monkeypatch.setattr(memory, "memory_report", look)
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    async def ask() -> None:
+        found = memory.Memory(cast(Any, None))
+        for clock.now in 10.0, 10 + memory.SECONDS / 2, 10 + memory.SECONDS:
+            assert await asyncio.gather(*(found.buffers() for _ in range(5))) == [[]] * 5
+
+    asyncio.run(ask())
+    assert looks == [10, 10 + memory.SECONDS]
 
 
 def test_what_the_server_is(server: Serving, client: httpx.Client) -> None:

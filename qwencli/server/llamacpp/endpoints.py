@@ -15,7 +15,6 @@ from starlette.routing import Route
 
 from ... import __version__
 from ...llm import LLM
-from ...machine.buffers import folded, memory_report
 from ...request.prompt import check_room
 from ...request.request import Request
 from ...request.timings import n_computed
@@ -37,6 +36,7 @@ from ..shared.streams import merged
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
 from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
+from .memory import Memory
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
@@ -47,7 +47,7 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options)
+    api = LlamaCpp(service, options, Memory(service.llm))
     get = {
         "/health": api.health,
         "/v1/health": api.health,
@@ -77,6 +77,7 @@ class LlamaCpp:
 
     service: Service
     options: ServerOptions
+    memory: Memory
 
     @describe("Whether the server answers")
     async def health(self, request: HTTPRequest) -> Response:
@@ -90,7 +91,6 @@ class LlamaCpp:
             name: tokenizer.decode([token]) if token is not None else ""
             for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
         }
-        report = await asyncio.to_thread(memory_report, llm)
         usual = settings(options.sampling, RANDOM, options.max_tokens)
         return JSONResponse(
             {
@@ -108,7 +108,7 @@ class LlamaCpp:
                 **named,
                 "build_info": f"qwencli {__version__}",
                 "is_sleeping": False,
-                "buffers": folded(report["buffers"]),
+                "buffers": await self.memory.buffers(),
             }
         )
 
