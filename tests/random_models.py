@@ -11,7 +11,6 @@ from shapes import PRESETS, Shape
 
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.gguf.file import GGUFFile
-from qwencli.network.graph import N_OUTPUTS, N_TOKENS
 from qwencli.network.load import load_model
 from qwencli.network.model import Model
 
@@ -49,7 +48,5 @@ def compile_together(models: Sequence[Model], fetch: Callable[[Model], Sequence[
     for model in models:
         backend = CPUBackend(model, 1)
         for room in 1, 8:
-            specs.update(
-                backend._lower(tuple(fetch(model)), (), {N_TOKENS: room, N_OUTPUTS: room}, "choose").specs
-            )
+            specs.update(backend.kernels_for(fetch(model), (), room, room, "choose"))
     backend._kernels.load(sorted(specs))

@@ -17,7 +17,7 @@ from shapes import PRESETS, Shape
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.numpy.backend import NumpyBackend
-from qwencli.backends.protocol import LOGITS, Batch, Segment
+from qwencli.backends.protocol import LOGITS, Batch, Part, Segment
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.kernels import isa
@@ -213,8 +213,8 @@ def test_a_weight_comes_without_its_scale(folder: Path) -> None:
 def test_places_stay_as_long_as_rows_lie_there(folder: Path) -> None:
     """Also after the last node that reads the route itself."""
     model = model_of(folder, "qwen3moe", "F16")
-    name, rooms = "ffn_moe_swiglu-0", {N_TOKENS: 8, N_OUTPUTS: 8}
-    program = CPUBackend(model, 1)._lower((name,), (), rooms, None)
+    name = "ffn_moe_swiglu-0"
+    program = CPUBackend(model, 1)._programs.get(Part((name,), ()), {N_TOKENS: 8, N_OUTPUTS: 8})
     free = {id(buffer) for buffers in program._memory._free.values() for buffer in buffers}
     assert program.values.keys() == {name}
     assert id(program.values[name].at_places) not in free
