@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from .isa import ISA, named
 from .specs import KernelError, symbol
@@ -56,7 +56,6 @@ def compile_apart(isa: ISA, specs: Iterable[str]) -> Iterator[tuple[str, bytes]]
             f"{__package__}.workers",
             isa.name,
             folder,
-            str(os.getpid()),
             *left,
         ]
         # stdin is a pipe: when it closes, the worker ends, even if we don't know of it because Ctrl-C came while it was being started
@@ -114,18 +113,15 @@ def _compile_here(isa: ISA, spec: str) -> bytes:
 
 
 def main() -> None:
-    """A worker: python -m qwencli.kernels.workers ISA FOLDER PARENT SPEC...
+    """A worker: python -m qwencli.kernels.workers ISA FOLDER SPEC...
 
-    Each worker is given all kernels and compiles those that no other one has claimed. It ends with the process PARENT.
+    Each worker is given all kernels and compiles those that no other one has claimed.
     """
-    name, folder, parent, *specs = sys.argv[1:]
+    name, folder, *specs = sys.argv[1:]
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     from .compiler import compile_kernel
 
     for spec in specs:
-        # should the pipe fail to tell; on Windows a process keeps the number of a parent that has ended
-        if os.name == "posix" and os.getppid() != int(parent):
-            _end(folder)
         path = Path(folder, symbol(spec))
         try:
             path.with_suffix(CLAIMED).touch(exist_ok=False)
@@ -138,19 +134,10 @@ def main() -> None:
 
 def _end_with_parent(folder: str) -> None:
     """Wait for the end of stdin, a pipe: then the process that started this one has ended, and nobody will read the folder."""
-    try:
-        os.read(0, 1)
-    finally:
-        _end(folder)
-
-
-def _end(folder: str) -> NoReturn:
-    """End this process, and with it the folder."""
-    try:
-        os.chdir(Path(folder).parent)
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os._exit(1)
+    os.read(0, 1)
+    os.chdir(Path(folder).parent)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

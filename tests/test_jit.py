@@ -292,12 +292,20 @@ def workers(folder: Path) -> list[str]:
     return found
 
 
+LOOKS = 5
+"""In how many looks, one after the other, there has to be no process: one that is just being started can't be seen for a moment, since
+the system has taken its parent's command line away and not given it its own yet."""
+
+
 def check_nothing_is_left(folder: Path) -> None:
     """No processes, and in the cache only what was compiled to the end, which is not all; it works."""
     deadline = time.monotonic() + 60
-    while workers(folder) and time.monotonic() < deadline:
+    n_without = 0
+    while n_without < LOOKS:
+        found = workers(folder)
+        assert not found or time.monotonic() < deadline, found
+        n_without = 0 if found else n_without + 1
         time.sleep(0.05)
-    assert workers(folder) == []
     kept = [path.name for path in (folder / "cache").rglob("*") if path.is_file()]
     assert set(kept) < {spec.replace(":", "-") + ".o" for spec in LONG}
     assert len(result(start(folder / "cache"))["reports"]) == 2
@@ -361,22 +369,6 @@ def test_a_process_that_is_killed_while_compiling(
     compiling.kill()
     compiling.communicate(timeout=60)
     check_nothing_is_left(tmp_path)
-
-
-@pytest.mark.skipif(
-    os.name != "posix", reason="on Windows a process keeps the number of a parent that has ended"
-)
-def test_a_worker_whose_pipe_outlives_its_parent(tmp_path: Path) -> None:
-    """It sees by its parent's number that nobody waits for it, and compiles nothing."""
-    folder = tmp_path / "objects"
-    folder.mkdir()
-    command = [sys.executable, "-m", "qwencli.kernels.workers", isa.choose().name, str(folder)]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    with subprocess.Popen([*command, str(gone.pid), SPEC], env=env, stdin=subprocess.PIPE) as worker:
-        assert worker.wait(timeout=60) == 1
-        assert not folder.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as the interpreter")
