@@ -103,3 +103,10 @@ def test_bench_shows_what_copies_take(call: Call, story: Path) -> None:
     copies = [line.split("|") for line in out.splitlines() if line.startswith("| copies ")]
     assert [int(row[2]) for row in copies] == [2, 4]  # of both devices, in one step and in two
     assert "| copies " not in call(*command).out
+
+
+def test_bench_counts_the_threads_that_work_at_once(call: Call, story: Path) -> None:
+    """Devices of one CPU each take turns."""
+    out = call("bench", "-m", story, "-p", "2", "-n", "0", "-r", "1", "-o", "json", "--device", TWO_CPUS).out
+    (found,) = json.loads(out)
+    assert (found["n_threads"], found["devices"]) == (1, TWO_CPUS.replace(",", ", "))

@@ -54,6 +54,7 @@ def run_bench(
         backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
     if profile and not isinstance(backend, (CPUBackend, Scheduler)):
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
+    n_threads = threads_of(backend) or n_threads
     runner = Runner(backend, n_batch)
     costs = Costs(model, backend.cache_types)
     peak = measure_peak(n_threads, report)
@@ -86,10 +87,20 @@ def run_bench(
         )
 
 
-def isa_of(backend: Backend) -> str | None:
-    """What the kernels of a backend, or of one of its devices, are compiled for; None if it has none."""
+def on_cpu(backend: Backend) -> list[CPUBackend]:
+    """The backend itself, or those of its devices, that have compiled kernels."""
     backends = [*backend.devices.values()] if isinstance(backend, Scheduler) else [backend]
-    return next((each.isa for each in backends if isinstance(each, CPUBackend)), None)
+    return [each for each in backends if isinstance(each, CPUBackend)]
+
+
+def isa_of(backend: Backend) -> str | None:
+    """What the kernels are compiled for; None if there are none."""
+    return next((each.isa for each in on_cpu(backend)), None)
+
+
+def threads_of(backend: Backend) -> int:
+    """The most threads that work at once: devices take turns. 0 without compiled kernels."""
+    return max((each.n_threads for each in on_cpu(backend)), default=0)
 
 
 def check(model: Model, test: Test) -> None:
