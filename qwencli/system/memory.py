@@ -162,13 +162,14 @@ def _counted(places: I64, look: Callable[[int, int], Bits], gap: int = GAP) -> I
         there = look(page, n) if n else np.zeros(0, np.bool_)
         if len(there) != n:
             raise ValueError("not all pages are known")
-        before = np.concatenate([[0], np.cumsum(there, dtype=np.int64)]) * mmap.PAGESIZE
-        there = np.append(there, False)
-
-        def up_to(address: I64) -> I64:
-            number, rest = np.divmod(address - page * mmap.PAGESIZE, mmap.PAGESIZE)  # noqa: B023
-            total: I64 = before[number] + there[number] * rest  # noqa: B023
-            return total
-
-        found[order[group]] = up_to(ends[group]) - up_to(starts[group])
+        start = page * mmap.PAGESIZE
+        found[order[group]] = _up_to(ends[group] - start, there) - _up_to(starts[group] - start, there)
     return found
+
+
+def _up_to(offsets: I64, there: Bits) -> I64:
+    """Of the bytes before each offset those on pages that are there: int64 [n]."""
+    before = np.concatenate([[0], np.cumsum(there, dtype=np.int64)]) * mmap.PAGESIZE
+    number, rest = np.divmod(offsets, mmap.PAGESIZE)
+    total: I64 = before[number] + np.append(there, False)[number] * rest
+    return total

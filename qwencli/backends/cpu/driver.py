@@ -35,9 +35,8 @@ class Step(Generic[T]):
             self._result = self._run()
         except BaseException as error:
             self._error = error
-        self._is_done = (
-            True  # first: a thread that was interrupted when it had the lock doesn't look at it again
-        )
+        # before the lock: a thread that was interrupted when it had the lock doesn't look at it again
+        self._is_done = True
         self._end.release()
 
     def wait(self) -> None:
