@@ -44,6 +44,7 @@ def test_verbose_lists_the_splits(call: Call, story: Path) -> None:
 WRONG = [
     (["--device", "gpu"], "unknown device 'gpu'; known are cpu"),
     (["--device", "cpu,cpu"], "the device cpu is named twice"),
+    (["--device", ""], "no device is named"),
     (["--device", "cpu,numpy", "-ts", "1"], "expected one share per device, 2, not 1"),
     (["-ts", "x"], "'x': expected numbers such as 3,1"),
     (
@@ -110,3 +111,11 @@ def test_bench_counts_the_threads_that_work_at_once(call: Call, story: Path) -> 
     out = call("bench", "-m", story, "-p", "2", "-n", "0", "-r", "1", "-o", "json", "--device", TWO_CPUS).out
     (found,) = json.loads(out)
     assert (found["n_threads"], found["devices"]) == (1, TWO_CPUS.replace(",", ", "))
+
+
+def test_numpy_has_no_profile(call: Call, story: Path) -> None:
+    code, out, err = call(
+        "bench", "-m", story, "-p", "2", "-n", "0", "-r", "1", "--profile", "--device", "numpy"
+    )
+    assert (code, out) == (1, "")
+    assert "only the CPU backend has a profile, but it isn't among the devices" in err

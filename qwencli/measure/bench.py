@@ -53,7 +53,8 @@ def run_bench(
     else:
         backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
     if profile and not isinstance(backend, (CPUBackend, Scheduler)):
-        raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it can't run this file")
+        why = "isn't among the devices" if devices else "can't run this file"
+        raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it {why}")
     n_threads = threads_of(backend) or n_threads
     runner = Runner(backend, n_batch)
     costs = Costs(model, backend.cache_types)

@@ -68,7 +68,7 @@ def read_wishes(
             "both the shares of devices and their numbers of layers are given: leave one of them out"
         )
     pairs = [_pair(part) for text in override_tensor for part in text.split(",")]
-    chosen = parse_devices(devices or "cpu", host)
+    chosen = parse_devices("cpu" if devices is None else devices, host)
     known = {device.name for device in chosen}
     overrides = []
     for text, pattern, name in pairs:
