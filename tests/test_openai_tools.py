@@ -14,9 +14,9 @@ from test_openai_api import NO_THINKING, QUESTION, chat, joined, text
 from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.server.http.errors import ApiError
-from qwencli.server.openai.forms import call_schema
 from qwencli.server.options import ServerOptions
 from qwencli.server.shared.conversations import ConversationFields, prompt_of
+from qwencli.server.shared.forms import call_schema
 from qwencli.text.chat.template import ChatTemplate
 from qwencli.text.tokenizer import Tokenizer
 

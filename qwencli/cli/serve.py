@@ -185,7 +185,7 @@ def serve(
         api_keys=keys,
         cors_origins=tuple(origin.lower().rstrip("/") for origin in items(cors_origins or "")),
         timeout=timeout,
-        host=host,
+        hosts=(host,),
         ui=not no_ui,
         log_format="none" if loader.quiet else log_format,
         log_prompts=log_prompts,

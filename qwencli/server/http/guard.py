@@ -23,7 +23,7 @@ class Guarded:
         self._app, self._options = app, options
         self._open = set(open_paths)
         self._keys = [key.encode() for key in options.api_keys]
-        self._any_host = bool(options.api_keys) or not is_loopback(options.host)
+        self._any_host = bool(options.api_keys) or not all(map(is_loopback, options.hosts))
         self._own_name = socket.gethostname().lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,12 +6,11 @@ import json
 import secrets
 from typing import Any, Protocol
 
-from ...text.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
-from ...text.chat.tool_calls import CLOSE
+from ...text.chat.answers import Content, Event, Reasoning, ToolCall
 from ...text.tokenizer import Tokenizer
 from ..http.sse import encoded
 from ..service.generation import Generation, TextPart
-from ..shared.conversations import ConversationFields
+from ..shared.chat import Asked, ChatAnswer
 from ..shared.json_text import json_array, json_object
 from ..shared.logprobs import token_reports
 from .logprobs import TextLogprobs
@@ -40,24 +39,16 @@ class Choice(Protocol):
 
 
 class ChatChoice:
-    """The answer to a chat: thinking, text and tool calls apart. `opening` is what the prompt holds of the answer already."""
+    """The answer to a chat: thinking, text and tool calls apart."""
 
     def __init__(
-        self,
-        generation: Generation,
-        tokenizer: Tokenizer,
-        body: ConversationFields,
-        opening: str,
-        n_top: int | None,
+        self, asked: Asked, generation: Generation, tokenizer: Tokenizer, n_top: int | None, stream: bool
     ) -> None:
         self.generation = generation
         self._tokenizer = tokenizer
-        self._opening = opening
         self._n_top = n_top
-        self._stream = body.stream
-        self._parser = AnswerParser(generation.answer.request.thinking.inside, body.usable_tools)
-        self._parser.add(opening)
-        self._one_call = body.parallel_tool_calls is False
+        self._stream = stream
+        self._answer = ChatAnswer(asked, generation)
         self._calls: list[Object] = []
         self._texts: dict[str, list[str]] = {"reasoning_content": [], "content": []}
         self._n_read = 0
@@ -71,24 +62,17 @@ class ChatChoice:
             places = range(self._n_read, self._n_read + len(part.tokens))
             self._unsent += token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
         self._n_read += len(part.tokens)
-        return self._deltas(self._parser.add(part.text))
+        return self._deltas(self._answer.add(part))
 
     def end(self) -> list[Object]:
-        closed = self._opening and self.generation.sequence.stop_reason == "eos"
-        events = self._parser.add("\n" + CLOSE) if closed else []
-        deltas = self._deltas(events + self._parser.end())
+        deltas = self._deltas(self._answer.end())
         return deltas + ([self._with_logprobs({})] if self._unsent else [])
 
     def _deltas(self, events: list[Event]) -> list[Object]:
-        return [self._with_logprobs(delta) for event in events if (delta := self._delta(event))]
+        return [self._with_logprobs(self._delta(event)) for event in events]
 
     def _delta(self, event: Event) -> Object:
-        """What clients are told of an event; nothing after a call that was to be the only one."""
-        if self._one_call and self._calls:
-            return {}
         if isinstance(event, ToolCall):
-            if self._one_call:
-                self.generation.cancel()
             arguments = json.dumps(event.arguments, ensure_ascii=False)
             call = {
                 "id": f"call_{secrets.token_hex(12)}",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from starlette.requests import Request as HTTPRequest
@@ -16,8 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...request.prompt import check_room
-from ...request.request import Request, Thinking
-from ...text.chat.tool_calls import OPEN
+from ...request.request import Request
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
@@ -25,19 +24,16 @@ from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
 from ..service.service import Service
-from ..shared.conversations import prompt_of, tokens_of
+from ..shared.chat import asked_of
 from ..shared.errors import error_type
 from ..shared.fields import nth_seed
+from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import prompts_of
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
-from .forms import call_schema, grammar_of
-
-if TYPE_CHECKING:
-    from ...text.grammar.constraints import Start
 
 MAX_PROMPTS, MAX_TEXTS = 128, 2048
 DONE = b"data: [DONE]\n\n"
@@ -100,46 +96,16 @@ class OpenAI:
     async def chat(self, request: HTTPRequest) -> Response:
         body = await json_body(request, ChatRequest)
         n_top = body.n_top
-        asked, opening = await asyncio.to_thread(self._chat_request, body, n_top)
+        asked = await asyncio.to_thread(asked_of, body, self._llm, self._options, body.n_probs)
 
         def choice(i: int) -> Choice:
-            generation = self._service.generate(replace(asked, sampling=nth_seed(asked.sampling, i)))
-            return ChatChoice(track(request, generation), self._llm.tokenizer, body, opening, n_top)
+            one = replace(asked.request, sampling=nth_seed(asked.request.sampling, i))
+            generation = track(request, self._service.generate(one))
+            return ChatChoice(asked, generation, self._llm.tokenizer, n_top, bool(body.stream))
 
-        self._check_amount(body, [asked], n_top)
+        self._check_amount(body, [asked.request], n_top)
         choices = [partial(choice, i) for i in range(body.n or 1)]
         return await self._answer(request, "chat.completion", body, choices)
-
-    def _chat_request(self, body: ChatRequest, n_top: int | None) -> tuple[Request, str]:
-        """What is asked, and what the prompt holds of the answer already. Slow. Raises ApiError, QwenError."""
-        llm = self._llm
-        forms = body.answer_forms()
-        thinks, limit = body.thinking(self._options)
-        functions = body.forced_tools()
-        if functions:  # the answer is a call from its first word on, without thinking
-            opening = OPEN + "\n"
-            forms["tools"] = call_schema(functions)
-            prompt = prompt_of(body, llm, self._options, thinks=False)
-            tokens = tokens_of(prompt, llm, opening)
-            return self._request(body, tokens, n_top, grammar_of(llm, forms), Thinking()), opening
-        prompt = prompt_of(body, llm, self._options, thinks)
-        tokens = tokens_of(prompt, llm)
-        grammar = grammar_of(llm, forms)
-        return self._request(body, tokens, n_top, grammar, prompt.thinking(limit, grammar is not None)), ""
-
-    def _request(
-        self,
-        body: AnswerFields,
-        tokens: list[int],
-        n_top: int | None,
-        grammar: Start | None,
-        thinking: Thinking,
-    ) -> Request:
-        llm, options = self._llm, self._options
-        sampling = body.sampling(options.sampling, llm.tokenizer, 0 if n_top is None else max(1, n_top))
-        llm.breakers(sampling)  # looked up here, not where everybody waits
-        limit = body.limit(options.max_tokens)
-        return Request(tokens, sampling, limit, body.stops, bool(body.ignore_eos), thinking, grammar)
 
     @describe("How a text goes on", CompletionRequest, stream=True)
     async def completions(self, request: HTTPRequest) -> Response:
@@ -161,7 +127,8 @@ class OpenAI:
             raise ApiError("best_of: only the value of n is supported", param="best_of")
         prompts = self._prompts("prompt", body.prompt, MAX_PROMPTS)
         grammar = grammar_of(self._llm, body.answer_forms())
-        return [self._request(body, tokens, body.logprobs, grammar, Thinking()) for tokens in prompts]
+        n_probs = 0 if body.logprobs is None else max(1, body.logprobs)
+        return [body.request(self._llm, self._options, tokens, n_probs, grammar) for tokens in prompts]
 
     def _prompts(self, field: str, value: Any, most: int, n_answer: int = 1) -> list[list[int]]:
         """The tokens of each, with room for `n_answer` more. Slow. Raises ApiError, InputError, ContextFull."""

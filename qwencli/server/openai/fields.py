@@ -62,6 +62,11 @@ class ChatRequest(AnswerFields, ConversationFields):
             raise ApiError("top_logprobs: it needs logprobs to be true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def n_probs(self) -> int:
+        """As many as the sampler has to report for that."""
+        return 0 if self.n_top is None else max(1, self.n_top)
+
 
 class CompletionRequest(AnswerFields):
     """The body of /v1/completions."""

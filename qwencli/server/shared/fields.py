@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from ...errors import InputError
+from ...llm import LLM
+from ...request.request import Request, Thinking
 from ...sampling import NUMBERS, SETTINGS, SamplingParams, parse_sampler_letters, parse_samplers
 from ...sampling.params import N_SEEDS
 from ...sampling.parsing import MAX_BIAS, checked_breakers
 from ...sampling.setting import NumberSetting
 from ...text.tokenizer import Tokenizer
 from ..http.errors import ApiError
+from ..options import ServerOptions
+
+if TYPE_CHECKING:
+    from ...text.grammar.constraints import Start
 
 COUNT = 2**31 - 1
 MAX_STOPS, MAX_STOP = 32, 256
@@ -170,6 +176,22 @@ class GenerationFields(SamplingFields):
     def limit(self, default: int | None) -> int | None:
         """How many tokens the answer may have, None for as many as the context holds."""
         return length_limit(first_given(self.max_completion_tokens, self.max_tokens, self.n_predict), default)
+
+    def request(
+        self,
+        llm: LLM,
+        options: ServerOptions,
+        tokens: list[int],
+        n_probs: int = 0,
+        grammar: Start | None = None,
+        thinking: Thinking | None = None,
+    ) -> Request:
+        """What is asked with a prompt's tokens. Slow. Raises ApiError, InputError."""
+        sampling = self.sampling(options.sampling, llm.tokenizer, n_probs)
+        llm.breakers(sampling)  # looked up here, not where everybody waits
+        limit = self.limit(options.max_tokens)
+        ends = self.stops, bool(self.ignore_eos)
+        return Request(tokens, sampling, limit, *ends, thinking or Thinking(), grammar)
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:
         """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""

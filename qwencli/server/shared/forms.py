@@ -1,4 +1,4 @@
-"""What OpenAI's API can hold an answer to: JSON of a schema, a grammar, or a call of a function."""
+"""What an answer can be held to: JSON of a schema, a grammar, or a call of a function."""
 
 from __future__ import annotations
 

@@ -1,0 +1,78 @@
+"""From a conversation to a request, and from what the model writes to what an API tells of it. All APIs with chats are made of this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...llm import LLM
+from ...request.request import Request, Thinking
+from ...text.chat.answers import AnswerParser, Event, ToolCall
+from ...text.chat.tool_calls import CLOSE, OPEN
+from ..options import ServerOptions
+from ..service.generation import Generation, TextPart
+from .conversations import ConversationFields, prompt_of, tokens_of
+from .forms import call_schema, grammar_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation as a request. `opening` is what its prompt holds of the answer already."""
+
+    body: ConversationFields
+    request: Request
+    opening: str = ""
+
+
+def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs: int = 0) -> Asked:
+    """The request that a conversation is. Slow. Raises ApiError, QwenError."""
+    forms = body.answer_forms()
+    thinks, limit = body.thinking(options)
+    opening, thinking = "", Thinking()
+    if functions := body.forced_tools():  # the answer is a call from its first word on, without thinking
+        opening = OPEN + "\n"
+        forms["tools"] = call_schema(functions)
+        prompt = prompt_of(body, llm, options, thinks=False)
+    else:
+        prompt = prompt_of(body, llm, options, thinks)
+    tokens = tokens_of(prompt, llm, opening)
+    grammar = grammar_of(llm, forms)
+    if not opening:
+        thinking = prompt.thinking(limit, grammar is not None)
+    return Asked(body, body.request(llm, options, tokens, n_probs, grammar, thinking), opening)
+
+
+class ChatAnswer:
+    """The answer to a chat while it comes, told by events: thinking, text and tool calls apart.
+
+    Nothing is told of what follows a call that was to be the only one.
+    """
+
+    def __init__(self, asked: Asked, generation: Generation) -> None:
+        self.generation = generation
+        self._opening = asked.opening
+        self._parser = AnswerParser(generation.answer.request.thinking.inside, asked.body.usable_tools)
+        self._parser.add(asked.opening)
+        self._one_call = asked.body.parallel_tool_calls is False
+        self.n_calls = 0
+
+    def add(self, part: TextPart) -> list[Event]:
+        """What a part brings."""
+        return self._passed(self._parser.add(part.text))
+
+    def end(self) -> list[Event]:
+        """What was held back, now that nothing follows."""
+        closed = self._opening and self.generation.sequence.stop_reason == "eos"
+        events = self._parser.add("\n" + CLOSE) if closed else []
+        return self._passed(events + self._parser.end())
+
+    def _passed(self, events: list[Event]) -> list[Event]:
+        passed = []
+        for event in events:
+            if self._one_call and self.n_calls:
+                break
+            if isinstance(event, ToolCall):
+                self.n_calls += 1
+                if self._one_call:
+                    self.generation.cancel()
+            passed.append(event)
+        return passed
