@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .backends.choose import choose_backend, make_backend, make_devices
 from .backends.kv_cache import CacheTypes, KVSequence
 from .backends.protocol import Batch, Segment
-from .engine.engine import Engine
+from .backends.threads import Threads
+from .engine.engine import Engine, tokens_of_a_step
 from .engine.fit import STATES, measure, measure_devices
 from .errors import ContextFull, InputError
 from .gguf.file import GGUFFile
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .backends.scheduler.wishes import Wishes
     from .text.grammar.constraints import Vocabulary
 
+Scalar = bool | int | float | str
+
 MOST_BREAKERS = 16
 """Sets of texts that end DRY's repetitions, of which the tokens are kept."""
 
@@ -43,11 +46,15 @@ class LLM:
 
     `n_ctx` is how long a prompt and its answer may be together: by default as long as the model allows, or less where the free memory holds
     no more. An `n_ctx` that doesn't fit is an error; with `fit` the longest that fits is taken instead, and with `fit` False nothing is
-    checked. `n_batch` is the most tokens of a step. `n_threads` is how many threads run it, by default one a core. `backend` is "cpu" for
-    the compiled kernels, "numpy" for the slow reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v`
-    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among
-    devices: their names, such as "cpu:0,cpu:1" (see backends/devices.py), or Wishes, which say more about who gets what. What a device has
-    no kernels for is left to the next one that has.
+    checked. `n_ubatch`, by default 512, is the most tokens of a step, and `n_batch` limits it further. `n_threads` is how many threads run
+    a step, by default one a core; `threads` says where and how they run. `backend` is "cpu" for the compiled kernels, "numpy" for the slow
+    reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v` are the types in which keys and values are
+    kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among devices: their names, such as "cpu:0,cpu:1" (see
+    backends/devices.py), or Wishes, which say more about who gets what. What a device has no kernels for is left to the next one that has.
+
+    `mlock` keeps the weights in memory, as far as the system allows it. `overrides` are values of metadata keys that replace those of the
+    file (see gguf/overrides.py; network/rope_options.py makes those that change the rotation). With `check_tensors` all weights are looked
+    through for NaN and infinity, and ModelError names the tensor that has one.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -67,9 +74,15 @@ class LLM:
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
         fit: bool | None = None,
-        n_batch: int = 512,
+        n_batch: int | None = None,
         devices: str | Wishes | None = None,
+        n_ubatch: int | None = None,
+        threads: Threads = Threads(),
+        mlock: bool = False,
+        overrides: Mapping[str, Scalar] | None = None,
+        check_tensors: bool = False,
     ) -> None:
+        n_step = tokens_of_a_step(n_batch, n_ubatch)
         self.meter = Meter()
         with self.meter.during(GRAPH):
             self.file = GGUFFile(path)
@@ -79,10 +92,10 @@ class LLM:
         types = CacheTypes(cache_type_k, cache_type_v)
         self.placement = self._place(devices, backend, report)
         if self.placement:
-            self.fit, own = measure_devices(self.model, self.placement, types, n_batch)
+            self.fit, own = measure_devices(self.model, self.placement, types, n_step)
         else:
             backend = choose_backend(backend, self.model, report)
-            self.fit, own = measure(self.model, types, backend, n_batch), []
+            self.fit, own = measure(self.model, types, backend, n_step), []
         asked = n_ctx
         n_ctx = self.fit.choose(asked, fit, report)
         for part in own:
@@ -99,7 +112,7 @@ class LLM:
                 if self.placement
                 else make_backend(backend, self.model, n_threads, report, progress, types)
             )
-        self.engine = Engine(made, n_ctx, n_batch, n_ctx)
+        self.engine = Engine(made, n_ctx, n_step, n_ctx)
         if fit is not False and (most := self.fit.for_sequences) is not None:
             self.engine.backend.cache.bound(most, self.fit.page, self.fit.state // STATES)
 
