@@ -108,9 +108,9 @@ class LLM:
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         with self.meter.during(BACKEND):
             made = (
-                make_devices(self.placement, self.model, n_threads, report, progress, types)
+                make_devices(self.placement, self.model, n_threads, report, progress, types, threads)
                 if self.placement
-                else make_backend(backend, self.model, n_threads, report, progress, types)
+                else make_backend(backend, self.model, n_threads, report, progress, types, threads)
             )
         self.engine = Engine(made, n_ctx, n_step, n_ctx)
         if fit is not False and (most := self.fit.for_sequences) is not None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 from ..errors import InputError
+from ..system.host import Host, read_cpus
+from ..system.threads import NORMAL, can_pin, why_no_priority
+from ..units import ranges
+from .devices import numa_nodes
 
 DISTRIBUTE, ISOLATE, NUMACTL = "distribute", "isolate", "numactl"
 NUMA = (DISTRIBUTE, ISOLATE, NUMACTL)
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -1, 3
-MOST_POLL = 100
+MOST_POLL, USUAL_POLL = 100, 50
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Threads:
     batch: int | None = None
     cpus: str | None = None
     strict: bool = False
-    priority: int = 0
+    priority: int = NORMAL
     poll: int | None = None
     numa: str | None = None
 
@@ -46,3 +51,63 @@ class Threads:
             raise InputError(f"poll is {self.poll}, expected a value from 0 to {MOST_POLL}")
         if self.numa not in (None, *NUMA):
             raise InputError(f"unknown NUMA strategy {self.numa[:40]!r}, expected {', '.join(NUMA)}")
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of what isn't as by default."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def chosen_cpus(self, host: Host | None = None) -> frozenset[int] | None:
+        """The CPUs on which all threads stay; None if they run wherever the process may.
+
+        Raises InputError for a list that isn't one, for CPUs that the process may not use, and if `cpus` and `numa` leave none.
+        """
+        host = host or Host()
+        chosen = None
+        if self.cpus is not None:
+            try:
+                chosen = read_cpus(self.cpus)
+            except ValueError as error:
+                raise InputError(f"the list of CPUs {self.cpus[:40]!r}: {error}") from None
+            if missing := chosen - host.allowed():
+                raise InputError(
+                    f"this process has no CPU {ranges(missing)[:40]}, but {ranges(host.allowed())[:40]}"
+                )
+        if self.numa == ISOLATE and (own := node_of_process(host)):
+            chosen = own if chosen is None else own & chosen
+            if not chosen:
+                raise InputError(f"no CPU of {self.cpus} is on the NUMA node that this process runs on")
+        return chosen
+
+    def places(
+        self, n_threads: int, cpus: frozenset[int] | None, host: Host | None = None
+    ) -> list[frozenset[int]] | None:
+        """For each thread of a device the CPUs on which it stays; None if they run wherever the process may. `cpus` are the device's."""
+        host = host or Host()
+        nodes = [frozenset(host.allowed() if cpus is None else cpus)]
+        if self.numa == DISTRIBUTE:
+            nodes = [own for node in numa_nodes(host).values() if (own := node & nodes[0])]
+        if cpus is None and len(nodes) == 1:
+            return None
+        places = [nodes[i % len(nodes)] for i in range(n_threads)]
+        if not self.strict or (cpus is None and self.cpus is None):
+            return places
+        turns = [i // len(nodes) for i in range(n_threads)]
+        return [frozenset({sorted(place)[turn % len(place)]}) for place, turn in zip(places, turns)]
+
+    def warnings(self, host: Host | None = None) -> Iterator[str]:
+        """What cannot be had on this system, and what makes it slow, a line each."""
+        host = host or Host()
+        if not can_pin() and (self.cpus is not None or self.numa):
+            yield "threads run on any CPU: this system doesn't let a program choose"
+        if self.priority != NORMAL and (why := why_no_priority(self.priority)):
+            yield f"threads don't get the priority {self.priority}: {why}"
+        if self.numa and len(numa_nodes(host)) > 1 and host.moves_memory():
+            yield "/proc/sys/kernel/numa_balancing is on, which makes models slower: `sysctl kernel.numa_balancing=0`"
+
+
+def node_of_process(host: Host) -> frozenset[int] | None:
+    """The usable CPUs of the NUMA node that the calling thread runs on; None if there is only one node, or it isn't known."""
+    nodes = [cpus for cpus in numa_nodes(host).values() if cpus]
+    cpu = host.current_cpu()
+    return next((cpus for cpus in nodes if cpu in cpus), None) if len(nodes) > 1 else None
