@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .backends.choose import choose_backend, make_backend, make_devices
 from .backends.kv_cache import CacheTypes, KVSequence
 from .backends.protocol import Batch, Segment
-from .backends.threads import Threads
+from .backends.threads import USUAL, Threads
 from .engine.engine import Engine, tokens_of_a_step
 from .engine.fit import STATES, measure, measure_devices
 from .errors import ContextFull, InputError
 from .gguf.file import GGUFFile
+from .gguf.overrides import Scalar
 from .network.load import load_model
+from .network.rope_options import AS_IN_FILE, RopeOptions
 from .request.answer import RunningAnswer
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from .backends.scheduler.placement import Placement
     from .backends.scheduler.wishes import Wishes
     from .text.grammar.constraints import Vocabulary
-
-Scalar = bool | int | float | str
 
 MOST_BREAKERS = 16
 """Sets of texts that end DRY's repetitions, of which the tokens are kept."""
@@ -53,8 +53,8 @@ class LLM:
     backends/devices.py), or Wishes, which say more about who gets what. What a device has no kernels for is left to the next one that has.
 
     `mlock` keeps the weights in memory, as far as the system allows it. `overrides` are values of metadata keys that replace those of the
-    file (see gguf/overrides.py; network/rope_options.py makes those that change the rotation). With `check_tensors` all weights are looked
-    through for NaN and infinity, and ModelError names the tensor that has one.
+    file (gguf/overrides.py reads them from a text), and `rope` another rotation. With `check_tensors` all weights are looked through for
+    NaN and infinity, and FormatError names the tensor that has one.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -77,15 +77,16 @@ class LLM:
         n_batch: int | None = None,
         devices: str | Wishes | None = None,
         n_ubatch: int | None = None,
-        threads: Threads = Threads(),
+        threads: Threads = USUAL,
         mlock: bool = False,
         overrides: Mapping[str, Scalar] | None = None,
+        rope: RopeOptions = AS_IN_FILE,
         check_tensors: bool = False,
     ) -> None:
         n_step = tokens_of_a_step(n_batch, n_ubatch)
         self.meter = Meter()
         with self.meter.during(GRAPH):
-            self.file = GGUFFile(path)
+            self.file = open_file(path, overrides, rope)
             if chat and self.chat_template:
                 self.chat_template.start()
             self.model = load_model(self.file)
@@ -101,7 +102,7 @@ class LLM:
         for part in own:
             n_ctx = replace(part, n_ctx=n_ctx).choose(asked and n_ctx, fit, report)
         if not use_mmap:  # read only now that it is known to fit
-            self.file = GGUFFile(path, use_mmap)
+            self.file = open_file(path, overrides, rope, use_mmap)
             self.model = load_model(self.file)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
@@ -256,3 +257,16 @@ class LLM:
     ) -> Iterator[str]:
         """The text that continues `tokens`, as it comes. Raises InputError, ContextFull, QwenError."""
         return self.run(self.begin(Request(tokens, sampling or self.sampling(), max_tokens)))
+
+
+def open_file(
+    path: str | os.PathLike[str],
+    overrides: Mapping[str, Scalar] | None = None,
+    rope: RopeOptions = AS_IN_FILE,
+    use_mmap: bool = True,
+) -> GGUFFile:
+    """A file with other values of metadata. Raises QwenError."""
+    file = GGUFFile(path, use_mmap)
+    file.override(overrides or {})
+    file.override(rope.overrides(file.metadata))
+    return file

@@ -12,7 +12,7 @@ from .devices import Device
 from .devices import n_threads as device_threads
 from .kv_cache import DEFAULT_TYPES, CacheTypes
 from .protocol import Backend, Share
-from .threads import Threads
+from .threads import USUAL, Threads
 
 if TYPE_CHECKING:
     from .scheduler.placement import Placement
@@ -40,7 +40,7 @@ def make_backend(
     report: Callable[[str], None] | None,
     progress: Callable[[int, int], None] | None = None,
     cache_types: CacheTypes = DEFAULT_TYPES,
-    threads: Threads = Threads(),
+    threads: Threads = USUAL,
 ) -> Backend:
     """Return the backend with this name, or for "auto" the one that `choose_backend` picks. Only its own modules are imported.
 
@@ -50,7 +50,7 @@ def make_backend(
     if report and device.backend == "numpy" and threads.changed:
         report(f"NumPy's own threads run this model, and know nothing of {', '.join(threads.changed)}")
     elif report:
-        for line in threads.warnings():
+        for line in threads.warnings(n_threads):
             report(line)
     return _make(device, model, n_threads, report, progress, cache_types, threads)
 
@@ -62,7 +62,7 @@ def make_devices(
     report: Callable[[str], None] | None,
     progress: Callable[[int, int], None] | None = None,
     cache_types: CacheTypes = DEFAULT_TYPES,
-    threads: Threads = Threads(),
+    threads: Threads = USUAL,
 ) -> Backend:
     """Return the backend for a model that is divided as `placement` says: a scheduler, if more than one device has something to run.
 
@@ -72,7 +72,7 @@ def make_devices(
     if threads.cpus is not None or threads.numa:
         raise InputError("devices and a list of CPUs or a NUMA strategy are given: name the CPUs as devices")
     if report:
-        for line in threads.warnings():
+        for line in threads.warnings(n_threads):
             report(line)
     used = set(placement.of.values())
     devices = placement.devices

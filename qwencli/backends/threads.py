@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from ..errors import InputError
-from ..system.host import Host, read_cpus
+from ..system.host import Host
 from ..system.threads import NORMAL, can_pin, why_no_priority
 from ..units import ranges
 from .devices import numa_nodes
@@ -22,7 +22,7 @@ class Threads:
     """What llama.cpp's options of the same names say about threads. The defaults change nothing.
 
     - `batch`: how many threads run steps of more than one token; by default as many as run the others.
-    - `cpus`: the CPUs on which all threads stay, as a list such as "0-3,8".
+    - `cpus`: the CPUs on which all threads stay (system/cpu_masks.py reads them). Those that the process may not use don't count.
     - `strict`: each thread has a CPU of its own among `cpus`, in the order of their numbers, and from the start again if they are too few.
       Without `cpus` it means nothing.
     - `priority`: -1 for low, 0 for the process's own, 1 to 3 for medium, high and real-time, for which a process needs permission.
@@ -34,7 +34,7 @@ class Threads:
     """
 
     batch: int | None = None
-    cpus: str | None = None
+    cpus: frozenset[int] | None = None
     strict: bool = False
     priority: int = NORMAL
     poll: int | None = None
@@ -58,25 +58,22 @@ class Threads:
         return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
 
     def chosen_cpus(self, host: Host | None = None) -> frozenset[int] | None:
-        """The CPUs on which all threads stay; None if they run wherever the process may.
-
-        Raises InputError for a list that isn't one, for CPUs that the process may not use, and if `cpus` and `numa` leave none.
-        """
+        """The CPUs on which all threads stay; None if they run wherever the process may. Raises InputError if none is left."""
         host = host or Host()
-        chosen = None
-        if self.cpus is not None:
-            try:
-                chosen = read_cpus(self.cpus)
-            except ValueError as error:
-                raise InputError(f"the list of CPUs {self.cpus[:40]!r}: {error}") from None
-            if missing := chosen - host.allowed():
-                raise InputError(
-                    f"this process has no CPU {ranges(missing)[:40]}, but {ranges(host.allowed())[:40]}"
-                )
+        if self.cpus is None:
+            return node_of_process(host) if self.numa == ISOLATE else None
+        chosen = self.cpus & host.allowed()
+        if not chosen:
+            raise InputError(
+                f"this process may not use CPU {ranges(self.cpus)[:40]}, but {ranges(host.allowed())[:40]}"
+            )
         if self.numa == ISOLATE and (own := node_of_process(host)):
-            chosen = own if chosen is None else own & chosen
+            chosen &= own
             if not chosen:
-                raise InputError(f"no CPU of {self.cpus} is on the NUMA node that this process runs on")
+                raise InputError(
+                    f"no CPU of {ranges(self.cpus)[:40]} is on the NUMA node that this process runs on,"
+                    f" which has {ranges(own)[:40]}"
+                )
         return chosen
 
     def places(
@@ -95,15 +92,23 @@ class Threads:
         turns = [i // len(nodes) for i in range(n_threads)]
         return [frozenset({sorted(place)[turn % len(place)]}) for place, turn in zip(places, turns)]
 
-    def warnings(self, host: Host | None = None) -> Iterator[str]:
-        """What cannot be had on this system, and what makes it slow, a line each."""
+    def warnings(self, n_threads: int | None, host: Host | None = None) -> Iterator[str]:
+        """What cannot be had on this system, and what makes it slow, a line each. `n_threads` is how many run, None for as many as fit."""
         host = host or Host()
         if not can_pin() and (self.cpus is not None or self.numa):
             yield "threads run on any CPU: this system doesn't let a program choose"
+        cpus = self.chosen_cpus(host)
+        most = max(n_threads or 1, self.batch or 1)
+        if cpus is not None and len(cpus) < most:
+            yield f"{most} threads share CPU {ranges(cpus)[:40]}, which is slow: give fewer threads or more CPUs"
         if self.priority != NORMAL and (why := why_no_priority(self.priority)):
             yield f"threads don't get the priority {self.priority}: {why}"
         if self.numa and len(numa_nodes(host)) > 1 and host.moves_memory():
             yield "/proc/sys/kernel/numa_balancing is on, which makes models slower: `sysctl kernel.numa_balancing=0`"
+
+
+USUAL = Threads()
+"""As without any of llama.cpp's options."""
 
 
 def node_of_process(host: Host) -> frozenset[int] | None:

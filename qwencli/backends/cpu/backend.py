@@ -25,7 +25,7 @@ from ...system.threads import NORMAL
 from ..buffers import Buffer, buffer_of, grown, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
-from ..threads import USUAL_POLL, Threads
+from ..threads import USUAL, USUAL_POLL, Threads
 from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
 from .cache import CacheLayout, PageMemory, kv_layout
 from .inputs import BatchWriter, queries_at_once
@@ -83,7 +83,7 @@ class CPUBackend(Stepping):
         cache_types: CacheTypes = DEFAULT_TYPES,
         cpus: frozenset[int] | None = None,
         share: Share | None = None,
-        threads: Threads = Threads(),
+        threads: Threads = USUAL,
     ) -> None:
         self.model = model
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)

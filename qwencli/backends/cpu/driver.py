@@ -1,7 +1,7 @@
-"""The thread that drives a device's steps, on the device's CPUs and with its priority, while the thread that began them only waits and handles signals.
+"""The thread that drives a device's steps, on its CPUs and with its priority. Whoever began them only waits and handles signals.
 
-That thread may be interrupted by Ctrl-C at any time. So it uses nothing that is made of several locks, as concurrent.futures is: what an
-interrupt leaves locked there is locked for good.
+The waiting thread may be interrupted by Ctrl-C at any time. So it uses nothing that is made of several locks, as concurrent.futures is:
+what an interrupt leaves locked there is locked for good.
 """
 
 from __future__ import annotations

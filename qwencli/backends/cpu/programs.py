@@ -22,7 +22,10 @@ PROGRAMS = "programs and kernels"
 
 
 class Programs:
-    """Programs for steps of one token on `n_threads` threads, and for other steps on `n_threads_batch`. `usual` is what steps usually compute: if kernels have to be compiled, all of these are."""
+    """Programs for steps of one token on `n_threads` threads, and for other steps on `n_threads_batch`.
+
+    `usual` is what steps usually compute: if kernels have to be compiled, all of these are.
+    """
 
     def __init__(
         self,

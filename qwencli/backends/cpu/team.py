@@ -103,8 +103,8 @@ class Team:
     def run(self, rows: NDArray[Any], budget: int = BUDGET, n_threads: int | None = None) -> None:
         """Run a program's rows, an array of ROW, to the end. If it is interrupted (Ctrl-C), the team is ready for the next program.
 
-        The first `n_threads` threads take part, by default all. Signals are handled every `budget` chunks. Only one thread at a time may call it. The rows have to live as long as the team: a
-        thread that is late may look at them after their step.
+        The first `n_threads` threads take part, by default all. Signals are handled every `budget` chunks. Only one thread at a time may
+        call it. The rows have to live as long as the team: a thread that is late may look at them after their step.
         """
         step, state = self._step or self._start(), self._state
         if state["abort"]:  # an abort was interrupted
@@ -210,7 +210,7 @@ def state_in(memory: Bytes) -> Any:
 
 
 def settle(cpus: Collection[int] | None, priority: int) -> None:
-    """Put the calling thread where it belongs. What the system doesn't allow is left as it is; the user was told when the model was loaded."""
+    """Put the calling thread where it belongs. What the system doesn't allow is left as it is: the user was told before."""
     if cpus:
         pin(cpus)
     if priority != NORMAL:
