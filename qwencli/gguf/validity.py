@@ -5,6 +5,8 @@ Where the floats of each block are: the structs of ggml-common.h. NVFP4's scales
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,8 +61,10 @@ def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
         code, exponent = PLAIN[name]
         return _not_finite(blocks.view(code)[:, 0], exponent)
     if name in HALVES:
-        halves = [blocks[:, at : at + 2].copy().view("<u2")[:, 0] for at in HALVES[name]]
-        return np.logical_or.reduce([_not_finite(half, PLAIN["F16"][1]) for half in halves])
+        places = np.add.outer(HALVES[name], (0, 1)).reshape(-1)
+        halves = blocks[:, places].view("<u2")
+        found: Bits = _not_finite(halves, PLAIN["F16"][1]).any(axis=1)
+        return found
     if name == "Q8_K":
         return _not_finite(blocks[:, :4].copy().view("<u4")[:, 0], PLAIN["F32"][1])
     if (
@@ -74,7 +78,7 @@ def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
     return None
 
 
-def _not_finite(floats: NDArray[np.unsignedinteger], exponent: int) -> Bits:
+def _not_finite(floats: NDArray[Any], exponent: int) -> Bits:
     mask = floats.dtype.type(exponent)
     wrong: Bits = (floats & mask) == mask
     return wrong
