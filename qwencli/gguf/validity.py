@@ -61,20 +61,20 @@ def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
         code, exponent = PLAIN[name]
         return _not_finite(blocks.view(code)[:, 0], exponent)
     if name in HALVES:
-        places = np.add.outer(HALVES[name], (0, 1)).reshape(-1)
-        halves = blocks[:, places].view("<u2")
-        found: Bits = _not_finite(halves, PLAIN["F16"][1]).any(axis=1)
-        return found
+        exponent = PLAIN["F16"][1]
+        wrong = np.zeros(len(blocks), np.bool_)
+        for at in HALVES[name]:
+            wrong |= _not_finite(blocks[:, at : at + 2].copy().view("<u2")[:, 0], exponent)
+        return wrong
     if name == "Q8_K":
         return _not_finite(blocks[:, :4].copy().view("<u4")[:, 0], PLAIN["F32"][1])
     if (
         name == "IQ1_M"
-    ):  # the scale's nibbles are the highest of four numbers; its exponent is in the last two
+    ):  # nibbles of the scale are the highest of four numbers; the last two have its exponent
         parts = blocks[:, 48:56].copy().view("<u2") >> 12
         return _not_finite(parts[:, 3] << 12 | parts[:, 2] << 8, PLAIN["F16"][1])
     if name == "MXFP4":
-        wrong: Bits = blocks[:, 0] == 0xFF
-        return wrong
+        return np.equal(blocks[:, 0], 0xFF)
     return None
 
 
