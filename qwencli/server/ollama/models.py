@@ -15,7 +15,8 @@ from ..options import ServerOptions
 Object = dict[str, Any]
 FOREVER = "2318-12-31T23:59:59Z"
 """When a model expires that stays loaded."""
-SUFFIXES = (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")
+UNITS = (10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0)
+"""With the decimal places of what isn't a whole number of them."""
 
 
 def about(llm: LLM, options: ServerOptions) -> Object:
@@ -50,9 +51,9 @@ def details(llm: LLM) -> Object:
 
 def parameter_size(n: int) -> str:
     """A number of weights in Ollama's form, such as 596.05M."""
-    for unit, letter in SUFFIXES:
+    for unit, letter, digits in UNITS:
         if n >= unit:
-            return f"{n / unit:.1f}{letter}" if unit >= 1e9 else f"{n / unit:.2f}{letter}"
+            return f"{n / unit:.{digits if n % unit else 0}f}{letter}"
     return str(n)
 
 
