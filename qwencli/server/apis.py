@@ -1,6 +1,7 @@
 """The HTTP APIs of the server. Each is a folder, and its endpoints.py ends with the `API` (http/app.py) that is listed here."""
 
 from .llamacpp.endpoints import LLAMACPP
+from .ollama.endpoints import OLLAMA
 from .openai.endpoints import OPENAI
 
-APIS = (OPENAI, LLAMACPP)
+APIS = (OPENAI, LLAMACPP, OLLAMA)

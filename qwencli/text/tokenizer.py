@@ -319,6 +319,10 @@ class Tokenizer:
         """A lower bound on the number of tokens of a text, from the length of the longest token. Tokenizing takes a second per megabyte."""
         return -(-len(text) // self._longest)
 
+    def at_most(self, text: str, n_tokens: int) -> str:
+        """The start of a text without what `n_tokens` certainly don't reach, so that what is cut off need not be tokenized."""
+        return text[: n_tokens * self._longest]
+
     @property
     def control_ids(self) -> list[int]:
         """The tokens that don't represent text."""

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -31,6 +30,7 @@ from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import prompts_of
+from ..shared.vectors import unit
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
@@ -187,12 +187,6 @@ class OpenAI:
         n = sum(map(len, prompts))
         about = all_encoded({"model": self._options.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
         return json_response(json_object({"object": '"list"', "data": json_array(data), **about}))
-
-
-def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Brought to length 1, float32 in little-endian order; zeros stay zeros."""
-    length = float(np.linalg.norm(vector.astype(np.float64)))
-    return (vector / length if length else vector).astype("<f4")
 
 
 def error_form(error: ApiError) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class ChatTemplate:
         self._child: TemplateProcess | None = None
         self._variables: frozenset[str] | None = None
 
+    @property
+    def source(self) -> str:
+        """The template's own text."""
+        return self._source
+
     @classmethod
     def named(cls, value: str) -> ChatTemplate:
         """A built-in template by its name, or else the one in the file of that path. Raises InputError."""
