@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
@@ -27,10 +26,10 @@ class Kind(Enum):
 class Entry:
     """An option of llama-server's, and what becomes of it here.
 
-    `names` are its spellings, `negations` those that say no; `values` names the values that it takes, none for a switch. `words` are the only
-    values that it takes, and it may stand without any. `note` says what is different, why it has no meaning, or why it is refused and what to
-    do instead. Values and spellings in `nothing` ask for nothing, so they are taken silently. `rival` is an option with the same value where
-    that asks for nothing.
+    `names` are its spellings, `negations` those that say no; `values` names the values that it takes, none for a switch. `words` are the
+    only values that it takes, and it may stand without any. `note` says what is different, why it has no meaning, or why it is refused and
+    what to do instead. Values and spellings in `nothing` ask for nothing, so they are taken silently; so is the value of the option
+    `same_as`, where both are given.
     """
 
     names: tuple[str, ...]
@@ -59,10 +58,13 @@ class Entry:
         return spelling in self.nothing or any(value.strip() in self.nothing for value in values)
 
 
-def _entry(kind: Kind, spec: str, variable: str | None, note: str, nothing: str, same_as: str | None) -> Entry:
+def _entry(
+    kind: Kind, spec: str, variable: str | None, note: str, nothing: str, same_as: str | None
+) -> Entry:
     """`spec` is written as in llama.cpp's help: `-fa, --flash-attn [on|off|auto]`, `-kvo, --kv-offload / -nkvo, --no-kv-offload`."""
     positive, _, negative = spec.partition(" / ")
-    names, values = [], []
+    names: list[str] = []
+    values: list[str] = []
     for word in positive.split():
         (values if values or not word.startswith("-") else names).append(word)
     words = tuple(values[0][1:-1].split("|")) if values and values[0].startswith("[") else ()
@@ -73,7 +75,7 @@ def _entry(kind: Kind, spec: str, variable: str | None, note: str, nothing: str,
         words,
         variable,
         kind,
-        re.sub(r"\s+", " ", note),
+        note,
         frozenset(nothing.split(" ")) if nothing else frozenset(),
         same_as,
     )

@@ -8,7 +8,9 @@ ON_CPU = "all of the model is on the CPU"
 
 MACHINE = [
     different(
-        "-t, --threads N", "LLAMA_ARG_THREADS", "0 and -1 are the default: one thread a core, not one a hardware thread"
+        "-t, --threads N",
+        "LLAMA_ARG_THREADS",
+        "0 and -1 are the default: one thread a core, not one a hardware thread",
     ),
     same("-tb, --threads-batch N"),
     same("-C, --cpu-mask M"),
@@ -22,9 +24,16 @@ MACHINE = [
     refused("--prio-batch N", None, TEAM.format("--prio"), same_as="--prio"),
     refused("--poll-batch <0|1>", None, TEAM.format("--poll"), same_as="--poll"),
     same("--numa TYPE", "LLAMA_ARG_NUMA"),
-    different("-lm, --load-mode MODE", "LLAMA_ARG_LOAD_MODE", "`dio`, direct I/O, is refused: `none` reads the file too"),
+    different(
+        "-lm, --load-mode MODE",
+        "LLAMA_ARG_LOAD_MODE",
+        "`dio`, direct I/O, is refused: `none` reads the file too",
+    ),
     no_meaning(
-        "-lzm, --lazy-mode MODE", "LLAMA_ARG_LAZY_MODE", "every weight is read when it is first needed", nothing="auto"
+        "-lzm, --lazy-mode MODE",
+        "LLAMA_ARG_LAZY_MODE",
+        "every weight is read when it is first needed",
+        nothing="auto",
     ),
     same("-b, --batch-size N", "LLAMA_ARG_BATCH"),
     same("-ub, --ubatch-size N", "LLAMA_ARG_UBATCH"),
@@ -38,7 +47,9 @@ MACHINE = [
         nothing="-nr --no-repack",
     ),
     no_meaning("--no-host", "LLAMA_ARG_NO_HOST", NO_GPU),
-    no_meaning("-dt, --defrag-thold N", "LLAMA_ARG_DEFRAG_THOLD", "the KV cache has pages; llama.cpp ignores it too"),
+    no_meaning(
+        "-dt, --defrag-thold N", "LLAMA_ARG_DEFRAG_THOLD", "the KV cache has pages; llama.cpp ignores it too"
+    ),
     no_meaning("--op-offload / --no-op-offload", None, NO_GPU),
     refused("--rpc SERVERS", "LLAMA_ARG_RPC", "a model can't be divided among machines yet: leave it out"),
     different(
@@ -68,6 +79,14 @@ MACHINE = [
         "`on` takes the longest context up to `-c` that fits into memory, `off` doesn't check whether it fits; by default a `-c` that"
         " doesn't fit is an error",
     ),
-    refused("-fitt, --fit-target MIB0,MIB1,...", "LLAMA_ARG_FIT_TARGET", "what is free is used: set a shorter context with -c"),
-    refused("-fitc, --fit-ctx N", "LLAMA_ARG_FIT_CTX", "set the context with -c, which is an error where it doesn't fit"),
+    refused(
+        "-fitt, --fit-target MIB0,MIB1,...",
+        "LLAMA_ARG_FIT_TARGET",
+        "what is free is used: set a shorter context with -c",
+    ),
+    refused(
+        "-fitc, --fit-ctx N",
+        "LLAMA_ARG_FIT_CTX",
+        "set the context with -c, which is an error where it doesn't fit",
+    ),
 ]

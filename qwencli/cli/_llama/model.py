@@ -12,7 +12,9 @@ MODEL = [
     prints("-cl, --cache-list", "the models that are here, as `qwencli list`"),
     prints("--completion-bash", "a script for bash, which completes commands and options"),
     prints("--list-devices", "the devices, as `qwencli devices`"),
-    different("-m, --model FNAME", "LLAMA_ARG_MODEL", "also a folder with one model, or a name as in `qwencli list`"),
+    different(
+        "-m, --model FNAME", "LLAMA_ARG_MODEL", "also a folder with one model, or a name as in `qwencli list`"
+    ),
     different("-mu, --model-url URL", "LLAMA_ARG_MODEL_URL", "of a file on huggingface.co only"),
     refused(
         "-dr, --docker-repo REPO",
@@ -52,5 +54,4 @@ MODEL = [
     refused("--control-vector FNAME", None, VECTORS),
     refused("--control-vector-scaled FNAME:SCALE,...", None, VECTORS),
     refused("--control-vector-layer-range START END", None, VECTORS),
-    different("--log-disable", None, "as -q: errors are still written"),
 ]

@@ -5,6 +5,7 @@ from .entries import different, no_meaning, refused, same
 IN_REQUESTS = "a server takes it from requests: give {} in each of them"
 
 SAMPLING = [
+    same("--keep N"),
     same("-n, --predict, --n-predict N", "LLAMA_ARG_N_PREDICT"),
     same("-e, --escape / --no-escape"),
     same("--samplers SAMPLERS"),

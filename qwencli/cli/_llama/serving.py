@@ -7,12 +7,31 @@ ROUTER = "a server has one model: start one server for each, with -m and --port"
 ACTS = "a web page could act on this machine through it, so it doesn't exist here: leave it out"
 PRESET = "give the model and its settings: {}"
 
-SERVING = [
-    no_meaning("-ctxcp, --ctx-checkpoints, --swa-checkpoints N", "LLAMA_ARG_CTX_CHECKPOINTS", "states are kept as memory allows"),
-    no_meaning("-cms, --checkpoint-min-step N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", "states are kept as memory allows"),
+CACHES = [
     no_meaning(
-        "-cram, --cache-ram N", "LLAMA_ARG_CACHE_RAM", "all prompts share the KV cache, so there is no second cache to hold them"
+        "-ctxcp, --ctx-checkpoints, --swa-checkpoints N",
+        "LLAMA_ARG_CTX_CHECKPOINTS",
+        "states are kept as memory allows",
     ),
+    no_meaning(
+        "-cms, --checkpoint-min-step N",
+        "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT",
+        "states are kept as memory allows",
+    ),
+    no_meaning(
+        "-cram, --cache-ram N",
+        "LLAMA_ARG_CACHE_RAM",
+        "all prompts share the KV cache, so there is no second cache to hold them",
+    ),
+    refused("--log-prompts-dir PATH", None, "--log-prompts writes prompts and answers to the log"),
+    refused("--gpt-oss-20b-default", None, "it isn't a Qwen model: give -hf and the settings"),
+    refused("--gpt-oss-120b-default", None, "it isn't a Qwen model: give -hf and the settings"),
+    refused("--vision-gemma-4b-default", None, "it isn't a Qwen model: give -hf and the settings"),
+    refused("--vision-gemma-12b-default", None, "it isn't a Qwen model: give -hf and the settings"),
+]
+"""What programs that answer in a terminal have too."""
+
+SERVING = [
     same("--kv-unified-per-slot N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT"),
     different(
         "-kvu, --kv-unified / -no-kvu, --no-kv-unified",
@@ -43,7 +62,9 @@ SERVING = [
         "only the text model is loaded",
         nothing="--mmproj-auto --no-mmproj --no-mmproj-auto",
     ),
-    no_meaning("--mmproj-offload / --no-mmproj-offload", "LLAMA_ARG_MMPROJ_OFFLOAD", "there is no GPU to use"),
+    no_meaning(
+        "--mmproj-offload / --no-mmproj-offload", "LLAMA_ARG_MMPROJ_OFFLOAD", "there is no GPU to use"
+    ),
     refused("-mmdev, --mmproj-device DEVICE", "MTMD_BACKEND_DEVICE", IMAGES, nothing="none"),
     refused("--image-min-tokens N", "LLAMA_ARG_IMAGE_MIN_TOKENS", IMAGES),
     refused("--image-max-tokens N", "LLAMA_ARG_IMAGE_MAX_TOKENS", IMAGES),
@@ -64,11 +85,14 @@ SERVING = [
         "by default no other site's page may use the server; `*` allows all, `localhost` those of this machine",
     ),
     refused(
-        "--cors-methods METHODS",
-        "LLAMA_ARG_CORS_METHODS",
-        "allowed sites may use all methods: leave it out",
+        "--cors-methods METHODS", "LLAMA_ARG_CORS_METHODS", "allowed sites may use all methods: leave it out"
     ),
-    refused("--cors-headers HEADERS", "LLAMA_ARG_CORS_HEADERS", "allowed sites may send all headers: leave it out", nothing="*"),
+    refused(
+        "--cors-headers HEADERS",
+        "LLAMA_ARG_CORS_HEADERS",
+        "allowed sites may send all headers: leave it out",
+        nothing="*",
+    ),
     refused(
         "--cors-credentials / --no-cors-credentials",
         "LLAMA_ARG_CORS_CREDENTIALS",
@@ -92,7 +116,11 @@ SERVING = [
     refused("-ag, --agent / -no-ag, --no-agent", "LLAMA_ARG_AGENT", ACTS, nothing="-no-ag --no-agent"),
     same("--embedding, --embeddings", "LLAMA_ARG_EMBEDDINGS"),
     same("--rerank, --reranking", "LLAMA_ARG_RERANKING"),
-    different("--api-key KEY", "LLAMA_API_KEY", "`/v1/models` asks for a key too; the option replaces the variable's keys"),
+    different(
+        "--api-key KEY",
+        "LLAMA_API_KEY",
+        "`/v1/models` asks for a key too; the option replaces the variable's keys",
+    ),
     same("--api-key-file FNAME", "LLAMA_ARG_API_KEY_FILE"),
     same("--ssl-key-file FNAME", "LLAMA_ARG_SSL_KEY_FILE"),
     same("--ssl-cert-file FNAME", "LLAMA_ARG_SSL_CERT_FILE"),
@@ -124,31 +152,40 @@ SERVING = [
         ROUTER,
         nothing="--no-models-autoload",
     ),
-    no_meaning("-sps, --slot-prompt-similarity SIMILARITY", None, "every slot can use every prompt that is kept"),
+    no_meaning(
+        "-sps, --slot-prompt-similarity SIMILARITY", None, "every slot can use every prompt that is kept"
+    ),
     refused("--lora-init-without-apply", None, "adapters can't be applied yet: leave it out"),
     same("--sleep-idle-seconds SECONDS"),
-    same("--log-file FNAME", "LLAMA_ARG_LOG_FILE"),
-    different("--log-jsonl / --no-log-jsonl", "LLAMA_ARG_LOG_JSONL", "as `--log-format json`: the lines go to stderr, a line for each request"),
-    no_meaning("--log-colors <on|off|auto>", "LLAMA_ARG_LOG_COLORS", "the log has no colours", nothing="off auto 0 -1 false disabled"),
-    different("-v, --verbose, --log-verbose", None, "also says how the model is divided and what is in memory; `--log-prompts` shows prompts"),
-    different("-lv, --verbosity, --log-verbosity N", "LLAMA_ARG_LOG_VERBOSITY", "below 3 as -q, above 3 as -v"),
-    no_meaning("--log-prefix / --no-log-prefix", "LLAMA_ARG_LOG_PREFIX", "every line of the log names its fields"),
-    no_meaning(
-        "--log-timestamps / --no-log-timestamps",
-        "LLAMA_ARG_LOG_TIMESTAMPS",
-        "every line of the log has its time",
-        nothing="--log-timestamps",
-    ),
-    refused("--log-prompts-dir PATH", None, "--log-prompts writes prompts and answers to the log"),
     refused("--embd-gemma-default", None, "it isn't a Qwen model: give -hf and --embedding"),
-    refused("--fim-qwen-1.5b-default", None, PRESET.format("-hf ggml-org/Qwen2.5-Coder-1.5B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024")),
-    refused("--fim-qwen-3b-default", None, PRESET.format("-hf ggml-org/Qwen2.5-Coder-3B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024")),
-    refused("--fim-qwen-7b-default", None, PRESET.format("-hf ggml-org/Qwen2.5-Coder-7B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024")),
-    refused("--fim-qwen-7b-spec", None, PRESET.format("-hf ggml-org/Qwen2.5-Coder-7B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024")),
-    refused("--fim-qwen-14b-spec", None, PRESET.format("-hf ggml-org/Qwen2.5-Coder-14B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024")),
-    refused("--fim-qwen-30b-default", None, PRESET.format("-hf ggml-org/Qwen3-Coder-30B-A3B-Instruct-Q8_0-GGUF --port 8012 -ub 1024 -b 1024")),
-    refused("--gpt-oss-20b-default", None, "it isn't a Qwen model: give -hf and the settings"),
-    refused("--gpt-oss-120b-default", None, "it isn't a Qwen model: give -hf and the settings"),
-    refused("--vision-gemma-4b-default", None, "it isn't a Qwen model: give -hf and the settings"),
-    refused("--vision-gemma-12b-default", None, "it isn't a Qwen model: give -hf and the settings"),
+    refused(
+        "--fim-qwen-1.5b-default",
+        None,
+        PRESET.format("-hf ggml-org/Qwen2.5-Coder-1.5B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024"),
+    ),
+    refused(
+        "--fim-qwen-3b-default",
+        None,
+        PRESET.format("-hf ggml-org/Qwen2.5-Coder-3B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024"),
+    ),
+    refused(
+        "--fim-qwen-7b-default",
+        None,
+        PRESET.format("-hf ggml-org/Qwen2.5-Coder-7B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024"),
+    ),
+    refused(
+        "--fim-qwen-7b-spec",
+        None,
+        PRESET.format("-hf ggml-org/Qwen2.5-Coder-7B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024"),
+    ),
+    refused(
+        "--fim-qwen-14b-spec",
+        None,
+        PRESET.format("-hf ggml-org/Qwen2.5-Coder-14B-Q8_0-GGUF --port 8012 -ub 1024 -b 1024"),
+    ),
+    refused(
+        "--fim-qwen-30b-default",
+        None,
+        PRESET.format("-hf ggml-org/Qwen3-Coder-30B-A3B-Instruct-Q8_0-GGUF --port 8012 -ub 1024 -b 1024"),
+    ),
 ]
