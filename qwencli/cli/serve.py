@@ -172,7 +172,7 @@ def serve(
         raise QwenError(f'the server needs the package {error.name}: pip install "qwencli[server]"') from None
     keys = api_keys(api_key, api_key_file)
     tls = run.certificate(ssl_key_file, ssl_cert_file)
-    sockets = run.listen(host, port)  # before loading the model, which may take a while
+    sockets = run.listen([host], port)  # before loading the model, which may take a while
     template = named_template(chat_template)
     llm = loader.load(chat=template is None)
     if not keys and not run.is_loopback(host):
@@ -201,7 +201,7 @@ def serve(
 
     def ready() -> None:
         if not loader.quiet:
-            say(f"listening on {run.url(sockets, host, tls is not None)} ({about}); Ctrl-C ends")
+            say(f"listening on {run.url(sockets, [host], tls is not None)} ({about}); Ctrl-C ends")
 
     run.serve(Service(llm, n_slots, n_queue, pooling), options, sockets, grace, ready, tls)
     return 0
