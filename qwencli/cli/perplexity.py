@@ -105,6 +105,7 @@ def perplexity(
         cache_type_v=cache_type_v,
         fit=fit,
         n_batch=n_batch,
+        n_ubatch=n_batch,
         devices=devices.wishes(),
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)
