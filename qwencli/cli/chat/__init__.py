@@ -12,6 +12,7 @@ import click
 from .._answers import ThinkingOptions, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
 from .._grammar import GrammarOptions, grammar_options
+from .._llama.command import LlamaCommand
 from .._loading import Loader, kept_session, loading_options, session_option
 from .._options import example, json_option
 from .._sampling import sampling_options
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli chat",
         "qwencli chat -m model.gguf --system 'Answer in one sentence.' --temp 0.5",
         "qwencli chat --url http://localhost:8080",
         "qwencli chat --url https://api.anthropic.com/v1/messages -m claude-sonnet-4-5",
         "echo 'Why is the sky blue?' | qwencli chat -q --hide-thinking",
-    )
+    ),
 )
 @loading_options
 @click.option(
