@@ -274,11 +274,16 @@ def request_body(model: str, messages: Sequence[Message], settings: Settings) ->
     """The request for a streamed answer, with no more fields than needed: strict servers refuse those that they don't know.
 
     Settings that are qwencli's defaults are left out, so that the server uses its own, which suit its model. Earlier thinking is left out
-    as the models' templates would.
+    as the models' templates would. A last message that is the assistant's is to be continued, and only what is new to be sent.
     """
+    goes_on = messages[-1]["role"] == "assistant"
+    past = messages[:-1] if goes_on else messages
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages],
+        "messages": [
+            *({k: v for k, v in m.items() if k != "reasoning_content"} for m in past),
+            *messages[len(past) :],
+        ],
         "stream": True,
         "stream_options": {"include_usage": True},
         **sampling_fields(settings.sampling),
@@ -290,6 +295,8 @@ def request_body(model: str, messages: Sequence[Message], settings: Settings) ->
         body["chat_template_kwargs"] = {"enable_thinking": think}
     if settings.reasoning_budget is not None:  # llama-server had one name for it, then the other
         body["thinking_budget_tokens"] = body["reasoning_budget_tokens"] = settings.reasoning_budget
+    if goes_on:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     if settings.tools:
         body["tools"] = list(settings.tools)
     return json.dumps(body).encode()
