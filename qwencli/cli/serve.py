@@ -10,6 +10,7 @@ import click
 
 from ..errors import InputError, QwenError
 from ._answers import named_template, template_option
+from ._llama.command import LlamaCommand
 from ._loading import Loader, loading_options
 from ._options import example
 from ._sampling import sampling_options
@@ -24,11 +25,12 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli serve",
         "qwencli serve -m model.gguf --host 0.0.0.0 --port 8080 -n 512 --api-key-file keys.txt",
         'curl http://127.0.0.1:8080/completion -d \'{"prompt": "Once upon a time"}\'',
-    )
+    ),
 )
 @loading_options
 @click.option(
@@ -170,7 +172,7 @@ def serve(
         raise QwenError(f'the server needs the package {error.name}: pip install "qwencli[server]"') from None
     keys = api_keys(api_key, api_key_file)
     tls = run.certificate(ssl_key_file, ssl_cert_file)
-    sockets = run.listen(host, port)  # before loading the model, which may take a while
+    sockets = run.listen([host], port)  # before loading the model, which may take a while
     template = named_template(chat_template)
     llm = loader.load(chat=template is None)
     if not keys and not run.is_loopback(host):
@@ -199,7 +201,7 @@ def serve(
 
     def ready() -> None:
         if not loader.quiet:
-            say(f"listening on {run.url(sockets, host, tls is not None)} ({about}); Ctrl-C ends")
+            say(f"listening on {run.url(sockets, [host], tls is not None)} ({about}); Ctrl-C ends")
 
     run.serve(Service(llm, n_slots, n_queue, pooling), options, sockets, grace, ready, tls)
     return 0

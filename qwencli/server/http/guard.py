@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import re
 import socket
 from collections.abc import Collection
@@ -11,6 +10,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..options import ServerOptions
+from ..sockets import is_address, is_loopback
 from .errors import ApiError
 
 HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::\d*)?")
@@ -29,7 +29,7 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = dict(scope["headers"])
-            self._check_site(headers)
+            self._check_site(scope, headers)
             if self._keys and scope["path"] not in self._open:
                 self._check_key(headers)
         await self._app(scope, receive, send)
@@ -41,7 +41,7 @@ class Guarded:
         if not sum(hmac.compare_digest(key, value) for key in self._keys for value in given):
             raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
 
-    def _check_site(self, headers: dict[bytes, bytes]) -> None:
+    def _check_site(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """A browser says which site's page sends a request. Any page can send one; only ours and those invited may use the model.
 
         A site that gives its own name the address of this machine (DNS rebinding) looks like ours, except for the name.
@@ -51,7 +51,7 @@ class Guarded:
         allowed = self._options.cors_origins
         if origin and "*" not in allowed and origin not in allowed and origin.partition("://")[2] != host:
             raise ApiError("pages of other sites may not use this server; --cors-origins lets them", 403)
-        if not self._any_host and not self._is_here(host):
+        if not self._any_host and not through_unix_socket(scope) and not self._is_here(host):
             raise ApiError(
                 "the server is reached by a name that is not this machine's; use localhost, or set an API key",
                 403,
@@ -63,14 +63,7 @@ class Guarded:
         return name in ("", "localhost", self._own_name) or name.endswith(".localhost") or is_address(name)
 
 
-def is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what is bound to `host`."""
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+def through_unix_socket(scope: Scope) -> bool:
+    """Whether a request came where no browser reaches, and where names mean nothing."""
+    server = scope.get("server")
+    return server is not None and server[1] is None
