@@ -5,6 +5,8 @@ Where the floats of each block are: the structs of ggml-common.h. NVFP4's scales
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,21 +62,21 @@ def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
         return _not_finite(blocks.view(code)[:, 0], exponent)
     if name in HALVES:
         halves = [blocks[:, at : at + 2].copy().view("<u2")[:, 0] for at in HALVES[name]]
-        return np.logical_or.reduce([_not_finite(half, PLAIN["F16"][1]) for half in halves])
+        wrong: Bits = np.logical_or.reduce([_not_finite(half, PLAIN["F16"][1]) for half in halves])
+        return wrong
     if name == "Q8_K":
         return _not_finite(blocks[:, :4].copy().view("<u4")[:, 0], PLAIN["F32"][1])
     if (
         name == "IQ1_M"
     ):  # the scale's nibbles are the highest of four numbers; its exponent is in the last two
-        parts = blocks[:, 48:56].copy().view("<u2") >> 12
-        return _not_finite(parts[:, 3] << 12 | parts[:, 2] << 8, PLAIN["F16"][1])
+        parts = blocks[:, 48:56].copy().view("<u2") & 0xF000
+        return _not_finite(parts[:, 3] | parts[:, 2] >> 4, PLAIN["F16"][1])
     if name == "MXFP4":
-        wrong: Bits = blocks[:, 0] == 0xFF
-        return wrong
+        return np.equal(blocks[:, 0], 0xFF)
     return None
 
 
-def _not_finite(floats: NDArray[np.unsignedinteger], exponent: int) -> Bits:
+def _not_finite(floats: NDArray[np.integer[Any]], exponent: int) -> Bits:
     mask = floats.dtype.type(exponent)
     wrong: Bits = (floats & mask) == mask
     return wrong
