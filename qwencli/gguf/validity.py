@@ -68,9 +68,8 @@ def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
         return wrong
     if name == "Q8_K":
         return _not_finite(blocks[:, :4].copy().view("<u4")[:, 0], PLAIN["F32"][1])
-    if (
-        name == "IQ1_M"
-    ):  # nibbles of the scale are the highest of four numbers; the last two have its exponent
+    if name == "IQ1_M":
+        # nibbles of the scale are the highest of four numbers; the last two have its exponent
         parts = blocks[:, 48:56].copy().view("<u2") >> 12
         return _not_finite(parts[:, 3] << 12 | parts[:, 2] << 8, PLAIN["F16"][1])
     if name == "MXFP4":
