@@ -43,6 +43,20 @@ ErrorForm = Callable[[ApiError], dict[str, Any]]
 """The JSON object that an API has for an error."""
 
 
+class ErrorForms(dict[str, ErrorForm]):
+    """The forms by the prefixes of the paths that have them, with one for all other paths."""
+
+    def __init__(self, forms: Mapping[str, ErrorForm]) -> None:
+        super().__init__({"": plain_form, **forms})
+
+    def prefix_of(self, path: str) -> str:
+        """The longest prefix that fits."""
+        return max((prefix for prefix in self if path.startswith(prefix)), key=len)
+
+    def of(self, path: str) -> ErrorForm:
+        return self[self.prefix_of(path)]
+
+
 def plain_form(error: ApiError) -> dict[str, Any]:
     """For paths that belong to no API."""
     return {"error": {"message": str(error), "code": error.code}}

@@ -20,7 +20,7 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import ErrorForm, error_response, plain_form
+from .errors import ErrorForm, ErrorForms, error_response, plain_form
 from .paths import path_under
 
 KEY = "qwencli.record"
@@ -62,7 +62,7 @@ class Recorded:
         service: Service,
         options: ServerOptions,
         headers: Mapping[str, str],
-        error_forms: Mapping[str, ErrorForm],
+        error_forms: ErrorForms,
         polled_paths: Collection[str],
     ) -> None:
         self._app, self._service, self._options = app, service, options
@@ -76,7 +76,7 @@ class Recorded:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         path = path_under(self._options.api_prefix, scope["path"])
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(path))
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._error_forms.of(path))
         record.ping = self._options.sse_ping
         started = False
 
@@ -113,11 +113,6 @@ class Recorded:
             wanted = self._options.log_format != "none" and not quiet
             if wanted or failed:
                 write(line(record, self._service, self._options))
-
-    def _form_of(self, path: str) -> ErrorForm:
-        """How errors are written on a path: as the API with the longest prefix that fits does."""
-        fits = [prefix for prefix in self._error_forms if path.startswith(prefix)]
-        return self._error_forms[max(fits, key=len)] if fits else plain_form
 
 
 class ClientLeft(Exception):
