@@ -149,7 +149,7 @@ class LLM:
         """
         from .backends.numpy.backend import NumpyBackend
 
-        file = GGUFFile(self.file.path)
+        file = open_file(self.file.path, self.file.replaced)
         model, old = load_model(file), self.engine
         self.file, self.model = file, model
         self.engine = Engine(NumpyBackend(model), old.n_ctx, old.n_batch)
