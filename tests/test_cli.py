@@ -102,7 +102,7 @@ def test_what_needs_no_numbers_imports_none(args: list[str], monkeypatch: pytest
         "run -p x --min-p -0.1",
         "run -p x --repeat-penalty 0",
         "run -p x --presence-penalty 101",
-        "run -p x --seed -1",
+        "run -p x --seed x",
         "run -p x -n -2",
         "run -p x -c 0",
         "run -p x -t 0",

@@ -118,7 +118,7 @@ def check(got: str, shown: str | None) -> None:
 
 
 def test_there_are_examples_of_each_kind() -> None:
-    assert [len(examples(kind)) for kind in ("sh", "python", "js")] == [10, 4, 1]
+    assert all(examples(kind) for kind in ("sh", "python", "js"))
     assert DOCS.count("```") == 2 * (len(BLOCKS) + sum(shown is not None for *_, shown in BLOCKS))
 
 

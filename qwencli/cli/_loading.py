@@ -13,6 +13,7 @@ import click
 
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
+from ._llama.command import llama_option
 from ._models import Wanted, choose_model, model_option
 from ._options import (
     backend_option,
@@ -78,9 +79,8 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     options: list[Callable[..., Any]] = [
         model_option,
-        click.option(
+        llama_option(
             "-c",
-            "--ctx-size",
             "n_ctx",
             type=click.IntRange(1, 2**30),
             help="Context size in tokens, prompt and answer together. Default: the model's own, or what fits into memory.",

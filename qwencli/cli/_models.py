@@ -16,6 +16,7 @@ from ..hub.choice import ModelPath, find_model
 from ..hub.places import VARIABLE
 from ..units import size
 from ._bar import Bar
+from ._llama.command import llama_option
 from ._streams import printable, say
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ class Wanted(NamedTuple):
 
 def model_option(command: Function) -> Function:
     """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where none of them is given."""
-    option = click.option(
+    option = llama_option(
         "-m",
-        "--model",
         metavar="PATH|NAME",
         help=f"{WHAT} Default: $QWENCLI_MODEL, else the one in ./models, else the embedded demo.",
     )
@@ -53,9 +53,8 @@ def model_argument(command: Function) -> Function:
 
 def models_option(command: Function) -> Function:
     """As model_option for any number of models, passed on as `models`: a list of Wanted, or [None]."""
-    option = click.option(
+    option = llama_option(
         "-m",
-        "--model",
         "models",
         metavar="PATH|NAME",
         multiple=True,
@@ -83,10 +82,9 @@ def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
         click.option(
             "-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."
         ),
-        click.option("-hff", "--hf-file", metavar="FILE", help="A file in the repository that -hf names."),
-        click.option(
+        llama_option("-hff", metavar="FILE", help="A file in the repository that -hf names."),
+        llama_option(
             "-hf",
-            "--hf-repo",
             metavar="USER/REPO[:QUANT]",
             multiple=several,
             help="A model from the Hugging Face hub, named as in llama.cpp; fetched if it is not on this machine.",

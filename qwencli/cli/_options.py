@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 from ..backends.kv_cache import TYPES
+from ._llama.command import llama_option
 
 mmap_option = click.option(
     "--no-mmap",
     is_flag=True,
     help="Read the file instead of mapping it: it may change while in use, and tokens may come faster; needs memory of its size.",
 )
-threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1, 1024), help="Threads to use. Default: one per core."
+threads_option = llama_option(
+    "-t", type=click.IntRange(1, 1024), help="Threads to use. Default: one per core."
 )
 backend_option = click.option(
     "--backend",
@@ -21,9 +22,8 @@ backend_option = click.option(
     help="cpu: compiled kernels; numpy: the slow float32 reference. Default: cpu, if it supports the file's types.",
 )
 cache_type_k_option, cache_type_v_option = (
-    click.option(
+    llama_option(
         f"-ct{letter}",
-        f"--cache-type-{letter}",
         type=click.Choice(list(TYPES)),
         help=f"The type of the {what} in the KV cache. Default: f16; q8_0 takes half the memory, q4_0 a quarter.",
     )

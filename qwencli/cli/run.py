@@ -24,6 +24,7 @@ from ._answers import (
 from ._bar import Bar
 from ._buffers import table
 from ._grammar import GrammarOptions, grammar_options
+from ._llama.command import LlamaCommand
 from ._loading import Loader, kept_session, loading_options, session_option
 from ._options import example, json_option
 from ._probabilities import Probabilities, probability_options
@@ -39,11 +40,12 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         'qwencli run -p "Once upon a time"',
         "qwencli run -m model.gguf -p 'Say hello' -n 64 --temp 0",
         "echo 'One day' | qwencli run --raw -q > story.txt",
-    )
+    ),
 )
 @click.option(
     "-p", "--prompt", help='The prompt. \\n, \\t, \\", \\\\ and \\x41 stand for characters, see --no-escape.'

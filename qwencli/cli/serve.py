@@ -10,6 +10,7 @@ import click
 
 from ..errors import InputError, QwenError
 from ._answers import named_template, template_option
+from ._llama.command import LlamaCommand
 from ._loading import Loader, loading_options
 from ._options import example
 from ._sampling import sampling_options
@@ -24,11 +25,12 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli serve",
         "qwencli serve -m model.gguf --host 0.0.0.0 --port 8080 -n 512 --api-key-file keys.txt",
         'curl http://127.0.0.1:8080/completion -d \'{"prompt": "Once upon a time"}\'',
-    )
+    ),
 )
 @loading_options
 @click.option(

@@ -26,14 +26,15 @@ class ChatPrompt:
     thinks: bool
     inside: bool
 
-    def thinking(self, limit: int | None, has_grammar: bool) -> Thinking:
-        """What the answer may think: at most `limit` tokens, None for any number; none where it may not think at all.
+    def thinking(self, limit: int | None, has_grammar: bool, message: str = "") -> Thinking:
+        """What the answer may think: at most `limit` tokens, after which `message` follows, None for any number; none where it may
+        not think at all.
 
         The last holds for templates that know no switch, too: thinking that the model begins all the same is closed at once. May ask the
         template's process; raises what `ChatTemplate.reads` does.
         """
         first = self.inside or (has_grammar and self.thinks and self.template.reads(SWITCH))
-        return Thinking(first, self.inside, limit if self.thinks else 0)
+        return Thinking(first, self.inside, *((limit, message) if self.thinks else (0, "")))
 
 
 def chat_prompt(

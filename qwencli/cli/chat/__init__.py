@@ -12,6 +12,7 @@ import click
 from .._answers import ThinkingOptions, length_option, named_template, template_option, thinking_options
 from .._bar import Bar
 from .._grammar import GrammarOptions, grammar_options
+from .._llama.command import LlamaCommand
 from .._loading import Loader, kept_session, loading_options, session_option
 from .._options import example, json_option
 from .._sampling import sampling_options
@@ -23,21 +24,26 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli chat",
         "qwencli chat -m model.gguf --system 'Answer in one sentence.' --temp 0.5",
         "qwencli chat --url http://localhost:8080",
+        "qwencli chat --url https://api.anthropic.com/v1/messages -m claude-sonnet-4-5",
         "echo 'Why is the sky blue?' | qwencli chat -q --hide-thinking",
-    )
+    ),
 )
 @loading_options
 @click.option(
     "--url",
     metavar="URL",
-    help="Chat with an OpenAI-compatible server, such as http://localhost:8080; -m names its model.",
+    help="Chat with a server, such as http://localhost:8080; -m names its model. Its API is OpenAI's; an address that ends in "
+    "/v1/responses, /v1/messages (Anthropic's) or /api/chat (Ollama's) chooses another.",
 )
 @click.option(
-    "--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY."
+    "--api-key",
+    metavar="KEY",
+    help="The key for --url. Default: $OPENAI_API_KEY, for Anthropic's API $ANTHROPIC_API_KEY, for Ollama's $OLLAMA_API_KEY.",
 )
 @click.option("--system", metavar="TEXT", help="The system message of the chat.")
 @click.option(

@@ -188,7 +188,7 @@ class LlamaCpp:
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
         return [
-            (Request(tokens, sampling, most, body.stops, bool(body.ignore_eos), grammar=grammar), text)
+            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
             for tokens, text in zip(prompts, texts)
         ]
 

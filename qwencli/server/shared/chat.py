@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...llm import LLM
 from ...request.request import Request, Thinking
-from ...text.chat.answers import AnswerParser, Event, ToolCall
+from ...text.chat.answers import AnswerParser, Content, Event, ToolCall
+from ...text.chat.thinking import last_block
 from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
 from ..service.generation import Generation, TextPart
@@ -16,11 +19,18 @@ from .forms import call_schema, grammar_of
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation as a request. `opening` is what its prompt holds of the answer already."""
+    """A conversation as a request.
+
+    `opening` is what its prompt holds of the answer already. `told` is what stands before the answer. Calls of `tools` are told apart from
+    its text, and so is thinking, with `tells_thinking`.
+    """
 
     body: ConversationFields
     request: Request
     opening: str = ""
+    told: tuple[Event, ...] = ()
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tells_thinking: bool = True
 
 
 def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs: int = 0) -> Asked:
@@ -37,8 +47,11 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     tokens = tokens_of(prompt, llm, opening)
     grammar = grammar_of(llm, forms)
     if not opening:
-        thinking = prompt.thinking(limit, grammar is not None)
-    return Asked(body, body.request(llm, options, tokens, n_probs, grammar, thinking), opening)
+        thinking = prompt.thinking(limit, grammar is not None, body.message_at_budget(options))
+    request = body.request(llm, options, tokens, n_probs, grammar, thinking)
+    tells, tools = body.tells_thinking(options), body.callable_tools(options)
+    block = "" if tells or opening or not options.parse_answers else last_block(prompt.rendered.text)
+    return Asked(body, request, opening, (Content(block),) if block else (), tools, tells)
 
 
 class ChatAnswer:
@@ -50,20 +63,27 @@ class ChatAnswer:
     def __init__(self, asked: Asked, generation: Generation) -> None:
         self.generation = generation
         self._opening = asked.opening
-        self._parser = AnswerParser(generation.answer.request.thinking.inside, asked.body.usable_tools)
-        self._parser.add(asked.opening)
+        self._told = [*asked.told]
+        inside = generation.answer.request.thinking.inside
+        self._parser = AnswerParser(inside, asked.tools, asked.tells_thinking)
+        self._told += self._parser.add(asked.opening)
         self._one_call = asked.body.parallel_tool_calls is False
         self.n_calls = 0
 
     def add(self, part: TextPart) -> list[Event]:
         """What a part brings."""
-        return self._passed(self._parser.add(part.text))
+        return self._passed(self._begun() + self._parser.add(part.text))
 
     def end(self) -> list[Event]:
         """What was held back, now that nothing follows."""
         closed = self._opening and self.generation.sequence.stop_reason == "eos"
         events = self._parser.add("\n" + CLOSE) if closed else []
-        return self._passed(events + self._parser.end())
+        return self._passed(self._begun() + events + self._parser.end())
+
+    def _begun(self) -> list[Event]:
+        """What stands before the answer, once."""
+        told, self._told = self._told, []
+        return told
 
     def _passed(self, events: list[Event]) -> list[Event]:
         passed = []

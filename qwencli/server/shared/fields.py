@@ -175,6 +175,11 @@ class GenerationFields(SamplingFields):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
+    def ends(self, options: ServerOptions) -> tuple[tuple[str, ...], bool]:
+        """The strings that end the answer, and whether it goes on where the model would end it."""
+        stops = tuple(filter(None, self.stops)) or options.stop
+        return stops, options.ignore_eos if self.ignore_eos is None else self.ignore_eos
+
     def limit(self, default: int | None) -> int | None:
         """How many tokens the answer may have, None for as many as the context holds."""
         return length_limit(first_given(self.max_completion_tokens, self.max_tokens, self.n_predict), default)
@@ -192,7 +197,7 @@ class GenerationFields(SamplingFields):
         sampling = self.sampling(options.sampling, llm.tokenizer, n_probs)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         limit = self.limit(options.max_tokens)
-        ends = self.stops, bool(self.ignore_eos)
+        ends = self.ends(options)
         return Request(tokens, sampling, limit, *ends, thinking or Thinking(), grammar)
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:

@@ -38,11 +38,18 @@ class AnswerParser:
     neither side. `tools` are OpenAI's tool definitions; without any, tool calls are text. So is a malformed one, exactly as it was
     written. Whitespace before a call, between calls and after the last belongs to the format. No more is held back than may begin a tag,
     the whitespace before it, and a call up to its end.
+
+    With `tells_thinking` False, thinking and its tags are content.
     """
 
-    def __init__(self, thinking: bool = False, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tells_thinking: bool = True,
+    ) -> None:
         self._text = Incoming()
-        self._thinking = thinking
+        self._thinking, self._tells_thinking = thinking, tells_thinking
         self._schemas = schemas_of(tools or ())
         self._calls = [OPEN] if tools else []
         self._bare_calls = [f"{FUNCTION}{name}>" for name in self._schemas if not set("<>\n") & set(name)]
@@ -69,6 +76,12 @@ class AnswerParser:
         return events
 
     def _answer(self) -> Reading[None]:
+        if self._tells_thinking:
+            yield from self._thought()
+        yield from self._passages(Content)
+
+    def _thought(self) -> Reading[None]:
+        """The thinking that the answer begins with, or the space before an answer without any."""
         space = yield from self._text.span(SPACE)
         if (yield from self._text.starts(THINK_OPEN)):
             yield from self._text.span("\n")
@@ -78,7 +91,6 @@ class AnswerParser:
             yield from self._passages(Reasoning)
         else:
             self._pass(Content, space)
-        yield from self._passages(Content)
 
     def _passages(self, kind: type[Reasoning] | type[Content]) -> Reading[None]:
         """Text of one kind, and calls in it. Thinking ends with its tag, or by a call: Qwen3.5 leaves the tag out before some."""
