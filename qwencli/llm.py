@@ -22,6 +22,7 @@ from .network.rope_options import AS_IN_FILE, RopeOptions
 from .request.answer import RunningAnswer
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
+from .system.locked import lock
 from .system.memory import Meter
 from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
@@ -105,6 +106,12 @@ class LLM:
         if not use_mmap:  # read only now that it is known to fit
             self.file = open_file(path, overrides, rope, use_mmap)
             self.model = load_model(self.file)
+        if check_tensors:
+            from .gguf.validity import check_tensors as check
+
+            check(self.file)
+        if mlock and (why := lock(self.file.buffers)) and report:
+            report(why)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}

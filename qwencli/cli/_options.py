@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import click
 
 from ..backends.kv_cache import TYPES
@@ -35,6 +39,24 @@ fit_option = click.option(
     help="Use the longest context up to -c that fits into free memory; --no-fit doesn't check whether it fits.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def gathered(
+    kind: type[Any], passed_as: str, *options: Callable[..., Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the values of these options, which are the fields of the dataclass `kind`, come to the command as one object."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def wrapper(**kwargs: Any) -> Any:
+            found = kind(**{name: kwargs.pop(name) for name in kind.__dataclass_fields__})
+            return command(**{passed_as: found}, **kwargs)
+
+        for option in reversed(options):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
 
 
 def example(*lines: str) -> str:

@@ -75,11 +75,11 @@ class ServerOptions:
     """How long a client may take to send its request, and to take a piece of the answer."""
     hosts: tuple[str, ...] = ("127.0.0.1",)
     """What the server listens on: names, addresses, and paths of unix sockets."""
-    static_path: Path | None = None
-    """A folder whose files are served in place of the page."""
     ui: bool = True
     ui_config: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the page."""
+    static_path: Path | None = None
+    """A folder whose files are served in place of the page."""
     log_format: str = "text"
     """text, json or none; with none only what failed in the server itself is logged, as text."""
     log_prompts: bool = False

@@ -35,7 +35,9 @@ class LlamaOption(click.Option):
         record = super().get_help_record(ctx)
         if record is None or self.variable is None or not isinstance(ctx.command, LlamaCommand):
             return record
-        read = any(entry.variable == self.variable for entry in entries(ctx.command.name or ""))
+        read = self.variable not in READ_ELSEWHERE and any(
+            entry.variable == self.variable for entry in entries(ctx.command.name or "")
+        )
         return (record[0], f"{record[1]}  [{self.variable}]") if read else record
 
 
@@ -45,8 +47,16 @@ def llama_option(spelling: str, *names: str, **settings: Any) -> Callable[[F], F
     declared = list(entry.names)
     if not settings.get("is_flag"):
         declared += [f" /{negation}" for negation in entry.negations]
-    option = type("LlamaOption", (LlamaOption,), {"variable": entry.variable})
-    return click.option(*declared, *names, cls=option, **settings)
+    return click.option(*declared, *names, cls=_option_class(entry.variable), **settings)
+
+
+def llama_parameter(spellings: Sequence[str], name: str, **settings: Any) -> click.Option:
+    """An option with spellings that are given, of which the first is llama.cpp's."""
+    return _option_class(find(spellings[0]).variable)([*spellings, name], **settings)
+
+
+def _option_class(variable: str | None) -> type[LlamaOption]:
+    return type("LlamaOption", (LlamaOption,), {"variable": variable}) if variable else LlamaOption
 
 
 @dataclass
