@@ -32,6 +32,8 @@ class ApiError(QwenError):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
+        self.request_id = ""
+        """Of the request that it is the answer to, as soon as that is known."""
         self.status = status
         self.param = param
         self.code = code

@@ -20,9 +20,11 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import ErrorForm, error_response, plain_form
+from .errors import ApiError, ErrorForm, error_response, plain_form
 
 KEY = "qwencli.record"
+ID_HEADERS = b"x-request-id", b"request-id"
+"""Of an answer; the second is what Anthropic's clients look for."""
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
 CLIENT_LEFT = 499
@@ -72,7 +74,8 @@ class Recorded:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(scope["path"]))
+        form = self._form_of(scope["path"], id)
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], form)
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -82,7 +85,7 @@ class Recorded:
                 message["headers"] = [
                     *message["headers"],
                     *self._headers,
-                    (b"x-request-id", record.id.encode()),
+                    *((name, record.id.encode()) for name in ID_HEADERS),
                 ]
             await send(message)
 
@@ -109,10 +112,16 @@ class Recorded:
             if wanted or failed:
                 write(line(record, self._service, self._options))
 
-    def _form_of(self, path: str) -> ErrorForm:
-        """How errors are written on a path: as the API with the longest prefix that fits does."""
+    def _form_of(self, path: str, id: str) -> ErrorForm:
+        """How errors of a request are written: as the API with the longest prefix that fits its path does."""
         fits = [prefix for prefix in self._error_forms if path.startswith(prefix)]
-        return self._error_forms[max(fits, key=len)] if fits else plain_form
+        form = self._error_forms[max(fits, key=len)] if fits else plain_form
+
+        def with_id(error: ApiError) -> dict[str, Any]:
+            error.request_id = id
+            return form(error)
+
+        return with_id
 
 
 class ClientLeft(Exception):
