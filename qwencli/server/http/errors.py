@@ -45,6 +45,16 @@ ErrorForm = Callable[[ApiError], dict[str, Any]]
 """The JSON object that an API has for an error."""
 
 
+def with_id(form: ErrorForm, request_id: str) -> ErrorForm:
+    """The same form for the errors of one request, which it may name."""
+
+    def form_of(error: ApiError) -> dict[str, Any]:
+        error.request_id = request_id
+        return form(error)
+
+    return form_of
+
+
 def plain_form(error: ApiError) -> dict[str, Any]:
     """For paths that belong to no API."""
     return {"error": {"message": str(error), "code": error.code}}

@@ -20,7 +20,8 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import ApiError, ErrorForm, error_response, plain_form
+from .errors import ErrorForm, error_response, plain_form, with_id
+from .paths import path_under
 
 KEY = "qwencli.record"
 ID_HEADERS = b"x-request-id", b"request-id"
@@ -42,6 +43,8 @@ class RequestRecord:
     """How the API that was asked writes errors."""
     created: float = field(default_factory=time.monotonic)
     status: int = CLIENT_LEFT
+    ping: float | None = None
+    """After how many silent seconds a stream of events carries a comment; None: never."""
     error: str | None = None
     cut_off: bool = False
     """Whether the server failed after the start of the answer was sent."""
@@ -74,8 +77,11 @@ class Recorded:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        form = self._form_of(scope["path"], id)
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], form)
+        path = path_under(self._options.api_prefix, scope["path"])
+        record = scope[KEY] = RequestRecord(
+            id, scope["method"], scope["path"], with_id(self._form_of(path), id)
+        )
+        record.ping = self._options.sse_ping
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -107,21 +113,15 @@ class Recorded:
                 or record.cut_off
                 or any(generation.error for generation in record.generations)
             )
-            quiet = record.path in self._polled and record.status < 400
+            quiet = path in self._polled and record.status < 400
             wanted = self._options.log_format != "none" and not quiet
             if wanted or failed:
                 write(line(record, self._service, self._options))
 
-    def _form_of(self, path: str, id: str) -> ErrorForm:
-        """How errors of a request are written: as the API with the longest prefix that fits its path does."""
+    def _form_of(self, path: str) -> ErrorForm:
+        """How errors are written on a path: as the API with the longest prefix that fits does."""
         fits = [prefix for prefix in self._error_forms if path.startswith(prefix)]
-        form = self._error_forms[max(fits, key=len)] if fits else plain_form
-
-        def with_id(error: ApiError) -> dict[str, Any]:
-            error.request_id = id
-            return form(error)
-
-        return with_id
+        return self._error_forms[max(fits, key=len)] if fits else plain_form
 
 
 class ClientLeft(Exception):
