@@ -49,6 +49,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"content": "Once"},
     "/detokenize": {"tokens": [1925]},
     "/apply-template": CHAT,
+    "/v1/messages": CHAT,
+    "/v1/messages/count_tokens": CHAT,
     "/api/chat": CHAT | {"options": {"num_predict": 3}},
     "/api/generate": {"prompt": "Once", "options": {"num_predict": 3}},
     "/api/embed": {"input": "a king"},

@@ -32,6 +32,8 @@ class ApiError(QwenError):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
+        self.request_id = ""
+        """Of the request that it is the answer to, as soon as that is known."""
         self.status = status
         self.param = param
         self.code = code
@@ -55,6 +57,16 @@ class ErrorForms(dict[str, ErrorForm]):
 
     def of(self, path: str) -> ErrorForm:
         return self[self.prefix_of(path)]
+
+
+def with_id(form: ErrorForm, request_id: str) -> ErrorForm:
+    """The same form for the errors of one request, which it may name."""
+
+    def form_of(error: ApiError) -> dict[str, Any]:
+        error.request_id = request_id
+        return form(error)
+
+    return form_of
 
 
 def plain_form(error: ApiError) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import ErrorForm, ErrorForms, error_response, plain_form
+from .errors import ErrorForm, ErrorForms, error_response, plain_form, with_id
 from .paths import path_under
 
 KEY = "qwencli.record"
+ID_HEADERS = b"x-request-id", b"request-id"
+"""Of an answer; the second is what Anthropic's clients look for."""
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
 CLIENT_LEFT = 499
@@ -76,7 +78,8 @@ class Recorded:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         path = path_under(self._options.api_prefix, scope["path"])
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._error_forms.of(path))
+        form = with_id(self._error_forms.of(path), id)
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], form)
         record.ping = self._options.sse_ping
         started = False
 
@@ -87,7 +90,7 @@ class Recorded:
                 message["headers"] = [
                     *message["headers"],
                     *self._headers,
-                    (b"x-request-id", record.id.encode()),
+                    *((name, record.id.encode()) for name in ID_HEADERS),
                 ]
             await send(message)
 
