@@ -15,6 +15,7 @@ import click
 from ..backends.kv_cache import TYPES, CacheTypes
 from ._bench_table import print_table
 from ._devices import DeviceOptions, device_options
+from ._llama.command import LlamaCommand
 from ._models import Wanted, choose_model, models_option
 from ._options import example
 from ._streams import say, write_text
@@ -84,12 +85,13 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli bench",
         "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
         "qwencli bench -m model.gguf -p 0 -n 32 -npl 1,2,4,8 -o jsonl",
         "qwencli bench -m model.gguf -r 1 --profile",
-    )
+    ),
 )
 @models_option
 @numbers(

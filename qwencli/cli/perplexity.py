@@ -9,6 +9,7 @@ import click
 
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
+from ._llama.command import LlamaCommand
 from ._loading import check_context
 from ._models import Wanted, choose_model, model_option
 from ._options import (
@@ -25,10 +26,11 @@ from ._streams import read_text, say, write_text
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli perplexity -f wiki.test.raw",
         "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json",
-    )
+    ),
 )
 @model_option
 @click.option(
@@ -103,6 +105,7 @@ def perplexity(
         cache_type_v=cache_type_v,
         fit=fit,
         n_batch=n_batch,
+        n_ubatch=n_batch,
         devices=devices.wishes(),
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)

@@ -80,6 +80,8 @@ class ServerOptions:
     ui: bool = True
     ui_config: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the page."""
+    static_path: Path | None = None
+    """A folder whose files are served in place of the page."""
     log_format: str = "text"
     """text, json or none; with none only what failed in the server itself is logged, as text."""
     log_prompts: bool = False

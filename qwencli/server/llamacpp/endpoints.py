@@ -48,7 +48,7 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service.llm))
+    api = LlamaCpp(service, options, Memory(service))
     get = {
         "/health": api.health,
         "/v1/health": api.health,
@@ -109,7 +109,7 @@ class LlamaCpp:
                 "chat_template_caps": {},
                 **named,
                 "build_info": f"qwencli {__version__}",
-                "is_sleeping": False,
+                "is_sleeping": self.service.presence.asleep,
                 "buffers": await self.memory.buffers(),
             }
         )
@@ -199,7 +199,7 @@ class LlamaCpp:
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
         return [
-            (Request(tokens, sampling, most, body.stops, bool(body.ignore_eos), grammar=grammar), text)
+            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
             for tokens, text in zip(prompts, texts)
         ]
 
@@ -319,4 +319,5 @@ LLAMACPP = API(
     error_form,
     open_paths=("/health", "/v1/health"),
     polled_paths=("/health", "/v1/health", "/metrics", "/slots"),
+    idle_paths=("/health", "/v1/health", "/metrics", "/props"),
 )
