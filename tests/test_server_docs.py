@@ -41,6 +41,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/chat/completions": CHAT,
     "/v1/completions": TEXT,
     "/completion": TEXT,
+    "/infill": {"input_prefix": "a", "input_suffix": "b"},
     "/completions": TEXT,
     "/v1/embeddings": {"input": "a king"},
     "/embedding": EMBEDDING,
