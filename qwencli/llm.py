@@ -22,6 +22,7 @@ from .network.rope_options import AS_IN_FILE, RopeOptions
 from .request.answer import RunningAnswer
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
+from .system.locked import lock
 from .system.memory import Meter
 from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
@@ -83,6 +84,7 @@ class LLM:
         rope: RopeOptions = AS_IN_FILE,
         check_tensors: bool = False,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         n_step = tokens_of_a_step(n_batch, n_ubatch)
         self.meter = Meter()
         with self.meter.during(GRAPH):
@@ -104,6 +106,12 @@ class LLM:
         if not use_mmap:  # read only now that it is known to fit
             self.file = open_file(path, overrides, rope, use_mmap)
             self.model = load_model(self.file)
+        if check_tensors:
+            from .gguf.validity import check_tensors as check
+
+            check(self.file)
+        if mlock and (why := lock(self.file.buffers)) and report:
+            report(why)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
@@ -133,6 +141,24 @@ class LLM:
             for line in placement.said:
                 report(line)
         return placement
+
+    def unload(self) -> None:
+        """Give back the memory of weights and KV cache. What is known of the file stays, and so do the tokenizer and the templates.
+
+        What still runs this way computes with the slow NumPy backend. Raises QwenError where the file is gone or damaged.
+        """
+        from .backends.numpy.backend import NumpyBackend
+
+        file = GGUFFile(self.file.path)
+        model, old = load_model(file), self.engine
+        self.file, self.model = file, model
+        self.engine = Engine(NumpyBackend(model), old.n_ctx, old.n_batch)
+
+    def again(self) -> LLM:
+        """The same model, loaded again with the same options and a context of the same length. Raises QwenError."""
+        same = {"n_ctx": self.engine.n_ctx, "fit": False if self._arguments["fit"] is False else None}
+        silent = {"report": None, "progress": None, "chat": False}
+        return LLM(**(self._arguments | same | silent))
 
     def values(
         self, tokens: Sequence[int], names: Sequence[str], feed: Mapping[str, Any] | None = None

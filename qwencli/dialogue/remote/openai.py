@@ -49,10 +49,15 @@ class Answer(StreamedAnswer):
 
 
 def body(model: str, messages: Sequence[Message], settings: Settings) -> Body:
-    """See `Protocol.body`."""
+    """See `Protocol.body`. A last message that is the assistant's is to be continued, thinking included; only what is new is to be sent."""
+    goes_on = messages[-1]["role"] == "assistant"
+    past = messages[:-1] if goes_on else messages
     asked: Body = {
         "model": model,
-        "messages": [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages],
+        "messages": [
+            *({k: v for k, v in m.items() if k != "reasoning_content"} for m in past),
+            *messages[len(past) :],
+        ],
         "stream": True,
         "stream_options": {"include_usage": True},
         **sampling_fields(settings.sampling),
@@ -63,6 +68,8 @@ def body(model: str, messages: Sequence[Message], settings: Settings) -> Body:
         asked["chat_template_kwargs"] = {"enable_thinking": think}
     if settings.reasoning_budget is not None:  # llama-server had one name for it, then the other
         asked["thinking_budget_tokens"] = asked["reasoning_budget_tokens"] = settings.reasoning_budget
+    if goes_on:
+        asked |= {"continue_final_message": True, "add_generation_prompt": False}
     if settings.tools:
         asked["tools"] = list(settings.tools)
     return asked

@@ -21,6 +21,7 @@ from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
 from .errors import ErrorForm, error_response, plain_form
+from .paths import path_under
 
 KEY = "qwencli.record"
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
@@ -40,6 +41,8 @@ class RequestRecord:
     """How the API that was asked writes errors."""
     created: float = field(default_factory=time.monotonic)
     status: int = CLIENT_LEFT
+    ping: float | None = None
+    """After how many silent seconds a stream of events carries a comment; None: never."""
     error: str | None = None
     cut_off: bool = False
     """Whether the server failed after the start of the answer was sent."""
@@ -72,7 +75,9 @@ class Recorded:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(scope["path"]))
+        path = path_under(self._options.api_prefix, scope["path"])
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(path))
+        record.ping = self._options.sse_ping
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -104,7 +109,7 @@ class Recorded:
                 or record.cut_off
                 or any(generation.error for generation in record.generations)
             )
-            quiet = record.path in self._polled and record.status < 400
+            quiet = path in self._polled and record.status < 400
             wanted = self._options.log_format != "none" and not quiet
             if wanted or failed:
                 write(line(record, self._service, self._options))

@@ -67,9 +67,9 @@ ERROR: dict[str, Any] = {
 REFERENCE = "#/components/schemas/"
 
 
-def route(routes: Sequence[BaseRoute]) -> Route:
-    """/openapi.json for those of `routes` that are described."""
-    text = json.dumps(document(routes)).encode()
+def route(routes: Sequence[BaseRoute], prefix: str = "") -> Route:
+    """/openapi.json for those of `routes` that are described, all of which are under `prefix`."""
+    text = json.dumps(document(routes) | ({"servers": [{"url": prefix}]} if prefix else {})).encode()
 
     async def openapi(request: Request) -> Response:
         return Response(text, media_type="application/json")

@@ -47,7 +47,7 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service.llm))
+    api = LlamaCpp(service, options, Memory(service))
     get = {
         "/health": api.health,
         "/v1/health": api.health,
@@ -107,7 +107,7 @@ class LlamaCpp:
                 "chat_template_caps": {},
                 **named,
                 "build_info": f"qwencli {__version__}",
-                "is_sleeping": False,
+                "is_sleeping": self.service.presence.asleep,
                 "buffers": await self.memory.buffers(),
             }
         )
@@ -308,4 +308,5 @@ LLAMACPP = API(
     error_form,
     open_paths=("/health", "/v1/health"),
     polled_paths=("/health", "/v1/health", "/metrics", "/slots"),
+    idle_paths=("/health", "/v1/health", "/metrics", "/props"),
 )

@@ -70,6 +70,8 @@ class Ollama:
 
     @describe("The models that are loaded")
     async def running(self, request: HTTPRequest) -> Response:
+        if self._service.presence.asleep:
+            return JSONResponse({"models": []})
         return JSONResponse({"models": [running(self._service.llm, self._options)]})
 
     @describe("The version of Ollama whose API this is")
@@ -156,6 +158,8 @@ class Ollama:
     def _loaded(self, body: AnswerFields, nothing: dict[str, Any]) -> Response:
         """The answer to a request without a prompt, by which clients load a model, or unload it."""
         unload = body.keep_alive in (0, "0", "0s")
+        if unload:
+            self._service.presence.unload_soon()
         ended = {"done": True, "done_reason": "unload" if unload else "load"}
         return JSONResponse({"model": self._options.name, "created_at": now(), **nothing, **ended})
 
@@ -227,4 +231,4 @@ def error_form(error: ApiError) -> dict[str, Any]:
     return {"error": str(error)}
 
 
-OLLAMA = API(routes, error_form, prefix="/api/")
+OLLAMA = API(routes, error_form, prefix="/api/", idle_paths=("/api/tags", "/api/ps", "/api/version"))

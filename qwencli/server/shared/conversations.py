@@ -11,6 +11,7 @@ from ...errors import InputError
 from ...llm import LLM
 from ...request.prompt import SWITCH, ChatPrompt, chat_prompt, check_length, check_room
 from ...request.request import may_think
+from ...text.chat.beginnings import AUTO, Beginning, beginning_of, ends_with_answer
 from ...text.chat.template import Rendered
 from ..http.errors import ApiError
 from ..options import ServerOptions
@@ -132,6 +133,12 @@ class ConversationFields(GenerationFields):
     """"none": it doesn't think; all else is a variable of the template."""
     reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] | None = None
     """Where thinking stands: with "none" in the content, as the model wrote it, else apart from it."""
+    add_generation_prompt: bool | None = None
+    """With false the prompt ends where the last message does."""
+    continue_final_message: bool | Literal["content", "reasoning_content"] | None = None
+    """The answer goes on from the last message, which is the assistant's, or from that part of it; the server may do so anyway."""
+    echo: bool | None = None
+    """Whether an answer that goes on from a message starts with that message."""
     reasoning_budget: Number | None = None
     reasoning_budget_tokens: Number | None = None
     thinking_budget_tokens: Number | None = None
@@ -197,6 +204,19 @@ class ConversationFields(GenerationFields):
         """The tools whose calls are told apart from the answer's text."""
         return self.usable_tools if options.parse_answers and self.parse_tool_calls is not False else None
 
+    def beginning(self, options: ServerOptions) -> tuple[list[Object], Beginning | None]:
+        """The messages as templates expect them, and what the last one has of the answer already. Raises ApiError, InputError."""
+        messages = [message.for_template() for message in self.messages]
+        part = self.continue_final_message
+        if part and self.add_generation_prompt:
+            raise ApiError(
+                "add_generation_prompt and continue_final_message cannot both be true",
+                param="continue_final_message",
+            )
+        if not part and not (options.prefill_assistant and ends_with_answer(messages)):
+            return messages, None
+        return messages[:-1], beginning_of(messages, part if isinstance(part, str) else AUTO)
+
     def forced_tools(self) -> list[Object]:
         """The functions of which one has to be called; none where no call has to be made. Raises ApiError."""
         functions = [tool["function"] for tool in self.tools or ()]
@@ -229,8 +249,12 @@ def prompt_of(fields: ConversationFields, llm: LLM, options: ServerOptions, thin
     if options.template is None:
         raise ApiError("the model has no chat template; use /v1/completions", 501)
     given = fields.variables(options)
-    messages = [message.for_template() for message in fields.messages]
-    return chat_prompt(options.template, llm.tokenizer, messages, fields.usable_tools, thinks, given)
+    messages, beginning = fields.beginning(options)
+    if fields.add_generation_prompt is False and not beginning:
+        given["add_generation_prompt"] = False
+    return chat_prompt(
+        options.template, llm.tokenizer, messages, fields.usable_tools, thinks, given, beginning
+    )
 
 
 def tokens_of(prompt: ChatPrompt, llm: LLM, opening: str = "") -> list[int]:

@@ -164,6 +164,8 @@ class GenerationFields(SamplingFields):
     json_schema: dict[str, Any] | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
+    sse_ping_interval: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    """After how many silent seconds a stream carries a comment; -1 and 0: never."""
     cache_prompt: bool | None = None
     """Without effect: what was computed before is always used."""
     id_slot: Annotated[int, Field(ge=-1, le=COUNT)] | None = None

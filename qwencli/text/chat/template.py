@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ...errors import InputError, QwenError
 from ..tokenizer import Tokenizer
 from .template_process import Ended, TemplateProcess
+from .thinking import OPEN
 
 Message = Mapping[str, Any]
 """As in OpenAI's API: `role`, `content`, and where there are any `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
@@ -64,6 +65,7 @@ class ChatTemplate:
         self._source, self._lock = source, threading.Lock()
         self._child: TemplateProcess | None = None
         self._variables: frozenset[str] | None = None
+        self._thinks: bool | None = None
 
     @property
     def source(self) -> str:
@@ -160,6 +162,18 @@ class ChatTemplate:
             self._variables = frozenset(self._ask("variables").split("\n"))
         return variable in self._variables
 
+    @property
+    def thinks(self) -> bool:
+        """Whether it has a place for thinking, in answers that are past or where one begins."""
+        if self._thinks is None:
+            answer = {"role": "assistant", "content": "A", "reasoning_content": "B"}
+            try:
+                text = self.render([{"role": "user", "content": "Q"}, answer], enable_thinking=False)
+                self._thinks = OPEN in text
+            except InputError:  # it may want other messages
+                self._thinks = OPEN in self._source
+        return self._thinks
+
     def _ask(self, verb: str, argument: Any = None) -> str:
         request = _to_json([verb, argument])
         with self._lock:
@@ -181,6 +195,12 @@ class Rendered(NamedTuple):
 
     text: str
     guard: str
+
+    def followed_by(self, text: str, control_texts: Sequence[str]) -> Rendered:
+        """The same with a text after it that came from outside, too. Raises InputError where that holds the guard."""
+        if self.guard in text:
+            raise InputError(f"a message holds the noncharacter U+{ord(self.guard):04X}, expected text")
+        return self._replace(text=self.text + _Guard(self.guard, control_texts).put_into(text))
 
     def encode(self, tokenizer: Tokenizer, start: int = 0) -> list[int]:
         """Token ids of `text[start:]`, at the very start with the BOS and at the end with the EOS token that the file asks for.
