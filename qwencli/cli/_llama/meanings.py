@@ -17,10 +17,10 @@ HUB_FILE = re.compile(
 
 
 def switch(yes: str, no: str | None = None, auto: bool = False) -> Meaning:
-    """An option with the values on and off, and perhaps auto, or none, which is on."""
+    """An option with the values on and off, and perhaps auto."""
 
     def meaning(spelling: str, values: Sequence[str]) -> list[str]:
-        value = values[0].strip().lower() if values else "on"
+        value = values[0].strip().lower()
         if value in YES:
             return [yes]
         if value in NO:
