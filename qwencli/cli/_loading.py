@@ -43,8 +43,8 @@ class Loader:
     quiet: bool
     devices: DeviceOptions
 
-    def load(self, chat: bool = False) -> LLM:
-        """Open the model, and say which it is unless `quiet`. `chat` as in LLM. Raises QwenError."""
+    def load(self, chat: bool = False, generates: bool = True) -> LLM:
+        """Open the model, and say which it is unless `quiet`. `chat` and `generates` as in LLM. Raises QwenError."""
         chosen = choose_model(self.model, self.quiet)
         from ..llm import LLM
 
@@ -62,6 +62,7 @@ class Loader:
             self.cache_type_v,
             self.fit,
             devices=self.devices.wishes(),
+            generates=generates,
         )
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)

@@ -104,6 +104,7 @@ def perplexity(
         fit=fit,
         n_batch=n_batch,
         devices=devices.wishes(),
+        generates=True,
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)
     n_batch = min(n_batch, llm.engine.n_ctx)

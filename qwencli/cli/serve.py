@@ -113,10 +113,9 @@ def always_so(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 )
 @click.option(
     "--pooling",
-    type=click.Choice(["last", "mean"]),
-    default="last",
-    show_default=True,
-    help="What an embedding is: the last token's state, or the mean of all.",
+    type=click.Choice(["none", "mean", "cls", "last", "rank"]),
+    help="What an embedding is: the mean of all tokens' states, that of the first (cls) or the last one, or all of them (none); rank serves"
+    " /rerank. Default: as the file says, else last.",
 )
 @click.option(
     "--log-format",
@@ -150,7 +149,7 @@ def serve(
     chat_template: str | None,
     think: bool | None,
     reasoning_budget: int | None,
-    pooling: str,
+    pooling: str | None,
     log_format: str,
     log_prompts: bool,
     no_ui: bool,
@@ -172,7 +171,8 @@ def serve(
     tls = run.certificate(ssl_key_file, ssl_cert_file)
     sockets = run.listen(host, port)  # before loading the model, which may take a while
     template = named_template(chat_template)
-    llm = loader.load(chat=template is None)
+    llm = loader.load(chat=template is None, generates=False)
+    service = Service(llm, n_slots, n_queue, pooling)
     if not keys and not run.is_loopback(host):
         warn(f"anyone who can reach {host} can use this server: --api-key asks for a key")
     options = ServerOptions(
@@ -201,7 +201,7 @@ def serve(
         if not loader.quiet:
             say(f"listening on {run.url(sockets, host, tls is not None)} ({about}); Ctrl-C ends")
 
-    run.serve(Service(llm, n_slots, n_queue, pooling), options, sockets, grace, ready, tls)
+    run.serve(service, options, sockets, grace, ready, tls)
     return 0
 
 
