@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ... import __version__
+from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
@@ -33,15 +34,19 @@ from ..shared.json_text import json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
+from ..shared.vectors import check_embeds
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
 from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
 from .infill import infill_prompt
 from .memory import Memory
+from .rerank import rerank_routes
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
 
+AS_IT_IS = -1
+"""The `embd_normalize` that changes nothing."""
 MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
 
@@ -70,6 +75,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+        *rerank_routes(service, options),
     ]
 
 
@@ -239,6 +245,7 @@ class LlamaCpp:
 
     @describe("Embeddings of texts", EmbeddingFields)
     async def embedding(self, request: HTTPRequest) -> Response:
+        check_embeds(self.service)
         body = await json_body(request, EmbeddingFields)
         llm = self.service.llm
         given = body.input if body.input is not None else body.content
@@ -249,12 +256,18 @@ class LlamaCpp:
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx, 0)
-        norm = 2 if body.embd_normalize is None else body.embd_normalize
+            check_reading(llm.engine, tokens)
+        norm = self.options.embd_normalize if body.embd_normalize is None else body.embd_normalize
+        if self.service.pooling == "none":
+            norm = AS_IT_IS  # as there: only what is pooled is normalised
         texts = []
         for i, tokens in enumerate(prompts):
-            values = normalised(await self.service.embed(tokens), norm).tolist()
+            rows = await self.service.embed(tokens)
             # encoded one by one, so that others are served meanwhile
-            texts.append(encoded({"index": i, "embedding": [values]}))
+            values = (encoded(normalised(row, norm).tolist()) for row in rows)
+            texts.append(
+                json_object({"index": str(i), "embedding": await asyncio.to_thread(json_array, values)})
+            )
         return json_response(json_array(texts))
 
 

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.engine import Sequence
+from ...engine.embedding import Embedding, check_reading
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
-from ...sampling import SamplingParams
-from .embedding import Embedding
 from .generation import Busy, Ending, Generation, Slot, TextPart
 from .presence import Presence
 
@@ -54,10 +52,17 @@ def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
 
 
 class Service:
-    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread."""
+    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread.
 
-    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
-        self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
+    `pooling` is what becomes of texts that are embedded, by default as the file says. Raises InputError where that is "rank" and the model
+    can't.
+    """
+
+    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str | None = None) -> None:
+        self.llm, self.n_slots, self.n_queue = llm, n_slots, n_queue
+        self.pooling = pooling or llm.pooling
+        if self.pooling == "rank":
+            llm.ranking  # noqa: B018 - raises here where the model can't
         self.counters = Counters()
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
@@ -103,17 +108,25 @@ class Service:
         return generation
 
     async def embed(self, tokens: list[int]) -> NDArray[np.float32]:
-        """A text's embedding, float32 [n_embd]: the final norm's output for the last token, or the mean of all. Raises as `generate`."""
+        """A text's vectors, float32: [1, n_embd], or with the pooling "none" [n_tokens, n_embd]. Raises as `generate`."""
+        return await self._read_text(tokens, Embedding(tokens, self.pooling))
+
+    async def rank(self, tokens: list[int]) -> float:
+        """The score of a query and a document, as `llm.ranking` puts them into one text. Raises as `generate`."""
+        return float((await self._read_text(tokens, self.llm.ranking.reading(tokens)))[0, 0])
+
+    async def _read_text(self, tokens: list[int], text: Embedding) -> NDArray[np.float32]:
+        """Wait for the turn of a text, and for its result."""
         if self._ending:
             raise Ending
-        self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
+        check_reading(self.llm.engine, tokens)
         done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         with self._changed:
             if len(self._embeddings) >= self.n_queue:
                 raise Busy(
                     f"{self.n_queue} texts are waiting already, try again later", self._expected_wait()
                 )
-            self._embeddings.append((Embedding(tokens, self.pooling), done))
+            self._embeddings.append((text, done))
             self._changed.notify()
         return await done
 
