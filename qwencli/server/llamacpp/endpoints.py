@@ -18,14 +18,12 @@ from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
-from ...request.timings import n_computed
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
-from ..service.generation import Slot
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
@@ -41,6 +39,7 @@ from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields,
 from .infill import infill_prompt
 from .memory import Memory
 from .rerank import rerank_routes
+from .slots import Slots
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
@@ -53,12 +52,12 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service))
+    api, slots = LlamaCpp(service, options, Memory(service)), Slots(service, options)
     get = {
         "/health": api.health,
         "/v1/health": api.health,
         "/props": api.props,
-        "/slots": api.slots,
+        "/slots": slots.slots,
         "/metrics": api.metrics,
     }
     post = {
@@ -71,6 +70,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
         "/embedding": api.embedding,
         "/embeddings": api.embedding,
         "/props": api.change_props,
+        "/slots/{id_slot}": slots.change,
     }
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
@@ -127,38 +127,6 @@ class LlamaCpp:
     @describe("Figures for Prometheus", type="text/plain")
     async def metrics(self, request: HTTPRequest) -> Response:
         return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
-
-    @describe("What each slot does")
-    async def slots(self, request: HTTPRequest) -> Response:
-        slots = self.service.slots()
-        if request.query_params.get("fail_on_no_slot") and all(slot.generation for slot in slots):
-            raise ApiError("no slot available", 503)
-        return JSONResponse([self._slot(slot) for slot in slots])
-
-    def _slot(self, slot: Slot) -> dict[str, Any]:
-        known: dict[str, Any] = {
-            "id": slot.id,
-            "n_ctx": self.service.llm.engine.n_ctx,
-            "speculative": False,
-            "is_processing": slot.generation is not None,
-        }
-        if not slot.generation:
-            return known
-        seq = slot.generation.sequence
-        n = len(seq.generated)
-        return known | {
-            "n_prompt_tokens": seq.n_prompt,
-            "n_prompt_tokens_processed": n_computed(seq),
-            "n_prompt_tokens_cache": seq.n_cached,
-            "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
-            "next_token": [
-                {
-                    "has_next_token": seq.stop_reason is None,
-                    "n_remain": -1 if seq.max_tokens is None else seq.max_tokens - n,
-                    "n_decoded": n,
-                }
-            ],
-        }
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:

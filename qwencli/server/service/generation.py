@@ -44,6 +44,8 @@ class Generation(AsyncIterator[TextPart]):
         self.answer = answer
         self.slot: int | None = None
         self.error: QwenError | None = None
+        self.has_new_line = False
+        """Whether its text has one by now."""
         self.created = time.monotonic()
         self.started = 0.0
         """When it got its slot, 0 before."""

@@ -9,22 +9,26 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.embedding import Embedding, check_reading
+from ...engine.engine import Engine
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
 from .generation import Busy, Ending, Generation, Slot, TextPart
+from .leftovers import Leftovers
 from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
+Work = tuple[Callable[[Engine], Any], "asyncio.Future[Any]"]
+T = TypeVar("T")
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 
 
@@ -69,7 +73,9 @@ class Service:
         self._keep_prefixes()
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
+        self.leftovers = Leftovers(n_slots)
         self._embeddings: deque[Waiting] = deque()
+        self._work: deque[Work] = deque()
         self._cancelled: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._ending = self._ended = False
@@ -130,6 +136,16 @@ class Service:
             self._changed.notify()
         return await done
 
+    async def between_steps(self, work: Callable[[Engine], T]) -> T:
+        """Do something with the engine where no step runs, in its thread, which waits meanwhile. Raises Ending, and what `work` does."""
+        if self._ending:
+            raise Ending
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._work.append((work, done))
+            self._changed.notify()
+        return await done
+
     def _keep_prefixes(self) -> None:
         engine = self.llm.engine
         engine.prefixes.room = room_for_prefixes(self.llm.fit, engine.n_ctx, self.n_slots)
@@ -152,7 +168,7 @@ class Service:
 
     def _busy(self) -> bool:
         with self._changed:
-            return bool(self._waiting or self._embeddings or any(self._slots))
+            return bool(self._waiting or self._embeddings or self._work or any(self._slots))
 
     def _expected_wait(self) -> int:
         """Seconds until a place is free, from what requests have taken so far."""
@@ -170,12 +186,18 @@ class Service:
         while True:
             with self._changed:
                 while not (
-                    self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)
+                    self._ended
+                    or self._waiting
+                    or self._embeddings
+                    or self._work
+                    or self._cancelled
+                    or any(self._slots)
                 ):
                     self._changed.wait()
             self._end_cancelled()
             if self._ended:
                 break
+            self._do_work()
             self._admit()
             if any(self._slots):
                 self._step()
@@ -184,8 +206,17 @@ class Service:
         for generation in [*filter(None, self._slots), *self._waiting]:
             self.llm.engine.cancel(generation.sequence)
             self._finish(generation, Ending())
-        for _, done in self._embeddings:
+        for _, done in [*self._embeddings, *self._work]:
             self._tell(_fail, done, Ending())
+
+    def _do_work(self) -> None:
+        while self._work:
+            work, done = self._work.popleft()
+            try:
+                tell = partial(_set, done, None if done.done() else work(self.llm.engine))
+            except Exception as error:  # whatever it is, it must not end the engine's thread
+                tell = partial(_fail, done, as_qwen_error(error))
+            self._tell(tell)
 
     def _admit(self) -> None:
         """Give free slots to requests that wait."""
@@ -248,6 +279,7 @@ class Service:
             self._finish(generation, error)
             return
         tokens = seq.tokens[seq.n_prompt + start : seq.n_prompt + answer.n_read]
+        generation.has_new_line |= any("\n" in text for text in texts)
         if tokens or any(texts):
             self._tell(generation.deliver, TextPart("".join(texts), tokens))
         if seq.stop_reason:
@@ -257,6 +289,7 @@ class Service:
         generation.error = error
         if generation.slot is not None:
             self._slots[generation.slot] = None
+            self.leftovers.note(generation.slot, generation.sequence.tokens)
             seq, c = generation.sequence, self.counters
             c.n_requests += 1
             c.n_prompt += n_computed(seq)
