@@ -149,7 +149,7 @@ class LLM:
         """
         from .backends.numpy.backend import NumpyBackend
 
-        file = open_file(self.file.path, self._arguments["overrides"], self._arguments["rope"])
+        file = open_file(self.file.path, self.file.replaced)
         model, old = load_model(file), self.engine
         self.file, self.model = file, model
         self.engine = Engine(NumpyBackend(model), old.n_ctx, old.n_batch)

@@ -47,15 +47,16 @@ def llama_option(spelling: str, *names: str, **settings: Any) -> Callable[[F], F
     declared = list(entry.names)
     if not settings.get("is_flag"):
         declared += [f" /{negation}" for negation in entry.negations]
-    return click.option(*declared, *names, cls=_option_class(entry.variable), **settings)
+    return click.option(*declared, *names, cls=option_class(entry.variable), **settings)
 
 
 def llama_parameter(spellings: Sequence[str], name: str, **settings: Any) -> click.Option:
     """An option with spellings that are given, of which the first is llama.cpp's."""
-    return _option_class(find(spellings[0]).variable)([*spellings, name], **settings)
+    return option_class(find(spellings[0]).variable)([*spellings, name], **settings)
 
 
-def _option_class(variable: str | None) -> type[LlamaOption]:
+def option_class(variable: str | None) -> type[LlamaOption]:
+    """Of options with this variable."""
     return type("LlamaOption", (LlamaOption,), {"variable": variable}) if variable else LlamaOption
 
 
@@ -235,7 +236,7 @@ def _values(ctx: click.Context, name: str, entry: Entry, left: list[str]) -> lis
     """The values that follow one of llama.cpp's options, taken from what is left. Raises UsageError for too few."""
     n = len(entry.values)
     if entry.words and not (left and left[0].strip().lower() in (*entry.words, *YES, *NO, "-1")):
-        return []
+        return [entry.words[0]]
     if len(left) < n:
         raise click.BadOptionUsage(
             name, f"Option {name!r} requires {'an argument' if n == 1 else f'{n} arguments'}.", ctx
@@ -253,4 +254,4 @@ def _meant(entry: Entry, variable: str, value: str, no: bool) -> tuple[str | Non
         return (entry.negations[-1] if entry.negations else None), []
     if value.strip().lower() in YES:
         return entry.name, []
-    raise Refused(f"{variable}: {value[:SHOWN]!r} is neither on nor off, expected {YES[0]} or {NO[0]}")
+    raise Refused(f"{variable}: {value[:SHOWN]!r} is neither on nor off")

@@ -35,7 +35,8 @@ from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
-from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
+from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
+from .infill import infill_prompt
 from .memory import Memory
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
     post = {
         "/completion": api.completion,
         "/completions": api.completion,
+        "/infill": api.infill,
         "/tokenize": api.tokenize,
         "/detokenize": api.detokenize,
         "/apply-template": api.apply_template,
@@ -154,7 +156,13 @@ class LlamaCpp:
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:
-        body = await json_body(request, CompletionFields)
+        return await self._complete(request, await json_body(request, CompletionFields))
+
+    @describe("Fill a gap in a text", InfillFields, stream=True)
+    async def infill(self, request: HTTPRequest) -> Response:
+        return await self._complete(request, await json_body(request, InfillFields))
+
+    async def _complete(self, request: HTTPRequest, body: CompletionFields) -> Response:
         answers = await self._answers(request, body)
         if body.stream:
             return event_stream(request, events_of(answers))
@@ -179,7 +187,10 @@ class LlamaCpp:
         """What is asked, prompt by prompt, with the prompt's text. Slow. Raises ApiError, InputError, ContextFull."""
         service, llm = self.service, self.service.llm
         sampling = body.sampling(self.options.sampling, llm.tokenizer, body.n_reported)
-        prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
+        if isinstance(body, InfillFields):
+            prompts = [infill_prompt(body, llm, self.options)]
+        else:
+            prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
         room = COUNT if self.options.context_shift else llm.engine.n_ctx - min(map(len, prompts))
