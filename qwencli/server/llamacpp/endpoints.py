@@ -27,7 +27,7 @@ from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.json_text import json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
@@ -167,15 +167,16 @@ class LlamaCpp:
             prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
-        check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
+        room = COUNT if self.options.context_shift else llm.engine.n_ctx - min(map(len, prompts))
+        check_amount(body, room, limit)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
-        return [
-            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
-            for tokens, text in zip(prompts, texts)
+        asked = [
+            Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar) for tokens in prompts
         ]
+        return [(body.placed(one, llm, self.options), text) for one, text in zip(asked, texts)]
 
     @describe("The tokens of a text", TokenizeFields)
     async def tokenize(self, request: HTTPRequest) -> Response:

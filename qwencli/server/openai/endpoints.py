@@ -27,7 +27,7 @@ from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.chat import asked_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
@@ -153,7 +153,7 @@ class OpenAI:
         n, most = len(asked) * (body.n or 1), self._service.n_slots + self._service.n_queue
         if n > most:
             raise ApiError(f"n: {n} answers, expected at most {most} at once", param="n")
-        room = max(self._llm.engine.n_ctx - len(one.tokens) for one in asked)
+        room = max(COUNT if one.shift else self._llm.engine.n_ctx - len(one.tokens) for one in asked)
         limit = asked[0].max_tokens
         n_tokens = n * (room if limit is None else min(limit, room))
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:

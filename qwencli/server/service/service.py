@@ -104,6 +104,8 @@ class Service:
             raise Ending
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
+        if request.slot is not None:
+            generation.wanted = request.slot % self.n_slots
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
                 raise Busy(
@@ -187,7 +189,7 @@ class Service:
             with self._changed:
                 while not (
                     self._ended
-                    or self._waiting
+                    or self._next()
                     or self._embeddings
                     or self._work
                     or self._cancelled
@@ -220,9 +222,12 @@ class Service:
 
     def _admit(self) -> None:
         """Give free slots to requests that wait."""
-        while self._waiting and None in self._slots:
+        while True:
             with self._changed:  # it must not be found neither waiting nor running: the queue would take one more, the service end too soon
-                generation, slot = self._waiting.popleft(), self._slots.index(None)
+                if not (next := self._next()):
+                    return
+                generation, slot = next
+                self._waiting.remove(generation)
                 self._slots[slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
@@ -231,6 +236,19 @@ class Service:
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = slot, time.monotonic()
+
+    def _next(self) -> tuple[Generation, int] | None:
+        """The first that waits and may run now, and its slot. Those that wait for a slot hold up none that run elsewhere."""
+        free = [i for i, generation in enumerate(self._slots) if generation is None]
+        if not free:
+            return None
+        wanted = {generation.wanted for generation in self._waiting}
+        for generation in self._waiting:
+            if generation.wanted in free:
+                return generation, generation.wanted
+            if generation.wanted is None:
+                return generation, min(free, key=lambda slot: slot in wanted)
+        return None
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
