@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ..backends.kv_cache import TYPES
-from ._llama.command import llama_option
+from ._llama.command import llama_option, option_class
+from ._llama.table import find
 
 mmap_option = click.option(
     "--no-mmap",
@@ -35,6 +36,7 @@ cache_type_k_option, cache_type_v_option = (
 )
 fit_option = click.option(
     "--fit/--no-fit",
+    cls=option_class(find("--fit").variable),
     default=None,
     help="Use the longest context up to -c that fits into free memory; --no-fit doesn't check whether it fits.",
 )
