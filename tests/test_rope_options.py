@@ -1,9 +1,11 @@
 """Options about RoPE and metadata against the perplexities that llama.cpp has with them, and what they mean for contexts and sessions."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Call
 from gguf_builder import N_CTX, Gguf, tiny
 
 from qwencli.errors import InputError, ModelError
@@ -68,6 +70,29 @@ def test_perplexities_are_llama_cpps(
     *_, last = perplexity(llm.engine.backend, tokens[: 3 * 512], 512, 512, None)
     assert last.n_chunks == 3
     assert last.ppl == pytest.approx(expected, rel=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            "--rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 128 --yarn-beta-fast 8 --yarn-beta-slow 2",
+            255.3218,
+        ),
+        ("--rope-freq-scale 0.5", 269.4210),
+        ("--override-kv qwen3.rope.freq_base=float:50000", 288.9585),
+    ],
+)
+def test_the_command_lines_are_llama_cpps_too(
+    call: Call, shared: Path, options: str, expected: float
+) -> None:
+    models = shared / "models"
+    done = call(
+        *("perplexity", "-m", models / "demo-f16.gguf", "-f", models / "wiki-excerpt.txt", "-c", 512),
+        *("--chunks", 3, "--json", *options.split()),
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["ppl"] == pytest.approx(expected, rel=3e-4)
 
 
 @pytest.mark.parametrize(
