@@ -76,12 +76,6 @@ def default_for(*nothing: str) -> Meaning:
     return meaning
 
 
-def jinja(spelling: str, values: Sequence[str]) -> list[str]:
-    if spelling.startswith("--no-"):
-        raise ValueError("templates are always Jinja's: leave it out")
-    return []
-
-
 def mmap(spelling: str, values: Sequence[str]) -> list[str]:
     return [spelling] if spelling == "--no-mmap" else []
 
@@ -100,7 +94,6 @@ MEANINGS: dict[str, Meaning] = {
     "--log-disable": lambda spelling, values: ["--quiet"],
     "--verbosity": verbosity,
     "--reasoning": switch("--think", "--no-think", auto=True),
-    "--jinja": jinja,
     "--mmap": mmap,
     "--device": default_for("none"),
     "--override-tensor": override_tensor,
