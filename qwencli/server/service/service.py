@@ -22,11 +22,13 @@ from ...request.request import Request
 from ...request.timings import n_computed
 from ...sampling import SamplingParams
 from .embedding import Embedding
-from .generation import Busy, Ending, Generation, Slot, TextPart
+from .generation import Busy, Ending, Generation, NotServed, Slot, TextPart
 from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
+START = {"embeddings": "--embedding", "rerank": "--rerank"}
+"""The options that make a server one for this alone."""
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 
 
@@ -40,6 +42,10 @@ class Counters:
     n_generated: int = 0
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+    n_texts: int = 0
+    n_text_tokens: int = 0
+    text_seconds: float = 0.0
+    """Texts that were embedded."""
     n_steps: int = 0
     n_busy_slots: int = 0
     """Sequences, summed over all steps."""
@@ -59,6 +65,8 @@ class Service:
     def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
         self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
         self.counters = Counters()
+        self.only: str | None = None
+        """As in ServerOptions."""
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
         self._keep_prefixes()
@@ -88,9 +96,14 @@ class Service:
         await asyncio.to_thread(self._thread.join)
 
     def generate(self, request: Request) -> Generation:
-        """Take a request. Raises Busy where too many wait, Ending at the end, InputError and ContextFull where it can never run."""
+        """Take a request.
+
+        Raises Busy where too many wait, Ending at the end, NotServed, InputError and ContextFull where it can never run.
+        """
         if self._ending:
             raise Ending
+        if self.only:
+            raise NotServed(f"this server generates nothing: start it without {START[self.only]}")
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
         if request.slot is not None:
@@ -117,7 +130,10 @@ class Service:
                 )
             self._embeddings.append((Embedding(tokens, self.pooling), done))
             self._changed.notify()
-        return await done
+        found = await done
+        self.counters.n_texts += 1
+        self.counters.n_text_tokens += len(tokens)
+        return found
 
     def _keep_prefixes(self) -> None:
         engine = self.llm.engine
@@ -274,6 +290,7 @@ class Service:
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the next one comes after the next step of the answers."""
         tell: Callable[..., None]
+        start = time.perf_counter()
         try:
             # where it is done already, nobody waits for it any longer
             found = None if done.done() else embedding.read(self.llm.engine)
@@ -282,6 +299,8 @@ class Service:
             tell = partial(_set, done, found)
         except Exception as error:  # whatever it is, it must not end the engine's thread
             tell = partial(_fail, done, as_qwen_error(error))
+        finally:
+            self.counters.text_seconds += time.perf_counter() - start
         embedding.release(self.llm.engine)
         with self._changed:
             self._embeddings.popleft()
