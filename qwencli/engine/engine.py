@@ -126,19 +126,24 @@ class Engine:
     def check(self, seq: Sequence) -> None:
         """Check that a sequence can be submitted. Changes nothing.
 
-        Raises InputError for an empty prompt, ids outside the vocabulary, or a sequence that was submitted before; ContextFull for a
-        prompt longer than the context.
+        Raises InputError for an empty prompt, ids outside the vocabulary, a sequence that was submitted before, or a model that generates
+        nothing; ContextFull for a prompt longer than the context.
         """
         if seq.stop_reason or seq in self.running:
             raise InputError("the sequence was submitted before, expected a new one")
-        if not seq.tokens:
-            raise InputError("the prompt is empty, expected at least one token")
-        if len(seq.tokens) > self.n_ctx:
-            raise ContextFull(
-                f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
-            )
-        self._check_tokens(seq.tokens)
+        self.backend.model.check_generates()
+        self.check_prompt(seq.tokens)
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
+
+    def check_prompt(self, tokens: SequenceOf[int], what: str = "the prompt") -> None:
+        """Raise InputError for a prompt without tokens or with ids outside the vocabulary, ContextFull for one longer than the context."""
+        if not len(tokens):
+            raise InputError(f"{what} is empty, expected at least one token")
+        if len(tokens) > self.n_ctx:
+            raise ContextFull(
+                f"{what} has {len(tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
+            )
+        self._check_tokens(tokens, what)
 
     def extend(self, seq: Sequence, tokens: list[int]) -> None:
         """Append tokens to a running sequence's answer, as far as its limits allow. Raises InputError for ids outside the vocabulary."""
@@ -147,7 +152,7 @@ class Engine:
             if seq in self.running:
                 self._append(seq, token)
 
-    def _check_tokens(self, tokens: list[int], where: str = "the prompt") -> None:
+    def _check_tokens(self, tokens: SequenceOf[int], where: str = "the prompt") -> None:
         n_vocab = self.backend.model.config.n_vocab
         if not all(0 <= t < n_vocab for t in tokens):
             raise InputError(f"{where} has a token outside the vocabulary of {n_vocab}")

@@ -138,6 +138,12 @@ class InfillFields(CompletionFields):
     input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA, fail_fast=True)] | None = None
 
 
+class SlotFields(Fields):
+    """The body of /slots/{id_slot}: the file, in the folder of `--slot-save-path`, to which a slot is saved, or from which it is taken."""
+
+    filename: Annotated[str, Field(max_length=255)] = ""
+
+
 class TokenizeFields(Fields):
     """The body of /tokenize."""
 

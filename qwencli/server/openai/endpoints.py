@@ -14,6 +14,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
@@ -31,7 +32,7 @@ from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import prompts_of
-from ..shared.vectors import unit
+from ..shared.vectors import check_embeds, unit
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
@@ -175,14 +176,18 @@ class OpenAI:
 
     @describe("Texts as vectors of length 1", EmbeddingRequest)
     async def embeddings(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbeddingRequest)
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
         prompts = await asyncio.to_thread(self._prompts, "input", body.input, MAX_TEXTS, 0)
+        for tokens in prompts:
+            check_reading(self._llm.engine, tokens)
         data = []
         for i, tokens in enumerate(prompts):
-            vector = unit((await self._service.embed(tokens))[: body.dimensions])
+            [states] = await self._service.embed(tokens)
+            vector = unit(states[: body.dimensions])
             shown = (
                 base64.b64encode(vector.tobytes()).decode()
                 if body.encoding_format == "base64"

@@ -50,6 +50,8 @@ class Generation(AsyncIterator[TextPart]):
         self.wanted: int | None = None
         """The only slot in which it may run; None for any."""
         self.error: QwenError | None = None
+        self.has_new_line = False
+        """Whether its text has one by now."""
         self.created = time.monotonic()
         self.started = 0.0
         """When it got its slot, 0 before."""
