@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...llm import LLM
 from ...request.prompt import ChatPrompt
@@ -15,7 +15,13 @@ from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
 from ..service.generation import Generation, TextPart
 from .conversations import ConversationFields, prompt_of, tokens_of
-from .forms import after_beginning, call_schema, grammar_of
+from .forms import after_beginning, call_or_answer, call_schema, grammar_of
+
+if TYPE_CHECKING:
+    from ...text.grammar.constraints import Start
+
+Forms = dict[str, dict[str, Any] | str]
+"""What an answer has to follow, by the field that asks for it."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,9 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     said = prompt.beginning.said if prompt.beginning else None
     if functions:  # the answer is a call from its first word on, without thinking
         opening = ("\n" if said else "") + OPEN + "\n"
-        forms["tools"] = call_schema(functions)
+        forms = {"tools": call_schema(functions)}
     tokens = tokens_of(prompt, llm, opening)
-    grammar = grammar_of(llm, forms)
+    grammar = grammar_for(body, llm, forms, bool(functions))
     if not opening:
         thinking = prompt.thinking(limit, grammar is not None, body.message_at_budget(options))
         if grammar and said:
@@ -59,6 +65,15 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     return Asked(
         body, request, opening, told, body.callable_tools(options), tells, prompt.beginning is not None
     )
+
+
+def grammar_for(body: ConversationFields, llm: LLM, forms: Forms, forced: bool) -> Start | None:
+    """What the answer has to follow: where tools may be called, a call or what `forms` asks for. Slow. Raises ApiError, QwenError."""
+    if forced or not body.usable_tools or len(forms) != 1:
+        return grammar_of(llm, forms)
+    functions = [tool["function"] for tool in body.usable_tools]
+    [(field, schema)] = forms.items()
+    return call_or_answer(llm, functions, field, schema, body.parallel_tool_calls is not False)
 
 
 def told_before(prompt: ChatPrompt, tells_thinking: bool, echo: bool) -> tuple[Event, ...]:

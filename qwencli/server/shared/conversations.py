@@ -229,17 +229,17 @@ class ConversationFields(GenerationFields):
         return functions
 
     def answer_forms(self) -> dict[str, Object | str]:
-        """See GenerationFields; and what response_format asks for. Raises ApiError where tools may be called, too."""
+        """See GenerationFields; and what response_format asks for. Raises ApiError for a grammar where tools may be called, too."""
         asked = super().answer_forms()
         if (form := self.response_format) and form.type != "text":
             given = form.json_schema.schema_ if form.json_schema else form.schema_
             if form.type == "json_schema" and given is None:
                 raise ApiError("response_format.json_schema.schema: Field required", param="response_format")
             asked["response_format"] = {"type": "object"} if given is None else given
-        if asked and self.usable_tools:
-            name = next(iter(asked))
+        if "grammar" in asked and self.usable_tools:
             raise ApiError(
-                f"{name} and tools cannot be used together; tool_choice none leaves the tools out", param=name
+                "grammar and tools cannot be used together; tool_choice none leaves the tools out",
+                param="grammar",
             )
         return asked
 
