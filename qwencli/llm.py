@@ -12,21 +12,28 @@ from .backends.choose import choose_backend, make_backend, make_devices
 from .backends.kv_cache import CacheTypes, KVSequence
 from .backends.protocol import Batch, Segment
 from .backends.threads import USUAL, Threads
+from .engine.embedding import Embedding, check_reading, read_at_once
 from .engine.engine import Engine, tokens_of_a_step
 from .engine.fit import STATES, measure, measure_devices
-from .errors import ContextFull, InputError
+from .errors import ContextFull, InputError, shown
 from .gguf.file import GGUFFile
 from .gguf.overrides import Scalar
+from .network.config import POOLINGS
 from .network.load import load_model
 from .network.rope_options import AS_IN_FILE, RopeOptions
 from .request.answer import RunningAnswer
+from .request.ranking import Ranking
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
+from .system.locked import lock
 from .system.memory import Meter
 from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .backends.scheduler.placement import Placement
     from .backends.scheduler.wishes import Wishes
     from .text.grammar.constraints import Vocabulary
@@ -54,7 +61,8 @@ class LLM:
 
     `mlock` keeps the weights in memory, as far as the system allows it. `overrides` are values of metadata keys that replace those of the
     file (gguf/overrides.py reads them from a text), and `rope` another rotation. With `check_tensors` all weights are looked through for
-    NaN and infinity, and FormatError names the tensor that has one.
+    NaN and infinity, and FormatError names the tensor that has one. With `generates` a model that
+    reads texts but writes none is an error at once.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -82,7 +90,9 @@ class LLM:
         overrides: Mapping[str, Scalar] | None = None,
         rope: RopeOptions = AS_IN_FILE,
         check_tensors: bool = False,
+        generates: bool = False,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         n_step = tokens_of_a_step(n_batch, n_ubatch)
         self.meter = Meter()
         with self.meter.during(GRAPH):
@@ -90,6 +100,8 @@ class LLM:
             if chat and self.chat_template:
                 self.chat_template.start()
             self.model = load_model(self.file)
+        if generates:
+            self.model.check_generates()
         types = CacheTypes(cache_type_k, cache_type_v)
         self.placement = self._place(devices, backend, report)
         if self.placement:
@@ -104,6 +116,12 @@ class LLM:
         if not use_mmap:  # read only now that it is known to fit
             self.file = open_file(path, overrides, rope, use_mmap)
             self.model = load_model(self.file)
+        if check_tensors:
+            from .gguf.validity import check_tensors as check
+
+            check(self.file)
+        if mlock and (why := lock(self.file.buffers)) and report:
+            report(why)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
@@ -133,6 +151,24 @@ class LLM:
             for line in placement.said:
                 report(line)
         return placement
+
+    def unload(self) -> None:
+        """Give back the memory of weights and KV cache. What is known of the file stays, and so do the tokenizer and the templates.
+
+        What still runs this way computes with the slow NumPy backend. Raises QwenError where the file is gone or damaged.
+        """
+        from .backends.numpy.backend import NumpyBackend
+
+        file = open_file(self.file.path, self.file.replaced)
+        model, old = load_model(file), self.engine
+        self.file, self.model = file, model
+        self.engine = Engine(NumpyBackend(model), old.n_ctx, old.n_batch)
+
+    def again(self) -> LLM:
+        """The same model, loaded again with the same options and a context of the same length. Raises QwenError."""
+        same = {"n_ctx": self.engine.n_ctx, "fit": False if self._arguments["fit"] is False else None}
+        silent = {"report": None, "progress": None, "chat": False}
+        return LLM(**(self._arguments | same | silent))
 
     def values(
         self, tokens: Sequence[int], names: Sequence[str], feed: Mapping[str, Any] | None = None
@@ -191,6 +227,49 @@ class LLM:
             for old in list(self._breakers)[:-MOST_BREAKERS]:  # a server's clients may name ever new ones
                 self._breakers.pop(old, None)
         return found
+
+    @property
+    def pooling(self) -> str:
+        """How a text's vector is made unless one says otherwise: as the file says, or "last"."""
+        return self.model.config.pooling or "last"
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """How the model ranks texts. Raises InputError for a model that can't."""
+        return Ranking(self.model, self.tokenizer)
+
+    def embed(self, text: str | Sequence[int], pooling: str | None = None) -> NDArray[np.float32]:
+        """A text, or its token ids, as a vector, float32 [n_embd], of whatever length.
+
+        `pooling` says what it is made of: "mean" of all tokens' states, "cls" or "last" of the first or the last one's, by default as the
+        file says. "none" makes no single vector of them: the states are returned, [n_tokens, n_embd]. Raises InputError for another
+        pooling, ContextFull for a text that is too long, QwenError.
+        """
+        pooling = pooling or self.pooling
+        if pooling == "rank":
+            raise InputError(
+                "this model ranks texts: use rank, or choose the pooling mean, cls, last or none"
+            )
+        if pooling not in POOLINGS:
+            raise InputError(f"the pooling is {shown(pooling)}, expected one of {', '.join(POOLINGS)}")
+        tokens = (
+            self.tokenizer.encode(text, add_special=True, parse_special=True)
+            if isinstance(text, str)
+            else text
+        )
+        check_reading(self.engine, tokens)
+        states = read_at_once(self.engine, Embedding(tokens, pooling))
+        return states if pooling == "none" else states[0]
+
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers the query, in their order: the higher, the better.
+
+        Raises InputError for a model that can't rank, ContextFull for texts that are too long, QwenError.
+        """
+        prompts = [self.ranking.prompt(query, document) for document in documents]
+        for tokens in prompts:
+            check_reading(self.engine, tokens)
+        return [float(read_at_once(self.engine, self.ranking.reading(tokens))[0, 0]) for tokens in prompts]
 
     def load_session(
         self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None

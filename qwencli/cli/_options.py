@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import click
 
 from ..backends.kv_cache import TYPES
-from ._llama.command import llama_option
+from ._llama.command import llama_option, option_class
+from ._llama.table import find
 
 mmap_option = click.option(
     "--no-mmap",
@@ -31,10 +36,29 @@ cache_type_k_option, cache_type_v_option = (
 )
 fit_option = click.option(
     "--fit/--no-fit",
+    cls=option_class(find("--fit").variable),
     default=None,
     help="Use the longest context up to -c that fits into free memory; --no-fit doesn't check whether it fits.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def gathered(
+    kind: type[Any], passed_as: str, *options: Callable[..., Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the values of these options, which are the fields of the dataclass `kind`, come to the command as one object."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def wrapper(**kwargs: Any) -> Any:
+            found = kind(**{name: kwargs.pop(name) for name in kind.__dataclass_fields__})
+            return command(**{passed_as: found}, **kwargs)
+
+        for option in reversed(options):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
 
 
 def example(*lines: str) -> str:

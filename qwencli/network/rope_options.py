@@ -85,19 +85,21 @@ class RopeOptions:
             return {}
         arch = metadata.string("general.architecture")
         key = f"{arch}.rope."
-        kind = self.scaling or metadata.string(f"{key}scaling.type", LINEAR)
+        own_kind = metadata.string(f"{key}scaling.type", LINEAR)
+        kind = self.scaling or own_kind
         ext = self.yarn_ext_factor
         if ext is None:
             ext = metadata.number(f"{key}scaling.yarn_ext_factor", 1.0) if kind == YARN else 0.0
         found: dict[str, Scalar | None] = {
             key + "freq_base": self.freq_base,
-            key + "scaling.type": NONE if kind == NONE else YARN if ext else LINEAR,
             key + "scaling.factor": self.factor,
             key + "scaling.yarn_ext_factor": self.yarn_ext_factor,
             key + "scaling.yarn_beta_fast": self.yarn_beta_fast,
             key + "scaling.yarn_beta_slow": self.yarn_beta_slow,
             key + "scaling.original_context_length": self.yarn_orig_ctx,
         }
+        if (new_kind := NONE if kind == NONE else YARN if ext else LINEAR) != own_kind:
+            found[f"{key}scaling.type"] = new_kind
         if self.yarn_attn_factor is not None and not ext:
             own = metadata.number(f"{key}scaling.attn_factor", 1.0)
             found[f"{key}scaling.attn_factor"] = own * self.yarn_attn_factor

@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
         settings.ssl = tls
         super().__init__(settings)
         self._service, self._grace, self._ready = service, grace, ready
+        self._idle_seconds = options.sleep_idle_seconds
         self._stopping: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -130,6 +131,7 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except OSError as error:  # a server that started at the same time was faster
             raise QwenError(f"cannot listen: {error.strerror or error}") from None
+        self._service.presence.watch(self._idle_seconds)
         self._ready()
 
     @contextmanager
@@ -145,6 +147,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        await self._service.presence.stop()
         if self._stopping:
             await self._stopping
 

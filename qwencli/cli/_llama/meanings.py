@@ -17,10 +17,10 @@ HUB_FILE = re.compile(
 
 
 def switch(yes: str, no: str | None = None, auto: bool = False) -> Meaning:
-    """An option with the values on and off, and perhaps auto, or none, which is on."""
+    """An option with the values on and off, and perhaps auto."""
 
     def meaning(spelling: str, values: Sequence[str]) -> list[str]:
-        value = values[0].strip().lower() if values else "on"
+        value = values[0].strip().lower()
         if value in YES:
             return [yes]
         if value in NO:
@@ -78,12 +78,6 @@ def default_for(*nothing: str) -> Meaning:
     return meaning
 
 
-def jinja(spelling: str, values: Sequence[str]) -> list[str]:
-    if spelling.startswith("--no-"):
-        raise ValueError("templates are always Jinja's: leave it out")
-    return []
-
-
 def mmap(spelling: str, values: Sequence[str]) -> list[str]:
     return [spelling] if spelling == "--no-mmap" else []
 
@@ -102,7 +96,6 @@ MEANINGS: dict[str, Meaning] = {
     "--log-disable": lambda spelling, values: ["--quiet"],
     "--verbosity": verbosity,
     "--reasoning": switch("--think", "--no-think", auto=True),
-    "--jinja": jinja,
     "--mmap": mmap,
     "--device": default_for("none"),
     "--override-tensor": override_tensor,
@@ -121,7 +114,8 @@ def _invoke(name: str) -> Callable[[click.Context], None]:
 
         command = cli.get_command(ctx, name)
         assert command
-        command.main([], prog_name=f"qwencli {name}", standalone_mode=False)
+        with command.make_context(name, [], parent=ctx.parent) as own:
+            command.invoke(own)
         ctx.exit()
 
     return show

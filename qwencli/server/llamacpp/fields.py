@@ -22,6 +22,8 @@ from ..shared.fields import (
 
 MAX_PROBS = 1000
 """Tokens that are reported with each of the answer's."""
+MAX_EXTRA = 1000
+"""Files of a repository that a request may have."""
 RANDOM = 2**32 - 1
 """What llama.cpp calls a seed that is another one each time. Clients send it back as they got it."""
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}
@@ -87,9 +89,6 @@ class CompletionFields(GenerationFields):
     n_cmpl: Annotated[int, Field(ge=1, le=COUNT)] | None = None
     """Answers to each prompt."""
     n: Annotated[int, Field(ge=1, le=COUNT)] | None = None
-    n_keep: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
-    n_discard: Annotated[int, Field(ge=0, le=COUNT)] | None = None
-    """Neither has an effect, since an answer ends where the context is full."""
     n_indent: Annotated[int, Field(ge=0, le=COUNT)] | None = None
     t_max_predict_ms: Annotated[int, Field(ge=-1, le=2**63 - 1)] | None = None
     """After that time an answer ends with its line."""
@@ -121,6 +120,28 @@ class CompletionFields(GenerationFields):
                 f"n_cmpl is {self.n_cmpl or self.n}, expected at most the number of slots, {n_slots}",
                 param="n_cmpl",
             )
+
+
+class ExtraFile(Fields):
+    """A file of the repository in which the gap is."""
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillFields(CompletionFields):
+    """The body of /infill: what precedes the gap, what follows it, and what the answer in it begins with."""
+
+    prompt: str = ""
+    input_prefix: Mixed
+    input_suffix: Mixed
+    input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA, fail_fast=True)] | None = None
+
+
+class SlotFields(Fields):
+    """The body of /slots/{id_slot}: the file, in the folder of `--slot-save-path`, to which a slot is saved, or from which it is taken."""
+
+    filename: Annotated[str, Field(max_length=255)] = ""
 
 
 class TokenizeFields(Fields):

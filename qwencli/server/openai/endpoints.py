@@ -14,6 +14,8 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ...engine.embedding import check_reading
+from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
 from ..http.app import API
@@ -25,12 +27,12 @@ from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.chat import asked_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import prompts_of
-from ..shared.vectors import unit
+from ..shared.vectors import check_embeds, unit
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
@@ -60,8 +62,12 @@ class OpenAI:
     """Each method answers an endpoint, unless its name starts with an underscore."""
 
     def __init__(self, service: Service, options: ServerOptions) -> None:
-        self._service, self._options, self._llm = service, options, service.llm
+        self._service, self._options = service, options
         self._created = int(time.time())
+
+    @property
+    def _llm(self) -> LLM:
+        return self._service.llm
 
     @describe("The server's models: one")
     async def models(self, request: HTTPRequest) -> Response:
@@ -147,7 +153,7 @@ class OpenAI:
         n, most = len(asked) * (body.n or 1), self._service.n_slots + self._service.n_queue
         if n > most:
             raise ApiError(f"n: {n} answers, expected at most {most} at once", param="n")
-        room = max(self._llm.engine.n_ctx - len(one.tokens) for one in asked)
+        room = max(COUNT if one.shift else self._llm.engine.n_ctx - len(one.tokens) for one in asked)
         limit = asked[0].max_tokens
         n_tokens = n * (room if limit is None else min(limit, room))
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
@@ -170,14 +176,18 @@ class OpenAI:
 
     @describe("Texts as vectors of length 1", EmbeddingRequest)
     async def embeddings(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbeddingRequest)
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
         prompts = await asyncio.to_thread(self._prompts, "input", body.input, MAX_TEXTS, 0)
+        for tokens in prompts:
+            check_reading(self._llm.engine, tokens)
         data = []
         for i, tokens in enumerate(prompts):
-            vector = unit((await self._service.embed(tokens))[: body.dimensions])
+            [states] = await self._service.embed(tokens)
+            vector = unit(states[: body.dimensions])
             shown = (
                 base64.b64encode(vector.tobytes()).decode()
                 if body.encoding_format == "base64"
@@ -195,4 +205,4 @@ def error_form(error: ApiError) -> dict[str, Any]:
     return {"error": {**about, **error.details}}
 
 
-OPENAI = API(routes, error_form, prefix="/v1/")
+OPENAI = API(routes, error_form, prefix="/v1/", idle_paths=("/models", "/v1/models", "/v1/models/{id:path}"))

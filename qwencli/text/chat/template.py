@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,18 @@ CHATML = """\
 """
 """For files without a template: the form that all of Qwen's models know."""
 BUILT_IN = {"chatml": CHATML}
+MARKS = "{%", "{{", "{#"
+"""What every Jinja template has somewhere, and hardly any path."""
+OF_LLAMA_CPP = (
+    " bailing bailing-think bailing2 chatglm3 chatglm4 command-r deepseek deepseek-ocr deepseek2 deepseek3 exaone-moe exaone3"
+    " exaone4 falcon3 gemma gigachat glmedge gpt-oss granite granite-4.0 granite-4.1 grok-2 hunyuan-dense hunyuan-moe hunyuan-vl"
+    " kimi-k2 llama2 llama2-sys llama2-sys-bos llama2-sys-strip llama3 llama4 megrez minicpm mistral-v1 mistral-v3"
+    " mistral-v3-tekken mistral-v7 mistral-v7-tekken monarch openchat orion pangu-embedded phi3 phi4 rwkv-world seed_oss smolvlm"
+    " solar-open vicuna vicuna-orca yandex zephyr "
+)
+"""Names of templates that are built into llama.cpp, as code, each with a space before and after it."""
+MOST_SHOWN = 60
+"""Characters of a value in a message."""
 
 MAX_FILE = 1 << 22
 """Bytes of a template in a file of its own."""
@@ -61,21 +74,31 @@ class ChatTemplate:
 
     @classmethod
     def named(cls, value: str) -> ChatTemplate:
-        """A built-in template by its name, or else the one in the file of that path. Raises InputError."""
+        """A built-in template by its name, one by its text, or else the one in the file of that path. Raises InputError."""
         if value in BUILT_IN:
             return cls(BUILT_IN[value])
-        expected = f"expected {', '.join(BUILT_IN)} or the path of a Jinja file"
+        if any(mark in value for mark in MARKS):
+            return cls(value)
+        if f" {value} " in OF_LLAMA_CPP and not os.path.exists(value):
+            raise InputError(
+                f"the chat template {value} isn't built in here: give its text, or a file with it, as --chat-template"
+            )
+        return cls.of_file(value, f"expected {', '.join(BUILT_IN)}, the path of a Jinja file, or its text")
+
+    @classmethod
+    def of_file(cls, path: str, expected: str = "expected a Jinja file") -> ChatTemplate:
+        """The template in a file. Raises InputError."""
         try:
-            with open(value, "rb") as file:
+            with open(path, "rb") as file:
                 source = file.read(MAX_FILE + 1)
             if len(source) > MAX_FILE:
-                raise InputError(f"the chat template {value} is larger than {MAX_FILE >> 20} MiB, {expected}")
+                raise InputError(f"the chat template {path} is larger than {MAX_FILE >> 20} MiB, {expected}")
             return cls(source.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            raise InputError(f"the chat template {value} isn't UTF-8 text, {expected}") from None
+            raise InputError(f"the chat template {path} isn't UTF-8 text, {expected}") from None
         except (OSError, ValueError) as error:  # ValueError: no path at all
             raise InputError(
-                f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}"
+                f"the chat template {path[:MOST_SHOWN]!r}: {getattr(error, 'strerror', None) or error}, {expected}"
             ) from None
 
     def start(self) -> None:
@@ -110,17 +133,10 @@ class ChatTemplate:
         token's name, and the tokenizer drops it again. The template knows the texts of the file's `bos_token` and `eos_token`.
         """
         given = {"messages": messages, "tools": tools, **variables}
-        text = _to_json(given)
-        guard = next((c for c in _NONCHARACTERS if c not in text and _escaped(c) not in text), None)
-        if guard is None:
-            raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
-        try:
-            guarded = _Guard(guard, tokenizer.control_texts).put_into(given)
-        except RecursionError:
-            raise InputError("the conversation holds values that are nested too deeply") from None
-        text = self._ask("render", _DEFAULTS | named | guarded)
+        values, guard = guarded(given, tokenizer.control_texts)
+        text = self._ask("render", _DEFAULTS | named | values)
         return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
 
     def encode(
@@ -190,6 +206,22 @@ class Rendered(NamedTuple):
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             text = text.removeprefix(tokenizer.decode([tokenizer.bos_id]))
         return tokenizer.encode(text, add_special=True, parse_special=True, guard=self.guard)
+
+
+def guarded(given: Mapping[str, Any], control_texts: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The same values with a character in their texts that keeps them from naming control tokens, and that character.
+
+    Raises InputError for values that JSON doesn't know.
+    """
+    text = _to_json(given)
+    guard = next((c for c in _NONCHARACTERS if c not in text and _escaped(c) not in text), None)
+    if guard is None:
+        raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
+    try:
+        values: dict[str, Any] = _Guard(guard, control_texts).put_into(given)
+    except RecursionError:
+        raise InputError("the conversation holds values that are nested too deeply") from None
+    return values, guard
 
 
 class _Guard:
