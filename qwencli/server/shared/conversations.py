@@ -24,6 +24,8 @@ NO_EFFORT = "none"
 """The effort of an answer that doesn't think."""
 MAX_MESSAGE = 4096
 """Characters of what ends the thinking at its budget."""
+ROLES = {"developer": "system", "function": "tool"}
+"""What templates call them."""
 Object = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ class Called(Fields):
 
 
 class Message(Fields):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
     reasoning_content: str | None = None
@@ -57,7 +59,9 @@ class Message(Fields):
 
     @model_validator(mode="after")
     def has_content(self) -> Message:
-        if self.content is None and self.role != "assistant":
+        if (
+            "content" not in self.model_fields_set and self.role != "assistant"
+        ):  # null stands for an empty text
             raise ValueError(f"a message of role {self.role} needs content")
         return self
 
@@ -69,7 +73,7 @@ class Message(Fields):
             if isinstance(self.content, list)
             else self.content or ""
         )
-        message |= {"content": text, "role": "system" if self.role == "developer" else self.role}
+        message |= {"content": text, "role": ROLES.get(self.role, self.role)}
         return message
 
 
