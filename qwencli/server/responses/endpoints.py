@@ -160,4 +160,4 @@ def _no_response() -> ApiError:
     return ApiError("there is no such response here, or no longer", 404, "response_id", "response_not_found")
 
 
-RESPONSES = API(routes)
+RESPONSES = API(routes, idle_paths=("/v1/responses/{id}",))
