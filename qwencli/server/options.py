@@ -50,6 +50,8 @@ class ServerOptions:
     cache_prompt: bool = True
     embd_normalize: int = 2
     """As the field of llama.cpp's /embedding."""
+    n_batch: int = 2048
+    """How many tokens of the text around a gap /infill takes, as the option -b of llama.cpp."""
     suffix_first: bool = False
     """Whether what follows a gap comes before what precedes it, in a prompt to fill it."""
     only: str | None = None

@@ -1,11 +1,9 @@
 """Chats: templates, thinking, and what is made of an answer. Only a server has all of them."""
 
-from .entries import different, refused, same
+from .entries import different, no_meaning, refused, same
 
 CHAT = [
-    different(
-        "--jinja / --no-jinja", "LLAMA_ARG_JINJA", "templates are always Jinja's, so `--no-jinja` is refused"
-    ),
+    no_meaning("--jinja / --no-jinja", "LLAMA_ARG_JINJA", "templates are always Jinja's", nothing="--jinja"),
     different(
         "--chat-template TEMPLATE",
         "LLAMA_ARG_CHAT_TEMPLATE",

@@ -14,60 +14,68 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ... import __version__
+from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
-from ...request.timings import n_computed
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
-from ..service.generation import Slot
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.json_text import json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
+from ..shared.vectors import check_embeds
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
-from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
+from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
+from .infill import infill_prompt
 from .memory import Memory
+from .rerank import rerank_routes
+from .slots import Slots
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
 
+AS_IT_IS = -1
+"""The `embd_normalize` that changes nothing."""
 MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
 
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service))
+    api, slots = LlamaCpp(service, options, Memory(service)), Slots(service, options)
     get = {
         "/health": api.health,
         "/v1/health": api.health,
         "/props": api.props,
-        "/slots": api.slots,
+        "/slots": slots.slots,
         "/metrics": api.metrics,
     }
     post = {
         "/completion": api.completion,
         "/completions": api.completion,
+        "/infill": api.infill,
         "/tokenize": api.tokenize,
         "/detokenize": api.detokenize,
         "/apply-template": api.apply_template,
         "/embedding": api.embedding,
         "/embeddings": api.embedding,
         "/props": api.change_props,
+        "/slots/{id_slot}": slots.change,
     }
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+        *rerank_routes(service, options),
     ]
 
 
@@ -99,9 +107,9 @@ class LlamaCpp:
                 "model_alias": options.name,
                 "model_path": options.name,
                 "modalities": {"vision": False, "video": False, "audio": False},
-                "endpoint_slots": True,
-                "endpoint_props": False,
-                "endpoint_metrics": True,
+                "endpoint_slots": options.slots,
+                "endpoint_props": options.props,
+                "endpoint_metrics": options.metrics,
                 "ui": options.ui,
                 "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
                 "chat_template_caps": {},
@@ -112,49 +120,28 @@ class LlamaCpp:
             }
         )
 
-    @describe("Refused: nothing of the server can be changed")
+    @describe("Without effect: nothing of the server can be changed, as in llama-server")
     async def change_props(self, request: HTTPRequest) -> Response:
-        raise ApiError("This server does not support changing global properties.", 501)
+        if not self.options.props:
+            wanted = "Start it with `--props`"
+            raise ApiError(f"This server does not support changing global properties. {wanted}", 501)
+        return JSONResponse({"success": True})
 
     @describe("Figures for Prometheus", type="text/plain")
     async def metrics(self, request: HTTPRequest) -> Response:
+        if not self.options.metrics:
+            raise ApiError("This server does not support metrics endpoint. Start it with `--metrics`", 501)
         return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
-
-    @describe("What each slot does")
-    async def slots(self, request: HTTPRequest) -> Response:
-        slots = self.service.slots()
-        if request.query_params.get("fail_on_no_slot") and all(slot.generation for slot in slots):
-            raise ApiError("no slot available", 503)
-        return JSONResponse([self._slot(slot) for slot in slots])
-
-    def _slot(self, slot: Slot) -> dict[str, Any]:
-        known: dict[str, Any] = {
-            "id": slot.id,
-            "n_ctx": self.service.llm.engine.n_ctx,
-            "speculative": False,
-            "is_processing": slot.generation is not None,
-        }
-        if not slot.generation:
-            return known
-        seq = slot.generation.sequence
-        n = len(seq.generated)
-        return known | {
-            "n_prompt_tokens": seq.n_prompt,
-            "n_prompt_tokens_processed": n_computed(seq),
-            "n_prompt_tokens_cache": seq.n_cached,
-            "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
-            "next_token": [
-                {
-                    "has_next_token": seq.stop_reason is None,
-                    "n_remain": -1 if seq.max_tokens is None else seq.max_tokens - n,
-                    "n_decoded": n,
-                }
-            ],
-        }
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:
-        body = await json_body(request, CompletionFields)
+        return await self._complete(request, await json_body(request, CompletionFields))
+
+    @describe("Fill a gap in a text", InfillFields, stream=True)
+    async def infill(self, request: HTTPRequest) -> Response:
+        return await self._complete(request, await json_body(request, InfillFields))
+
+    async def _complete(self, request: HTTPRequest, body: CompletionFields) -> Response:
         answers = await self._answers(request, body)
         if body.stream:
             return event_stream(request, events_of(answers))
@@ -179,18 +166,22 @@ class LlamaCpp:
         """What is asked, prompt by prompt, with the prompt's text. Slow. Raises ApiError, InputError, ContextFull."""
         service, llm = self.service, self.service.llm
         sampling = body.sampling(self.options.sampling, llm.tokenizer, body.n_reported)
-        prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
+        if isinstance(body, InfillFields):
+            prompts = [infill_prompt(body, llm, self.options)]
+        else:
+            prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
-        check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
+        room = COUNT if self.options.context_shift else llm.engine.n_ctx - min(map(len, prompts))
+        check_amount(body, room, limit)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
-        return [
-            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
-            for tokens, text in zip(prompts, texts)
+        asked = [
+            Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar) for tokens in prompts
         ]
+        return [(body.placed(one, llm, self.options), text) for one, text in zip(asked, texts)]
 
     @describe("The tokens of a text", TokenizeFields)
     async def tokenize(self, request: HTTPRequest) -> Response:
@@ -228,6 +219,7 @@ class LlamaCpp:
 
     @describe("Embeddings of texts", EmbeddingFields)
     async def embedding(self, request: HTTPRequest) -> Response:
+        check_embeds(self.service)
         body = await json_body(request, EmbeddingFields)
         llm = self.service.llm
         given = body.input if body.input is not None else body.content
@@ -238,12 +230,18 @@ class LlamaCpp:
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx, 0)
-        norm = 2 if body.embd_normalize is None else body.embd_normalize
+            check_reading(llm.engine, tokens)
+        norm = self.options.embd_normalize if body.embd_normalize is None else body.embd_normalize
+        if self.service.pooling == "none":
+            norm = AS_IT_IS  # as there: only what is pooled is normalised
         texts = []
         for i, tokens in enumerate(prompts):
-            values = normalised(await self.service.embed(tokens), norm).tolist()
+            rows = await self.service.embed(tokens)
             # encoded one by one, so that others are served meanwhile
-            texts.append(encoded({"index": i, "embedding": [values]}))
+            values = (encoded(normalised(row, norm).tolist()) for row in rows)
+            texts.append(
+                json_object({"index": str(i), "embedding": await asyncio.to_thread(json_array, values)})
+            )
         return json_response(json_array(texts))
 
 

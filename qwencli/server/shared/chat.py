@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...llm import LLM
 from ...request.prompt import ChatPrompt
@@ -16,16 +16,21 @@ from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
 from ..service.generation import Generation, TextPart
 from .conversations import ConversationFields, prompt_of, tokens_of
-from .forms import after_beginning, call_schema, grammar_of
+from .forms import after_beginning, call_or_answer, call_schema, grammar_of
+
+if TYPE_CHECKING:
+    from ...text.grammar.constraints import Start
+
+Forms = dict[str, dict[str, Any] | str]
+"""What an answer has to follow, by the field that asks for it."""
 
 
 @dataclass(frozen=True)
 class Asked:
     """A conversation as a request.
 
-    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told`
-    is what stands before the answer. Calls of `tools` are told apart from
-    its text, and so is thinking, with `tells_thinking`.
+    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told` is what stands
+    before the answer. Calls of `tools` are told apart from its text, and so is thinking, with `tells_thinking`.
     """
 
     body: ConversationFields
@@ -38,8 +43,10 @@ class Asked:
 
 
 def opened(body: ConversationFields, llm: LLM, options: ServerOptions) -> tuple[ChatPrompt, str]:
-    """The prompt, and how an answer that has to be a call opens: it is one from its first word on, without thinking. Slow. Raises as
-    `asked_of`."""
+    """The prompt, and how an answer opens that has to be a call: it is one from its first word on, without thinking. Slow.
+
+    Raises as `asked_of`.
+    """
     thinks, _ = body.thinking(options)
     forced = bool(body.forced_tools())
     prompt = prompt_of(body, llm, options, thinks and not forced)
@@ -54,9 +61,9 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     thinking = Thinking()
     prompt, opening = opened(body, llm, options)
     if opening:
-        forms["tools"] = call_schema(body.forced_tools())
+        forms = {"tools": call_schema(body.forced_tools())}
     tokens = tokens_of(prompt, llm, opening)
-    grammar = grammar_of(llm, forms)
+    grammar = grammar_for(body, llm, forms, bool(opening))
     if not opening:
         thinking = prompt.thinking(limit, grammar is not None, body.message_at_budget(options))
         if grammar and prompt.beginning and (said := prompt.beginning.said):
@@ -74,6 +81,15 @@ def n_prompt(body: ConversationFields, llm: LLM, options: ServerOptions) -> int:
     prompt, opening = opened(body, llm, options)
     text, guard = prompt.rendered
     return len(Rendered(text + opening, guard).encode(llm.tokenizer))
+
+
+def grammar_for(body: ConversationFields, llm: LLM, forms: Forms, forced: bool) -> Start | None:
+    """What the answer has to follow: where tools may be called, a call or what `forms` asks for. Slow. Raises ApiError, QwenError."""
+    if forced or not body.usable_tools or len(forms) != 1:
+        return grammar_of(llm, forms)
+    functions = [tool["function"] for tool in body.usable_tools]
+    [(field, schema)] = forms.items()
+    return call_or_answer(llm, functions, field, schema, body.parallel_tool_calls is not False)
 
 
 def told_before(prompt: ChatPrompt, tells_thinking: bool, echo: bool) -> tuple[Event, ...]:
