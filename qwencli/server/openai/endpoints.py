@@ -106,7 +106,7 @@ class OpenAI:
 
         def choice(i: int) -> Choice:
             one = replace(asked.request, sampling=nth_seed(asked.request.sampling, i))
-            generation = track(request, self._service.generate(one))
+            generation = track(request, self._service.generate(one, body.tells_progress))
             return ChatChoice(asked, generation, self._llm.tokenizer, n_top, bool(body.stream))
 
         self._check_amount(body, [asked.request], n_top)
@@ -119,7 +119,8 @@ class OpenAI:
         asked = await asyncio.to_thread(self._text_requests, body)
 
         def choice(one: Request, i: int) -> Choice:
-            generation = self._service.generate(replace(one, sampling=nth_seed(one.sampling, i)))
+            one = replace(one, sampling=nth_seed(one.sampling, i))
+            generation = self._service.generate(one, body.tells_progress)
             tokenizer = self._llm.tokenizer
             return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream))
 
