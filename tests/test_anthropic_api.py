@@ -540,6 +540,21 @@ def test_the_stamp_alone_is_left_out(client: anthropic.Anthropic) -> None:
     assert counted("Write cch=a5145; twice.") > counted("Write twice.")
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [
+        [{"role": "assistant", "content": "The capital of"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "The capital of"}]}],
+    ],
+)
+def test_a_last_message_of_the_assistants_is_continued(client: anthropic.Anthropic, begun: list[Any]) -> None:
+    answer = create(client, messages=[*QUESTION, *begun])
+    assert blocks(answer) == [{"type": "text", "text": " France is Paris."}]
+    assert blocks(streamed(client, messages=[*QUESTION, *begun])) == blocks(answer)
+    counted = client.messages.count_tokens(model="any", messages=[*QUESTION, *begun]).input_tokens
+    assert counted == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
+
+
 def error_of(answer: httpx.Response) -> tuple[int, str, str]:
     """Status, type and message of an error, which has to have Anthropic's form."""
     body = answer.json()

@@ -444,7 +444,7 @@ def serving(*args: object) -> ServingOptions:
 
 
 def gathered_from(kind: type[Any], params: dict[str, Any]) -> Any:
-    return kind(**{name: params[name] for name in kind.__dataclass_fields__})
+    return kind(**{name: params[name] for name in kind.__annotations__})
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_what_the_machine_is_told_reaches_it() -> None:
     )
     machine = MachineOptions(
         cpus=gathered_from(ThreadOptions, params),
-        **{name: params[name] for name in MachineOptions.__dataclass_fields__ if name != "cpus"},
+        **{name: params[name] for name in MachineOptions.__annotations__ if name != "cpus"},
     )
     found = machine.arguments()
     threads, rope = found["threads"], found["rope"]
@@ -623,9 +623,11 @@ def gathered_loader(*args: object) -> Loader:
     params = parsed(*args)
     machine = MachineOptions(
         cpus=gathered_from(ThreadOptions, params),
-        **{name: params[name] for name in MachineOptions.__dataclass_fields__ if name != "cpus"},
+        **{name: params[name] for name in MachineOptions.__annotations__ if name != "cpus"},
     )
-    names = [name for name in Loader.__dataclass_fields__ if name not in ("machine", "devices", "model")]
+    names = [name for name in Loader.__annotations__ if name not in ("machine", "devices", "model")]
     from qwencli.cli._devices import DeviceOptions
 
-    return Loader(None, *(params[name] for name in names), DeviceOptions(), machine)
+    return Loader(
+        model=None, devices=DeviceOptions(), machine=machine, **{name: params[name] for name in names}
+    )

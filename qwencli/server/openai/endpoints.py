@@ -1,4 +1,4 @@
-"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings."""
+"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings. Its responses are an API of their own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.chat import asked_of
+from ..shared.counting import n_prompt
 from ..shared.errors import error_type
 from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of
@@ -52,6 +53,8 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
             ("/v1", "/models/{id:path}", "GET", api.model),
             ("/v1", "/chat/completions", "POST", api.chat),
             ("", "/chat/completions", "POST", api.chat),
+            ("/v1", "/chat/completions/input_tokens", "POST", api.count),
+            ("", "/chat/completions/input_tokens", "POST", api.count),
             ("/v1", "/completions", "POST", api.completions),
             ("/v1", "/embeddings", "POST", api.embeddings),
         )
@@ -112,6 +115,12 @@ class OpenAI:
         self._check_amount(body, [asked.request], n_top)
         choices = [partial(choice, i) for i in range(body.n or 1)]
         return await self._answer(request, "chat.completion", body, choices)
+
+    @describe("How many tokens the prompt of a conversation has", ChatRequest)
+    async def count(self, request: HTTPRequest) -> Response:
+        body = await json_body(request, ChatRequest)
+        n = await asyncio.to_thread(n_prompt, body, self._llm, self._options)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
     @describe("How a text goes on", CompletionRequest, stream=True)
     async def completions(self, request: HTTPRequest) -> Response:

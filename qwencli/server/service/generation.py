@@ -27,6 +27,10 @@ class Ending(Busy):
         super().__init__("the server is shutting down", 5)
 
 
+class NotServed(QwenError):
+    """The service isn't for requests of this kind."""
+
+
 class TextPart(NamedTuple):
     """What a step brought: text that is certain, and the ids that it came from. Either may be empty.
 

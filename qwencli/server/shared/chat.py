@@ -10,6 +10,7 @@ from ...llm import LLM
 from ...request.prompt import ChatPrompt
 from ...request.request import Request, Thinking
 from ...text.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from ...text.chat.template import Rendered
 from ...text.chat.thinking import last_block
 from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
@@ -28,9 +29,8 @@ Forms = dict[str, dict[str, Any] | str]
 class Asked:
     """A conversation as a request.
 
-    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told`
-    is what stands before the answer. Calls of `tools` are told apart from
-    its text, and so is thinking, with `tells_thinking`.
+    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told` is what stands
+    before the answer. Calls of `tools` are told apart from its text, and so is thinking, with `tells_thinking`.
     """
 
     body: ConversationFields
@@ -42,22 +42,31 @@ class Asked:
     goes_on: bool = False
 
 
+def opened(body: ConversationFields, llm: LLM, options: ServerOptions) -> tuple[ChatPrompt, str]:
+    """The prompt, and how an answer opens that has to be a call: it is one from its first word on, without thinking. Slow.
+
+    Raises as `asked_of`.
+    """
+    thinks, _ = body.thinking(options)
+    forced = bool(body.forced_tools())
+    prompt = prompt_of(body, llm, options, thinks and not forced)
+    said = prompt.beginning.said if prompt.beginning else None
+    return prompt, ("\n" if said else "") + OPEN + "\n" if forced else ""
+
+
 def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs: int = 0) -> Asked:
     """The request that a conversation is. Slow. Raises ApiError, QwenError."""
     forms = body.answer_forms()
-    thinks, limit = body.thinking(options)
-    opening, thinking = "", Thinking()
-    functions = body.forced_tools()
-    prompt = prompt_of(body, llm, options, thinks and not functions)
-    said = prompt.beginning.said if prompt.beginning else None
-    if functions:  # the answer is a call from its first word on, without thinking
-        opening = ("\n" if said else "") + OPEN + "\n"
-        forms = {"tools": call_schema(functions)}
+    _, limit = body.thinking(options)
+    thinking = Thinking()
+    prompt, opening = opened(body, llm, options)
+    if opening:
+        forms = {"tools": call_schema(body.forced_tools())}
     tokens = tokens_of(prompt, llm, opening)
-    grammar = grammar_for(body, llm, forms, bool(functions))
+    grammar = grammar_for(body, llm, forms, bool(opening))
     if not opening:
         thinking = prompt.thinking(limit, grammar is not None, body.message_at_budget(options))
-        if grammar and said:
+        if grammar and prompt.beginning and (said := prompt.beginning.said):
             grammar = after_beginning(llm, grammar, said, next(iter(forms)))
     request = body.request(llm, options, tokens, n_probs, grammar, thinking)
     tells = body.tells_thinking(options)
@@ -65,6 +74,13 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     return Asked(
         body, request, opening, told, body.callable_tools(options), tells, prompt.beginning is not None
     )
+
+
+def n_prompt(body: ConversationFields, llm: LLM, options: ServerOptions) -> int:
+    """How many tokens the prompt has, also where it doesn't fit into the context. Slow. Raises as `asked_of`."""
+    prompt, opening = opened(body, llm, options)
+    text, guard = prompt.rendered
+    return len(Rendered(text + opening, guard).encode(llm.tokenizer))
 
 
 def grammar_for(body: ConversationFields, llm: LLM, forms: Forms, forced: bool) -> Start | None:
