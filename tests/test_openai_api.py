@@ -604,3 +604,16 @@ def test_a_stream_tells_how_its_prompt_is_read(n: int) -> None:
             json={"messages": messages, "return_progress": True, "max_tokens": 2},
         )
         assert "prompt_progress" not in whole.json()
+
+
+def test_an_answer_word_for_word(demo: Serving) -> None:
+    told = chat(demo, verbose=True, temperature=0).model_extra["__verbose"]
+    assert told["prompt"] == (
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert told["content"].removesuffix("<|im_end|>") == f"<think>\n{THOUGHT}\n</think>\n\n{SAID}"
+    assert (told["stop_type"], told["stopping_word"]) == ("eos", "")
+    assert demo.service.llm.tokenizer.decode(told["tokens"]) == told["content"]
+    last = list(chat(demo, verbose=True, temperature=0, stream=True, stop=" is"))[-1].model_extra["__verbose"]
+    assert (last["stop_type"], last["stopping_word"]) == ("word", " is")
+    assert "__verbose" not in chat(demo, temperature=0, max_tokens=2).model_extra

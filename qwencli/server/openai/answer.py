@@ -10,9 +10,11 @@ from typing import Any
 
 from ... import __version__
 from ...request.timings import timings
+from ...text.tokenizer import Tokenizer
 from ..shared.json_text import all_encoded, json_array, json_object
 from ..shared.progress import prompt_progress
 from ..shared.streams import merged
+from ..shared.verbose import verbose
 from .choices import Choice, Object
 from .fields import AnswerFields
 
@@ -23,8 +25,10 @@ class Choices:
     `kind` is "chat.completion" or "text_completion".
     """
 
-    def __init__(self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice]) -> None:
-        self._kind, self._body, self._choices = kind, body, choices
+    def __init__(
+        self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice], tokenizer: Tokenizer
+    ) -> None:
+        self._kind, self._body, self._choices, self._tokenizer = kind, body, choices, tokenizer
         self._n = body.n or 1
         self._with_usage = body.with_usage
         self._sequences = [choice.generation.sequence for choice in choices]
@@ -46,7 +50,7 @@ class Choices:
             rest = {"finish_reason": choice.finish, **self._tokens(i)}
             choices.append(json_object({"index": str(i), **choice.whole(), **all_encoded(rest)}))
             await asyncio.sleep(0)  # others need not wait for all of them
-        costs = {"usage": self._usage(), "timings": timings(self._sequences[0])}
+        costs = {"usage": self._usage(), "timings": timings(self._sequences[0]), **self._verbose()}
         return json_object(
             {**all_encoded(self._common), "choices": json_array(choices), **all_encoded(costs)}
         )
@@ -73,10 +77,11 @@ class Choices:
                 n_running -= 1
                 chunk = self._empty_chunk(i, choice.finish, **self._tokens(i))
                 if not n_running and not self._with_usage:
-                    chunk["timings"] = timings(self._sequences[0])
+                    chunk |= {"timings": timings(self._sequences[0]), **self._verbose()}
                 yield chunk
         if self._with_usage:
-            yield self._chunk() | {"usage": self._usage(), "timings": timings(self._sequences[0])}
+            costs = {"usage": self._usage(), "timings": timings(self._sequences[0])}
+            yield self._chunk() | costs | self._verbose()
 
     def _empty_chunk(self, i: int, finish: str | None = None, **more: Any) -> Object:
         """A chunk without text, and with `finish` the one that says why the i-th choice ended."""
@@ -87,6 +92,12 @@ class Choices:
         kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
         chunk = {**self._common, "object": kind, "choices": choices}
         return chunk | {"usage": None} if self._with_usage else chunk
+
+    def _verbose(self) -> Object:
+        """The first choice word for word, where that is wanted."""
+        if not self._body.verbose:
+            return {}
+        return {"__verbose": verbose(self._choices[0].generation, self._tokenizer)}
 
     def _tokens(self, i: int) -> Object:
         return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}
