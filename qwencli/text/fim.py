@@ -20,7 +20,7 @@ KEYS = {
     "repo": ("fim_rep",),
     "separator": ("fim_sep",),
 }
-"""How files name each token, in `tokenizer.ggml.<name>_token_id`. Where there are two names the first is that of older files, and counts."""
+"""How files name each token, in `tokenizer.ggml.<name>_token_id`. Of two names the first is that of older files, and counts."""
 TEXTS = {
     "prefix": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "<|code_prefix|>", "<|prefix|>"),
     "suffix": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "<|code_suffix|>", "<|suffix|>"),
