@@ -28,6 +28,11 @@ class Embedding:
         pooled: NDArray[np.float32] = np.concatenate(self._hidden).mean(axis=0, dtype=np.float32)
         return pooled
 
+    @property
+    def n_read(self) -> int:
+        """How many of its tokens are read by now."""
+        return self._kv.length
+
     def release(self, engine: Engine) -> None:
         """Give its pages back."""
         engine.release(self._kv)

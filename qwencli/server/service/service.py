@@ -46,6 +46,17 @@ class Counters:
     n_steps: int = 0
     n_busy_slots: int = 0
     """Sequences, summed over all steps."""
+    n_longest: int = 0
+    """Tokens of the longest sequence."""
+
+    def count_text(self, n_read: int, seconds: float) -> None:
+        """A step that read a text for its embedding."""
+        if n_read:
+            self.n_steps += 1
+            self.n_busy_slots += 1
+            self.n_prompt += n_read
+            self.prompt_seconds += seconds
+            self.n_longest = max(self.n_longest, n_read)
 
 
 def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
@@ -281,6 +292,7 @@ class Service:
             c.n_prompt += n_computed(seq)
             c.n_cached += seq.n_cached
             c.n_generated += len(seq.generated)
+            c.n_longest = max(c.n_longest, len(seq.tokens))
             c.prompt_seconds += seq.prompt_seconds
             c.generation_seconds += seq.generation_seconds
         self._tell(generation.deliver, error)
@@ -288,9 +300,11 @@ class Service:
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the next one comes after the next step of the answers."""
         tell: Callable[..., None]
+        n_before, start = embedding.n_read, time.perf_counter()
         try:
             # where it is done already, nobody waits for it any longer
             found = None if done.done() else embedding.read(self.llm.engine)
+            self.counters.count_text(embedding.n_read - n_before, time.perf_counter() - start)
             if found is None and not done.done():
                 return
             tell = partial(_set, done, found)
