@@ -184,7 +184,11 @@ def test_a_closed_pipe_is_no_error(story: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_keeps_what_was_written(story: Path) -> None:
+@pytest.mark.parametrize(
+    "options", ["", "-t 2 -tb 3 --cpu-range 0- --cpu-strict 1 --prio -1 --poll 100 --mlock"]
+)
+def test_ctrl_c_keeps_what_was_written(story: Path, options: str) -> None:
+    """Steps run on the main thread, or with places or priorities on one of their own."""
     args = [
         QWENCLI,
         "run",
@@ -198,6 +202,8 @@ def test_ctrl_c_keeps_what_was_written(story: Path) -> None:
         "-q",
         "-c",
         str(2**20),
+        *options.split(),
+        *options.split(),
     ]
     with subprocess.Popen(
         args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=allow_ctrl_c

@@ -69,7 +69,7 @@ def test_properties_have_all_fields_of_llama_server(client: httpx.Client) -> Non
 
 
 def test_properties_say_what_is_off() -> None:
-    with serving(slots=False) as server:
+    with serving(slots=False, metrics=False) as server:
         props = httpx.get(server.url + "/props").json()
         assert (props["endpoint_slots"], props["endpoint_props"], props["endpoint_metrics"]) == (False,) * 3
         for method, path, option in (

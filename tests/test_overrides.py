@@ -9,6 +9,7 @@ from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.gguf.overrides import Scalar, read_overrides
 from qwencli.llm import LLM
+from qwencli.network.rope_options import RopeOptions
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,16 @@ def test_they_hold_for_a_file_that_is_read_too(path: Path) -> None:
     llm = LLM(path, use_mmap=False, overrides={"qwen3.context_length": 64})
     assert not llm.file.mapped
     assert llm.engine.n_ctx == llm.file.metadata["qwen3.context_length"] == 64
+
+
+def test_they_hold_while_a_model_sleeps_and_when_it_is_loaded_again(path: Path) -> None:
+    llm = LLM(path, overrides={"qwen3.context_length": 64}, rope=RopeOptions(scale=2))
+    fingerprint = llm.file.fingerprint()
+    llm.unload()
+    for one in llm, llm.again():
+        assert one.file.fingerprint() == fingerprint
+        assert one.model.config.n_ctx == 64
+        assert one.model.config.rope.freq_scale == 0.5
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._llama.command import llama_option
-from ._options import gathered
+from ._options import Gathered, gathered
+
+if TYPE_CHECKING:
+    from ..backends.threads import Threads
 
 MOST_THREADS = 1024
 NUMA = ["distribute", "isolate", "numactl"]
 SCALINGS = ["none", "linear", "yarn"]
 
 
-@dataclass(frozen=True)
-class MachineOptions:
-    """What was asked for; None or False where it wasn't."""
+class ThreadOptions(Gathered):
+    """How threads run; None where nothing was asked for."""
 
     threads_batch: int | None
     cpu_mask: str | None
@@ -26,6 +27,26 @@ class MachineOptions:
     prio: int | None
     poll: int | None
     numa: str | None
+
+    def threads(self) -> Threads:
+        """Raises InputError."""
+        from ..backends.threads import Threads
+        from ..system.cpu_masks import chosen_cpus
+
+        return Threads(
+            self.threads_batch,
+            chosen_cpus(self.cpu_mask, self.cpu_range),
+            self.cpu_strict == "1",
+            self.prio or 0,
+            self.poll,
+            self.numa,
+        )
+
+
+class MachineOptions(Gathered):
+    """What was asked for; None or False where it wasn't."""
+
+    cpus: ThreadOptions
     mlock: bool
     override_kv: tuple[str, ...]
     check_tensors: bool
@@ -41,7 +62,8 @@ class MachineOptions:
 
     @property
     def asked(self) -> bool:
-        return any(value not in (None, False, ()) for value in vars(self).values())
+        own = {**vars(self), **vars(self.cpus), "cpus": None}
+        return any(value not in (None, False, ()) for value in own.values())
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of LLM that say so. Raises InputError."""
@@ -56,33 +78,21 @@ class MachineOptions:
             if name.startswith(("rope_", "yarn_"))
         }
         return {
-            "threads": self.threads(),
+            "threads": self.cpus.threads(),
             "mlock": self.mlock,
             "overrides": read_overrides(",".join(self.override_kv)) if self.override_kv else None,
             "rope": RopeOptions(**rope),
             "check_tensors": self.check_tensors,
         }
 
-    def threads(self) -> Any:
-        """The Threads that were asked for. Raises InputError."""
-        from ..backends.threads import Threads
-        from ..system.cpu_masks import chosen_cpus
-
-        return Threads(
-            self.threads_batch,
-            chosen_cpus(self.cpu_mask, self.cpu_range),
-            self.cpu_strict == "1",
-            self.prio or 0,
-            self.poll,
-            self.numa,
-        )
-
 
 def rope(spelling: str, help: str, whole: bool = False) -> Any:
     return llama_option(spelling, type=int if whole else float, metavar="N", hidden=True, help=help)
 
 
-THREADS = (
+thread_options = gathered(
+    ThreadOptions,
+    "cpus",
     llama_option(
         "-tb",
         type=click.IntRange(1, MOST_THREADS),
@@ -113,7 +123,7 @@ THREADS = (
 machine_options = gathered(
     MachineOptions,
     "machine",
-    *THREADS,
+    thread_options,
     llama_option("--mlock", is_flag=True, help="Keep the weights in memory: the system must not swap them."),
     llama_option(
         "--override-kv", metavar="KEY=TYPE:VALUE,...", multiple=True, help="Other metadata than the file's."
@@ -132,6 +142,13 @@ machine_options = gathered(
     rope("--yarn-beta-fast", "YaRN's upper border."),
 )
 """Passed on to the command as MachineOptions, `machine`."""
+ubatch_option = llama_option(
+    "-ub",
+    "n_ubatch",
+    type=click.IntRange(1, 2**20),
+    metavar="N",
+    help="The most tokens of a step. Default: 512.",
+)
 batch_options = (
     llama_option(
         "-b",
@@ -140,11 +157,5 @@ batch_options = (
         metavar="N",
         help="The most tokens of a step, if that is less than -ub.",
     ),
-    llama_option(
-        "-ub",
-        "n_ubatch",
-        type=click.IntRange(1, 2**20),
-        metavar="N",
-        help="The most tokens of a step. Default: 512.",
-    ),
+    ubatch_option,
 )

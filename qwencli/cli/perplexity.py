@@ -9,8 +9,9 @@ import click
 
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
-from ._llama.command import LlamaCommand
+from ._llama.command import LlamaCommand, llama_option
 from ._loading import check_context
+from ._machine import MachineOptions, machine_options, ubatch_option
 from ._models import Wanted, choose_model, model_option
 from ._options import (
     backend_option,
@@ -36,25 +37,19 @@ from ._streams import read_text, say, write_text
 @click.option(
     "-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin."
 )
-@click.option(
-    "-c",
-    "--ctx-size",
-    "n_ctx",
-    type=click.IntRange(4, 2**30),
-    default=512,
-    show_default=True,
-    help="Tokens per chunk.",
+@llama_option(
+    "-c", "n_ctx", type=click.IntRange(4, 2**30), default=512, show_default=True, help="Tokens per chunk."
 )
 @fit_option
-@click.option(
+@llama_option(
     "-b",
-    "--batch-size",
     "n_batch",
     type=click.IntRange(1, 2**20),
     default=2048,
     show_default=True,
     help="Tokens per step: part of a chunk, or several chunks.",
 )
+@ubatch_option
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
 @backend_option
@@ -63,12 +58,14 @@ from ._streams import read_text, say, write_text
 @cache_type_v_option
 @json_option
 @mmap_option
+@machine_options
 def perplexity(
     model: Wanted | None,
     file: str,
     n_ctx: int,
     fit: bool | None,
     n_batch: int,
+    n_ubatch: int | None,
     chunks: int | None,
     threads: int | None,
     backend: str,
@@ -77,6 +74,7 @@ def perplexity(
     cache_type_v: str | None,
     as_json: bool,
     no_mmap: bool,
+    machine: MachineOptions,
 ) -> None:
     """Measure how well a model predicts a text.
 
@@ -92,6 +90,7 @@ def perplexity(
     from ..measure.perplexity import perplexity as estimates
 
     start = time.perf_counter()
+    n_batch = min(n_batch, n_ubatch or n_batch)
     in_a_step = max(1, n_batch // n_ctx) * n_ctx
     llm = LLM(
         chosen.path,
@@ -107,6 +106,8 @@ def perplexity(
         n_batch=n_batch,
         n_ubatch=n_batch,
         devices=devices.wishes(),
+        generates=True,
+        **machine.arguments(),
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)
     n_batch = min(n_batch, llm.engine.n_ctx)

@@ -61,22 +61,23 @@ def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
         code, exponent = PLAIN[name]
         return _not_finite(blocks.view(code)[:, 0], exponent)
     if name in HALVES:
-        halves = [blocks[:, at : at + 2].copy().view("<u2")[:, 0] for at in HALVES[name]]
-        wrong: Bits = np.logical_or.reduce([_not_finite(half, PLAIN["F16"][1]) for half in halves])
+        exponent = PLAIN["F16"][1]
+        wrong = np.zeros(len(blocks), np.bool_)
+        for at in HALVES[name]:
+            wrong |= _not_finite(blocks[:, at : at + 2].copy().view("<u2")[:, 0], exponent)
         return wrong
     if name == "Q8_K":
         return _not_finite(blocks[:, :4].copy().view("<u4")[:, 0], PLAIN["F32"][1])
-    if (
-        name == "IQ1_M"
-    ):  # the scale's nibbles are the highest of four numbers; its exponent is in the last two
-        parts = blocks[:, 48:56].copy().view("<u2") & 0xF000
-        return _not_finite(parts[:, 3] | parts[:, 2] >> 4, PLAIN["F16"][1])
+    if name == "IQ1_M":
+        # nibbles of the scale are the highest of four numbers; the last two have its exponent
+        parts = blocks[:, 48:56].copy().view("<u2") >> 12
+        return _not_finite(parts[:, 3] << 12 | parts[:, 2] << 8, PLAIN["F16"][1])
     if name == "MXFP4":
         return np.equal(blocks[:, 0], 0xFF)
     return None
 
 
-def _not_finite(floats: NDArray[np.integer[Any]], exponent: int) -> Bits:
+def _not_finite(floats: NDArray[Any], exponent: int) -> Bits:
     mask = floats.dtype.type(exponent)
     wrong: Bits = (floats & mask) == mask
     return wrong

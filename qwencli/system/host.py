@@ -108,9 +108,8 @@ class Host:
 
     def current_cpu(self) -> int | None:
         """The CPU on which the calling thread was last; None if unknown (proc(5), /proc/pid/stat: `processor` is its field 39)."""
-        fields = (
-            (self._read("proc/thread-self/stat") or "").rpartition(")")[2].split()
-        )  # a name may have spaces
+        text = self._read("proc/thread-self/stat") or ""
+        fields = text.rpartition(")")[2].split()  # after the name, field 2, which may have spaces
         return int(fields[36]) if len(fields) > 36 and fields[36].isdecimal() else None
 
     def moves_memory(self) -> bool:

@@ -27,12 +27,18 @@ def pin(cpus: Collection[int]) -> None:
 
 
 def set_priority(priority: int) -> None:
-    """Give the calling thread a priority: low (-1), medium (1), high (2) or real-time (3). Raises OSError where that isn't possible."""
+    """Give the calling thread a priority: low (-1), medium (1), high (2) or real-time (3). Raises OSError where that isn't possible.
+
+    What it starts, threads and processes, has the usual priority again. A thread that is nicer than "low" stays so.
+    """
     if not hasattr(os, "sched_setscheduler"):
         raise OSError(None, "this system doesn't let a thread choose its priority")
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS[priority])
+    thread = threading.get_native_id()
+    nice = NICENESS[priority]
+    if priority > NORMAL or os.getpriority(os.PRIO_PROCESS, thread) < nice:
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
     policy = os.SCHED_FIFO if priority in FIFO else os.SCHED_BATCH
-    os.sched_setscheduler(0, policy, os.sched_param(FIFO.get(priority, 0)))
+    os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(FIFO.get(priority, 0)))
 
 
 def why_no_priority(priority: int) -> str | None:

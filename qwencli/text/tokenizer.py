@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from ..errors import InputError, ModelError
 from ..gguf.file import GGUFFile
-from .fim import fim_tokens
+from .fim import TEXTS, fim_tokens
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -105,12 +105,12 @@ class Tokenizer:
         ]
         self.fim = fim_tokens(get, self._ids)
         self.eog_ids = frozenset(i for i in ends if i is not None) | self.fim.ends
-        for i in (*map(self._ids.get, END_OF_GENERATION), *self.fim):
-            if i is not None:
+        for text in (*END_OF_GENERATION, *chain(*TEXTS.values())):
+            if (i := self._ids.get(text)) is not None and i in (*ends, *self.fim):
                 self._types[i] = CONTROL  # whatever type the file gives them (llama.cpp, llama-vocab.cpp)
         self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
-        self._add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
-        for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self._add_eos, self.eos_id, "eos"):
+        self.add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
+        for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos"):
             if wanted and token is None:
                 raise ModelError(
                     f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing"
@@ -253,7 +253,7 @@ class Tokenizer:
                     ids += self._encode_plain(plain)
         except (UnicodeEncodeError, TypeError):
             raise InputError("the text isn't valid Unicode: it contains a surrogate") from None
-        if add_special and self._add_eos and self.eos_id is not None:
+        if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
 

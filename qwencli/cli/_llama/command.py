@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +11,7 @@ import click
 from .._streams import printable, warn
 from .entries import NO, YES, Entry, Kind
 from .meanings import MEANINGS, PRINTED
-from .table import entries, find, spellings
+from .table import find, spellings, with_variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 SHOWN = 60
@@ -29,14 +28,16 @@ class Refused(click.UsageError):
 class LlamaOption(click.Option):
     """An option whose variable is named in the help of commands that read it."""
 
-    variable: str | None = None
+    def __init__(self, *args: Any, variable: str | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.variable = variable
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
         if record is None or self.variable is None or not isinstance(ctx.command, LlamaCommand):
             return record
         read = self.variable not in READ_ELSEWHERE and any(
-            entry.variable == self.variable for entry in entries(ctx.command.name or "")
+            entry.variable == self.variable for entry in with_variables(ctx.command.name or "")
         )
         return (record[0], f"{record[1]}  [{self.variable}]") if read else record
 
@@ -47,27 +48,26 @@ def llama_option(spelling: str, *names: str, **settings: Any) -> Callable[[F], F
     declared = list(entry.names)
     if not settings.get("is_flag"):
         declared += [f" /{negation}" for negation in entry.negations]
-    return click.option(*declared, *names, cls=_option_class(entry.variable), **settings)
+    return click.option(*declared, *names, cls=LlamaOption, variable=entry.variable, **settings)
 
 
 def llama_parameter(spellings: Sequence[str], name: str, **settings: Any) -> click.Option:
     """An option with spellings that are given, of which the first is llama.cpp's."""
-    return _option_class(find(spellings[0]).variable)([*spellings, name], **settings)
+    return LlamaOption([*spellings, name], variable=find(spellings[0]).variable, **settings)
 
 
-def _option_class(variable: str | None) -> type[LlamaOption]:
-    return type("LlamaOption", (LlamaOption,), {"variable": variable}) if variable else LlamaOption
-
-
-@dataclass
 class StartLine:
-    """A command's arguments, as click will read them: `args`. `asked` are llama.cpp's options on the line with their last values, `idle`
-    those that were taken without effect, `variables` the variables by the option that they set."""
+    """A command's arguments, sorted."""
 
-    args: list[str] = field(default_factory=list)
-    asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    idle: list[str] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.args: list[str] = []
+        """What click will read."""
+        self.asked: dict[str, tuple[str, ...]] = {}
+        """llama.cpp's options that are on the line, with their last values."""
+        self.idle: list[str] = []
+        """Options that are taken without effect."""
+        self.variables: dict[str, str] = {}
+        """By the spellings of an option, the variable that set it."""
 
 
 class LlamaCommand(click.Command):
@@ -145,12 +145,12 @@ class LlamaCommand(click.Command):
     def _read_variables(self, ctx: click.Context, line: StartLine, own: Mapping[str, click.Option]) -> None:
         """Add what the variables say of options that the line doesn't have. Raises Refused."""
         rivals = RIVALS if RIVALS & line.asked.keys() else set()
-        for entry in entries(self.name or ""):
-            if not entry.variable or entry.name in line.asked or entry.name in rivals:
+        for entry in with_variables(self.name or ""):
+            if entry.name in line.asked or entry.name in rivals:
                 continue
             for variable, no in (entry.negated_variable, True), (entry.variable, False):
                 value = os.environ.get(variable) if variable else None
-                if value is None or variable is None or entry.variable in READ_ELSEWHERE:
+                if variable is None or value is None or entry.variable in READ_ELSEWHERE:
                     continue
                 if no or value:
                     spelling, values = _meant(entry, variable, value, no)
@@ -218,7 +218,7 @@ READ_ELSEWHERE = {"HF_TOKEN", "LLAMA_API_KEY"}
 
 def unknown_variables() -> list[str]:
     """Variables that look like llama.cpp's, but of which it has no option."""
-    names = {name for entry in entries("serve") for name in (entry.variable, entry.negated_variable)}
+    names = {name for entry in with_variables("serve") for name in (entry.variable, entry.negated_variable)}
     return sorted(name for name in os.environ if name.startswith("LLAMA_ARG_") and name not in names)
 
 
@@ -235,7 +235,7 @@ def _values(ctx: click.Context, name: str, entry: Entry, left: list[str]) -> lis
     """The values that follow one of llama.cpp's options, taken from what is left. Raises UsageError for too few."""
     n = len(entry.values)
     if entry.words and not (left and left[0].strip().lower() in (*entry.words, *YES, *NO, "-1")):
-        return []
+        return [entry.words[0]]
     if len(left) < n:
         raise click.BadOptionUsage(
             name, f"Option {name!r} requires {'an argument' if n == 1 else f'{n} arguments'}.", ctx
@@ -253,4 +253,4 @@ def _meant(entry: Entry, variable: str, value: str, no: bool) -> tuple[str | Non
         return (entry.negations[-1] if entry.negations else None), []
     if value.strip().lower() in YES:
         return entry.name, []
-    raise Refused(f"{variable}: {value[:SHOWN]!r} is neither on nor off, expected {YES[0]} or {NO[0]}")
+    raise Refused(f"{variable}: {value[:SHOWN]!r} is neither on nor off")

@@ -11,16 +11,14 @@ from .entries import AUTO, NO, YES
 
 Meaning = Callable[[str, Sequence[str]], list[str]]
 """From a spelling and its values to click's arguments. Raises ValueError for values that it doesn't have."""
-HUB_FILE = re.compile(
-    r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:resolve|blob)/main/([^?#]+)(?:\?.*)?"
-)
+HUB_FILE = r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:resolve|blob)/main/([^?#]+)(?:\?.*)?"
 
 
 def switch(yes: str, no: str | None = None, auto: bool = False) -> Meaning:
-    """An option with the values on and off, and perhaps auto, or none, which is on."""
+    """An option with the values on and off, and perhaps auto."""
 
     def meaning(spelling: str, values: Sequence[str]) -> list[str]:
-        value = values[0].strip().lower() if values else "on"
+        value = values[0].strip().lower()
         if value in YES:
             return [yes]
         if value in NO:
@@ -48,7 +46,7 @@ def load_mode(spelling: str, values: Sequence[str]) -> list[str]:
 
 
 def model_url(spelling: str, values: Sequence[str]) -> list[str]:
-    match = HUB_FILE.fullmatch(values[0].strip())
+    match = re.fullmatch(HUB_FILE, values[0].strip())
     if not match:
         raise ValueError(
             "models come from huggingface.co only: fetch the file yourself and name it with -m,"
@@ -114,7 +112,8 @@ def _invoke(name: str) -> Callable[[click.Context], None]:
 
         command = cli.get_command(ctx, name)
         assert command
-        command.main([], prog_name=f"qwencli {name}", standalone_mode=False)
+        with command.make_context(name, [], parent=ctx.parent) as own:
+            command.invoke(own)
         ctx.exit()
 
     return show

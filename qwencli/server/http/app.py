@@ -23,7 +23,7 @@ from ..service.service import Service
 from . import openapi, static
 from .awake import Awake
 from .cors import CrossOrigin
-from .errors import ErrorForm, error_response
+from .errors import ErrorForm, ErrorForms, error_response
 from .folder import Folder
 from .guard import Guarded
 from .limits import Limited
@@ -52,17 +52,23 @@ class API:
 
 def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> Starlette:
     """The application, for a service that has been started."""
+    service.only = options.only
     folder = Folder(options.static_path) if options.static_path else None
     pages = static.routes() if options.ui and not folder else []
     endpoints = [route for api in apis for route in api.routes(service, options)]
-    routes = [*pages, *endpoints, openapi.route(endpoints, options.api_prefix), *([folder] if folder else [])]
+    forms = ErrorForms({api.prefix: api.error_form for api in apis if api.error_form})
+    routes = [
+        *pages,
+        *endpoints,
+        openapi.route(endpoints, forms, options.api_prefix),
+        *([folder] if folder else []),
+    ]
     open_paths = {page.path for page in pages}.union(*(api.open_paths for api in apis))
     idle_paths = set[str]().union(*(api.idle_paths for api in apis))
     uses = [
         route for route in endpoints if route.path not in idle_paths or "GET" not in (route.methods or ())
     ]
     polled_paths = set[str]().union(*(api.polled_paths for api in apis))
-    forms = {api.prefix: api.error_form for api in apis if api.error_form}
     middleware = [
         Middleware(CrossOrigin, origins=options.cors_origins),
         Middleware(

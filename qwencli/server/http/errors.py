@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ...errors import ContextFull, InputError, NoMemory, QwenError
-from ..service.generation import Busy, Ending
+from ..service.generation import Busy, Ending, NotServed
 
 CONTEXT_FULL, QUEUE_FULL, NO_MEMORY = "context_length_exceeded", "queue_full", "no_memory"
 """Codes."""
@@ -32,6 +32,8 @@ class ApiError(QwenError):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
+        self.request_id = ""
+        """Of the request that it is the answer to, as soon as that is known."""
         self.status = status
         self.param = param
         self.code = code
@@ -41,6 +43,30 @@ class ApiError(QwenError):
 
 ErrorForm = Callable[[ApiError], dict[str, Any]]
 """The JSON object that an API has for an error."""
+
+
+class ErrorForms(dict[str, ErrorForm]):
+    """The forms by the prefixes of the paths that have them, with one for all other paths."""
+
+    def __init__(self, forms: Mapping[str, ErrorForm]) -> None:
+        super().__init__({"": plain_form, **forms})
+
+    def prefix_of(self, path: str) -> str:
+        """The longest prefix that fits."""
+        return max((prefix for prefix in self if path.startswith(prefix)), key=len)
+
+    def of(self, path: str) -> ErrorForm:
+        return self[self.prefix_of(path)]
+
+
+def with_id(form: ErrorForm, request_id: str) -> ErrorForm:
+    """The same form for the errors of one request, which it may name."""
+
+    def form_of(error: ApiError) -> dict[str, Any]:
+        error.request_id = request_id
+        return form(error)
+
+    return form_of
 
 
 def plain_form(error: ApiError) -> dict[str, Any]:
@@ -56,6 +82,8 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(str(error), 503, retry_after=error.retry_after)
     if isinstance(error, Busy):
         return ApiError(str(error), 429, code=QUEUE_FULL, retry_after=error.retry_after)
+    if isinstance(error, NotServed):
+        return ApiError(str(error), 501)
     if isinstance(error, ContextFull):
         known = {"n_prompt_tokens": error.n_prompt, "n_ctx": error.n_ctx}
         return ApiError(str(error), code=CONTEXT_FULL, details=known if error.n_ctx is not None else None)

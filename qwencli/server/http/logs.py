@@ -20,12 +20,15 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import ErrorForm, error_response, plain_form
+from .errors import ErrorForm, ErrorForms, error_response, plain_form, with_id
 from .paths import path_under
 
 KEY = "qwencli.record"
+ID_HEADERS = b"x-request-id", b"request-id"
+"""Of an answer; the second is what Anthropic's clients look for."""
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
+NOT_SUPPORTED = 501
 CLIENT_LEFT = 499
 """The status that nginx logs for requests whose client was gone before the answer."""
 
@@ -62,7 +65,7 @@ class Recorded:
         service: Service,
         options: ServerOptions,
         headers: Mapping[str, str],
-        error_forms: Mapping[str, ErrorForm],
+        error_forms: ErrorForms,
         polled_paths: Collection[str],
     ) -> None:
         self._app, self._service, self._options = app, service, options
@@ -76,7 +79,8 @@ class Recorded:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         path = path_under(self._options.api_prefix, scope["path"])
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(path))
+        form = with_id(self._error_forms.of(path), id)
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], form)
         record.ping = self._options.sse_ping
         started = False
 
@@ -87,7 +91,7 @@ class Recorded:
                 message["headers"] = [
                     *message["headers"],
                     *self._headers,
-                    (b"x-request-id", record.id.encode()),
+                    *((name, record.id.encode()) for name in ID_HEADERS),
                 ]
             await send(message)
 
@@ -105,7 +109,7 @@ class Recorded:
             for generation in record.generations:
                 generation.cancel()
             failed = (
-                record.status >= 500
+                (record.status >= 500 and record.status != NOT_SUPPORTED)
                 or record.cut_off
                 or any(generation.error for generation in record.generations)
             )
@@ -113,11 +117,6 @@ class Recorded:
             wanted = self._options.log_format != "none" and not quiet
             if wanted or failed:
                 write(line(record, self._service, self._options))
-
-    def _form_of(self, path: str) -> ErrorForm:
-        """How errors are written on a path: as the API with the longest prefix that fits does."""
-        fits = [prefix for prefix in self._error_forms if path.startswith(prefix)]
-        return self._error_forms[max(fits, key=len)] if fits else plain_form
 
 
 class ClientLeft(Exception):

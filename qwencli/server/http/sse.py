@@ -29,23 +29,26 @@ def encoded(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def event(data: Any) -> bytes:
-    """An event that carries JSON."""
-    return f"data: {encoded(data)}\n\n".encode()
+def event(data: Any, named: bool = False) -> bytes:
+    """An event that carries JSON. `named`: the event has the name that is the JSON's "type", too, or "error" where there is none."""
+    name = f"event: {data.get('type', 'error')}\n" if named else ""
+    return f"{name}data: {encoded(data)}\n\n".encode()
 
 
-def event_stream(request: Request, chunks: AsyncIterator[Any], end: bytes = b"") -> StreamingResponse:
+def event_stream(
+    request: Request, chunks: AsyncIterator[Any], end: bytes = b"", named: bool = False
+) -> StreamingResponse:
     """An answer that comes in events, followed by `end`. An error on the way is the last event, in the form of the request's API."""
     form = record_of(request.scope).error_form
 
     async def events() -> AsyncIterator[bytes]:
         try:
             async for chunk in chunks:
-                yield event(chunk)
+                yield event(chunk, named)
             if end:
                 yield end
         except QwenError as error:
-            yield event(form(api_error(error)))
+            yield event(form(api_error(error)), named)
 
     return EventStream(events(), record_of(request.scope).ping)
 

@@ -13,6 +13,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
@@ -25,22 +26,26 @@ from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.json_text import json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
+from ..shared.vectors import check_embeds
 from . import absent
 from .answer import Asked, PromptAnswer
 from .fields import CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
 from .infill import infill_prompt
 from .metrics import Metrics
 from .props import Props
+from .rerank import rerank_routes
 from .slots import Slots
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
 
+AS_IT_IS = -1
+"""The `embd_normalize` that changes nothing."""
 MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
 
@@ -71,6 +76,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
         *absent.routes(),
+        *rerank_routes(service, options),
     ]
 
 
@@ -124,15 +130,16 @@ class LlamaCpp:
             prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
-        check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
+        room = COUNT if self.options.context_shift else llm.engine.n_ctx - min(map(len, prompts))
+        check_amount(body, room, limit)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
-        return [
-            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
-            for tokens, text in zip(prompts, texts)
+        asked = [
+            Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar) for tokens in prompts
         ]
+        return [(body.placed(one, llm, self.options), text) for one, text in zip(asked, texts)]
 
     @describe("The tokens of a text", TokenizeFields)
     async def tokenize(self, request: HTTPRequest) -> Response:
@@ -170,6 +177,7 @@ class LlamaCpp:
 
     @describe("Embeddings of texts", EmbeddingFields)
     async def embedding(self, request: HTTPRequest) -> Response:
+        check_embeds(self.service)
         body = await json_body(request, EmbeddingFields)
         llm = self.service.llm
         given = body.input if body.input is not None else body.content
@@ -180,12 +188,18 @@ class LlamaCpp:
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx, 0)
-        norm = 2 if body.embd_normalize is None else body.embd_normalize
+            check_reading(llm.engine, tokens)
+        norm = self.options.embd_normalize if body.embd_normalize is None else body.embd_normalize
+        if self.service.pooling == "none":
+            norm = AS_IT_IS  # as there: only what is pooled is normalised
         texts = []
         for i, tokens in enumerate(prompts):
-            values = normalised(await self.service.embed(tokens), norm).tolist()
+            rows = await self.service.embed(tokens)
             # encoded one by one, so that others are served meanwhile
-            texts.append(encoded({"index": i, "embedding": [values]}))
+            values = (encoded(normalised(row, norm).tolist()) for row in rows)
+            texts.append(
+                json_object({"index": str(i), "embedding": await asyncio.to_thread(json_array, values)})
+            )
         return json_response(json_array(texts))
 
 

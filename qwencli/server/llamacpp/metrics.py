@@ -46,14 +46,16 @@ class Metrics:
 
     def _counters(self) -> Iterable[Figure]:
         c = self._service.counters
+        # as in llama-server, texts that are embedded are prompts
+        n_prompt, prompt_seconds = c.n_prompt + c.n_text_tokens, c.prompt_seconds + c.text_seconds
         for name, text, count in (
             (
                 "prompt_tokens_total",
                 "Number of prompt tokens processed, without those that the cache had",
-                c.n_prompt,
+                n_prompt,
             ),
             ("prompt_tokens_cached_total", "Number of prompt tokens that the cache had", c.n_cached),
-            ("prompt_seconds_total", "Time spent on prompts", c.prompt_seconds),
+            ("prompt_seconds_total", "Time spent on prompts", prompt_seconds),
             ("tokens_predicted_total", "Number of tokens generated", c.n_generated),
             ("tokens_predicted_seconds_total", "Time spent on generation", c.generation_seconds),
             ("n_decode_total", "Number of steps", c.n_steps),
@@ -63,6 +65,8 @@ class Metrics:
             ("spec_decode_num_accepted_tokens_total", "Number of drafted tokens that were accepted", 0),
             ("spec_decode_num_drafts_total", "Number of steps that verified drafts", 0),
             ("requests_total", "Number of requests that ended", c.n_requests),
+            ("embedding_texts_total", "Number of texts that were embedded", c.n_texts),
+            ("embedding_tokens_total", "Number of their tokens", c.n_text_tokens),
         ):
             yield Figure("counter", name, text, count)
 
@@ -75,8 +79,8 @@ class Metrics:
             (
                 "prompt_tokens_seconds",
                 "Prompt tokens per second since the last look",
-                now.n_prompt - last.n_prompt,
-                now.prompt_seconds - last.prompt_seconds,
+                now.n_prompt + now.n_text_tokens - last.n_prompt - last.n_text_tokens,
+                now.prompt_seconds + now.text_seconds - last.prompt_seconds - last.text_seconds,
             ),
             (
                 "predicted_tokens_seconds",

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from ...llm import LLM
 from ...request.prompt import check_length, check_room
+from ...text.fim import fim_prompt
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.ndjson import line_stream
@@ -24,7 +25,7 @@ from ..service.service import Service
 from ..shared.chat import Asked, ChatAnswer, asked_of
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
-from ..shared.vectors import unit
+from ..shared.vectors import check_embeds, unit
 from .answer import Answer, PlainAnswer, message_of, nanoseconds, now, response_of
 from .fields import AnswerFields, ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest, ShowRequest
 from .models import about, running, shown, thinks
@@ -92,6 +93,8 @@ class Ollama:
     @describe("The next message of a conversation", ChatRequest)
     async def chat(self, request: HTTPRequest) -> Response:
         body = await json_body(request, ChatRequest)
+        if body.unloads:
+            self._service.presence.unload_soon()
         if not body.messages:
             return self._loaded(body, message_of("", "", []))
         self._check(body)
@@ -110,6 +113,8 @@ class Ollama:
     async def generate(self, request: HTTPRequest) -> Response:
         body = await json_body(request, GenerateRequest)
         body.check()
+        if body.unloads:
+            self._service.presence.unload_soon()
         if not body.prompt and not body.suffix:
             return self._loaded(body, response_of("", "", []))
         self._check(body)
@@ -143,9 +148,12 @@ class Ollama:
         llm = self._service.llm
         prompt, suffix = body.prompt or "", body.suffix or ""
         check_length([prompt, suffix], llm.tokenizer, llm.engine.n_ctx)
-        if suffix:
-            raise ApiError("suffix: the model has no tokens for filling in", param="suffix")
+        if suffix and llm.tokenizer.fim.missing:
+            raise ApiError(f'"{self._options.name}" does not support insert', param="suffix")
         tokens = llm.tokenizer.encode(prompt, True, True)
+        if suffix:
+            after = llm.tokenizer.encode(suffix)
+            tokens = fim_prompt(llm.tokenizer.fim, tokens, after, self._options.suffix_first)
         check_room(len(tokens), llm.engine.n_ctx)
         return tokens
 
@@ -157,10 +165,7 @@ class Ollama:
 
     def _loaded(self, body: AnswerFields, nothing: dict[str, Any]) -> Response:
         """The answer to a request without a prompt, by which clients load a model, or unload it."""
-        unload = body.keep_alive in (0, "0", "0s")
-        if unload:
-            self._service.presence.unload_soon()
-        ended = {"done": True, "done_reason": "unload" if unload else "load"}
+        ended = {"done": True, "done_reason": "unload" if body.unloads else "load"}
         return JSONResponse({"model": self._options.name, "created_at": now(), **nothing, **ended})
 
     async def _answer(self, request: HTTPRequest, body: AnswerFields, answer: Answer) -> Response:
@@ -170,6 +175,7 @@ class Ollama:
 
     @describe("Texts as vectors of length 1", EmbedRequest)
     async def embed(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbedRequest)
         begun = time.monotonic()
         texts = [body.input] if isinstance(body.input, str) else body.input or []
@@ -177,7 +183,8 @@ class Ollama:
         n_embd = self._service.llm.model.config.n_embd
         vectors = []
         for tokens in prompts:
-            vector = unit((await self._service.embed(tokens))[: body.dimensions or n_embd])
+            [states] = await self._service.embed(tokens)
+            vector = unit(states[: body.dimensions or n_embd])
             vectors.append(encoded(vector.tolist()))
         about = {
             "model": self._options.name,
@@ -189,9 +196,10 @@ class Ollama:
 
     @describe("A text as a vector, of whatever length", EmbeddingsRequest)
     async def embeddings(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbeddingsRequest)
         prompts = await asyncio.to_thread(self._tokens, [body.prompt] if body.prompt else [], True)
-        vectors = [(await self._service.embed(tokens)).tolist() for tokens in prompts]
+        vectors = [(await self._service.embed(tokens))[0].tolist() for tokens in prompts]
         return JSONResponse({"embedding": vectors[0] if vectors else []})
 
     def _tokens(self, texts: list[str], cut: bool) -> list[list[int]]:

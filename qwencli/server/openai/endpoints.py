@@ -1,4 +1,4 @@
-"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings."""
+"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings. Its responses are an API of their own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
@@ -25,14 +26,15 @@ from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.chat import asked_of
+from ..shared.counting import n_prompt
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.models import figures, listed
 from ..shared.prompts import prompts_of
-from ..shared.vectors import unit
+from ..shared.vectors import check_embeds, unit
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
@@ -52,6 +54,8 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
             ("/v1", "/models/{id:path}", "GET", api.model),
             ("/v1", "/chat/completions", "POST", api.chat),
             ("", "/chat/completions", "POST", api.chat),
+            ("/v1", "/chat/completions/input_tokens", "POST", api.count),
+            ("", "/chat/completions/input_tokens", "POST", api.count),
             ("/v1", "/completions", "POST", api.completions),
             ("/v1", "/embeddings", "POST", api.embeddings),
         )
@@ -106,6 +110,12 @@ class OpenAI:
         choices = [partial(choice, i) for i in range(body.n or 1)]
         return await self._answer(request, "chat.completion", body, choices)
 
+    @describe("How many tokens the prompt of a conversation has", ChatRequest)
+    async def count(self, request: HTTPRequest) -> Response:
+        body = await json_body(request, ChatRequest)
+        n = await asyncio.to_thread(n_prompt, body, self._llm, self._options)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
+
     @describe("How a text goes on", CompletionRequest, stream=True)
     async def completions(self, request: HTTPRequest) -> Response:
         body = await json_body(request, CompletionRequest)
@@ -146,7 +156,7 @@ class OpenAI:
         n, most = len(asked) * (body.n or 1), self._service.n_slots + self._service.n_queue
         if n > most:
             raise ApiError(f"n: {n} answers, expected at most {most} at once", param="n")
-        room = max(self._llm.engine.n_ctx - len(one.tokens) for one in asked)
+        room = max(COUNT if one.shift else self._llm.engine.n_ctx - len(one.tokens) for one in asked)
         limit = asked[0].max_tokens
         n_tokens = n * (room if limit is None else min(limit, room))
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
@@ -169,14 +179,18 @@ class OpenAI:
 
     @describe("Texts as vectors of length 1", EmbeddingRequest)
     async def embeddings(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbeddingRequest)
         n_embd = self._llm.model.config.n_embd
         if body.dimensions and body.dimensions > n_embd:
             raise ApiError(f"dimensions: expected at most the model's {n_embd}", param="dimensions")
         prompts = await asyncio.to_thread(self._prompts, "input", body.input, MAX_TEXTS, 0)
+        for tokens in prompts:
+            check_reading(self._llm.engine, tokens)
         data = []
         for i, tokens in enumerate(prompts):
-            vector = unit((await self._service.embed(tokens))[: body.dimensions])
+            [states] = await self._service.embed(tokens)
+            vector = unit(states[: body.dimensions])
             shown = (
                 base64.b64encode(vector.tobytes()).decode()
                 if body.encoding_format == "base64"

@@ -27,6 +27,10 @@ class Ending(Busy):
         super().__init__("the server is shutting down", 5)
 
 
+class NotServed(QwenError):
+    """The service isn't for requests of this kind."""
+
+
 class TextPart(NamedTuple):
     """What a step brought: text that is certain, and the ids that it came from. Either may be empty."""
 
@@ -43,6 +47,8 @@ class Generation(AsyncIterator[TextPart]):
     def __init__(self, answer: RunningAnswer, cancel: Callable[[Generation], None]) -> None:
         self.answer = answer
         self.slot: int | None = None
+        self.wanted: int | None = None
+        """The only slot in which it may run; None for any."""
         self.error: QwenError | None = None
         self.has_new_line = False
         """Whether its text has one by now."""

@@ -14,20 +14,21 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.engine import Engine, Sequence
+from ...engine.embedding import Embedding, check_reading
+from ...engine.engine import Engine
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
-from ...sampling import SamplingParams
-from .embedding import Embedding
-from .generation import Busy, Ending, Generation, Slot, TextPart
+from .generation import Busy, Ending, Generation, NotServed, Slot, TextPart
 from .leftovers import Leftovers
 from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
+START = {"embeddings": "--embedding", "rerank": "--rerank"}
+"""The options that make a server one for this alone."""
 Work = tuple[Callable[[Engine], Any], "asyncio.Future[Any]"]
 T = TypeVar("T")
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
@@ -43,20 +44,15 @@ class Counters:
     n_generated: int = 0
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+    n_texts: int = 0
+    n_text_tokens: int = 0
+    text_seconds: float = 0.0
+    """Texts that were embedded."""
     n_steps: int = 0
     n_busy_slots: int = 0
     """Sequences, summed over all steps."""
     n_longest: int = 0
     """Tokens of the longest sequence."""
-
-    def count_text(self, n_read: int, seconds: float) -> None:
-        """A step that read a text for its embedding."""
-        if n_read:
-            self.n_steps += 1
-            self.n_busy_slots += 1
-            self.n_prompt += n_read
-            self.prompt_seconds += seconds
-            self.n_longest = max(self.n_longest, n_read)
 
 
 def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
@@ -68,11 +64,20 @@ def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
 
 
 class Service:
-    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread."""
+    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread.
 
-    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
-        self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
+    `pooling` is what becomes of texts that are embedded, by default as the file says. Raises InputError where that is "rank" and the model
+    can't.
+    """
+
+    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str | None = None) -> None:
+        self.llm, self.n_slots, self.n_queue = llm, n_slots, n_queue
+        self.pooling = pooling or llm.pooling
+        if self.pooling == "rank":
+            llm.ranking  # noqa: B018 - raises here where the model can't
         self.counters = Counters()
+        self.only: str | None = None
+        """As in ServerOptions."""
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
         self._keep_prefixes()
@@ -104,11 +109,18 @@ class Service:
         await asyncio.to_thread(self._thread.join)
 
     def generate(self, request: Request) -> Generation:
-        """Take a request. Raises Busy where too many wait, Ending at the end, InputError and ContextFull where it can never run."""
+        """Take a request.
+
+        Raises Busy where too many wait, Ending at the end, NotServed, InputError and ContextFull where it can never run.
+        """
         if self._ending:
             raise Ending
+        if self.only:
+            raise NotServed(f"this server generates nothing: start it without {START[self.only]}")
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
+        if request.slot is not None:
+            generation.wanted = request.slot % self.n_slots
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
                 raise Busy(
@@ -119,19 +131,30 @@ class Service:
         return generation
 
     async def embed(self, tokens: list[int]) -> NDArray[np.float32]:
-        """A text's embedding, float32 [n_embd]: the final norm's output for the last token, or the mean of all. Raises as `generate`."""
+        """A text's vectors, float32: [1, n_embd], or with the pooling "none" [n_tokens, n_embd]. Raises as `generate`."""
+        return await self._read_text(tokens, Embedding(tokens, self.pooling))
+
+    async def rank(self, tokens: list[int]) -> float:
+        """The score of a query and a document, as `llm.ranking` puts them into one text. Raises as `generate`."""
+        return float((await self._read_text(tokens, self.llm.ranking.reading(tokens)))[0, 0])
+
+    async def _read_text(self, tokens: list[int], text: Embedding) -> NDArray[np.float32]:
+        """Wait for the turn of a text, and for its result."""
         if self._ending:
             raise Ending
-        self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
+        check_reading(self.llm.engine, tokens)
         done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         with self._changed:
             if len(self._embeddings) >= self.n_queue:
                 raise Busy(
                     f"{self.n_queue} texts are waiting already, try again later", self._expected_wait()
                 )
-            self._embeddings.append((Embedding(tokens, self.pooling), done))
+            self._embeddings.append((text, done))
             self._changed.notify()
-        return await done
+        found = await done
+        self.counters.n_texts += 1
+        self.counters.n_text_tokens += len(tokens)
+        return found
 
     async def between_steps(self, work: Callable[[Engine], T]) -> T:
         """Do something with the engine where no step runs, in its thread, which waits meanwhile. Raises Ending, and what `work` does."""
@@ -184,7 +207,7 @@ class Service:
             with self._changed:
                 while not (
                     self._ended
-                    or self._waiting
+                    or self._next()
                     or self._embeddings
                     or self._work
                     or self._cancelled
@@ -217,9 +240,12 @@ class Service:
 
     def _admit(self) -> None:
         """Give free slots to requests that wait."""
-        while self._waiting and None in self._slots:
+        while True:
             with self._changed:  # it must not be found neither waiting nor running: the queue would take one more, the service end too soon
-                generation, slot = self._waiting.popleft(), self._slots.index(None)
+                if not (next := self._next()):
+                    return
+                generation, slot = next
+                self._waiting.remove(generation)
                 self._slots[slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
@@ -228,6 +254,19 @@ class Service:
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = slot, time.monotonic()
+
+    def _next(self) -> tuple[Generation, int] | None:
+        """The first that waits and may run now, and its slot. Those that wait for a slot hold up none that run elsewhere."""
+        free = [i for i, generation in enumerate(self._slots) if generation is None]
+        if not free:
+            return None
+        wanted = {generation.wanted for generation in self._waiting}
+        for generation in self._waiting:
+            if generation.wanted in free:
+                return generation, generation.wanted
+            if generation.wanted is None:
+                return generation, min(free, key=lambda slot: slot in wanted)
+        return None
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
@@ -286,8 +325,8 @@ class Service:
         generation.error = error
         if generation.slot is not None:
             self._slots[generation.slot] = None
-            self.leftovers.note(generation.slot, generation.sequence.tokens)
             seq, c = generation.sequence, self.counters
+            self.leftovers.note(generation.slot, seq.context if seq.use_cache else [])
             c.n_requests += 1
             c.n_prompt += n_computed(seq)
             c.n_cached += seq.n_cached
@@ -300,16 +339,19 @@ class Service:
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the next one comes after the next step of the answers."""
         tell: Callable[..., None]
-        n_before, start = embedding.n_read, time.perf_counter()
+        start = time.perf_counter()
         try:
             # where it is done already, nobody waits for it any longer
             found = None if done.done() else embedding.read(self.llm.engine)
-            self.counters.count_text(embedding.n_read - n_before, time.perf_counter() - start)
             if found is None and not done.done():
                 return
             tell = partial(_set, done, found)
         except Exception as error:  # whatever it is, it must not end the engine's thread
             tell = partial(_fail, done, as_qwen_error(error))
+        finally:
+            self.counters.text_seconds += time.perf_counter() - start
+            self.counters.n_steps += 1
+            self.counters.n_busy_slots += 1
         embedding.release(self.llm.engine)
         with self._changed:
             self._embeddings.popleft()
