@@ -10,7 +10,6 @@ from ...llm import LLM
 from ...request.prompt import ChatPrompt
 from ...request.request import Request, Thinking
 from ...text.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
-from ...text.chat.template import Rendered
 from ...text.chat.thinking import last_block
 from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
@@ -74,13 +73,6 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     return Asked(
         body, request, opening, told, body.callable_tools(options), tells, prompt.beginning is not None
     )
-
-
-def n_prompt(body: ConversationFields, llm: LLM, options: ServerOptions) -> int:
-    """How many tokens the prompt has, also where it doesn't fit into the context. Slow. Raises as `asked_of`."""
-    prompt, opening = opened(body, llm, options)
-    text, guard = prompt.rendered
-    return len(Rendered(text + opening, guard).encode(llm.tokenizer))
 
 
 def grammar_for(body: ConversationFields, llm: LLM, forms: Forms, forced: bool) -> Start | None:
