@@ -100,7 +100,6 @@ def serve(
         **serving.settings(llm.file.path.name),
         **chats.settings(),
         sampling=llm.sampling(**sampling),
-        n_batch=loader.n_batch or ServerOptions.n_batch,
         max_tokens=None if max_tokens == -1 else max_tokens,
         ignore_eos=ignore_eos,
         n_batch=loader.n_batch or N_BATCH,
