@@ -180,7 +180,7 @@ def test_probabilities_as_the_samplers_left_them(client: httpx.Client) -> None:
         assert math.isclose(sum(shares), 1, rel_tol=1e-6)
         assert 0 < token["prob"] <= 1
         assert token["prob"] in shares or any(math.isclose(token["prob"], share) for share in shares)
-    likeliest = greedy(client, "Once upon a time", 3, **body | {"temperature": 0})
+    likeliest = complete(client, "Once upon a time", 3, **body | {"temperature": 0})
     for token in likeliest["completion_probabilities"]:
         assert token["prob"] == 1
         assert [other["prob"] for other in token["top_probs"]] == [1]
