@@ -107,9 +107,8 @@ def n_chunks(row):
 
 
 @njit(inline="always")
-def n_shares_of(team, total):
+def n_shares_of(n_threads, total):
     """Return the number of shares into which a row's chunks are divided: one for each thread, or a single one if there are few chunks."""
-    n_threads = load_i64(team + N_THREADS)
     return n_threads if total >= LEAST_CHUNKS * n_threads else 1
 
 
@@ -151,13 +150,13 @@ def claim_chunk(left_at, epoch, size):
 
 
 @njit(inline="always")
-def do_share(team, row, number, total, share, epoch, scratch, budget):
+def do_share(team, row, number, total, share, n_threads, epoch, scratch, budget):
     """Do the chunks of a share that nobody has claimed, at most `budget`. Returns how many, or -1 if the step is over.
 
     The row must not have been done after `total` was read. Then a share that has not been opened keeps it from being done, so nobody can
     open one for a step that is over.
     """
-    n_shares = n_shares_of(team, total)
+    n_shares = n_shares_of(n_threads, total)
     first, end = total * share // n_shares, total * (share + 1) // n_shares
     left_at = load_i64(team + SHARES) + load_i64(team + SHARE_BYTES) * share + 8 * number
     done = 0
@@ -175,7 +174,7 @@ def do_share(team, row, number, total, share, epoch, scratch, budget):
 
 
 @njit(inline="always")
-def do_shares(team, rows, number, own, epoch, thread, scratch, budget):
+def do_shares(team, rows, number, own, epoch, thread, n_threads, scratch, budget):
     """Do what is left of a row: of the thread's own share, or of the single one, if `own` is 1; else of the others' shares.
 
     Returns the number of chunks done, at most `budget`, or -1 if the step is over.
@@ -185,10 +184,10 @@ def do_shares(team, rows, number, own, epoch, thread, scratch, budget):
     undone = open_row(claim_of(team, number), epoch, total)
     if undone <= 0:
         return undone
-    n_shares, done = n_shares_of(team, total), 0
+    n_shares, done = n_shares_of(n_threads, total), 0
     for turn in range(1 - own, 1 if own else n_shares):
         share = (thread + turn) % n_shares
-        more = do_share(team, row, number, total, share, epoch, scratch, budget - done)
+        more = do_share(team, row, number, total, share, n_threads, epoch, scratch, budget - done)
         if more < 0:
             return -1
         done += more
@@ -196,10 +195,10 @@ def do_shares(team, rows, number, own, epoch, thread, scratch, budget):
 
 
 @njit(inline="always")
-def fetch_lines(team, row, thread, first):
+def fetch_lines(row, thread, n_threads, first):
     """Prefetch some lines of what a thread will read first when it comes to a row, from line `first` on."""
     total = n_chunks(row)
-    n_shares = n_shares_of(team, total)
+    n_shares = n_shares_of(n_threads, total)
     share = thread if n_shares > 1 else 0
     start = row.data + row.chunk_bytes * (total * share // n_shares) + LINE_BYTES * first
     for i in range(LINES_A_TURN):
@@ -207,7 +206,7 @@ def fetch_lines(team, row, thread, first):
 
 
 @njit(inline="always")
-def wait_for_rows(team, rows, first, last, following, epoch, thread):
+def wait_for_rows(team, rows, first, last, following, epoch, thread, n_threads):
     """Wait until the rows from `first` to `last` are done. Meanwhile prefetch for the row `following`, unless it is 0.
 
     Returns 0, or -1 if the step is over or aborted.
@@ -222,32 +221,34 @@ def wait_for_rows(team, rows, first, last, following, epoch, thread):
             if undone >> 32 > epoch or load_acquire(team + ABORT):
                 return -1
             if following and turns < TURNS_AHEAD:
-                fetch_lines(team, read_row(rows + ROW_BYTES * following), thread, LINES_A_TURN * turns)
+                fetch_lines(read_row(rows + ROW_BYTES * following), thread, n_threads, LINES_A_TURN * turns)
             wait_a_little(team, turns)
             turns += 1
     return 0
 
 
 @njit(inline="always")
-def run_rows(team, rows, total_rows, epoch, number, thread, scratch, budget):
+def run_rows(team, rows, total_rows, epoch, number, thread, n_threads, scratch, budget):
     """Run the rows from `number` on for the step `epoch`, at most `budget` chunks; a negative budget is unlimited.
 
     Returns the number of rows if all are done, -1 if the step is over or aborted, else the row at which to resume.
     """
     while number < total_rows:
-        done = do_shares(team, rows, number, 1, epoch, thread, scratch, budget)
+        done = do_shares(team, rows, number, 1, epoch, thread, n_threads, scratch, budget)
         if done < 0 or load_acquire(team + ABORT):
             return -1
         budget -= done
         row = read_row(rows + ROW_BYTES * number)
         if row.last:
             for earlier in range(row.first, number + 1):
-                done = do_shares(team, rows, earlier, 0, epoch, thread, scratch, budget)
+                done = do_shares(team, rows, earlier, 0, epoch, thread, n_threads, scratch, budget)
                 if done < 0:
                     return -1
                 budget -= done
-            if budget != 0 and wait_for_rows(team, rows, row.first, number, row.following, epoch, thread) < 0:
-                return -1
+            if budget != 0:
+                waited = wait_for_rows(team, rows, row.first, number, row.following, epoch, thread, n_threads)
+                if waited < 0:
+                    return -1
         if budget == 0:
             return number
         number += 1
@@ -282,6 +283,7 @@ def build_step() -> Any:
             load_i64(team + EPOCH),
             load_i64(team + RESUME),
             0,
+            load_i64(team + N_THREADS),
             scratch,
             budget,
         )
@@ -293,22 +295,23 @@ def build_step() -> Any:
 
 def build_worker() -> Any:
     """kernel(team, address of the thread's STATUS, scratch): runs steps until there has been none for a while, then returns to be
-    parked."""
+    parked. A step for fewer threads is none for the others."""
 
     def worker(team, status, scratch):
-        last, turns = 0, 0
+        last, turns, thread = 0, 0, load_i64(status + THREAD)
         while True:
             if load_acquire(team + STOP):
                 return
             epoch = load_acquire(team + EPOCH)
-            if epoch != last and epoch & 1 == 0:
+            if epoch != last and epoch & 1 == 0 and thread < load_acquire(team + N_THREADS):
                 store_release(status + STEP, epoch)
-                # in this order: both are read before the epoch is read again
+                # in this order: all are read before the epoch is read again
                 rows = load_acquire(team + ROWS)
                 total = load_acquire(team + N_ROWS)
-                # otherwise a step has begun meanwhile, and rows and total may belong to either
+                n_threads = load_acquire(team + N_THREADS)
+                # otherwise a step has begun meanwhile, and what was read may belong to either
                 if load_acquire(team + EPOCH) == epoch:
-                    run_rows(team, rows, total, epoch, 0, load_i64(status + THREAD), scratch, -1)
+                    run_rows(team, rows, total, epoch, 0, thread, n_threads, scratch, -1)
                     last, turns = epoch, 0
                 store_release(status + STEP, 0)
             elif turns < load_i64(team + PATIENCE):

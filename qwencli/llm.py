@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 from .backends.choose import choose_backend, make_backend, make_devices
 from .backends.kv_cache import CacheTypes, KVSequence
 from .backends.protocol import Batch, Segment
+from .backends.threads import USUAL, Threads
 from .engine.embedding import Embedding, check_reading, read_at_once
-from .engine.engine import Engine
+from .engine.engine import Engine, tokens_of_a_step
 from .engine.fit import STATES, measure, measure_devices
 from .errors import ContextFull, InputError, shown
 from .gguf.file import GGUFFile
+from .gguf.overrides import Scalar
 from .network.config import POOLINGS
 from .network.load import load_model
+from .network.rope_options import AS_IN_FILE, RopeOptions
 from .request.answer import RunningAnswer
 from .request.ranking import Ranking
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
+from .system.locked import lock
 from .system.memory import Meter
 from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
@@ -49,11 +53,16 @@ class LLM:
 
     `n_ctx` is how long a prompt and its answer may be together: by default as long as the model allows, or less where the free memory holds
     no more. An `n_ctx` that doesn't fit is an error; with `fit` the longest that fits is taken instead, and with `fit` False nothing is
-    checked. `n_batch` is the most tokens of a step. `n_threads` is how many threads run it, by default one a core. `backend` is "cpu" for
-    the compiled kernels, "numpy" for the slow reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v`
-    are the types in which keys and values are kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among
-    devices: their names, such as "cpu:0,cpu:1" (see backends/devices.py), or Wishes, which say more about who gets what. What a device has
-    no kernels for is left to the next one that has. With `generates` a model that reads texts but writes none is an error at once.
+    checked. `n_ubatch`, by default 512, is the most tokens of a step, and `n_batch` limits it further. `n_threads` is how many threads run
+    a step, by default one a core; `threads` says where and how they run. `backend` is "cpu" for the compiled kernels, "numpy" for the slow
+    reference, or "auto" for the first that can run the file. `cache_type_k` and `cache_type_v` are the types in which keys and values are
+    kept: f16, the default, bf16, f32, q8_0 or q4_0. `devices` divides the layers among devices: their names, such as "cpu:0,cpu:1" (see
+    backends/devices.py), or Wishes, which say more about who gets what. What a device has no kernels for is left to the next one that has.
+
+    `mlock` keeps the weights in memory, as far as the system allows it. `overrides` are values of metadata keys that replace those of the
+    file (gguf/overrides.py reads them from a text), and `rope` another rotation. With `check_tensors` all weights are looked through for
+    NaN and infinity, and FormatError names the tensor that has one. With `generates` a model that reads texts but writes none is an error
+    at once.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -73,13 +82,21 @@ class LLM:
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
         fit: bool | None = None,
-        n_batch: int = 512,
+        n_batch: int | None = None,
         devices: str | Wishes | None = None,
+        n_ubatch: int | None = None,
+        threads: Threads = USUAL,
+        mlock: bool = False,
+        overrides: Mapping[str, Scalar] | None = None,
+        rope: RopeOptions = AS_IN_FILE,
+        check_tensors: bool = False,
         generates: bool = False,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        n_step = tokens_of_a_step(n_batch, n_ubatch)
         self.meter = Meter()
         with self.meter.during(GRAPH):
-            self.file = GGUFFile(path)
+            self.file = open_file(path, overrides, rope)
             if chat and self.chat_template:
                 self.chat_template.start()
             self.model = load_model(self.file)
@@ -88,27 +105,33 @@ class LLM:
         types = CacheTypes(cache_type_k, cache_type_v)
         self.placement = self._place(devices, backend, report)
         if self.placement:
-            self.fit, own = measure_devices(self.model, self.placement, types, n_batch)
+            self.fit, own = measure_devices(self.model, self.placement, types, n_step)
         else:
             backend = choose_backend(backend, self.model, report)
-            self.fit, own = measure(self.model, types, backend, n_batch), []
+            self.fit, own = measure(self.model, types, backend, n_step), []
         asked = n_ctx
         n_ctx = self.fit.choose(asked, fit, report)
         for part in own:
             n_ctx = replace(part, n_ctx=n_ctx).choose(asked and n_ctx, fit, report)
         if not use_mmap:  # read only now that it is known to fit
-            self.file = GGUFFile(path, use_mmap)
+            self.file = open_file(path, overrides, rope, use_mmap)
             self.model = load_model(self.file)
+        if check_tensors:
+            from .gguf.validity import check_tensors as check
+
+            check(self.file)
+        if mlock and (why := lock(self.file.buffers)) and report:
+            report(why)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         with self.meter.during(BACKEND):
             made = (
-                make_devices(self.placement, self.model, n_threads, report, progress, types)
+                make_devices(self.placement, self.model, n_threads, report, progress, types, threads)
                 if self.placement
-                else make_backend(backend, self.model, n_threads, report, progress, types)
+                else make_backend(backend, self.model, n_threads, report, progress, types, threads)
             )
-        self.engine = Engine(made, n_ctx, n_batch, n_ctx)
+        self.engine = Engine(made, n_ctx, n_step, n_ctx)
         if fit is not False and (most := self.fit.for_sequences) is not None:
             self.engine.backend.cache.bound(most, self.fit.page, self.fit.state // STATES)
 
@@ -128,6 +151,24 @@ class LLM:
             for line in placement.said:
                 report(line)
         return placement
+
+    def unload(self) -> None:
+        """Give back the memory of weights and KV cache. What is known of the file stays, and so do the tokenizer and the templates.
+
+        What still runs this way computes with the slow NumPy backend. Raises QwenError where the file is gone or damaged.
+        """
+        from .backends.numpy.backend import NumpyBackend
+
+        file = open_file(self.file.path, self.file.replaced)
+        model, old = load_model(file), self.engine
+        self.file, self.model = file, model
+        self.engine = Engine(NumpyBackend(model), old.n_ctx, old.n_batch)
+
+    def again(self) -> LLM:
+        """The same model, loaded again with the same options and a context of the same length. Raises QwenError."""
+        same = {"n_ctx": self.engine.n_ctx, "fit": False if self._arguments["fit"] is False else None}
+        silent = {"report": None, "progress": None, "chat": False}
+        return LLM(**(self._arguments | same | silent))
 
     def values(
         self, tokens: Sequence[int], names: Sequence[str], feed: Mapping[str, Any] | None = None
@@ -295,3 +336,16 @@ class LLM:
     ) -> Iterator[str]:
         """The text that continues `tokens`, as it comes. Raises InputError, ContextFull, QwenError."""
         return self.run(self.begin(Request(tokens, sampling or self.sampling(), max_tokens)))
+
+
+def open_file(
+    path: str | os.PathLike[str],
+    overrides: Mapping[str, Scalar] | None = None,
+    rope: RopeOptions = AS_IN_FILE,
+    use_mmap: bool = True,
+) -> GGUFFile:
+    """A file with other values of metadata. Raises QwenError."""
+    file = GGUFFile(path, use_mmap)
+    file.override(overrides or {})
+    file.override(rope.overrides(file.metadata))
+    return file

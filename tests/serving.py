@@ -59,7 +59,7 @@ def serving(
     options = ServerOptions(**(given | settings))
     service, sockets, started = (
         Service(llm, n_slots, n_queue, pooling),
-        run.listen("127.0.0.1", 0),
+        run.listen(options.hosts, 0),
         threading.Event(),
     )
     server: run.Server | None = None
@@ -86,7 +86,7 @@ def serving(
         raise failures[0]
     assert server
     try:
-        yield Serving(service, options, run.url(sockets, "127.0.0.1", False), loop)
+        yield Serving(service, options, run.url(sockets, options.hosts[:1], False), loop)
     finally:
         loop.call_soon_threadsafe(server.stop)
         thread.join(60)

@@ -102,10 +102,10 @@ def test_what_needs_no_numbers_imports_none(args: list[str], monkeypatch: pytest
         "run -p x --min-p -0.1",
         "run -p x --repeat-penalty 0",
         "run -p x --presence-penalty 101",
-        "run -p x --seed -1",
+        "run -p x --seed x",
         "run -p x -n -2",
-        "run -p x -c 0",
-        "run -p x -t 0",
+        "run -p x -c -1",
+        "run -p x -t -2",
         "run -p x -f y",
         "run -p x -q -v",
         "run -p x --raw --system y",
@@ -184,7 +184,11 @@ def test_a_closed_pipe_is_no_error(story: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_keeps_what_was_written(story: Path) -> None:
+@pytest.mark.parametrize(
+    "options", ["", "-t 2 -tb 3 --cpu-range 0- --cpu-strict 1 --prio -1 --poll 100 --mlock"]
+)
+def test_ctrl_c_keeps_what_was_written(story: Path, options: str) -> None:
+    """Steps run on the main thread, or with places or priorities on one of their own."""
     args = [
         QWENCLI,
         "run",
@@ -198,6 +202,8 @@ def test_ctrl_c_keeps_what_was_written(story: Path) -> None:
         "-q",
         "-c",
         str(2**20),
+        *options.split(),
+        *options.split(),
     ]
     with subprocess.Popen(
         args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=allow_ctrl_c

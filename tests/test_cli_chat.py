@@ -255,6 +255,7 @@ BAD: list[tuple[str | bytes, str]] = [
     ("/undo", "nothing was asked yet"),
     ("/edit", "nothing was asked yet"),
     ("/regen", "nothing was asked yet"),
+    ("/continue", "there is no answer to go on with"),
     ("/load missing", "missing: cannot be read: "),
     ("/read missing", "missing: cannot be read: "),
     ("/load .", ".: cannot be read: "),

@@ -26,6 +26,11 @@ from gguf_builder import parts, reciter
 from hub_server import COMMIT, Hub
 from huggingface_hub import constants, file_download
 
+from qwencli.errors import QwenError
+from qwencli.hub.access import Access
+from qwencli.hub.downloads import fetch, look_up
+from qwencli.hub.names import HubName
+
 REPO, FILE = "maker/Story-GGUF", "Story-Q4_K_M.gguf"
 MODEL = reciter().build()
 SPLIT = [file.build() for file in parts(reciter(), 3)]
@@ -392,6 +397,64 @@ def test_offline_by_choice(hub: Hub) -> None:
         f"qwencli: error: {REPO}: not fetched: HF_HUB_OFFLINE is set\n",
     )
     assert hub.requests == []
+
+
+def hub_name(text: str) -> HubName:
+    name = HubName.parse(text)
+    assert name
+    return name
+
+
+def asked_offline(name: str) -> str:
+    with pytest.raises(QwenError) as raised:
+        look_up(hub_name(name), access=Access(offline=True))
+    return str(raised.value)
+
+
+def test_nothing_is_asked_offline(hub: Hub) -> None:
+    """Neither the hub nor, for a name that isn't there, its search."""
+    for name in REPO, f"{REPO}:Q8_0", "maker/No-Such-GGUF":
+        assert (
+            asked_offline(name)
+            == f"{name}: not on this machine, and nothing is fetched offline: see `qwencli list`"
+        )
+    assert hub.requests == []
+
+
+def test_offline_needs_nothing_of_the_hubs_library() -> None:
+    """Importing it takes a third of a second, and it looks at the network's variables."""
+    script = (
+        "import sys\n"
+        "from qwencli.errors import QwenError\n"
+        "from qwencli.hub.access import Access\n"
+        "from qwencli.hub.downloads import look_up\n"
+        "from qwencli.hub.names import HubName\n"
+        "try:\n    look_up(HubName.parse('a/b'), access=Access(offline=True))\n"
+        "except QwenError:\n    print('huggingface_hub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def fetch_with(token: str | None, name: str = REPO) -> Path:
+    model = look_up(hub_name(name), access=Access(token))
+    return fetch(model, lambda *_: None, lambda *_: None, token)
+
+
+@pytest.mark.parametrize("kind", ["gated", "private"])
+def test_a_token_that_is_given(hub: Hub, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It counts in place of HF_TOKEN, and goes with every request; it is in no message."""
+    getattr(hub, kind).add(REPO)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert fetch_with(hub.token).read_bytes() == MODEL
+    assert all(with_token for *_, with_token in hub.requests)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with pytest.raises(QwenError) as raised:
+        fetch_with("hf_wrong", "maker/Only-GGUF")
+    assert (
+        str(raised.value)
+        == f"maker/Only-GGUF: {hub.url} answered with 401: the token that was given is not accepted"
+    )
 
 
 def test_a_token_is_not_sent_on_to_where_files_lie(

@@ -226,7 +226,7 @@ def test_four_clients_at_once(server: Serving, client: httpx.Client) -> None:
 
 def test_no_answer_waits_for_the_client_to_acknowledge_its_head() -> None:
     """asyncio switches Nagle's algorithm off for sockets whose protocol says TCP; 40 ms a request, else."""
-    for listening in run.listen("127.0.0.1", 0):
+    for listening in run.listen(["127.0.0.1"], 0):
         with listening:
             assert listening.proto == socket.IPPROTO_TCP
 

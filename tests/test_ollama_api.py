@@ -3,14 +3,17 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import ollama
 import pytest
-from serving import Serving, serving
+from demo_with import demo_with
+from serving import Serving, serving, until
 
+from qwencli.llm import LLM
 from qwencli.server.ollama.models import parameter_size, shown_value
 from qwencli.text.chat.template import ChatTemplate
 
@@ -218,12 +221,41 @@ def test_probabilities_are_llama_cpps(client: ollama.Client, http: httpx.Client)
         ]
 
 
+def test_a_gap_is_filled(tmp_path: Path) -> None:
+    """The prompt is that of Qwen2.5-Coder's report: what precedes the gap and what follows it, each after its token."""
+    ids = {"fim_pre": 6009, "fim_suf": 6010, "fim_mid": 6011}
+    path = demo_with(
+        tmp_path / "gaps.gguf", **{f"tokenizer__ggml__{name}_token_id": id for name, id in ids.items()}
+    )
+    with serving(LLM(path, n_threads=2)) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        before, after = (
+            http.post("/tokenize", json={"content": text}).json()["tokens"] for text in ("Once", " a time")
+        )
+        prompt = [6009, *before, 6010, *after, 6011]
+        expected = http.post("/completion", json={"prompt": prompt, "n_predict": 8, "temperature": 0}).json()
+        client = ollama.Client(server.url)
+        answer = client.generate("any", "Once", " a time", options={"temperature": 0, "num_predict": 8})
+        assert (answer.response, answer.prompt_eval_count) == (expected["content"], len(prompt))
+        assert "insert" in (client.show("any").capabilities or ())
+
+
+def test_a_model_is_unloaded_when_it_is_no_longer_wanted() -> None:
+    with serving() as server:
+        client, presence = ollama.Client(server.url), server.service.presence
+        answer = client.generate("any", "Once", raw=True, options={"num_predict": 4}, keep_alive=0)
+        assert answer.eval_count == 4
+        until(lambda: presence.asleep)
+        assert client.ps().models == []
+        assert client.generate("any").done_reason == "load"
+        assert len(client.ps().models) == 1
+        assert not presence.asleep
+
+
 def test_a_model_is_loaded_by_an_empty_prompt(client: ollama.Client, http: httpx.Client) -> None:
     assert client.generate("any").done_reason == "load"
     assert client.chat("any").done_reason == "load"
-    assert (
-        http.post("/api/generate", json={"model": "any", "keep_alive": 0}).json()["done_reason"] == "unload"
-    )
+    unload = http.post("/api/generate", json={"model": "any", "keep_alive": 0}).json()
+    assert unload["done_reason"] == "unload"
 
 
 def test_embeddings_are_those_of_openais_api(client: ollama.Client, http: httpx.Client) -> None:
@@ -306,7 +338,7 @@ def test_models_are_not_changed_by_a_request(client: ollama.Client, call: str) -
         ("generate", {"prompt": "x", "context": [10**9]}, "context"),
         ("generate", {"prompt": "x", "context": [1] * 5000}, "context"),
         ("generate", {"prompt": "x " * 5000}, "leaves no room"),
-        ("generate", {"prompt": "x", "suffix": "y"}, "suffix"),
+        ("generate", {"prompt": "x", "suffix": "y"}, "insert"),
         ("embed", {"input": [""]}, "input"),
         ("embed", {"input": {}}, "input"),
         ("show", {"model": 7}, "model"),

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, event, stream
 
-from qwencli.dialogue import openai_stream
-from qwencli.dialogue import remote as remote_chat
 from qwencli.dialogue.dialogue import Settings
-from qwencli.dialogue.openai_stream import events
-from qwencli.dialogue.remote import RemoteChat, parse_address
+from qwencli.dialogue.remote import RemoteChat, parse_address, streams
+from qwencli.dialogue.remote import chat as remote_chat
+from qwencli.dialogue.remote.streams import events
 from qwencli.errors import ContextFull, InputError, QwenError
 from qwencli.sampling import SamplingParams
 from qwencli.text.chat.answers import Content, Event, Reasoning, ToolCall
@@ -92,7 +91,9 @@ def failure(
     ],
 )
 def test_addresses(url: str, host: str, port: int, path: str) -> None:
-    assert parse_address(url)[1:] == (host, port, path)
+    address = parse_address(url)
+    assert (address.host, address.port, address.base) == (host, port, path)
+    assert address.protocol.chats == "/chat/completions"
 
 
 @pytest.mark.parametrize(
@@ -465,7 +466,8 @@ def error(message: str, kind: str = "invalid_request_error", **more: Any) -> dic
             "refuses access (401, is the --api-key right?): Incorrect key ...",
         ),
         (403, {}, "refuses access (403, is the --api-key right?)"),
-        (404, error("File Not Found"), "has no /v1/chat/completions, or no model tiny (404): File Not Found"),
+        (404, error("File Not Found"), "has no /v1/chat/completions (is its API another? "),
+        (404, error("File Not Found"), "), or no model tiny (404): File Not Found"),
         (429, error("Slow down"), "has too much to do (429), try again later: Slow down"),
         (503, error("Loading model", "unavailable_error"), "answers 503 Service Unavailable: Loading model"),
         (500, ["x"], "answers 500 Internal Server Error"),
@@ -625,7 +627,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert failure(Reply(endless, 500))[2] == "SERVER answers without end"
     assert failure(Reply(itertools.repeat(b":\n\n" * 2**14)))[2] == "SERVER answers without end"
-    monkeypatch.setattr(openai_stream, "MAX_EVENT", len(HELLO))
+    monkeypatch.setattr(streams, "MAX_EVENT", len(HELLO))
     assert ask(*[HELLO] * 9) == [Content("Héllo 你好 🌍")]
 
 

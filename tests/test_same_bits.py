@@ -11,12 +11,15 @@ from random_models import compile_together, random_model
 from qwencli.backends.cpu.backend import CPUBackend
 from qwencli.backends.kv_cache import KVSequence
 from qwencli.backends.protocol import LOGITS, Batch, Segment
+from qwencli.backends.threads import Threads
 from qwencli.engine.engine import Engine
 from qwencli.engine.engine import Sequence as EngineSequence
 from qwencli.gguf.file import GGUFFile
+from qwencli.llm import LLM
 from qwencli.network.load import load_model
 from qwencli.network.model import Model
 from qwencli.sampling import SamplingParams
+from qwencli.system.host import Host
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     **{mix: (mix, {}) for mix in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M")},
@@ -154,8 +157,16 @@ def test_answers_of_the_engine(model: Model) -> None:
     engine = Engine(CPUBackend(model, 1), 400)
     expected = [answer for prompt in prompts for answer in answers(engine, [prompt])]
     assert len({tuple(answer) for answer in expected}) == 6
-    for n_threads, n_batch in (1, 1), (2, 7), (3, 64), (7, 512):
-        engine = Engine(CPUBackend(model, n_threads), 400, n_batch, n_kept=600)
+    first = frozenset({min(Host().allowed())})
+    for n_threads, n_batch, threads in (
+        (1, 1, Threads()),
+        (2, 7, Threads(poll=0)),
+        (3, 64, Threads(batch=1, priority=-1)),
+        (1, 64, Threads(batch=4, numa="distribute")),
+        (2, 33, Threads(batch=3, cpus=first, strict=True, poll=100)),
+        (7, 512, Threads()),
+    ):
+        engine = Engine(CPUBackend(model, n_threads, threads=threads), 400, n_batch, n_kept=600)
         assert answers(engine, prompts) == expected
         assert answers(engine, prompts) == expected, "from what the first ones left in the cache"
         parent = EngineSequence(list(prompts[0]), SamplingParams(temp=0), 100)
@@ -214,3 +225,19 @@ def test_answers_with_any_samplers_and_given_tokens_amid_others(model: Model, se
     every = KVSequence()
     backend.cache.reserve(every, 64 * (n_pages := backend.cache.n_pages))
     assert sorted(every.pages) == list(range(n_pages))
+
+
+def test_answers_of_llms_that_are_loaded_in_other_ways(model: Model) -> None:
+    """What only changes how fast a model is, or where its weights are."""
+    path, prompt = model.file.path, tokens_of(model, 0, N_PROMPT)
+    sampling = SamplingParams(temp=1.0, seed=3)
+    expected = list(LLM(path, n_ctx=400).stream(prompt, 20, sampling))
+    for changed in (
+        {"n_batch": 9},
+        {"n_ubatch": 100},
+        {"n_batch": 64, "n_ubatch": 4096},
+        {"mlock": True},
+        {"use_mmap": False, "mlock": True, "check_tensors": True},
+        {"n_threads": 2, "threads": Threads(batch=5, poll=3, numa="isolate")},
+    ):
+        assert list(LLM(path, n_ctx=400, **changed).stream(prompt, 20, sampling)) == expected, changed

@@ -88,7 +88,7 @@ def test_it_answers_as_soon_as_it_says_where_and_ends_when_told() -> None:
         "-cb",
     )
     with serve(*options) as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        assert server.lines[-1] == f"listening on {server.url} (2 at once, context 128); Ctrl-C ends"
+        assert server.lines[-1] == f"listening on {server.url} (2 at once, context 256); Ctrl-C ends"
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
         answer = client.post("/completion", json={"prompt": "Once upon a time", "temperature": 0}).json()
         assert (answer["tokens_predicted"], answer["stop_type"]) == (3, "limit")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from qwencli.cli import cli
 from qwencli.dialogue import settings as chat
 from qwencli.dialogue.dialogue import Settings
-from qwencli.dialogue.remote import sampling_fields
+from qwencli.dialogue.remote.protocol import sampling_fields
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import NUMBERS, SETTINGS, SamplingParams

@@ -46,7 +46,7 @@ PACKAGES = [
 ]
 """The parts of the package, lowest first. Each imports from itself and from those below; parts in one row never import each other."""
 HTTP_APIS = tuple(path.parent.name for path in sorted((ROOT / "qwencli" / "server").glob("*/endpoints.py")))
-SERVER = [("options",), ("service",), ("http",), ("shared",), HTTP_APIS, ("apis",), ("run",)]
+SERVER = [("options", "sockets"), ("service",), ("http",), ("shared",), HTTP_APIS, ("apis",), ("run",)]
 """The parts of qwencli/server, lowest first, with the same rules. http/ knows no API, and an API, a folder with endpoints, no other."""
 USES_KERNELS = {"kernels", "backends", "sampling", "machine"}
 SIZES = "kernels.formats"

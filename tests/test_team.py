@@ -61,10 +61,10 @@ class Shuffles(Program):
                     rows.append({"kernel": 0, "args": 0, "count": none.ctypes.data, "divisor": 1})
             self.group(*rows)
 
-    def check(self, team: Team, n: int) -> None:
+    def check(self, team: Team, n: int, n_threads: int | None = None) -> None:
         """Run it on the first n of each part's places."""
         self.count[0], self.buffers[1:] = n, 0
-        team.run(self.rows)
+        team.run(self.rows, n_threads=n_threads)
         expected = self.buffers[0]
         for order, found in zip(self.orders, self.buffers[1:]):
             kept = np.zeros((*order.shape, expected.shape[1]), np.float32)
@@ -83,6 +83,37 @@ def test_each_group_sees_the_results_of_the_one_before(team: Callable[[int], Tea
             short.check(t, n)
     for _ in range(300):
         short.check(t, 6)
+
+
+def test_steps_of_other_numbers_of_threads_in_turn(team: Callable[[int], Team]) -> None:
+    """Those that take no part in a step may come to it late, or sleep through several."""
+    long, short, t = Shuffles(200), Shuffles(3), team(6)
+    rng = np.random.default_rng(3)
+    for n_threads in rng.integers(1, 7, 40).tolist():
+        long.check(t, 6, n_threads)
+        for few in rng.integers(1, 7, 30).tolist():
+            short.check(t, 6, few)
+
+
+@pytest.mark.parametrize(("n_threads", "n_members"), [(1, 5), (2, 5), (4, 5), (5, 5)])
+def test_only_the_first_threads_take_part(
+    team: Callable[[int], Team], n_threads: int, n_members: int
+) -> None:
+    """Chunks that wait until all n threads are inside one end only if n take part; nobody else is ever inside one."""
+    p, met, t = Program(), [], team(n_members)
+    names: set[str] = set()
+    meet = meeting(n_threads, met)
+
+    def note(chunk: int) -> None:
+        names.add(threading.current_thread().name)
+        meet(chunk)
+
+    p.call((note, n_threads * 8))
+    for _ in range(20):
+        t.run(p.rows, n_threads=n_threads)
+        t.run(p.rows, n_threads=n_threads)
+    assert len(names) == n_threads
+    assert names - {threading.current_thread().name} == {f"qwencli-{i}" for i in range(1, n_threads)}
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])

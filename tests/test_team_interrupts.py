@@ -69,17 +69,23 @@ def raising(method: Callable[..., None], errors: list[type[BaseException]]) -> C
     return call
 
 
-def run_interrupted(team: Team, program: Program, **errors: list[type[BaseException]]) -> None:
+def run_interrupted(
+    team: Team, program: Program, n_threads: int | None = None, **errors: list[type[BaseException]]
+) -> None:
     """Run a program while methods of the team raise."""
     with pytest.MonkeyPatch.context() as patch:
         for name, left in errors.items():
             patch.setattr(team, name, raising(getattr(team, name), left))
-        team.run(program.rows)
+        team.run(program.rows, n_threads=n_threads)
 
 
+@pytest.mark.parametrize("n_threads", [None, 1, 3])
 @pytest.mark.parametrize("where", ["_step", "_wake"])
 @pytest.mark.parametrize("while_aborting", [0, 2])
-def test_an_interruption_leaves_no_thread_in_the_step(team: Team, where: str, while_aborting: int) -> None:
+def test_an_interruption_leaves_no_thread_in_the_step(
+    team: Team, where: str, while_aborting: int, n_threads: int | None
+) -> None:
+    n_threads = n_threads and min(n_threads, team.n_threads)
     program = Program([5, 30, 5], seconds=1e-4)
     for _ in range(5):
         team.run(program.rows)
@@ -88,6 +94,7 @@ def test_an_interruption_leaves_no_thread_in_the_step(team: Team, where: str, wh
             run_interrupted(
                 team,
                 program,
+                n_threads,
                 **{where: [KeyboardInterrupt], "_quiesce": [KeyboardInterrupt] * while_aborting},
             )
         n_ran = len(program.ran)

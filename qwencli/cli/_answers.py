@@ -14,6 +14,8 @@ import click
 
 from ..text.chat.answers import Event, Reasoning, ToolCall
 from ..text.chat.thinking import CLOSE, OPEN
+from ._llama.command import llama_option
+from ._options import gathered
 from ._streams import printable, write_text
 
 if TYPE_CHECKING:
@@ -25,33 +27,51 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """All but newline and tab."""
 
 
-template_option = click.option(
-    "--chat-template",
-    metavar="FILE|NAME",
-    help="Use the template in this file, or one named chatml, instead of the model's own.",
+@dataclass(frozen=True)
+class TemplateOptions:
+    """The template that was asked for, by one option or by the other."""
+
+    chat_template: str | None
+    chat_template_file: str | None
+
+    @property
+    def asked(self) -> bool:
+        return self.chat_template is not None or self.chat_template_file is not None
+
+    def template(self) -> ChatTemplate | None:
+        """The template, with its process started; None if none was asked for. Raises InputError."""
+        if not self.asked:
+            return None
+        from ..text.chat.template import ChatTemplate
+
+        if self.chat_template_file is not None:
+            template = ChatTemplate.of_file(self.chat_template_file)
+        else:
+            template = ChatTemplate.named(self.chat_template or "")
+        template.start()
+        return template
+
+
+template_options = gathered(
+    TemplateOptions,
+    "templates",
+    llama_option(
+        "--chat-template",
+        metavar="TEXT|NAME|FILE",
+        help="Use this template instead of the model's own: its text, the name chatml, or a file.",
+    ),
+    llama_option("--chat-template-file", metavar="FILE", help="The same, always a file."),
 )
 
 
-length_option = click.option(
+length_option = llama_option(
     "-n",
-    "--predict",
     "max_tokens",
     type=click.IntRange(-1, 2**31 - 1),
     metavar="N",
     callback=lambda ctx, param, value: None if value == -1 else value,
     help="Generate at most N tokens per answer. Default, and -1: until the context is full.",
 )
-
-
-def named_template(value: str | None) -> ChatTemplate | None:
-    """The template that --chat-template names, with its process started. Raises InputError."""
-    if value is None:
-        return None
-    from ..text.chat.template import ChatTemplate
-
-    template = ChatTemplate.named(value)
-    template.start()
-    return template
 
 
 @dataclass
@@ -80,7 +100,7 @@ def thinking_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in (
         click.option("--hide-thinking", is_flag=True, help="Show only the answer."),
-        click.option(
+        llama_option(
             "--reasoning-budget",
             type=click.IntRange(0, 2**31 - 1),
             metavar="N",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._llama.command import llama_option
+
 if TYPE_CHECKING:
     from ..backends.scheduler.wishes import Wishes
 
@@ -41,9 +43,8 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(devices=devices, **kwargs)
 
     for option in (
-        click.option(
+        llama_option(
             "-ot",
-            "--override-tensor",
             metavar="REGEX=DEVICE",
             multiple=True,
             help="Put tensors whose names the pattern is found in on a device, with the nodes that read them.",
@@ -53,15 +54,13 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N,N",
             help="How many layers each device has. Default: as -ts says.",
         ),
-        click.option(
+        llama_option(
             "-ts",
-            "--tensor-split",
             metavar="X,Y",
             help="The devices' shares of the layers, such as 3,1. Default: all the same.",
         ),
-        click.option(
+        llama_option(
             "-dev",
-            "--device",
             metavar="LIST",
             help="Devices that divide the layers, in order: cpu, cpu:N (a NUMA node), cpus:0-3 (these CPUs), numpy."
             " `qwencli devices` lists them.",

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
+from ._llama.command import llama_option
+from ._machine import MachineOptions, batch_options, machine_options
 from ._models import Wanted, choose_model, model_option
 from ._options import (
     backend_option,
     cache_type_k_option,
     cache_type_v_option,
     fit_option,
+    gathered,
     mmap_option,
     threads_option,
 )
-from ._streams import say, warn
+from ._streams import log_to, say, warn
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -36,15 +38,21 @@ class Loader:
     n_ctx: int | None
     fit: bool | None
     threads: int | None
+    n_batch: int | None
+    n_ubatch: int | None
     backend: str
     cache_type_k: str | None
     cache_type_v: str | None
     no_mmap: bool
     quiet: bool
+    log_file: str | None
     devices: DeviceOptions
+    machine: MachineOptions
 
     def load(self, chat: bool = False, generates: bool = True) -> LLM:
         """Open the model, and say which it is unless `quiet`. `chat` and `generates` as in LLM. Raises QwenError."""
+        if self.log_file is not None:
+            log_to(self.log_file)
         chosen = choose_model(self.model, self.quiet)
         from ..llm import LLM
 
@@ -61,43 +69,54 @@ class Loader:
             self.cache_type_k,
             self.cache_type_v,
             self.fit,
-            devices=self.devices.wishes(),
+            self.n_batch,
+            self.devices.wishes(),
+            self.n_ubatch,
             generates=generates,
+            **self.machine.arguments(),
         )
         if not self.quiet:
             check_context(llm.engine.n_ctx, llm.model.config.n_ctx)
         return llm
 
+    @property
+    def asked(self) -> bool:
+        """Whether anything was asked for that needs a model on this machine, other than its name."""
+        local = (
+            self.n_ctx,
+            self.fit,
+            self.threads,
+            self.n_batch,
+            self.n_ubatch,
+            self.cache_type_k,
+            self.cache_type_v,
+        )
+        return any(value is not None for value in local) or self.backend != "auto" or self.machine.asked
 
-def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which model, and how it runs: passed on to the command as one Loader, `loader`."""
 
-    @wraps(command)
-    def wrapper(**kwargs: Any) -> Any:
-        loader = Loader(**{name: kwargs.pop(name) for name in Loader.__dataclass_fields__})
-        return command(loader=loader, **kwargs)
-
-    options: list[Callable[..., Any]] = [
-        model_option,
-        click.option(
-            "-c",
-            "--ctx-size",
-            "n_ctx",
-            type=click.IntRange(1, 2**30),
-            help="Context size in tokens, prompt and answer together. Default: the model's own, or what fits into memory.",
-        ),
-        fit_option,
-        threads_option,
-        backend_option,
-        cache_type_k_option,
-        cache_type_v_option,
-        device_options,
-        mmap_option,
-        click.option("-q", "--quiet", is_flag=True, help="Write nothing but errors to stderr."),
-    ]
-    for option in reversed(options):
-        wrapper = option(wrapper)
-    return wrapper
+loading_options = gathered(
+    Loader,
+    "loader",
+    model_option,
+    llama_option(
+        "-c",
+        "n_ctx",
+        type=click.IntRange(1, 2**30),
+        help="Context size in tokens, prompt and answer together. Default: the model's own, or what fits into memory.",
+    ),
+    fit_option,
+    threads_option,
+    *batch_options,
+    backend_option,
+    cache_type_k_option,
+    cache_type_v_option,
+    device_options,
+    mmap_option,
+    click.option("-q", "--quiet", is_flag=True, help="Write nothing but errors to stderr."),
+    llama_option("--log-file", metavar="FILE", help="Write what goes to stderr to this file, too."),
+    machine_options,
+)
+"""Which model, and how it runs: passed on to the command as one Loader, `loader`."""
 
 
 def check_context(n_ctx: int, trained: int) -> None:

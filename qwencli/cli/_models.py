@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..errors import QwenError
+from ..hub.access import USUAL, Access
 from ..hub.choice import ModelPath, find_model
 from ..hub.places import VARIABLE
 from ..units import size
 from ._bar import Bar
+from ._llama.command import llama_option
 from ._streams import printable, say
 
 if TYPE_CHECKING:
@@ -33,13 +35,13 @@ class Wanted(NamedTuple):
     hub: bool = False
     file: str | None = None
     yes: bool = False
+    access: Access = USUAL
 
 
 def model_option(command: Function) -> Function:
     """-m, -hf, -hff and -y, passed on to the command as `model`: a Wanted, or None where none of them is given."""
-    option = click.option(
+    option = llama_option(
         "-m",
-        "--model",
         metavar="PATH|NAME",
         help=f"{WHAT} Default: $QWENCLI_MODEL, else the one in ./models, else the embedded demo.",
     )
@@ -53,9 +55,8 @@ def model_argument(command: Function) -> Function:
 
 def models_option(command: Function) -> Function:
     """As model_option for any number of models, passed on as `models`: a list of Wanted, or [None]."""
-    option = click.option(
+    option = llama_option(
         "-m",
-        "--model",
         "models",
         metavar="PATH|NAME",
         multiple=True,
@@ -66,7 +67,10 @@ def models_option(command: Function) -> Function:
 
 def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
     @wraps(command)
-    def wrapper(hf_repo: Any, hf_file: str | None, yes: bool, **kwargs: Any) -> Any:
+    def wrapper(
+        hf_repo: Any, hf_file: str | None, yes: bool, hf_token: str | None, offline: bool, **kwargs: Any
+    ) -> Any:
+        access = Access(hf_token, offline)
         given = kwargs.pop(passed_as)
         repos = hf_repo if several else [hf_repo] * (hf_repo is not None)
         named = given if several else [given] * (given is not None)
@@ -74,19 +78,22 @@ def _hub_options(command: Function, passed_as: str, several: bool) -> Function:
             raise click.UsageError("give a model or -hf, not both")
         if hf_file is not None and len(repos) != 1:
             raise click.UsageError("-hff names a file of the one repository that -hf names")
-        wanted: list[Wanted | None] = [Wanted(name, yes=yes) for name in named]
-        wanted += [Wanted(repo, True, hf_file, True) for repo in repos]
-        wanted = wanted or [Wanted(None, yes=True) if yes else None]
+        wanted: list[Wanted | None] = [Wanted(name, yes=yes, access=access) for name in named]
+        wanted += [Wanted(repo, True, hf_file, True, access) for repo in repos]
+        wanted = wanted or [Wanted(None, yes=yes, access=access) if yes or access != USUAL else None]
         return command(**{passed_as: wanted if several else wanted[0]}, **kwargs)
 
     for option in (
+        llama_option("--offline", is_flag=True, help="Fetch nothing: the model has to be on this machine."),
+        llama_option(
+            "-hft", metavar="TOKEN", help="A token for private models on the hub. Default: $HF_TOKEN."
+        ),
         click.option(
             "-y", "--yes", is_flag=True, help="Fetch a model that is not on this machine without asking."
         ),
-        click.option("-hff", "--hf-file", metavar="FILE", help="A file in the repository that -hf names."),
-        click.option(
+        llama_option("-hff", metavar="FILE", help="A file in the repository that -hf names."),
+        llama_option(
             "-hf",
-            "--hf-repo",
             metavar="USER/REPO[:QUANT]",
             multiple=several,
             help="A model from the Hugging Face hub, named as in llama.cpp; fetched if it is not on this machine.",
@@ -117,7 +124,7 @@ def _from_hub(wanted: Wanted) -> ModelPath:
         return ModelPath(model.paths[0], f"-hf {name}")
     from ..hub.downloads import look_up
 
-    return ModelPath(fetch(look_up(name, first=True)), f"-hf {name}")
+    return ModelPath(fetch(look_up(name, True, wanted.access), wanted.access.token), f"-hf {name}")
 
 
 def fetched(wanted: Wanted | None) -> str | None:
@@ -133,7 +140,7 @@ def fetched(wanted: Wanted | None) -> str | None:
         from ..hub.installed import find
 
         if not find(value):
-            ask_and_fetch(name, wanted is not None and wanted.yes)
+            ask_and_fetch(name, wanted is not None and wanted.yes, wanted.access if wanted else USUAL)
     return chosen
 
 
@@ -148,9 +155,9 @@ def hub_name(value: str) -> HubName | None:
     return None if is_path else name
 
 
-def ask_and_fetch(name: HubName, yes: bool) -> Path:
+def ask_and_fetch(name: HubName, yes: bool, access: Access = USUAL) -> Path:
     """Fetch a model unless the user says no. Raises QwenError if there is nobody to ask or the answer is no."""
-    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not yes and not access.offline and not (sys.stdin.isatty() and sys.stderr.isatty()):
         from ..hub.installed import near
 
         names = near(str(name))
@@ -160,15 +167,15 @@ def ask_and_fetch(name: HubName, yes: bool) -> Path:
         )
     from ..hub.downloads import look_up
 
-    model = look_up(name)
+    model = look_up(name, access=access)
     if not yes and not click.confirm(
         f"{model.name} is not on this machine. Fetch {size(model.n_bytes)}?", default=True, err=True
     ):
         raise QwenError(f"{name}: not fetched")
-    return fetch(model)
+    return fetch(model, access.token)
 
 
-def fetch(model: RemoteModel) -> Path:
+def fetch(model: RemoteModel, token: str | None = None) -> Path:
     """Fetch a model with progress bars on stderr. Returns the path of its first file. Raises QwenError."""
     from ..hub.downloads import fetch as fetch_files
 
@@ -180,7 +187,7 @@ def fetch(model: RemoteModel) -> Path:
         )
 
     try:
-        return fetch_files(model, begins, Bar(desc="checking", unit="B", unit_scale=True))
+        return fetch_files(model, begins, Bar(desc="checking", unit="B", unit_scale=True), token)
     except KeyboardInterrupt:
         say(f"stopped; `qwencli pull {model.name}` resumes it")
         raise

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import click
 
 from ..backends.kv_cache import TYPES
+from ._llama.command import llama_option, option_class
+from ._llama.table import find
 
 mmap_option = click.option(
     "--no-mmap",
     is_flag=True,
     help="Read the file instead of mapping it: it may change while in use, and tokens may come faster; needs memory of its size.",
 )
-threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1, 1024), help="Threads to use. Default: one per core."
+threads_option = llama_option(
+    "-t", type=click.IntRange(1, 1024), help="Threads to use. Default: one per core."
 )
 backend_option = click.option(
     "--backend",
@@ -21,9 +27,8 @@ backend_option = click.option(
     help="cpu: compiled kernels; numpy: the slow float32 reference. Default: cpu, if it supports the file's types.",
 )
 cache_type_k_option, cache_type_v_option = (
-    click.option(
+    llama_option(
         f"-ct{letter}",
-        f"--cache-type-{letter}",
         type=click.Choice(list(TYPES)),
         help=f"The type of the {what} in the KV cache. Default: f16; q8_0 takes half the memory, q4_0 a quarter.",
     )
@@ -31,10 +36,29 @@ cache_type_k_option, cache_type_v_option = (
 )
 fit_option = click.option(
     "--fit/--no-fit",
+    cls=option_class(find("--fit").variable),
     default=None,
     help="Use the longest context up to -c that fits into free memory; --no-fit doesn't check whether it fits.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def gathered(
+    kind: type[Any], passed_as: str, *options: Callable[..., Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the values of these options, which are the fields of the dataclass `kind`, come to the command as one object."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def wrapper(**kwargs: Any) -> Any:
+            found = kind(**{name: kwargs.pop(name) for name in kind.__dataclass_fields__})
+            return command(**{passed_as: found}, **kwargs)
+
+        for option in reversed(options):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
 
 
 def example(*lines: str) -> str:

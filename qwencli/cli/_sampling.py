@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..sampling import SETTINGS, parse_logit_bias, parse_sampler_letters, parse_samplers
 from ..sampling.parsing import LETTERS
 from ..sampling.setting import NumberSetting, Setting
+from ._llama.command import llama_parameter
 
 OPTIONS = [s for s in SETTINGS.values() if s.options]
 
@@ -58,8 +59,8 @@ NOTES = {
 def option(s: Setting, about: str, hidden: bool) -> click.Option:
     if isinstance(s, NumberSetting):
         within = click.IntRange(int(s.least), int(s.most)) if s.is_whole else NumberRange(s.least, s.most)
-        return click.Option([*s.options, s.name], help=about, hidden=hidden, type=within, metavar="N")
-    return click.Option([*s.options, s.name], help=about, hidden=hidden, **LISTS[s.name])
+        return llama_parameter(s.options, s.name, help=about, hidden=hidden, type=within, metavar="N")
+    return llama_parameter(s.options, s.name, help=about, hidden=hidden, **LISTS[s.name])
 
 
 def letters_option(hidden: bool) -> click.Option:

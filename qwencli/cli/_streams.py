@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
+from typing import TextIO
 
 import click
 
 from ..errors import InputError, QwenError
+
+ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
 
 def printable(text: str) -> str:
@@ -56,3 +61,54 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     print(f"qwencli: warning: {printable(message)}", file=sys.stderr, flush=True)
+
+
+class Tee(io.TextIOBase):
+    """A stream that writes to a file what it writes to another stream."""
+
+    def __init__(self, stream: TextIO, file: TextIO) -> None:
+        self._stream, self._file = stream, file
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        self._file.flush()
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
+def log_to(path: str) -> None:
+    """From here on write to a file, too, what goes to stderr; what the file had before is gone. Raises QwenError."""
+    try:
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise QwenError(f"{path}: cannot be written: {error.strerror or error}") from None
+    sys.stderr = Tee(sys.stderr, file)
+
+
+def unescape(text: str) -> str:
+    r"""Replace \n, \r, \t, \', \", \\ and \xHH by what they stand for, as llama.cpp does; other backslashes stay.
+
+    Raises InputError if the bytes written as \xHH aren't UTF-8.
+    """
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        return ESCAPES.get(match[1]) or bytes([int(match[1][1:], 16)])
+
+    try:
+        return re.sub(rb"\\([nrt'\"\\]|x[0-9a-fA-F]{2})", replace, text.encode()).decode()
+    except UnicodeError:
+        raise InputError(
+            f"the text {text[:40]!r} isn't valid UTF-8, or its escapes make it invalid"
+        ) from None

@@ -15,12 +15,15 @@ import click
 from ..backends.kv_cache import TYPES, CacheTypes
 from ._bench_table import print_table
 from ._devices import DeviceOptions, device_options
+from ._llama.command import LlamaCommand
+from ._machine import ThreadOptions, thread_options
 from ._models import Wanted, choose_model, models_option
 from ._options import example
 from ._streams import say, write_text
 
 if TYPE_CHECKING:
     from ..backends.scheduler.wishes import Wishes
+    from ..backends.threads import Threads
     from ..measure.figures import Result, Test
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -84,12 +87,13 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli bench",
         "qwencli bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2",
         "qwencli bench -m model.gguf -p 0 -n 32 -npl 1,2,4,8 -o jsonl",
         "qwencli bench -m model.gguf -r 1 --profile",
-    )
+    ),
 )
 @models_option
 @numbers(
@@ -121,6 +125,15 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 )
 @numbers("-b", "--batch-size", "n_batch", low=1, high=2**20, default="512", text="Most tokens in one step.")
 @numbers(
+    "-ub",
+    "--ubatch-size",
+    "n_ubatch",
+    low=1,
+    high=2**20,
+    default=None,
+    text="The same, where it is less than -b.",
+)
+@numbers(
     "-t",
     "--threads",
     "n_threads",
@@ -129,6 +142,7 @@ def read_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     default=None,
     text="Threads to use. Default: one per core.",
 )
+@thread_options
 @device_options
 @cache_types("k")
 @cache_types("v")
@@ -163,7 +177,9 @@ def bench(
     n_depth: list[int],
     n_seq: list[int],
     n_batch: list[int],
+    n_ubatch: list[int],
     n_threads: list[int],
+    cpus: ThreadOptions,
     devices: DeviceOptions,
     types_k: list[str],
     types_v: list[str],
@@ -183,8 +199,18 @@ def bench(
         raise click.UsageError("nothing to measure: give -p, -n or -pg above 0")
     nothing: list[str | None] = [None]
     types = [CacheTypes(k, v) for k, v in product(types_k or nothing, types_v or nothing)]
+    batches = list(dict.fromkeys(map(min, product(n_batch, n_ubatch))))
     found = run(
-        models, tests, n_batch, n_threads or [None], types, repeat, profile, not no_fit, devices.wishes()
+        models,
+        tests,
+        batches or n_batch,
+        n_threads or [None],
+        types,
+        repeat,
+        profile,
+        not no_fit,
+        devices.wishes(),
+        cpus.threads(),
     )
     if output == "md":
         print_table(found, with_types=bool(types_k or types_v))
@@ -202,6 +228,7 @@ def run(
     profile: bool,
     fit: bool,
     devices: Wishes | None,
+    cpus: Threads,
 ) -> Iterator[Result]:
     """The results as they come, with a bar on stderr. Raises QwenError."""
     paths = [choose_model(wanted).path for wanted in models]
@@ -237,7 +264,7 @@ def run(
 
         for model, n_batch, threads, chosen in product(loaded, n_batches, n_threads, types):
             for result in run_bench(
-                model, wanted, threads, repeat, n_batch, profile, say, progress, chosen, devices
+                model, wanted, threads, repeat, n_batch, profile, say, progress, chosen, devices, cpus
             ):
                 bar.clear()
                 yield result

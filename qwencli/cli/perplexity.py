@@ -9,7 +9,9 @@ import click
 
 from ._bar import Bar
 from ._devices import DeviceOptions, device_options
+from ._llama.command import LlamaCommand, llama_option
 from ._loading import check_context
+from ._machine import MachineOptions, machine_options, ubatch_option
 from ._models import Wanted, choose_model, model_option
 from ._options import (
     backend_option,
@@ -25,34 +27,29 @@ from ._streams import read_text, say, write_text
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli perplexity -f wiki.test.raw",
         "qwencli perplexity -m model.gguf -f text.txt -c 256 --chunks 20 --json",
-    )
+    ),
 )
 @model_option
 @click.option(
     "-f", "--file", metavar="FILE", required=True, help="The text to measure on, UTF-8; - is stdin."
 )
-@click.option(
-    "-c",
-    "--ctx-size",
-    "n_ctx",
-    type=click.IntRange(4, 2**30),
-    default=512,
-    show_default=True,
-    help="Tokens per chunk.",
+@llama_option(
+    "-c", "n_ctx", type=click.IntRange(4, 2**30), default=512, show_default=True, help="Tokens per chunk."
 )
 @fit_option
-@click.option(
+@llama_option(
     "-b",
-    "--batch-size",
     "n_batch",
     type=click.IntRange(1, 2**20),
     default=2048,
     show_default=True,
     help="Tokens per step: part of a chunk, or several chunks.",
 )
+@ubatch_option
 @click.option("--chunks", type=click.IntRange(1), help="Stop after this many chunks.")
 @threads_option
 @backend_option
@@ -61,12 +58,14 @@ from ._streams import read_text, say, write_text
 @cache_type_v_option
 @json_option
 @mmap_option
+@machine_options
 def perplexity(
     model: Wanted | None,
     file: str,
     n_ctx: int,
     fit: bool | None,
     n_batch: int,
+    n_ubatch: int | None,
     chunks: int | None,
     threads: int | None,
     backend: str,
@@ -75,6 +74,7 @@ def perplexity(
     cache_type_v: str | None,
     as_json: bool,
     no_mmap: bool,
+    machine: MachineOptions,
 ) -> None:
     """Measure how well a model predicts a text.
 
@@ -90,6 +90,7 @@ def perplexity(
     from ..measure.perplexity import perplexity as estimates
 
     start = time.perf_counter()
+    n_batch = min(n_batch, n_ubatch or n_batch)
     in_a_step = max(1, n_batch // n_ctx) * n_ctx
     llm = LLM(
         chosen.path,
@@ -103,8 +104,10 @@ def perplexity(
         cache_type_v=cache_type_v,
         fit=fit,
         n_batch=n_batch,
+        n_ubatch=n_batch,
         devices=devices.wishes(),
         generates=True,
+        **machine.arguments(),
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)
     n_batch = min(n_batch, llm.engine.n_ctx)

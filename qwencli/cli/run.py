@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -14,36 +13,36 @@ from ..errors import InputError
 from ..units import size
 from ._answers import (
     AnswerPrinter,
+    TemplateOptions,
     ThinkingOptions,
     answer_fields,
     length_option,
-    named_template,
-    template_option,
+    template_options,
     thinking_options,
 )
 from ._bar import Bar
 from ._buffers import table
 from ._grammar import GrammarOptions, grammar_options
+from ._llama.command import LlamaCommand, llama_option
 from ._loading import Loader, kept_session, loading_options, session_option
 from ._options import example, json_option
 from ._probabilities import Probabilities, probability_options
 from ._sampling import sampling_options
-from ._streams import read_text, say, warn, write_text
+from ._streams import read_text, say, unescape, warn, write_text
 
 if TYPE_CHECKING:
     from ..dialogue.dialogue import CollectedAnswer, Events
     from ..dialogue.local import LocalChat
     from ..llm import LLM
 
-ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
-
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         'qwencli run -p "Once upon a time"',
         "qwencli run -m model.gguf -p 'Say hello' -n 64 --temp 0",
         "echo 'One day' | qwencli run --raw -q > story.txt",
-    )
+    ),
 )
 @click.option(
     "-p", "--prompt", help='The prompt. \\n, \\t, \\", \\\\ and \\x41 stand for characters, see --no-escape.'
@@ -54,21 +53,27 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\":
 @length_option
 @loading_options
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
-@template_option
+@template_options
 @thinking_options
 @click.option(
     "--raw",
     is_flag=True,
     help="Continue the prompt as it is, without the chat template; control tokens in it are recognised.",
 )
-@click.option(
+@llama_option(
+    "-r",
     "--stop",
+    "stop",
     metavar="STR",
     multiple=True,
     help="End at this text, which is left out. May be given several times.",
 )
-@click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the answer.")
-@click.option("--no-escape", is_flag=True, help="Take backslashes in -p, --system and --stop literally.")
+@llama_option("--ignore-eos", is_flag=True, help="Go on where the model would end the answer.")
+@llama_option(
+    "--escape",
+    default=True,
+    help="Whether backslashes in -p, --system and --stop stand for characters. Default: they do.",
+)
 @grammar_options
 @session_option
 @sampling_options
@@ -86,12 +91,12 @@ def run(
     max_tokens: int | None,
     loader: Loader,
     system: str | None,
-    chat_template: str | None,
+    templates: TemplateOptions,
     thinking: ThinkingOptions,
     raw: bool,
     stop: tuple[str, ...],
     ignore_eos: bool,
-    no_escape: bool,
+    escape: bool,
     grammar: GrammarOptions,
     session: str | None,
     sampling: dict[str, Any],
@@ -107,7 +112,7 @@ def run(
         raise click.UsageError("give -p or -f, not both")
     if loader.quiet and verbose:
         raise click.UsageError("give -q or -v, not both")
-    if raw and (system is not None or chat_template is not None or thinking.asked):
+    if raw and (system is not None or templates.asked or thinking.asked):
         raise click.UsageError(
             "--system, --chat-template and the options for thinking need a chat template, which --raw does without"
         )
@@ -117,16 +122,16 @@ def run(
         raise click.UsageError("give a prompt with -p, -f or on stdin")
     if prompt is None:
         prompt = read_text(file).removesuffix("\n")  # as llama.cpp: the last newline of a file isn't meant
-    elif not no_escape:
+    elif escape:
         prompt = unescape(prompt)
-    if not no_escape:
+    if escape:
         system = system and unescape(system)
         stop = tuple(map(unescape, stop))
     if not prompt:
         raise InputError("the prompt is empty, expected text in -p, -f or on stdin")
 
     probabilities.check()
-    template = named_template(chat_template)
+    template = templates.template()
     llm = loader.load(chat=not raw and template is None)
     if verbose:
         for line in llm.splits():
@@ -236,20 +241,3 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def unescape(text: str) -> str:
-    r"""Replace \n, \r, \t, \', \", \\ and \xHH by what they stand for, as llama.cpp does; other backslashes stay.
-
-    Raises InputError if the bytes written as \xHH aren't UTF-8.
-    """
-
-    def replace(match: re.Match[bytes]) -> bytes:
-        return ESCAPES.get(match[1]) or bytes([int(match[1][1:], 16)])
-
-    try:
-        return re.sub(rb"\\([nrt'\"\\]|x[0-9a-fA-F]{2})", replace, text.encode()).decode()
-    except UnicodeError:
-        raise InputError(
-            f"the text {text[:40]!r} isn't valid UTF-8, or its escapes make it invalid"
-        ) from None

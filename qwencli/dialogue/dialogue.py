@@ -101,6 +101,13 @@ class Dialogue:
         """Answer the last question again. Raises InputError if there is none, ContextFull, QwenError."""
         yield from self._answer(self.messages[: self._last_question() + 1])
 
+    def go_on(self) -> Events:
+        """Go on with the last answer where it ends. Raises InputError if there is none, ContextFull, QwenError."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") != "assistant" or last.get("tool_calls"):
+            raise InputError("there is no answer to go on with")
+        yield from self._answer([*self.messages], CollectedAnswer.of(last))
+
     def undo(self) -> str:
         """Take back the last question with its answer. Returns the question. Raises InputError if there is none."""
         last = self._last_question()
@@ -134,9 +141,9 @@ class Dialogue:
             raise InputError("nothing was asked yet")
         return questions[-1]
 
-    def _answer(self, messages: list[Message]) -> Iterator[Event]:
-        """Let the model answer `messages`, which become the dialogue's once there is an answer."""
-        answer = CollectedAnswer()
+    def _answer(self, messages: list[Message], begun: CollectedAnswer | None = None) -> Iterator[Event]:
+        """Let the model answer `messages`, which become the dialogue's once there is an answer. `begun`: the last one is its beginning."""
+        answer = begun or CollectedAnswer()
         complete = False
         n_messages = len(messages)
         try:
@@ -151,7 +158,7 @@ class Dialogue:
             complete = True
         finally:  # also where the answer is stopped
             if complete or answer.content or answer.calls:
-                self.messages = [*messages, answer.message()]
+                self.messages = [*(messages[:-1] if begun else messages), answer.message()]
                 self.draft = self.attached = ""
                 self._cut = complete and self.model.stop_reason == "context"
 
@@ -204,6 +211,14 @@ class CollectedAnswer:
     def __init__(self) -> None:
         self.reasoning = self.content = ""
         self.calls: list[ToolCall] = []
+
+    @classmethod
+    def of(cls, message: Message) -> CollectedAnswer:
+        """A message without calls, to which more can be added."""
+        answer = cls()
+        answer.reasoning = message.get("reasoning_content") or ""
+        answer.content = message.get("content") or ""
+        return answer
 
     def add(self, event: Event) -> None:
         if isinstance(event, Reasoning):

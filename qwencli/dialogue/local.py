@@ -13,7 +13,9 @@ from ..request.answer import RunningAnswer
 from ..request.prompt import ChatPrompt, chat_prompt, check_room
 from ..request.request import Request, Thinking, may_think
 from ..text.chat.answers import AnswerParser, Content
+from ..text.chat.beginnings import Beginning, beginning_of, ends_with_answer
 from ..text.chat.template import ChatTemplate, Message, Rendered
+from ..text.chat.thinking import CLOSE
 from .dialogue import CollectedAnswer, Events
 from .look_ahead import LookAhead
 
@@ -41,6 +43,8 @@ class LocalChat:
     What two conversations have in common is computed once: a next turn costs only what is new. An answer is kept as the very tokens that
     the model wrote. Templates, however, write some answers differently once they are past (Qwen3's leaves their thinking out): with
     `look_ahead` these are read again while nobody waits, in a thread that has the engine to itself until the next answer, or `close`.
+    An answer goes on from a last message that is the assistant's.
+
     `stop`, `ignore_eos` and `grammar` are those of each Request, `on_step` and `on_token` those of LLM.run.
     """
 
@@ -90,7 +94,7 @@ class LocalChat:
         check_room(len(tokens), self.llm.engine.n_ctx, what="the conversation", advice=ADVICE)
         thinking = prompt.thinking(settings.reasoning_budget, self._grammar is not None)
         pieces = self._complete(tokens, settings, thinking)
-        parser = AnswerParser(prompt.inside, settings.tools)
+        parser = AnswerParser(prompt.inside, settings.tools, goes_on=prompt.beginning is not None)
         answer = CollectedAnswer()
         try:
             for piece in pieces:
@@ -131,7 +135,23 @@ class LocalChat:
 
     def _prompt(self, messages: Sequence[Message], settings: Settings) -> ChatPrompt:
         thinks = may_think(settings.think, settings.reasoning_budget)
-        return chat_prompt(self.template, self.llm.tokenizer, messages, settings.tools, thinks)
+        if not ends_with_answer(messages) or messages[-1].get("tool_calls"):
+            return chat_prompt(self.template, self.llm.tokenizer, messages, settings.tools, thinks)
+
+        def begun(beginning: Beginning | None) -> ChatPrompt:
+            asked = messages[:-1], settings.tools, thinks
+            return chat_prompt(self.template, self.llm.tokenizer, *asked, beginning=beginning)
+
+        beginning = beginning_of(messages)
+        prompt = begun(beginning)
+        if beginning and self._written_after(prompt.rendered).strip() == CLOSE:
+            return begun(beginning.closed())  # the answer was cut off where its thinking had just ended
+        return prompt
+
+    def _written_after(self, prompt: Rendered) -> str:
+        """What the last answer has after this prompt, "" where it doesn't begin so."""
+        goes_on = prompt.guard == self._told.guard and self._told.text.startswith(prompt.text)
+        return self._told.text[len(prompt.text) :] if goes_on else ""
 
     def go_on(self, text: str, settings: Settings) -> Events:
         """Continue a text as it stands, without a template; control tokens in it are recognised."""

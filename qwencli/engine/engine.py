@@ -14,6 +14,9 @@ from ..sampling import Breakers, Constraint, SamplingParams
 from ..sampling.sampler import NOT_FINITE, Sampler, TokenReport
 from .prefix_cache import PrefixCache
 
+BATCH, MICRO_BATCH = 2048, 512
+"""llama.cpp's defaults of -b and -ub."""
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -55,6 +58,18 @@ class Sequence:
     def generated(self) -> list[int]:
         """The answer's tokens."""
         return self.tokens[self.n_prompt :]
+
+
+def tokens_of_a_step(n_batch: int | None = None, n_ubatch: int | None = None) -> int:
+    """The most tokens of a step: `n_ubatch`, llama.cpp's micro-batch, but at most `n_batch`.
+
+    A batch of several micro-batches is several steps here, and after each of them all generating sequences get a token. Raises InputError
+    for a number below 1.
+    """
+    for name, number in ("n_batch", n_batch), ("n_ubatch", n_ubatch):
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}, expected at least 1")
+    return min(n_batch or BATCH, n_ubatch or MICRO_BATCH)
 
 
 class Engine:

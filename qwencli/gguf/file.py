@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, QwenError
 from .metadata import ARRAY, BOOL, NUMBERS, STRING, LazyArray, Metadata, MetadataValue, decode_bool
+from .overrides import Scalar, overridden
 from .types import GGML_TYPES, GGMLType, unknown_type
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class GGUFFile:
 
     Raises FormatError if anything in the file contradicts its size or the format, QwenError if it cannot be read.
     """
+
+    replaced: Mapping[str, Scalar] = {}
+    """Values of metadata that are not those of the file."""
 
     def __init__(self, path: str | os.PathLike[str], use_mmap: bool = True) -> None:
         self.path = Path(path)
@@ -119,10 +123,17 @@ class GGUFFile:
         flat = np.frombuffer(self.buffers[tensor.part], np.uint8, tensor.n_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], tensor.type.n_bytes(tensor.shape[-1]))
 
+    def override(self, values: Mapping[str, Scalar]) -> None:
+        """Replace values of the metadata, for whatever reads it from now on. Raises InputError as overrides.overridden does."""
+        changed = {key: value for key, value in values.items() if self.metadata.get(key) != value}
+        self.metadata = overridden(self.metadata, values)
+        self.replaced = {**self.replaced, **changed}
+
     def fingerprint(self) -> str:
         """A hash that distinguishes this model from others, whatever the file's name; it takes milliseconds, since it reads only a sample.
 
-        SHA-256, in hex, of each part's size and all that precedes its tensors, and of the first and last SAMPLE bytes of every tensor.
+        SHA-256, in hex, of each part's size and all that precedes its tensors, of the first and last SAMPLE bytes of every tensor, and of
+        what was replaced in the metadata.
         """
         import hashlib
 
@@ -136,6 +147,8 @@ class GGUFFile:
                 blocks = buffer[t.offset : t.offset + t.n_bytes]
                 digest.update(blocks[:SAMPLE])
                 digest.update(blocks[-SAMPLE:])
+        if self.replaced:
+            digest.update(repr(sorted(self.replaced.items())).encode())
         return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import QwenError
+from .access import USUAL, Access
 from .installed import installed, near
 from .names import HubName, choose, models_among, names_of
 from .places import hub_cache
@@ -47,12 +48,17 @@ class RemoteModel(NamedTuple):
         return sum(file.n_bytes or 0 for file in self.files)
 
 
-def look_up(name: HubName, first: bool = False) -> RemoteModel:
-    """Ask the hub which files a name means; `first` as in names.choose. Raises QwenError if it isn't there or can't be reached."""
+def look_up(name: HubName, first: bool = False, access: Access = USUAL) -> RemoteModel:
+    """Ask the hub which files a name means; `first` as in names.choose.
+
+    Raises QwenError if it isn't there or can't be reached, or if `access` forbids to ask.
+    """
+    if access.offline:
+        raise QwenError(f"{name}: not on this machine, and nothing is fetched offline: see `qwencli list`")
     from huggingface_hub import HfApi
 
-    with _errors(name.repo):
-        info = HfApi(endpoint=endpoint()).model_info(name.repo, files_metadata=True)
+    with _errors(name.repo, access.token):
+        info = HfApi(endpoint=endpoint(), token=access.token).model_info(name.repo, files_metadata=True)
         about = {
             file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []
@@ -69,27 +75,36 @@ def look_up(name: HubName, first: bool = False) -> RemoteModel:
     )
 
 
-def fetch(model: RemoteModel, begins: Callable[[str, int, int | None], Any], checked: Progress) -> Path:
+def fetch(
+    model: RemoteModel,
+    begins: Callable[[str, int, int | None], Any],
+    checked: Progress,
+    token: str | None = None,
+) -> Path:
     """Fetch what is missing of a model and return the path of its first file.
 
     `begins` is called with a missing file, how many of its bytes are here and how many it has; `checked` with how many bytes of how many
-    have been hashed. Raises QwenError if the hub can't be reached, the disk is full or a hash is wrong. What was fetched is kept, and
-    resumed the next time, except a file whose hash is wrong.
+    have been hashed; `token` as in Access. Raises QwenError if the hub can't be reached, the disk is full or a hash is wrong. What was
+    fetched is kept, and resumed the next time, except a file whose hash is wrong.
     """
-    with _errors(model.repo):
-        first, *_ = [_fetch_file(model.repo, file, begins, checked) for file in model.files]
+    with _errors(model.repo, token):
+        first, *_ = [_fetch_file(model.repo, file, begins, checked, token) for file in model.files]
     return first
 
 
 def _fetch_file(
-    repo: str, file: RemoteFile, begins: Callable[[str, int, int | None], Any], checked: Progress
+    repo: str,
+    file: RemoteFile,
+    begins: Callable[[str, int, int | None], Any],
+    checked: Progress,
+    token: str | None,
 ) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import WeakFileLock
 
     cache = hub_cache()
     url = hf_hub_url(repo, file.path, endpoint=endpoint())
-    about = get_hf_file_metadata(url)
+    about = get_hf_file_metadata(url, token=token)
     etag = about.etag or ""
     folder = "models--" + repo.replace("/", "--")
     if not re.fullmatch(r"\w[\w.-]*", etag, re.ASCII):  # becomes the name of a file
@@ -106,16 +121,16 @@ def _fetch_file(
                 partial = blob.with_name(f"{etag}.incomplete")
                 n_bytes = about.size if about.size is not None else file.n_bytes
                 begins(file.path, partial.stat().st_size if partial.exists() else 0, n_bytes)
-                _download(url, partial, file.path, n_bytes)
+                _download(url, partial, file.path, n_bytes, token)
                 _check(partial, repo, file, checked)
                 partial.replace(blob)
-    path = Path(hf_hub_download(repo, file.path, cache_dir=cache, endpoint=endpoint()))
+    path = Path(hf_hub_download(repo, file.path, cache_dir=cache, endpoint=endpoint(), token=token))
     if not path.is_symlink():  # without links the library has copied the blob
         blob.unlink(missing_ok=True)
     return path
 
 
-def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
+def _download(url: str, partial: Path, shown: str, n_bytes: int | None, token: str | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -132,7 +147,7 @@ def _download(url: str, partial: Path, shown: str, n_bytes: int | None) -> None:
             url,
             f,
             resume_size=f.tell(),
-            headers=build_hf_headers(),
+            headers=build_hf_headers(token=token),
             expected_size=n_bytes,
             displayed_filename=shown,
         )
@@ -161,18 +176,18 @@ def endpoint() -> str:
 
 
 @contextmanager
-def _errors(repo: str) -> Iterator[None]:
-    """Turn whatever the library raises into one line."""
+def _errors(repo: str, token: str | None = None) -> Iterator[None]:
+    """Turn whatever the library raises into one line. `token` is the one that was given, if any."""
     try:
         yield
     except QwenError:
         raise
     except Exception as error:
         # The hub, HTTP and Xet libraries raise many kinds; each becomes a line that says what to do.
-        raise _explained(repo, error) from None
+        raise _explained(repo, error, token) from None
 
 
-def _explained(repo: str, error: Any) -> Exception:
+def _explained(repo: str, error: Any, token: str | None) -> Exception:
     from huggingface_hub import errors, get_token
 
     if isinstance(error, errors.GatedRepoError):
@@ -186,12 +201,13 @@ def _explained(repo: str, error: Any) -> Exception:
         else 0
     )
     # Those without a token are told 401 for a repository that doesn't exist.
-    if isinstance(error, errors.RepositoryNotFoundError) or (code == 401 and not get_token()):
+    if isinstance(error, errors.RepositoryNotFoundError) or (code == 401 and not (token or get_token())):
         return _not_found(repo)
     if code:
+        whose = "the token that was given" if token else "the token in HF_TOKEN"
         why = {
-            401: "the token in HF_TOKEN is not accepted",
-            403: "the token in HF_TOKEN does not allow it",
+            401: f"{whose} is not accepted",
+            403: f"{whose} does not allow it",
             404: "not found",
             429: "too many requests, try again later",
         }.get(code, "try again later" if code >= 500 else "refused")

@@ -16,6 +16,7 @@ from ..backends.protocol import I32, LOGITS, Backend, Batch, Segment
 from ..backends.scheduler.placement import place
 from ..backends.scheduler.scheduler import Scheduler
 from ..backends.scheduler.wishes import Wishes
+from ..backends.threads import USUAL, Threads
 from ..errors import InputError
 from ..machine.peak import measure_peak
 from ..network.model import Model
@@ -37,21 +38,22 @@ def run_bench(
     progress: Callable[[Test, int], None] | None = None,
     cache_types: CacheTypes = DEFAULT_TYPES,
     devices: Wishes | None = None,
+    threads: Threads = USUAL,
 ) -> Iterator[Result]:
     """Run each test `repeat` times and yield its result. `n_batch` is the most tokens of a step.
 
     Each test is preceded by a warm-up, and its depth is filled before it too. With `profile`, a test is run once more, kernel by kernel.
-    `progress` is called with a test and how many of its repetitions are done, first with 0. `devices` divides the model. Raises InputError,
-    QwenError.
+    `progress` is called with a test and how many of its repetitions are done, first with 0. `devices` divides the model, and
+    `threads` says how its threads run. Raises InputError, QwenError.
     """
     for test in tests:
         check(model, test)
     n_threads = n_threads or physical_cores()
     if devices:
         placement = place(model, devices)
-        backend = make_devices(placement, model, n_threads, report, cache_types=cache_types)
+        backend = make_devices(placement, model, n_threads, report, cache_types=cache_types, threads=threads)
     else:
-        backend = make_backend("auto", model, n_threads, report, cache_types=cache_types)
+        backend = make_backend("auto", model, n_threads, report, cache_types=cache_types, threads=threads)
     if profile and not isinstance(backend, (CPUBackend, Scheduler)):
         why = "isn't among the devices" if devices else "can't run this file"
         raise InputError(f"{model.file.path}: only the CPU backend has a profile, but it {why}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..gguf.file import GGUFFile
+from ..gguf.metadata import Metadata
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ class RopeParams:
     `freq_scale` multiplies positions; linear scaling by a factor is 1/factor. `ext_factor` above 0 blends in YaRN
     (https://arxiv.org/abs/2309.00071): dimensions that turn more than `beta_fast` times in the original context of `n_ctx_orig` keep
     their frequency, those that turn fewer than `beta_slow` times are interpolated, and those in between are mixed. `attn_factor`
-    multiplies cosine and sine, in addition to YaRN's own factor 1 + 0.1 ln(1/freq_scale).
+    multiplies cosine and sine, in addition to YaRN's own factor 1 + 0.1 ln(1/freq_scale), which is at least 1.
     """
 
     n_rot: int
@@ -56,9 +57,8 @@ class RopeParams:
         low = max(0, math.floor(dimension(self.beta_fast)))
         high = min(self.n_rot - 1, math.ceil(dimension(self.beta_slow)))
         keep = (1 - np.clip((i - low) / max(0.001, high - low), 0, 1)) * self.ext_factor
-        return interpolated * (1 - keep) + extrapolated * keep, self.attn_factor * (
-            1 - 0.1 * math.log(self.freq_scale)
-        )
+        magnitude = max(1.0, 1 - 0.1 * math.log(self.freq_scale))
+        return interpolated * (1 - keep) + extrapolated * keep, self.attn_factor * magnitude
 
 
 def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bool = False) -> RopeParams:
@@ -75,16 +75,12 @@ def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bo
         check_sections(file, key + "dimension_sections", n_rot)
     freq_base = get.number(key + "freq_base", 10000.0, 2.0, 1e12)  # YaRN divides by its logarithm
     kind = get.string(key + "scaling.type", "linear")
-    if kind == "none":
-        return RopeParams(n_rot, freq_base)
-    if kind not in ("linear", "yarn"):
+    if kind not in ("none", "linear", "yarn"):
         raise ModelError(f"{file.path}: {key}scaling.type is '{kind}', expected none, linear or yarn")
-    factor = (
-        get.number(key + "scaling.factor", None, 0.0, 1e6)
-        or get.number(key + "scale_linear", None, 0.0, 1e6)
-        or 1.0
-    )
     attn_factor = get.number(key + "scaling.attn_factor", 1.0, 1e-6, 1e6)
+    if kind == "none":
+        return RopeParams(n_rot, freq_base, attn_factor=attn_factor)
+    factor = file_factor(get, arch)
     if kind == "linear":
         return RopeParams(n_rot, freq_base, 1 / factor, attn_factor=attn_factor)
     return RopeParams(
@@ -111,3 +107,13 @@ def check_sections(file: GGUFFile, key: str, n_rot: int) -> None:
         raise ModelError(
             f"{file.path}: {key} is {sections[:8]}, expected three numbers whose sum is {n_rot // 2}, and 0"
         )
+
+
+def file_factor(metadata: Metadata, arch: str) -> float:
+    """By how much a file's model stretches its context, 1.0 if it says nothing; `scale_linear` is the key's old name."""
+    factor: float = (
+        metadata.number(f"{arch}.rope.scaling.factor", None, 0.0, 1e6)
+        or metadata.number(f"{arch}.rope.scale_linear", None, 0.0, 1e6)
+        or 1.0
+    )
+    return factor

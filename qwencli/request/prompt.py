@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ContextFull
+from ..text.chat.beginnings import Beginning
 from ..text.chat.messages import for_template
 from ..text.chat.template import ChatTemplate, Message, Rendered
 from ..text.chat.thinking import closing, ends_inside
@@ -19,21 +20,28 @@ SWITCH = "enable_thinking"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation up to where its answer begins. `inside`: it ends within a block of thinking, which goes on in the answer."""
+    """A conversation up to where its answer begins, or goes on from its `beginning`.
+
+    `inside`: it ends within a block of thinking, which goes on in the answer.
+    """
 
     rendered: Rendered
     template: ChatTemplate
     thinks: bool
     inside: bool
+    beginning: Beginning | None = None
 
-    def thinking(self, limit: int | None, has_grammar: bool) -> Thinking:
-        """What the answer may think: at most `limit` tokens, None for any number; none where it may not think at all.
+    def thinking(self, limit: int | None, has_grammar: bool, message: str = "") -> Thinking:
+        """What the answer may think: at most `limit` tokens, after which `message` follows, None for any number; none where it may
+        not think at all.
 
         The last holds for templates that know no switch, too: thinking that the model begins all the same is closed at once. May ask the
         template's process; raises what `ChatTemplate.reads` does.
         """
+        if self.beginning and not self.inside:
+            return Thinking()  # that is over
         first = self.inside or (has_grammar and self.thinks and self.template.reads(SWITCH))
-        return Thinking(first, self.inside, limit if self.thinks else 0)
+        return Thinking(first, self.inside, *((limit, message) if self.thinks else (0, "")))
 
 
 def chat_prompt(
@@ -43,13 +51,21 @@ def chat_prompt(
     tools: Sequence[Mapping[str, Any]] | None,
     thinks: bool,
     variables: Mapping[str, Any] | None = None,
+    beginning: Beginning | None = None,
 ) -> ChatPrompt:
     """The conversation as the template writes it. `thinks`: the answer may think; a block that the template opens all the same is closed.
+
+    With a `beginning` the answer goes on from there; it isn't among the messages.
 
     Raises InputError where the template refuses the messages, and what else `ChatTemplate.rendered` does.
     """
     given = {**(variables or {}), SWITCH: thinks}
     rendered = template.rendered(tokenizer, list(map(for_template, messages)), tools, **given)
+    if beginning:
+        beginning = beginning if thinks else beginning.closed()
+        rendered = beginning.put_after(rendered, template, tokenizer.control_texts)
+        inside = beginning.said is None and template.thinks
+        return ChatPrompt(rendered, template, thinks, inside, beginning)
     inside = ends_inside(rendered.text)
     if inside and not thinks:
         rendered = rendered._replace(text=rendered.text + closing(rendered.text))

@@ -19,12 +19,14 @@ class Thinking:
     """The thinking that an answer may begin with; by default nothing is known of any, as for a text that goes on.
 
     With `first` a grammar holds for what comes after the thinking, not for the thinking itself. `inside` says that the prompt has opened
-    the block already. `limit` is the most tokens of thinking, 0 for none; None sets no limit.
+    the block already. `limit` is the most tokens of thinking, 0 for none; None sets no limit. `message` is what the thinking ends with at
+    its limit.
     """
 
     first: bool = False
     inside: bool = False
     limit: int | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Request:
     def budget(self) -> ReasoningBudget | None:
         """What ends the thinking at its limit, for one answer; None where there is no limit."""
         thinking = self.thinking
-        return None if thinking.limit is None else ReasoningBudget(thinking.limit, thinking.inside)
+        if thinking.limit is None:
+            return None
+        return ReasoningBudget(thinking.limit, thinking.inside, thinking.message)
 
     def constraint(self, tokenizer: Tokenizer) -> Constraint | None:
         """What one answer has to follow: the grammar, from the start or from where its thinking ends."""

@@ -50,6 +50,8 @@ class ServerOptions:
     cache_prompt: bool = True
     embd_normalize: int = 2
     """As the field of llama.cpp's /embedding."""
+    n_batch: int = 2048
+    """How many tokens of the text around a gap /infill takes, as the option -b of llama.cpp."""
     suffix_first: bool = False
     """Whether what follows a gap comes before what precedes it, in a prompt to fill it."""
     only: str | None = None
@@ -78,6 +80,8 @@ class ServerOptions:
     ui: bool = True
     ui_config: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the page."""
+    static_path: Path | None = None
+    """A folder whose files are served in place of the page."""
     log_format: str = "text"
     """text, json or none; with none only what failed in the server itself is logged, as text."""
     log_prompts: bool = False

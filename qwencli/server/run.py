@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -14,7 +13,6 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,10 +24,10 @@ from ..sampling import SamplingParams
 from ..text.tokenizer import SHORT_TEXT
 from .apis import APIS
 from .http.app import build_app
-from .http.guard import is_loopback
 from .http.protocol import Protocol
 from .options import ServerOptions
 from .service.service import Counters, Service
+from .sockets import is_loopback, listen, url
 
 __all__ = ["certificate", "is_loopback", "listen", "serve", "url"]
 KEEP_ALIVE = 65
@@ -37,50 +35,6 @@ KEEP_ALIVE = 65
 WARM_TOKENS = 16
 SWITCH_SECONDS = 0.0005
 """How long a thread runs before others get their turn. With Python's 5 ms the event loop would wait that long for each busy thread."""
-UNAVAILABLE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
-"""Errors of a host's second address that don't count as failures: many systems name an IPv6 address but have no IPv6."""
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets bound to all addresses of `host`, with one port; 0 is any that is free. Raises QwenError."""
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise InputError(
-            f"--host {host}: not an address of this machine: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    sockets: list[socket.socket] = []
-    failure: OSError | None = None
-    for family, address in dict.fromkeys((info[0], info[4]) for info in infos):
-        try:
-            sockets.append(
-                bound(family, (address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:]))
-            )
-        except OSError as error:
-            failure = error
-    if failure and not (sockets and failure.errno in UNAVAILABLE):
-        for s in sockets:
-            s.close()
-        raise QwenError(
-            f"cannot listen on {host} port {port}: {failure.strerror or failure}; --host and --port choose another, "
-            "--port 0 takes any that is free"
-        )
-    return sockets
-
-
-def bound(family: int, address: Any) -> socket.socket:
-    # named as TCP, so that asyncio sets TCP_NODELAY
-    s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":  # elsewhere it would let two servers share a port
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        s.bind(address)
-    except BaseException:
-        s.close()
-        raise
-    return s
 
 
 def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext | None:
@@ -104,12 +58,6 @@ def certificate(key_file: str | None, cert_file: str | None) -> ssl.SSLContext |
             f"{cert_file}, {key_file}: not a certificate and its key in PEM form, without a password: {reason}"
         ) from None
     return context
-
-
-def url(sockets: list[socket.socket], host: str, tls: bool) -> str:
-    """The server's address for people. "All addresses" is shown as this machine's own."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http{'s' * tls}://{f'[{name}]' if ':' in name else name}:{sockets[0].getsockname()[1]}"
 
 
 def prepare(llm: LLM) -> None:
@@ -175,10 +123,15 @@ class Server(uvicorn.Server):
         settings.ssl = tls
         super().__init__(settings)
         self._service, self._grace, self._ready = service, grace, ready
+        self._idle_seconds = options.sleep_idle_seconds
         self._stopping: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # a server that started at the same time was faster
+            raise QwenError(f"cannot listen: {error.strerror or error}") from None
+        self._service.presence.watch(self._idle_seconds)
         self._ready()
 
     @contextmanager
@@ -194,6 +147,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        await self._service.presence.stop()
         if self._stopping:
             await self._stopping
 

@@ -106,6 +106,16 @@ class Host:
             return frozenset(os.sched_getaffinity(0))
         return frozenset(range(os.cpu_count() or 1))  # macOS and Windows
 
+    def current_cpu(self) -> int | None:
+        """The CPU on which the calling thread was last; None if unknown (proc(5), /proc/pid/stat: `processor` is its field 39)."""
+        text = self._read("proc/thread-self/stat") or ""
+        fields = text.rpartition(")")[2].split()  # after the name, field 2, which may have spaces
+        return int(fields[36]) if len(fields) > 36 and fields[36].isdecimal() else None
+
+    def moves_memory(self) -> bool:
+        """Whether the system moves memory between NUMA nodes by itself (Documentation/admin-guide/sysctl/kernel.rst, numa_balancing)."""
+        return bool(self._number("proc/sys/kernel/numa_balancing"))
+
     def cores(self, cpus: Collection[int]) -> int:
         """The number of physical cores of these CPUs; the hardware threads of one core count once."""
 

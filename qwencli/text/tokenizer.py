@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError, ModelError
 from ..gguf.file import GGUFFile
+from .fim import fim_tokens
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,15 +41,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>")
 """Control tokens that end an answer, whatever the file says about them."""
-FILL_IN_MIDDLE = (
-    "<|fim_prefix|>",
-    "<|fim_suffix|>",
-    "<|fim_middle|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-)
-"""These and END_OF_GENERATION are control tokens, whatever type the file gives them (llama.cpp, llama-vocab.cpp)."""
 
 SHORT_TEXT, SHORT_WORD = 10_000, 100
 """The most characters of a text, and of a word in it, that are merged in Python. `tokenizers` is several times as fast, but needs 0.2 s to
@@ -71,8 +63,8 @@ def _byte_characters() -> dict[str, int]:
 class Tokenizer:
     """The tokenizer of a GGUF file.
 
-    `n_vocab` is the number of tokens; `bos_id` and `eos_id` may be None; `eog_ids` are the tokens that end an answer. Raises ModelError
-    if the file has no vocabulary of a known kind, or one that contradicts itself.
+    `n_vocab` is the number of tokens; `bos_id` and `eos_id` may be None; `eog_ids` are the tokens that end an answer, and
+    `fim` those that show where a gap is. Raises ModelError if the file has no vocabulary of a known kind, or one that contradicts itself.
     """
 
     def __init__(self, file: GGUFFile) -> None:
@@ -111,10 +103,11 @@ class Tokenizer:
             self._special_id(file, "eom"),
             *map(self._ids.get, END_OF_GENERATION),
         ]
-        self.eog_ids = frozenset(i for i in ends if i is not None)
-        for text in END_OF_GENERATION + FILL_IN_MIDDLE:
-            if text in self._ids:
-                self._types[self._ids[text]] = CONTROL
+        self.fim = fim_tokens(get, self._ids)
+        self.eog_ids = frozenset(i for i in ends if i is not None) | self.fim.ends
+        for i in (*map(self._ids.get, END_OF_GENERATION), *self.fim):
+            if i is not None:
+                self._types[i] = CONTROL  # whatever type the file gives them (llama.cpp, llama-vocab.cpp)
         self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
         self.add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
         for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos"):

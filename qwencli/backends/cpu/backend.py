@@ -21,9 +21,11 @@ from ...kernels.tiles import Tiles
 from ...network.graph import N_OUTPUTS, N_TOKENS, ExpertLinear, Linear, Tensor
 from ...network.model import Model
 from ...sampling.sampler import NOT_FINITE, Draw
+from ...system.threads import NORMAL
 from ..buffers import Buffer, buffer_of, grown, in_layers, weights
 from ..kv_cache import DEFAULT_TYPES, PAGE, CacheTypes, KVCache, Layers
 from ..protocol import F32, F64, LOGITS, Batch, Bytes, Part, Results, Share, Stepping, Task
+from ..threads import USUAL, USUAL_POLL, Threads
 from ..values import check_batch, check_fetched, checked_feed, counts_of, inputs_of
 from .cache import CacheLayout, PageMemory, kv_layout
 from .inputs import BatchWriter, queries_at_once
@@ -67,8 +69,8 @@ class CPUBackend(Stepping):
     """Runs `model`, or a part of it, with compiled kernels on `n_threads` threads, by default one per physical core.
 
     `report` is called when kernels are compiled, and `progress` with the number of kernels done and of all. The default of `isa` is the
-    best one of this CPU, that of `cache_types` is f16. With `cpus` the threads stay on these. `share` is what a device of a scheduler is
-    given. Raises InputError for an ISA or a cache type that can't be used.
+    best one of this CPU, that of `cache_types` is f16. With `cpus` the threads stay on these, and `threads` says more about them. `share`
+    is what a device of a scheduler is given. Raises InputError for an ISA or a cache type that can't be used.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class CPUBackend(Stepping):
         cache_types: CacheTypes = DEFAULT_TYPES,
         cpus: frozenset[int] | None = None,
         share: Share | None = None,
+        threads: Threads = USUAL,
     ) -> None:
         self.model = model
         self.cache_types = cache_types.chosen("f16", model.config.head_dim)
@@ -91,10 +94,18 @@ class CPUBackend(Stepping):
         self._kernels.report, self._kernels.progress = report, progress
         self.isa = self._kernels.isa.name
         nodes = share.nodes if share else [*model.graph.nodes.values()]
-        patience = AT_ONCE if share else PATIENCE  # meanwhile other devices need the CPUs
-        n_threads = n_threads or physical_cores()
-        self._team = Team(self._kernels, n_threads, self._scratch_bytes(nodes), cpus, patience)
-        self._driver = self._make_driver(cpus) if cpus else None
+        self.n_threads = n_threads or physical_cores(cpus=cpus)
+        n_threads_batch = threads.batch or self.n_threads
+        most = max(self.n_threads, n_threads_batch)
+        places = threads.places(most, cpus)
+        scratch, patience = self._scratch_bytes(nodes), patience_of(threads.poll, share is not None)
+        self._team = Team(self._kernels, most, scratch, places, patience, threads.priority)
+        # the thread that calls the backend is not ours to put elsewhere
+        self._driver = (
+            self._make_driver(places[0] if places else None, threads.priority)
+            if places or threads.priority != NORMAL
+            else None
+        )
         self._watches: dict[Program, Stopwatch] = {}
         self._layout = CacheLayout(model, self.cache_types, Layers.of(nodes))
         self._pages = PageMemory(self._layout.page_bytes, PAGE, "positions of the KV cache")
@@ -108,16 +119,22 @@ class CPUBackend(Stepping):
         usual = [Part((LOGITS,), (), "choose")] if LOGITS in model.graph.nodes else []
         tiles = Tiles(self.isa, chosen(self._kernels))
         self._programs = Programs(
-            model, self._kernels, n_threads, tiles, self._layout, share.parts if share else usual
+            model,
+            self._kernels,
+            self.n_threads,
+            n_threads_batch,
+            tiles,
+            self._layout,
+            share.parts if share else usual,
         )
         self._writer = BatchWriter(model.config, self._pages, self._states)
         self._nodes = nodes
         self._lock = threading.Lock()  # one step at a time: steps share programs and threads
 
-    def _make_driver(self, cpus: frozenset[int]) -> Driver:
+    def _make_driver(self, cpus: frozenset[int] | None, priority: int) -> Driver:
         from .driver import Driver  # most runs need none
 
-        return Driver(self._team, cpus)
+        return Driver(self._team, cpus, priority)
 
     def _end_lost(self) -> None:
         """End a step that was begun and not finished, before memory is used that it writes to."""
@@ -135,10 +152,6 @@ class CPUBackend(Stepping):
         return max(
             attention, int(layout.store_scratch(c.head_dim)), int(layout.SAMPLING_SCRATCH), *rows, *panels
         )
-
-    @property
-    def n_threads(self) -> int:
-        return self._team.n_threads
 
     @property
     def buffer_bytes(self) -> int:
@@ -291,7 +304,8 @@ class CPUBackend(Stepping):
         keep = inputs.set_draws([draw or GREEDY for draw in task.draws or ()])
         if batch is not None:
             keep += self._writer.write(batch, inputs)
-        self._team.run(rows, BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY)
+        budget = BUDGET if max(counts.values()) <= SOME_TOKENS else BUDGET_OF_MANY
+        self._team.run(rows, budget, program.n_threads)
         del keep  # the program had only the addresses of these arrays
 
     def buffers(self) -> list[Buffer]:
@@ -309,6 +323,14 @@ class CPUBackend(Stepping):
             buffer_of("panels and scratch", "cpu", self._team.arrays),
             *grown(PROGRAMS, "cpu", self._programs.grown),
         ]
+
+
+def patience_of(poll: int | None, takes_turns: bool) -> int:
+    """Return the turns without work after which a thread is parked. By default the threads of devices that take turns wait for none:
+    meanwhile the others need the CPUs."""
+    if poll is None:
+        return AT_ONCE if takes_turns else PATIENCE
+    return PATIENCE * poll // USUAL_POLL
 
 
 @cache

@@ -1,7 +1,7 @@
-"""The thread that drives a device's steps, on the device's CPUs, while the thread that began them only waits and handles signals.
+"""The thread that drives a device's steps, on its CPUs and with its priority. Whoever began them only waits and handles signals.
 
-That thread may be interrupted by Ctrl-C at any time. So it uses nothing that is made of several locks, as concurrent.futures is: what an
-interrupt leaves locked there is locked for good.
+The waiting thread may be interrupted by Ctrl-C at any time. So it uses nothing that is made of several locks, as concurrent.futures is:
+what an interrupt leaves locked there is locked for good.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
-from .team import Team, pin
+from .team import Team, settle
 
 T = TypeVar("T")
 POLL = 0.1
@@ -52,14 +52,15 @@ class Step(Generic[T]):
 
 
 class Driver:
-    """A thread that runs steps of `team`, one after the other, on `cpus`."""
+    """A thread that runs steps of `team`, one after the other, on `cpus` if these are given, and with `priority`."""
 
-    def __init__(self, team: Team, cpus: Collection[int]) -> None:
+    def __init__(self, team: Team, cpus: Collection[int] | None, priority: int) -> None:
         self._team = team
         self._steps: SimpleQueue[Step[Any] | None] = SimpleQueue()
         self._owner: int | None = None
         """The thread that has begun a step and not finished it yet."""
-        thread = threading.Thread(target=_drive, args=(self._steps, cpus), name="qwencli-driver", daemon=True)
+        arguments = self._steps, cpus, priority
+        thread = threading.Thread(target=_drive, args=arguments, name="qwencli-driver", daemon=True)
         weakref.finalize(self, _end, self._steps, thread)
         thread.start()
 
@@ -92,9 +93,9 @@ class Driver:
         return step
 
 
-def _drive(steps: SimpleQueue[Step[Any] | None], cpus: Collection[int]) -> None:
+def _drive(steps: SimpleQueue[Step[Any] | None], cpus: Collection[int] | None, priority: int) -> None:
     """The main function of the thread."""
-    pin(cpus)
+    settle(cpus, priority)
     while (step := steps.get()) is not None:
         step.run()
         del step  # it has the backend, and the thread ends when nobody has that any more

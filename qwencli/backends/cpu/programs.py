@@ -22,13 +22,17 @@ PROGRAMS = "programs and kernels"
 
 
 class Programs:
-    """Programs for `n_threads` threads. `usual` is what steps usually compute: if kernels have to be compiled, all of these are."""
+    """Programs for steps of one token on `n_threads` threads, and for other steps on `n_threads_batch`.
+
+    `usual` is what steps usually compute: if kernels have to be compiled, all of these are.
+    """
 
     def __init__(
         self,
         model: Model,
         kernels: Kernels,
         n_threads: int,
+        n_threads_batch: int,
         tiles: Tiles,
         cache: CacheLayout,
         usual: Sequence[Part],
@@ -36,6 +40,7 @@ class Programs:
         self._model = model
         self._kernels = kernels
         self._n_threads = n_threads
+        self._n_threads_batch = n_threads_batch
         self._tiles = tiles
         self._cache = cache
         self._usual = usual
@@ -88,7 +93,7 @@ class Programs:
             part.feed,
             Inputs(max(rooms.values()), self._model.config.rope.n_rot),
             rooms,
-            self._n_threads,
+            self._n_threads if max(rooms.values()) == 1 else self._n_threads_batch,
             part.ending,
             self._tiles,
             self._cache,

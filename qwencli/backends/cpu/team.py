@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from ...kernels.arguments import CLAIM, LINE, STATUS, TEAM
 from ...kernels.jit import Kernels
 from ...system.host import Host
+from ...system.threads import NORMAL, pin, set_priority
 from .memory import Bytes, address_of, aligned_zeros
 
 SPINS, PATIENCE = 200, 20_000
@@ -57,7 +57,8 @@ class Cancelled(Exception):
 class Team:
     """`n_threads` threads with `scratch_bytes` of memory each; the caller's thread is one of them.
 
-    The others run on `cpus`, if these are given, and spin for `patience` turns after a step before they are parked.
+    The others have `priority`, and spin for `patience` turns after a step before they are parked. `places`, if given, has for each thread
+    the CPUs on which it stays; whoever calls `run` sees to thread 0.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Team:
         kernels: Kernels,
         n_threads: int,
         scratch_bytes: int,
-        cpus: Collection[int] | None = None,
+        places: Sequence[Collection[int]] | None = None,
         patience: int = PATIENCE,
+        priority: int = NORMAL,
     ) -> None:
         self.n_threads = n_threads
-        self._cpus = cpus
+        self._places = places
+        self._priority = priority
         self._is_cancelled = False
         self._memory = aligned_zeros(TEAM.n_bytes + STATUS.n_bytes * n_threads)
         self._state = state_in(self._memory)
@@ -78,7 +81,6 @@ class Team:
         self._claims = CLAIM.zeros(0)
         self._shares = aligned_zeros(0)
         self._kernels = kernels
-        self._state["n_threads"] = n_threads
         self._statuses["thread"] = range(n_threads)
         self._state["yield_"] = _yield_address()
         self._state["spins"] = SPINS
@@ -98,11 +100,11 @@ class Team:
     def _address(self, field: str) -> int:
         return address_of(self._memory) + int(TEAM.offset(field))
 
-    def run(self, rows: NDArray[Any], budget: int = BUDGET) -> None:
+    def run(self, rows: NDArray[Any], budget: int = BUDGET, n_threads: int | None = None) -> None:
         """Run a program's rows, an array of ROW, to the end. If it is interrupted (Ctrl-C), the team is ready for the next program.
 
-        Signals are handled every `budget` chunks. Only one thread at a time may call it. The rows have to live as long as the team: a
-        thread that is late may look at them after their step.
+        The first `n_threads` threads take part, by default all. Signals are handled every `budget` chunks. Only one thread at a time may
+        call it. The rows have to live as long as the team: a thread that is late may look at them after their step.
         """
         step, state = self._step or self._start(), self._state
         if state["abort"]:  # an abort was interrupted
@@ -114,11 +116,12 @@ class Team:
         self._publish(self._address("epoch"), epoch - 1, 0)  # odd: being prepared
         state["rows"] = address_of(rows)
         state["n_rows"] = len(rows)
+        state["n_threads"] = n_threads = n_threads or self.n_threads
         state["resume"] = 0
         state["finished"] = 0
         try:
             self._publish(self._address("epoch"), epoch, 0)
-            self._wake()
+            self._wake(n_threads)
             while not state["finished"]:
                 if self._is_cancelled:
                     raise Cancelled
@@ -176,7 +179,8 @@ class Team:
                 address_of(self._statuses[i:]),
                 self._scratch[i],
                 self._beds[i],
-                self._cpus,
+                self._places[i] if self._places else None,
+                self._priority,
             )
             thread = threading.Thread(target=_live, args=arguments, name=f"qwencli-{i}", daemon=True)
             self._threads.append(thread)
@@ -184,9 +188,9 @@ class Team:
         self._step = step
         return step
 
-    def _wake(self) -> None:
+    def _wake(self, n_threads: int) -> None:
         parked = self._statuses["parked"]
-        for i in range(1, self.n_threads):
+        for i in range(1, n_threads):
             if parked[i]:
                 parked[i] = 0
                 if self._beds[i].locked():
@@ -205,11 +209,13 @@ def state_in(memory: Bytes) -> Any:
     return memory[: TEAM.n_bytes].view(TEAM.dtype)[0]
 
 
-def pin(cpus: Collection[int]) -> None:
-    """Keep the calling thread on some CPUs, where the system can do that."""
-    if hasattr(os, "sched_setaffinity"):
-        with suppress(OSError):  # they have been taken away meanwhile: then it runs where it may
-            os.sched_setaffinity(0, cpus)
+def settle(cpus: Collection[int] | None, priority: int) -> None:
+    """Put the calling thread where it belongs. What the system doesn't allow is left as it is: the user was told before."""
+    if cpus:
+        pin(cpus)
+    if priority != NORMAL:
+        with suppress(OSError):
+            set_priority(priority)
 
 
 def _live(
@@ -219,10 +225,10 @@ def _live(
     scratch: Bytes,
     bed: threading.Lock,
     cpus: Collection[int] | None,
+    priority: int,
 ) -> None:
     """The main function of a thread: it is in machine code while there are steps, and parked in its bed after a while without any."""
-    if cpus:
-        pin(cpus)
+    settle(cpus, priority)
     state = state_in(memory)
     while not state["stop"]:
         worker(address_of(memory), status, address_of(scratch))

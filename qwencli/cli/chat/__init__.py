@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._answers import ThinkingOptions, length_option, named_template, template_option, thinking_options
+from .._answers import TemplateOptions, ThinkingOptions, length_option, template_options, thinking_options
 from .._bar import Bar
 from .._grammar import GrammarOptions, grammar_options
+from .._llama.command import LlamaCommand, llama_option
 from .._loading import Loader, kept_session, loading_options, session_option
 from .._options import example, json_option
 from .._sampling import sampling_options
@@ -23,21 +24,26 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=LlamaCommand,
     epilog=example(
         "qwencli chat",
         "qwencli chat -m model.gguf --system 'Answer in one sentence.' --temp 0.5",
         "qwencli chat --url http://localhost:8080",
+        "qwencli chat --url https://api.anthropic.com/v1/messages -m claude-sonnet-4-5",
         "echo 'Why is the sky blue?' | qwencli chat -q --hide-thinking",
-    )
+    ),
 )
 @loading_options
 @click.option(
     "--url",
     metavar="URL",
-    help="Chat with an OpenAI-compatible server, such as http://localhost:8080; -m names its model.",
+    help="Chat with a server, such as http://localhost:8080; -m names its model. Its API is OpenAI's; an address that ends in "
+    "/v1/responses, /v1/messages (Anthropic's) or /api/chat (Ollama's) chooses another.",
 )
 @click.option(
-    "--api-key", metavar="KEY", envvar="OPENAI_API_KEY", help="The key for --url. Default: $OPENAI_API_KEY."
+    "--api-key",
+    metavar="KEY",
+    help="The key for --url. Default: $OPENAI_API_KEY, for Anthropic's API $ANTHROPIC_API_KEY, for Ollama's $OLLAMA_API_KEY.",
 )
 @click.option("--system", metavar="TEXT", help="The system message of the chat.")
 @click.option(
@@ -48,10 +54,10 @@ if TYPE_CHECKING:
 )
 @session_option
 @thinking_options
-@click.option(
-    "--context-shift", is_flag=True, help="Drop the oldest turns without asking when the context is full."
+@llama_option(
+    "--context-shift", default=False, help="Drop the oldest turns without asking when the context is full."
 )
-@template_option
+@template_options
 @length_option
 @grammar_options
 @sampling_options
@@ -65,7 +71,7 @@ def chat(
     session: str | None,
     thinking: ThinkingOptions,
     context_shift: bool,
-    chat_template: str | None,
+    templates: TemplateOptions,
     max_tokens: int | None,
     grammar: GrammarOptions,
     sampling: dict[str, Any],
@@ -84,12 +90,10 @@ def chat(
     bar = Bar(at_terminal and not loader.quiet, delay=1, desc="prompt", unit="tok")
     if url is None:
         name, model, params, kept = local_model(
-            loader, chat_template, session, sampling, grammar, bar, look_ahead=at_terminal
+            loader, templates, session, sampling, grammar, bar, look_ahead=at_terminal
         )
     else:
-        name, model, params, kept = remote_model(
-            loader, chat_template, session, sampling, grammar, url, api_key
-        )
+        name, model, params, kept = remote_model(loader, templates, session, sampling, grammar, url, api_key)
 
     settings = Settings(params, max_tokens, thinking.think, thinking.reasoning_budget)
     dialogue = Dialogue(model, settings, may_drop=lambda: True, report=say)
@@ -127,7 +131,7 @@ Opened = tuple[str, "ChatModel", "SamplingParams", ExitStack]
 
 def local_model(
     loader: Loader,
-    template: str | None,
+    templates: TemplateOptions,
     session: str | None,
     sampling: dict[str, Any],
     grammar: GrammarOptions,
@@ -135,7 +139,7 @@ def local_model(
     look_ahead: bool,
 ) -> Opened:
     """A model on this machine."""
-    chosen = named_template(template)
+    chosen = templates.template()
     llm = loader.load(chat=chosen is None)
     from ...dialogue.local import LocalChat
 
@@ -148,7 +152,7 @@ def local_model(
 
 def remote_model(
     loader: Loader,
-    template: str | None,
+    templates: TemplateOptions,
     session: str | None,
     sampling: dict[str, Any],
     grammar: GrammarOptions,
@@ -160,19 +164,10 @@ def remote_model(
         raise click.UsageError(
             "--json-schema, --grammar and --regex are for models on this machine, not for --url"
         )
-    local = (
-        template,
-        session,
-        loader.n_ctx,
-        loader.fit,
-        loader.threads,
-        loader.cache_type_k,
-        loader.cache_type_v,
-    )
-    if any(value is not None for value in local) or loader.backend != "auto":
+    if loader.asked or templates.asked or session is not None:
         raise click.UsageError(
-            "-c, --fit, -t, --backend, -ctk, -ctv, --session and --chat-template are for models on this machine,"
-            " not for --url"
+            "-c, --fit, -t, --backend, -ctk, -ctv, --session, --chat-template and other options about how a model runs are for models"
+            " on this machine, not for --url"
         )
     from ...dialogue.remote import RemoteChat
     from ...sampling import SamplingParams

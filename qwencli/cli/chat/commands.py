@@ -50,6 +50,10 @@ def regenerate(chat: Chat, argument: str) -> None:
     chat.answer(chat.dialogue.regenerate())
 
 
+def go_on(chat: Chat, argument: str) -> None:
+    chat.answer(chat.dialogue.go_on())
+
+
 def undo(chat: Chat, argument: str) -> None:
     question = chat.dialogue.undo()
     say(f"took back: {question if len(question) <= 60 else question[:57] + '...'}")
@@ -158,6 +162,7 @@ COMMANDS = {
         Command("help", "", "this list", show_help),
         Command("clear", "", "start over; the system message stays", clear),
         Command("regen", "", "answer the last question again", regenerate),
+        Command("continue", "", "go on with the last answer where it ends", go_on),
         Command("undo", "", "take back the last question and its answer", undo),
         Command("edit", "", "take them back and edit the question", edit),
         Command("read", "FILE", "put a text file before the next message", read),

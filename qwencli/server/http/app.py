@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,10 +21,14 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.service import Service
 from . import openapi, static
-from .errors import ErrorForm, error_response
+from .awake import Awake
+from .cors import CrossOrigin
+from .errors import ErrorForm, ErrorForms, error_response
+from .folder import Folder
 from .guard import Guarded
 from .limits import Limited
 from .logs import Recorded, reason, record_of
+from .paths import Prefixed
 
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
@@ -43,17 +46,30 @@ class API:
     """Those that ask for no key."""
     polled_paths: Collection[str] = ()
     """Those that programs ask every second, which are logged only where they fail."""
+    idle_paths: Collection[str] = ()
+    """Those that are answered by GET without the model: they neither load it where it is unloaded, nor count as its use."""
 
 
 def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> Starlette:
     """The application, for a service that has been started."""
-    pages = static.routes() if options.ui else []
+    folder = Folder(options.static_path) if options.static_path else None
+    pages = static.routes() if options.ui and not folder else []
     endpoints = [route for api in apis for route in api.routes(service, options)]
-    routes = [*pages, *endpoints, openapi.route(endpoints)]
+    forms = ErrorForms({api.prefix: api.error_form for api in apis if api.error_form})
+    routes = [
+        *pages,
+        *endpoints,
+        openapi.route(endpoints, forms, options.api_prefix),
+        *([folder] if folder else []),
+    ]
     open_paths = {page.path for page in pages}.union(*(api.open_paths for api in apis))
+    idle_paths = set[str]().union(*(api.idle_paths for api in apis))
+    uses = [
+        route for route in endpoints if route.path not in idle_paths or "GET" not in (route.methods or ())
+    ]
     polled_paths = set[str]().union(*(api.polled_paths for api in apis))
-    forms = {api.prefix: api.error_form for api in apis if api.error_form}
     middleware = [
+        Middleware(CrossOrigin, origins=options.cors_origins),
         Middleware(
             Recorded,
             service=service,
@@ -62,18 +78,11 @@ def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> 
             error_forms=forms,
             polled_paths=polled_paths,
         ),
-        Middleware(Guarded, options=options, open_paths=open_paths),
+        Middleware(Guarded, options=options, open_paths=open_paths, folder=folder, closed=endpoints),
+        *([Middleware(Prefixed, prefix=options.api_prefix)] if options.api_prefix else []),
         Middleware(Limited, options=options),
+        Middleware(Awake, service=service, routes=uses),
     ]
-    if options.cors_origins:
-        invited = Middleware(
-            CORSMiddleware,
-            allow_origins=options.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )
-        middleware.insert(0, invited)
     return Starlette(
         routes=routes, middleware=middleware, exception_handlers={HTTPException: failed, QwenError: failed}
     )

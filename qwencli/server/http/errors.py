@@ -32,6 +32,8 @@ class ApiError(QwenError):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
+        self.request_id = ""
+        """Of the request that it is the answer to, as soon as that is known."""
         self.status = status
         self.param = param
         self.code = code
@@ -41,6 +43,30 @@ class ApiError(QwenError):
 
 ErrorForm = Callable[[ApiError], dict[str, Any]]
 """The JSON object that an API has for an error."""
+
+
+class ErrorForms(dict[str, ErrorForm]):
+    """The forms by the prefixes of the paths that have them, with one for all other paths."""
+
+    def __init__(self, forms: Mapping[str, ErrorForm]) -> None:
+        super().__init__({"": plain_form, **forms})
+
+    def prefix_of(self, path: str) -> str:
+        """The longest prefix that fits."""
+        return max((prefix for prefix in self if path.startswith(prefix)), key=len)
+
+    def of(self, path: str) -> ErrorForm:
+        return self[self.prefix_of(path)]
+
+
+def with_id(form: ErrorForm, request_id: str) -> ErrorForm:
+    """The same form for the errors of one request, which it may name."""
+
+    def form_of(error: ApiError) -> dict[str, Any]:
+        error.request_id = request_id
+        return form(error)
+
+    return form_of
 
 
 def plain_form(error: ApiError) -> dict[str, Any]:

@@ -20,9 +20,12 @@ from ...errors import QwenError
 from ..options import ServerOptions
 from ..service.generation import Generation
 from ..service.service import Service
-from .errors import ErrorForm, error_response, plain_form
+from .errors import ErrorForm, ErrorForms, error_response, plain_form, with_id
+from .paths import path_under
 
 KEY = "qwencli.record"
+ID_HEADERS = b"x-request-id", b"request-id"
+"""Of an answer; the second is what Anthropic's clients look for."""
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
 CLIENT_LEFT = 499
@@ -40,6 +43,8 @@ class RequestRecord:
     """How the API that was asked writes errors."""
     created: float = field(default_factory=time.monotonic)
     status: int = CLIENT_LEFT
+    ping: float | None = None
+    """After how many silent seconds a stream of events carries a comment; None: never."""
     error: str | None = None
     cut_off: bool = False
     """Whether the server failed after the start of the answer was sent."""
@@ -59,7 +64,7 @@ class Recorded:
         service: Service,
         options: ServerOptions,
         headers: Mapping[str, str],
-        error_forms: Mapping[str, ErrorForm],
+        error_forms: ErrorForms,
         polled_paths: Collection[str],
     ) -> None:
         self._app, self._service, self._options = app, service, options
@@ -72,7 +77,10 @@ class Recorded:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], self._form_of(scope["path"]))
+        path = path_under(self._options.api_prefix, scope["path"])
+        form = with_id(self._error_forms.of(path), id)
+        record = scope[KEY] = RequestRecord(id, scope["method"], scope["path"], form)
+        record.ping = self._options.sse_ping
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -82,7 +90,7 @@ class Recorded:
                 message["headers"] = [
                     *message["headers"],
                     *self._headers,
-                    (b"x-request-id", record.id.encode()),
+                    *((name, record.id.encode()) for name in ID_HEADERS),
                 ]
             await send(message)
 
@@ -104,15 +112,10 @@ class Recorded:
                 or record.cut_off
                 or any(generation.error for generation in record.generations)
             )
-            quiet = record.path in self._polled and record.status < 400
+            quiet = path in self._polled and record.status < 400
             wanted = self._options.log_format != "none" and not quiet
             if wanted or failed:
                 write(line(record, self._service, self._options))
-
-    def _form_of(self, path: str) -> ErrorForm:
-        """How errors are written on a path: as the API with the longest prefix that fits does."""
-        fits = [prefix for prefix in self._error_forms if path.startswith(prefix)]
-        return self._error_forms[max(fits, key=len)] if fits else plain_form
 
 
 class ClientLeft(Exception):

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ... import __version__
+from .errors import ApiError, ErrorForm, ErrorForms
 
 F = TypeVar("F", bound=Callable[..., Any])
 KEY = "described"
@@ -48,28 +49,21 @@ def describe(
     return decorate
 
 
-ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "integer", "null"]},
-            },
-        }
-    },
+EXAMPLES = ApiError("what is wrong"), ApiError("what is wrong", 404, param="field", code="code")
+"""Errors that have all that an API may tell of one, and as little as it can."""
+JSON_TYPES: dict[type, str] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
 }
 REFERENCE = "#/components/schemas/"
 
 
-def route(routes: Sequence[BaseRoute]) -> Route:
-    """/openapi.json for those of `routes` that are described."""
-    text = json.dumps(document(routes)).encode()
+def route(routes: Sequence[BaseRoute], forms: ErrorForms, prefix: str = "") -> Route:
+    """/openapi.json for those of `routes` that are described, all of which are under `prefix`."""
+    text = json.dumps(document(routes, forms) | ({"servers": [{"url": prefix}]} if prefix else {})).encode()
 
     async def openapi(request: Request) -> Response:
         return Response(text, media_type="application/json")
@@ -77,7 +71,7 @@ def route(routes: Sequence[BaseRoute]) -> Route:
     return Route("/openapi.json", openapi)
 
 
-def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
+def document(routes: Sequence[BaseRoute], forms: ErrorForms) -> dict[str, Any]:
     """OpenAPI 3.1."""
     described = [
         (route, description)
@@ -94,14 +88,15 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     for route, description in described:
         for method in sorted((route.methods or {"GET"}) - {"HEAD"}):
             paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[method.lower()] = operation(
-                method, route.path, description, references
+                method, route.path, description, references, error_name(forms.prefix_of(route.path))
             )
     return {
         "openapi": "3.1.0",
         "info": {"title": "qwencli", "version": __version__},
         "paths": paths,
         "components": {
-            "schemas": {"Error": ERROR} | schemas.get("$defs", {}),
+            "schemas": {error_name(prefix): error_schema(form) for prefix, form in forms.items()}
+            | schemas.get("$defs", {}),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -109,7 +104,7 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
 
 
 def operation(
-    method: str, path: str, description: Description, references: Mapping[Any, Any]
+    method: str, path: str, description: Description, references: Mapping[Any, Any], error: str
 ) -> dict[str, Any]:
     answer = (
         {"application/json": {"schema": references[description.answer] if description.answer else {}}}
@@ -125,7 +120,7 @@ def operation(
             "200": {"description": "The answer", "content": answer},
             "default": {
                 "description": "What is wrong",
-                "content": {"application/json": {"schema": {"$ref": REFERENCE + "Error"}}},
+                "content": {"application/json": {"schema": {"$ref": REFERENCE + error}}},
             },
         },
     }
@@ -139,3 +134,24 @@ def operation(
             "content": {"application/json": {"schema": references[description.body]}},
         }
     return found
+
+
+def error_name(prefix: str) -> str:
+    """The name of the schema for errors on paths that begin so: Error, ErrorV1, ErrorV1Messages."""
+    return "Error" + "".join(word.capitalize() for word in re.findall(r"\w+", prefix))
+
+
+def error_schema(form: ErrorForm) -> dict[str, Any]:
+    return schema_of([form(error) for error in EXAMPLES])
+
+
+def schema_of(values: Sequence[Any]) -> dict[str, Any]:
+    """A schema that some JSON values follow."""
+    if all(isinstance(value, dict) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {
+            "type": "object",
+            "required": [name for name in names if all(name in value for value in values)],
+            "properties": {name: schema_of([v[name] for v in values if name in v]) for name in names},
+        }
+    return {"type": list(dict.fromkeys(JSON_TYPES[type(value)] for value in values))}

@@ -23,9 +23,11 @@ KINDS = {"str", "int", "float", "bool"}
 async def json_body(request: Request, model: type[M]) -> M:
     """The request's body as `model`, whatever its content type says. Raises ApiError, which names the field that is wrong."""
     body = await request.body()
-    if len(body) < LARGE:
-        return parsed(body, model)
-    return await asyncio.to_thread(parsed, body, model)
+    found = parsed(body, model) if len(body) < LARGE else await asyncio.to_thread(parsed, body, model)
+    ping = getattr(found, "sse_ping_interval", None)  # here, so that every API with this field has it
+    if ping is not None:
+        record_of(request.scope).ping = ping if ping > 0 else None
+    return found
 
 
 def parsed(body: bytes, model: type[M]) -> M:

@@ -37,7 +37,8 @@ from ..shared.streams import merged
 from ..shared.vectors import check_embeds
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
-from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, TokenizeFields
+from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
+from .infill import infill_prompt
 from .memory import Memory
 from .rerank import rerank_routes
 
@@ -52,7 +53,7 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service.llm))
+    api = LlamaCpp(service, options, Memory(service))
     get = {
         "/health": api.health,
         "/v1/health": api.health,
@@ -63,6 +64,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
     post = {
         "/completion": api.completion,
         "/completions": api.completion,
+        "/infill": api.infill,
         "/tokenize": api.tokenize,
         "/detokenize": api.detokenize,
         "/apply-template": api.apply_template,
@@ -113,7 +115,7 @@ class LlamaCpp:
                 "chat_template_caps": {},
                 **named,
                 "build_info": f"qwencli {__version__}",
-                "is_sleeping": False,
+                "is_sleeping": self.service.presence.asleep,
                 "buffers": await self.memory.buffers(),
             }
         )
@@ -160,7 +162,13 @@ class LlamaCpp:
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:
-        body = await json_body(request, CompletionFields)
+        return await self._complete(request, await json_body(request, CompletionFields))
+
+    @describe("Fill a gap in a text", InfillFields, stream=True)
+    async def infill(self, request: HTTPRequest) -> Response:
+        return await self._complete(request, await json_body(request, InfillFields))
+
+    async def _complete(self, request: HTTPRequest, body: CompletionFields) -> Response:
         answers = await self._answers(request, body)
         if body.stream:
             return event_stream(request, events_of(answers))
@@ -185,7 +193,10 @@ class LlamaCpp:
         """What is asked, prompt by prompt, with the prompt's text. Slow. Raises ApiError, InputError, ContextFull."""
         service, llm = self.service, self.service.llm
         sampling = body.sampling(self.options.sampling, llm.tokenizer, body.n_reported)
-        prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
+        if isinstance(body, InfillFields):
+            prompts = [infill_prompt(body, llm, self.options)]
+        else:
+            prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
         check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
@@ -194,7 +205,7 @@ class LlamaCpp:
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
         return [
-            (Request(tokens, sampling, most, body.stops, bool(body.ignore_eos), grammar=grammar), text)
+            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
             for tokens, text in zip(prompts, texts)
         ]
 
@@ -321,4 +332,5 @@ LLAMACPP = API(
     error_form,
     open_paths=("/health", "/v1/health"),
     polled_paths=("/health", "/v1/health", "/metrics", "/slots"),
+    idle_paths=("/health", "/v1/health", "/metrics", "/props"),
 )

@@ -22,6 +22,8 @@ from ..shared.fields import (
 
 MAX_PROBS = 1000
 """Tokens that are reported with each of the answer's."""
+MAX_EXTRA = 1000
+"""Files of a repository that a request may have."""
 RANDOM = 2**32 - 1
 """What llama.cpp calls a seed that is another one each time. Clients send it back as they got it."""
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}
@@ -121,6 +123,22 @@ class CompletionFields(GenerationFields):
                 f"n_cmpl is {self.n_cmpl or self.n}, expected at most the number of slots, {n_slots}",
                 param="n_cmpl",
             )
+
+
+class ExtraFile(Fields):
+    """A file of the repository in which the gap is."""
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillFields(CompletionFields):
+    """The body of /infill: what precedes the gap, what follows it, and what the answer in it begins with."""
+
+    prompt: str = ""
+    input_prefix: Mixed
+    input_suffix: Mixed
+    input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA, fail_fast=True)] | None = None
 
 
 class TokenizeFields(Fields):

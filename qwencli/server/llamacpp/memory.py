@@ -6,18 +6,18 @@ import asyncio
 import time
 from typing import Any
 
-from ...llm import LLM
 from ...machine.buffers import folded, memory_report
+from ..service.service import Service
 
 SECONDS = 2.0
 """For how long an answer holds. Looking takes some 70 ms for each GB of the model."""
 
 
 class Memory:
-    """The buffers of a process that serves `llm`."""
+    """The buffers of a process that serves a model."""
 
-    def __init__(self, llm: LLM) -> None:
-        self._llm = llm
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._lock = asyncio.Lock()
         self._buffers: list[dict[str, Any]] = []
         self._until = 0.0
@@ -26,7 +26,7 @@ class Memory:
         """The buffers, folded by layers: see machine/buffers.py. Requests that come at the same time share one look, in a thread."""
         async with self._lock:
             if time.monotonic() >= self._until:
-                report = await asyncio.to_thread(memory_report, self._llm)
+                report = await asyncio.to_thread(memory_report, self._service.llm)
                 self._buffers = folded(report["buffers"])
                 self._until = time.monotonic() + SECONDS
             return self._buffers

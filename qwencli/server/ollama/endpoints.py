@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from ...llm import LLM
 from ...request.prompt import check_length, check_room
+from ...text.fim import fim_prompt
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.ndjson import line_stream
@@ -70,6 +71,8 @@ class Ollama:
 
     @describe("The models that are loaded")
     async def running(self, request: HTTPRequest) -> Response:
+        if self._service.presence.asleep:
+            return JSONResponse({"models": []})
         return JSONResponse({"models": [running(self._service.llm, self._options)]})
 
     @describe("The version of Ollama whose API this is")
@@ -90,6 +93,8 @@ class Ollama:
     @describe("The next message of a conversation", ChatRequest)
     async def chat(self, request: HTTPRequest) -> Response:
         body = await json_body(request, ChatRequest)
+        if body.unloads:
+            self._service.presence.unload_soon()
         if not body.messages:
             return self._loaded(body, message_of("", "", []))
         self._check(body)
@@ -108,6 +113,8 @@ class Ollama:
     async def generate(self, request: HTTPRequest) -> Response:
         body = await json_body(request, GenerateRequest)
         body.check()
+        if body.unloads:
+            self._service.presence.unload_soon()
         if not body.prompt and not body.suffix:
             return self._loaded(body, response_of("", "", []))
         self._check(body)
@@ -141,9 +148,12 @@ class Ollama:
         llm = self._service.llm
         prompt, suffix = body.prompt or "", body.suffix or ""
         check_length([prompt, suffix], llm.tokenizer, llm.engine.n_ctx)
-        if suffix:
-            raise ApiError("suffix: the model has no tokens for filling in", param="suffix")
+        if suffix and llm.tokenizer.fim.missing:
+            raise ApiError(f'"{self._options.name}" does not support insert', param="suffix")
         tokens = llm.tokenizer.encode(prompt, True, True)
+        if suffix:
+            after = llm.tokenizer.encode(suffix)
+            tokens = fim_prompt(llm.tokenizer.fim, tokens, after, self._options.suffix_first)
         check_room(len(tokens), llm.engine.n_ctx)
         return tokens
 
@@ -155,8 +165,7 @@ class Ollama:
 
     def _loaded(self, body: AnswerFields, nothing: dict[str, Any]) -> Response:
         """The answer to a request without a prompt, by which clients load a model, or unload it."""
-        unload = body.keep_alive in (0, "0", "0s")
-        ended = {"done": True, "done_reason": "unload" if unload else "load"}
+        ended = {"done": True, "done_reason": "unload" if body.unloads else "load"}
         return JSONResponse({"model": self._options.name, "created_at": now(), **nothing, **ended})
 
     async def _answer(self, request: HTTPRequest, body: AnswerFields, answer: Answer) -> Response:
@@ -230,4 +239,4 @@ def error_form(error: ApiError) -> dict[str, Any]:
     return {"error": str(error)}
 
 
-OLLAMA = API(routes, error_form, prefix="/api/")
+OLLAMA = API(routes, error_form, prefix="/api/", idle_paths=("/api/tags", "/api/ps", "/api/version"))

@@ -94,6 +94,11 @@ class AnswerFields(Fields):
         return self.stream is not False
 
     @property
+    def unloads(self) -> bool:
+        """Whether the model is no longer wanted when this is answered. Other values have no effect: the server's options decide."""
+        return self.keep_alive in (0, "0", "0s")
+
+    @property
     def n_top(self) -> int | None:
         """How many likely tokens to report with each of the answer's; None for no report at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
@@ -103,7 +108,7 @@ class AnswerFields(Fields):
         fields: Object = {} if self.options is None else self.options.of_conversation()
         if self.think is not None:
             effort = {} if isinstance(self.think, bool) else {"reasoning_effort": self.think}
-            fields["chat_template_kwargs"] = {"enable_thinking": bool(self.think), **effort}
+            fields |= {"think": bool(self.think), **effort}
         if self.format == "json":
             fields["response_format"] = {"type": "json_object"}
         elif self.format:

@@ -103,6 +103,7 @@ def capabilities(llm: LLM, options: ServerOptions) -> list[str]:
         "completion",
         *(["tools"] if "tools" in source else []),
         *(["thinking"] if thinks(source) else []),
+        *([] if llm.tokenizer.fim.missing else ["insert"]),
         "embedding",
     ]
 

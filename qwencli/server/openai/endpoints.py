@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...engine.embedding import check_reading
+from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
 from ..http.app import API
@@ -61,8 +62,12 @@ class OpenAI:
     """Each method answers an endpoint, unless its name starts with an underscore."""
 
     def __init__(self, service: Service, options: ServerOptions) -> None:
-        self._service, self._options, self._llm = service, options, service.llm
+        self._service, self._options = service, options
         self._created = int(time.time())
+
+    @property
+    def _llm(self) -> LLM:
+        return self._service.llm
 
     @describe("The server's models: one")
     async def models(self, request: HTTPRequest) -> Response:
@@ -200,4 +205,4 @@ def error_form(error: ApiError) -> dict[str, Any]:
     return {"error": {**about, **error.details}}
 
 
-OPENAI = API(routes, error_form, prefix="/v1/")
+OPENAI = API(routes, error_form, prefix="/v1/", idle_paths=("/models", "/v1/models", "/v1/models/{id:path}"))

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
 from .generation import Busy, Ending, Generation, Slot, TextPart
+from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
@@ -62,7 +64,9 @@ class Service:
         if self.pooling == "rank":
             llm.ranking  # noqa: B018 - raises here where the model can't
         self.counters = Counters()
-        llm.engine.prefixes.room = room_for_prefixes(llm.fit, llm.engine.n_ctx, n_slots)
+        self.presence = Presence(self._load, self._unload)
+        """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
+        self._keep_prefixes()
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
         self._embeddings: deque[Waiting] = deque()
@@ -125,6 +129,19 @@ class Service:
             self._embeddings.append((text, done))
             self._changed.notify()
         return await done
+
+    def _keep_prefixes(self) -> None:
+        engine = self.llm.engine
+        engine.prefixes.room = room_for_prefixes(self.llm.fit, engine.n_ctx, self.n_slots)
+
+    def _unload(self) -> None:
+        while self._busy():  # with what was cancelled just now
+            time.sleep(0.01)
+        self.llm.unload()
+
+    def _load(self) -> None:
+        self.llm = self.llm.again()
+        self._keep_prefixes()
 
     def slots(self) -> list[Slot]:
         return [Slot(i, generation) for i, generation in enumerate(self._slots)]
@@ -251,16 +268,19 @@ class Service:
 
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the next one comes after the next step of the answers."""
+        tell: Callable[..., None]
         try:
-            if not done.done():  # else nobody waits for it any longer
-                if (found := embedding.read(self.llm.engine)) is None:
-                    return
-                self._tell(_set, done, found)
+            # where it is done already, nobody waits for it any longer
+            found = None if done.done() else embedding.read(self.llm.engine)
+            if found is None and not done.done():
+                return
+            tell = partial(_set, done, found)
         except Exception as error:  # whatever it is, it must not end the engine's thread
-            self._tell(_fail, done, as_qwen_error(error))
+            tell = partial(_fail, done, as_qwen_error(error))
+        embedding.release(self.llm.engine)
         with self._changed:
             self._embeddings.popleft()
-        embedding.release(self.llm.engine)
+        self._tell(tell)
 
     def _tell(self, what: Callable[..., object], *args: Any) -> None:
         """Call something in the event loop's thread, unless that has ended."""

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...llm import LLM
+from ...request.prompt import ChatPrompt
 from ...request.request import Request, Thinking
-from ...text.chat.answers import AnswerParser, Event, ToolCall
+from ...text.chat.answers import AnswerParser, Content, Event, Reasoning, ToolCall
+from ...text.chat.thinking import last_block
 from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
 from ..service.generation import Generation, TextPart
 from .conversations import ConversationFields, prompt_of, tokens_of
-from .forms import call_schema, grammar_of
+from .forms import after_beginning, call_schema, grammar_of
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation as a request. `opening` is what its prompt holds of the answer already."""
+    """A conversation as a request.
+
+    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told`
+    is what stands before the answer. Calls of `tools` are told apart from
+    its text, and so is thinking, with `tells_thinking`.
+    """
 
     body: ConversationFields
     request: Request
     opening: str = ""
+    told: tuple[Event, ...] = ()
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tells_thinking: bool = True
+    goes_on: bool = False
 
 
 def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs: int = 0) -> Asked:
@@ -28,17 +41,38 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     forms = body.answer_forms()
     thinks, limit = body.thinking(options)
     opening, thinking = "", Thinking()
-    if functions := body.forced_tools():  # the answer is a call from its first word on, without thinking
-        opening = OPEN + "\n"
+    functions = body.forced_tools()
+    prompt = prompt_of(body, llm, options, thinks and not functions)
+    said = prompt.beginning.said if prompt.beginning else None
+    if functions:  # the answer is a call from its first word on, without thinking
+        opening = ("\n" if said else "") + OPEN + "\n"
         forms["tools"] = call_schema(functions)
-        prompt = prompt_of(body, llm, options, thinks=False)
-    else:
-        prompt = prompt_of(body, llm, options, thinks)
     tokens = tokens_of(prompt, llm, opening)
     grammar = grammar_of(llm, forms)
     if not opening:
-        thinking = prompt.thinking(limit, grammar is not None)
-    return Asked(body, body.request(llm, options, tokens, n_probs, grammar, thinking), opening)
+        thinking = prompt.thinking(limit, grammar is not None, body.message_at_budget(options))
+        if grammar and said:
+            grammar = after_beginning(llm, grammar, said, next(iter(forms)))
+    request = body.request(llm, options, tokens, n_probs, grammar, thinking)
+    tells = body.tells_thinking(options)
+    told = told_before(prompt, tells, bool(body.echo)) if options.parse_answers and not opening else ()
+    return Asked(
+        body, request, opening, told, body.callable_tools(options), tells, prompt.beginning is not None
+    )
+
+
+def told_before(prompt: ChatPrompt, tells_thinking: bool, echo: bool) -> tuple[Event, ...]:
+    """What stands before an answer: the beginning that it goes on from, and where thinking is content, the prompt's block of it."""
+    beginning = prompt.beginning
+    if not beginning:
+        block = "" if tells_thinking else last_block(prompt.rendered.text)
+        return (Content(block),) if block else ()
+    if not echo:
+        return ()
+    if not tells_thinking:
+        return (Content("".join(beginning.written(prompt.template))),)
+    thought = (Reasoning(beginning.thought),) if beginning.thought else ()
+    return (*thought, Content(beginning.said)) if beginning.said else thought
 
 
 class ChatAnswer:
@@ -50,20 +84,27 @@ class ChatAnswer:
     def __init__(self, asked: Asked, generation: Generation) -> None:
         self.generation = generation
         self._opening = asked.opening
-        self._parser = AnswerParser(generation.answer.request.thinking.inside, asked.body.usable_tools)
-        self._parser.add(asked.opening)
+        self._told = [*asked.told]
+        inside = generation.answer.request.thinking.inside
+        self._parser = AnswerParser(inside, asked.tools, asked.tells_thinking, asked.goes_on)
+        self._told += self._parser.add(asked.opening)
         self._one_call = asked.body.parallel_tool_calls is False
         self.n_calls = 0
 
     def add(self, part: TextPart) -> list[Event]:
         """What a part brings."""
-        return self._passed(self._parser.add(part.text))
+        return self._passed(self._begun() + self._parser.add(part.text))
 
     def end(self) -> list[Event]:
         """What was held back, now that nothing follows."""
         closed = self._opening and self.generation.sequence.stop_reason == "eos"
         events = self._parser.add("\n" + CLOSE) if closed else []
-        return self._passed(events + self._parser.end())
+        return self._passed(self._begun() + events + self._parser.end())
+
+    def _begun(self) -> list[Event]:
+        """What stands before the answer, once."""
+        told, self._told = self._told, []
+        return told
 
     def _passed(self, events: list[Event]) -> list[Event]:
         passed = []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ...errors import InputError
 from ...llm import LLM
-from ...request.prompt import ChatPrompt, chat_prompt, check_length, check_room
+from ...request.prompt import SWITCH, ChatPrompt, chat_prompt, check_length, check_room
 from ...request.request import may_think
+from ...text.chat.beginnings import AUTO, Beginning, beginning_of, ends_with_answer
 from ...text.chat.template import Rendered
 from ..http.errors import ApiError
 from ..options import ServerOptions
@@ -18,6 +20,10 @@ from .fields import Fields, GenerationFields, Number, checked, first_given
 MAX_MESSAGES, MAX_TOOLS = 10_000, 1_000
 TEMPLATE_OWN = {"self", "tokenizer", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 """What chat_template_kwargs cannot set."""
+NO_EFFORT = "none"
+"""The effort of an answer that doesn't think."""
+MAX_MESSAGE = 4096
+"""Characters of what ends the thinking at its budget."""
 Object = dict[str, Any]
 
 
@@ -100,19 +106,45 @@ def check_tools(tools: list[Object]) -> None:
             raise InputError(f"the parameters of {name[:100]} are not a JSON schema, expected an object")
 
 
+def read_object(value: Any) -> Any:
+    """What may come as the text of JSON, too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("Input should be an object, or the text of one") from None
+
+
 class ConversationFields(GenerationFields):
-    """A conversation to go on with."""
+    """A conversation to go on with. Who speaks to the server in another form than OpenAI's fills these fields."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     tools: Annotated[list[Object], Field(max_length=MAX_TOOLS), checked(check_tools)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    chat_template_kwargs: Object | None = None
+    parse_tool_calls: bool | None = None
+    """With false calls are text."""
+    chat_template_kwargs: Annotated[Object | None, BeforeValidator(read_object)] = None
+    think: bool | None = None
+    """Whether the answer may think. Left out, `reasoning_effort` and `enable_thinking` among the template's variables decide."""
+    reasoning_effort: Annotated[str, Field(max_length=64)] | None = None
+    """"none": it doesn't think; all else is a variable of the template."""
+    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] | None = None
+    """Where thinking stands: with "none" in the content, as the model wrote it, else apart from it."""
+    add_generation_prompt: bool | None = None
+    """With false the prompt ends where the last message does."""
+    continue_final_message: bool | Literal["content", "reasoning_content"] | None = None
+    """The answer goes on from the last message, which is the assistant's, or from that part of it; the server may do so anyway."""
+    echo: bool | None = None
+    """Whether an answer that goes on from a message starts with that message."""
     reasoning_budget: Number | None = None
     reasoning_budget_tokens: Number | None = None
     thinking_budget_tokens: Number | None = None
     """The most tokens of thinking; the first of the three that is given counts."""
+    reasoning_budget_message: Annotated[str, Field(max_length=MAX_MESSAGE)] | None = None
+    """What the thinking ends with where it has used them up."""
 
     @property
     def usable_tools(self) -> list[Object] | None:
@@ -127,14 +159,63 @@ class ConversationFields(GenerationFields):
             options.reasoning_budget,
         )
         budget = None if budget is None or budget < 0 else budget
-        given_think = (self.chat_template_kwargs or {}).get("enable_thinking")
-        think = options.think if given_think is None else given_think
-        if think is not None and not isinstance(think, bool):
+        return may_think(self._thinks(options), budget), budget
+
+    def _thinks(self, options: ServerOptions) -> bool | None:
+        """Whether the answer may think, as far as that is said. Raises ApiError."""
+        if self.think is not None:
+            return self.think
+        if self.reasoning_effort == NO_EFFORT:
+            return False
+        for given in (self.chat_template_kwargs or {}), options.template_kwargs:
+            switch = given.get(SWITCH)
+            if isinstance(switch, bool):
+                return switch
+            if switch is not None:
+                raise ApiError(
+                    f"chat_template_kwargs.{SWITCH}: Input should be a valid boolean",
+                    param="chat_template_kwargs",
+                )
+        no_effort = options.reasoning_effort == NO_EFFORT and not self.reasoning_effort
+        return False if options.think is None and no_effort else options.think
+
+    def variables(self, options: ServerOptions) -> Object:
+        """What the template is given besides the conversation: the server's variables, over them the request's. Raises ApiError."""
+        given = {"reasoning_effort": options.reasoning_effort, **options.template_kwargs}
+        given |= self.chat_template_kwargs or {}
+        if self.reasoning_effort:
+            given["reasoning_effort"] = self.reasoning_effort
+        if given["reasoning_effort"] in (NO_EFFORT, "default"):
+            del given["reasoning_effort"]
+        if wrong := TEMPLATE_OWN & given.keys():
+            raise ApiError(f"chat_template_kwargs cannot set {min(wrong)}", param="chat_template_kwargs")
+        return {name: value for name, value in given.items() if value is not None}
+
+    def message_at_budget(self, options: ServerOptions) -> str:
+        """What the thinking ends with where it has used up its tokens."""
+        given = self.reasoning_budget_message
+        return options.reasoning_message if given is None else given
+
+    def tells_thinking(self, options: ServerOptions) -> bool:
+        """Whether thinking stands apart from the answer's text."""
+        return options.parse_answers and (self.reasoning_format or options.reasoning_format) != "none"
+
+    def callable_tools(self, options: ServerOptions) -> list[Object] | None:
+        """The tools whose calls are told apart from the answer's text."""
+        return self.usable_tools if options.parse_answers and self.parse_tool_calls is not False else None
+
+    def beginning(self, options: ServerOptions) -> tuple[list[Object], Beginning | None]:
+        """The messages as templates expect them, and what the last one has of the answer already. Raises ApiError, InputError."""
+        messages = [message.for_template() for message in self.messages]
+        part = self.continue_final_message
+        if part and self.add_generation_prompt:
             raise ApiError(
-                "chat_template_kwargs.enable_thinking: Input should be a valid boolean",
-                param="chat_template_kwargs",
+                "add_generation_prompt and continue_final_message cannot both be true",
+                param="continue_final_message",
             )
-        return may_think(think, budget), budget
+        if not part and not (options.prefill_assistant and ends_with_answer(messages)):
+            return messages, None
+        return messages[:-1], beginning_of(messages, part if isinstance(part, str) else AUTO)
 
     def forced_tools(self) -> list[Object]:
         """The functions of which one has to be called; none where no call has to be made. Raises ApiError."""
@@ -167,11 +248,13 @@ def prompt_of(fields: ConversationFields, llm: LLM, options: ServerOptions, thin
     """The conversation as the template has it. Slow. Raises InputError, ApiError, and what else `chat_prompt` does."""
     if options.template is None:
         raise ApiError("the model has no chat template; use /v1/completions", 501)
-    given = {name: value for name, value in (fields.chat_template_kwargs or {}).items() if value is not None}
-    if wrong := TEMPLATE_OWN & given.keys():
-        raise ApiError(f"chat_template_kwargs cannot set {min(wrong)}", param="chat_template_kwargs")
-    messages = [message.for_template() for message in fields.messages]
-    return chat_prompt(options.template, llm.tokenizer, messages, fields.usable_tools, thinks, given)
+    given = fields.variables(options)
+    messages, beginning = fields.beginning(options)
+    if fields.add_generation_prompt is False and not beginning:
+        given["add_generation_prompt"] = False
+    return chat_prompt(
+        options.template, llm.tokenizer, messages, fields.usable_tools, thinks, given, beginning
+    )
 
 
 def tokens_of(prompt: ChatPrompt, llm: LLM, opening: str = "") -> list[int]:

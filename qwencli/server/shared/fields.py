@@ -164,6 +164,8 @@ class GenerationFields(SamplingFields):
     json_schema: dict[str, Any] | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
+    sse_ping_interval: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    """After how many silent seconds a stream carries a comment; -1 and 0: never."""
     cache_prompt: bool | None = None
     """Without effect: what was computed before is always used."""
     id_slot: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
@@ -172,6 +174,11 @@ class GenerationFields(SamplingFields):
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def ends(self, options: ServerOptions) -> tuple[tuple[str, ...], bool]:
+        """The strings that end the answer, and whether it goes on where the model would end it."""
+        stops = tuple(filter(None, self.stops)) or options.stop
+        return stops, options.ignore_eos if self.ignore_eos is None else self.ignore_eos
 
     def limit(self, default: int | None) -> int | None:
         """How many tokens the answer may have, None for as many as the context holds."""
@@ -190,7 +197,7 @@ class GenerationFields(SamplingFields):
         sampling = self.sampling(options.sampling, llm.tokenizer, n_probs)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         limit = self.limit(options.max_tokens)
-        ends = self.stops, bool(self.ignore_eos)
+        ends = self.ends(options)
         return Request(tokens, sampling, limit, *ends, thinking or Thinking(), grammar)
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from ...errors import InputError, QwenError
 from ...llm import LLM
 from ..http.errors import ApiError
 
@@ -24,6 +24,20 @@ def grammar_of(llm: LLM, forms: dict[str, dict[str, Any] | str]) -> Start | None
         except InputError as error:
             raise ApiError(f"{field}: {error}", param=field) from None
     return None
+
+
+def after_beginning(llm: LLM, grammar: Start, text: str, field: str) -> Start:
+    """What an answer has to follow from the end of its beginning on. Slow. Raises ApiError where no answer begins so, QwenError."""
+    from ...text.grammar.continued import Continued
+
+    tokens = llm.tokenizer.encode(text)
+    try:
+        grammar().mask(tokens)
+    except QwenError:
+        raise ApiError(
+            f"{field}: the last message, which the answer goes on from, does not follow it", param=field
+        ) from None
+    return lambda: Continued(grammar(), tokens)
 
 
 def call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:

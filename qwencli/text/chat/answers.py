@@ -38,18 +38,27 @@ class AnswerParser:
     neither side. `tools` are OpenAI's tool definitions; without any, tool calls are text. So is a malformed one, exactly as it was
     written. Whitespace before a call, between calls and after the last belongs to the format. No more is held back than may begin a tag,
     the whitespace before it, and a call up to its end.
+
+    With `tells_thinking` False, thinking and its tags are content. With `goes_on` the text goes on from the middle of an answer: of its
+    thinking if `thinking`, else of what it says.
     """
 
-    def __init__(self, thinking: bool = False, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tells_thinking: bool = True,
+        goes_on: bool = False,
+    ) -> None:
         self._text = Incoming()
-        self._thinking = thinking
+        self._thinking, self._tells_thinking, self._goes_on = thinking, tells_thinking, goes_on
         self._schemas = schemas_of(tools or ())
         self._calls = [OPEN] if tools else []
         self._bare_calls = [f"{FUNCTION}{name}>" for name in self._schemas if not set("<>\n") & set(name)]
         self._events: list[Event] = []
         self._space: list[str] = []  # whitespace that is dropped if a call or the end of thinking follows
         self._called = False  # a call was the last event
-        self._last = "\n"  # the last character of content
+        self._last = "" if goes_on else "\n"  # the last character of content
         self._reading = self._answer()
         next(self._reading)
 
@@ -69,6 +78,14 @@ class AnswerParser:
         return events
 
     def _answer(self) -> Reading[None]:
+        if self._goes_on and self._thinking and self._tells_thinking:
+            yield from self._passages(Reasoning)
+        elif self._tells_thinking and not self._goes_on:
+            yield from self._thought()
+        yield from self._passages(Content)
+
+    def _thought(self) -> Reading[None]:
+        """The thinking that the answer begins with, or the space before an answer without any."""
         space = yield from self._text.span(SPACE)
         if (yield from self._text.starts(THINK_OPEN)):
             yield from self._text.span("\n")
@@ -78,7 +95,6 @@ class AnswerParser:
             yield from self._passages(Reasoning)
         else:
             self._pass(Content, space)
-        yield from self._passages(Content)
 
     def _passages(self, kind: type[Reasoning] | type[Content]) -> Reading[None]:
         """Text of one kind, and calls in it. Thinking ends with its tag, or by a call: Qwen3.5 leaves the tag out before some."""

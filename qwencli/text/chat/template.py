@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from ...errors import InputError, QwenError
 from ..tokenizer import Tokenizer
 from .template_process import Ended, TemplateProcess
+from .thinking import OPEN
 
 Message = Mapping[str, Any]
 """As in OpenAI's API: `role`, `content`, and where there are any `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
@@ -32,6 +34,18 @@ CHATML = """\
 """
 """For files without a template: the form that all of Qwen's models know."""
 BUILT_IN = {"chatml": CHATML}
+MARKS = "{%", "{{", "{#"
+"""What every Jinja template has somewhere, and hardly any path."""
+OF_LLAMA_CPP = (
+    " bailing bailing-think bailing2 chatglm3 chatglm4 command-r deepseek deepseek-ocr deepseek2 deepseek3 exaone-moe exaone3"
+    " exaone4 falcon3 gemma gigachat glmedge gpt-oss granite granite-4.0 granite-4.1 grok-2 hunyuan-dense hunyuan-moe hunyuan-vl"
+    " kimi-k2 llama2 llama2-sys llama2-sys-bos llama2-sys-strip llama3 llama4 megrez minicpm mistral-v1 mistral-v3"
+    " mistral-v3-tekken mistral-v7 mistral-v7-tekken monarch openchat orion pangu-embedded phi3 phi4 rwkv-world seed_oss smolvlm"
+    " solar-open vicuna vicuna-orca yandex zephyr "
+)
+"""Names of templates that are built into llama.cpp, as code, each with a space before and after it."""
+MOST_SHOWN = 60
+"""Characters of a value in a message."""
 
 MAX_FILE = 1 << 22
 """Bytes of a template in a file of its own."""
@@ -51,6 +65,7 @@ class ChatTemplate:
         self._source, self._lock = source, threading.Lock()
         self._child: TemplateProcess | None = None
         self._variables: frozenset[str] | None = None
+        self._thinks: bool | None = None
 
     @property
     def source(self) -> str:
@@ -59,21 +74,31 @@ class ChatTemplate:
 
     @classmethod
     def named(cls, value: str) -> ChatTemplate:
-        """A built-in template by its name, or else the one in the file of that path. Raises InputError."""
+        """A built-in template by its name, one by its text, or else the one in the file of that path. Raises InputError."""
         if value in BUILT_IN:
             return cls(BUILT_IN[value])
-        expected = f"expected {', '.join(BUILT_IN)} or the path of a Jinja file"
+        if any(mark in value for mark in MARKS):
+            return cls(value)
+        if f" {value} " in OF_LLAMA_CPP and not os.path.exists(value):
+            raise InputError(
+                f"the chat template {value} isn't built in here: give its text, or a file with it, as --chat-template"
+            )
+        return cls.of_file(value, f"expected {', '.join(BUILT_IN)}, the path of a Jinja file, or its text")
+
+    @classmethod
+    def of_file(cls, path: str, expected: str = "expected a Jinja file") -> ChatTemplate:
+        """The template in a file. Raises InputError."""
         try:
-            with open(value, "rb") as file:
+            with open(path, "rb") as file:
                 source = file.read(MAX_FILE + 1)
             if len(source) > MAX_FILE:
-                raise InputError(f"the chat template {value} is larger than {MAX_FILE >> 20} MiB, {expected}")
+                raise InputError(f"the chat template {path} is larger than {MAX_FILE >> 20} MiB, {expected}")
             return cls(source.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            raise InputError(f"the chat template {value} isn't UTF-8 text, {expected}") from None
+            raise InputError(f"the chat template {path} isn't UTF-8 text, {expected}") from None
         except (OSError, ValueError) as error:  # ValueError: no path at all
             raise InputError(
-                f"the chat template {value!r}: {getattr(error, 'strerror', None) or error}, {expected}"
+                f"the chat template {path[:MOST_SHOWN]!r}: {getattr(error, 'strerror', None) or error}, {expected}"
             ) from None
 
     def start(self) -> None:
@@ -130,6 +155,18 @@ class ChatTemplate:
             self._variables = frozenset(self._ask("variables").split("\n"))
         return variable in self._variables
 
+    @property
+    def thinks(self) -> bool:
+        """Whether it has a place for thinking, in answers that are past or where one begins."""
+        if self._thinks is None:
+            answer = {"role": "assistant", "content": "A", "reasoning_content": "B"}
+            try:
+                text = self.render([{"role": "user", "content": "Q"}, answer], enable_thinking=False)
+                self._thinks = OPEN in text
+            except InputError:  # it may want other messages
+                self._thinks = OPEN in self._source
+        return self._thinks
+
     def _ask(self, verb: str, argument: Any = None) -> str:
         request = _to_json([verb, argument])
         with self._lock:
@@ -151,6 +188,12 @@ class Rendered(NamedTuple):
 
     text: str
     guard: str
+
+    def followed_by(self, text: str, control_texts: Sequence[str]) -> Rendered:
+        """The same with a text after it that came from outside, too. Raises InputError where that holds the guard."""
+        if self.guard in text:
+            raise InputError(f"a message holds the noncharacter U+{ord(self.guard):04X}, expected text")
+        return self._replace(text=self.text + _Guard(self.guard, control_texts).put_into(text))
 
     def encode(self, tokenizer: Tokenizer, start: int = 0) -> list[int]:
         """Token ids of `text[start:]`, at the very start with the BOS and at the end with the EOS token that the file asks for.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 OPEN, CLOSE = "<think>", "</think>"
 
 
@@ -10,11 +12,19 @@ def ends_inside(prompt: str) -> bool:
     return prompt.rstrip().endswith(OPEN)
 
 
-class ReasoningBudget:
-    """Ends an answer's thinking after `n_tokens` tokens of it. `inside`: the prompt has opened the block already."""
+def last_block(prompt: str) -> str:
+    """The block of thinking that a rendered prompt ends with, open or empty: from its tag to the end; "" for none."""
+    found = re.search(rf"{OPEN}\s*(?:{CLOSE}\s*)?\Z", prompt)
+    return found[0] if found else ""
 
-    def __init__(self, n_tokens: int, inside: bool) -> None:
+
+class ReasoningBudget:
+    """Ends an answer's thinking after `n_tokens` tokens of it. `inside`: the prompt has opened the block already. `message` comes before
+    the closing tag, as if the model had thought it."""
+
+    def __init__(self, n_tokens: int, inside: bool, message: str = "") -> None:
         self._left = n_tokens
+        self._message = message
         self._inside = inside
         self._text = ""
         self._over = False
@@ -35,7 +45,7 @@ class ReasoningBudget:
         if self._over or not self._inside or self._left > 0 or not text:  # no text: half a character
             return ""
         self._over = True
-        return closing(self._text)
+        return self._message + closing(self._text + self._message)
 
 
 def closing(text: str) -> str:

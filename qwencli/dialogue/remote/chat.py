@@ -1,26 +1,27 @@
-"""A chat with a server that speaks OpenAI's protocol: llama-server, vLLM, Ollama, LM Studio and others."""
+"""Asking a server, and reading what it sends, whatever the protocol."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
-from ..errors import ContextFull, InputError, QwenError
-from ..sampling import SETTINGS
-from ..text.chat.tool_calls import mapping
-from .openai_stream import StreamedAnswer, events, message_of, parsed
+from ...errors import ContextFull, InputError, QwenError
+from ...text.chat.tool_calls import mapping
+from .address import IN_PATHS, parse_address
+from .answer import message_of
+from .streams import events, lines, parsed
 
 if TYPE_CHECKING:
-    from ..sampling import SamplingParams
-    from ..text.chat.answers import Event
-    from ..text.chat.template import Message
-    from .dialogue import Settings
+    from ...text.chat.answers import Event
+    from ...text.chat.template import Message
+    from ..dialogue import Settings
 
 CONNECT_SECONDS = 10.0
 MAX_BODY = 2**24
@@ -28,6 +29,7 @@ MAX_BODY = 2**24
 MAX_STREAM = 2**28
 """Bytes of a whole stream, which has a few hundred for each token."""
 MAX_REDIRECTS = 5
+OTHER_APIS = "addresses may end in /v1/responses, /v1/messages or /api/chat"
 MAX_MESSAGE = 400
 """Characters of what a server says about an error."""
 CONTEXT_FULL = re.compile(
@@ -35,17 +37,16 @@ CONTEXT_FULL = re.compile(
     re.I,
 )
 """How servers say that a conversation is too long: llama-server's type, OpenAI's code, the words of older servers and of vLLM."""
-IN_PATHS = "/%:@!$&'()*+,;=?"
-STOP_REASONS = {"length": "length", "content_filter": "stop"}
-"""Our names for why an answer ended, by the protocol's; everything else is the model's own end."""
 
 
 class RemoteChat:
     """Answers from the server at `url`, a ChatModel.
 
-    `url` is http://host:port or https://host, and may end in a path, in /v1 or in /v1/chat/completions. `api_key` goes to that scheme, host
-    and port only. Without `model` the first one that the server lists is used. `timeout` is how many seconds the server may send
-    nothing: a long prompt takes its time. TLS certificates are verified; proxies named in the environment are not used.
+    `url` is http://host:port or https://host, and may end in a path and /v1. Its end chooses the protocol: /v1/chat/completions, which is
+    the default, /v1/responses, /v1/messages (Anthropic's) or /api/chat (Ollama's). `api_key` goes to that scheme, host and port only;
+    without one, the environment variable is read in which people keep the protocol's keys. Without `model` the first one that the server
+    lists is used. `timeout` is how many seconds the server may send nothing: a long prompt takes its time. TLS certificates are verified;
+    proxies named in the environment are not used.
 
     Raises InputError for an address or a key that cannot be right.
     """
@@ -53,7 +54,10 @@ class RemoteChat:
     def __init__(
         self, url: str, api_key: str | None = None, model: str | None = None, timeout: float = 600.0
     ) -> None:
-        self._origin, self._host, self._port, self._path = parse_address(url)
+        self._address = parse_address(url)
+        self._protocol = self._address.protocol
+        if api_key is None:
+            api_key = os.environ.get(self._protocol.key_variable) or None
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             # http.client's own message would show the key
             raise InputError("the API key has characters that no key has")
@@ -61,7 +65,7 @@ class RemoteChat:
         self.model = model
         self.timeout = timeout
         self.stop_reason: str | None = None
-        self._answer = StreamedAnswer(None)
+        self._answer = self._protocol.answer(None)
 
     def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[Event]:
         """The events of the answer as they arrive. Closing the iterator closes the connection, so that the server stops generating.
@@ -70,18 +74,18 @@ class RemoteChat:
         that came before have been given.
         """
         self.stop_reason = None
-        answer = self._answer = StreamedAnswer(settings.tools)
+        answer = self._answer = self._protocol.answer(settings.tools)
         try:
             if self.model is None:
                 self.model = self._first_model()
-            body = request_body(self.model, messages, settings)
-            with self._request("POST", "/chat/completions", body) as response:
+            body = json.dumps(self._protocol.body(self.model, messages, settings)).encode()
+            with self._request("POST", self._protocol.chats, body) as response:
                 for chunk in self._chunks(response):
                     yield from answer.add(chunk)
             if answer.finish is None:
                 raise self._error("broke off the answer")
             yield from answer.end()
-            self.stop_reason = STOP_REASONS.get(answer.finish, "eos")
+            self.stop_reason = answer.stop_reason
         except QwenError:
             yield from answer.end()
             raise
@@ -94,27 +98,28 @@ class RemoteChat:
         return self._answer.stats()
 
     def _first_model(self) -> str:
-        with self._request("GET", "/models") as response:
-            try:
-                if response.status == 200:
-                    return str(json.loads(self._body(response))["data"][0]["id"])
-            except (ValueError, LookupError, TypeError, RecursionError):
-                pass  # a server with one model may have no list
-        return "default"
+        """OpenAI's list, and Anthropic's, has its models' ids in `data`, Ollama's has their names in `models`."""
+        with self._request("GET", self._protocol.models) as response:
+            listing = (parsed(self._body(response)) or {}) if response.status == 200 else {}
+        for key, name in ("data", "id"), ("models", "name"):
+            models = listing.get(key)
+            if isinstance(models, list) and models and (found := mapping(models[0]).get(name)):
+                return str(found)
+        return "default"  # a server with one model may have no list
 
     @contextmanager
     def _request(
         self, method: str, path: str, body: bytes | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request, follow redirects within the server, and close the connection at the end, whatever ends it."""
-        path = self._path + path
+        path = self._address.base + path
         headers = {
             "Content-Type": "application/json",
-            "Accept": "text/event-stream, application/json",
+            "Accept": "text/event-stream, application/x-ndjson, application/json",
             "User-Agent": "qwencli",
+            **self._protocol.headers,
+            **(self._protocol.key_header(self._key) if self._key else {}),
         }
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
         for _ in range(MAX_REDIRECTS + 1):
             connection, response = self._connect(), None
             try:
@@ -137,13 +142,15 @@ class RemoteChat:
         raise self._error("redirects without end")
 
     def _connect(self) -> http.client.HTTPConnection:
-        if self._origin.startswith("https:"):
+        if self._address.origin.startswith("https:"):
             tls = ssl.create_default_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=CONNECT_SECONDS, context=tls
+                self._address.host, self._address.port, timeout=CONNECT_SECONDS, context=tls
             )
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_SECONDS)
+            connection = http.client.HTTPConnection(
+                self._address.host, self._address.port, timeout=CONNECT_SECONDS
+            )
         try:
             connection.connect()
             connection.sock.settimeout(self.timeout)
@@ -163,13 +170,14 @@ class RemoteChat:
 
     def _redirected(self, path: str, location: str) -> str:
         """The path on this server that it redirects to. Other servers are not asked: key and conversation are for this one alone."""
+        origin = self._address.origin
         try:
-            target = urljoin(self._origin + path, location)
+            target = urljoin(origin + path, location)
         except ValueError:
             target = ""
-        if not target.startswith(self._origin + "/"):
+        if not target.startswith(origin + "/"):
             raise self._error(f"redirects to {location}: give that address if it is the right one")
-        return quote(target.removeprefix(self._origin), safe=IN_PATHS)
+        return quote(target.removeprefix(origin), safe=IN_PATHS)
 
     def _chunks(self, response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         """The JSON objects of a streamed answer, or the only one of an answer that is not streamed."""
@@ -178,12 +186,12 @@ class RemoteChat:
         kind = response.getheader("Content-Type", "").partition(";")[0].strip().lower()
         if kind == "text/event-stream":
             datas = events(self._pieces(response, MAX_STREAM))
+        elif kind == "application/x-ndjson":
+            datas = lines(self._pieces(response, MAX_STREAM))
         elif kind == "application/json":
             datas = iter([self._body(response)])
         else:
-            raise self._error(
-                f"answers with {kind or 'something unknown'}: is it an OpenAI-compatible server?"
-            )
+            raise self._error(f"answers with {kind or 'something unknown'}: is it {self._protocol.name}?")
         for data in datas:
             if data == b"[DONE]":
                 self._answer.finish = self._answer.finish or "stop"
@@ -193,13 +201,11 @@ class RemoteChat:
                 raise self._error(
                     f"sent something that isn't a JSON object: {data[:80].decode('utf-8', 'replace')}"
                 )
-            if chunk.get("error") or ("message" in chunk and "choices" not in chunk):
-                raise self._failure("reports an error", chunk)
-            if kind == "application/json" and not chunk.get("choices"):
-                raise self._error("sent no answer: is it an OpenAI-compatible server?")
+            if error := self._answer.error(chunk):
+                raise self._failure("reports an error", error)
             yield chunk
-        if kind == "application/json":
-            self._answer.finish = self._answer.finish or "stop"
+        if kind == "application/json" and self._answer.finish is None:
+            raise self._error(f"sent no answer: is it {self._protocol.name}?")
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
         return b"".join(self._pieces(response, MAX_BODY))
@@ -218,8 +224,9 @@ class RemoteChat:
             advice = ", is the --api-key right?" if self._key else ", give a key with --api-key"
             return self._failure(f"refuses access ({status}{advice})", answer)
         if status == 404:
+            path = self._address.base + self._protocol.chats
             return self._failure(
-                f"has no {self._path}/chat/completions, or no model {self.model} (404)", answer
+                f"has no {path} (is its API another? {OTHER_APIS}), or no model {self.model} (404)", answer
             )
         if status == 429:
             wait = response.getheader("Retry-After", "")
@@ -229,7 +236,7 @@ class RemoteChat:
             )
         return self._failure(f"answers {status} {response.reason}", answer)
 
-    def _failure(self, what: str, answer: dict[str, Any]) -> QwenError:
+    def _failure(self, what: str, answer: Mapping[str, Any]) -> QwenError:
         """An error that the server describes in JSON."""
         error, message = mapping(answer.get("error")) or answer, message_of(answer)
         if (
@@ -244,65 +251,4 @@ class RemoteChat:
         what = " ".join(what.split())
         if self._key:
             what = what.replace(self._key, "...")
-        return kind(f"{self._origin} {what[:MAX_MESSAGE]}")
-
-
-def parse_address(url: str) -> tuple[str, str, int, str]:
-    """The origin, host, port and path of an API. The path ends with /v1. Raises InputError."""
-    try:
-        parts = urlsplit(url.strip())
-        default = {"http": 80, "https": 443}[parts.scheme]
-        host, port = parts.hostname or "", parts.port or default
-    except (ValueError, KeyError):
-        host = ""
-    if (
-        not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", host)
-        or parts.username is not None
-        or parts.query
-        or parts.fragment
-    ):
-        shown = url.rpartition("@")[2][:100]  # before it there may be a password
-        raise InputError(f"{shown} isn't the address of a server, expected http://host:port or https://host")
-    path = quote(parts.path.rstrip("/"), safe=IN_PATHS)
-    base = path.removesuffix("/chat/completions")
-    if base == path and not re.search(r"/v\d\w*$", path):
-        base += "/v1"
-    return f"{parts.scheme}://{parts.netloc}", host, port, base
-
-
-def request_body(model: str, messages: Sequence[Message], settings: Settings) -> bytes:
-    """The request for a streamed answer, with no more fields than needed: strict servers refuse those that they don't know.
-
-    Settings that are qwencli's defaults are left out, so that the server uses its own, which suit its model. Earlier thinking is left out
-    as the models' templates would.
-    """
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **sampling_fields(settings.sampling),
-    }
-    if settings.max_tokens is not None:
-        body["max_tokens"] = settings.max_tokens
-    think = False if settings.reasoning_budget == 0 else settings.think
-    if think is not None:
-        body["chat_template_kwargs"] = {"enable_thinking": think}
-    if settings.reasoning_budget is not None:  # llama-server had one name for it, then the other
-        body["thinking_budget_tokens"] = body["reasoning_budget_tokens"] = settings.reasoning_budget
-    if settings.tools:
-        body["tools"] = list(settings.tools)
-    return json.dumps(body).encode()
-
-
-def sampling_fields(params: SamplingParams) -> dict[str, Any]:
-    """The settings that differ from the defaults, by the names of OpenAI's protocol, else llama-server's."""
-    chosen = {
-        s.request_name: getattr(params, s.name)
-        for s in SETTINGS.values()
-        if not s.of_report and getattr(params, s.name) != s.default
-    }
-    if "logit_bias" in chosen:
-        # JSON has no infinity
-        chosen["logit_bias"] = {token: min(max(bias, -100.0), 100.0) for token, bias in chosen["logit_bias"]}
-    return chosen
+        return kind(f"{self._address.origin} {what[:MAX_MESSAGE]}")

@@ -1,0 +1,45 @@
+"""How tokens are chosen."""
+
+from .entries import different, no_meaning, refused, same
+
+IN_REQUESTS = "a server takes it from requests: give {} in each of them"
+
+SAMPLING = [
+    same("--keep N"),
+    same("-n, --predict, --n-predict N", "LLAMA_ARG_N_PREDICT"),
+    same("-e, --escape / --no-escape"),
+    same("--samplers SAMPLERS"),
+    same("-s, --seed SEED"),
+    same("--sampler-seq, --sampling-seq SEQUENCE"),
+    same("--ignore-eos"),
+    same("--temp, --temperature N", "LLAMA_ARG_TEMPERATURE"),
+    same("--top-k N", "LLAMA_ARG_TOP_K"),
+    same("--top-p N", "LLAMA_ARG_TOP_P"),
+    same("--min-p N", "LLAMA_ARG_MIN_P"),
+    same("--top-nsigma, --top-n-sigma N"),
+    same("--xtc-probability N"),
+    same("--xtc-threshold N"),
+    same("--typical, --typical-p N"),
+    same("--repeat-last-n N"),
+    same("--repeat-penalty N", "LLAMA_ARG_REPEAT_PENALTY"),
+    same("--presence-penalty N", "LLAMA_ARG_PRESENCE_PENALTY"),
+    same("--frequency-penalty N", "LLAMA_ARG_FREQUENCY_PENALTY"),
+    same("--dry-multiplier N"),
+    same("--dry-base N"),
+    same("--dry-allowed-length N"),
+    different("--dry-penalty-last-n N", None, "-1, the default, is the whole context"),
+    same("--dry-sequence-breaker STRING"),
+    refused("--adaptive-target N", None, "this sampler doesn't exist here: leave it out", nothing="-1 -1.0"),
+    refused("--adaptive-decay N", None, "this sampler doesn't exist here: leave it out"),
+    same("--dynatemp-range N"),
+    same("--dynatemp-exp N"),
+    same("--mirostat N"),
+    same("--mirostat-lr N"),
+    same("--mirostat-ent N"),
+    same("-l, --logit-bias TOKEN_ID(+/-)BIAS"),
+    refused("--grammar GRAMMAR", None, IN_REQUESTS.format("grammar")),
+    refused("--grammar-file FNAME", None, IN_REQUESTS.format("grammar")),
+    refused("-j, --json-schema SCHEMA", None, IN_REQUESTS.format("json_schema")),
+    refused("-jf, --json-schema-file FILE", None, IN_REQUESTS.format("json_schema")),
+    no_meaning("-bs, --backend-sampling", "LLAMA_ARG_BACKEND_SAMPLING", "the CPU samples in any case"),
+]
