@@ -124,6 +124,9 @@ class LLM:
             report(why)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
+        for warning in (*self.model.warnings, *self.tokenizer.warnings):
+            if report:
+                report(f"warning: {warning}")
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         with self.meter.during(BACKEND):
             made = (
