@@ -50,6 +50,15 @@ def test_names_of_a_file_come_first_and_those_outside_the_vocabulary_count_for_n
     assert found.fim[:3] == (N_WORDS, N_WORDS + 3, N_WORDS + 3)
 
 
+def test_of_two_names_the_older_one_counts_and_what_it_names_stays_what_it_is(tmp_path: Path) -> None:
+    """As in llama.cpp, which makes control tokens only of those that it finds by their texts."""
+    plain = tokenizer(tmp_path, QWEN).encode("a")
+    found = tokenizer(tmp_path, QWEN, prefix=plain[0], fim_pre=N_WORDS)
+    assert found.fim.prefix == plain[0]
+    assert found.encode("a", parse_special=True) == found.encode("a") == plain
+    assert found.encode("<|fim_suffix|>", parse_special=True) == [N_WORDS + 1]
+
+
 @pytest.mark.parametrize("n", range(3))
 def test_a_vocabulary_says_what_it_lacks(tmp_path: Path, n: int) -> None:
     assert tokenizer(tmp_path, QWEN[:n]).fim.missing == ["prefix", "suffix", "middle"][n:]

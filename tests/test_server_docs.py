@@ -35,6 +35,7 @@ BLOCKS = [(kind, text, shown or None) for kind, text, shown in FENCE.findall(DOC
 CALLS = [block for block in BLOCKS if block[0] == "sh" and ADDRESS in block[1]]
 TEXT: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+RESPONSE: dict[str, Any] = {"input": "hello", "max_output_tokens": 2}
 EMBEDDING: dict[str, Any] = {"content": "a king"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
@@ -50,6 +51,12 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"content": "Once"},
     "/detokenize": {"tokens": [1925]},
     "/apply-template": CHAT,
+    "/v1/chat/completions/input_tokens": CHAT,
+    "/chat/completions/input_tokens": CHAT,
+    "/v1/responses": RESPONSE,
+    "/responses": RESPONSE,
+    "/v1/responses/input_tokens": RESPONSE,
+    "/responses/input_tokens": RESPONSE,
     "/v1/messages": CHAT,
     "/v1/messages/count_tokens": CHAT,
     "/api/chat": CHAT | {"options": {"num_predict": 3}},
@@ -270,8 +277,6 @@ def test_fields_that_are_ignored(client: httpx.Client) -> None:
         re.findall(r"`(\w+)`", section("What is not supported").partition("Ignored:")[2].partition(".\n")[0])
     ) - {"strict"}
     values = {
-        "n_keep": 1,
-        "n_discard": 1,
         "functions": [{"name": "f"}],
         "function_call": {"name": "f"},
         "image_data": [{"data": "", "id": 1}],

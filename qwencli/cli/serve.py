@@ -18,6 +18,7 @@ from ._serving import ServingOptions, serving_options
 from ._streams import say, unescape, warn
 
 N_SLOTS = 4
+N_BATCH = 2048
 
 
 @click.command(
@@ -86,9 +87,8 @@ def serve(
     keys = addresses.keys()
     tls = run.certificate(addresses.ssl_key_file, addresses.ssl_cert_file)
     hosts = addresses.host
-    sockets = run.listen(
-        hosts, addresses.port, addresses.reuse_port
-    )  # before loading the model, which may take a while
+    # before loading the model, which may take a while
+    sockets = run.listen(hosts, addresses.port, addresses.reuse_port)
     template = chats.templates.template()
     loader.n_ctx = serving.context(loader.n_ctx)
     llm = loader.load(chat=template is None, generates=False)
@@ -102,6 +102,7 @@ def serve(
         sampling=llm.sampling(**sampling),
         max_tokens=None if max_tokens == -1 else max_tokens,
         ignore_eos=ignore_eos,
+        n_batch=loader.n_batch or N_BATCH,
         stop=tuple(map(unescape, stop)) if escape else stop,
         template=template or llm.chat_template,
         api_keys=keys,

@@ -4,5 +4,6 @@ from .anthropic.endpoints import ANTHROPIC
 from .llamacpp.endpoints import LLAMACPP
 from .ollama.endpoints import OLLAMA
 from .openai.endpoints import OPENAI
+from .responses.endpoints import RESPONSES
 
-APIS = (OPENAI, LLAMACPP, OLLAMA, ANTHROPIC)
+APIS = (OPENAI, LLAMACPP, OLLAMA, ANTHROPIC, RESPONSES)

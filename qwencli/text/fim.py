@@ -13,14 +13,14 @@ from typing import NamedTuple
 from ..gguf.metadata import Metadata
 
 KEYS = {
-    "prefix": ("fim_pre", "prefix"),
-    "suffix": ("fim_suf", "suffix"),
-    "middle": ("fim_mid", "middle"),
+    "prefix": ("prefix", "fim_pre"),
+    "suffix": ("suffix", "fim_suf"),
+    "middle": ("middle", "fim_mid"),
     "pad": ("fim_pad",),
     "repo": ("fim_rep",),
     "separator": ("fim_sep",),
 }
-"""How files name each token, in `tokenizer.ggml.<name>_token_id`; the second name is that of older files."""
+"""How files name each token, in `tokenizer.ggml.<name>_token_id`. Of two names the first is that of older files, and counts."""
 TEXTS = {
     "prefix": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "<|code_prefix|>", "<|prefix|>"),
     "suffix": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "<|code_suffix|>", "<|suffix|>"),
@@ -61,7 +61,7 @@ def fim_tokens(metadata: Metadata, ids: Mapping[str, int]) -> FimTokens:
     def found(name: str) -> int | None:
         for key in KEYS[name]:
             token = metadata.get(f"tokenizer.ggml.{key}_token_id")
-            if isinstance(token, int) and 0 <= token < len(ids):
+            if type(token) is int and 0 <= token < len(ids):
                 return token
         return next((ids[text] for text in TEXTS[name] if text in ids), None)
 

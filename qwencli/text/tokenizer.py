@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from ..errors import InputError, ModelError, shown
 from ..gguf.file import GGUFFile
-from .fim import fim_tokens
+from .fim import TEXTS, fim_tokens
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -109,8 +109,8 @@ class Tokenizer:
         ]
         self.fim = fim_tokens(get, self._ids)
         self.eog_ids = frozenset(i for i in ends if i is not None) | self.fim.ends
-        for i in (*map(self._ids.get, END_OF_GENERATION), *self.fim):
-            if i is not None:
+        for text in (*END_OF_GENERATION, *chain(*TEXTS.values())):
+            if (i := self._ids.get(text)) is not None and i in (*ends, *self.fim):
                 self._types[i] = CONTROL  # whatever type the file gives them (llama.cpp, llama-vocab.cpp)
         self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
         self.add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -55,8 +55,7 @@ class Guarded:
         return not leads_to(self._closed, scope, path) and leads_to([self._folder], scope, path)
 
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = [headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b""]
+        given = given_keys(headers)
         # all are compared, so that the time gives no hint
         if not sum(hmac.compare_digest(key, value) for key in self._keys for value in given):
             raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
@@ -87,3 +86,15 @@ def through_unix_socket(scope: Scope) -> bool:
     """Whether a request came where no browser reaches, and where names mean nothing."""
     server = scope.get("server")
     return server is not None and server[1] is None
+
+
+def given_keys(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """The keys that a request names in either of the ways, b"" where it doesn't."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return [headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b""]
+
+
+def key_of(scope: Scope, keys: Iterable[str]) -> str:
+    """Which of the keys a request was let in with, "" where none is asked for."""
+    given = given_keys(dict(scope["headers"]))
+    return next((key for key in keys if key.encode() in given), "")

@@ -18,18 +18,16 @@ from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
-from ...request.timings import n_computed
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
-from ..service.generation import Slot
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.json_text import json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
@@ -41,6 +39,7 @@ from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields,
 from .infill import infill_prompt
 from .memory import Memory
 from .rerank import rerank_routes
+from .slots import Slots
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
@@ -53,12 +52,12 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service))
+    api, slots = LlamaCpp(service, options, Memory(service)), Slots(service, options)
     get = {
         "/health": api.health,
         "/v1/health": api.health,
         "/props": api.props,
-        "/slots": api.slots,
+        "/slots": slots.slots,
         "/metrics": api.metrics,
     }
     post = {
@@ -71,6 +70,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
         "/embedding": api.embedding,
         "/embeddings": api.embedding,
         "/props": api.change_props,
+        "/slots/{id_slot}": slots.change,
     }
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
@@ -107,9 +107,9 @@ class LlamaCpp:
                 "model_alias": options.name,
                 "model_path": options.name,
                 "modalities": {"vision": False, "video": False, "audio": False},
-                "endpoint_slots": True,
-                "endpoint_props": False,
-                "endpoint_metrics": True,
+                "endpoint_slots": options.slots,
+                "endpoint_props": options.props,
+                "endpoint_metrics": options.metrics,
                 "ui": options.ui,
                 "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
                 "chat_template_caps": {},
@@ -120,45 +120,18 @@ class LlamaCpp:
             }
         )
 
-    @describe("Refused: nothing of the server can be changed")
+    @describe("Without effect: nothing of the server can be changed, as in llama-server")
     async def change_props(self, request: HTTPRequest) -> Response:
-        raise ApiError("This server does not support changing global properties.", 501)
+        if not self.options.props:
+            wanted = "Start it with `--props`"
+            raise ApiError(f"This server does not support changing global properties. {wanted}", 501)
+        return JSONResponse({"success": True})
 
     @describe("Figures for Prometheus", type="text/plain")
     async def metrics(self, request: HTTPRequest) -> Response:
+        if not self.options.metrics:
+            raise ApiError("This server does not support metrics endpoint. Start it with `--metrics`", 501)
         return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
-
-    @describe("What each slot does")
-    async def slots(self, request: HTTPRequest) -> Response:
-        slots = self.service.slots()
-        if request.query_params.get("fail_on_no_slot") and all(slot.generation for slot in slots):
-            raise ApiError("no slot available", 503)
-        return JSONResponse([self._slot(slot) for slot in slots])
-
-    def _slot(self, slot: Slot) -> dict[str, Any]:
-        known: dict[str, Any] = {
-            "id": slot.id,
-            "n_ctx": self.service.llm.engine.n_ctx,
-            "speculative": False,
-            "is_processing": slot.generation is not None,
-        }
-        if not slot.generation:
-            return known
-        seq = slot.generation.sequence
-        n = len(seq.generated)
-        return known | {
-            "n_prompt_tokens": seq.n_prompt,
-            "n_prompt_tokens_processed": n_computed(seq),
-            "n_prompt_tokens_cache": seq.n_cached,
-            "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
-            "next_token": [
-                {
-                    "has_next_token": seq.stop_reason is None,
-                    "n_remain": -1 if seq.max_tokens is None else seq.max_tokens - n,
-                    "n_decoded": n,
-                }
-            ],
-        }
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:
@@ -185,7 +158,8 @@ class LlamaCpp:
         for each, text in await asyncio.to_thread(self._requests, body, limit, n_each):
             for i in range(n_each):
                 one = replace(each, sampling=nth_seed(each.sampling, i))
-                generation = track(request, self.service.generate(one)) if one.tokens else None
+                taken = self.service.generate(one, body.tells_progress) if one.tokens else None
+                generation = track(request, taken) if taken else None
                 answers.append(PromptAnswer(asked, len(answers), one, text, generation))
         return answers
 
@@ -199,15 +173,16 @@ class LlamaCpp:
             prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
-        check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
+        room = COUNT if self.options.context_shift else llm.engine.n_ctx - min(map(len, prompts))
+        check_amount(body, room, limit)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
-        return [
-            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
-            for tokens, text in zip(prompts, texts)
+        asked = [
+            Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar) for tokens in prompts
         ]
+        return [(body.placed(one, llm, self.options), text) for one, text in zip(asked, texts)]
 
     @describe("The tokens of a text", TokenizeFields)
     async def tokenize(self, request: HTTPRequest) -> Response:

@@ -1,4 +1,4 @@
-"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings."""
+"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings. Its responses are an API of their own."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
 from ..service.service import Service
 from ..shared.chat import asked_of
+from ..shared.counting import n_prompt
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
@@ -52,6 +53,8 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
             ("/v1", "/models/{id:path}", "GET", api.model),
             ("/v1", "/chat/completions", "POST", api.chat),
             ("", "/chat/completions", "POST", api.chat),
+            ("/v1", "/chat/completions/input_tokens", "POST", api.count),
+            ("", "/chat/completions/input_tokens", "POST", api.count),
             ("/v1", "/completions", "POST", api.completions),
             ("/v1", "/embeddings", "POST", api.embeddings),
         )
@@ -106,12 +109,18 @@ class OpenAI:
 
         def choice(i: int) -> Choice:
             one = replace(asked.request, sampling=nth_seed(asked.request.sampling, i))
-            generation = track(request, self._service.generate(one))
+            generation = track(request, self._service.generate(one, body.tells_progress))
             return ChatChoice(asked, generation, self._llm.tokenizer, n_top, bool(body.stream))
 
         self._check_amount(body, [asked.request], n_top)
         choices = [partial(choice, i) for i in range(body.n or 1)]
         return await self._answer(request, "chat.completion", body, choices)
+
+    @describe("How many tokens the prompt of a conversation has", ChatRequest)
+    async def count(self, request: HTTPRequest) -> Response:
+        body = await json_body(request, ChatRequest)
+        n = await asyncio.to_thread(n_prompt, body, self._llm, self._options)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
     @describe("How a text goes on", CompletionRequest, stream=True)
     async def completions(self, request: HTTPRequest) -> Response:
@@ -119,7 +128,8 @@ class OpenAI:
         asked = await asyncio.to_thread(self._text_requests, body)
 
         def choice(one: Request, i: int) -> Choice:
-            generation = self._service.generate(replace(one, sampling=nth_seed(one.sampling, i)))
+            one = replace(one, sampling=nth_seed(one.sampling, i))
+            generation = self._service.generate(one, body.tells_progress)
             tokenizer = self._llm.tokenizer
             return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream))
 
@@ -153,7 +163,7 @@ class OpenAI:
         n, most = len(asked) * (body.n or 1), self._service.n_slots + self._service.n_queue
         if n > most:
             raise ApiError(f"n: {n} answers, expected at most {most} at once", param="n")
-        room = max(self._llm.engine.n_ctx - len(one.tokens) for one in asked)
+        room = max(COUNT if one.shift else self._llm.engine.n_ctx - len(one.tokens) for one in asked)
         limit = asked[0].max_tokens
         n_tokens = n * (room if limit is None else min(limit, room))
         if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
@@ -169,7 +179,7 @@ class OpenAI:
         for start in starts:
             choices.append(start())
             await asyncio.sleep(0)  # a long prompt takes milliseconds for each
-        answer = Choices(kind, self._options.name, body, choices)
+        answer = Choices(kind, self._options.name, body, choices, self._llm.tokenizer)
         if body.stream:
             return event_stream(request, answer.chunks(), end=DONE)
         return json_response(await answer.whole())

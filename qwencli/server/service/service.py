@@ -9,22 +9,28 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.embedding import Embedding, check_reading
+from ...engine.engine import Engine
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
-from .generation import Busy, Ending, Generation, Slot, TextPart
+from .generation import Busy, Ending, Generation, NotServed, Slot, TextPart
+from .leftovers import Leftovers
 from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
+START = {"embeddings": "--embedding", "rerank": "--rerank"}
+"""The options that make a server one for this alone."""
+Work = tuple[Callable[[Engine], Any], "asyncio.Future[Any]"]
+T = TypeVar("T")
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 
 
@@ -38,6 +44,10 @@ class Counters:
     n_generated: int = 0
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+    n_texts: int = 0
+    n_text_tokens: int = 0
+    text_seconds: float = 0.0
+    """Texts that were embedded."""
     n_steps: int = 0
     n_busy_slots: int = 0
     """Sequences, summed over all steps."""
@@ -64,12 +74,16 @@ class Service:
         if self.pooling == "rank":
             llm.ranking  # noqa: B018 - raises here where the model can't
         self.counters = Counters()
+        self.only: str | None = None
+        """As in ServerOptions."""
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
         self._keep_prefixes()
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
+        self.leftovers = Leftovers(n_slots)
         self._embeddings: deque[Waiting] = deque()
+        self._work: deque[Work] = deque()
         self._cancelled: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._ending = self._ended = False
@@ -92,12 +106,20 @@ class Service:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def generate(self, request: Request) -> Generation:
-        """Take a request. Raises Busy where too many wait, Ending at the end, InputError and ContextFull where it can never run."""
+    def generate(self, request: Request, tells_progress: bool = False) -> Generation:
+        """Take a request. `tells_progress`: its parts tell how its prompt is read, too.
+
+        Raises Busy where too many wait, Ending at the end, NotServed, InputError and ContextFull where it can never run.
+        """
         if self._ending:
             raise Ending
+        if self.only:
+            raise NotServed(f"this server generates nothing: start it without {START[self.only]}")
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
+        generation.tells_progress = tells_progress
+        if request.slot is not None:
+            generation.wanted = request.slot % self.n_slots
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
                 raise Busy(
@@ -128,6 +150,19 @@ class Service:
                 )
             self._embeddings.append((text, done))
             self._changed.notify()
+        found = await done
+        self.counters.n_texts += 1
+        self.counters.n_text_tokens += len(tokens)
+        return found
+
+    async def between_steps(self, work: Callable[[Engine], T]) -> T:
+        """Do something with the engine where no step runs, in its thread, which waits meanwhile. Raises Ending, and what `work` does."""
+        if self._ending:
+            raise Ending
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._work.append((work, done))
+            self._changed.notify()
         return await done
 
     def _keep_prefixes(self) -> None:
@@ -152,7 +187,7 @@ class Service:
 
     def _busy(self) -> bool:
         with self._changed:
-            return bool(self._waiting or self._embeddings or any(self._slots))
+            return bool(self._waiting or self._embeddings or self._work or any(self._slots))
 
     def _expected_wait(self) -> int:
         """Seconds until a place is free, from what requests have taken so far."""
@@ -170,12 +205,18 @@ class Service:
         while True:
             with self._changed:
                 while not (
-                    self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)
+                    self._ended
+                    or self._next()
+                    or self._embeddings
+                    or self._work
+                    or self._cancelled
+                    or any(self._slots)
                 ):
                     self._changed.wait()
             self._end_cancelled()
             if self._ended:
                 break
+            self._do_work()
             self._admit()
             if any(self._slots):
                 self._step()
@@ -184,14 +225,26 @@ class Service:
         for generation in [*filter(None, self._slots), *self._waiting]:
             self.llm.engine.cancel(generation.sequence)
             self._finish(generation, Ending())
-        for _, done in self._embeddings:
+        for _, done in [*self._embeddings, *self._work]:
             self._tell(_fail, done, Ending())
+
+    def _do_work(self) -> None:
+        while self._work:
+            work, done = self._work.popleft()
+            try:
+                tell = partial(_set, done, None if done.done() else work(self.llm.engine))
+            except Exception as error:  # whatever it is, it must not end the engine's thread
+                tell = partial(_fail, done, as_qwen_error(error))
+            self._tell(tell)
 
     def _admit(self) -> None:
         """Give free slots to requests that wait."""
-        while self._waiting and None in self._slots:
+        while True:
             with self._changed:  # it must not be found neither waiting nor running: the queue would take one more, the service end too soon
-                generation, slot = self._waiting.popleft(), self._slots.index(None)
+                if not (next := self._next()):
+                    return
+                generation, slot = next
+                self._waiting.remove(generation)
                 self._slots[slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
@@ -200,6 +253,20 @@ class Service:
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = slot, time.monotonic()
+            self._tell_progress(generation)
+
+    def _next(self) -> tuple[Generation, int] | None:
+        """The first that waits and may run now, and its slot. Those that wait for a slot hold up none that run elsewhere."""
+        free = [i for i, generation in enumerate(self._slots) if generation is None]
+        if not free:
+            return None
+        wanted = {generation.wanted for generation in self._waiting}
+        for generation in self._waiting:
+            if generation.wanted in free:
+                return generation, generation.wanted
+            if generation.wanted is None:
+                return generation, min(free, key=lambda slot: slot in wanted)
+        return None
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
@@ -231,7 +298,14 @@ class Service:
         self.counters.n_steps += 1
         self.counters.n_busy_slots += len(running)
         for generation in running:
+            self._tell_progress(generation)
             self._read(generation)
+
+    def _tell_progress(self, generation: Generation) -> None:
+        n = generation.sequence.n_prompt_done
+        if generation.tells_progress and n > generation.n_told:
+            generation.n_told = n
+            self._tell(generation.deliver, TextPart("", [], n))
 
     def _read(self, generation: Generation) -> None:
         """Pass on a sequence's new tokens, and its end."""
@@ -248,6 +322,7 @@ class Service:
             self._finish(generation, error)
             return
         tokens = seq.tokens[seq.n_prompt + start : seq.n_prompt + answer.n_read]
+        generation.has_new_line |= any("\n" in text for text in texts)
         if tokens or any(texts):
             self._tell(generation.deliver, TextPart("".join(texts), tokens))
         if seq.stop_reason:
@@ -258,6 +333,7 @@ class Service:
         if generation.slot is not None:
             self._slots[generation.slot] = None
             seq, c = generation.sequence, self.counters
+            self.leftovers.note(generation.slot, seq.context if seq.use_cache else [])
             c.n_requests += 1
             c.n_prompt += n_computed(seq)
             c.n_cached += seq.n_cached
@@ -269,6 +345,7 @@ class Service:
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the next one comes after the next step of the answers."""
         tell: Callable[..., None]
+        start = time.perf_counter()
         try:
             # where it is done already, nobody waits for it any longer
             found = None if done.done() else embedding.read(self.llm.engine)
@@ -277,6 +354,8 @@ class Service:
             tell = partial(_set, done, found)
         except Exception as error:  # whatever it is, it must not end the engine's thread
             tell = partial(_fail, done, as_qwen_error(error))
+        finally:
+            self.counters.text_seconds += time.perf_counter() - start
         embedding.release(self.llm.engine)
         with self._changed:
             self._embeddings.popleft()
