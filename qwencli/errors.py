@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+SHORT = 60
+"""Characters of a name or a value that a message shows."""
+
+
+def shown(value: object, longest: int = SHORT) -> str:
+    """A name or a value for a message: of one line, without control characters, and cut.
+
+    What comes from a file or a request may be of any length and hold whatever it likes; a terminal must not follow it.
+    """
+    text = value if isinstance(value, str) else str(value)
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1]
+    )
+    return escaped if len(escaped) <= longest and len(text) <= longest else f"{escaped[:longest]}..."
+
 
 class QwenError(Exception):
     """Base of all errors that qwencli raises on purpose."""

@@ -12,14 +12,17 @@ from .backends.choose import choose_backend, make_backend, make_devices
 from .backends.kv_cache import CacheTypes, KVSequence
 from .backends.protocol import Batch, Segment
 from .backends.threads import USUAL, Threads
+from .engine.embedding import Embedding, check_reading, read_at_once
 from .engine.engine import Engine, tokens_of_a_step
 from .engine.fit import STATES, measure, measure_devices
-from .errors import ContextFull, InputError
+from .errors import ContextFull, InputError, shown
 from .gguf.file import GGUFFile
 from .gguf.overrides import Scalar
+from .network.config import POOLINGS
 from .network.load import load_model
 from .network.rope_options import AS_IN_FILE, RopeOptions
 from .request.answer import RunningAnswer
+from .request.ranking import Ranking
 from .request.request import Request
 from .sampling import Breakers, SamplingParams
 from .system.locked import lock
@@ -28,6 +31,9 @@ from .text.chat.template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .backends.scheduler.placement import Placement
     from .backends.scheduler.wishes import Wishes
     from .text.grammar.constraints import Vocabulary
@@ -55,7 +61,8 @@ class LLM:
 
     `mlock` keeps the weights in memory, as far as the system allows it. `overrides` are values of metadata keys that replace those of the
     file (gguf/overrides.py reads them from a text), and `rope` another rotation. With `check_tensors` all weights are looked through for
-    NaN and infinity, and FormatError names the tensor that has one.
+    NaN and infinity, and FormatError names the tensor that has one. With `generates` a model that
+    reads texts but writes none is an error at once.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -83,6 +90,7 @@ class LLM:
         overrides: Mapping[str, Scalar] | None = None,
         rope: RopeOptions = AS_IN_FILE,
         check_tensors: bool = False,
+        generates: bool = False,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         n_step = tokens_of_a_step(n_batch, n_ubatch)
@@ -92,6 +100,8 @@ class LLM:
             if chat and self.chat_template:
                 self.chat_template.start()
             self.model = load_model(self.file)
+        if generates:
+            self.model.check_generates()
         types = CacheTypes(cache_type_k, cache_type_v)
         self.placement = self._place(devices, backend, report)
         if self.placement:
@@ -217,6 +227,49 @@ class LLM:
             for old in list(self._breakers)[:-MOST_BREAKERS]:  # a server's clients may name ever new ones
                 self._breakers.pop(old, None)
         return found
+
+    @property
+    def pooling(self) -> str:
+        """How a text's vector is made unless one says otherwise: as the file says, or "last"."""
+        return self.model.config.pooling or "last"
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """How the model ranks texts. Raises InputError for a model that can't."""
+        return Ranking(self.model, self.tokenizer)
+
+    def embed(self, text: str | Sequence[int], pooling: str | None = None) -> NDArray[np.float32]:
+        """A text, or its token ids, as a vector, float32 [n_embd], of whatever length.
+
+        `pooling` says what it is made of: "mean" of all tokens' states, "cls" or "last" of the first or the last one's, by default as the
+        file says. "none" makes no single vector of them: the states are returned, [n_tokens, n_embd]. Raises InputError for another
+        pooling, ContextFull for a text that is too long, QwenError.
+        """
+        pooling = pooling or self.pooling
+        if pooling == "rank":
+            raise InputError(
+                "this model ranks texts: use rank, or choose the pooling mean, cls, last or none"
+            )
+        if pooling not in POOLINGS:
+            raise InputError(f"the pooling is {shown(pooling)}, expected one of {', '.join(POOLINGS)}")
+        tokens = (
+            self.tokenizer.encode(text, add_special=True, parse_special=True)
+            if isinstance(text, str)
+            else text
+        )
+        check_reading(self.engine, tokens)
+        states = read_at_once(self.engine, Embedding(tokens, pooling))
+        return states if pooling == "none" else states[0]
+
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers the query, in their order: the higher, the better.
+
+        Raises InputError for a model that can't rank, ContextFull for texts that are too long, QwenError.
+        """
+        prompts = [self.ranking.prompt(query, document) for document in documents]
+        for tokens in prompts:
+            check_reading(self.engine, tokens)
+        return [float(read_at_once(self.engine, self.ranking.reading(tokens))[0, 0]) for tokens in prompts]
 
     def load_session(
         self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None

@@ -44,7 +44,7 @@ def serving(
     llm: LLM | None = None,
     n_slots: int = 4,
     n_queue: int = 64,
-    pooling: str = "last",
+    pooling: str | None = None,
     apis: Sequence[API] = APIS,
     **settings: Any,
 ) -> Iterator[Serving]:

@@ -1,7 +1,7 @@
 """OpenAI's API: tools, answers of a given form, and what conversations become on the way to the model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gguf_builder
@@ -10,6 +10,7 @@ import openai
 import pytest
 from serving import Serving, serving
 from test_openai_api import NO_THINKING, QUESTION, chat, joined, text
+from test_templates import TEMPLATES, oracle
 
 from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
@@ -28,6 +29,7 @@ CITY = {
     "$defs": {"City": {"enum": ["Köln", "Ulm"]}},
 }
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells it", "parameters": CITY}}
+EOS = "<|im_end|>"
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 CALLS = [("weather", {"city": "Köln"}), ("weather", {"city": "Ulm", "days": 3})]
 SPOKEN = [
@@ -46,6 +48,9 @@ SPOKEN = [
     '{"city": "Ulm", "days": 3}}\n',
     "</tool_call>\n",
 ]
+
+
+__all__ = ["oracle"]
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +327,32 @@ def test_a_model_without_a_template(llm: LLM) -> None:
     with pytest.raises(ApiError, match="no chat template") as caught:
         prompt_of(body, llm, ServerOptions(""), True)
     assert caught.value.status == 501
+
+
+@pytest.mark.parametrize("arguments", ["", "  ", "{}", "null", None, {}, ...])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_calls_without_arguments_in_the_history(
+    llm: LLM, oracle: Callable[..., str], template: str, arguments: Any
+) -> None:
+    """Clients write them in each of these ways; transformers writes the same for the empty object."""
+
+    def past(arguments: Any) -> list[dict[str, Any]]:
+        function = {"name": "clock"} | ({} if arguments is ... else {"arguments": arguments})
+        call = {"id": "1", "type": "function", "function": function}
+        return [
+            *QUESTION,
+            {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "12:30"},
+        ]
+
+    variables = {
+        "add_generation_prompt": True,
+        "enable_thinking": True,
+        "bos_token": "<|endoftext|>",
+        "eos_token": EOS,
+    }
+    try:
+        expected = oracle(TEMPLATES[template], past({}), tools=[CLOCK], **variables)
+    except TypeError:
+        pytest.skip("it wants arguments as text")
+    assert shown(llm, ChatTemplate(TEMPLATES[template]), messages=past(arguments), tools=[CLOCK]) == expected

@@ -244,7 +244,7 @@ def test_embeddings_are_the_final_norms_output(llm: LLM, pooling: str) -> None:
         await answer
         return found
 
-    found = serve(llm, work, pooling=pooling)
+    [found] = serve(llm, work, pooling=pooling)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     while llm.engine.prefixes.make_room():
         pass

@@ -208,6 +208,7 @@ def test_tools_of_any_shape(tools):
         ('{"name": "f", "arguments": "{\\"a\\": 1}"}', {"a": 1}),
         ('{"name": "f"}', {}),
         ('{"name": "f", "arguments": null}', {}),
+        ('{"name": "f", "arguments": ""}', {}),
         ('{"name": "f", "arguments": {"a": 1, "a": 2}}', {"a": 2}),
         ('{"name": "f", "arguments": {"a": "\\ud83c\\udf89 \\u4f60"}}', {"a": "🎉 你"}),
         (
@@ -233,6 +234,87 @@ def test_calls_as_models_write_them(body, arguments):
         ]
 
 
+def parameter(name: str, value: str, end: str = "\n</parameter>") -> str:
+    return f"<parameter={name}>\n{value}{end}\n"
+
+
+DOCUMENT = (
+    "Write\n<function=f>\n<parameter=text>\nx\n</function>\n</tool_call>\nand <parameter=n> stands for it"
+)
+UNCLOSED = [
+    ("<function=f>\n<parameter=a>\n1\n</function>", {"a": "1"}),
+    (
+        '<function=f>\n<parameter=map>\n{"mode": "A", "on": true}\n</function>',
+        {"map": {"mode": "A", "on": True}},
+    ),
+    (f"<function=f>\n{parameter('text', 'a', '')}{parameter('n', '5')}</function>", {"text": "a", "n": 5}),
+    (f"<function=f>\n{parameter('text', 'a')}{parameter('n', '5', '')}</function>", {"text": "a", "n": 5}),
+    (
+        f"<function=f>\n{parameter('text', 'a', '')}{parameter('n', '5', '')}{parameter('x', '1', '')}</function>",
+        {"text": "a", "n": 5, "x": 1},
+    ),
+    ("<function=f><parameter=text>a<parameter=n>5</parameter></function>", {"text": "a", "n": 5}),
+    ("<function=f><parameter=text>a<parameter=n>5</function>", {"text": "a", "n": 5}),
+    (f"<function=f>\n{parameter('text', 'see <parameter=n>', '')}</function>", {"text": "see <parameter=n>"}),
+    (f"<function=f>\n{parameter('text', 'a</parameter>b', '')}</function>", {"text": "a</parameter>b"}),
+]
+"""Parameters that are not closed: they end as in vLLM's parser for Qwen3-Coder."""
+
+
+@pytest.mark.parametrize(("body", "arguments"), UNCLOSED)
+def test_parameters_that_are_not_closed(body, arguments):
+    other = ToolCall("f", {"text": "z"})
+    closed = f"<tool_call>\n<function=f>\n{parameter('text', 'z')}</function>\n</tool_call>"
+    for size in (0, 1, 5):
+        for text, events in (
+            (f"<tool_call>\n{body}\n</tool_call>", []),
+            (f"<tool_call>\n{body}\n</tool_call>\n", []),
+            (f"<tool_call>\n{body}", []),
+            (f"<tool_call>\n{body}\n</tool_", []),
+            (f"<tool_call>{body}</tool_call>{closed}", [other]),
+            (f"<tool_call>\n{body}\n</tool_call>\n{closed}", [other]),
+            (f"<tool_call>\n{body}\n{closed}", [other]),
+            (f"<tool_call>\n{body}\n</tool_call>\n\nDone.", [Content("\n\nDone.")]),
+            (body, []),
+            (f"{body}\n{closed}", [other]),
+        ):
+            found = events_of(text, tools=TOOLS, size=size)
+            assert found == [ToolCall("f", arguments), *events], text
+
+
+def test_tags_in_values_that_are_closed():
+    text = f"<tool_call>\n<function=f>\n{parameter('text', DOCUMENT)}{parameter('n', '5')}</function>\n</tool_call>"
+    for size in (0, 1, 5):
+        found = events_of(text, tools=TOOLS, size=size)
+        assert found == [ToolCall("f", {"text": DOCUMENT, "n": 5})]
+
+
+@pytest.mark.parametrize("end", ["", "\n", " \n\n", "\n</tool_call", "</t", "\n<"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"name": "f", "arguments": {"text": "<tool_call>"}}',
+        '\n{"arguments": {"text": "<tool_call>"}, "name": "f"}',
+    ],
+)
+def test_a_whole_call_without_its_closing_tag(body, end):
+    call = ToolCall("f", {"text": "<tool_call>"})
+    for size in (0, 1, 5):
+        assert events_of(f"Hi\n<tool_call>\n{body}{end}", tools=TOOLS, size=size) == [Content("Hi"), call]
+        twice = f"<tool_call>{body}\n<tool_call>{body}{end}"
+        assert events_of(twice, tools=TOOLS, size=size) == [call, call]
+        for other in ("x", "</tool_cat>", "</tool_call>"[:5] + "x"):
+            text = f"<tool_call>{body}{end}{other}"
+            if "<tool_call>".startswith(end.strip()) or not end.strip():
+                assert events_of(text, tools=TOOLS, size=size) == [Content(text)]
+
+
+def test_many_tags_in_a_value_take_no_time():
+    """A second or two for a megabyte, where each would take one if it were looked for in all that came before."""
+    text = "<tool_call>\n<function=f>\n<parameter=text>\n" + "</function>\n<parameter=q>" * 30_000
+    assert "".join(e.text for e in events_of(text, tools=TOOLS, size=1000) if isinstance(e, Content)) == text
+
+
 DEEP = "[" * MAX_DEPTH + "]" * MAX_DEPTH
 MALFORMED = [
     "",
@@ -248,7 +330,6 @@ MALFORMED = [
     '{"arguments": {"a": 1}}',
     '{"name": "f", "arguments": [1]}',
     '{"name": "f", "arguments": 1}',
-    '{"name": "f", "arguments": ""}',
     '{"name": "f", "arguments": "[]"}',
     '{"name": "f", "arguments": {"a": NaN}}',
     '{"name": "f", "arguments": {"a": -Infinity}}',
@@ -272,7 +353,6 @@ MALFORMED = [
     "<function=f>text</function>",
     "<function=f>\n</function>text",
     "<function=f>\n<parameter=>\n1\n</parameter>\n</function>",
-    "<function=f>\n<parameter=a>\n1\n</function>",
     "<function=f>\n<parameter=a>\n1\n</parameter>\n",
     "<function=f>\n<tool_call>\n</function>",
     "<function=<function=f>>\n</function>",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..network.graph import CLASSES as CLASSES
 from ..network.graph import HIDDEN as HIDDEN
 from ..network.graph import LOGITS as LOGITS
 from ..network.graph import Tensor

@@ -49,8 +49,8 @@ class Loader:
     devices: DeviceOptions
     machine: MachineOptions
 
-    def load(self, chat: bool = False) -> LLM:
-        """Open the model, and say which it is unless `quiet`. `chat` as in LLM. Raises QwenError."""
+    def load(self, chat: bool = False, generates: bool = True) -> LLM:
+        """Open the model, and say which it is unless `quiet`. `chat` and `generates` as in LLM. Raises QwenError."""
         if self.log_file is not None:
             log_to(self.log_file)
         chosen = choose_model(self.model, self.quiet)
@@ -72,6 +72,7 @@ class Loader:
             self.n_batch,
             self.devices.wishes(),
             self.n_ubatch,
+            generates=generates,
             **self.machine.arguments(),
         )
         if not self.quiet:

@@ -243,6 +243,8 @@ def run(
     from ..network.load import load_model
 
     loaded = [load_model(GGUFFile(path)) for path in paths]
+    for model in loaded:
+        model.check_generates()
     wanted = [Test(*test) for test in tests]
     for model, test in product(loaded, wanted):
         check(model, test)  # before anything takes time

@@ -127,8 +127,11 @@ def memory_of(
         cache_type_v=cache_type_v,
         use_mmap=not no_mmap,
     )
-    for _ in llm.stream([0], max_tokens=1):
-        pass
+    if not llm.model.config.causal:
+        llm.embed([0], "last")
+    else:
+        for _ in llm.stream([0], max_tokens=1):
+            pass
     return memory_report(llm)
 
 

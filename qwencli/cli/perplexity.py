@@ -106,6 +106,7 @@ def perplexity(
         n_batch=n_batch,
         n_ubatch=n_batch,
         devices=devices.wishes(),
+        generates=True,
         **machine.arguments(),
     )
     n_ctx = min(n_ctx, llm.engine.n_ctx)

@@ -86,16 +86,13 @@ def serve(
     keys = addresses.keys()
     tls = run.certificate(addresses.ssl_key_file, addresses.ssl_cert_file)
     hosts = addresses.host
-    sockets = run.listen(
-        hosts, addresses.port, addresses.reuse_port
-    )  # before loading the model, which may take a while
+    # before loading the model, which may take a while
+    sockets = run.listen(hosts, addresses.port, addresses.reuse_port)
     template = chats.templates.template()
     loader.n_ctx = serving.context(loader.n_ctx)
-    llm = loader.load(chat=template is None)
+    llm = loader.load(chat=template is None, generates=False)
     n_slots = serving.n_slots or N_SLOTS
-    service = Service(
-        llm, n_slots, serving.n_queue, "rank" if serving.reranking else serving.pooling or "last"
-    )
+    service = Service(llm, n_slots, serving.n_queue, "rank" if serving.reranking else serving.pooling)
     if not keys and (open_hosts := [host for host in hosts if not run.is_loopback(host)]):
         warn(f"anyone who can reach {', '.join(open_hosts)} can use this server: --api-key asks for a key")
     options = ServerOptions(

@@ -12,7 +12,8 @@ from ..backends.protocol import F32, I32, Backend, Batch, Segment, first_bad_lay
 from ..errors import ContextFull, InputError, QwenError
 from ..sampling import Breakers, Constraint, SamplingParams
 from ..sampling.sampler import NOT_FINITE, Sampler, TokenReport
-from .prefix_cache import PrefixCache
+from .prefix_cache import Prefix, PrefixCache
+from .shift import Shift
 
 BATCH, MICRO_BATCH = 2048, 512
 """llama.cpp's defaults of -b and -ub."""
@@ -45,6 +46,14 @@ class Sequence:
     alike."""
     breakers: Breakers = field(default_factory=dict)
     """Tokens across which repetitions that the DRY sampler finds don't reach."""
+    use_cache: bool = True
+    """Whether it takes over what others have computed, and leaves to others what it has computed."""
+    shift: Shift | None = None
+    """What is dropped where the context is full; None: the answer ends there."""
+    n_dropped: int = 0
+    """Tokens that were dropped so."""
+    n_start: int = 0
+    """Tokens that precede those."""
     constraint: Constraint | None = None
     """What the answer has to follow. When that is complete, the answer ends as with a token in `end_ids`."""
     reports: dict[int, TokenReport] = field(default_factory=dict)
@@ -58,6 +67,18 @@ class Sequence:
     def generated(self) -> list[int]:
         """The answer's tokens."""
         return self.tokens[self.n_prompt :]
+
+    @property
+    def context(self) -> list[int]:
+        """The tokens that the model sees: all that weren't dropped."""
+        if not self.n_dropped:
+            return self.tokens
+        return self.tokens[: self.n_start] + self.tokens[self.n_start + self.n_dropped :]
+
+    @property
+    def n_context(self) -> int:
+        """How many those are."""
+        return len(self.tokens) - self.n_dropped
 
 
 def tokens_of_a_step(n_batch: int | None = None, n_ubatch: int | None = None) -> int:
@@ -91,29 +112,38 @@ class Engine:
         Raises what `check` does.
         """
         self.check(seq)
-        # without the last token: its step may have to be repeated
-        running = ((s.tokens[:-1], s.kv) for s in self.running)
-        seq.kv, n_common = self.prefixes.take(seq.tokens, running)
+        self._take_prefix(seq)
         seq.n_cached = seq.n_prompt_done = seq.kv.length
-        seq.border = n_common // PAGE * PAGE
         self.running.append(seq)
+
+    def _take_prefix(self, seq: Sequence) -> None:
+        """Let a sequence begin with what others have computed of its context."""
+        # without the last token: its step may have to be repeated
+        running = ((s.context[:-1], s.kv) for s in self.running if s is not seq and s.use_cache)
+        found = self.prefixes.take(seq.context, running) if seq.use_cache else Prefix(KVSequence(), 0)
+        seq.kv, seq.border = found.kv, found.n_common // PAGE * PAGE
 
     def check(self, seq: Sequence) -> None:
         """Check that a sequence can be submitted. Changes nothing.
 
-        Raises InputError for an empty prompt, ids outside the vocabulary, or a sequence that was submitted before; ContextFull for a
-        prompt longer than the context.
+        Raises InputError for an empty prompt, ids outside the vocabulary, a sequence that was submitted before, or a model that generates
+        nothing; ContextFull for a prompt longer than the context.
         """
         if seq.stop_reason or seq in self.running:
             raise InputError("the sequence was submitted before, expected a new one")
-        if not seq.tokens:
-            raise InputError("the prompt is empty, expected at least one token")
-        if len(seq.tokens) > self.n_ctx:
-            raise ContextFull(
-                f"the prompt has {len(seq.tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
-            )
-        self._check_tokens(seq.tokens)
+        self.backend.model.check_generates()
+        self.check_prompt(seq.tokens)
         self._check_tokens([token for token, _ in seq.sampling.logit_bias], "logit_bias")
+
+    def check_prompt(self, tokens: SequenceOf[int], what: str = "the prompt") -> None:
+        """Raise InputError for a prompt without tokens or with ids outside the vocabulary, ContextFull for one longer than the context."""
+        if not len(tokens):
+            raise InputError(f"{what} is empty, expected at least one token")
+        if len(tokens) > self.n_ctx:
+            raise ContextFull(
+                f"{what} has {len(tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
+            )
+        self._check_tokens(tokens, what)
 
     def extend(self, seq: Sequence, tokens: list[int]) -> None:
         """Append tokens to a running sequence's answer, as far as its limits allow. Raises InputError for ids outside the vocabulary."""
@@ -122,7 +152,7 @@ class Engine:
             if seq in self.running:
                 self._append(seq, token)
 
-    def _check_tokens(self, tokens: list[int], where: str = "the prompt") -> None:
+    def _check_tokens(self, tokens: SequenceOf[int], where: str = "the prompt") -> None:
         n_vocab = self.backend.model.config.n_vocab
         if not all(0 <= t < n_vocab for t in tokens):
             raise InputError(f"{where} has a token outside the vocabulary of {n_vocab}")
@@ -152,7 +182,8 @@ class Engine:
         produced = []
         for seq, segment in segments:
             is_prompt = len(seq.tokens) == seq.n_prompt
-            seq.n_prompt_done = min(seq.kv.length, seq.n_prompt)
+            if is_prompt:
+                seq.n_prompt_done = min(seq.kv.length, seq.n_prompt)
             if segment.n_outputs:
                 token = self._accept(seq, next(chosen), segment)
                 if token is not None:
@@ -170,18 +201,20 @@ class Engine:
         In both groups the sequences that have waited longest come first.
         """
         segments, waiting = [], []
-        for seq in sorted(self.running, key=lambda s: len(s.tokens) - s.kv.length > 1):
+        for seq in list(self.running):
             # it may have all of its tokens: if none were wanted, or Ctrl-C came after the last one
-            is_long = seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens
-            if is_long or len(seq.tokens) >= self.n_ctx:
-                self._finish(seq, "length" if is_long else "context")
-                continue
+            if seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
+                self._finish(seq, "length")
+            elif seq.n_context >= self.n_ctx:
+                self._make_room(seq)
+        for seq in sorted(self.running, key=lambda s: s.n_context - s.kv.length > 1):
+            context = seq.context
             # if Ctrl-C came after the last step was committed and before its token was appended, the step is repeated
-            self.backend.cache.rewind(seq.kv, len(seq.tokens) - 1)
+            self.backend.cache.rewind(seq.kv, len(context) - 1)
             end = seq.kv.length + room
             if self.backend.cache.recurrent and seq.kv.length < seq.border:
                 end = min(end, seq.border)
-            todo = seq.tokens[seq.kv.length : end]
+            todo = context[seq.kv.length : end]
             if not todo:
                 waiting.append(seq)
                 continue
@@ -191,7 +224,7 @@ class Engine:
                 self._fail(seq, error)
                 continue
             room -= len(todo)
-            is_last = seq.kv.length + len(todo) == len(seq.tokens)
+            is_last = seq.kv.length + len(todo) == len(context)
             segments.append((seq, Segment(seq.kv, todo, int(is_last))))
         self.running = waiting + [seq for seq, _ in segments]
         return segments
@@ -231,8 +264,28 @@ class Engine:
             self._finish(seq, "eos")
         elif seq.max_tokens is not None and len(seq.tokens) - seq.n_prompt >= seq.max_tokens:
             self._finish(seq, "length")
-        elif len(seq.tokens) >= self.n_ctx:
+        elif seq.n_context >= self.n_ctx and not seq.shift:
             self._finish(seq, "context")
+
+    def _make_room(self, seq: Sequence) -> None:
+        """Drop a part of a context that is full, where the sequence wants that, and has the rest read again; else end it.
+
+        Keys in the cache belong to their positions, so that the rest can't be moved to others.
+        """
+        if not seq.shift or len(seq.tokens) == seq.n_prompt:
+            return self._finish(seq, "context")
+        n_dropped = seq.shift.dropped(seq.n_context, self.n_ctx)
+        self._give_back(seq)  # before anything changes: after Ctrl-C its context is just computed again
+        seq.n_start = seq.shift.start(self.n_ctx)
+        seq.n_dropped += n_dropped
+        self._take_prefix(seq)
+
+    def _give_back(self, seq: Sequence) -> None:
+        """Leave what was computed to other sequences, unless it isn't for them."""
+        if seq.use_cache:
+            self.prefixes.keep(seq.context, seq.kv)
+        else:
+            self.backend.cache.release(seq.kv)
 
     def hidden(self, kv: KVSequence, tokens: SequenceOf[int] | I32, n_outputs: int) -> F32:
         """Run tokens that continue a sequence that the caller owns, and gives back with `release`.
@@ -241,6 +294,15 @@ class Engine:
         """
         self._reserve(kv, len(tokens))
         return self.backend.hidden(Batch([Segment(kv, tokens, n_outputs)]))
+
+    def logits(self, kv: KVSequence, tokens: SequenceOf[int] | I32) -> list[F32]:
+        """Run tokens as `hidden` does, and return the logits after each of them, float32 [n_vocab]. Raises QwenError."""
+        self._reserve(kv, len(tokens))
+        found = self.backend.sample(Batch([Segment(kv, tokens, len(tokens))]), [None] * len(tokens))
+        rows = [row for row in found if not isinstance(row, int)]
+        if len(rows) < len(found):
+            raise QwenError("the logits are not finite: is the model damaged?")
+        return rows
 
     def release(self, kv: KVSequence) -> None:
         """Give back the pages of a sequence that the caller owns."""
@@ -265,7 +327,7 @@ class Engine:
         if reason == "error":
             self.backend.cache.release(seq.kv)
         else:
-            self.prefixes.keep(seq.tokens, seq.kv)
+            self._give_back(seq)
 
     def _first_bad_layer(self, segment: Segment) -> str | None:
         """Return the first layer whose output wasn't finite in the last step, found by repeating the step."""

@@ -102,6 +102,11 @@ class PrefixCache:
             return True
         return False
 
+    def forget(self, tokens: I32) -> None:
+        """Drop the sequences that begin with these tokens."""
+        for kept in [kept for kept in self.kept if common_prefix(kept.tokens, tokens) == len(tokens)]:
+            self._drop(kept)
+
     def _drop(self, kept: Kept) -> None:
         # removed before its pages are freed: Ctrl-C must not leave it here with pages that belong to others
         self.kept = [other for other in self.kept if other is not kept]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..gguf.file import GGUFFile
 from .config import Config
-from .graph import HIDDEN, LOGITS, DeltaNet, Graph, Tensor
+from .graph import CLASSES, HIDDEN, LOGITS, DeltaNet, Graph, Tensor
 from .model import Model, Weights
 
 
@@ -26,10 +26,11 @@ class Decoder:
         self._layers.append(x)
         return x
 
-    def model(self, x: Tensor) -> Model:
+    def model(self, x: Tensor, rank_head: bool = False) -> Model:
         """The model, ending in the last norm and the logits, [n_outputs, n_vocab].
 
-        If the file has no output matrix, the embedding is used.
+        If the file has no output matrix, the embedding is used. With `rank_head` the file may have a matrix that turns the last norm's
+        output into classes.
         """
         g, w, c = self._g, self._w, self.c
         x = self._norm(x, "output_norm", HIDDEN)
@@ -37,6 +38,9 @@ class Decoder:
             "token_embd.weight", c.n_vocab, c.n_embd
         )
         g.linear(output, x, LOGITS, w.optional("output.bias", c.n_vocab))
+        if rank_head and (head := "cls.output.weight") in w:
+            n = c.n_classes
+            g.linear(w.as_row(head, c.n_embd) if n == 1 else w(head, n, c.n_embd), x, CLASSES)
         w.skip_layers(range(c.n_layer, c.n_blocks))
         w.check_all_used()
         return Model(self._file, c, g, tuple(self._layers))
@@ -46,7 +50,7 @@ class Decoder:
     def attention(
         self, x: Tensor, i: int, bias: bool = False, head_norm: bool = False, gated: bool = False
     ) -> Tensor:
-        """Causal attention with rotated, grouped queries, over layer i's part of the cache.
+        """Attention with rotated, grouped queries, over layer i's part of the cache.
 
         With `bias`, the products of queries, keys and values have biases. With `head_norm`, each head of queries and keys is normalised.
         With `gated`, the query's product also gives a gate for each head, and the result is multiplied by the gate's sigmoid.
@@ -72,7 +76,7 @@ class Decoder:
             )
         q, k = g.rope(q, c.rope, f"Qcur-{i}"), g.rope(k, c.rope, f"Kcur-{i}")
         store = g.kv_store(k, heads["v"], c.attention_layers.index(i), f"kv-{i}")
-        a = g.attention(q, store, c.head_dim**-0.5, f"kqv_out-{i}")
+        a = g.attention(q, store, c.head_dim**-0.5, f"kqv_out-{i}", c.causal)
         if gated:
             gate = g.flat(
                 g.columns(parts[0], c.n_head, c.head_dim, c.head_dim, f"gate_heads-{i}"), f"gate-{i}"

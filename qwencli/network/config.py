@@ -9,6 +9,9 @@ from ..errors import ModelError
 from ..gguf.file import GGUFFile
 from .rope import RopeParams, read_rope
 
+POOLINGS = ("none", "mean", "cls", "last", "rank")
+"""How the states of a text's tokens become its vector, in the order of their numbers in files (enum llama_pooling_type in llama.h): not at
+all, their mean, the first, the last, and the classes of a rank head."""
 MOST_HEAD_DIM = 1024
 """Kernels are compiled for a size of heads; those for delta nets keep rows of a head on the stack. Published models have 256 at most."""
 
@@ -75,6 +78,14 @@ class Config:
     rope: RopeParams
     experts: Experts | None = None
     delta_nets: DeltaNets | None = None
+    causal: bool = True
+    """Whether a token sees only those before it. Other models read texts, and write none."""
+    pooling: str | None = None
+    """How the file says that a text's vector is made: one of POOLINGS."""
+    n_classes: int = 1
+    """Rows of a rank head."""
+    class_pooling: str = "last"
+    """Of which states a rank head's input is made: one of POOLINGS."""
 
     @cached_property
     def attention_layers(self) -> tuple[int, ...]:
@@ -145,7 +156,24 @@ def read_config(
         rope=read_rope(file, arch, head_dim, n_ctx, sections),
         experts=experts,
         delta_nets=delta_nets,
+        causal=(causal := get.boolean(f"{arch}.attention.causal", True)),
+        pooling=read_pooling(file, f"{arch}.pooling_type"),
+        n_classes=len(get.array(f"{arch}.classifier.output_labels", str, ())) or 1,
+        class_pooling=read_class_pooling(file, arch, causal),
     )
+
+
+def read_pooling(file: GGUFFile, key: str) -> str | None:
+    """The pooling that a key names, None without one. Raises ModelError as read_config does."""
+    number = file.metadata.integer(key, None, -1, len(POOLINGS) - 1)  # -1: unspecified
+    return None if number in (None, -1) else POOLINGS[number]
+
+
+def read_class_pooling(file: GGUFFile, arch: str, causal: bool) -> str:
+    """What goes into a rank head, as in llama.cpp: the mean where the file says so, else the state that has seen the whole text."""
+    if read_pooling(file, f"{arch}.classifier.pooling_type") == "mean":
+        return "mean"
+    return "last" if causal else "cls"
 
 
 def read_n_layer(file: GGUFFile, arch: str) -> int:

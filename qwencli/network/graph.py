@@ -19,6 +19,8 @@ from .rope import RopeParams
 N_TOKENS, N_OUTPUTS = "n_tokens", "n_outputs"
 HIDDEN, LOGITS = "result_norm", "result_output"
 """The tensors that every graph ends with: the last norm's output, [n_outputs, n_embd], and the logits, [n_outputs, n_vocab]."""
+CLASSES = "result_class"
+"""What a rank head makes of HIDDEN, [n_outputs, n_classes], where the file has one."""
 Dim = int | str
 Shape = tuple[Dim, ...]
 
@@ -94,12 +96,14 @@ class KVStore(Op):
 
 @dataclass(frozen=True)
 class Attention(Op):
-    """(q [k, n_head, head_dim], cache handle) -> [k, n_head * head_dim]: causal softmax(q K^T * scale) V over each token's own sequence.
+    """(q [k, n_head, head_dim], cache handle) -> [k, n_head * head_dim]: softmax(q K^T * scale) V over each token's own sequence.
 
-    n_head / n_head_kv consecutive query heads share one key-value head.
+    n_head / n_head_kv consecutive query heads share one key-value head. A `causal` query sees the positions up to its own; others see the
+    whole sequence, as far as the step's last token of it.
     """
 
     scale: float
+    causal: bool = True
 
 
 class Add(Op):
@@ -299,14 +303,14 @@ class Graph:
         self._expect(k.shape == v.shape and len(k.shape) == 3, name, k, v)
         return self._add(name, KVStore(layer), (k, v), k.shape)
 
-    def attention(self, q: Tensor, kv: Tensor, scale: float, name: str) -> Tensor:
+    def attention(self, q: Tensor, kv: Tensor, scale: float, name: str, causal: bool = True) -> Tensor:
         self._expect(len(q.shape) == len(kv.shape) == 3 and q.shape[0] == kv.shape[0], name, q, kv)
         (n, n_head, head_dim), (_, n_head_kv, kv_dim) = q.shape, kv.shape
         assert isinstance(n_head, int)
         assert isinstance(n_head_kv, int)
         assert isinstance(head_dim, int)
         self._expect(head_dim == kv_dim and n_head % n_head_kv == 0, name, q, kv)
-        return self._add(name, Attention(scale), (q, kv), (n, n_head * head_dim))
+        return self._add(name, Attention(scale, causal), (q, kv), (n, n_head * head_dim))
 
     def add(self, x: Tensor, y: Tensor, name: str) -> Tensor:
         self._expect(x.shape == y.shape, name, x, y)

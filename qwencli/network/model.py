@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from ..gguf.file import GGUFFile, TensorInfo
 from .config import Config
 from .graph import Graph, Tensor
@@ -19,6 +19,14 @@ class Model:
     config: Config
     graph: Graph
     layers: tuple[Tensor, ...]
+
+    def check_generates(self) -> None:
+        """Raise InputError for a model that reads texts but writes none: each of its tokens would see those after it."""
+        if not self.config.causal:
+            raise InputError(
+                f"{self.file.path.name}: this model's attention goes in both directions, so it generates no text: it embeds and ranks"
+                " texts, with qwencli serve"
+            )
 
 
 class Weights:

@@ -28,6 +28,8 @@ class RunningAnswer:
             request.end_ids(tokenizer),
             breakers=breakers,
             constraint=request.constraint(tokenizer),
+            use_cache=request.use_cache,
+            shift=request.shift,
         )
         self.n_read = 0
         """The answer's tokens that were read."""

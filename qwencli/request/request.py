@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..engine.shift import Shift
 from ..sampling import Constraint, SamplingParams
 from ..text.chat.thinking import ReasoningBudget
 from ..text.tokenizer import Tokenizer
@@ -36,6 +37,9 @@ class Request:
     `max_tokens` None means as many as the context holds. The strings of `stop` end the answer and are left out of it. With `ignore_eos` it
     goes on where the model would end it. `grammar` is what the answer has to follow; see text/grammar/constraints.py.
 
+    Without `use_cache` nothing is taken from prompts that begin alike, and nothing is kept for them. `shift` is what is dropped where the
+    context is full; without it the answer ends there. `slot` is the only place of a server in which it may run; None for any.
+
     A request has no state, so that it can be answered more than once.
     """
 
@@ -46,6 +50,9 @@ class Request:
     ignore_eos: bool = False
     thinking: Thinking = Thinking()
     grammar: Start | None = None
+    use_cache: bool = True
+    shift: Shift | None = None
+    slot: int | None = None
 
     def end_ids(self, tokenizer: Tokenizer) -> Collection[int]:
         """The tokens that end the answer and are not part of it.

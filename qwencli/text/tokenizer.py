@@ -109,8 +109,8 @@ class Tokenizer:
             if (i := self._ids.get(text)) is not None and i in (*ends, *self.fim):
                 self._types[i] = CONTROL  # whatever type the file gives them (llama.cpp, llama-vocab.cpp)
         self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
-        self._add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
-        for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self._add_eos, self.eos_id, "eos"):
+        self.add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
+        for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos"):
             if wanted and token is None:
                 raise ModelError(
                     f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing"
@@ -253,7 +253,7 @@ class Tokenizer:
                     ids += self._encode_plain(plain)
         except (UnicodeEncodeError, TypeError):
             raise InputError("the text isn't valid Unicode: it contains a surrogate") from None
-        if add_special and self._add_eos and self.eos_id is not None:
+        if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
 

@@ -159,6 +159,7 @@ class BatchWriter:
         """Return attention's items, and the PARTS of each token. Makes room for the partial results.
 
         For a single token each split is an item, so that the threads share a long context. Several tokens are divided among items instead.
+        Without causal attention each token is an item that is placed at the sequence's end, and so sees all of it.
         """
         items = []
         parts = PARTS.zeros(len(batch.tokens))
@@ -171,6 +172,9 @@ class BatchWriter:
                 items += [item(start, 1, position, i, i + 1, n_partials + i, pages) for i in range(n_splits)]
                 parts[start] = PARTS.values(first_slot=n_partials, n_slots=n_splits)
                 n_partials += n_splits
+            elif not self._config.causal:
+                end = position + n
+                items += [item(start + i, 1, end - 1, 0, n_splits, -1, pages) for i in range(n)]
             else:
                 step = tokens_at_once(self._config)
                 for first in range(0, n, step):

@@ -124,17 +124,22 @@ def attention(step: Step, node: Tensor, q: F32, layer: int) -> F32:
     assert isinstance(node.op, Attention)
     out = np.empty((len(q), q.shape[1] * q.shape[2]), np.float32)
     for seq, rows in step.sequences():
-        k, v = step.kv.read(seq, layer, seq.length + rows.stop - rows.start)
+        n = seq.length + rows.stop - rows.start
+        k, v = step.kv.read(seq, layer, n)
         for start in range(rows.start, rows.stop, QUERY_BLOCK):
             block = slice(start, min(start + QUERY_BLOCK, rows.stop))
             first = seq.length + start - rows.start
-            end = first + block.stop - block.start
+            if node.op.causal:
+                end = first + block.stop - block.start
+            else:
+                first = end = n  # each query sees all positions
             out[block] = attend(q[block], k[:, :end], v[:, :end], first, node.op.scale)
     return out
 
 
 def attend(q: F32, k: F32, v: F32, first: int, scale: float) -> F32:
-    """q [n, n_head, d] at the positions from `first` on; k, v [n_head_kv, n_kv, d] -> [n, n_head * d]."""
+    """q [n, n_head, d]; k, v [n_head_kv, n_kv, d] -> [n, n_head * d]. The first query sees the positions up to `first`, each later one sees
+    one more."""
     (n, n_head, d), (n_head_kv, n_kv, _) = q.shape, k.shape
     shared = n_head // n_head_kv
     q = q.reshape(n, n_head_kv, shared, d).transpose(1, 2, 0, 3).reshape(n_head_kv, shared * n, d)

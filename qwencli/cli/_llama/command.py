@@ -12,7 +12,7 @@ import click
 from .._streams import printable, warn
 from .entries import NO, YES, Entry, Kind
 from .meanings import MEANINGS, PRINTED
-from .table import entries, find, spellings
+from .table import find, spellings, with_variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 SHOWN = 60
@@ -36,7 +36,7 @@ class LlamaOption(click.Option):
         if record is None or self.variable is None or not isinstance(ctx.command, LlamaCommand):
             return record
         read = self.variable not in READ_ELSEWHERE and any(
-            entry.variable == self.variable for entry in entries(ctx.command.name or "")
+            entry.variable == self.variable for entry in with_variables(ctx.command.name or "")
         )
         return (record[0], f"{record[1]}  [{self.variable}]") if read else record
 
@@ -146,12 +146,12 @@ class LlamaCommand(click.Command):
     def _read_variables(self, ctx: click.Context, line: StartLine, own: Mapping[str, click.Option]) -> None:
         """Add what the variables say of options that the line doesn't have. Raises Refused."""
         rivals = RIVALS if RIVALS & line.asked.keys() else set()
-        for entry in entries(self.name or ""):
-            if not entry.variable or entry.name in line.asked or entry.name in rivals:
+        for entry in with_variables(self.name or ""):
+            if entry.name in line.asked or entry.name in rivals:
                 continue
             for variable, no in (entry.negated_variable, True), (entry.variable, False):
                 value = os.environ.get(variable) if variable else None
-                if value is None or variable is None or entry.variable in READ_ELSEWHERE:
+                if variable is None or value is None or entry.variable in READ_ELSEWHERE:
                     continue
                 if no or value:
                     spelling, values = _meant(entry, variable, value, no)
@@ -219,7 +219,7 @@ READ_ELSEWHERE = {"HF_TOKEN", "LLAMA_API_KEY"}
 
 def unknown_variables() -> list[str]:
     """Variables that look like llama.cpp's, but of which it has no option."""
-    names = {name for entry in entries("serve") for name in (entry.variable, entry.negated_variable)}
+    names = {name for entry in with_variables("serve") for name in (entry.variable, entry.negated_variable)}
     return sorted(name for name in os.environ if name.startswith("LLAMA_ARG_") and name not in names)
 
 

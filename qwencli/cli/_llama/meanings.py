@@ -114,7 +114,8 @@ def _invoke(name: str) -> Callable[[click.Context], None]:
 
         command = cli.get_command(ctx, name)
         assert command
-        command.main([], prog_name=f"qwencli {name}", standalone_mode=False)
+        with command.make_context(name, [], parent=ctx.parent) as own:
+            command.invoke(own)
         ctx.exit()
 
     return show

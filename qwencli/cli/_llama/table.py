@@ -33,7 +33,7 @@ PROGRAMS = {
     "perplexity": [*COMMON, *OLDER],
     "bench": BENCH,
 }
-"""By command, what llama.cpp's program for it has; llama-bench reads no variables."""
+"""By command, what llama.cpp's program for it has."""
 
 
 def entries(program: str) -> Iterator[Entry]:
@@ -41,6 +41,11 @@ def entries(program: str) -> Iterator[Entry]:
     yield from PROGRAMS[program]
     if program == "bench":
         yield from (entry for entry in TABLE if entry.name in LIKE_OTHERS)
+
+
+def with_variables(program: str) -> list[Entry]:
+    """Those whose variables the program reads; llama-bench reads none."""
+    return [] if program == "bench" else [entry for entry in PROGRAMS[program] if entry.variable]
 
 
 @lru_cache(None)

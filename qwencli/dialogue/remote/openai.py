@@ -49,7 +49,7 @@ class Answer(StreamedAnswer):
 
 
 def body(model: str, messages: Sequence[Message], settings: Settings) -> Body:
-    """See `Protocol.body`. A last message that is the assistant's is to be continued, thinking included; only what is new is to be sent."""
+    """See `Protocol.body`. A last message that is the assistant's is to be continued, and only what is new to be sent."""
     goes_on = messages[-1]["role"] == "assistant"
     past = messages[:-1] if goes_on else messages
     asked: Body = {

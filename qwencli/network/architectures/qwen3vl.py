@@ -13,4 +13,4 @@ def build(file: GGUFFile) -> Model:
     for i in range(d.c.n_layer):
         x = d.attention(x, i, head_norm=True)
         x = d.feed_forward(x, i)
-    return d.model(x)
+    return d.model(x, rank_head=True)

@@ -149,10 +149,10 @@ class PromptAnswer:
             "generation_settings": settings(seq.sampling, seq.sampler.seed, asked.max_tokens, asked.body),
             "prompt": self._text,
             "has_new_line": self._has_new_line,
-            "truncated": seq.stop_reason == "context",
+            "truncated": seq.stop_reason == "context" or seq.n_dropped > 0,
             "stop_type": reason,
             "stopping_word": self._generation.answer.stop_word if self._generation else "",
-            "tokens_cached": seq.n_prompt + max(0, n_predicted - 1),
+            "tokens_cached": seq.n_prompt + max(0, n_predicted - 1) - seq.n_dropped,
             "timings": timings(seq),
         }
 

@@ -14,46 +14,50 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ... import __version__
+from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
 from ...request.request import Request
-from ...request.timings import n_computed
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
-from ..service.generation import Slot
 from ..service.service import Service
 from ..shared.conversations import ConversationFields, prompt_of
 from ..shared.errors import error_type
-from ..shared.fields import nth_seed
+from ..shared.fields import COUNT, nth_seed
 from ..shared.json_text import json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
+from ..shared.vectors import check_embeds
 from . import metrics
 from .answer import Asked, PromptAnswer, settings
 from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
 from .infill import infill_prompt
 from .memory import Memory
+from .rerank import rerank_routes
+from .slots import Slots
 
 if TYPE_CHECKING:
     from ...text.grammar.constraints import Start
 
+AS_IT_IS = -1
+"""The `embd_normalize` that changes nothing."""
 MAX_TEXTS = 1024
 """Texts of one request for embeddings."""
 
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api = LlamaCpp(service, options, Memory(service))
+    api, slots = LlamaCpp(service, options, Memory(service)), Slots(service, options)
     get = {
         "/health": api.health,
         "/v1/health": api.health,
         "/props": api.props,
-        "/slots": api.slots,
+        "/slots": slots.slots,
         "/metrics": api.metrics,
     }
     post = {
@@ -66,10 +70,12 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
         "/embedding": api.embedding,
         "/embeddings": api.embedding,
         "/props": api.change_props,
+        "/slots/{id_slot}": slots.change,
     }
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+        *rerank_routes(service, options),
     ]
 
 
@@ -122,38 +128,6 @@ class LlamaCpp:
     async def metrics(self, request: HTTPRequest) -> Response:
         return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
 
-    @describe("What each slot does")
-    async def slots(self, request: HTTPRequest) -> Response:
-        slots = self.service.slots()
-        if request.query_params.get("fail_on_no_slot") and all(slot.generation for slot in slots):
-            raise ApiError("no slot available", 503)
-        return JSONResponse([self._slot(slot) for slot in slots])
-
-    def _slot(self, slot: Slot) -> dict[str, Any]:
-        known: dict[str, Any] = {
-            "id": slot.id,
-            "n_ctx": self.service.llm.engine.n_ctx,
-            "speculative": False,
-            "is_processing": slot.generation is not None,
-        }
-        if not slot.generation:
-            return known
-        seq = slot.generation.sequence
-        n = len(seq.generated)
-        return known | {
-            "n_prompt_tokens": seq.n_prompt,
-            "n_prompt_tokens_processed": n_computed(seq),
-            "n_prompt_tokens_cache": seq.n_cached,
-            "params": settings(seq.sampling, seq.sampler.seed, seq.max_tokens),
-            "next_token": [
-                {
-                    "has_next_token": seq.stop_reason is None,
-                    "n_remain": -1 if seq.max_tokens is None else seq.max_tokens - n,
-                    "n_decoded": n,
-                }
-            ],
-        }
-
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:
         return await self._complete(request, await json_body(request, CompletionFields))
@@ -193,15 +167,16 @@ class LlamaCpp:
             prompts = prompts_of(llm, body.prompt, (service.n_slots + service.n_queue) // n_each)
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx)
-        check_amount(body, llm.engine.n_ctx - min(map(len, prompts)), limit)
+        room = COUNT if self.options.context_shift else llm.engine.n_ctx - min(map(len, prompts))
+        check_amount(body, room, limit)
         llm.breakers(sampling)  # looked up here, not where everybody waits
         texts = [llm.tokenizer.decode(tokens) for tokens in prompts]
         grammar = grammar_of(llm, body)
         most = 1 if limit == 0 else limit  # 0: the prompt is read, which takes a token
-        return [
-            (Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar), text)
-            for tokens, text in zip(prompts, texts)
+        asked = [
+            Request(tokens, sampling, most, *body.ends(self.options), grammar=grammar) for tokens in prompts
         ]
+        return [(body.placed(one, llm, self.options), text) for one, text in zip(asked, texts)]
 
     @describe("The tokens of a text", TokenizeFields)
     async def tokenize(self, request: HTTPRequest) -> Response:
@@ -239,6 +214,7 @@ class LlamaCpp:
 
     @describe("Embeddings of texts", EmbeddingFields)
     async def embedding(self, request: HTTPRequest) -> Response:
+        check_embeds(self.service)
         body = await json_body(request, EmbeddingFields)
         llm = self.service.llm
         given = body.input if body.input is not None else body.content
@@ -249,12 +225,18 @@ class LlamaCpp:
             raise ApiError("Input content cannot be empty")
         for tokens in prompts:
             check_room(len(tokens), llm.engine.n_ctx, 0)
-        norm = 2 if body.embd_normalize is None else body.embd_normalize
+            check_reading(llm.engine, tokens)
+        norm = self.options.embd_normalize if body.embd_normalize is None else body.embd_normalize
+        if self.service.pooling == "none":
+            norm = AS_IT_IS  # as there: only what is pooled is normalised
         texts = []
         for i, tokens in enumerate(prompts):
-            values = normalised(await self.service.embed(tokens), norm).tolist()
+            rows = await self.service.embed(tokens)
             # encoded one by one, so that others are served meanwhile
-            texts.append(encoded({"index": i, "embedding": [values]}))
+            values = (encoded(normalised(row, norm).tolist()) for row in rows)
+            texts.append(
+                json_object({"index": str(i), "embedding": await asyncio.to_thread(json_array, values)})
+            )
         return json_response(json_array(texts))
 
 

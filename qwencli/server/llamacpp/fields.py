@@ -89,9 +89,6 @@ class CompletionFields(GenerationFields):
     n_cmpl: Annotated[int, Field(ge=1, le=COUNT)] | None = None
     """Answers to each prompt."""
     n: Annotated[int, Field(ge=1, le=COUNT)] | None = None
-    n_keep: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
-    n_discard: Annotated[int, Field(ge=0, le=COUNT)] | None = None
-    """Neither has an effect, since an answer ends where the context is full."""
     n_indent: Annotated[int, Field(ge=0, le=COUNT)] | None = None
     t_max_predict_ms: Annotated[int, Field(ge=-1, le=2**63 - 1)] | None = None
     """After that time an answer ends with its line."""
@@ -139,6 +136,12 @@ class InfillFields(CompletionFields):
     input_prefix: Mixed
     input_suffix: Mixed
     input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA, fail_fast=True)] | None = None
+
+
+class SlotFields(Fields):
+    """The body of /slots/{id_slot}: the file, in the folder of `--slot-save-path`, to which a slot is saved, or from which it is taken."""
+
+    filename: Annotated[str, Field(max_length=255)] = ""
 
 
 class TokenizeFields(Fields):

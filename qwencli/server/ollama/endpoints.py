@@ -25,7 +25,7 @@ from ..service.service import Service
 from ..shared.chat import Asked, ChatAnswer, asked_of
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
-from ..shared.vectors import unit
+from ..shared.vectors import check_embeds, unit
 from .answer import Answer, PlainAnswer, message_of, nanoseconds, now, response_of
 from .fields import AnswerFields, ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest, ShowRequest
 from .models import about, running, shown, thinks
@@ -175,6 +175,7 @@ class Ollama:
 
     @describe("Texts as vectors of length 1", EmbedRequest)
     async def embed(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbedRequest)
         begun = time.monotonic()
         texts = [body.input] if isinstance(body.input, str) else body.input or []
@@ -182,7 +183,8 @@ class Ollama:
         n_embd = self._service.llm.model.config.n_embd
         vectors = []
         for tokens in prompts:
-            vector = unit((await self._service.embed(tokens))[: body.dimensions or n_embd])
+            [states] = await self._service.embed(tokens)
+            vector = unit(states[: body.dimensions or n_embd])
             vectors.append(encoded(vector.tolist()))
         about = {
             "model": self._options.name,
@@ -194,9 +196,10 @@ class Ollama:
 
     @describe("A text as a vector, of whatever length", EmbeddingsRequest)
     async def embeddings(self, request: HTTPRequest) -> Response:
+        check_embeds(self._service, pooled=True)
         body = await json_body(request, EmbeddingsRequest)
         prompts = await asyncio.to_thread(self._tokens, [body.prompt] if body.prompt else [], True)
-        vectors = [(await self._service.embed(tokens)).tolist() for tokens in prompts]
+        vectors = [(await self._service.embed(tokens))[0].tolist() for tokens in prompts]
         return JSONResponse({"embedding": vectors[0] if vectors else []})
 
     def _tokens(self, texts: list[str], cut: bool) -> list[list[int]]:

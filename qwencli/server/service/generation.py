@@ -43,7 +43,11 @@ class Generation(AsyncIterator[TextPart]):
     def __init__(self, answer: RunningAnswer, cancel: Callable[[Generation], None]) -> None:
         self.answer = answer
         self.slot: int | None = None
+        self.wanted: int | None = None
+        """The only slot in which it may run; None for any."""
         self.error: QwenError | None = None
+        self.has_new_line = False
+        """Whether its text has one by now."""
         self.created = time.monotonic()
         self.started = 0.0
         """When it got its slot, 0 before."""

@@ -9,24 +9,26 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.engine import Sequence
+from ...engine.embedding import Embedding, check_reading
+from ...engine.engine import Engine
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
-from ...sampling import SamplingParams
-from .embedding import Embedding
 from .generation import Busy, Ending, Generation, Slot, TextPart
+from .leftovers import Leftovers
 from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
+Work = tuple[Callable[[Engine], Any], "asyncio.Future[Any]"]
+T = TypeVar("T")
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
 
 
@@ -54,17 +56,26 @@ def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
 
 
 class Service:
-    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread."""
+    """Runs up to `n_slots` requests at once on `llm`; `n_queue` more may wait. Its methods are for the event loop's thread.
 
-    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str = "last") -> None:
-        self.llm, self.n_slots, self.n_queue, self.pooling = llm, n_slots, n_queue, pooling
+    `pooling` is what becomes of texts that are embedded, by default as the file says. Raises InputError where that is "rank" and the model
+    can't.
+    """
+
+    def __init__(self, llm: LLM, n_slots: int = 4, n_queue: int = 64, pooling: str | None = None) -> None:
+        self.llm, self.n_slots, self.n_queue = llm, n_slots, n_queue
+        self.pooling = pooling or llm.pooling
+        if self.pooling == "rank":
+            llm.ranking  # noqa: B018 - raises here where the model can't
         self.counters = Counters()
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
         self._keep_prefixes()
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
+        self.leftovers = Leftovers(n_slots)
         self._embeddings: deque[Waiting] = deque()
+        self._work: deque[Work] = deque()
         self._cancelled: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._ending = self._ended = False
@@ -93,6 +104,8 @@ class Service:
             raise Ending
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
+        if request.slot is not None:
+            generation.wanted = request.slot % self.n_slots
         with self._changed:
             if len(self._waiting) >= self.n_queue + self._slots.count(None):
                 raise Busy(
@@ -103,17 +116,35 @@ class Service:
         return generation
 
     async def embed(self, tokens: list[int]) -> NDArray[np.float32]:
-        """A text's embedding, float32 [n_embd]: the final norm's output for the last token, or the mean of all. Raises as `generate`."""
+        """A text's vectors, float32: [1, n_embd], or with the pooling "none" [n_tokens, n_embd]. Raises as `generate`."""
+        return await self._read_text(tokens, Embedding(tokens, self.pooling))
+
+    async def rank(self, tokens: list[int]) -> float:
+        """The score of a query and a document, as `llm.ranking` puts them into one text. Raises as `generate`."""
+        return float((await self._read_text(tokens, self.llm.ranking.reading(tokens)))[0, 0])
+
+    async def _read_text(self, tokens: list[int], text: Embedding) -> NDArray[np.float32]:
+        """Wait for the turn of a text, and for its result."""
         if self._ending:
             raise Ending
-        self.llm.engine.check(Sequence(tokens, SamplingParams(temp=0)))
+        check_reading(self.llm.engine, tokens)
         done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         with self._changed:
             if len(self._embeddings) >= self.n_queue:
                 raise Busy(
                     f"{self.n_queue} texts are waiting already, try again later", self._expected_wait()
                 )
-            self._embeddings.append((Embedding(tokens, self.pooling), done))
+            self._embeddings.append((text, done))
+            self._changed.notify()
+        return await done
+
+    async def between_steps(self, work: Callable[[Engine], T]) -> T:
+        """Do something with the engine where no step runs, in its thread, which waits meanwhile. Raises Ending, and what `work` does."""
+        if self._ending:
+            raise Ending
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._work.append((work, done))
             self._changed.notify()
         return await done
 
@@ -139,7 +170,7 @@ class Service:
 
     def _busy(self) -> bool:
         with self._changed:
-            return bool(self._waiting or self._embeddings or any(self._slots))
+            return bool(self._waiting or self._embeddings or self._work or any(self._slots))
 
     def _expected_wait(self) -> int:
         """Seconds until a place is free, from what requests have taken so far."""
@@ -157,12 +188,18 @@ class Service:
         while True:
             with self._changed:
                 while not (
-                    self._ended or self._waiting or self._embeddings or self._cancelled or any(self._slots)
+                    self._ended
+                    or self._next()
+                    or self._embeddings
+                    or self._work
+                    or self._cancelled
+                    or any(self._slots)
                 ):
                     self._changed.wait()
             self._end_cancelled()
             if self._ended:
                 break
+            self._do_work()
             self._admit()
             if any(self._slots):
                 self._step()
@@ -171,14 +208,26 @@ class Service:
         for generation in [*filter(None, self._slots), *self._waiting]:
             self.llm.engine.cancel(generation.sequence)
             self._finish(generation, Ending())
-        for _, done in self._embeddings:
+        for _, done in [*self._embeddings, *self._work]:
             self._tell(_fail, done, Ending())
+
+    def _do_work(self) -> None:
+        while self._work:
+            work, done = self._work.popleft()
+            try:
+                tell = partial(_set, done, None if done.done() else work(self.llm.engine))
+            except Exception as error:  # whatever it is, it must not end the engine's thread
+                tell = partial(_fail, done, as_qwen_error(error))
+            self._tell(tell)
 
     def _admit(self) -> None:
         """Give free slots to requests that wait."""
-        while self._waiting and None in self._slots:
+        while True:
             with self._changed:  # it must not be found neither waiting nor running: the queue would take one more, the service end too soon
-                generation, slot = self._waiting.popleft(), self._slots.index(None)
+                if not (next := self._next()):
+                    return
+                generation, slot = next
+                self._waiting.remove(generation)
                 self._slots[slot] = generation
             try:
                 self.llm.engine.submit(generation.sequence)
@@ -187,6 +236,19 @@ class Service:
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = slot, time.monotonic()
+
+    def _next(self) -> tuple[Generation, int] | None:
+        """The first that waits and may run now, and its slot. Those that wait for a slot hold up none that run elsewhere."""
+        free = [i for i, generation in enumerate(self._slots) if generation is None]
+        if not free:
+            return None
+        wanted = {generation.wanted for generation in self._waiting}
+        for generation in self._waiting:
+            if generation.wanted in free:
+                return generation, generation.wanted
+            if generation.wanted is None:
+                return generation, min(free, key=lambda slot: slot in wanted)
+        return None
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
@@ -235,6 +297,7 @@ class Service:
             self._finish(generation, error)
             return
         tokens = seq.tokens[seq.n_prompt + start : seq.n_prompt + answer.n_read]
+        generation.has_new_line |= any("\n" in text for text in texts)
         if tokens or any(texts):
             self._tell(generation.deliver, TextPart("".join(texts), tokens))
         if seq.stop_reason:
@@ -244,6 +307,7 @@ class Service:
         generation.error = error
         if generation.slot is not None:
             self._slots[generation.slot] = None
+            self.leftovers.note(generation.slot, generation.sequence.tokens)
             seq, c = generation.sequence, self.counters
             c.n_requests += 1
             c.n_prompt += n_computed(seq)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from ...engine.shift import Shift
 from ...errors import InputError
 from ...llm import LLM
 from ...request.request import Request, Thinking
@@ -167,9 +168,13 @@ class GenerationFields(SamplingFields):
     sse_ping_interval: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
     """After how many silent seconds a stream carries a comment; -1 and 0: never."""
     cache_prompt: bool | None = None
-    """Without effect: what was computed before is always used."""
+    """If false, nothing is taken from prompts that began alike, and nothing is kept for them."""
     id_slot: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
-    """Without effect: any free slot is taken."""
+    """The slot to run in, as soon as it is free, counted on from 0 again where there are fewer; -1: any."""
+    n_keep: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    """How many of the first tokens stay where the context is shifted; -1: the prompt."""
+    n_discard: Annotated[int, Field(ge=0, le=COUNT)] | None = None
+    """How many of the others are dropped then, at least an eighth of them; 0: half of them."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -198,7 +203,20 @@ class GenerationFields(SamplingFields):
         llm.breakers(sampling)  # looked up here, not where everybody waits
         limit = self.limit(options.max_tokens)
         ends = self.ends(options)
-        return Request(tokens, sampling, limit, *ends, thinking or Thinking(), grammar)
+        asked = Request(tokens, sampling, limit, *ends, thinking or Thinking(), grammar)
+        return self.placed(asked, llm, options)
+
+    def placed(self, request: Request, llm: LLM, options: ServerOptions) -> Request:
+        """A request with what these fields say of where it runs: whether it uses the cache, its slot, and what a full context drops."""
+        use_cache = options.cache_prompt if self.cache_prompt is None else self.cache_prompt
+        slot = None if self.id_slot is None or self.id_slot < 0 else self.id_slot
+        shift = None
+        if options.context_shift:
+            n_keep = options.n_keep if self.n_keep is None else self.n_keep
+            n_keep = len(request.tokens) if n_keep < 0 else n_keep
+            # as in llama.cpp the token that begins every text isn't counted
+            shift = Shift(n_keep + llm.tokenizer.add_bos, self.n_discard or 0)
+        return replace(request, use_cache=use_cache, slot=slot, shift=shift)
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:
         """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""

@@ -24,12 +24,13 @@ def token_reports(
         report = seq.reports.get(place)
         top = report.top[:n_top] if report else []
         found.append(
-            _named(tokenizer, seq.tokens[seq.n_prompt + place], report.logprob if report else 0.0)
-            | {"top_logprobs": [_named(tokenizer, token, logprob) for token, logprob in top]}
+            named_token(tokenizer, seq.tokens[seq.n_prompt + place], report.logprob if report else 0.0)
+            | {"top_logprobs": [named_token(tokenizer, token, logprob) for token, logprob in top]}
         )
     return found
 
 
-def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+def named_token(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
+    """A token as reports have it."""
     raw = tokenizer.token_bytes(token)
     return {"id": token, "token": raw.decode("utf-8", "replace"), "bytes": list(raw), "logprob": logprob}

@@ -38,7 +38,8 @@ class Tags:
 
 
 class Incoming:
-    """Text that arrives in pieces, for readers that never look back. What is read after `mark` is kept, up to MAX_CALL characters."""
+    """Text that arrives in pieces, for readers that look back to their mark at most: what is read after `mark` is kept, up to MAX_CALL
+    characters."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -58,9 +59,30 @@ class Incoming:
         self._barrier = barrier
 
     def unmark(self) -> str:
-        """What was read since `mark`."""
-        text, self._kept = "".join(self._kept or ()), None
+        """What was read since `mark`, which is over now."""
+        text, self._kept = self.kept, None
         return text
+
+    @property
+    def kept(self) -> str:
+        """What was read since `mark`."""
+        return "".join(self._kept or ())
+
+    @property
+    def place(self) -> int:
+        """How many characters that is."""
+        return MAX_CALL - self._n_left
+
+    @property
+    def left(self) -> str | None:
+        """What is left to read where nothing follows, None while more may come."""
+        return self._text[self._at :] if self.ended else None
+
+    def rewind(self, place: int) -> None:
+        """Back to where `place` characters had been read since `mark`."""
+        kept = self.kept
+        self._text, self._at = kept[place:] + self._text[self._at :], 0
+        self._kept, self._n_left = [kept[:place]], MAX_CALL - place
 
     def _more(self) -> Reading[bool]:
         """Wait for more text; False if none will come. Raises NotACall if none will come and a call was begun."""

@@ -9,7 +9,10 @@ from .template import Message
 
 
 def for_template(message: Message) -> Message:
-    """A message as templates expect it: the arguments of tool calls as objects, which OpenAI's API has as the text of JSON."""
+    """A message as templates expect it: the arguments of tool calls as objects, which OpenAI's API has as the text of JSON.
+
+    A call without arguments has none, an empty text or null there: templates get an empty object.
+    """
     if not isinstance(calls := message.get("tool_calls"), list):
         return message
     return {**message, "tool_calls": [_with_object(call) for call in calls]}
@@ -18,6 +21,9 @@ def for_template(message: Message) -> Message:
 def _with_object(call: Any) -> Any:
     try:
         function = call["function"]
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except (TypeError, KeyError, ValueError, RecursionError):
-        return call  # arguments that are an object already, or a call whose shape is the template's to judge
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        return {**call, "function": {**function, "arguments": {} if arguments is None else arguments}}
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
+        return call  # its shape is the template's to judge

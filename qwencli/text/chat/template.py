@@ -133,17 +133,10 @@ class ChatTemplate:
         token's name, and the tokenizer drops it again. The template knows the texts of the file's `bos_token` and `eos_token`.
         """
         given = {"messages": messages, "tools": tools, **variables}
-        text = _to_json(given)
-        guard = next((c for c in _NONCHARACTERS if c not in text and _escaped(c) not in text), None)
-        if guard is None:
-            raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
-        try:
-            guarded = _Guard(guard, tokenizer.control_texts).put_into(given)
-        except RecursionError:
-            raise InputError("the conversation holds values that are nested too deeply") from None
-        text = self._ask("render", _DEFAULTS | named | guarded)
+        values, guard = guarded(given, tokenizer.control_texts)
+        text = self._ask("render", _DEFAULTS | named | values)
         return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
 
     def encode(
@@ -213,6 +206,22 @@ class Rendered(NamedTuple):
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             text = text.removeprefix(tokenizer.decode([tokenizer.bos_id]))
         return tokenizer.encode(text, add_special=True, parse_special=True, guard=self.guard)
+
+
+def guarded(given: Mapping[str, Any], control_texts: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The same values with a character in their texts that keeps them from naming control tokens, and that character.
+
+    Raises InputError for values that JSON doesn't know.
+    """
+    text = _to_json(given)
+    guard = next((c for c in _NONCHARACTERS if c not in text and _escaped(c) not in text), None)
+    if guard is None:
+        raise InputError("the messages hold all 32 Unicode noncharacters, expected text")
+    try:
+        values: dict[str, Any] = _Guard(guard, control_texts).put_into(given)
+    except RecursionError:
+        raise InputError("the conversation holds values that are nested too deeply") from None
+    return values, guard
 
 
 class _Guard:

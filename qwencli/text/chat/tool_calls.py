@@ -6,22 +6,19 @@ The formats are those that the models' chat templates ask for; where these leave
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .incoming import Incoming, NotACall, Reading, Tags
 
 SPACE = " \t\r\n"
-OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMETER = (
-    "<tool_call>",
-    "</tool_call>",
-    "<function=",
-    "</function>",
-    "<parameter=",
-)
-IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE)
-NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags("</parameter>")
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+FUNCTION, FUNCTION_END = "<function=", "</function>"
+PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
+IN_STRING, OUTSIDE_STRING = Tags('"', "\\", stops=["\n"]), Tags('"', CLOSE, OPEN)
+NAME_END, VALUE_END = Tags(">", stops=["<", "\n"]), Tags(PARAMETER_END, PARAMETER, FUNCTION_END)
+WORD_END = Tags(">", "<", "\n")
 """JSON's strings hold no newlines: otherwise an unpaired quote would swallow the calls that follow."""
 MAX_DEPTH = 100
 """Levels of JSON: those who get the arguments walk them recursively."""
@@ -46,6 +43,8 @@ def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Schemas:
 def read_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
     """The call whose first tag comes next. XML parameters get the types that the schemas say.
 
+    At the end of the text, or before another call, the closing tag may be missing: models leave it out at times.
+
     Raises NotACall as soon as it is clear that there is none.
     """
     opened = yield from text.starts(OPEN)
@@ -53,24 +52,53 @@ def read_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
         yield from text.span(SPACE)
     begin = yield from text.starts("{", FUNCTION)
     if begin == "{":
-        return parse_json_call("{" + (yield from _json_rest(text)))
+        try:
+            body = "{" + (yield from _json_rest(text))
+        except NotACall:
+            if text.left != "":
+                raise
+            body = without_tag(text.kept[len(OPEN) :])
+        return parse_json_call(body)
     if begin != FUNCTION:
         raise NotACall
-    call = yield from _xml_call(text, schemas)
+    call = yield from _xml_call(text, schemas, opened is not None)
     if opened:  # Qwen3-Coder leaves the opening tag out at times
-        yield from text.span(SPACE)
-        if not (yield from text.starts(CLOSE)):
-            raise NotACall
+        yield from _close(text)
     return call
 
 
+def _close(text: Incoming) -> Reading[None]:
+    """Read a closing tag, which another call or the end of the text stands for, too."""
+    end = text.place
+    try:
+        yield from text.span(SPACE)
+        tag = yield from text.starts(CLOSE, OPEN)
+        if not tag:
+            raise NotACall
+        if tag == OPEN:
+            text.rewind(end)
+    except NotACall:
+        text.rewind(end)
+        if (left := text.left) is None or without_tag(left).strip(SPACE):
+            raise
+        yield from text.read(len(left))
+
+
+def without_tag(text: str) -> str:
+    """A text without the closing tag that it ends with the beginning of."""
+    n = next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
+    return text[: len(text) - n]
+
+
 def _json_rest(text: Incoming) -> Reading[str]:
-    """What follows up to a closing tag that is not within a string."""
+    """What follows up to a closing tag that is not within a string, or to another call."""
     parts, in_string = [], False
     while True:
         part, tag = yield from text.until(IN_STRING if in_string else OUTSIDE_STRING)
         parts.append(part)
-        if tag == CLOSE:
+        if tag == OPEN:
+            text.rewind(text.place - len(tag))
+        if tag in (OPEN, CLOSE):
             return "".join(parts)
         parts.append(tag)
         if tag == "\\":
@@ -85,7 +113,7 @@ def parse_json_call(body: str) -> ToolCall:
         call = json_value(body)
         arguments = call.get("arguments")
         if isinstance(arguments, str):
-            arguments = json_value(arguments)
+            arguments = json_value(arguments) if arguments.strip() else {}
     except ValueError:
         raise NotACall from None
     arguments = {} if arguments is None else arguments
@@ -115,18 +143,23 @@ def json_value(text: str) -> Any:
     return value
 
 
-def _xml_call(text: Incoming, schemas: Schemas) -> Reading[ToolCall]:
-    """What follows `<function=`, up to `</function>`."""
+def _xml_call(text: Incoming, schemas: Schemas, opened: bool) -> Reading[ToolCall]:
+    """What follows `<function=`, up to `</function>`. `opened`: there was an opening tag before."""
     name = yield from _name(text)
     schema = mapping(schemas.get(name))
     properties = mapping(schema.get("properties"))
     arguments: dict[str, Any] = {}
     yield from text.span(SPACE)
     tag = yield from text.starts(PARAMETER, FUNCTION_END)
+    key = (yield from _name(text)) if tag == PARAMETER else ""
+
+    def may_follow(name: str) -> bool:
+        return name not in arguments and name != key and (name in properties or not properties)
+
     while tag == PARAMETER:
-        key = yield from _name(text)
-        value, tag = yield from _value(text)
+        value, tag, following = yield from _value(text, may_follow, opened)
         arguments[key] = typed(value, types_of(properties.get(key), schema))
+        key = following
     if not tag:
         raise NotACall
     return ToolCall(name, arguments)
@@ -139,16 +172,79 @@ def _name(text: Incoming) -> Reading[str]:
     return name
 
 
-def _value(text: Incoming) -> Reading[tuple[str, str]]:
-    """A parameter's value without the newlines at its tags, and the tag after it: a closing tag that none follows is part of the value."""
-    parts = []
-    while True:
-        part, closing = yield from text.until(VALUE_END)
+def _value(text: Incoming, may_follow: Callable[[str], bool], opened: bool) -> Reading[tuple[str, str, str]]:
+    """A parameter's value without the newlines at its tags, the tag after it, and the name of the parameter that this tag begins.
+
+    A value ends at `</parameter>`, where another tag follows. Models leave that out at times: then it ends where a parameter begins that
+    may follow, or at `</function>`, where the call ends with it or the text holds no other end. All other tags are part of the value.
+    """
+    parts: list[str] = []
+    other_end: tuple[int, int] | None = None  # parts of the value, and the place after the tag
+    try:
+        while True:
+            part, tag = yield from text.until(VALUE_END)
+            parts.append(part)
+            if tag == PARAMETER_END:
+                space = yield from text.span(SPACE)
+                if after := (yield from text.starts(PARAMETER, FUNCTION_END)):
+                    following = (yield from _name(text)) if after == PARAMETER else ""
+                    return trimmed(parts), after, following
+                parts += [tag, space]
+            elif tag == PARAMETER:
+                word, closing = yield from _word(text)
+                if closing and may_follow(word) and begins_line(parts):
+                    return trimmed(parts), PARAMETER, word
+                parts += [tag, word, closing]
+            else:
+                end = len(parts), text.place
+                other_end = other_end or end
+                over, rest = yield from _call_ends(text, opened)
+                if over:
+                    other_end = end
+                    raise NotACall
+                parts += [tag, rest]
+    except NotACall:
+        if not other_end:
+            raise
+        text.rewind(other_end[1])
+        return trimmed(parts[: other_end[0]]), FUNCTION_END, ""
+
+
+def _word(text: Incoming) -> Reading[tuple[str, str]]:
+    """What may be the name in a tag, and `>` where the tag ends so, else ""."""
+    parts, tag = [], ""
+    while not tag:
+        part, tag = yield from text.passage(WORD_END)
         parts.append(part)
-        space = yield from text.span(SPACE)
-        if tag := (yield from text.starts(PARAMETER, FUNCTION_END)):
-            return "".join(parts).removeprefix("\n").removesuffix("\n"), tag
-        parts += [closing, space]
+    return "".join(parts), (yield from text.read(1)) if tag == ">" else ""
+
+
+def _call_ends(text: Incoming, opened: bool) -> Reading[tuple[bool, str]]:
+    """Whether a call ends with the `</function>` that was read: the answer ends, or another call follows. Else what was read meanwhile."""
+    rest = ""
+    try:
+        rest = yield from text.span(SPACE)
+        if opened:
+            tag = yield from text.starts(CLOSE, OPEN)
+            if tag != CLOSE:
+                return tag == OPEN, rest
+            rest += CLOSE + (yield from text.span(SPACE))
+        return bool((yield from text.starts(OPEN, *(() if opened else (FUNCTION, CLOSE))))), rest
+    except NotACall:
+        if text.left != "":
+            raise
+        return True, ""
+
+
+def trimmed(parts: Sequence[str]) -> str:
+    return "".join(parts).removeprefix("\n").removesuffix("\n")
+
+
+def begins_line(parts: Sequence[str]) -> bool:
+    """Whether a tag after these parts of a value would stand in a line of its own; anywhere where the value itself does not."""
+    return not next((part for part in parts if part), "").startswith("\n") or next(
+        part for part in reversed(parts) if part
+    ).endswith("\n")
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
