@@ -55,6 +55,7 @@ def serving(
         "sampling": llm.sampling(),
         "template": llm.chat_template,
         "log_format": "none",
+        "metrics": True,
     }
     options = ServerOptions(**(given | settings))
     service, sockets, started = (

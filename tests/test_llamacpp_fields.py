@@ -338,7 +338,7 @@ def test_memory_is_looked_at_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     async def ask() -> None:
-        found = memory.Memory(cast(Any, None))
+        found = memory.Memory(cast(Any, SimpleNamespace(llm=None)))
         for clock.now in 10.0, 10 + memory.SECONDS / 2, 10 + memory.SECONDS:
             assert await asyncio.gather(*(found.buffers() for _ in range(5))) == [[]] * 5
 

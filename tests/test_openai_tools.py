@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gguf_builder
@@ -17,7 +18,7 @@ from qwencli.llm import LLM
 from qwencli.server.http.errors import ApiError
 from qwencli.server.options import ServerOptions
 from qwencli.server.shared.conversations import ConversationFields, prompt_of
-from qwencli.server.shared.forms import call_schema
+from qwencli.server.shared.forms import call_or_answer, call_schema
 from qwencli.text.chat.template import ChatTemplate
 from qwencli.text.tokenizer import Tokenizer
 
@@ -202,6 +203,136 @@ def test_a_grammar(demo: Serving) -> None:
     assert json.loads(text(demo, temperature=1, json_schema={"enum": [12, "x"]}).choices[0].text) in (12, "x")
 
 
+NOT_SUPPORTED = {"type": "function", "function": {"name": "f", "parameters": {"not": {"type": "string"}}}}
+SCHEMA = {"type": "object", "properties": {"said": {"type": "string"}}, "required": ["said"]}
+FORM = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
+CALL = ["<tool_call>\n", '{"name": "weather", "arguments": {"city": "', 'Ulm"}}', "\n</tool_call>"]
+
+
+@pytest.mark.parametrize(
+    ("spoken", "n_calls", "content"),
+    [
+        (CALL, 1, None),
+        (['{"said"', ': "Yes', '"}'], 0, '{"said": "Yes"}'),
+        (["<think>", "\nTwo", "\n</think>\n\n", *CALL], 1, None),
+        (["<think>", "\nTwo", "\n</think>\n\n", '{"said"', ': "Yes', '"}'], 0, '{"said": "Yes"}'),
+    ],
+)
+def test_a_call_or_an_answer_of_a_schema(
+    tmp_path: Path, spoken: list[str], n_calls: int, content: str | None
+) -> None:
+    """A model that says either of its own accord may do so."""
+    path = gguf_builder.reciter(spoken).write(tmp_path / "m.gguf")
+    with serving(LLM(path)) as server:
+        for fields in ({"response_format": FORM}, {"json_schema": SCHEMA}):
+            message = chat(server, temperature=0, tools=[WEATHER], **fields).choices[0].message
+            assert [json.loads(c.function.arguments) for c in message.tool_calls or ()] == [
+                {"city": "Ulm"}
+            ] * n_calls
+            assert message.content == content
+        one = chat(server, temperature=0, tools=[WEATHER], response_format=FORM, parallel_tool_calls=False)
+        assert len(one.choices[0].message.tool_calls or ()) == min(1, n_calls)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_several_calls_or_an_answer(llm: LLM, several: bool) -> None:
+    call = "".join(CALL)
+    follows = call_or_answer(llm, [WEATHER["function"]], "response_format", SCHEMA, several)
+
+    def fits(text: str) -> bool:
+        """Whether an answer may be this text, and end there."""
+        constraint, tokens = follows(), llm.tokenizer.encode(text)
+        for i, token in enumerate(tokens):
+            mask = constraint.mask(tokens[:i])
+            if mask is None or not mask[token]:
+                return False
+        mask = constraint.mask(tokens)
+        return constraint.ended(tokens) or (
+            mask is not None and bool(mask[list(llm.tokenizer.eog_ids)].any())
+        )
+
+    assert fits(call)
+    assert fits('{"said": "x"}')
+    assert fits(f"{call}\n{call}") == several
+    for other in (f'{call}{{"said": "x"}}', '{"city": "Ulm"}', "Yes", call.replace("weather", "clock")):
+        assert not fits(other)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_but_a_call_or_an_answer_of_the_schema(demo: Serving, seed: int) -> None:
+    fields = {"tools": [WEATHER], "seed": seed, "temperature": 2, "max_tokens": 300, "reasoning_budget": 5}
+    choice = chat(demo, response_format=FORM, **fields).choices[0]
+    if choice.finish_reason == "length":
+        return
+    for call in choice.message.tool_calls or ():
+        jsonschema.validate(json.loads(call.function.arguments), CITY)
+    if not choice.message.tool_calls:
+        jsonschema.validate(json.loads(choice.message.content), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            {"type": "string", "format": name}
+            for name in ("password", "byte", "url", "regex", "int32", "idn-email", "")
+        ),
+        {"type": "integer", "format": "int64"},
+        {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": False},
+        {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 1},
+        {"anyOf": [{"type": "string", "format": "color"}, {"type": "null"}]},
+        {"$ref": "#/$defs/format"},
+        {"type": "object", "properties": {"format": {"const": "byte"}, "uniqueItems": {"type": "boolean"}}},
+        {"enum": [{"format": "byte"}, "a"]},
+        {
+            "type": "object",
+            "propertyNames": {},
+            "dependentRequired": {},
+            "unevaluatedProperties": True,
+            "not": False,
+        },
+        {"type": "array", "minContains": 1, "maxItems": 1},
+    ],
+)
+def test_keywords_that_ask_for_nothing(demo: Serving, value: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"value": value},
+        "required": ["value"],
+        "additionalProperties": False,
+        "$defs": {"format": {"type": "string", "format": "url"}},
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    common = {"temperature": 1, "seed": 4, "max_tokens": 200}
+    choice = chat(demo, response_format=form, **NO_THINKING, **common).choices[0]
+    if choice.finish_reason == "stop":
+        jsonschema.validate(json.loads(choice.message.content), schema)
+    choice = chat(demo, tools=[tool], tool_choice="required", **common).choices[0]
+    if choice.message.tool_calls:
+        jsonschema.validate(json.loads(choice.message.tool_calls[0].function.arguments), schema)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "array", "uniqueItems": True},
+        {"type": "array", "contains": {"const": 1}},
+        {"type": "object", "propertyNames": {"maxLength": 3}},
+        {"type": "object", "dependentRequired": {"a": ["b"]}},
+        {"not": {"type": "string"}},
+        {"not": {}},
+        {"if": {"type": "string"}, "then": {"maxLength": 3}},
+        {"type": "string", "format": 5},
+        {"type": "array", "uniqueItems": 0},
+    ],
+)
+def test_keywords_that_cannot_be_kept(demo: Serving, value: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"properties": {"value": value}}}}
+    with pytest.raises(openai.BadRequestError):
+        chat(demo, response_format=form)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -210,7 +341,9 @@ def test_a_grammar(demo: Serving) -> None:
         {"grammar": 'root ::= "a"', "json_schema": PERSON},
         {"json_schema": PERSON, "response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema"}},
-        {"response_format": {"type": "json_object"}, "tools": [WEATHER]},
+        {"grammar": 'root ::= "a"', "tools": [WEATHER]},
+        {"response_format": {"type": "json_object"}, "tools": [NOT_SUPPORTED]},
+        {"json_schema": {"uniqueItems": True}, "tools": [WEATHER]},
         {"tool_choice": "required"},
         {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}},
         {"top_logprobs": 2},

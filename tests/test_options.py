@@ -221,7 +221,6 @@ def test_what_asks_for_nothing_is_taken_silently(args: str, capfd: pytest.Captur
         ("-np2 4", "-np"),
         ("--paralel 4", "--parallel"),
         ("-np x", "'x' is not a valid integer"),
-        ("--no-jinja", "--no-jinja: templates are always Jinja's: leave it out"),
         ("-lm dio", "-lm: direct I/O doesn't exist here: `none` reads the file into memory"),
         ("-lm x", "-lm: 'x' is not one of auto, mmap, none, mlock, mmap+mlock"),
         ("-fit maybe", "unexpected extra argument"),
@@ -352,7 +351,6 @@ def test_the_order_of_what_names_the_model(
         ("LLAMA_ARG_CACHE_TYPE_K", "q5_1", "'q5_1' is not one of"),
         ("LLAMA_ARG_UI_CONFIG", "[]", "expected a JSON object"),
         ("LLAMA_ARG_SPEC_DRAFT_MODEL", "x.gguf", "speculative decoding doesn't exist here yet"),
-        ("LLAMA_ARG_JINJA", "0", "templates are always Jinja's"),
         ("LLAMA_ARG_MMPROJ", "x", "come later"),
     ],
 )
@@ -444,7 +442,7 @@ def serving(*args: object) -> ServingOptions:
 
 
 def gathered_from(kind: type[Any], params: dict[str, Any]) -> Any:
-    return kind(**{name: params[name] for name in kind.__dataclass_fields__})
+    return kind(**{name: params[name] for name in kind.__annotations__})
 
 
 @pytest.mark.parametrize(
@@ -530,7 +528,7 @@ def test_what_the_machine_is_told_reaches_it() -> None:
     )
     machine = MachineOptions(
         cpus=gathered_from(ThreadOptions, params),
-        **{name: params[name] for name in MachineOptions.__dataclass_fields__ if name != "cpus"},
+        **{name: params[name] for name in MachineOptions.__annotations__ if name != "cpus"},
     )
     found = machine.arguments()
     threads, rope = found["threads"], found["rope"]
@@ -623,9 +621,11 @@ def gathered_loader(*args: object) -> Loader:
     params = parsed(*args)
     machine = MachineOptions(
         cpus=gathered_from(ThreadOptions, params),
-        **{name: params[name] for name in MachineOptions.__dataclass_fields__ if name != "cpus"},
+        **{name: params[name] for name in MachineOptions.__annotations__ if name != "cpus"},
     )
-    names = [name for name in Loader.__dataclass_fields__ if name not in ("machine", "devices", "model")]
+    names = [name for name in Loader.__annotations__ if name not in ("machine", "devices", "model")]
     from qwencli.cli._devices import DeviceOptions
 
-    return Loader(None, *(params[name] for name in names), DeviceOptions(), machine)
+    return Loader(
+        model=None, devices=DeviceOptions(), machine=machine, **{name: params[name] for name in names}
+    )

@@ -470,7 +470,7 @@ def url() -> Iterator[str]:
         yield server.url
 
 
-@pytest.mark.parametrize("path", [OLLAMA, ANTHROPIC])
+@pytest.mark.parametrize("path", [OLLAMA, ANTHROPIC, RESPONSES])
 def test_a_chat_with_our_own_server(url: str, path: str) -> None:
     """The same answers as by OpenAI's chat completions; the second turn has the first in it."""
     answers = []

@@ -279,8 +279,6 @@ def test_fields_that_are_ignored(client: httpx.Client) -> None:
         re.findall(r"`(\w+)`", section("What is not supported").partition("Ignored:")[2].partition(".\n")[0])
     ) - {"strict"}
     values = {
-        "n_keep": 1,
-        "n_discard": 1,
         "functions": [{"name": "f"}],
         "function_call": {"name": "f"},
         "image_data": [{"data": "", "id": 1}],

@@ -1,5 +1,6 @@
 """How threads run: on which CPUs, how many, how urgently; and that nothing of it reaches the threads of the caller."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -266,7 +267,7 @@ def test_a_high_priority_or_one_line_that_says_why_not(
     found = answer(llm)
     why = why_no_priority(priority)
     assert [line for line in said if "priority" in line] == (
-        [f"threads don't get the priority {priority}: {why}"] if why else []
+        [f"threads don't get the priority {priority}: {why}, it takes root or CAP_SYS_NICE"] if why else []
     )
     for number in started().values():
         policy = os.sched_getscheduler(number) & ~os.SCHED_RESET_ON_FORK
@@ -274,6 +275,18 @@ def test_a_high_priority_or_one_line_that_says_why_not(
         assert (policy, os.sched_getparam(number).sched_priority) == expected
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
     assert found == answer(LLM(path, n_threads=2))
+
+
+@LINUX
+def test_a_priority_that_is_not_allowed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    said: list[str] = []
+    llm = LLM(path, n_threads=2, threads=Threads(priority=2), report=said.append)
+    assert "threads don't get the priority 2: Operation not permitted, it takes root or CAP_SYS_NICE" in said
+    assert answer(llm) == answer(LLM(path, n_threads=2))
 
 
 @pytest.mark.parametrize(("n_threads", "batch", "most"), [(1, 3, 3), (3, 1, 3), (2, None, 2)])

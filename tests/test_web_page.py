@@ -636,6 +636,25 @@ def test_a_server_without_figures_says_so(page: Any, fake: FakeServer) -> None:
     page.wait_for_selector("#server .error:not([hidden]):has-text('not there')")
 
 
+def test_figures_that_the_server_does_not_have_stay_away(page: Any, fake: FakeServer) -> None:
+    fake.texts["slots"] = json.dumps([BUSY])
+    refused = json.dumps({"error": {"message": "Start it with `--metrics`", "code": 501}})
+    asked: list[Any] = []
+
+    def refuse(route: Any) -> None:
+        asked.append(route)
+        route.fulfill(status=501, body=refused, content_type="application/json")
+
+    page.route("**/metrics", refuse)
+    page.click("#tab-server")
+    page.wait_for_selector("#server .hint:has-text('Start it with `--metrics`')")
+    page.wait_for_selector("#server .figures", state="hidden")
+    shows(page, ".slots tbody tr:first-child td", "0", "reading", "740 of 812", "640", "0")
+    page.wait_for_timeout(2500)
+    assert len(asked) == 1
+    page.unroute_all()
+
+
 def test_the_server_is_asked_only_while_its_view_is_shown(page: Any, fake: FakeServer) -> None:
     held: list[Any] = []
     page.route("**/metrics", lambda route: held.append(route))

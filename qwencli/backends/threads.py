@@ -102,7 +102,8 @@ class Threads:
         if cpus is not None and len(cpus) < most:
             yield f"{most} threads share CPU {ranges(cpus)[:40]}, which is slow: give fewer threads or more CPUs"
         if self.priority != NORMAL and (why := why_no_priority(self.priority)):
-            yield f"threads don't get the priority {self.priority}: {why}"
+            need = ", it takes root or CAP_SYS_NICE" if self.priority > NORMAL else ""
+            yield f"threads don't get the priority {self.priority}: {why}{need}"
         if self.numa and len(numa_nodes(host)) > 1 and host.moves_memory():
             yield "/proc/sys/kernel/numa_balancing is on, which makes models slower: `sysctl kernel.numa_balancing=0`"
 

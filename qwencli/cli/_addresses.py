@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from ..errors import InputError
 from ._llama.command import llama_option
-from ._options import gathered
+from ._options import Gathered, gathered
 
 KEY_VARIABLES = ["QWENCLI_API_KEY", "LLAMA_API_KEY"]
 
 
-@dataclass(frozen=True)
-class AddressOptions:
+class AddressOptions(Gathered):
     """What was asked for; None where it wasn't."""
 
     host: tuple[str, ...]

@@ -15,7 +15,7 @@ import click
 from ..text.chat.answers import Event, Reasoning, ToolCall
 from ..text.chat.thinking import CLOSE, OPEN
 from ._llama.command import llama_option
-from ._options import gathered
+from ._options import Gathered, gathered
 from ._streams import printable, write_text
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """All but newline and tab."""
 
 
-@dataclass(frozen=True)
-class TemplateOptions:
+class TemplateOptions(Gathered):
     """The template that was asked for, by one option or by the other."""
 
     chat_template: str | None

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from ._answers import TemplateOptions, template_options
 from ._llama.command import llama_option
-from ._options import gathered
+from ._options import Gathered, gathered
 from ._serving import json_object
 
 FORMATS = ["auto", "none", "deepseek", "deepseek-legacy"]
 
 
-@dataclass(frozen=True)
-class ChatOptions:
+class ChatOptions(Gathered):
     """What was asked for; None where it wasn't."""
 
     templates: TemplateOptions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +15,7 @@ from ._llama.command import llama_option
 from ._machine import MachineOptions, batch_options, machine_options
 from ._models import Wanted, choose_model, model_option
 from ._options import (
+    Gathered,
     backend_option,
     cache_type_k_option,
     cache_type_v_option,
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from ..llm import LLM
 
 
-@dataclass
-class Loader:
+class Loader(Gathered):
     """The model that was chosen and how to run it."""
 
     model: Wanted | None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._llama.command import llama_option
-from ._options import gathered
+from ._options import Gathered, gathered
 
 if TYPE_CHECKING:
     from ..backends.threads import Threads
@@ -18,8 +17,7 @@ NUMA = ["distribute", "isolate", "numactl"]
 SCALINGS = ["none", "linear", "yarn"]
 
 
-@dataclass(frozen=True)
-class ThreadOptions:
+class ThreadOptions(Gathered):
     """How threads run; None where nothing was asked for."""
 
     threads_batch: int | None
@@ -45,8 +43,7 @@ class ThreadOptions:
         )
 
 
-@dataclass(frozen=True)
-class MachineOptions:
+class MachineOptions(Gathered):
     """What was asked for; None or False where it wasn't."""
 
     cpus: ThreadOptions

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from ..backends.kv_cache import TYPES
-from ._llama.command import llama_option, option_class
+from ._llama.command import LlamaOption, llama_option
 from ._llama.table import find
+
+CACHE_TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0"]
+"""The KV cache's (backends/kv_cache.py), which --help doesn't import."""
 
 mmap_option = click.option(
     "--no-mmap",
@@ -29,29 +31,37 @@ backend_option = click.option(
 cache_type_k_option, cache_type_v_option = (
     llama_option(
         f"-ct{letter}",
-        type=click.Choice(list(TYPES)),
+        type=click.Choice(CACHE_TYPES),
         help=f"The type of the {what} in the KV cache. Default: f16; q8_0 takes half the memory, q4_0 a quarter.",
     )
     for letter, what in (("k", "keys"), ("v", "values"))
 )
 fit_option = click.option(
     "--fit/--no-fit",
-    cls=option_class(find("--fit").variable),
+    cls=LlamaOption,
+    variable=find("--fit").variable,
     default=None,
     help="Use the longest context up to -c that fits into free memory; --no-fit doesn't check whether it fits.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+class Gathered:
+    """Values of a command's options as one object. The annotations of a subclass are their names."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
 def gathered(
-    kind: type[Any], passed_as: str, *options: Callable[..., Any]
+    kind: type[Gathered], passed_as: str, *options: Callable[..., Any]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the values of these options, which are the fields of the dataclass `kind`, come to the command as one object."""
+    """A decorator: the values of these options, by the names that `kind` has, come to the command as one object."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def wrapper(**kwargs: Any) -> Any:
-            found = kind(**{name: kwargs.pop(name) for name in kind.__dataclass_fields__})
+            found = kind(**{name: kwargs.pop(name) for name in kind.__annotations__})
             return command(**{passed_as: found}, **kwargs)
 
         for option in reversed(options):

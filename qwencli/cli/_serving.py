@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import click
 from ..errors import InputError
 from ._addresses import items
 from ._llama.command import llama_option
-from ._options import gathered
+from ._options import Gathered, gathered
 from ._streams import read_text
 
 CONTEXT_STEP = 256
 """llama.cpp rounds contexts up to multiples of this (llama-context.cpp)."""
 
 
-@dataclass(frozen=True)
-class ServingOptions:
+class ServingOptions(Gathered):
     """What was asked for; None where it wasn't."""
 
     n_slots: int | None

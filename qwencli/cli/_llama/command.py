@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import click
@@ -29,7 +28,9 @@ class Refused(click.UsageError):
 class LlamaOption(click.Option):
     """An option whose variable is named in the help of commands that read it."""
 
-    variable: str | None = None
+    def __init__(self, *args: Any, variable: str | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.variable = variable
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
@@ -47,28 +48,26 @@ def llama_option(spelling: str, *names: str, **settings: Any) -> Callable[[F], F
     declared = list(entry.names)
     if not settings.get("is_flag"):
         declared += [f" /{negation}" for negation in entry.negations]
-    return click.option(*declared, *names, cls=option_class(entry.variable), **settings)
+    return click.option(*declared, *names, cls=LlamaOption, variable=entry.variable, **settings)
 
 
 def llama_parameter(spellings: Sequence[str], name: str, **settings: Any) -> click.Option:
     """An option with spellings that are given, of which the first is llama.cpp's."""
-    return option_class(find(spellings[0]).variable)([*spellings, name], **settings)
+    return LlamaOption([*spellings, name], variable=find(spellings[0]).variable, **settings)
 
 
-def option_class(variable: str | None) -> type[LlamaOption]:
-    """Of options with this variable."""
-    return type("LlamaOption", (LlamaOption,), {"variable": variable}) if variable else LlamaOption
-
-
-@dataclass
 class StartLine:
-    """A command's arguments, as click will read them: `args`. `asked` are llama.cpp's options on the line with their last values, `idle`
-    those that were taken without effect, `variables` the variables by the option that they set."""
+    """A command's arguments, sorted."""
 
-    args: list[str] = field(default_factory=list)
-    asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    idle: list[str] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.args: list[str] = []
+        """What click will read."""
+        self.asked: dict[str, tuple[str, ...]] = {}
+        """llama.cpp's options that are on the line, with their last values."""
+        self.idle: list[str] = []
+        """Options that are taken without effect."""
+        self.variables: dict[str, str] = {}
+        """By the spellings of an option, the variable that set it."""
 
 
 class LlamaCommand(click.Command):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from enum import Enum
 
 YES = "1", "on", "true", "enabled"
 NO = "0", "off", "false", "disabled"
@@ -12,7 +10,7 @@ NO = "0", "off", "false", "disabled"
 AUTO = "-1", "auto"
 
 
-class Kind(Enum):
+class Kind:
     """What becomes of an option, in the words of docs/server.md."""
 
     SAME = "the same"
@@ -22,7 +20,6 @@ class Kind(Enum):
     PRINTS = "prints and exits"
 
 
-@dataclass(frozen=True)
 class Entry:
     """An option of llama-server's, and what becomes of it here.
 
@@ -32,15 +29,21 @@ class Entry:
     `same_as`, where both are given.
     """
 
-    names: tuple[str, ...]
-    negations: tuple[str, ...]
-    values: tuple[str, ...]
-    words: tuple[str, ...]
-    variable: str | None
-    kind: Kind
-    note: str = ""
-    nothing: frozenset[str] = frozenset()
-    same_as: str | None = None
+    def __init__(
+        self, kind: str, spec: str, variable: str | None, note: str, nothing: str, same_as: str | None
+    ) -> None:
+        """`spec` is written as in llama.cpp's help: `-fa, --flash-attn [on|off|auto]`, `-kvo, --kv-offload / -nkvo, --no-kv-offload`."""
+        positive, _, negative = spec.partition(" / ")
+        words = positive.split()
+        n_names = sum(word[0] == "-" for word in words)
+        self.kind, self.variable, self.note, self.same_as = kind, variable, note, same_as
+        self.names = tuple(word.rstrip(",") for word in words[:n_names])
+        self.values = tuple(words[n_names:])
+        self.negations = tuple(negative.replace(",", "").split())
+        self.nothing = frozenset(nothing.split(" ")) if nothing else frozenset[str]()
+        self.words = (
+            tuple(self.values[0][1:-1].split("|")) if self.values and self.values[0][0] == "[" else ()
+        )
 
     @property
     def name(self) -> str:
@@ -58,48 +61,25 @@ class Entry:
         return spelling in self.nothing or any(value.strip() in self.nothing for value in values)
 
 
-def _entry(
-    kind: Kind, spec: str, variable: str | None, note: str, nothing: str, same_as: str | None
-) -> Entry:
-    """`spec` is written as in llama.cpp's help: `-fa, --flash-attn [on|off|auto]`, `-kvo, --kv-offload / -nkvo, --no-kv-offload`."""
-    positive, _, negative = spec.partition(" / ")
-    names: list[str] = []
-    values: list[str] = []
-    for word in positive.split():
-        (values if values or not word.startswith("-") else names).append(word)
-    words = tuple(values[0][1:-1].split("|")) if values and values[0].startswith("[") else ()
-    return Entry(
-        tuple(name.rstrip(",") for name in names),
-        tuple(negative.replace(",", "").split()),
-        tuple(values),
-        words,
-        variable,
-        kind,
-        note,
-        frozenset(nothing.split(" ")) if nothing else frozenset(),
-        same_as,
-    )
-
-
 def same(spec: str, variable: str | None = None) -> Entry:
     """It means what it means there."""
-    return _entry(Kind.SAME, spec, variable, "", "", None)
+    return Entry(Kind.SAME, spec, variable, "", "", None)
 
 
 def different(spec: str, variable: str | None = None, note: str = "") -> Entry:
-    return _entry(Kind.DIFFERENT, spec, variable, note, "", None)
+    return Entry(Kind.DIFFERENT, spec, variable, note, "", None)
 
 
 def no_meaning(spec: str, variable: str | None = None, note: str = "", nothing: str = "") -> Entry:
     """It is taken with a warning. `nothing`: values and spellings, with spaces between them, that are taken without."""
-    return _entry(Kind.NO_MEANING, spec, variable, note, nothing, None)
+    return Entry(Kind.NO_MEANING, spec, variable, note, nothing, None)
 
 
 def refused(
     spec: str, variable: str | None = None, note: str = "", nothing: str = "", same_as: str | None = None
 ) -> Entry:
-    return _entry(Kind.REFUSED, spec, variable, note, nothing, same_as)
+    return Entry(Kind.REFUSED, spec, variable, note, nothing, same_as)
 
 
 def prints(spec: str, note: str) -> Entry:
-    return _entry(Kind.PRINTS, spec, None, note, "", None)
+    return Entry(Kind.PRINTS, spec, None, note, "", None)

@@ -11,9 +11,7 @@ from .entries import AUTO, NO, YES
 
 Meaning = Callable[[str, Sequence[str]], list[str]]
 """From a spelling and its values to click's arguments. Raises ValueError for values that it doesn't have."""
-HUB_FILE = re.compile(
-    r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:resolve|blob)/main/([^?#]+)(?:\?.*)?"
-)
+HUB_FILE = r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/(?:resolve|blob)/main/([^?#]+)(?:\?.*)?"
 
 
 def switch(yes: str, no: str | None = None, auto: bool = False) -> Meaning:
@@ -48,7 +46,7 @@ def load_mode(spelling: str, values: Sequence[str]) -> list[str]:
 
 
 def model_url(spelling: str, values: Sequence[str]) -> list[str]:
-    match = HUB_FILE.fullmatch(values[0].strip())
+    match = re.fullmatch(HUB_FILE, values[0].strip())
     if not match:
         raise ValueError(
             "models come from huggingface.co only: fetch the file yourself and name it with -m,"

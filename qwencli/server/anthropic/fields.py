@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
+from ...request.prompt import SWITCH
 from ..http.errors import ApiError
 from ..http.requests import invalid
 from ..options import ServerOptions
-from ..shared.conversations import MAX_MESSAGES, MAX_TOOLS, ConversationFields
+from ..shared.conversations import MAX_MESSAGES, MAX_TOOLS, ConversationFields, read_object
 from ..shared.fields import MAX_STOPS, Fields, Number, SamplingFields, Stop
 from .blocks import Message, Name, Parts, conversation_of, text_of
 
@@ -95,7 +96,7 @@ class MessagesRequest(SamplingFields):
     """The older place of output_config.format."""
     metadata: Object | None = None
     """Without effect."""
-    chat_template_kwargs: Object | None = None
+    chat_template_kwargs: Annotated[Object | None, BeforeValidator(read_object)] = None
     """llama.cpp's."""
     container: Any = None
     mcp_servers: Any = None
@@ -135,7 +136,9 @@ class MessagesRequest(SamplingFields):
             fields["reasoning_budget"] = self.thinking.budget_tokens
         if form := (self.output_config and self.output_config.format) or self.output_format:
             fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.schema_}}
-        fields["chat_template_kwargs"] = self._variables(options)
+        fields["chat_template_kwargs"] = self.chat_template_kwargs
+        fields["think"] = self._thinks(options)
+        fields["reasoning_effort"] = self.output_config and self.output_config.effort
         try:
             conversation: ConversationFields = ConversationFields.model_validate(fields)
         except ValidationError as error:
@@ -148,13 +151,9 @@ class MessagesRequest(SamplingFields):
         first = [{"role": "system", "content": STAMP.sub(r"\1", system, count=1)}] if system else []
         return [*first, *(conversation_of(self.messages) or [{"role": "user", "content": ""}])]
 
-    def _variables(self, options: ServerOptions) -> Object:
-        """What the template is told of thinking."""
-        given = dict(self.chat_template_kwargs or {})
+    def _thinks(self, options: ServerOptions) -> bool | None:
+        """Whether the answer may think, as far as this API says."""
         if self.thinking:
-            given["enable_thinking"] = self.thinking.type != "disabled"
-        elif not (options.think or options.template_kwargs.get("enable_thinking")):
-            given.setdefault("enable_thinking", False)
-        if self.output_config and self.output_config.effort:
-            given["reasoning_effort"] = self.output_config.effort
-        return given
+            return self.thinking.type != "disabled"
+        told = options.think or SWITCH in {**options.template_kwargs, **(self.chat_template_kwargs or {})}
+        return None if told else False

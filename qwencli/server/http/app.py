@@ -52,6 +52,7 @@ class API:
 
 def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> Starlette:
     """The application, for a service that has been started."""
+    service.only = options.only
     folder = Folder(options.static_path) if options.static_path else None
     pages = static.routes() if options.ui and not folder else []
     endpoints = [route for api in apis for route in api.routes(service, options)]

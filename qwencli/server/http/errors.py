@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ...errors import ContextFull, InputError, NoMemory, QwenError
-from ..service.generation import Busy, Ending
+from ..service.generation import Busy, Ending, NotServed
 
 CONTEXT_FULL, QUEUE_FULL, NO_MEMORY = "context_length_exceeded", "queue_full", "no_memory"
 """Codes."""
@@ -82,6 +82,8 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(str(error), 503, retry_after=error.retry_after)
     if isinstance(error, Busy):
         return ApiError(str(error), 429, code=QUEUE_FULL, retry_after=error.retry_after)
+    if isinstance(error, NotServed):
+        return ApiError(str(error), 501)
     if isinstance(error, ContextFull):
         known = {"n_prompt_tokens": error.n_prompt, "n_ctx": error.n_ctx}
         return ApiError(str(error), code=CONTEXT_FULL, details=known if error.n_ctx is not None else None)

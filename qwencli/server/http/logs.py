@@ -28,6 +28,7 @@ ID_HEADERS = b"x-request-id", b"request-id"
 """Of an answer; the second is what Anthropic's clients look for."""
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
+NOT_SUPPORTED = 501
 CLIENT_LEFT = 499
 """The status that nginx logs for requests whose client was gone before the answer."""
 
@@ -108,7 +109,7 @@ class Recorded:
             for generation in record.generations:
                 generation.cancel()
             failed = (
-                record.status >= 500
+                (record.status >= 500 and record.status != NOT_SUPPORTED)
                 or record.cut_off
                 or any(generation.error for generation in record.generations)
             )

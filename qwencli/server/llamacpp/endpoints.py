@@ -107,9 +107,9 @@ class LlamaCpp:
                 "model_alias": options.name,
                 "model_path": options.name,
                 "modalities": {"vision": False, "video": False, "audio": False},
-                "endpoint_slots": True,
-                "endpoint_props": False,
-                "endpoint_metrics": True,
+                "endpoint_slots": options.slots,
+                "endpoint_props": options.props,
+                "endpoint_metrics": options.metrics,
                 "ui": options.ui,
                 "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
                 "chat_template_caps": {},
@@ -120,12 +120,17 @@ class LlamaCpp:
             }
         )
 
-    @describe("Refused: nothing of the server can be changed")
+    @describe("Without effect: nothing of the server can be changed, as in llama-server")
     async def change_props(self, request: HTTPRequest) -> Response:
-        raise ApiError("This server does not support changing global properties.", 501)
+        if not self.options.props:
+            wanted = "Start it with `--props`"
+            raise ApiError(f"This server does not support changing global properties. {wanted}", 501)
+        return JSONResponse({"success": True})
 
     @describe("Figures for Prometheus", type="text/plain")
     async def metrics(self, request: HTTPRequest) -> Response:
+        if not self.options.metrics:
+            raise ApiError("This server does not support metrics endpoint. Start it with `--metrics`", 501)
         return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
 
     @describe("Continue a prompt", CompletionFields, stream=True)
@@ -153,7 +158,8 @@ class LlamaCpp:
         for each, text in await asyncio.to_thread(self._requests, body, limit, n_each):
             for i in range(n_each):
                 one = replace(each, sampling=nth_seed(each.sampling, i))
-                generation = track(request, self.service.generate(one)) if one.tokens else None
+                taken = self.service.generate(one, body.tells_progress) if one.tokens else None
+                generation = track(request, taken) if taken else None
                 answers.append(PromptAnswer(asked, len(answers), one, text, generation))
         return answers
 

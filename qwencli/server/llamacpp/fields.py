@@ -12,6 +12,7 @@ from ..http.errors import ApiError
 from ..shared.fields import (
     COUNT,
     MAX_BIASES,
+    WHOLE,
     Bias,
     Biases,
     Fields,
@@ -72,7 +73,7 @@ class CompletionFields(GenerationFields):
     min_p: Annotated[float | None, clamped("min_p")] = None
     xtc_probability: Annotated[float | None, clamped("xtc_probability")] = None
     xtc_threshold: Annotated[float | None, clamped("xtc_threshold")] = None
-    mirostat: Annotated[int | None, clamped("mirostat")] = None
+    mirostat: Annotated[int | None, clamped("mirostat"), WHOLE] = None
     dry_base: Annotated[float | None, Field(le=NUMBERS["dry_base"].most), AfterValidator(at_least_1)] = None
     samplers: Annotated[str | list[str] | None, Field(max_length=64), AfterValidator(known_samplers)] = None
     logit_bias: Annotated[dict[str, Bias | Literal[False]] | Biases, Field(max_length=MAX_BIASES)] | None = (
@@ -82,19 +83,19 @@ class CompletionFields(GenerationFields):
         int | None,
         Field(ge=-(2**63), lt=2**64),
         AfterValidator(lambda value: -1 if value == RANDOM else value),
+        WHOLE,
     ] = None
-    n_probs: Annotated[int, Field(ge=0, le=MAX_PROBS)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_PROBS)] | None = None
+    n_probs: Annotated[int, Field(ge=0, le=MAX_PROBS), WHOLE] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_PROBS), WHOLE] | None = None
     """The same, for requests that leave out `n_probs`."""
-    n_cmpl: Annotated[int, Field(ge=1, le=COUNT)] | None = None
+    n_cmpl: Annotated[int, Field(ge=1, le=COUNT), WHOLE] | None = None
     """Answers to each prompt."""
-    n: Annotated[int, Field(ge=1, le=COUNT)] | None = None
-    n_indent: Annotated[int, Field(ge=0, le=COUNT)] | None = None
-    t_max_predict_ms: Annotated[int, Field(ge=-1, le=2**63 - 1)] | None = None
+    n: Annotated[int, Field(ge=1, le=COUNT), WHOLE] | None = None
+    n_indent: Annotated[int, Field(ge=0, le=COUNT), WHOLE] | None = None
+    t_max_predict_ms: Annotated[int, Field(ge=-1, le=2**63 - 1), WHOLE] | None = None
     """After that time an answer ends with its line."""
     json_schema: Any = None
     response_fields: Annotated[list[str], Field(max_length=1000)] | None = None
-    return_progress: bool | None = None
     post_sampling_probs: bool | None = None
     lora: Any = None
 
@@ -165,5 +166,5 @@ class EmbeddingFields(Fields):
 
     content: Prompts = None
     input: Prompts = None
-    embd_normalize: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    embd_normalize: Annotated[int, Field(ge=-1, le=COUNT), WHOLE] | None = None
     """-1: as it is, 0: to the range of 16 bits, 1: by the sum, 2: by the length; else by that norm."""

@@ -23,14 +23,18 @@ class Figures:
         service, c = self._service, self._service.counters
         kept, cache = service.llm.engine.prefixes.kept, service.llm.engine.backend.cache
         n_running = sum(slot.generation is not None for slot in service.slots())
+        # as in llama-server, texts that are embedded are prompts
+        n_prompt, prompt_seconds = c.n_prompt + c.n_text_tokens, c.prompt_seconds + c.text_seconds
         for name, text, count in (
-            ("prompt_tokens_total", "Number of prompt tokens processed.", c.n_prompt),
-            ("prompt_seconds_total", "Prompt process time", c.prompt_seconds),
+            ("prompt_tokens_total", "Number of prompt tokens processed.", n_prompt),
+            ("prompt_seconds_total", "Prompt process time", prompt_seconds),
             ("prompt_tokens_cached_total", "Number of prompt tokens that the cache had.", c.n_cached),
             ("tokens_predicted_total", "Number of generation tokens processed.", c.n_generated),
             ("tokens_predicted_seconds_total", "Predict process time", c.generation_seconds),
             ("n_decode_total", "Total number of steps", c.n_steps),
             ("requests_total", "Number of requests that ended.", c.n_requests),
+            ("embedding_texts_total", "Number of texts that were embedded.", c.n_texts),
+            ("embedding_tokens_total", "Number of their tokens.", c.n_text_tokens),
         ):
             yield CounterMetricFamily(f"llamacpp:{name}", text, value=count)
         for name, text, value in (
@@ -42,7 +46,7 @@ class Figures:
             (
                 "prompt_tokens_seconds",
                 "Average prompt throughput in tokens/s.",
-                ratio(c.n_prompt, c.prompt_seconds),
+                ratio(n_prompt, prompt_seconds),
             ),
             (
                 "predicted_tokens_seconds",

@@ -19,7 +19,7 @@ from ..http.requests import json_body
 from ..http.sse import encoded
 from ..options import ServerOptions
 from ..service.service import Service
-from ..shared.fields import COUNT, Fields
+from ..shared.fields import COUNT, WHOLE, Fields
 from ..shared.json_text import json_response
 
 MAX_DOCUMENTS = 1024
@@ -34,7 +34,7 @@ class RerankFields(Fields):
     query: str | None = None
     documents: Documents = None
     texts: Documents = None
-    top_n: Annotated[int, Field(ge=0, le=COUNT)] | None = None
+    top_n: Annotated[int, Field(ge=0, le=COUNT), WHOLE] | None = None
     """How many of the best documents are named; by default all."""
     return_text: bool | None = None
     """Whether the answer repeats the documents; only with `texts`."""

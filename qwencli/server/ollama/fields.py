@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..http.errors import ApiError
 from ..shared.conversations import MAX_MESSAGES, MAX_TOOLS, ConversationFields, check_tools
-from ..shared.fields import COUNT, MAX_STOPS, Fields, SamplingFields, Stop, checked
+from ..shared.fields import COUNT, MAX_STOPS, WHOLE, Fields, SamplingFields, Stop, checked
 
 Object = dict[str, Any]
 MAX_TOP = 20
@@ -21,7 +21,7 @@ KeepAlive = float | Annotated[str, Field(max_length=32)]
 class Options(SamplingFields):
     """The field `options`. Those that say how a model is loaded have no effect: this one is loaded already."""
 
-    num_predict: Annotated[int, Field(ge=-2, le=COUNT)] | None = None
+    num_predict: Annotated[int, Field(ge=-2, le=COUNT), WHOLE] | None = None
     """Less than 1: as many as the context holds."""
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
 
@@ -87,7 +87,7 @@ class AnswerFields(Fields):
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     keep_alive: KeepAlive | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = None
 
     @property
     def streams(self) -> bool:
@@ -166,7 +166,7 @@ class EmbedRequest(Fields):
     input: str | Annotated[list[str], Field(max_length=2048, fail_fast=True)] | None = None
     truncate: bool | None = None
     """Left out, a text that is longer than the context is cut."""
-    dimensions: Annotated[int, Field(ge=0)] | None = None
+    dimensions: Annotated[int, Field(ge=0), WHOLE] | None = None
     options: Options | None = None
     keep_alive: KeepAlive | None = None
 

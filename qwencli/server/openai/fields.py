@@ -8,11 +8,11 @@ from pydantic import Field, WithJsonSchema
 
 from ..http.errors import ApiError
 from ..shared.conversations import ConversationFields
-from ..shared.fields import Fields, GenerationFields
+from ..shared.fields import WHOLE, Fields, GenerationFields
 
 MAX_N, MAX_TOP = 128, 20
-N = Annotated[int, Field(ge=1, le=MAX_N)]
-Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+N = Annotated[int, Field(ge=1, le=MAX_N), WHOLE]
+Top = Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE]
 TEXT = {"type": "string", "minLength": 1}
 IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 Texts = Annotated[
@@ -42,6 +42,8 @@ class AnswerFields(GenerationFields):
     """Without effect: the server has one model."""
     n: N | None = None
     stream_options: StreamOptions | None = None
+    verbose: bool | None = None
+    """Whether the answer comes with `__verbose`: its prompt and its own text word for word."""
     user: str | None = None
 
     @property
@@ -93,5 +95,5 @@ class EmbeddingRequest(Fields):
     input: Texts
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
     user: str | None = None

@@ -21,12 +21,14 @@ from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
 from ...request.timings import n_computed
-from .generation import Busy, Ending, Generation, Slot, TextPart
+from .generation import Busy, Ending, Generation, NotServed, Slot, TextPart
 from .leftovers import Leftovers
 from .presence import Presence
 
 FAIR_BATCH = 128
 """Tokens a step while answers are being written: a long prompt is read next to them in chunks that hold none of them up for long."""
+START = {"embeddings": "--embedding", "rerank": "--rerank"}
+"""The options that make a server one for this alone."""
 Work = tuple[Callable[[Engine], Any], "asyncio.Future[Any]"]
 T = TypeVar("T")
 Waiting = tuple[Embedding, "asyncio.Future[NDArray[np.float32]]"]
@@ -42,6 +44,10 @@ class Counters:
     n_generated: int = 0
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+    n_texts: int = 0
+    n_text_tokens: int = 0
+    text_seconds: float = 0.0
+    """Texts that were embedded."""
     n_steps: int = 0
     n_busy_slots: int = 0
     """Sequences, summed over all steps."""
@@ -68,6 +74,8 @@ class Service:
         if self.pooling == "rank":
             llm.ranking  # noqa: B018 - raises here where the model can't
         self.counters = Counters()
+        self.only: str | None = None
+        """As in ServerOptions."""
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
         self._keep_prefixes()
@@ -98,12 +106,18 @@ class Service:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def generate(self, request: Request) -> Generation:
-        """Take a request. Raises Busy where too many wait, Ending at the end, InputError and ContextFull where it can never run."""
+    def generate(self, request: Request, tells_progress: bool = False) -> Generation:
+        """Take a request. `tells_progress`: its parts tell how its prompt is read, too.
+
+        Raises Busy where too many wait, Ending at the end, NotServed, InputError and ContextFull where it can never run.
+        """
         if self._ending:
             raise Ending
+        if self.only:
+            raise NotServed(f"this server generates nothing: start it without {START[self.only]}")
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
+        generation.tells_progress = tells_progress
         if request.slot is not None:
             generation.wanted = request.slot % self.n_slots
         with self._changed:
@@ -136,7 +150,10 @@ class Service:
                 )
             self._embeddings.append((text, done))
             self._changed.notify()
-        return await done
+        found = await done
+        self.counters.n_texts += 1
+        self.counters.n_text_tokens += len(tokens)
+        return found
 
     async def between_steps(self, work: Callable[[Engine], T]) -> T:
         """Do something with the engine where no step runs, in its thread, which waits meanwhile. Raises Ending, and what `work` does."""
@@ -236,6 +253,7 @@ class Service:
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = slot, time.monotonic()
+            self._tell_progress(generation)
 
     def _next(self) -> tuple[Generation, int] | None:
         """The first that waits and may run now, and its slot. Those that wait for a slot hold up none that run elsewhere."""
@@ -280,7 +298,14 @@ class Service:
         self.counters.n_steps += 1
         self.counters.n_busy_slots += len(running)
         for generation in running:
+            self._tell_progress(generation)
             self._read(generation)
+
+    def _tell_progress(self, generation: Generation) -> None:
+        n = generation.sequence.n_prompt_done
+        if generation.tells_progress and n > generation.n_told:
+            generation.n_told = n
+            self._tell(generation.deliver, TextPart("", [], n))
 
     def _read(self, generation: Generation) -> None:
         """Pass on a sequence's new tokens, and its end."""
@@ -307,8 +332,8 @@ class Service:
         generation.error = error
         if generation.slot is not None:
             self._slots[generation.slot] = None
-            self.leftovers.note(generation.slot, generation.sequence.tokens)
             seq, c = generation.sequence, self.counters
+            self.leftovers.note(generation.slot, seq.context if seq.use_cache else [])
             c.n_requests += 1
             c.n_prompt += n_computed(seq)
             c.n_cached += seq.n_cached
@@ -320,6 +345,7 @@ class Service:
     def _embed_some(self, embedding: Embedding, done: asyncio.Future[NDArray[np.float32]]) -> None:
         """Read a chunk of a text; the next one comes after the next step of the answers."""
         tell: Callable[..., None]
+        start = time.perf_counter()
         try:
             # where it is done already, nobody waits for it any longer
             found = None if done.done() else embedding.read(self.llm.engine)
@@ -328,6 +354,8 @@ class Service:
             tell = partial(_set, done, found)
         except Exception as error:  # whatever it is, it must not end the engine's thread
             tell = partial(_fail, done, as_qwen_error(error))
+        finally:
+            self.counters.text_seconds += time.perf_counter() - start
         embedding.release(self.llm.engine)
         with self._changed:
             self._embeddings.popleft()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...llm import LLM
 from ...request.prompt import ChatPrompt
@@ -15,16 +15,21 @@ from ...text.chat.tool_calls import CLOSE, OPEN
 from ..options import ServerOptions
 from ..service.generation import Generation, TextPart
 from .conversations import ConversationFields, prompt_of, tokens_of
-from .forms import after_beginning, call_schema, grammar_of
+from .forms import after_beginning, call_or_answer, call_schema, grammar_of
+
+if TYPE_CHECKING:
+    from ...text.grammar.constraints import Start
+
+Forms = dict[str, dict[str, Any] | str]
+"""What an answer has to follow, by the field that asks for it."""
 
 
 @dataclass(frozen=True)
 class Asked:
     """A conversation as a request.
 
-    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told`
-    is what stands before the answer. Calls of `tools` are told apart from
-    its text, and so is thinking, with `tells_thinking`.
+    `opening` is what its prompt holds of the answer already; with `goes_on` it begins in the middle of an answer. `told` is what stands
+    before the answer. Calls of `tools` are told apart from its text, and so is thinking, with `tells_thinking`.
     """
 
     body: ConversationFields
@@ -36,22 +41,31 @@ class Asked:
     goes_on: bool = False
 
 
+def opened(body: ConversationFields, llm: LLM, options: ServerOptions) -> tuple[ChatPrompt, str]:
+    """The prompt, and how an answer opens that has to be a call: it is one from its first word on, without thinking. Slow.
+
+    Raises as `asked_of`.
+    """
+    thinks, _ = body.thinking(options)
+    forced = bool(body.forced_tools())
+    prompt = prompt_of(body, llm, options, thinks and not forced)
+    said = prompt.beginning.said if prompt.beginning else None
+    return prompt, ("\n" if said else "") + OPEN + "\n" if forced else ""
+
+
 def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs: int = 0) -> Asked:
     """The request that a conversation is. Slow. Raises ApiError, QwenError."""
     forms = body.answer_forms()
-    thinks, limit = body.thinking(options)
-    opening, thinking = "", Thinking()
-    functions = body.forced_tools()
-    prompt = prompt_of(body, llm, options, thinks and not functions)
-    said = prompt.beginning.said if prompt.beginning else None
-    if functions:  # the answer is a call from its first word on, without thinking
-        opening = ("\n" if said else "") + OPEN + "\n"
-        forms["tools"] = call_schema(functions)
+    _, limit = body.thinking(options)
+    thinking = Thinking()
+    prompt, opening = opened(body, llm, options)
+    if opening:
+        forms = {"tools": call_schema(body.forced_tools())}
     tokens = tokens_of(prompt, llm, opening)
-    grammar = grammar_of(llm, forms)
+    grammar = grammar_for(body, llm, forms, bool(opening))
     if not opening:
         thinking = prompt.thinking(limit, grammar is not None, body.message_at_budget(options))
-        if grammar and said:
+        if grammar and prompt.beginning and (said := prompt.beginning.said):
             grammar = after_beginning(llm, grammar, said, next(iter(forms)))
     request = body.request(llm, options, tokens, n_probs, grammar, thinking)
     tells = body.tells_thinking(options)
@@ -59,6 +73,15 @@ def asked_of(body: ConversationFields, llm: LLM, options: ServerOptions, n_probs
     return Asked(
         body, request, opening, told, body.callable_tools(options), tells, prompt.beginning is not None
     )
+
+
+def grammar_for(body: ConversationFields, llm: LLM, forms: Forms, forced: bool) -> Start | None:
+    """What the answer has to follow: where tools may be called, a call or what `forms` asks for. Slow. Raises ApiError, QwenError."""
+    if forced or not body.usable_tools or len(forms) != 1:
+        return grammar_of(llm, forms)
+    functions = [tool["function"] for tool in body.usable_tools]
+    [(field, schema)] = forms.items()
+    return call_or_answer(llm, functions, field, schema, body.parallel_tool_calls is not False)
 
 
 def told_before(prompt: ChatPrompt, tells_thinking: bool, echo: bool) -> tuple[Event, ...]:

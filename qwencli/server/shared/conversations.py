@@ -24,6 +24,8 @@ NO_EFFORT = "none"
 """The effort of an answer that doesn't think."""
 MAX_MESSAGE = 4096
 """Characters of what ends the thinking at its budget."""
+ROLES = {"developer": "system", "function": "tool"}
+"""What templates call them."""
 Object = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ class Called(Fields):
 
 
 class Message(Fields):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
     reasoning_content: str | None = None
@@ -57,7 +59,9 @@ class Message(Fields):
 
     @model_validator(mode="after")
     def has_content(self) -> Message:
-        if self.content is None and self.role != "assistant":
+        if (
+            "content" not in self.model_fields_set and self.role != "assistant"
+        ):  # null stands for an empty text
             raise ValueError(f"a message of role {self.role} needs content")
         return self
 
@@ -69,7 +73,7 @@ class Message(Fields):
             if isinstance(self.content, list)
             else self.content or ""
         )
-        message |= {"content": text, "role": "system" if self.role == "developer" else self.role}
+        message |= {"content": text, "role": ROLES.get(self.role, self.role)}
         return message
 
 
@@ -229,17 +233,17 @@ class ConversationFields(GenerationFields):
         return functions
 
     def answer_forms(self) -> dict[str, Object | str]:
-        """See GenerationFields; and what response_format asks for. Raises ApiError where tools may be called, too."""
+        """See GenerationFields; and what response_format asks for. Raises ApiError for a grammar where tools may be called, too."""
         asked = super().answer_forms()
         if (form := self.response_format) and form.type != "text":
             given = form.json_schema.schema_ if form.json_schema else form.schema_
             if form.type == "json_schema" and given is None:
                 raise ApiError("response_format.json_schema.schema: Field required", param="response_format")
             asked["response_format"] = {"type": "object"} if given is None else given
-        if asked and self.usable_tools:
-            name = next(iter(asked))
+        if "grammar" in asked and self.usable_tools:
             raise ApiError(
-                f"{name} and tools cannot be used together; tool_choice none leaves the tools out", param=name
+                "grammar and tools cannot be used together; tool_choice none leaves the tools out",
+                param="grammar",
             )
         return asked
 

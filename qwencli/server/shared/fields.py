@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ...engine.shift import Shift
 from ...errors import InputError
@@ -55,17 +55,23 @@ def samplers_of(value: str | list[str]) -> tuple[str, ...]:
     return parse_sampler_letters(value) if isinstance(value, str) else parse_samplers(value)
 
 
+def whole(value: Any) -> Any:
+    """A whole number that is written as 12.0, as JSON knows one kind of numbers only, and llama.cpp takes it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(whole)
 Stop = Annotated[str, Field(max_length=MAX_STOP)]
 Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 Biases = Annotated[list[tuple[int | str, Bias | Literal[False]]], Field(fail_fast=True)]
-Number = Annotated[int, Field(ge=-1, le=COUNT)]
+Number = Annotated[int, Field(ge=-1, le=COUNT), WHOLE]
 """Of tokens; -1 stands for no limit."""
 
 
 def field_of(s: NumberSetting) -> tuple[Any, Any]:
     """The field of a request for a sampler's setting, as create_model takes it."""
     field = Field(None, alias=s.request, ge=s.least, le=s.most, description=s.help)
-    return (int | None if s.is_whole else float | None, field)
+    return (Annotated[int | None, WHOLE] if s.is_whole else float | None, field)
 
 
 NUMBER_FIELDS: dict[str, Any] = {s.name: field_of(s) for s in NUMBERS.values() if not s.of_report}
@@ -76,7 +82,9 @@ NumberFields = create_model("NumberFields", __base__=Fields, **NUMBER_FIELDS)
 class SamplingFields(NumberFields):  # type: ignore[valid-type, misc]
     """How tokens are chosen. The server's options apply to what is left out."""
 
-    top_k: Annotated[int, Field(ge=-COUNT, le=COUNT)] | None = Field(None, description=NUMBERS["top_k"].help)
+    top_k: Annotated[int, Field(ge=-COUNT, le=COUNT), WHOLE] | None = Field(
+        None, description=NUMBERS["top_k"].help
+    )
     """Less than 0: all, too."""
     dry_sequence_breakers: (
         Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), checked(checked_breakers)] | None
@@ -90,7 +98,7 @@ class SamplingFields(NumberFields):  # type: ignore[valid-type, misc]
     """Names, or llama.cpp's letters in a string."""
     logit_bias: Annotated[dict[str, Bias] | Biases, Field(max_length=MAX_BIASES)] | None = None
     """By token ids, or by texts, whose tokens all get the bias; false forbids them."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=N_SEEDS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=N_SEEDS), WHOLE] | None = None
     """-1: another one each time."""
 
     def sampling(self, base: SamplingParams, tokenizer: Tokenizer, n_probs: int = 0) -> SamplingParams:
@@ -165,16 +173,22 @@ class GenerationFields(SamplingFields):
     json_schema: dict[str, Any] | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
-    sse_ping_interval: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    return_progress: bool | None = None
+    """Whether a stream tells how the prompt is read."""
+    sse_ping_interval: Annotated[int, Field(ge=-1, le=COUNT), WHOLE] | None = None
     """After how many silent seconds a stream carries a comment; -1 and 0: never."""
     cache_prompt: bool | None = None
     """If false, nothing is taken from prompts that began alike, and nothing is kept for them."""
-    id_slot: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    id_slot: Annotated[int, Field(ge=-1, le=COUNT), WHOLE] | None = None
     """The slot to run in, as soon as it is free, counted on from 0 again where there are fewer; -1: any."""
-    n_keep: Annotated[int, Field(ge=-1, le=COUNT)] | None = None
+    n_keep: Annotated[int, Field(ge=-1, le=COUNT), WHOLE] | None = None
     """How many of the first tokens stay where the context is shifted; -1: the prompt."""
-    n_discard: Annotated[int, Field(ge=0, le=COUNT)] | None = None
+    n_discard: Annotated[int, Field(ge=0, le=COUNT), WHOLE] | None = None
     """How many of the others are dropped then, at least an eighth of them; 0: half of them."""
+
+    @property
+    def tells_progress(self) -> bool:
+        return bool(self.stream and self.return_progress)
 
     @property
     def stops(self) -> tuple[str, ...]:

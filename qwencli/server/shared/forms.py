@@ -26,6 +26,24 @@ def grammar_of(llm: LLM, forms: dict[str, dict[str, Any] | str]) -> Start | None
     return None
 
 
+def call_or_answer(
+    llm: LLM, functions: list[dict[str, Any]], field: str, schema: Any, several: bool
+) -> Start:
+    """A call of one of some functions, with `several` also more than one, or JSON of a schema. Slow. Raises ApiError, QwenError."""
+    from ...text.grammar.constraints import call_or_json, json_schema
+
+    try:
+        return call_or_json(llm.vocabulary, call_schema(functions), schema, several)
+    except InputError as error:
+        try:
+            json_schema(llm.vocabulary, schema)
+        except InputError:
+            pass
+        else:
+            field = "tools"
+        raise ApiError(f"{field}: {error}", param=field) from None
+
+
 def after_beginning(llm: LLM, grammar: Start, text: str, field: str) -> Start:
     """What an answer has to follow from the end of its beginning on. Slow. Raises ApiError where no answer begins so, QwenError."""
     from ...text.grammar.continued import Continued

@@ -25,9 +25,11 @@ export class ServerView {
   #last = null; // {time, prompt, predicted}: the token counts of the last poll
   #props = null;
   #propsTime = 0;
+  #off = new Set(); // paths that the server doesn't have, by its options
 
   constructor(root) {
     this.problem = el("p", { class: "error", role: "alert", hidden: true });
+    this.hint = el("p", { class: "hint", hidden: true });
     this.predicted = new Figure("Writing", "tokens/s", true);
     this.prompt = new Figure("Reading prompts", "tokens/s", true);
     this.running = new Figure("Running", "requests");
@@ -37,8 +39,8 @@ export class ServerView {
     this.totals = new Table("Since the start");
     this.model = new Table("Model");
     this.memory = new Table("Memory");
-    const figures = el("div", { class: "figures" }, this.predicted.node, this.prompt.node, this.running.node, this.waiting.node);
-    root.append(el("div", { class: "server" }, this.problem, figures, this.slots.node,
+    this.figures = el("div", { class: "figures" }, this.predicted.node, this.prompt.node, this.running.node, this.waiting.node);
+    root.append(el("div", { class: "server" }, this.problem, this.hint, this.figures, this.slots.node,
       el("div", { class: "tables" }, this.model.node, this.cache.node, this.totals.node, this.memory.node)));
     document.addEventListener("visibilitychange", () => this.#go());
   }
@@ -58,7 +60,7 @@ export class ServerView {
   async #poll() {
     const turn = this.#turn;
     if (performance.now() - this.#propsTime > EVERY_PROPS) this.#props = null; // buffers grow
-    const asked = [getText("metrics"), getJson("slots"), this.#props ?? getJson("props")];
+    const asked = [this.#ask(getText, "metrics"), this.#ask(getJson, "slots"), this.#props ?? getJson("props")];
     const [metrics, slots, props] = await Promise.allSettled(asked);
     if (turn !== this.#turn) return;
     if (slots.value) this.slots.show(slots.value);
@@ -69,6 +71,22 @@ export class ServerView {
     if (failed) setText(this.problem, visible(failed.message));
     if (failed?.status === 401) askForKey(() => this.#go());
     else this.#timer = setTimeout(() => this.#poll(), EVERY);
+  }
+
+  // What a path answers, undefined where the server's options turned it off; then its figures stay away.
+  async #ask(get, path) {
+    if (this.#off.has(path)) return undefined;
+    try {
+      return await get(path);
+    } catch (error) {
+      if (error.status !== 501) throw error;
+      this.#off.add(path);
+      setText(this.hint, visible(error.message));
+      this.hint.hidden = false;
+      const parts = path === "metrics" ? [this.figures, this.cache.node, this.totals.node] : [this.slots.node];
+      for (const part of parts) part.hidden = true;
+      return undefined;
+    }
   }
 
   #showMetrics(metrics, slots) {

@@ -31,11 +31,12 @@ LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 """What compiling and a step may cost at most (LLParserLimits)."""
-MAX_ITEMS = {"JSON schema": 2000, "grammar": 500, "regular expression": 500}
+MAX_ITEMS = {"JSON schema": 2000, "JSON schemas": 2000, "grammar": 500, "regular expression": 500}
 """`max_items_in_row`: a schema has four for each optional property. The time of a byte grows with the square where a grammar is
 ambiguous, to 0.1 s with 500."""
 CONVERTERS = {
     "JSON schema": "grammar_from_json_schema",
+    "JSON schemas": "grammar_from_lark",
     "grammar": "grammar_from_lark",
     "regular expression": "grammar_from_regex",
 }

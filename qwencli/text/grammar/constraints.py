@@ -18,6 +18,7 @@ from ...system import confined
 from ..chat import after_thinking
 from . import child as grammar_child
 from .gbnf import gbnf_to_lark
+from .schemas import meaningful
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -30,7 +31,12 @@ Start = Callable[[], Constraint]
 Answers from one Start share what the matchers find out about the grammar, which has a limit: each request compiles its own.
 """
 
-MAX_TEXT = {"JSON schema": 256 * 1024, "grammar": 128 * 1024, "regular expression": 16 * 1024}
+MAX_TEXT = {
+    "JSON schema": 256 * 1024,
+    "JSON schemas": 256 * 1024,
+    "grammar": 128 * 1024,
+    "regular expression": 16 * 1024,
+}
 """Characters."""
 REMEMBERED = 16
 """Grammars that are remembered as harmless, or as refused."""
@@ -48,18 +54,40 @@ def json_schema(vocabulary: Vocabulary, schema: Mapping[str, Any] | bool | str) 
     Raises InputError for a schema that is broken, that nothing can satisfy, or that asks for something that cannot be ensured while
     writing. Raises QwenError where the trial cannot be started; so do the other functions here.
     """
+    return compiled(vocabulary, "JSON schema", schema_text(schema))
+
+
+def call_or_json(
+    vocabulary: Vocabulary, call: Mapping[str, Any], schema: Mapping[str, Any] | bool | str, several: bool
+) -> Start:
+    """Answers that are JSON of `schema`, or a call of a function, JSON of the schema `call` in Qwen's tags; `several`: or more than one.
+
+    Raises InputError as `json_schema`.
+    """
+    rules = (
+        "start: answer | calls",
+        r'calls: call ("\n" call)*' if several else "calls: call",
+        r'call: "<tool_call>\n" function "\n</tool_call>"',
+        f"function: %json {schema_text(call)}",
+        f"answer: %json {schema_text(schema)}",
+    )
+    return compiled(vocabulary, "JSON schemas", "\n".join(rules))
+
+
+def schema_text(schema: Mapping[str, Any] | bool | str) -> str:
+    """A schema as llguidance takes it. Raises InputError for what isn't JSON."""
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
         if parsed is True:
             parsed = {}
         if not isinstance(parsed, Mapping):
             raise InputError(f"the JSON schema is {json.dumps(parsed)[:40]}, expected an object")
-        text = json.dumps({**parsed, "x-guidance": {"whitespace_pattern": WHITESPACE}}, allow_nan=False)
+        asked = {**meaningful(parsed), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        return json.dumps(asked, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"the JSON schema isn't JSON: {error}") from None
     except RecursionError:
         raise InputError("the JSON schema is nested too deeply") from None
-    return compiled(vocabulary, "JSON schema", text)
 
 
 def json_object(vocabulary: Vocabulary) -> Start:
