@@ -17,6 +17,8 @@ from qwencli.backends.protocol import Batch, Segment
 from qwencli.llm import LLM
 
 PROMPT = "Once upon a time there was a little boy"
+LLAMA_CPP = [-0.0816, -0.1888, -0.0017, -0.0001, -2.0301, -0.0184, -0.002, -1.4657, -1.3163, 0]
+"""The logarithms of the probabilities of its tokens but the first, as llama-server has them for what precedes each."""
 FIRST = 6009
 """The first unused token of the demo's vocabulary."""
 
@@ -85,6 +87,7 @@ def test_probabilities_of_a_prompt(client: openai.OpenAI, server: Serving) -> No
         assert abs(values[0] - likeliest) < 0.25
         assert values[0] >= found.token_logprobs[i]
     np.testing.assert_allclose(found.token_logprobs[n:], answer.token_logprobs, atol=1e-6)
+    np.testing.assert_allclose(found.token_logprobs[1:n], LLAMA_CPP, atol=0.02)
     starts = np.cumsum([0, *map(len, found.tokens)])[:-1]
     assert found.text_offset == starts.tolist()
 
@@ -121,7 +124,7 @@ def test_a_long_prompt_is_read_in_steps_and_its_pages_are_given_back(
     assert len(choice.logprobs.tokens) > 400
     while engine.prefixes.make_room():
         pass
-    assert engine.backend.cache.n_pages == 0
+    assert engine.backend.cache._pages.n_taken == 0
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,9 @@ def test_a_gap(with_gaps: Path, suffix_first: bool, monkeypatch: pytest.MonkeyPa
         seen: list[list[int]] = []
         generate = server.service.generate
         monkeypatch.setattr(
-            server.service, "generate", lambda request: seen.append([*request.tokens]) or generate(request)
+            server.service,
+            "generate",
+            lambda request, *more: seen.append([*request.tokens]) or generate(request, *more),
         )
         body = {"prompt": "def add(", "suffix": "return a + b", "max_tokens": 3, "temperature": 0}
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)

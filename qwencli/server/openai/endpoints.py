@@ -130,14 +130,9 @@ class OpenAI:
         body.check()
         asked = await asyncio.to_thread(self._text_requests, body)
 
-<<<<<<< HEAD
         def choice(one: Request, echo: Echo | None, i: int) -> Choice:
-            generation = self._service.generate(replace(one, sampling=nth_seed(one.sampling, i)))
-=======
-        def choice(one: Request, i: int) -> Choice:
             one = replace(one, sampling=nth_seed(one.sampling, i))
             generation = self._service.generate(one, body.tells_progress)
->>>>>>> main
             tokenizer = self._llm.tokenizer
             return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream), echo)
 
