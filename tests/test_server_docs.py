@@ -236,7 +236,9 @@ def endpoints() -> dict[tuple[str, str], str]:
 def test_each_endpoint_answers(client: httpx.Client, method: str, path: str) -> None:
     says = endpoints()[method, path]
     body = BODIES.get(path, {})
-    url = path.replace("{id}", "demo-q4_k_m.gguf")
+    kept = path.startswith("/v1/responses/{id}")
+    id = client.post("/v1/responses", json=RESPONSE).json()["id"] if kept else "demo-q4_k_m.gguf"
+    url = path.replace("{id}", id)
     answer = client.request(method, url, json=body) if method != "GET" else client.get(url)
     refused = REFUSED.search(says)
     assert answer.status_code == (int(refused[1]) if refused else 200)
