@@ -25,7 +25,8 @@ from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
 from ..service.service import Service
-from ..shared.chat import asked_of, n_prompt
+from ..shared.chat import asked_of
+from ..shared.counting import n_prompt
 from ..shared.errors import error_type
 from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of

@@ -18,7 +18,8 @@ from ..http.requests import json_body, track
 from ..http.sse import encoded, event_stream
 from ..options import ServerOptions
 from ..service.service import Service
-from ..shared.chat import Asked, ChatAnswer, asked_of, n_prompt
+from ..shared.chat import Asked, ChatAnswer, asked_of
+from ..shared.counting import n_prompt
 from ..shared.json_text import json_response
 from ..shared.logprobs import MAX_REPORTED
 from .answer import Answer, new_id
