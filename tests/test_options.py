@@ -408,6 +408,20 @@ def test_other_commands_read_the_same(command: str, capfd: pytest.CaptureFixture
         parsed(*file, "--cors-origins", "x", command=command)
 
 
+def test_shares_without_devices_have_no_meaning(capfd: pytest.CaptureFixture[str]) -> None:
+    assert parsed("-ts", "3,1")["tensor_split"] is None
+    assert capfd.readouterr().err == "qwencli: warning: without effect here: -ts\n"
+    assert parsed("-ts", "3,1", "-dev", "cpu:0,cpu:0")["tensor_split"] == "3,1"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_grammars_and_schemas_in_every_spelling(command: str) -> None:
+    assert parsed("--grammar-file", "a.gbnf", command=command)["grammar"] == "a.gbnf"
+    for option in "-j", "--json-schema", "-jf", "--json_schema_file":
+        assert parsed(option, "a.json", command=command)["json_schema"] == "a.json"
+
+
 def test_bench_takes_llama_benchs(capfd: pytest.CaptureFixture[str]) -> None:
     found = parsed(
         *[
