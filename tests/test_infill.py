@@ -12,6 +12,8 @@ from serving import serving
 
 from qwencli.llm import LLM
 from qwencli.server.llamacpp.endpoints import LLAMACPP
+from qwencli.server.llamacpp.fields import InfillFields
+from qwencli.server.llamacpp.infill import infill_prompt
 from qwencli.server.options import ServerOptions
 
 NAMES = "pre", "suf", "mid", "pad", "rep", "sep"
@@ -82,13 +84,23 @@ def test_prompts(client: httpx.Client, body: dict[str, Any], prompt: str, n: int
     check(client, body, prompt, n)
 
 
-def test_the_tokens_stand_where_the_models_training_had_them(client: httpx.Client) -> None:
-    prompt = client.post("/infill", json=WITH_FILES | {"n_predict": 1}).json()["prompt"]
-    before, suffix, middle, _, repository, file = (f"[PAD{FIRST + i}]" for i in range(6))
-    assert prompt == (
-        f"{repository}myproject\n{file}x.py\nx = 1\n{file}tmp\ny = 2\n{file}filename\n"
-        f"{before}def add(a, b):\n    return {suffix}\n{middle}"
-    )
+def test_the_tokens_stand_where_the_models_training_had_them(model: Path) -> None:
+    llm = LLM(model, n_threads=2, n_ctx=256)
+    prompt = infill_prompt(InfillFields(**WITH_FILES), llm, ServerOptions("", n_batch=64, max_tokens=20))
+    before, suffix, middle, _, repository, file = range(FIRST, FIRST + 6)
+    assert [token for token in prompt if token >= FIRST] == [
+        repository,
+        file,
+        file,
+        file,
+        before,
+        suffix,
+        middle,
+    ]
+    assert (prompt[0], prompt[-1]) == (repository, middle)
+    place = prompt.index(suffix)
+    gap = prompt[prompt.index(before) + 1 : place], prompt[place + 1 : -1]
+    assert tuple(map(llm.tokenizer.decode, gap)) == ("def add(a, b):\n    return ", "\n")
 
 
 def test_prompts_with_the_suffix_first_and_no_room_for_other_files(model: Path) -> None:

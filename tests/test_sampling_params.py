@@ -44,6 +44,8 @@ LLAMA_CPP = {
     "mirostat": 0,
     "mirostat_tau": 5.0,
     "mirostat_eta": 0.1,
+    "adaptive_target": -1.0,
+    "adaptive_decay": 0.9,
     "logit_bias": (),
     "min_keep": 0,
     "n_probs": 0,
@@ -53,7 +55,11 @@ LLAMA_CPP = {
 
 
 def test_the_defaults_are_those_of_llama_cpp() -> None:
-    assert vars(SamplingParams()) == LLAMA_CPP | {"explain": False, "seed": None}
+    assert vars(SamplingParams()) == LLAMA_CPP | {
+        "explain": False,
+        "post_sampling_probs": False,
+        "seed": None,
+    }
 
 
 def test_every_number_has_limits() -> None:
@@ -235,10 +241,9 @@ def test_a_file_may_recommend_more_samplers(tmp_path: Path) -> None:
 
 
 def test_a_sequence_that_a_file_recommends_in_vain(tmp_path: Path) -> None:
-    metadata = GGUFFile(recommending(tmp_path / "m.gguf", sequence=("str", "top_k;adaptive_p"))).metadata
+    metadata = GGUFFile(recommending(tmp_path / "m.gguf", sequence=("str", "top_k;infill"))).metadata
     with pytest.raises(
-        ModelError,
-        match=r"m\.gguf: metadata key 'general\.sampling\.sequence': there is no sampler 'adaptive_p'",
+        ModelError, match=r"m\.gguf: metadata key 'general\.sampling\.sequence': there is no sampler 'infill'"
     ):
         SamplingParams.from_metadata(metadata)
     assert SamplingParams.from_metadata(metadata, samplers=("top_k",)).samplers == ("top_k",)

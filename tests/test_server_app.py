@@ -642,7 +642,7 @@ def test_the_figures_have_llama_cpps_names_and_are_right() -> None:
         "requests_processing",
         "requests_deferred",
     }
-    with serving() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with serving(metrics=True) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         answers = [client.post("/completion", json=HELLO).json() for _ in range(3)]
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -81,7 +81,7 @@ def matches(shown: str, got: str) -> bool:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
-    with serving() as server:
+    with serving(metrics=True) as server:
         yield server
 
 
@@ -410,7 +410,10 @@ def test_a_full_queue() -> None:
 def test_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     """A line has the fields that are shown, and there is none for what is polled."""
     (shown,) = re.findall(r"^```text\n(time=.+?)^```$", DOCS, re.M | re.S)
-    with serving(log_format="text") as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with (
+        serving(log_format="text", metrics=True) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
         client.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Id": "mine"})
         for path in "/health", "/slots", "/metrics":
             client.get(path)

@@ -37,6 +37,8 @@ OTHER: dict[str, Any] = {
     "mirostat": 2,
     "mirostat_tau": 3.0,
     "mirostat_eta": 0.2,
+    "adaptive_target": 0.4,
+    "adaptive_decay": 0.5,
     "logit_bias": ((15, -math.inf), (16, 0.5), (17, -1000.0), (18, 1e-4)),
     "samplers": ("top_k", "temperature"),
     "min_keep": 2,
@@ -63,7 +65,11 @@ def get(settings: Settings, name: str) -> Any:
 def test_all_fields_are_settings() -> None:
     """But for those that no chat has a use for: a new one gets its place here."""
     every = {f.name for owner in (SamplingParams, Settings) for f in fields(owner)}
-    assert set(names()) == every - {"sampling", "tools", "n_probs", "explain"} == OTHER.keys()
+    assert (
+        set(names())
+        == every - {"sampling", "tools", "n_probs", "explain", "post_sampling_probs"}
+        == OTHER.keys()
+    )
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -48,6 +48,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "mirostat": (0, 2),
     "mirostat_tau": (0.0, 100.0),
     "mirostat_eta": (0.0, 100.0),
+    "adaptive_target": (-1.0, 1.0),
+    "adaptive_decay": (0.0, 0.99),
     "min_keep": (0, COUNT),
     "n_probs": (0, COUNT),
 }
@@ -68,7 +70,16 @@ FILES = {
     "mirostat_eta": "mirostat_eta",
 }
 """llama.cpp's keys under general.sampling (common/common.cpp)."""
-NEAREST = {"temp", "top_p", "min_p", "xtc_probability", "xtc_threshold", "mirostat"}
+NEAREST = {
+    "temp",
+    "top_p",
+    "min_p",
+    "xtc_probability",
+    "xtc_threshold",
+    "mirostat",
+    "adaptive_target",
+    "adaptive_decay",
+}
 """Settings whose nearest value llama.cpp takes for one that is out of range."""
 BODIES: dict[type[Any], dict[str, Any]] = {
     ChatRequest: {"messages": [{"role": "user", "content": "Hi"}]},

@@ -64,7 +64,6 @@ USED_BY = {
     "starlette": {"server"},
     "pydantic": {"server"},
     "uvicorn": {"server.run", "server.http.protocol"},
-    "prometheus_client": {"server.llamacpp.metrics"},
     "llguidance": {"text.grammar.constraints", "text.grammar.child"},
 }
 """Packages that only some parts may import, so that the others start fast and stay free of them."""

@@ -11,7 +11,7 @@ import click
 
 from ..errors import InputError
 from ..sampling import SETTINGS, parse_logit_bias, parse_sampler_letters, parse_samplers
-from ..sampling.parsing import LETTERS
+from ..sampling.parsing import LETTERS, SAMPLERS
 from ..sampling.setting import NumberSetting, Setting
 from ._llama.command import llama_parameter
 
@@ -67,7 +67,7 @@ def letters_option(hidden: bool) -> click.Option:
     """The second way to give `samplers`."""
     return click.Option(
         ["--sampler-seq", "--sampling-seq", "sampler_letters"],
-        help=f"The same by letters. Default: {''.join(LETTERS)}.",
+        help=f"The same by letters. Default: {''.join(LETTERS)[: len(SAMPLERS)]}.",
         hidden=hidden,
         callback=parsed(parse_sampler_letters),
         metavar="LETTERS",

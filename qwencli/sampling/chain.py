@@ -82,4 +82,9 @@ def stages(p: SamplingParams) -> list[str]:
         "xtc": p.xtc_probability > 0,
         "temperature": True,
     }
-    return ["logit_bias"] * bool(p.logit_bias) + [name for name in p.samplers if on[name]]
+    return ["logit_bias"] * bool(p.logit_bias) + [name for name in p.samplers if on.get(name)]
+
+
+def adapts(p: SamplingParams) -> bool:
+    """Whether adaptive-p chooses: it comes after all others, wherever it is named, and never with Mirostat."""
+    return "adaptive_p" in p.samplers and p.adaptive_target >= 0 and not p.mirostat

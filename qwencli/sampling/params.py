@@ -18,6 +18,7 @@ SEQUENCE = FILE_PREFIX + "sequence"
 TEMPERATURE = "Temperature"
 CHOICE = "Choice"
 REPETITION = "Repetition"
+ADAPTIVE = "Adaptive-p, last of all samplers where --samplers names it"
 MIROSTAT = "Mirostat, in place of all others but temperature and bias"
 ORDER = "Order"
 
@@ -174,6 +175,20 @@ class SamplingParams:
         flags=("--mirostat-lr",),
         file_key="mirostat_eta",
     )
+    adaptive_target: float = number(
+        -1.0,
+        -1.0,
+        1.0,
+        "Adaptive-p: prefer tokens with about this probability; below 0 = off.",
+        group=ADAPTIVE,
+    )
+    adaptive_decay: float = number(
+        0.9,
+        0.0,
+        0.99,
+        "Adaptive-p: how much each earlier token counts for the probability to aim at next.",
+        group=ADAPTIVE,
+    )
     logit_bias: tuple[tuple[int, float], ...] = setting(
         (),
         "Add to a token's logit: 15043+1, 15043-1.5; 15043-inf forbids it.",
@@ -189,6 +204,12 @@ class SamplingParams:
         0,
         COUNT,
         "How many of the likeliest tokens are reported with each one that is chosen.",
+        flags=(),
+        of_report=True,
+    )
+    post_sampling_probs: bool = setting(
+        False,
+        "Whether probabilities are reported as the samplers have left them, not as the model has them.",
         flags=(),
         of_report=True,
     )
@@ -209,8 +230,9 @@ class SamplingParams:
                 raise InputError(f"{s.name} is {value}, expected a value from {s.least} to {s.most}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < N_SEEDS):
             raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to {N_SEEDS - 1}")
-        if not isinstance(self.explain, bool):
-            raise InputError(f"explain is {self.explain!r}, expected True or False")
+        for name in "explain", "post_sampling_probs":
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected True or False")
         object.__setattr__(self, "samplers", parse_samplers(self.samplers))
         object.__setattr__(self, "dry_sequence_breakers", checked_breakers(self.dry_sequence_breakers))
         object.__setattr__(self, "logit_bias", checked_bias(self.logit_bias))

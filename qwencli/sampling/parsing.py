@@ -22,8 +22,12 @@ LETTERS = {
 }
 """llama.cpp's letters for its samplers and their names, in its order."""
 SAMPLERS = tuple(LETTERS.values())
+"""Those that are used by default."""
+LETTERS |= {"a": "adaptive_p"}
 ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"} | {
-    alias: name for name in SAMPLERS for alias in (name, name.replace("_", "-"), name.replace("_", ""))
+    alias: name
+    for name in LETTERS.values()
+    for alias in (name, name.replace("_", "-"), name.replace("_", ""))
 }
 MAX_TOKEN = 2**31 - 1
 """The largest id that a token can have."""
@@ -42,7 +46,7 @@ def parse_samplers(value: str | Iterable[str]) -> tuple[str, ...]:
     )
     for name in names:
         if not isinstance(name, str) or name.strip().lower() not in ALIASES:
-            raise InputError(f"there is no sampler {name!r}, expected some of {';'.join(SAMPLERS)}")
+            raise InputError(f"there is no sampler {name!r}, expected some of {';'.join(LETTERS.values())}")
     return tuple(ALIASES[name.strip().lower()] for name in names)
 
 

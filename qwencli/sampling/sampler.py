@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.layout import MAX_TOP_K
+from .adaptive import Average, adaptive_p, probabilities
 from .breakers import Breakers
-from .candidates import Candidates, all_of, drawn, log_probabilities
-from .chain import STAGES, Now, last, stages
+from .candidates import Candidates, all_of, drawn, likeliest, log_probabilities
+from .chain import STAGES, Now, adapts, last, stages
 from .constraint import Constraint
 from .filters import min_p, temperature, top_k, top_p
 from .mirostat import adapted
@@ -55,13 +56,15 @@ class Draw(NamedTuple):
 
 class TokenReport(NamedTuple):
     """How a token was chosen. `logprob` and those of `top`, the likeliest tokens, are natural logarithms of the model's probabilities;
-    `stages` are samplers and how many tokens each left; `probability` is the token's among those that were left at the end."""
+    `stages` are samplers and how many tokens each left; `probability` is the token's among those that were left at the end, and `left` has
+    the likeliest of these with theirs, if `post_sampling_probs` asks for them."""
 
     token: int
     logprob: float
     top: list[tuple[int, float]]
     stages: list[tuple[str, int]]
     probability: float
+    left: list[tuple[int, float]] = []  # noqa: RUF012 - never changed
 
 
 class Sampler:
@@ -82,6 +85,10 @@ class Sampler:
         self._stages = stages(params)
         self._draw = compiled_chain(params, self._stages) if constraint is None else None
         self._mu = self._next_mu = 2 * params.mirostat_tau
+        self._adapts = adapts(params)
+        self._average = self._next_average = Average.at(
+            max(params.adaptive_target, 0.0), params.adaptive_decay
+        )
         self._index = -1
 
     def draw(self, tokens: Sequence[int], index: int) -> Draw | None:
@@ -104,15 +111,30 @@ class Sampler:
         if not np.isfinite(logits).all():
             return NOT_FINITE
         if index != self._index:  # a step that is repeated finds things as they were
-            self._mu, self._index = self._next_mu, index
+            self._mu, self._average, self._index = self._next_mu, self._next_average, index
         left, counts = self.left(logits, tokens, index)
+        if self._adapts:
+            before = left
+            left = adaptive_p(before, self._average.target(self.params.adaptive_target))
+            counts.append(("adaptive_p", left.n))
         token, probability = drawn(left, uniform(self.seed, index))
+        if self._adapts:
+            known = float(probabilities(before)[before.ids == token][0])
+            self._next_average = self._average.with_chosen(known, self.params.adaptive_decay)
         if self.params.mirostat:
             self._next_mu = adapted(self._mu, probability, self.params.mirostat_tau, self.params.mirostat_eta)
         if self.params.n_probs or self.params.explain:
             logprob, top = log_probabilities(logits, token, self.params.n_probs)
-            self.report = TokenReport(token, logprob, top, counts, probability)
+            self.report = TokenReport(token, logprob, top, counts, probability, self._likeliest(left))
         return token
+
+    def _likeliest(self, left: Candidates) -> list[tuple[int, float]]:
+        """The likeliest of those that are left, with their probabilities among them, none of which is 0."""
+        if not (self.params.post_sampling_probs and self.params.n_probs):
+            return []
+        ordered = likeliest(left, left.n)
+        found = zip(ordered.ids.tolist(), probabilities(ordered).tolist())
+        return [(token, p) for token, p in found if p > 0][: self.params.n_probs]
 
     def left(
         self, logits: NDArray[np.float32], tokens: Sequence[int], index: int
@@ -141,6 +163,7 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
         or p.explain
         or p.dynatemp_range
         or p.min_keep > 1
+        or adapts(p)
         or not (temp == 0 or ("top_k" in stages and p.top_k <= MAX_TOP_K))
     ):
         return None

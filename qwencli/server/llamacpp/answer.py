@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 from ...llm import LLM
@@ -19,8 +20,6 @@ from ..shared.progress import prompt_progress
 from .fields import CompletionFields
 
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}
-LEAST = -3.4028234663852886e38
-"""The lowest float32, for a bias of minus infinity, which JSON does not know."""
 FEW = 50
 """Probabilities of a token that are put into words in the event loop; more would hold it up for too long."""
 
@@ -157,7 +156,10 @@ class PromptAnswer:
 def settings(
     sampling: SamplingParams, seed: int, max_tokens: int | None, body: CompletionFields | None = None
 ) -> dict[str, Any]:
-    """What an answer is generated with, by llama.cpp's names. Some fields only where there is a `body`."""
+    """What an answer is generated with, by llama.cpp's names. Some fields only where there is a `body`.
+
+    JSON has no infinity, so the bias of a forbidden token is null.
+    """
     p, n_predict = sampling, -1 if max_tokens is None else max_tokens
     known = {
         "seed": seed,
@@ -168,9 +170,15 @@ def settings(
         "n_discard": 0,
         "ignore_eos": False,
         "stream": False,
+        "chat_format": "Content-only",
+        "reasoning_format": "none",
+        "reasoning_in_content": False,
+        "generation_prompt": "",
         "samplers": p.samplers,
+        "speculative.types": "none",
         "timings_per_token": False,
-        "post_sampling_probs": False,
+        "post_sampling_probs": p.post_sampling_probs,
+        "backend_sampling": False,
         "lora": [],
     }
     if body is None:
@@ -183,8 +191,13 @@ def settings(
         "timings_per_token": bool(body.timings_per_token),
         "stop": body.stops,
         "grammar": body.grammar or "",
+        "grammar_lazy": False,
+        "grammar_triggers": [],
+        "preserved_tokens": [],
         "dry_sequence_breakers": p.dry_sequence_breakers,
-        "logit_bias": [{"bias": max(bias, LEAST), "token": token} for token, bias in p.logit_bias],
+        "logit_bias": [
+            {"bias": None if isinf(bias) else bias, "token": token} for token, bias in p.logit_bias
+        ],
     }
 
 

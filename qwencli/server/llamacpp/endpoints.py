@@ -13,7 +13,6 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ... import __version__
 from ...engine.embedding import check_reading
 from ...llm import LLM
 from ...request.prompt import check_room
@@ -33,11 +32,12 @@ from ..shared.logprobs import MAX_REPORTED
 from ..shared.prompts import mixed, prompts_of
 from ..shared.streams import merged
 from ..shared.vectors import check_embeds
-from . import metrics
-from .answer import Asked, PromptAnswer, settings
-from .fields import RANDOM, CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
+from . import absent
+from .answer import Asked, PromptAnswer
+from .fields import CompletionFields, DetokenizeFields, EmbeddingFields, InfillFields, TokenizeFields
 from .infill import infill_prompt
-from .memory import Memory
+from .metrics import Metrics
+from .props import Props
 from .rerank import rerank_routes
 from .slots import Slots
 
@@ -52,13 +52,13 @@ MAX_TEXTS = 1024
 
 def routes(service: Service, options: ServerOptions) -> list[Route]:
     """The API's endpoints, for a running service."""
-    api, slots = LlamaCpp(service, options, Memory(service)), Slots(service, options)
+    api, slots, props = LlamaCpp(service, options), Slots(service, options), Props(service, options)
     get = {
         "/health": api.health,
         "/v1/health": api.health,
-        "/props": api.props,
+        "/props": props.props,
         "/slots": slots.slots,
-        "/metrics": api.metrics,
+        "/metrics": Metrics(service, options).metrics,
     }
     post = {
         "/completion": api.completion,
@@ -69,12 +69,13 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
         "/apply-template": api.apply_template,
         "/embedding": api.embedding,
         "/embeddings": api.embedding,
-        "/props": api.change_props,
+        "/props": props.change,
         "/slots/{id_slot}": slots.change,
     }
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+        *absent.routes(),
         *rerank_routes(service, options),
     ]
 
@@ -85,53 +86,10 @@ class LlamaCpp:
 
     service: Service
     options: ServerOptions
-    memory: Memory
 
     @describe("Whether the server answers")
     async def health(self, request: HTTPRequest) -> Response:
         return JSONResponse({"status": "ok"})
-
-    @describe("The server's properties")
-    async def props(self, request: HTTPRequest) -> Response:
-        llm, options = self.service.llm, self.options
-        tokenizer = llm.tokenizer
-        named = {
-            name: tokenizer.decode([token]) if token is not None else ""
-            for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
-        }
-        usual = settings(options.sampling, RANDOM, options.max_tokens)
-        return JSONResponse(
-            {
-                "default_generation_settings": {"params": usual, "n_ctx": llm.engine.n_ctx},
-                "total_slots": self.service.n_slots,
-                "model_alias": options.name,
-                "model_path": options.name,
-                "modalities": {"vision": False, "video": False, "audio": False},
-                "endpoint_slots": options.slots,
-                "endpoint_props": options.props,
-                "endpoint_metrics": options.metrics,
-                "ui": options.ui,
-                "chat_template": llm.file.metadata.string("tokenizer.chat_template", ""),
-                "chat_template_caps": {},
-                **named,
-                "build_info": f"qwencli {__version__}",
-                "is_sleeping": self.service.presence.asleep,
-                "buffers": await self.memory.buffers(),
-            }
-        )
-
-    @describe("Without effect: nothing of the server can be changed, as in llama-server")
-    async def change_props(self, request: HTTPRequest) -> Response:
-        if not self.options.props:
-            wanted = "Start it with `--props`"
-            raise ApiError(f"This server does not support changing global properties. {wanted}", 501)
-        return JSONResponse({"success": True})
-
-    @describe("Figures for Prometheus", type="text/plain")
-    async def metrics(self, request: HTTPRequest) -> Response:
-        if not self.options.metrics:
-            raise ApiError("This server does not support metrics endpoint. Start it with `--metrics`", 501)
-        return Response(metrics.text(self.service), media_type=metrics.CONTENT_TYPE)
 
     @describe("Continue a prompt", CompletionFields, stream=True)
     async def completion(self, request: HTTPRequest) -> Response:

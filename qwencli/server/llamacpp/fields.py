@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, RootModel, WithJsonSchema
 
 from ...sampling import NUMBERS, SamplingParams
 from ...sampling.parsing import ALIASES
+from ...text.tokenizer import Tokenizer
 from ..http.errors import ApiError
 from ..shared.fields import (
     COUNT,
@@ -74,6 +76,8 @@ class CompletionFields(GenerationFields):
     xtc_probability: Annotated[float | None, clamped("xtc_probability")] = None
     xtc_threshold: Annotated[float | None, clamped("xtc_threshold")] = None
     mirostat: Annotated[int | None, clamped("mirostat"), WHOLE] = None
+    adaptive_target: Annotated[float | None, clamped("adaptive_target")] = None
+    adaptive_decay: Annotated[float | None, clamped("adaptive_decay")] = None
     dry_base: Annotated[float | None, Field(le=NUMBERS["dry_base"].most), AfterValidator(at_least_1)] = None
     samplers: Annotated[str | list[str] | None, Field(max_length=64), AfterValidator(known_samplers)] = None
     logit_bias: Annotated[dict[str, Bias | Literal[False]] | Biases, Field(max_length=MAX_BIASES)] | None = (
@@ -97,11 +101,17 @@ class CompletionFields(GenerationFields):
     json_schema: Any = None
     response_fields: Annotated[list[str], Field(max_length=1000)] | None = None
     post_sampling_probs: bool | None = None
+    """Probabilities as the samplers have left them."""
     lora: Any = None
 
     def limit(self, default: int | None) -> int | None:
         """See GenerationFields; here the first that counts is llama.cpp's own name."""
         return length_limit(first_given(self.n_predict, self.max_completion_tokens, self.max_tokens), default)
+
+    def sampling(self, base: SamplingParams, tokenizer: Tokenizer, n_probs: int = 0) -> SamplingParams:
+        """See SamplingFields."""
+        found = super().sampling(base, tokenizer, n_probs)
+        return replace(found, post_sampling_probs=bool(self.post_sampling_probs))
 
     @property
     def n_reported(self) -> int:
@@ -109,11 +119,7 @@ class CompletionFields(GenerationFields):
 
     def check(self, n_slots: int) -> None:
         """Raises ApiError for what cannot be done here."""
-        for name, asked in (
-            ("n_indent", self.n_indent),
-            ("post_sampling_probs", self.post_sampling_probs),
-            ("lora", self.lora),
-        ):
+        for name, asked in (("n_indent", self.n_indent), ("lora", self.lora)):
             if asked:
                 raise ApiError(f"{name} is not supported", 501, param=name)
         if (self.n_cmpl or self.n or 1) > n_slots:
@@ -137,6 +143,17 @@ class InfillFields(CompletionFields):
     input_prefix: Mixed
     input_suffix: Mixed
     input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA, fail_fast=True)] | None = None
+
+
+class Adapter(Fields):
+    """A LoRA adapter and how much of it is added."""
+
+    id: int
+    scale: float
+
+
+class Adapters(RootModel[Annotated[list[Adapter], Field(max_length=1000, fail_fast=True)]]):
+    """The body of /lora-adapters."""
 
 
 class SlotFields(Fields):

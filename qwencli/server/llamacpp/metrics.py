@@ -2,80 +2,130 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ...backends.kv_cache import PAGE
-from ..service.service import Service
+from ..http.errors import ApiError
+from ..http.openapi import describe
+from ..options import ServerOptions
+from ..service.service import Counters, Service
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Figures:
-    """A collector: prometheus_client asks it for everything at once."""
+class Figure(NamedTuple):
+    """A figure; `kind` is counter or gauge."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    kind: str
+    name: str
+    help: str
+    value: float
 
-    def collect(self) -> Iterable[Metric]:
-        service, c = self._service, self._service.counters
-        kept, cache = service.llm.engine.prefixes.kept, service.llm.engine.backend.cache
-        n_running = sum(slot.generation is not None for slot in service.slots())
+
+class Metrics:
+    """The figures of a service. Speeds are those since the last time that somebody asked, as in llama-server."""
+
+    def __init__(self, service: Service, options: ServerOptions) -> None:
+        self._service, self._options = service, options
+        self._started = int(time.time())
+        self._last = Counters()
+
+    @describe("Figures for Prometheus; only with --metrics", type="text/plain")
+    async def metrics(self, request: Request) -> Response:
+        if not self._options.metrics:
+            raise ApiError("This server does not support metrics endpoint. Start it with `--metrics`", 501)
+        figures = [*self._counters(), *self._speeds(), *self._gauges()]
+        headers = {"Process-Start-Time-Unix": str(self._started)}
+        return Response("".join(map(lines, figures)), media_type=CONTENT_TYPE, headers=headers)
+
+    def _counters(self) -> Iterable[Figure]:
+        c = self._service.counters
         # as in llama-server, texts that are embedded are prompts
         n_prompt, prompt_seconds = c.n_prompt + c.n_text_tokens, c.prompt_seconds + c.text_seconds
         for name, text, count in (
-            ("prompt_tokens_total", "Number of prompt tokens processed.", n_prompt),
-            ("prompt_seconds_total", "Prompt process time", prompt_seconds),
-            ("prompt_tokens_cached_total", "Number of prompt tokens that the cache had.", c.n_cached),
-            ("tokens_predicted_total", "Number of generation tokens processed.", c.n_generated),
-            ("tokens_predicted_seconds_total", "Predict process time", c.generation_seconds),
-            ("n_decode_total", "Total number of steps", c.n_steps),
-            ("requests_total", "Number of requests that ended.", c.n_requests),
-            ("embedding_texts_total", "Number of texts that were embedded.", c.n_texts),
-            ("embedding_tokens_total", "Number of their tokens.", c.n_text_tokens),
-        ):
-            yield CounterMetricFamily(f"llamacpp:{name}", text, value=count)
-        for name, text, value in (
             (
-                "n_busy_slots_per_decode",
-                "Average number of busy slots per step",
-                ratio(c.n_busy_slots, c.n_steps),
+                "prompt_tokens_total",
+                "Number of prompt tokens processed, without those that the cache had",
+                n_prompt,
             ),
+            ("prompt_tokens_cached_total", "Number of prompt tokens that the cache had", c.n_cached),
+            ("prompt_seconds_total", "Time spent on prompts", prompt_seconds),
+            ("tokens_predicted_total", "Number of tokens generated", c.n_generated),
+            ("tokens_predicted_seconds_total", "Time spent on generation", c.generation_seconds),
+            ("n_decode_total", "Number of steps", c.n_steps),
+            ("n_tokens_max", "Tokens of the longest sequence, prompt and answer", c.n_longest),
+            # there are no drafts here
+            ("spec_decode_num_draft_tokens_total", "Number of drafted tokens", 0),
+            ("spec_decode_num_accepted_tokens_total", "Number of drafted tokens that were accepted", 0),
+            ("spec_decode_num_drafts_total", "Number of steps that verified drafts", 0),
+            ("requests_total", "Number of requests that ended", c.n_requests),
+            ("embedding_texts_total", "Number of texts that were embedded", c.n_texts),
+            ("embedding_tokens_total", "Number of their tokens", c.n_text_tokens),
+        ):
+            yield Figure("counter", name, text, count)
+
+    def _speeds(self) -> Iterable[Figure]:
+        now, last = self._service.counters, self._last
+        if now.n_steps < last.n_steps:
+            last = Counters()  # they have begun anew
+        self._last = replace(now)
+        for name, text, n, seconds in (
             (
                 "prompt_tokens_seconds",
-                "Average prompt throughput in tokens/s.",
-                ratio(n_prompt, prompt_seconds),
+                "Prompt tokens per second since the last look",
+                now.n_prompt + now.n_text_tokens - last.n_prompt - last.n_text_tokens,
+                now.prompt_seconds + now.text_seconds - last.prompt_seconds - last.text_seconds,
             ),
             (
                 "predicted_tokens_seconds",
-                "Average generation throughput in tokens/s.",
-                ratio(c.n_generated, c.generation_seconds),
-            ),
-            ("requests_processing", "Number of requests processing.", n_running),
-            ("requests_deferred", "Number of requests deferred.", service.n_waiting),
-            (
-                "kv_cache_tokens",
-                "Number of positions that finished sequences keep in the cache.",
-                sum(len(k.tokens) for k in kept),
-            ),
-            ("kv_cache_sequences", "Number of finished sequences in the cache.", len(kept)),
-            (
-                "kv_cache_capacity_tokens",
-                "Number of positions for which there is memory.",
-                cache.n_pages * PAGE,
+                "Generated tokens per second since the last look",
+                now.n_generated - last.n_generated,
+                now.generation_seconds - last.generation_seconds,
             ),
         ):
-            yield GaugeMetricFamily(f"llamacpp:{name}", text, value=value)
+            yield Figure("gauge", name, text, n / seconds if seconds else 0.0)
+
+    def _gauges(self) -> Iterable[Figure]:
+        service, c = self._service, self._service.counters
+        yield Figure(
+            "gauge",
+            "requests_processing",
+            "Number of requests processing",
+            sum(slot.generation is not None for slot in service.slots()),
+        )
+        yield Figure("gauge", "requests_deferred", "Number of requests deferred", service.n_waiting)
+        yield Figure(
+            "gauge",
+            "n_busy_slots_per_decode",
+            "Average number of busy slots per step",
+            c.n_busy_slots / max(c.n_steps, 1),
+        )
+        if service.presence.asleep:
+            kept, n_pages = [], 0
+        else:
+            kept, n_pages = service.llm.engine.prefixes.kept, service.llm.engine.backend.cache.n_pages
+        yield Figure(
+            "gauge",
+            "kv_cache_tokens",
+            "Number of positions that finished sequences keep in the cache",
+            sum(len(k.tokens) for k in kept),
+        )
+        yield Figure("gauge", "kv_cache_sequences", "Number of finished sequences in the cache", len(kept))
+        yield Figure(
+            "gauge",
+            "kv_cache_capacity_tokens",
+            "Number of positions for which there is memory",
+            n_pages * PAGE,
+        )
 
 
-def ratio(n: float, of: float) -> float:
-    return n / of if of else 0.0
-
-
-def text(service: Service) -> bytes:
-    """All figures in Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Figures(service))
-    return generate_latest(registry)
+def lines(f: Figure) -> str:
+    """A figure in Prometheus' text format."""
+    name = f"llamacpp:{f.name}"
+    return f"# HELP {name} {f.help}\n# TYPE {name} {f.kind}\n{name} {f.value:.10g}\n"

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ...gguf.metadata import LazyArray
-from ...gguf.types import FILE_TYPES
 from ...llm import LLM
 from ..options import ServerOptions
+from ..shared.models import file_type
 
 Object = dict[str, Any]
 FOREVER = "2318-12-31T23:59:59Z"
@@ -35,7 +35,7 @@ def about(llm: LLM, options: ServerOptions) -> Object:
 
 
 def details(llm: LLM) -> Object:
-    c, get = llm.model.config, llm.file.metadata
+    c = llm.model.config
     n_weights = sum(t.n_weights for t in llm.file.tensors.values())
     return {
         "parent_model": "",
@@ -43,7 +43,7 @@ def details(llm: LLM) -> Object:
         "family": c.architecture,
         "families": [c.architecture],
         "parameter_size": parameter_size(n_weights),
-        "quantization_level": FILE_TYPES.get(get.integer("general.file_type", -1, -(2**31)), "unknown"),
+        "quantization_level": file_type(llm),
         "context_length": c.n_ctx,
         "embedding_length": c.n_embd,
     }

@@ -32,6 +32,7 @@ from ..shared.fields import COUNT, nth_seed
 from ..shared.forms import grammar_of
 from ..shared.json_text import all_encoded, json_array, json_object, json_response
 from ..shared.logprobs import MAX_REPORTED
+from ..shared.models import figures, listed
 from ..shared.prompts import prompts_of
 from ..shared.vectors import check_embeds, unit
 from .answer import Choices
@@ -74,31 +75,24 @@ class OpenAI:
 
     @describe("The server's models: one")
     async def models(self, request: HTTPRequest) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        found = {"models": [listed(self._options)], "object": "list", "data": [self._model()]}
+        return JSONResponse(found)
 
     @describe("One model")
     async def model(self, request: HTTPRequest) -> Response:
-        if request.path_params["id"] != self._options.name:
+        if request.path_params["id"] not in (self._options.name, *self._options.aliases):
             raise ApiError("there is no such model here", 404, "model", "model_not_found")
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
-        c, tensors = self._llm.model.config, self._llm.file.tensors.values()
-        meta = {
-            "vocab_type": 2,
-            "n_vocab": c.n_vocab,
-            "n_ctx_train": c.n_ctx,
-            "n_ctx": self._llm.engine.n_ctx,
-            "n_embd": c.n_embd,
-            "n_params": sum(t.n_weights for t in tensors),
-            "size": sum(t.n_bytes for t in tensors),
-        }
         return {
             "id": self._options.name,
+            "aliases": self._options.aliases,
+            "tags": self._options.tags,
             "object": "model",
             "created": self._created,
             "owned_by": "qwencli",
-            "meta": meta,
+            "meta": figures(self._llm),
         }
 
     @describe("The next message of a conversation", ChatRequest, stream=True)

@@ -51,6 +51,8 @@ class Counters:
     n_steps: int = 0
     n_busy_slots: int = 0
     """Sequences, summed over all steps."""
+    n_longest: int = 0
+    """Tokens of the longest sequence."""
 
 
 def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
@@ -338,6 +340,7 @@ class Service:
             c.n_prompt += n_computed(seq)
             c.n_cached += seq.n_cached
             c.n_generated += len(seq.generated)
+            c.n_longest = max(c.n_longest, len(seq.tokens))
             c.prompt_seconds += seq.prompt_seconds
             c.generation_seconds += seq.generation_seconds
         self._tell(generation.deliver, error)
@@ -356,6 +359,8 @@ class Service:
             tell = partial(_fail, done, as_qwen_error(error))
         finally:
             self.counters.text_seconds += time.perf_counter() - start
+            self.counters.n_steps += 1
+            self.counters.n_busy_slots += 1
         embedding.release(self.llm.engine)
         with self._changed:
             self._embeddings.popleft()

@@ -17,19 +17,23 @@ def token_reports(
 ) -> list[dict[str, Any]]:
     """The answer's tokens at some places, each with its logprob and the `n_top` likeliest with theirs. Natural logarithms.
 
-    Tokens that were not drawn, such as those that end the thinking at its budget, were certain: their logprob is 0.
+    Tokens that were not drawn, such as those that end the thinking at its budget, were certain: their logprob is 0. Where the request wants
+    what the samplers have left, there are probabilities in place of logprobs.
     """
+    left = seq.sampling.post_sampling_probs
+    name, certain = ("prob", 1.0) if left else ("logprob", 0.0)
     found = []
     for place in places:
-        report = seq.reports.get(place)
-        top = report.top[:n_top] if report else []
+        token, report = seq.tokens[seq.n_prompt + place], seq.reports.get(place)
+        value = certain if report is None else report.probability if left else report.logprob
+        top = [] if report is None else report.left if left else report.top
         found.append(
-            _named(tokenizer, seq.tokens[seq.n_prompt + place], report.logprob if report else 0.0)
-            | {"top_logprobs": [_named(tokenizer, token, logprob) for token, logprob in top]}
+            _named(tokenizer, token, name, value)
+            | {f"top_{name}s": [_named(tokenizer, other, name, p) for other, p in top[:n_top]]}
         )
     return found
 
 
-def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+def _named(tokenizer: Tokenizer, token: int, name: str, value: float) -> dict[str, Any]:
     raw = tokenizer.token_bytes(token)
-    return {"id": token, "token": raw.decode("utf-8", "replace"), "bytes": list(raw), "logprob": logprob}
+    return {"id": token, "token": raw.decode("utf-8", "replace"), "bytes": list(raw), name: value}

@@ -98,8 +98,8 @@ export class ServerView {
     this.totals.show([
       ["Tokens written", count.format(predicted)],
       ["Prompt tokens", count.format(prompt)],
-      ["Writing speed", `${short(value("predicted_tokens_seconds"))} tokens/s`],
-      ["Reading speed", `${short(value("prompt_tokens_seconds"))} tokens/s`],
+      ["Writing speed", `${short(predicted / (value("tokens_predicted_seconds_total") || 1))} tokens/s`],
+      ["Reading speed", `${short(prompt / (value("prompt_seconds_total") || 1))} tokens/s`],
     ]);
     this.cache.show(Object.entries(CACHE).filter(([name]) => metrics.has(`llamacpp:${name}`))
       .map(([name, label]) => [label, count.format(value(name))]));
