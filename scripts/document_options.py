@@ -10,7 +10,7 @@ from qwencli.cli._llama.table import TABLE
 
 DOCS = Path(__file__).resolve().parents[1] / "docs/server.md"
 BEGIN, END = "<!-- written by scripts/document_options.py -->\n", "<!-- until here -->\n"
-ORDER = list(Kind)
+ORDER = [Kind.SAME, Kind.DIFFERENT, Kind.NO_MEANING, Kind.REFUSED, Kind.PRINTS]
 
 
 def described() -> str:
@@ -28,7 +28,7 @@ def row(entries: list[Entry]) -> str:
     )
     variables = ", ".join(f"`{entry.variable}`" for entry in entries if entry.variable)
     kind, note = entries[0].kind, entries[0].note
-    return f"| {names} | {variables} | {kind.value + (': ' + note if note else '')} |"
+    return f"| {names} | {variables} | {kind + (': ' + note if note else '')} |"
 
 
 def written(docs: str) -> str:

@@ -356,7 +356,7 @@ def noted(server: Serving, monkeypatch: pytest.MonkeyPatch) -> list[Generation]:
     found: list[Generation] = []
     generate = server.service.generate
     monkeypatch.setattr(
-        server.service, "generate", lambda request: (found.append(generate(request)), found[-1])[1]
+        server.service, "generate", lambda *asked: (found.append(generate(*asked)), found[-1])[1]
     )
     return found
 

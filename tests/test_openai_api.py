@@ -1,6 +1,7 @@
 """OpenAI's API by the real client over real HTTP: chats, texts, embeddings, and what is told of their tokens."""
 
 import base64
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -488,7 +489,7 @@ def generations(patient: Serving, monkeypatch: pytest.MonkeyPatch) -> list[Gener
     found: list[Generation] = []
     generate = patient.service.generate
     monkeypatch.setattr(
-        patient.service, "generate", lambda request: (found.append(generate(request)), found[-1])[1]
+        patient.service, "generate", lambda *asked: (found.append(generate(*asked)), found[-1])[1]
     )
     return found
 
@@ -571,3 +572,48 @@ def test_the_event_loop_goes_on_while_a_long_prompt_is_read(
     done.set()
     assert len(answer.json()["tokens"]) > 400_000
     assert n_meanwhile > 0
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_stream_tells_how_its_prompt_is_read(n: int) -> None:
+    """As llama-server: first what the cache had, then step by step, each time more."""
+    with serving(LLM(EMBEDDED, n_threads=2, n_batch=64)) as server:
+        messages = [{"role": "user", "content": "A prompt of its own, " * 30}]
+        for cached in False, True:
+            body = {"messages": messages, "stream": True, "return_progress": True, "max_tokens": 2, "n": n}
+            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+                chunks = [
+                    json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")
+                ]
+            for i in range(n):
+                told = [
+                    c["prompt_progress"]
+                    for c in chunks
+                    if "prompt_progress" in c and c["choices"][0]["index"] == i
+                ]
+                assert told[0]["processed"] == told[0]["cache"]
+                total, done = told[0]["total"], [each["processed"] for each in told]
+                assert done == sorted(set(done))
+                assert done[-1] == total
+                if n == 1:
+                    assert len(told) == (2 if cached else 1 + -(-total // 64))
+                    assert told[0]["cache"] == (total - 1 if cached else 0)
+                assert {(each["total"], each["cache"]) for each in told} == {(total, told[0]["cache"])}
+        whole = httpx.post(
+            f"{server.url}/v1/chat/completions",
+            json={"messages": messages, "return_progress": True, "max_tokens": 2},
+        )
+        assert "prompt_progress" not in whole.json()
+
+
+def test_an_answer_word_for_word(demo: Serving) -> None:
+    told = chat(demo, verbose=True, temperature=0).model_extra["__verbose"]
+    assert told["prompt"] == (
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert told["content"].removesuffix("<|im_end|>") == f"<think>\n{THOUGHT}\n</think>\n\n{SAID}"
+    assert (told["stop_type"], told["stopping_word"]) == ("eos", "")
+    assert demo.service.llm.tokenizer.decode(told["tokens"]) == told["content"]
+    last = list(chat(demo, verbose=True, temperature=0, stream=True, stop=" is"))[-1].model_extra["__verbose"]
+    assert (last["stop_type"], last["stopping_word"]) == ("word", " is")
+    assert "__verbose" not in chat(demo, temperature=0, max_tokens=2).model_extra

@@ -221,7 +221,6 @@ def test_what_asks_for_nothing_is_taken_silently(args: str, capfd: pytest.Captur
         ("-np2 4", "-np"),
         ("--paralel 4", "--parallel"),
         ("-np x", "'x' is not a valid integer"),
-        ("--no-jinja", "--no-jinja: templates are always Jinja's: leave it out"),
         ("-lm dio", "-lm: direct I/O doesn't exist here: `none` reads the file into memory"),
         ("-lm x", "-lm: 'x' is not one of auto, mmap, none, mlock, mmap+mlock"),
         ("-fit maybe", "unexpected extra argument"),
@@ -352,7 +351,6 @@ def test_the_order_of_what_names_the_model(
         ("LLAMA_ARG_CACHE_TYPE_K", "q5_1", "'q5_1' is not one of"),
         ("LLAMA_ARG_UI_CONFIG", "[]", "expected a JSON object"),
         ("LLAMA_ARG_SPEC_DRAFT_MODEL", "x.gguf", "speculative decoding doesn't exist here yet"),
-        ("LLAMA_ARG_JINJA", "0", "templates are always Jinja's"),
         ("LLAMA_ARG_MMPROJ", "x", "come later"),
     ],
 )

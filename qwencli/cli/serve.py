@@ -18,6 +18,7 @@ from ._serving import ServingOptions, serving_options
 from ._streams import say, unescape, warn
 
 N_SLOTS = 4
+N_BATCH = 2048
 
 
 @click.command(
@@ -101,6 +102,7 @@ def serve(
         sampling=llm.sampling(**sampling),
         max_tokens=None if max_tokens == -1 else max_tokens,
         ignore_eos=ignore_eos,
+        n_batch=loader.n_batch or N_BATCH,
         stop=tuple(map(unescape, stop)) if escape else stop,
         template=template or llm.chat_template,
         api_keys=keys,

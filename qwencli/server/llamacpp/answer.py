@@ -15,6 +15,7 @@ from ..http.sse import encoded
 from ..service.generation import Generation, TextPart
 from ..shared.json_text import json_array, json_object
 from ..shared.logprobs import token_reports
+from ..shared.progress import prompt_progress
 from .fields import CompletionFields
 
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}
@@ -22,8 +23,6 @@ LEAST = -3.4028234663852886e38
 """The lowest float32, for a bias of minus infinity, which JSON does not know."""
 FEW = 50
 """Probabilities of a token that are put into words in the event loop; more would hold it up for too long."""
-POLL_SECONDS = 0.1
-"""How often the progress of a prompt is looked at."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +65,35 @@ class PromptAnswer:
         tokens: list[int] = []
         reports: list[str] = []
         async for part, found in self._parts():
-            if part:
-                texts.append(part.text)
-                tokens += part.tokens
-                reports += map(encoded, found)  # part by part: all at once would hold the event loop up
+            texts.append(part.text)
+            tokens += part.tokens
+            reports += map(encoded, found)  # part by part: all at once would hold the event loop up
         if word := self._generation and self._generation.answer.stop_word:
             del reports[max(0, len(reports) - len(self._asked.llm.tokenizer.encode(word))) :]
         answer = self._final("".join(texts), tokens if body.return_tokens else [])
         return as_json(answer, reports, body.response_fields)
 
-    async def _parts(self) -> AsyncIterator[tuple[TextPart | None, list[dict[str, Any]]]]:
-        """What comes, with its tokens' probabilities; where progress is wanted also None, whenever more of the prompt was read."""
+    async def _parts(self) -> AsyncIterator[tuple[TextPart, list[dict[str, Any]]]]:
+        """What comes, with its tokens' probabilities."""
         body = self._asked.body
         limit = body.t_max_predict_ms or 0
         if not self._generation:
             return
-        has_progress = body.stream and body.return_progress
-        async for part in with_progress(self._generation) if has_progress else self._generation:
-            if part and self._asked.max_tokens == 0:
+        async for part in self._generation:
+            if self._asked.max_tokens == 0 and part.n_read is None:
                 continue  # its token was only asked for so that the prompt is read
             yield part, await self._reports(part)
-            if part and "\n" in part.text:
+            if "\n" in part.text:
                 self._has_new_line = True
                 self._late = 0 < limit < 1e3 * self._sequence.generation_seconds
                 if self._late:
                     self._generation.cancel()
                     return
 
-    async def _reports(self, part: TextPart | None) -> list[dict[str, Any]]:
+    async def _reports(self, part: TextPart) -> list[dict[str, Any]]:
         """The probabilities of a part's tokens, if the request wants them."""
         n = self._asked.body.n_reported
-        places = range(self._n_told, self._n_told + len(part.tokens if part else ()))
+        places = range(self._n_told, self._n_told + len(part.tokens))
         self._n_told = places.stop
 
         def reports() -> list[dict[str, Any]]:
@@ -108,12 +105,12 @@ class PromptAnswer:
         await asyncio.sleep(0)  # many parts may be there already, and others are to be served between them
         return [] if not n else reports() if n <= FEW else await asyncio.to_thread(reports)
 
-    def _event(self, part: TextPart | None) -> dict[str, Any]:
+    def _event(self, part: TextPart) -> dict[str, Any]:
         seq, body = self._sequence, self._asked.body
         event: dict[str, Any] = {
             "index": self._index,
-            "content": part.text if part else "",
-            "tokens": part.tokens if part else [],
+            "content": part.text,
+            "tokens": part.tokens,
             "stop": False,
             "id_slot": self._slot,
             "tokens_predicted": self._n_told,
@@ -121,13 +118,8 @@ class PromptAnswer:
         }
         if body.timings_per_token:
             event["timings"] = timings(seq)
-        if part is None:
-            event["prompt_progress"] = {
-                "total": seq.n_prompt,
-                "cache": seq.n_cached,
-                "processed": seq.n_prompt_done,
-                "time_ms": round(1e3 * seq.prompt_seconds),
-            }
+        if part.n_read is not None:
+            event["prompt_progress"] = prompt_progress(seq, part.n_read)
         return event
 
     def _final(self, content: str, tokens: list[int]) -> dict[str, Any]:
@@ -160,26 +152,6 @@ class PromptAnswer:
     def _slot(self) -> int:
         slot = self._generation.slot if self._generation else None
         return 0 if slot is None else slot
-
-
-async def with_progress(generation: Generation) -> AsyncIterator[TextPart | None]:
-    """What a generation brings, and None at first and whenever more of its prompt was read, until all is."""
-    seq, told = generation.sequence, -1
-    pending = asyncio.ensure_future(generation.__anext__())
-    try:
-        while True:
-            await asyncio.wait({pending}, timeout=POLL_SECONDS if told < seq.n_prompt else None)
-            if generation.slot is not None and seq.n_prompt_done > told:
-                told = seq.n_prompt_done
-                yield None
-            if pending.done():
-                try:
-                    yield pending.result()
-                except StopAsyncIteration:
-                    return
-                pending = asyncio.ensure_future(generation.__anext__())
-    finally:
-        pending.cancel()
 
 
 def settings(

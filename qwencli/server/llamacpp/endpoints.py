@@ -158,7 +158,8 @@ class LlamaCpp:
         for each, text in await asyncio.to_thread(self._requests, body, limit, n_each):
             for i in range(n_each):
                 one = replace(each, sampling=nth_seed(each.sampling, i))
-                generation = track(request, self.service.generate(one)) if one.tokens else None
+                taken = self.service.generate(one, body.tells_progress) if one.tokens else None
+                generation = track(request, taken) if taken else None
                 answers.append(PromptAnswer(asked, len(answers), one, text, generation))
         return answers
 

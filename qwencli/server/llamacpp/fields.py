@@ -96,7 +96,6 @@ class CompletionFields(GenerationFields):
     """After that time an answer ends with its line."""
     json_schema: Any = None
     response_fields: Annotated[list[str], Field(max_length=1000)] | None = None
-    return_progress: bool | None = None
     post_sampling_probs: bool | None = None
     lora: Any = None
 

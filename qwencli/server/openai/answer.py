@@ -6,11 +6,15 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from ... import __version__
 from ...request.timings import timings
+from ...text.tokenizer import Tokenizer
 from ..shared.json_text import all_encoded, json_array, json_object
+from ..shared.progress import prompt_progress
 from ..shared.streams import merged
+from ..shared.verbose import verbose
 from .choices import Choice, Object
 from .fields import AnswerFields
 
@@ -21,8 +25,10 @@ class Choices:
     `kind` is "chat.completion" or "text_completion".
     """
 
-    def __init__(self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice]) -> None:
-        self._kind, self._body, self._choices = kind, body, choices
+    def __init__(
+        self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice], tokenizer: Tokenizer
+    ) -> None:
+        self._kind, self._body, self._choices, self._tokenizer = kind, body, choices, tokenizer
         self._n = body.n or 1
         self._with_usage = body.with_usage
         self._sequences = [choice.generation.sequence for choice in choices]
@@ -44,7 +50,7 @@ class Choices:
             rest = {"finish_reason": choice.finish, **self._tokens(i)}
             choices.append(json_object({"index": str(i), **choice.whole(), **all_encoded(rest)}))
             await asyncio.sleep(0)  # others need not wait for all of them
-        costs = {"usage": self._usage(), "timings": timings(self._sequences[0])}
+        costs = {"usage": self._usage(), "timings": timings(self._sequences[0]), **self._verbose()}
         return json_object(
             {**all_encoded(self._common), "choices": json_array(choices), **all_encoded(costs)}
         )
@@ -53,11 +59,15 @@ class Choices:
         """The events of a stream. Raises QwenError."""
         n_running = len(self._choices)
         if self._kind == "chat.completion":
-            begun = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            begun = {"delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}
             for i in range(n_running):
                 yield self._chunk({"index": i, **begun})
         async for i, part in merged([choice.generation for choice in self._choices]):
             choice = self._choices[i]
+            if part and part.n_read is not None:
+                progress = prompt_progress(choice.generation.sequence, part.n_read)
+                yield self._empty_chunk(i) | {"prompt_progress": progress}
+                continue
             for fields in choice.add(part) if part else choice.end():
                 chunk = self._chunk({"index": i, **fields, "finish_reason": None})
                 if self._body.timings_per_token:
@@ -65,25 +75,29 @@ class Choices:
                 yield chunk
             if part is None:
                 n_running -= 1
-                chunk = self._last_chunk(i)
+                chunk = self._empty_chunk(i, choice.finish, **self._tokens(i))
                 if not n_running and not self._with_usage:
-                    chunk["timings"] = timings(self._sequences[0])
+                    chunk |= {"timings": timings(self._sequences[0]), **self._verbose()}
                 yield chunk
         if self._with_usage:
-            yield self._chunk() | {"usage": self._usage(), "timings": timings(self._sequences[0])}
+            costs = {"usage": self._usage(), "timings": timings(self._sequences[0])}
+            yield self._chunk() | costs | self._verbose()
 
-    def _last_chunk(self, i: int) -> Object:
-        """The chunk that says why the i-th choice ended."""
+    def _empty_chunk(self, i: int, finish: str | None = None, **more: Any) -> Object:
+        """A chunk without text, and with `finish` the one that says why the i-th choice ended."""
         nothing: Object = {"delta": {}} if self._kind == "chat.completion" else {"text": ""}
-        finish = self._choices[i].finish
-        return self._chunk(
-            {"index": i, **nothing, "logprobs": None, "finish_reason": finish, **self._tokens(i)}
-        )
+        return self._chunk({"index": i, **nothing, "logprobs": None, "finish_reason": finish, **more})
 
     def _chunk(self, *choices: Object) -> Object:
         kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
         chunk = {**self._common, "object": kind, "choices": choices}
         return chunk | {"usage": None} if self._with_usage else chunk
+
+    def _verbose(self) -> Object:
+        """The first choice word for word, where that is wanted."""
+        if not self._body.verbose:
+            return {}
+        return {"__verbose": verbose(self._choices[0].generation, self._tokenizer)}
 
     def _tokens(self, i: int) -> Object:
         return {"tokens": self._sequences[i].generated} if self._body.return_tokens else {}

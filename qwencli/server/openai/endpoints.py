@@ -109,7 +109,7 @@ class OpenAI:
 
         def choice(i: int) -> Choice:
             one = replace(asked.request, sampling=nth_seed(asked.request.sampling, i))
-            generation = track(request, self._service.generate(one))
+            generation = track(request, self._service.generate(one, body.tells_progress))
             return ChatChoice(asked, generation, self._llm.tokenizer, n_top, bool(body.stream))
 
         self._check_amount(body, [asked.request], n_top)
@@ -128,7 +128,8 @@ class OpenAI:
         asked = await asyncio.to_thread(self._text_requests, body)
 
         def choice(one: Request, i: int) -> Choice:
-            generation = self._service.generate(replace(one, sampling=nth_seed(one.sampling, i)))
+            one = replace(one, sampling=nth_seed(one.sampling, i))
+            generation = self._service.generate(one, body.tells_progress)
             tokenizer = self._llm.tokenizer
             return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream))
 
@@ -178,7 +179,7 @@ class OpenAI:
         for start in starts:
             choices.append(start())
             await asyncio.sleep(0)  # a long prompt takes milliseconds for each
-        answer = Choices(kind, self._options.name, body, choices)
+        answer = Choices(kind, self._options.name, body, choices, self._llm.tokenizer)
         if body.stream:
             return event_stream(request, answer.chunks(), end=DONE)
         return json_response(await answer.whole())

@@ -42,6 +42,8 @@ class AnswerFields(GenerationFields):
     """Without effect: the server has one model."""
     n: N | None = None
     stream_options: StreamOptions | None = None
+    verbose: bool | None = None
+    """Whether the answer comes with `__verbose`: its prompt and its own text word for word."""
     user: str | None = None
 
     @property

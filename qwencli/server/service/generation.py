@@ -32,10 +32,14 @@ class NotServed(QwenError):
 
 
 class TextPart(NamedTuple):
-    """What a step brought: text that is certain, and the ids that it came from. Either may be empty."""
+    """What a step brought: text that is certain, and the ids that it came from. Either may be empty.
+
+    Where progress is told, there are parts without either, of which `n_read` is how many of the prompt's tokens are read.
+    """
 
     text: str
     tokens: list[int]
+    n_read: int | None = None
 
 
 class Generation(AsyncIterator[TextPart]):
@@ -52,6 +56,10 @@ class Generation(AsyncIterator[TextPart]):
         self.error: QwenError | None = None
         self.has_new_line = False
         """Whether its text has one by now."""
+        self.tells_progress = False
+        """Whether the reading of its prompt is told."""
+        self.n_told = -1
+        """How many of the prompt's tokens it was told last."""
         self.created = time.monotonic()
         self.started = 0.0
         """When it got its slot, 0 before."""

@@ -106,8 +106,8 @@ class Service:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def generate(self, request: Request) -> Generation:
-        """Take a request.
+    def generate(self, request: Request, tells_progress: bool = False) -> Generation:
+        """Take a request. `tells_progress`: its parts tell how its prompt is read, too.
 
         Raises Busy where too many wait, Ending at the end, NotServed, InputError and ContextFull where it can never run.
         """
@@ -117,6 +117,7 @@ class Service:
             raise NotServed(f"this server generates nothing: start it without {START[self.only]}")
         generation = Generation(self.llm.begin(request), self._cancel)
         self.llm.engine.check(generation.sequence)
+        generation.tells_progress = tells_progress
         if request.slot is not None:
             generation.wanted = request.slot % self.n_slots
         with self._changed:
@@ -252,6 +253,7 @@ class Service:
                 self._finish(generation, as_qwen_error(error))
                 continue
             generation.slot, generation.started = slot, time.monotonic()
+            self._tell_progress(generation)
 
     def _next(self) -> tuple[Generation, int] | None:
         """The first that waits and may run now, and its slot. Those that wait for a slot hold up none that run elsewhere."""
@@ -296,7 +298,14 @@ class Service:
         self.counters.n_steps += 1
         self.counters.n_busy_slots += len(running)
         for generation in running:
+            self._tell_progress(generation)
             self._read(generation)
+
+    def _tell_progress(self, generation: Generation) -> None:
+        n = generation.sequence.n_prompt_done
+        if generation.tells_progress and n > generation.n_told:
+            generation.n_told = n
+            self._tell(generation.deliver, TextPart("", [], n))
 
     def _read(self, generation: Generation) -> None:
         """Pass on a sequence's new tokens, and its end."""

@@ -173,6 +173,8 @@ class GenerationFields(SamplingFields):
     json_schema: dict[str, Any] | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
+    return_progress: bool | None = None
+    """Whether a stream tells how the prompt is read."""
     sse_ping_interval: Annotated[int, Field(ge=-1, le=COUNT), WHOLE] | None = None
     """After how many silent seconds a stream carries a comment; -1 and 0: never."""
     cache_prompt: bool | None = None
@@ -183,6 +185,10 @@ class GenerationFields(SamplingFields):
     """How many of the first tokens stay where the context is shifted; -1: the prompt."""
     n_discard: Annotated[int, Field(ge=0, le=COUNT), WHOLE] | None = None
     """How many of the others are dropped then, at least an eighth of them; 0: half of them."""
+
+    @property
+    def tells_progress(self) -> bool:
+        return bool(self.stream and self.return_progress)
 
     @property
     def stops(self) -> tuple[str, ...]:
