@@ -1,8 +1,8 @@
 """Clients for scripts/load_server.py: they send ordinary requests, leave in the middle, dawdle, and send nonsense.
 
 Every request ends as "answered" (complete), "refused" (with the right status, in the API's format), "busy" (429 or 503, with the time to
-wait; then an ordinary request is sent again), "left" (by the client) or, if it is none of these, "wrong". They use plain sockets, since HTTP clients hide what a server does to a
-connection.
+wait; then an ordinary request is sent again), "left" (by the client) or, if it is none of these, "wrong". They use plain sockets, since
+HTTP clients hide what a server does to a connection.
 """
 
 from __future__ import annotations
