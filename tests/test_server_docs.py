@@ -346,7 +346,7 @@ def test_values_of_a_body(client: httpx.Client, item: str, n: int) -> None:
     "schema",
     [
         {"not": {"type": "object"}},
-        {"if": {"type": "object"}},
+        {"if": {"type": "object"}, "then": {"required": ["a"]}},
         {"contains": {"type": "integer"}},
         {"uniqueItems": True},
         {"propertyNames": {"pattern": "^a"}},

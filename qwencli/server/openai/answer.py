@@ -38,7 +38,7 @@ class Choices:
             "object": kind,
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": f"qwencli-{__version__}",
+            "system_fingerprint": f"b-qwencli-{__version__}",
         }
 
     async def whole(self) -> str:
