@@ -201,7 +201,8 @@ class OpenAI:
         for start in starts:
             choices.append(start())
             await asyncio.sleep(0)  # a long prompt takes milliseconds for each
-        answer = Choices(kind, self._options.name, body, choices, self._llm.tokenizer)
+        is_verbose = self._options.verbose if body.verbose is None else body.verbose
+        answer = Choices(kind, self._options.name, body, choices, self._llm.tokenizer, is_verbose)
         if body.stream:
             return event_stream(request, answer.chunks(), end=DONE)
         return json_response(await answer.whole())
