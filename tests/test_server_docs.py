@@ -26,6 +26,8 @@ from serving import Serving, serving, until
 from qwencli.cli import cli
 from qwencli.cli._llama.table import PROGRAMS, spellings
 from qwencli.hub.places import EMBEDDED, VARIABLE
+from qwencli.server.llamacpp.fields import CompletionFields, InfillFields
+from qwencli.server.openai.fields import ChatRequest, CompletionRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = (ROOT / "docs/server.md").read_text(encoding="utf-8")
@@ -273,6 +275,34 @@ def test_paths_that_are_not_there(client: httpx.Client) -> None:
     assert {
         client.request(method, path, json={}).status_code for path in paths for method in ("GET", "POST")
     } == {404}
+
+
+FIELDS_OF = {
+    "/completion": CompletionFields,
+    "/infill": InfillFields,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+}
+
+
+def test_fields_of_llama_servers() -> None:
+    """Each is said to be known where it is, and nowhere else."""
+    rows = re.findall(r"^\| (.+?) \| (`.+?) \| (.+?) \|$", section("Fields"), re.M)
+    assert len(rows) == section("Fields").count("\n| ") - 1 > 10
+    told = {path: set[str]() for path in FIELDS_OF}
+    for where, fields, says in rows:
+        paths = FIELDS_OF if where == "all" else re.findall(r"`(\S+)`", where)
+        for path in paths:
+            known = {f.alias or name for name, f in FIELDS_OF[path].model_fields.items()}
+            for field in re.findall(r"`(\S+)`", fields):
+                if field in ("prompt", "messages"):
+                    continue
+                there = says.startswith(("the same", "different")) or field == "n_indent"
+                assert (field in known) == there, (path, field)
+                told[path].add(field)
+    ours = {"prompt", "messages", "model", "user", "think", "reasoning_budget"}
+    for path, model in FIELDS_OF.items():
+        assert {f.alias or name for name, f in model.model_fields.items()} - told[path] <= ours, path
 
 
 def test_fields_that_are_ignored(client: httpx.Client) -> None:
