@@ -1,8 +1,9 @@
 """The command line, and the one place where errors become messages.
 
 A file of this folder is a command, imported when it is called. Files whose name begins with an underscore hold what commands share:
-_options, _models, _loading, _sampling, _grammar, _answers and _probabilities are options with what belongs to them, _streams and _bar
-what is read and written, _bench_table and _probs_page what two commands print.
+_options, _models, _loading, _machine, _sampling, _grammar, _answers and _probabilities are options with what belongs to them, _addresses,
+_serving and _chats those of the server alone; _streams and _bar are what is read and written, _bench_table and _probs_page what two
+commands print. _llama/ has the table of llama.cpp's options, and reads start lines by it.
 """
 
 from __future__ import annotations
