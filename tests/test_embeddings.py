@@ -217,6 +217,10 @@ def test_the_servers_vectors_are_as_the_file_says(mean: httpx.Client) -> None:
             )
             assert cosine(vector, other) == pytest.approx(1, abs=NEAR)
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    body = {"input": "x", "encoding_format": "base64"}
+    [one] = mean.post("/v1/embeddings", json=body).json()["data"]
+    assert one["encoding_format"] == "base64"  # as llama-server says it
+    assert mean.post("/v1/embeddings", json=body | {"encoding_format": "hex"}).status_code == 400
     [bare] = mean.post("/embedding", json={"content": TEXTS[0], "embd_normalize": -1}).json()
     assert np.linalg.norm(bare["embedding"][0]) == pytest.approx(np.linalg.norm(expected[0]), rel=0.01)
 

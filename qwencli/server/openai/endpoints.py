@@ -221,12 +221,13 @@ class OpenAI:
         for i, tokens in enumerate(prompts):
             [states] = await self._service.embed(tokens)
             vector = unit(states[: body.dimensions])
-            shown = (
-                base64.b64encode(vector.tobytes()).decode()
-                if body.encoding_format == "base64"
-                else vector.tolist()
-            )
-            data.append(encoded({"object": "embedding", "index": i, "embedding": shown}))
+            made: dict[str, Any] = {"object": "embedding", "index": i, "embedding": vector.tolist()}
+            if body.encoding_format == "base64":
+                made |= {
+                    "embedding": base64.b64encode(vector.tobytes()).decode(),
+                    "encoding_format": "base64",
+                }
+            data.append(encoded(made))
         n = sum(map(len, prompts))
         about = all_encoded({"model": self._options.name, "usage": {"prompt_tokens": n, "total_tokens": n}})
         return json_response(json_object({"object": '"list"', "data": json_array(data), **about}))
