@@ -81,8 +81,8 @@ def text(*args: Any, **fields: Any) -> str:
         (
             assistant([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
             {},
-            EMPTY + "a\nb",
-            "a\nb",
+            EMPTY + "a\n\nb",
+            "a\n\nb",
         ),
     ],
 )

@@ -65,11 +65,11 @@ class Message(Fields):
             raise ValueError(f"a message of role {self.role} needs content")
         return self
 
-    def for_template(self) -> Object:
+    def for_template(self, between: str = "\n") -> Object:
         """The same with its content as one text, parts joined by newlines as in llama.cpp."""
         message = self.model_dump(exclude_none=True)
         text = (
-            "\n".join(part.text for part in self.content)
+            between.join(part.text for part in self.content)
             if isinstance(self.content, list)
             else self.content or ""
         )
@@ -219,6 +219,7 @@ class ConversationFields(GenerationFields):
             )
         if not part and not (options.prefill_assistant and ends_with_answer(messages)):
             return messages, None
+        messages[-1] = self.messages[-1].for_template("\n\n")  # as in llama.cpp
         try:
             return messages[:-1], beginning_of(messages, part if isinstance(part, str) else AUTO)
         except InputError as error:
