@@ -61,8 +61,8 @@ class LLM:
 
     `mlock` keeps the weights in memory, as far as the system allows it. `overrides` are values of metadata keys that replace those of the
     file (gguf/overrides.py reads them from a text), and `rope` another rotation. With `check_tensors` all weights are looked through for
-    NaN and infinity, and FormatError names the tensor that has one. With `generates` a model that
-    reads texts but writes none is an error at once.
+    NaN and infinity, and FormatError names the tensor that has one. With `generates` a model that reads texts but writes none is an error
+    at once.
 
     `report` is called with a line where kernels have to be compiled, which happens once, or where the context is shorter than the model's;
     `progress` with how many of how many kernels are done. With `chat` the chat template's process is started first, so that it gets ready
@@ -124,6 +124,9 @@ class LLM:
             report(why)
         with self.meter.during(TOKENIZER):
             self.tokenizer = Tokenizer(self.file)
+        for warning in (*self.model.warnings, *self.tokenizer.warnings):
+            if report:
+                report(f"warning: {warning}")
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         with self.meter.during(BACKEND):
             made = (

@@ -1,8 +1,8 @@
 """Clients for scripts/load_server.py: they send ordinary requests, leave in the middle, dawdle, and send nonsense.
 
-Every request ends as "answered" (complete), "refused" (with the right status, in the API's format), "busy" (429 with the time to wait),
-"left" (by the client) or, if it is none of these, "wrong". They use plain sockets, since HTTP clients hide what a server does to a
-connection.
+Every request ends as "answered" (complete), "refused" (with the right status, in the API's format), "busy" (429 or 503, with the time to
+wait; then an ordinary request is sent again), "left" (by the client) or, if it is none of these, "wrong". They use plain sockets, since
+HTTP clients hide what a server does to a connection.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ class Tally:
     seen: dict[str, int | None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     same: dict[str, str] = field(default_factory=dict)
+    """The answers that greedy requests have to get, by what was asked."""
+    paths: set[str] = field(default_factory=set)
+    """Those of load_apis.py that the server has."""
     cached: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -122,27 +125,41 @@ def check(true: object, what: str) -> None:
         raise Wrong(what)
 
 
+BUSY = {429, 503}
+ERROR_FIELDS = {
+    "/v1/messages": {"message", "type"},
+    "/v1/": {"message", "type", "param", "code"},
+    "/api/": {"message"},
+    "/": {"code", "message", "type"},
+}
+"""By how a path begins; the first that fits counts."""
+
+
 def check_error(path: str, answer: Response, expected: set[int]) -> str:
     """ "busy" or "refused". Raises Wrong if the answer isn't an expected error in the API's format."""
     check(
         answer.status in expected,
         f"status {answer.status}, expected {sorted(expected)}: {answer.body[:200]!r}",
     )
+    check(
+        "/home/" not in answer.body.decode() and "Traceback" not in answer.body.decode(),
+        f"{answer.body[:200]!r}",
+    )
     error = answer.json()["error"]
+    if path.startswith("/api/"):
+        error = {"message": error}
     check(isinstance(error["message"], str) and error["message"], "no message")
     check(
         "Traceback" not in error["message"] and len(error["message"]) < 1000,
         f"message {error['message'][:200]}",
     )
-    v1 = path.startswith("/v1/")
-    check(
-        error.keys() >= ({"message", "type", "param", "code"} if v1 else {"code", "message", "type"}),
-        f"fields {sorted(error)}",
-    )
-    check(v1 or error["code"] == answer.status, f"code {error['code']}")
-    if answer.status == 429:
-        check(int(answer.headers["retry-after"]) >= 1, "no Retry-After")
-    return "busy" if answer.status == 429 else "refused"
+    api = next(prefix for prefix in ERROR_FIELDS if path.startswith(prefix))
+    check(error.keys() >= ERROR_FIELDS[api], f"fields {sorted(error)}")
+    check(api != "/" or error["code"] == answer.status, f"code {error.get('code')}")
+    check(api != "/v1/messages" or answer.json()["type"] == "error", "no error of Anthropic's")
+    if answer.status in BUSY:
+        check(int(answer.headers.get("retry-after", 0)) >= 1, "no Retry-After")
+    return "busy" if answer.status in BUSY else "refused"
 
 
 def events(answer: Response) -> list[Any]:
@@ -150,7 +167,9 @@ def events(answer: Response) -> list[Any]:
         answer.headers["content-type"].startswith("text/event-stream"),
         f"type {answer.headers['content-type']}",
     )
-    parts = answer.body.split(b"\n\n")
+    parts = [
+        part for part in answer.body.split(b"\n\n") if part != b":"
+    ]  # a comment keeps a silent stream alive
     check(parts[-1] == b"" and all(part.startswith(b"data: ") for part in parts[:-1]), "a malformed event")
     return [part[6:] if part[6:] == b"[DONE]" else json.loads(part[6:]) for part in parts[:-1]]
 
@@ -207,6 +226,12 @@ def check_choices(body: dict[str, Any], answer: Response) -> str:
     return texts[0]
 
 
+CHECKS: dict[str, Callable[[dict[str, Any], Response], str]] = {"/completion": check_text}
+"""What looks at a complete answer, by path; all else is OpenAI's."""
+LEFT = ["/completion", "/v1/completions", "/v1/chat/completions"]
+"""Paths that clients leave in the middle."""
+
+
 def parsed(text: str) -> Any:
     try:
         return json.loads(text)
@@ -223,6 +248,10 @@ class Client:
         self.tally = tally
         self.random = random.Random(f"{seed}/{number}")
         self.kind, self.end = "", 0.0
+
+    def has(self, path: str) -> bool:
+        """Whether the server has a path of load_apis.py."""
+        return path in self.tally.paths
 
     @property
     def over(self) -> bool:
@@ -261,14 +290,17 @@ class Client:
     async def post(
         self, path: str, body: dict[str, Any], connection: Connection | None = None, pause: float = 0
     ) -> str | None:
-        """The complete text of an answer; None if the server was busy."""
-        start = time.monotonic()
-        answer = await self.ask("POST", path, json.dumps(body).encode(), connection, pause)
-        if answer.status != 200:
-            self.count(check_error(path, answer, {429}))
+        """The complete text of an answer; None if the server was busy up to the end."""
+        while True:
+            start = time.monotonic()
+            answer = await self.ask("POST", path, json.dumps(body).encode(), connection, pause)
+            if answer.status == 200:
+                break
+            self.count(check_error(path, answer, BUSY))
+            if self.over:
+                return None
             await asyncio.sleep(self.random.uniform(0.5, 2))
-            return None
-        text = (check_text if path == "/completion" else check_choices)(body, answer)
+        text = CHECKS.get(path, check_choices)(body, answer)
         self.tally.seconds.append(time.monotonic() - start)
         self.count("answered")
         return text
@@ -374,12 +406,14 @@ async def same(client: Client) -> None:
 async def leave(client: Client) -> None:
     """Disconnects before, during or after the prompt, or during the answer, properly or with a reset."""
     r, id = client.random, client.id()
-    path = r.choice(["/completion", "/v1/completions", "/v1/chat/completions"])
+    path = r.choice(LEFT)
     body = {
         "prompt": client.words(600),
         "messages": [{"role": "user", "content": client.words(300)}],
         "stream": r.random() < 0.7,
         "n_predict": 500,
+        "max_tokens": 500,
+        "options": {"num_predict": 500},
         "ignore_eos": True,
     }
     data = json.dumps(body).encode()
@@ -515,6 +549,19 @@ BAD: list[tuple[str, bytes]] = [
     ("/v1/embeddings", b'{"input": []}'),
     ("/embedding", b"{}"),
     ("/apply-template", b'{"messages": 5}'),
+    ("/v1/messages", b""),
+    ("/v1/messages", b'{"messages": [{"role": "user"'),
+    ("/v1/messages", b'{"messages": [{"role": "wizard", "content": "x"}], "max_tokens": 5}'),
+    ("/v1/messages", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5}'),
+    ("/v1/messages", b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": ' + HUGE + b"}"),
+    ("/v1/messages/count_tokens", b'{"messages": ' + deep(100_000) + b"}"),
+    ("/api/chat", b'{"messages": [{"role": "user", "content": 5}]}'),
+    (
+        "/api/chat",
+        b'{"messages": [{"role": "user", "content": "x"}], "options": {"num_predict": ' + HUGE + b"}}",
+    ),
+    ("/api/generate", b'{"prompt": ["x"]}'),
+    ("/api/embed", b'{"input": {"a": 1}}'),
 ]
 TOO_LONG: list[tuple[str, Callable[[], bytes]]] = [
     ("/completion", lambda: json.dumps({"prompt": "\n" * 1_000_000}).encode()),
@@ -649,7 +696,11 @@ async def first_answers(port: int, tally: Tally) -> None:
         tally.same[prompt] = found or ""
 
 
-async def run(port: int, n: int, seconds: float, seed: int, tally: Tally) -> None:
+async def run(
+    port: int, n: int, seconds: float, seed: int, tally: Tally, more: dict[Handler, float] | None = None
+) -> None:
+    """`more` kinds of clients than those here."""
     await first_answers(port, tally)
     end = time.monotonic() + seconds
-    await asyncio.gather(*(Client(port, i, tally, seed).run(end, KINDS) for i in range(n)))
+    kinds = KINDS | (more or {})
+    await asyncio.gather(*(Client(port, i, tally, seed).run(end, kinds) for i in range(n)))

@@ -1,4 +1,5 @@
-"""`qwencli serve` under load: many clients for minutes, some of which leave, dawdle or send nonsense (scripts/load_clients.py).
+"""`qwencli serve` under load: many clients for minutes, some of which leave, dawdle or send nonsense (scripts/load_clients.py,
+scripts/load_apis.py).
 
     python scripts/load_server.py                              # 200 clients, 300 seconds, the demo model
     python scripts/load_server.py -m model.gguf --clients 50 --seconds 60
@@ -58,6 +59,7 @@ class Server:
             "0",
             "--log-format",
             "json",
+            "--metrics",
             *args,
         ]
         self.process = subprocess.Popen(command, stderr=self._out, stdout=self._out)
@@ -265,6 +267,7 @@ def main() -> int:
     folder = options.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     server = Server(folder, ["-m", options.model, "--timeout", str(options.timeout), *more])
+    import load_apis
     import load_clients
 
     tally = load_clients.Tally()
@@ -277,7 +280,12 @@ def main() -> int:
     sampler = threading.Thread(target=sample, args=(server, stop, samples))
     sampler.start()
     try:
-        asyncio.run(load_clients.run(server.port, options.clients, options.seconds, options.seed, tally))
+        asyncio.run(load_apis.first_answers(server.port, tally))
+        asyncio.run(
+            load_clients.run(
+                server.port, options.clients, options.seconds, options.seed, tally, load_apis.KINDS
+            )
+        )
         took = time.monotonic() - began
         health, late = json.loads(poller.communicate(b"")[0])
     finally:

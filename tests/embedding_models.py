@@ -40,6 +40,8 @@ class Variant(NamedTuple):
     """Rows of a rank head: those of "yes" and "no", or random ones."""
     no_head: bool = False
     """For ranking without one."""
+    biases: str = ""
+    """Which of queries, keys and values get random biases."""
 
     @property
     def ranks(self) -> bool:
@@ -59,6 +61,8 @@ EMBEDDING = {
     "mean asked for": Variant({"qwen3.pooling_type": 3}, "mean"),
     "none asked for": Variant({"qwen3.pooling_type": 1} | BOTH_WAYS, "none"),
     "cls asked for": Variant({}, "cls"),
+    "with biases": Variant({"qwen3.pooling_type": 3}, biases="qkv"),
+    "with biases on keys": Variant({"qwen3.pooling_type": 3}, biases="k"),
 }
 LABELS = {"qwen3.classifier.output_labels": ["yes", "no"]}
 RANK = {"qwen3.pooling_type": 4}
@@ -85,6 +89,10 @@ def write_variant(source: Path, target: Path, variant: Variant) -> Path:
     words = reader.fields["tokenizer.ggml.tokens"].contents()
     words[words.index("<tool_call>")] = "yes"
     tensors = {}
+    draw = np.random.RandomState(7).normal
+    for name in (f"blk.{i}.attn_{which}" for i in range(6) for which in variant.biases):
+        [weight] = [t for t in reader.tensors if t.name == f"{name}.weight"]
+        tensors[f"{name}.bias"] = draw(0, 0.5, weight.shape[1])
     if variant.ranks:
         tensors = {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
     if variant.head:

@@ -531,6 +531,23 @@ def test_an_agents_next_turn_reads_only_what_is_new(
         messages += [{"role": "assistant", "content": said or "..."}, told]
 
 
+def test_thinking_stays_known_while_tools_are_called(client: anthropic.Anthropic) -> None:
+    """A template drops it only when the user speaks again; the results of tools are no such words."""
+    messages: list[Any] = [reminded("Fix the bug in b.py.")]
+    before = 0
+    for turn in range(3):
+        body = agents_request(f"{turn:05x}") | {"messages": messages, "max_tokens": 1}
+        del body["stream"]
+        usage = create(client, **body, thinking={"type": "enabled", "budget_tokens": 1024}).usage
+        assert usage.cache_read_input_tokens is not None
+        assert usage.cache_read_input_tokens >= before
+        before = usage.input_tokens + usage.cache_read_input_tokens
+        call = CALL | {"id": f"toolu_{turn}", "name": "read_file"}
+        thought = {"type": "thinking", "thinking": f"Hm, {turn}.", "signature": "x"}
+        result = {"type": "tool_result", "tool_use_id": call["id"], "content": f"{turn}: x = 1"}
+        messages += [{"role": "assistant", "content": [thought, call]}, {"role": "user", "content": [result]}]
+
+
 def test_the_stamp_alone_is_left_out(client: anthropic.Anthropic) -> None:
     def counted(system: str) -> int:
         return client.messages.count_tokens(model="any", messages=QUESTION, system=system).input_tokens

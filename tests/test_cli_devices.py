@@ -46,7 +46,7 @@ WRONG = [
     (["--device", "cpu,cpu"], "the device cpu is named twice"),
     (["--device", ""], "no device is named"),
     (["--device", "cpu,numpy", "-ts", "1"], "expected one share per device, 2, not 1"),
-    (["-ts", "x"], "'x': expected numbers such as 3,1"),
+    (["--device", "cpu,numpy", "-ts", "x"], "'x': expected numbers such as 3,1"),
     (
         ["--device", "cpu,numpy", "--layers-per-device", "9,9"],
         "9,9, are 18 in all, but the model has 2 layers",

@@ -35,7 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Pat
     files: dict[str, Path] = {}
 
     def write(variant: Variant) -> Path:
-        key = f"{sorted(map(str, variant.keys.items()))} {variant.ranks} {variant.head}"
+        key = f"{sorted(map(str, variant.keys.items()))} {variant.ranks} {variant.head} {variant.biases}"
         if key not in files:
             files[key] = write_variant(EMBEDDED, tmp_path_factory.mktemp("variant") / "model.gguf", variant)
         return files[key]

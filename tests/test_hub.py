@@ -421,6 +421,23 @@ def test_nothing_is_asked_offline(hub: Hub) -> None:
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("how", ["-hf", "-m"])
+def test_offline_a_model_of_the_cache_runs(hub: Hub, call: Call, how: str) -> None:
+    command = ["run", how, REPO, "--offline", "-p", "hi", "-n", "4", "--temp", "0", "-q"]
+    done = call(*command)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        f"qwencli: error: {REPO}: not on this machine, and nothing is fetched offline: see `qwencli list`\n"
+    )
+    assert hub.requests == []
+    assert call("pull", f"{REPO}:Q4_K_M").code == 0
+    n_requests = len(hub.requests)
+    done = call(*command)
+    assert (done.code, done.err) == (0, "")
+    assert done.out
+    assert len(hub.requests) == n_requests
+
+
 def test_offline_needs_nothing_of_the_hubs_library() -> None:
     """Importing it takes a third of a second, and it looks at the network's variables."""
     script = (

@@ -419,7 +419,7 @@ def hub_commit() -> str:
 )
 def test_all_commands_have_the_options(call: Call, command: str) -> None:
     out = call(command, "--help").out
-    assert re.search(r"-hf, --hf-repo USER/REPO\[:QUANT\]", out)
+    assert re.search(r"-hf, -hfr, --hf-repo USER/REPO\[:QUANT\]", out)
     assert re.search(r"-y, --yes ", out)
     assert call(command, "-h").out == out
 

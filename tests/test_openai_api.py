@@ -617,3 +617,9 @@ def test_an_answer_word_for_word(demo: Serving) -> None:
     last = list(chat(demo, verbose=True, temperature=0, stream=True, stop=" is"))[-1].model_extra["__verbose"]
     assert (last["stop_type"], last["stopping_word"]) == ("word", " is")
     assert "__verbose" not in chat(demo, temperature=0, max_tokens=2).model_extra
+
+
+def test_a_server_that_tells_all_word_for_word() -> None:
+    with serving(verbose=True) as server:
+        assert "__verbose" in chat(server, max_tokens=2).model_extra
+        assert "__verbose" not in chat(server, max_tokens=2, verbose=False).model_extra

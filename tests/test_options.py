@@ -18,6 +18,8 @@ import pytest
 from command_line import Call, process
 
 from qwencli.cli import cli
+from qwencli.cli._answers import TemplateOptions
+from qwencli.cli._chats import ChatOptions
 from qwencli.cli._llama.command import Refused
 from qwencli.cli._llama.entries import Entry, Kind
 from qwencli.cli._llama.meanings import MEANINGS
@@ -25,6 +27,7 @@ from qwencli.cli._llama.table import PROGRAMS, TABLE, entries, find
 from qwencli.cli._loading import Loader
 from qwencli.cli._machine import MachineOptions, ThreadOptions
 from qwencli.cli._serving import ServingOptions
+from qwencli.errors import InputError
 from qwencli.hub.places import EMBEDDED
 
 ORACLE = Path(__file__).parent / "oracles/llama_server_options.txt"
@@ -257,7 +260,8 @@ def test_what_prints_and_exits(option: str, begin: str, call: Call) -> None:
 
 
 def test_lists_are_those_of_the_commands(call: Call) -> None:
-    assert call("serve", "--list-devices").out == call("devices").out
+    shown = call("serve", "--list-devices").out
+    assert shown.split(",")[0] == call("devices").out.split(",")[0]  # how much memory is free changes
     assert call("serve", "-cl").out == call("list").out
 
 
@@ -407,6 +411,20 @@ def test_other_commands_read_the_same(command: str, capfd: pytest.CaptureFixture
         parsed(*file, "--cors-origins", "x", command=command)
 
 
+def test_shares_without_devices_have_no_meaning(capfd: pytest.CaptureFixture[str]) -> None:
+    assert parsed("-ts", "3,1")["tensor_split"] is None
+    assert capfd.readouterr().err == "qwencli: warning: without effect here: -ts\n"
+    assert parsed("-ts", "3,1", "-dev", "cpu:0,cpu:0")["tensor_split"] == "3,1"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_grammars_and_schemas_in_every_spelling(command: str) -> None:
+    assert parsed("--grammar-file", "a.gbnf", command=command)["grammar"] == "a.gbnf"
+    for option in "-j", "--json-schema", "-jf", "--json_schema_file":
+        assert parsed(option, "a.json", command=command)["json_schema"] == "a.json"
+
+
 def test_bench_takes_llama_benchs(capfd: pytest.CaptureFixture[str]) -> None:
     found = parsed(
         *[
@@ -491,6 +509,83 @@ def test_all_that_a_server_is_told_reaches_it(tmp_path: Path) -> None:
         "ui_config": {"theme": "dark"},
         "ui": False,
     }
+
+
+def chats(*args: object) -> dict[str, Any]:
+    params = parsed(*args)
+    templates = gathered_from(TemplateOptions, params)
+    names = [name for name in ChatOptions.__annotations__ if name != "templates"]
+    return ChatOptions(templates=templates, **{name: params[name] for name in names}).settings()
+
+
+def test_what_is_said_of_chats_reaches_the_server() -> None:
+    assert chats() == {
+        "template_kwargs": {},
+        "think": None,
+        "reasoning_budget": None,
+        "reasoning_message": "",
+        "reasoning_effort": None,
+        "reasoning_format": "auto",
+        "parse_answers": True,
+        "prefill_assistant": True,
+    }
+    found = chats(
+        *("--chat-template-kwargs", '{"enable_thinking": false, "a": 1}', "--reasoning-budget", 0),
+        *("--reasoning-effort", "high", "--reasoning-format", "deepseek", "--skip-chat-parsing"),
+        *("--no-prefill-assistant", "--no-reasoning-preserve", "--reasoning-budget-message", "enough"),
+    )
+    assert found == {
+        "template_kwargs": {"a": 1, "preserve_reasoning": False},
+        "think": False,
+        "reasoning_budget": 0,
+        "reasoning_message": "enough",
+        "reasoning_effort": "high",
+        "reasoning_format": "deepseek",
+        "parse_answers": False,
+        "prefill_assistant": False,
+    }
+    assert chats("--reasoning-effort", "default")["reasoning_effort"] is None
+    assert chats("-rea", "on", "--chat-template-kwargs", '{"enable_thinking": false}')["think"] is True
+    with pytest.raises(InputError, match="enable_thinking is 'maybe', expected true or false"):
+        chats("--chat-template-kwargs", '{"enable_thinking": "maybe"}')
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("chatml", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        ("{{ messages[0].content }}!", "hi!"),
+        ("FILE", "hi?"),
+    ],
+)
+def test_templates_by_name_text_or_file(value: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ messages[0].content }}?")
+    name = value.replace("FILE", str(path))
+    found = gathered_from(TemplateOptions, parsed("--chat-template", name)).template()
+    assert found.render([{"role": "user", "content": "hi"}]) == text
+    if value == "FILE":
+        found = gathered_from(TemplateOptions, parsed("--chat-template-file", name)).template()
+        assert found.render([{"role": "user", "content": "hi"}]) == text
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--chat-template", "llama3", "isn't built in here: give its text, or a file with it"),
+        (
+            "--chat-template",
+            "none/such",
+            "No such file or directory, expected chatml, the path of a Jinja file",
+        ),
+        ("--chat-template-file", "chatml", "No such file or directory, expected a Jinja file"),
+    ],
+)
+def test_templates_that_are_not_there(option: str, value: str, said: str, call: Call) -> None:
+    result = call("run", "-p", "hi", option, value)
+    assert (result.code, result.out) == (1, "")
+    assert said in result.err
+    assert one_line(result.err)
 
 
 def test_what_the_machine_is_told_reaches_it() -> None:

@@ -507,6 +507,14 @@ def test_timings_where_they_are_asked_for(http: httpx.Client) -> None:
     assert events[-1]["timings"]["predicted_n"] == 3
 
 
+def test_progress_where_it_is_asked_for(http: httpx.Client) -> None:
+    events = events_of(http, return_progress=True, max_output_tokens=3, input="a long way to go " * 60)
+    told = [event for event in events if "prompt_progress" in event]
+    assert told
+    assert {event["type"] for event in told} == {"response.in_progress"}
+    assert told[-1]["prompt_progress"]["processed"] == told[-1]["prompt_progress"]["total"] > 60
+
+
 def test_a_failure_is_the_last_event(
     http: httpx.Client, server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,15 @@
 """Options about RoPE and metadata against the perplexities that llama.cpp has with them, and what they mean for contexts and sessions."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from command_line import Call
 from gguf_builder import N_CTX, Gguf, tiny
+from random_models import write_random_model
+from shapes import PRESETS
 
 from qwencli.errors import InputError, ModelError
 from qwencli.gguf.file import GGUFFile
@@ -12,6 +17,7 @@ from qwencli.gguf.metadata import Metadata
 from qwencli.gguf.overrides import read_overrides
 from qwencli.llm import LLM
 from qwencli.measure.perplexity import perplexity
+from qwencli.network.load import known_architectures
 from qwencli.network.rope_options import RopeOptions
 
 YARN = {"scaling": "yarn", "scale": 4.0, "yarn_orig_ctx": 128}
@@ -68,6 +74,29 @@ def test_perplexities_are_llama_cpps(
     *_, last = perplexity(llm.engine.backend, tokens[: 3 * 512], 512, 512, None)
     assert last.n_chunks == 3
     assert last.ppl == pytest.approx(expected, rel=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            "--rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 128 --yarn-beta-fast 8 --yarn-beta-slow 2",
+            255.3218,
+        ),
+        ("--rope-freq-scale 0.5", 269.4210),
+        ("--override-kv qwen3.rope.freq_base=float:50000", 288.9585),
+    ],
+)
+def test_the_command_lines_are_llama_cpps_too(
+    call: Call, shared: Path, options: str, expected: float
+) -> None:
+    models = shared / "models"
+    done = call(
+        *("perplexity", "-m", models / "demo-f16.gguf", "-f", models / "wiki-excerpt.txt", "-c", 512),
+        *("--chunks", 3, "--json", *options.split()),
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["ppl"] == pytest.approx(expected, rel=3e-4)
 
 
 @pytest.mark.parametrize(
@@ -192,3 +221,22 @@ def test_the_file_itself_stays_as_it_is(tmp_path: Path) -> None:
     assert llm.file.metadata["qwen3.rope.freq_base"] == 50000
     assert path.read_bytes() == before
     assert GGUFFile(path).metadata["qwen3.rope.freq_base"] == 1e6
+
+
+@pytest.mark.parametrize("architecture", known_architectures())
+def test_every_architecture_rotates_the_same_on_both_backends(tmp_path: Path, architecture: str) -> None:
+    """Also those whose heads are rotated in part, or by sections."""
+    path = tmp_path / "m.gguf"
+    write_random_model(path, PRESETS[f"tiny-{architecture}"], "F32")
+    rope = RopeOptions(**YARN, freq_base=5000, yarn_beta_fast=4)
+    found = {}
+    for name, backend, options in (
+        ("usual", "cpu", RopeOptions()),
+        ("cpu", "cpu", rope),
+        ("numpy", "numpy", rope),
+    ):
+        llm = LLM(path, n_ctx=256, backend=backend, rope=options)
+        found[name] = llm.values([i * 7 % 50 for i in range(100)], ["result_output"])["result_output"]
+    scale = np.abs(found["numpy"]).max()
+    assert np.abs(found["cpu"] - found["numpy"]).max() < 1e-2 * scale
+    assert np.abs(found["cpu"] - found["usual"]).max() > 2e-2 * scale

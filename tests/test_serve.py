@@ -93,7 +93,7 @@ def test_it_answers_as_soon_as_it_says_where_and_ends_when_told() -> None:
         answer = client.post("/completion", json={"prompt": "Once upon a time", "temperature": 0}).json()
         assert (answer["tokens_predicted"], answer["stop_type"]) == (3, "limit")
         assert len(client.get("/slots").json()) == 2
-        assert client.get("/slots").json()[0]["n_ctx"] == 128
+        assert client.get("/slots").json()[0]["n_ctx"] == 256
         assert server.end() == 0
         assert server.process.stdout
         assert server.process.stdout.read() == ""

@@ -35,7 +35,16 @@ def test_many_clients_of_all_kinds(tmp_path: Path) -> None:
         [sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for part in "\nall ", "\nsame ", "200: ", "400: ", "all complete, exit code 0":
+    for part in (
+        "\nall ",
+        "\nsame ",
+        "\nalike ",
+        "\nmessage ",
+        "\nollama ",
+        "200: ",
+        "400: ",
+        "all complete, exit code 0",
+    ):
         assert part in done.stdout
 
 

@@ -320,7 +320,7 @@ def test_an_embedding_that_nobody_waits_for_is_not_made(llm: LLM, monkeypatch: p
         await asyncio.sleep(0)  # both are in the queue
         jobs[1].cancel()
         go.set()
-        assert (await jobs[0]).shape == (llm.model.config.n_embd,)
+        assert (await jobs[0]).shape == (1, llm.model.config.n_embd)
         await service.embed(tokens)
 
     serve(llm, work)

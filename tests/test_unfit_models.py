@@ -137,8 +137,8 @@ UNFIT: dict[str, tuple[Change, str]] = {
         "5 heads, expected a multiple of the 2 key-value heads",
     ),
     "head_count per layer": (
-        hyper("attention.head_count", "[u32]", [4, 4]),
-        "head_count' is an array, expected an integer",
+        hyper("attention.head_count", "[u32]", [4, 2]),
+        "head_count' differs from layer to layer, from 2 to 4, expected the same in all",
     ),
     "head_count_kv 0": (
         hyper("attention.head_count_kv", "u32", 0),
@@ -218,8 +218,8 @@ UNFIT: dict[str, tuple[Change, str]] = {
     ),
     "no embedding": (dropping("token_embd.weight"), "tensor 'token_embd.weight' is missing"),
     "a tensor more": (
-        adding("blk.0.attn_q.bias", 64),
-        "1 tensors have no place in this architecture, such as 'blk.0.attn_q.bias'",
+        adding("blk.0.attn_output.bias", 32),
+        "1 tensors have no place in this architecture, such as 'blk.0.attn_output.bias'",
     ),
     "a layer more": (
         adding("blk.2.attn_norm.weight", 32),
@@ -306,14 +306,6 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "token_type of floats": (
         vocab("token_type", "[f32]", [1.0] * 268),
         "elements are each a number, expected an integer",
-    ),
-    "eos outside": (
-        vocab("eos_token_id", "u32", len(TOKENS)),
-        "'tokenizer.ggml.eos_token_id' is 268, expected a value from 0 to 267",
-    ),
-    "bos -1": (
-        vocab("bos_token_id", "i32", -1),
-        "'tokenizer.ggml.bos_token_id' is -1, expected a value from 0 to 267",
     ),
     "eot a string": (
         vocab("eot_token_id", "str", "<|im_end|>"),

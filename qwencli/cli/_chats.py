@@ -6,11 +6,15 @@ from typing import Any
 
 import click
 
+from ..errors import InputError
 from ._answers import TemplateOptions, template_options
 from ._llama.command import llama_option
 from ._options import Gathered, gathered
 from ._serving import json_object
 
+SWITCH = "enable_thinking"
+SHOWN = 60
+"""Characters of a value in a message."""
 FORMATS = ["auto", "none", "deepseek", "deepseek-legacy"]
 
 
@@ -29,12 +33,13 @@ class ChatOptions(Gathered):
     prefill_assistant: bool
 
     def settings(self) -> dict[str, Any]:
-        """Fields of ServerOptions, but for the template."""
+        """Fields of ServerOptions, but for the template. Raises InputError."""
         variables = dict(self.chat_template_kwargs or {})
-        think = self.think
-        if think is None and isinstance(variables.get("enable_thinking"), bool):
-            think = variables["enable_thinking"]
-        variables.pop("enable_thinking", None) if think is not None else None
+        switch = variables.pop(SWITCH, None)
+        if type(switch) not in (bool, type(None)):
+            raise InputError(
+                f"--chat-template-kwargs: {SWITCH} is {str(switch)[:SHOWN]!r}, expected true or false"
+            )
         if self.reasoning_preserve is not None:
             variables["preserve_reasoning"] = self.reasoning_preserve
         effort = (
@@ -44,7 +49,7 @@ class ChatOptions(Gathered):
         )
         return {
             "template_kwargs": variables,
-            "think": think,
+            "think": switch if self.think is None else self.think,
             "reasoning_budget": None if self.reasoning_budget == -1 else self.reasoning_budget,
             "reasoning_message": self.reasoning_budget_message,
             "reasoning_effort": None if effort == "default" else effort,

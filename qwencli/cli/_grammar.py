@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._llama.command import llama_option
 from ._streams import read_text
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def grammar_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in (
         click.option("--regex", metavar="REGEX", help="The answer matches a regular expression."),
-        click.option(
+        llama_option(
             "--grammar", metavar="FILE|TEXT", help="The answer follows a grammar: llama.cpp's GBNF, or Lark."
         ),
-        click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON of this schema."),
+        llama_option("-j", metavar="FILE|JSON", help="The answer is JSON of this schema."),
     ):
         wrapper = option(wrapper)
     return wrapper

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..backends.kv_cache import DEFAULT_TYPES, CacheTypes
-from ..errors import ModelError
+from ..errors import ModelError, shown
 from ..gguf.file import GGUFFile
 from ..gguf.metadata import ARRAY, LazyArray
 from ..gguf.types import FILE_TYPES
@@ -255,16 +255,13 @@ def as_text(facts: dict[str, Any], file: GGUFFile) -> str:
     width = column(file.metadata)
     for key, value in facts["metadata"].items():
         kind = file.metadata.typed[key].type_name
-        shown = str(value)
-        lines.append(
-            f"  {printable(key):<{width}} {kind:<10} {printable(shown[:80])}{'...' if len(shown) > 80 else ''}"
-        )
+        lines.append(f"  {shown(key):<{width}} {kind:<10} {shown(value, 80)}")
     if "tensors" in facts:
         lines += ["", f"tensors ({facts['n_tensors']})"]
         width = column(file.tensors)
         for t in facts["tensors"]:
             shape = " x ".join(map(str, t["shape"]))
-            lines.append(f"  {printable(t['name']):<{width}} {t['type']:<8} {shape:>15} {t['n_bytes']:>12,}")
+            lines.append(f"  {shown(t['name'], 64):<{width}} {t['type']:<8} {shape:>15} {t['n_bytes']:>12,}")
     if "memory" in facts:
         buffers = facts["memory"]["buffers"]
         lines += ["", "memory after a token", *(f"  {line}" for line in table(facts["memory"]))]
@@ -280,8 +277,8 @@ def about_file(facts: dict[str, Any]) -> list[str]:
     bpw = f", {facts['bpw']:.2f} bits per weight" if facts["bpw"] else ""
     return [
         printable(facts["path"]),
-        row("name", facts["name"]),
-        row("architecture", facts["architecture"]),
+        row("name", shown(facts["name"], 80)),
+        row("architecture", shown(facts["architecture"])),
         row("runs", "yes" if facts["runs"] else f"no: {facts['why_not']}"),
         row("parameters", f"{facts['n_params']:,}"),
         row(

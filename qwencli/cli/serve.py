@@ -113,6 +113,7 @@ def serve(
         hosts=hosts,
         log_format="none" if loader.quiet else log_format,
         log_prompts=log_prompts,
+        verbose=verbose,
     )
     if verbose:
         from ..machine.buffers import memory_report

@@ -295,6 +295,15 @@ class Engine:
         self._reserve(kv, len(tokens))
         return self.backend.hidden(Batch([Segment(kv, tokens, n_outputs)]))
 
+    def logits(self, kv: KVSequence, tokens: SequenceOf[int] | I32) -> list[F32]:
+        """Run tokens as `hidden` does, and return the logits after each of them, float32 [n_vocab]. Raises QwenError."""
+        self._reserve(kv, len(tokens))
+        found = self.backend.sample(Batch([Segment(kv, tokens, len(tokens))]), [None] * len(tokens))
+        rows = [row for row in found if not isinstance(row, int)]
+        if len(rows) < len(found):
+            raise QwenError("the logits are not finite: is the model damaged?")
+        return rows
+
     def release(self, kv: KVSequence) -> None:
         """Give back the pages of a sequence that the caller owns."""
         self.backend.cache.release(kv)

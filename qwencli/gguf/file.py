@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError, QwenError
+from ..errors import FormatError, QwenError, shown
 from .metadata import ARRAY, BOOL, NUMBERS, STRING, LazyArray, Metadata, MetadataValue, decode_bool
 from .overrides import Scalar, overridden
 from .types import GGML_TYPES, GGMLType, unknown_type
@@ -107,7 +107,7 @@ class GGUFFile:
                     f"{part.path}: says that it is part {number + 1} of {count}, expected part {i + 1} of {n_parts}"
                 )
             if twice := tensors.keys() & part.tensors.keys():
-                raise FormatError(f"{part.path}: tensor '{min(twice)}' is in an earlier part too")
+                raise FormatError(f"{part.path}: tensor '{shown(min(twice))}' is in an earlier part too")
             tensors |= part.tensors
         expected = self.metadata.integer("split.tensors.count", None) if n_parts > 1 else None
         if expected not in (None, len(tensors)):
@@ -178,8 +178,8 @@ class _Part:
             r.where = "the key of a key-value pair"
             key = r.string(MAX_KEY)
             if key in values:
-                raise FormatError(f"{self.path}: metadata key '{key}' appears twice")
-            r.where = f"metadata key '{key}'"
+                raise FormatError(f"{self.path}: metadata key '{shown(key)}' appears twice")
+            r.where = f"metadata key '{shown(key)}'"
             value_type = r.number("I")
             values[key] = MetadataValue(value_type, r.value(value_type))
         return values
@@ -190,12 +190,12 @@ class _Part:
             r.where = f"the table entry of tensor {len(entries)}"
             name = r.string(MAX_NAME)
             if name in entries:
-                raise FormatError(f"{self.path}: tensor '{name}' appears twice")
-            r.where = f"the table entry of tensor '{name}'"
+                raise FormatError(f"{self.path}: tensor '{shown(name)}' appears twice")
+            r.where = f"the table entry of tensor '{shown(name)}'"
             n_dims = r.number("I")
             if not 1 <= n_dims <= MAX_DIMS:
                 raise FormatError(
-                    f"{self.path}: tensor '{name}' has {n_dims} dimensions, expected 1 to {MAX_DIMS}"
+                    f"{self.path}: tensor '{shown(name)}' has {n_dims} dimensions, expected 1 to {MAX_DIMS}"
                 )
             dims = tuple(r.number("Q") for _ in range(n_dims))
             entries[name] = dims[::-1], r.number("I"), r.number("Q")
@@ -211,7 +211,7 @@ class _Part:
         for t in sorted(tensors.values(), key=lambda t: t.offset):
             if t.offset < end:
                 raise FormatError(
-                    f"{self.path}: tensor '{t.name}' begins at byte {t.offset}, "
+                    f"{self.path}: tensor '{shown(t.name)}' begins at byte {t.offset}, "
                     f"inside the tensor before it, which ends at {end}"
                 )
             end = t.offset + t.n_bytes
@@ -227,7 +227,7 @@ class _Part:
         start: int,
         number: int,
     ) -> TensorInfo:
-        where = f"{self.path}: tensor '{name}'"
+        where = f"{self.path}: tensor '{shown(name)}'"
         if type_id not in GGML_TYPES:
             raise FormatError(f"{where} has the unknown type {type_id} ({unknown_type(type_id)})")
         kind, n_weights = GGML_TYPES[type_id], 1
@@ -295,7 +295,7 @@ class _Reader:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(
-                f"{self.path}: {self.where} has a string that isn't UTF-8: {raw[:24]!r}"
+                f"{self.path}: {self.where} has a string that isn't UTF-8: {raw[:12]!r}"
             ) from None
 
     def value(self, value_type: int) -> Any:

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import FormatError, ModelError
+from ..errors import FormatError, ModelError, shown
 
 STRING, ARRAY, BOOL = 8, 9, 7
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
@@ -81,7 +81,7 @@ def decode_strings(where: str, buffer: bytes, pos: int, length: int) -> tuple[li
             pos = start + unpack(buffer, pos)[0]
             strings.append(buffer[start:pos].decode())
     except UnicodeDecodeError:
-        raise FormatError(f"{where}: string {len(strings)} isn't UTF-8: {buffer[start:pos][:24]!r}") from None
+        raise FormatError(f"{where}: string {len(strings)} isn't UTF-8: {buffer[start:pos][:12]!r}") from None
     return strings, pos
 
 
@@ -127,12 +127,16 @@ class Metadata(Mapping[str, Any]):
     def _get(self, key: str, kind: type, default: Any) -> Any:
         if key not in self.typed:
             if default is REQUIRED:
-                raise ModelError(f"{self.path}: metadata key '{key}' is missing, expected {_KINDS[kind]}")
+                raise ModelError(
+                    f"{self.path}: metadata key '{shown(key)}' is missing, expected {_KINDS[kind]}"
+                )
             return default
         value = self[key]
         found = list if isinstance(value, LazyArray) else type(value)
         if found is not kind and not (kind is float and found is int):
-            raise ModelError(f"{self.path}: metadata key '{key}' is {_KINDS[found]}, expected {_KINDS[kind]}")
+            raise ModelError(
+                f"{self.path}: metadata key '{shown(key)}' is {_KINDS[found]}, expected {_KINDS[kind]}"
+            )
         return kind(value) if kind is float else value
 
     def integer(self, key: str, default: Any = REQUIRED, low: float = 0, high: float = 2**31 - 1) -> Any:
@@ -143,7 +147,9 @@ class Metadata(Mapping[str, Any]):
     ) -> Any:
         value = self._get(key, float, default)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ModelError(f"{self.path}: metadata key '{key}' is {value}, expected a finite number")
+            raise ModelError(
+                f"{self.path}: metadata key '{shown(key)}' is {shown(value)}, expected a finite number"
+            )
         return self._in_range(key, value, low, high)
 
     def string(self, key: str, default: Any = REQUIRED) -> Any:
@@ -163,18 +169,18 @@ class Metadata(Mapping[str, Any]):
         found = {STRING: str, ARRAY: list, BOOL: bool, 6: float, 12: float}.get(value.elem_type, int)
         if found is not elem:
             raise ModelError(
-                f"{self.path}: metadata key '{key}' is an array whose elements are each {_KINDS[found]}, "
+                f"{self.path}: metadata key '{shown(key)}' is an array whose elements are each {_KINDS[found]}, "
                 f"expected {_KINDS[elem]}"
             )
         if length not in (None, len(value)):
             raise ModelError(
-                f"{self.path}: metadata key '{key}' is an array of {len(value)}, expected {length} elements"
+                f"{self.path}: metadata key '{shown(key)}' is an array of {len(value)}, expected {length} elements"
             )
         return value.read()
 
     def _in_range(self, key: str, value: Any, low: float, high: float) -> Any:
         if value is not None and not low <= value <= high:
             raise ModelError(
-                f"{self.path}: metadata key '{key}' is {value}, expected a value from {low} to {high}"
+                f"{self.path}: metadata key '{shown(key)}' is {shown(value)}, expected a value from {low} to {high}"
             )
         return value

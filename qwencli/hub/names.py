@@ -16,8 +16,9 @@ QUANT = re.compile(
     r"(?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|B?F16|FP16|F32|FP32|MXFP4(?:_MOE)?|NVFP4)(?![A-Z0-9])",
     re.IGNORECASE,
 )
-NO_MODEL = re.compile(r"mmproj|imatrix|mtp-|eagle3-|dflash-|dspark-", re.IGNORECASE)
-"""Parts of the names of files that accompany a model and aren't one: those that llama.cpp leaves out."""
+NO_MODEL = re.compile(r"(?i:mmproj|imatrix)|mtp-|eagle3-|dflash-|dspark-")
+"""Parts of the names of files that accompany a model and aren't one: those that llama.cpp leaves out. In small letters they name drafts;
+"MTP" in a model's name says that the model predicts several tokens at once."""
 
 
 class HubName(NamedTuple):

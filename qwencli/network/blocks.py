@@ -52,7 +52,8 @@ class Decoder:
     ) -> Tensor:
         """Attention with rotated, grouped queries, over layer i's part of the cache.
 
-        With `bias`, the products of queries, keys and values have biases. With `head_norm`, each head of queries and keys is normalised.
+        The products of queries, keys and values may have biases; with `bias` they must. With `head_norm`, each head of queries and keys is
+        normalised.
         With `gated`, the query's product also gives a gate for each head, and the result is multiplied by the gate's sigmoid.
         """
         g, c = self._g, self.c
@@ -104,7 +105,9 @@ class Decoder:
         mixed = g.conv(
             qkv, w(f"{name}.ssm_conv1d.weight", d.n_channels, d.d_conv), layer, f"conv_output_silu-{i}"
         )
-        dt, a = w(f"{name}.ssm_dt.bias", d.n_head_v), w(f"{name}.ssm_a", d.n_head_v)
+        # files of Ollama's have it without "bias"
+        named = f"{name}.ssm_dt" if f"{name}.ssm_dt" in w else f"{name}.ssm_dt.bias"
+        dt, a = w(named, d.n_head_v), w(f"{name}.ssm_a", d.n_head_v)
         out = g.delta_net(
             mixed,
             alpha,
@@ -124,7 +127,7 @@ class Decoder:
     def feed_forward(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
         """The dense SwiGLU network of layer i."""
         h = self._norm(x, f"blk.{i}.{norm}", f"{norm.replace('post_attention_norm', 'attn_post_norm')}-{i}")
-        return self._end_of_layer(self._swiglu(h, i, "", self.c.n_ff, "ffn_out"), x, i)
+        return self._end_of_layer(self._swiglu(h, i, "", self.c.n_ff_of(i), "ffn_out"), x, i)
 
     def experts(self, x: Tensor, i: int, norm: str = "ffn_norm") -> Tensor:
         """The mixture of experts of layer i, plus the network that all tokens share, if there is one."""
@@ -174,17 +177,24 @@ class Decoder:
     def _queries_keys_values(
         self, h: Tensor, i: int, widths: tuple[int, int, int], bias: bool
     ) -> list[Tensor]:
-        """Three products, with one matrix each or with rows of a single matrix that contains all three."""
+        """Three products, with one matrix each or with rows of a single matrix that contains all three.
+
+        Biases may be missing, unless `bias` is set, and there may be three of them with a single matrix, as in llama.cpp.
+        """
         g, w, n_embd, fused = self._g, self._w, self.c.n_embd, f"blk.{i}.attn_qkv"
         found, first = [], 0
         for which, width in zip("qkv", widths):
-            if f"{fused}.weight" in w:
-                rows = range(first, first + width)
-                weight = w(f"{fused}.weight", sum(widths), n_embd, rows=rows)
-                b = w(f"{fused}.bias", sum(widths), rows=rows) if bias else None
+            rows = range(first, first + width) if f"{fused}.weight" in w else None
+            whole = rows and (bias or f"{fused}.bias" in w)
+            weight = (
+                w(f"{fused}.weight", sum(widths), n_embd, rows=rows)
+                if rows
+                else w(f"blk.{i}.attn_{which}.weight", width, n_embd)
+            )
+            if whole:
+                b: Tensor | None = w(f"{fused}.bias", sum(widths), rows=rows)
             else:
-                weight = w(f"blk.{i}.attn_{which}.weight", width, n_embd)
-                b = w(f"blk.{i}.attn_{which}.bias", width) if bias else None
+                b = w.optional(f"blk.{i}.attn_{which}.bias", width)
             found.append(g.linear(weight, h, f"{which.upper()}cur_flat-{i}", b))
             first += width
         return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, shown
 from ..gguf.file import GGUFFile
+from ..gguf.metadata import REQUIRED, LazyArray
 from .rope import RopeParams, read_rope
 
 POOLINGS = ("none", "mean", "cls", "last", "rank")
@@ -86,6 +89,12 @@ class Config:
     """Rows of a rank head."""
     class_pooling: str = "last"
     """Of which states a rank head's input is made: one of POOLINGS."""
+    n_ff_layers: tuple[int, ...] = ()
+    """The width of each layer's feed-forward network, where they differ; `n_ff` is the largest."""
+
+    def n_ff_of(self, layer: int) -> int:
+        """The width of a layer's feed-forward network."""
+        return self.n_ff_layers[layer] if self.n_ff_layers else self.n_ff
 
     @cached_property
     def attention_layers(self) -> tuple[int, ...]:
@@ -117,8 +126,12 @@ def read_config(
     """
     get = file.metadata
     n_embd = get.integer(f"{arch}.embedding_length", low=1)
-    n_head = get.integer(f"{arch}.attention.head_count", low=1)
-    n_head_kv = get.integer(f"{arch}.attention.head_count_kv", n_head, low=1)
+    n_layer = read_n_layer(file, arch)
+    recurrent = delta_nets.layers if delta_nets else ()
+    with_attention = [i for i in range(n_layer) if i not in recurrent]
+    n_head = same_in(file, f"{arch}.attention.head_count", with_attention, n_layer)
+    n_head_kv = same_in(file, f"{arch}.attention.head_count_kv", with_attention, n_layer, n_head)
+    widths = of_layers(file, f"{arch}.feed_forward_length", n_layer, *((0, 0, 0) if experts else ()))
     if n_head % n_head_kv:
         raise ModelError(
             f"{file.path}: {n_head} heads, expected a multiple of the {n_head_kv} key-value heads"
@@ -137,7 +150,7 @@ def read_config(
     if isinstance(tokens, (str, int, float)) or len(tokens) not in (0, n_vocab):
         raise ModelError(
             f"{file.path}: tensor 'token_embd.weight' has {n_vocab} rows, expected one for each token of the vocabulary"
-            f" ({tokens if isinstance(tokens, (str, int, float)) else len(tokens)})"
+            f" ({shown(tokens) if isinstance(tokens, (str, int, float)) else len(tokens)})"
         )
     return Config(
         architecture=arch,
@@ -148,10 +161,9 @@ def read_config(
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         n_blocks=get.integer(f"{arch}.block_count", low=1),
-        n_layer=read_n_layer(file, arch),
-        n_ff=get.integer(f"{arch}.feed_forward_length", 0)
-        if experts
-        else get.integer(f"{arch}.feed_forward_length", low=1),
+        n_layer=n_layer,
+        n_ff=max(widths),
+        n_ff_layers=widths if len(set(widths)) > 1 else (),
         rms_eps=get.number(f"{arch}.attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
         rope=read_rope(file, arch, head_dim, n_ctx, sections),
         experts=experts,
@@ -161,6 +173,38 @@ def read_config(
         n_classes=len(get.array(f"{arch}.classifier.output_labels", str, ())) or 1,
         class_pooling=read_class_pooling(file, arch, causal),
     )
+
+
+def of_layers(
+    file: GGUFFile, key: str, n_layer: int, default: Any = REQUIRED, low: int = 1, low_in_array: int = 1
+) -> tuple[int, ...]:
+    """A number for each of the layers that are run: one for all, or an array. Raises ModelError as read_config does."""
+    get = file.metadata
+    if not isinstance(get.get(key), LazyArray):
+        return (get.integer(key, default, low=low),) * n_layer
+    values = get.array(key, int)[:n_layer]
+    if len(values) < n_layer:
+        raise ModelError(
+            f"{file.path}: metadata key '{key}' has {len(values)} elements, expected one for each of {n_layer} layers"
+        )
+    if wrong := [value for value in values if not low_in_array <= value < 2**31]:
+        raise ModelError(
+            f"{file.path}: metadata key '{key}' has the element {wrong[0]}, expected a value from {low_in_array} to {2**31 - 1}"
+        )
+    return tuple(values)
+
+
+def same_in(file: GGUFFile, key: str, layers: Sequence[int], n_layer: int, default: Any = REQUIRED) -> int:
+    """A number that has to be the same in these layers, at least 1; those of others don't count. Raises ModelError as read_config does."""
+    values = of_layers(file, key, n_layer, default, low_in_array=0)
+    found = sorted({values[i] for i in layers}) or [1]
+    if len(found) > 1:
+        raise ModelError(
+            f"{file.path}: metadata key '{key}' differs from layer to layer, from {found[0]} to {found[-1]}, expected the same in all"
+        )
+    if not found[0]:
+        raise ModelError(f"{file.path}: metadata key '{key}' is 0, expected 1 or more")
+    return found[0]
 
 
 def read_pooling(file: GGUFFile, key: str) -> str | None:
@@ -194,15 +238,23 @@ def read_experts(file: GGUFFile, arch: str, normalised: bool, shared: bool = Fal
     """
     get = file.metadata
     n_expert = get.integer(f"{arch}.expert_count", low=1, high=2**15)
-    n_used = get.integer(f"{arch}.expert_used_count", low=1, high=n_expert)
+    n_layer = read_n_layer(file, arch)
+    layers = range(n_layer)
+    used_key = f"{arch}.expert_used_count"
+    n_used = same_in(file, used_key, layers, n_layer)
+    if n_used > n_expert:
+        raise ModelError(
+            f"{file.path}: metadata key '{used_key}' is {n_used}, expected a value from 1 to {n_expert}"
+        )
     n_ff = get.integer(f"{arch}.expert_feed_forward_length", 0)
     if not n_ff:
-        n_ff = get.integer(f"{arch}.feed_forward_length", low=n_used) // n_used
+        n_ff = max(of_layers(file, f"{arch}.feed_forward_length", n_layer, low=n_used)) // n_used
     n_ff_shared = 0
     if shared:
         n_ff_shared = get.integer(f"{arch}.expert_shared_feed_forward_length", 0) or get.integer(
             f"{arch}.feed_forward_length", low=1
         )
+    normalised = get.boolean(f"{arch}.norm_top_k_prob", normalised)  # Ollama's
     return Experts(n_expert, n_used, n_ff, n_ff_shared, normalised)
 
 
@@ -222,6 +274,12 @@ def read_delta_nets(file: GGUFFile, arch: str, tiled: bool) -> DeltaNets:
         )
     d_conv = get.integer(f"{arch}.ssm.conv_kernel", low=2, high=64)
     recurrent = get.array(f"{arch}.attention.recurrent_layers", bool, None)
+    n_head_kv = f"{arch}.attention.head_count_kv"
+    if recurrent is None and isinstance(
+        get.get(n_head_kv), LazyArray
+    ):  # Ollama's: layers without attention have none
+        counts = of_layers(file, n_head_kv, n_layer, low_in_array=0)
+        recurrent = [not count for count in counts] if 0 in counts else None
     if recurrent is None:
         interval = get.integer(f"{arch}.full_attention_interval", 4, 1)
         recurrent = [(i + 1) % interval != 0 for i in range(n_layer)]
@@ -231,4 +289,5 @@ def read_delta_nets(file: GGUFFile, arch: str, tiled: bool) -> DeltaNets:
             " layers"
         )
     layers = tuple(i for i in range(n_layer) if recurrent[i])
+    tiled = get.boolean(f"{arch}.ssm.v_head_reordered", tiled)  # Ollama's
     return DeltaNets(layers, n_head_k, n_head_v, head_dim, d_conv, tiled)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
-from ..errors import ModelError
+from ..errors import ModelError, shown
 from ..gguf.file import GGUFFile
 from . import architectures
+from .keys import check_keys
 from .model import Model
 
 
@@ -20,8 +22,9 @@ def load_model(file: GGUFFile) -> Model:
     architecture = file.metadata.string("general.architecture")
     if architecture not in known_architectures():
         raise ModelError(
-            f"{file.path}: the architecture '{architecture}' is not supported; known are {', '.join(known_architectures())};"
+            f"{file.path}: the architecture '{shown(architecture)}' is not supported; known are {', '.join(known_architectures())};"
             " how to add one: CONTRIBUTING.md"
         )
+    warnings = check_keys(file, architecture)
     model: Model = importlib.import_module(f"{architectures.__name__}.{architecture}").build(file)
-    return model
+    return replace(model, warnings=tuple(warnings))

@@ -5,20 +5,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, shown
 from ..gguf.file import GGUFFile, TensorInfo
 from .config import Config
 from .graph import Graph, Tensor
 
+OTHER_PARTS = "v.", "mm."
+"""What the names of tensors for images begin with, which files of Ollama's hold next to the text model."""
+
 
 @dataclass(frozen=True)
 class Model:
-    """What a backend needs to run a file. `layers` are the states between layers, from the embedding to the last layer's output."""
+    """What a backend needs to run a file. `layers` are the states between layers, from the embedding to the last layer's output; `warnings`
+    what a user should know of the file."""
 
     file: GGUFFile
     config: Config
     graph: Graph
     layers: tuple[Tensor, ...]
+    warnings: tuple[str, ...] = ()
 
     def check_generates(self) -> None:
         """Raise InputError for a model that reads texts but writes none: each of its tokens would see those after it."""
@@ -97,7 +102,8 @@ class Weights:
 
     def check_all_used(self) -> None:
         """Raise ModelError if the graph leaves out a tensor of the file: answers would be silently wrong."""
-        if unused := sorted(self._file.tensors.keys() - self._used):
+        others = {name for name in self._file.tensors if name.startswith(OTHER_PARTS)}
+        if unused := sorted(self._file.tensors.keys() - self._used - others):
             raise ModelError(
-                f"{self._file.path}: {len(unused)} tensors have no place in this architecture, such as '{unused[0]}'"
+                f"{self._file.path}: {len(unused)} tensors have no place in this architecture, such as '{shown(unused[0])}'"
             )

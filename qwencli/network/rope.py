@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
+from ..errors import ModelError, shown
 from ..gguf.file import GGUFFile
 from ..gguf.metadata import Metadata
 
@@ -72,11 +72,16 @@ def read_rope(file: GGUFFile, arch: str, head_dim: int, n_ctx: int, sections: bo
     if n_rot % 2:
         raise ModelError(f"{file.path}: {key}dimension_count is {n_rot}, expected an even number")
     if sections:
-        check_sections(file, key + "dimension_sections", n_rot)
+        named = (
+            key + "dimension_sections",
+            key + "mrope_section",
+            f"{arch}.mrope_sections",
+        )  # the others are Ollama's
+        check_sections(file, next((name for name in named if name in get), named[0]), n_rot)
     freq_base = get.number(key + "freq_base", 10000.0, 2.0, 1e12)  # YaRN divides by its logarithm
     kind = get.string(key + "scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise ModelError(f"{file.path}: {key}scaling.type is '{kind}', expected none, linear or yarn")
+        raise ModelError(f"{file.path}: {key}scaling.type is '{shown(kind)}', expected none, linear or yarn")
     attn_factor = get.number(key + "scaling.attn_factor", 1.0, 1e-6, 1e6)
     if kind == "none":
         return RopeParams(n_rot, freq_base, attn_factor=attn_factor)

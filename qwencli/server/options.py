@@ -85,3 +85,5 @@ class ServerOptions:
     log_format: str = "text"
     """text, json or none; with none only what failed in the server itself is logged, as text."""
     log_prompts: bool = False
+    verbose: bool = False
+    """Whether answers to chats come with what stood in the prompt and came back, word for word."""

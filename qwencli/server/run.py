@@ -24,6 +24,7 @@ from ..sampling import SamplingParams
 from ..text.tokenizer import SHORT_TEXT
 from .apis import APIS
 from .http.app import build_app
+from .http.openapi import build_models
 from .http.protocol import Protocol
 from .options import ServerOptions
 from .service.service import Counters, Service
@@ -123,8 +124,9 @@ class Server(uvicorn.Server):
         settings.ssl = tls
         super().__init__(settings)
         self._service, self._grace, self._ready = service, grace, ready
-        self._idle_seconds = options.sleep_idle_seconds
+        self._idle_seconds, self._routes = options.sleep_idle_seconds, app.routes
         self._stopping: asyncio.Task[None] | None = None
+        self._building: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -132,6 +134,7 @@ class Server(uvicorn.Server):
         except OSError as error:  # a server that started at the same time was faster
             raise QwenError(f"cannot listen: {error.strerror or error}") from None
         self._service.presence.watch(self._idle_seconds)
+        self._building = asyncio.ensure_future(build_models(self._routes))
         self._ready()
 
     @contextmanager
@@ -147,6 +150,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        if self._building:
+            self._building.cancel()
         await self._service.presence.stop()
         if self._stopping:
             await self._stopping

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, chain
 from typing import Any
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, shown
 from ..gguf.file import GGUFFile
 from .fim import TEXTS, fim_tokens
 
@@ -70,14 +70,16 @@ class Tokenizer:
     def __init__(self, file: GGUFFile) -> None:
         get, path = file.metadata, file.path
         if (kind := get.string("tokenizer.ggml.model")) != "gpt2":
-            raise ModelError(f"{path}: tokenizer.ggml.model is '{kind}', expected 'gpt2' (byte-level BPE)")
+            raise ModelError(
+                f"{path}: tokenizer.ggml.model is '{shown(kind)}', expected 'gpt2' (byte-level BPE)"
+            )
         is_early = get.get("general.architecture") in EARLY
         pre = get.string("tokenizer.ggml.pre", *(("default",) if is_early else ()))
         if pre == "default" and is_early:
             pre = "qwen2"
         if pre not in PRE_TOKENIZERS:
             raise ModelError(
-                f"{path}: tokenizer.ggml.pre is '{pre}', expected one of {', '.join(PRE_TOKENIZERS)}"
+                f"{path}: tokenizer.ggml.pre is '{shown(pre)}', expected one of {', '.join(PRE_TOKENIZERS)}"
             )
         self._path = path
         self._texts: list[str] = get.array("tokenizer.ggml.tokens", str)
@@ -87,7 +89,7 @@ class Tokenizer:
         self._ids = dict(zip(self._texts, range(self.n_vocab)))
         if len(self._ids) != self.n_vocab:
             twice = next(text for i, text in enumerate(self._texts) if self._ids[text] != i)
-            raise ModelError(f"{path}: token {twice!r} appears twice in tokenizer.ggml.tokens")
+            raise ModelError(f"{path}: token '{shown(twice)}' appears twice in tokenizer.ggml.tokens")
         self._bytes_of_character = _byte_characters()
         if lost := [
             byte for character, byte in self._bytes_of_character.items() if character not in self._ids
@@ -96,6 +98,8 @@ class Tokenizer:
                 f"{path}: tokenizer.ggml.tokens lacks {len(lost)} of the 256 single bytes, such as {lost[0]:#04x}"
             )
 
+        self.warnings: list[str] = []
+        """About tokens that the file names and doesn't have."""
         self.bos_id, self.eos_id = self._special_id(file, "bos"), self._special_id(file, "eos")
         ends = [
             self.eos_id,
@@ -111,7 +115,7 @@ class Tokenizer:
         self.add_bos: bool = get.boolean("tokenizer.ggml.add_bos_token", False)
         self.add_eos: bool = get.boolean("tokenizer.ggml.add_eos_token", False)
         for wanted, token, name in (self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos"):
-            if wanted and token is None:
+            if wanted and token is None and f"tokenizer.ggml.{name}_token_id" not in get:
                 raise ModelError(
                     f"{path}: tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing"
                 )
@@ -134,10 +138,14 @@ class Tokenizer:
         self._encode_short = lru_cache(REMEMBERED)(self._encode_short)  # type: ignore[method-assign]
 
     def _special_id(self, file: GGUFFile, name: str) -> int | None:
-        token: int | None = file.metadata.integer(
-            f"tokenizer.ggml.{name}_token_id", None, 0, self.n_vocab - 1
+        key = f"tokenizer.ggml.{name}_token_id"
+        token: int | None = file.metadata.integer(key, None, -(2**63), 2**64)
+        if token is None or 0 <= token < self.n_vocab:
+            return token
+        self.warnings.append(
+            f"metadata key '{key}' is {token}, outside the vocabulary of {self.n_vocab}: there is no such token"
         )
-        return token
+        return None
 
     def _pairs(self) -> tuple[list[str], list[str]]:
         """The left and the right tokens of the merges."""
@@ -151,7 +159,7 @@ class Tokenizer:
         for i, (merge, cut) in enumerate(zip(merges, cuts)):
             if not 0 < cut < len(merge) - 1:
                 raise ModelError(
-                    f"{self._path}: merge {i} in tokenizer.ggml.merges is {merge!r}, expected two tokens separated by a space"
+                    f"{self._path}: merge {i} in tokenizer.ggml.merges is '{shown(merge)}', expected two tokens separated by a space"
                 )
         return [merge[:cut] for merge, cut in zip(merges, cuts)], [
             merge[cut + 1 :] for merge, cut in zip(merges, cuts)
@@ -169,7 +177,7 @@ class Tokenizer:
             return  # the tokens are in the order of the merges that make them, as in Qwen's files: a quick check
         left, right = self._pairs()
         if lost := {*left, *right, *map(str.__add__, left, right)} - self._ids.keys():
-            raise self._unfit_merges(f"which lack {min(lost)!r}")
+            raise self._unfit_merges(f"which lack '{shown(min(lost))}'")
 
     def _unfit_merges(self, why: str) -> ModelError:
         return ModelError(f"{self._path}: tokenizer.ggml.merges don't fit tokenizer.ggml.tokens, {why}")
@@ -201,7 +209,7 @@ class Tokenizer:
         except (
             Exception
         ) as error:  # the library raises plain Exception for a merge of tokens that aren't in the vocabulary
-            raise self._unfit_merges(str(error)) from None
+            raise self._unfit_merges(shown(error)) from None
         bpe.pre_tokenizer = self._words
         return bpe
 

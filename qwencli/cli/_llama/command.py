@@ -97,6 +97,9 @@ class LlamaCommand(click.Command):
             if variable is None:
                 raise
             raise Refused(f"{variable}: {error.message}", ctx) from None
+        if ctx.params.get("tensor_split") and not ctx.params.get("device"):
+            ctx.params["tensor_split"] = None
+            line.idle.append("-ts")
         if line.idle and not ctx.params.get("quiet"):
             warn(f"without effect here: {', '.join(dict.fromkeys(line.idle))}")
         return rest

@@ -67,6 +67,11 @@ def verbosity(spelling: str, values: Sequence[str]) -> list[str]:
     return ["--quiet"] if level < 3 else ["--verbose"] if level > 3 else []
 
 
+def instead(option: str) -> Meaning:
+    """Another option with the same value."""
+    return lambda spelling, values: [option, *values]
+
+
 def default_for(*nothing: str) -> Meaning:
     """An option for which some values ask for the default."""
 
@@ -97,6 +102,8 @@ MEANINGS: dict[str, Meaning] = {
     "--mmap": mmap,
     "--device": default_for("none"),
     "--override-tensor": override_tensor,
+    "--grammar-file": instead("--grammar"),
+    "--json-schema-file": instead("--json-schema"),
     "--threads": default_for("0", "-1"),
     "--threads-batch": default_for("0", "-1"),
     "--ctx-size": default_for("0"),

@@ -37,9 +37,18 @@ SAMPLING = [
     same("--mirostat-lr N"),
     same("--mirostat-ent N"),
     same("-l, --logit-bias TOKEN_ID(+/-)BIAS"),
+    no_meaning("-bs, --backend-sampling", "LLAMA_ARG_BACKEND_SAMPLING", "the CPU samples in any case"),
+]
+GRAMMARS_OF_SERVERS = [
     refused("--grammar GRAMMAR", None, IN_REQUESTS.format("grammar")),
     refused("--grammar-file FNAME", None, IN_REQUESTS.format("grammar")),
     refused("-j, --json-schema SCHEMA", None, IN_REQUESTS.format("json_schema")),
     refused("-jf, --json-schema-file FILE", None, IN_REQUESTS.format("json_schema")),
-    no_meaning("-bs, --backend-sampling", "LLAMA_ARG_BACKEND_SAMPLING", "the CPU samples in any case"),
 ]
+GRAMMARS = [
+    same("--grammar GRAMMAR"),
+    same("--grammar-file FNAME"),
+    same("-j, --json-schema SCHEMA"),
+    same("-jf, --json-schema-file FILE"),
+]
+"""The same for a program with a single prompt or chat."""

@@ -17,19 +17,19 @@ from .logs import LOGS
 from .machine import MACHINE
 from .model import MODEL
 from .older import OLDER
-from .sampling import SAMPLING
+from .sampling import GRAMMARS, GRAMMARS_OF_SERVERS, SAMPLING
 from .serving import CACHES, SERVING
 
 COMMON = [*MODEL, *MACHINE, *DRAFT_CACHES, *LOGS, *SAMPLING]
 """What all of llama.cpp's programs have that read a model and LLAMA_ARG_*."""
 ANSWERS = [*CHAT, *DRAFTS, *CACHES]
 """What those have that answer."""
-TABLE = [*COMMON, *ANSWERS, *CHAT_IN_SERVERS, *SERVING]
+TABLE = [*COMMON, *ANSWERS, *GRAMMARS_OF_SERVERS, *CHAT_IN_SERVERS, *SERVING]
 """All of llama-server's."""
 PROGRAMS = {
     "serve": [*TABLE, *OLDER],
-    "run": [*COMMON, *ANSWERS, *OLDER],
-    "chat": [*COMMON, *ANSWERS, *OLDER],
+    "run": [*COMMON, *ANSWERS, *GRAMMARS, *OLDER],
+    "chat": [*COMMON, *ANSWERS, *GRAMMARS, *OLDER],
     "perplexity": [*COMMON, *OLDER],
     "bench": BENCH,
 }

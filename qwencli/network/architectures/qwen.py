@@ -11,7 +11,8 @@ from ..model import Model
 def build(file: GGUFFile) -> Model:
     """The graph of a Qwen file. Raises ModelError for missing tensors and wrong shapes."""
     c = read_config(file, "qwen")
-    d = Decoder(file, replace(c, n_ff=c.n_ff // 2))  # the metadata gives the sum of gate's and up's widths
+    # the metadata gives the sum of gate's and up's widths
+    d = Decoder(file, replace(c, n_ff=c.n_ff // 2, n_ff_layers=tuple(n // 2 for n in c.n_ff_layers)))
     x = d.embedding()
     for i in range(c.n_layer):
         x = d.attention(x, i, bias=True)

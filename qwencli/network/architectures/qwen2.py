@@ -11,6 +11,6 @@ def build(file: GGUFFile) -> Model:
     d = Decoder(file, read_config(file, "qwen2"))
     x = d.embedding()
     for i in range(d.c.n_layer):
-        x = d.attention(x, i, bias=True)
+        x = d.attention(x, i)
         x = d.feed_forward(x, i)
     return d.model(x)

@@ -12,6 +12,6 @@ def build(file: GGUFFile) -> Model:
     d = Decoder(file, read_config(file, "qwen2moe", experts=experts))
     x = d.embedding()
     for i in range(d.c.n_layer):
-        x = d.attention(x, i, bias=True)
+        x = d.attention(x, i)
         x = d.experts(x, i)
     return d.model(x)

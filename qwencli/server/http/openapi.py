@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -63,12 +65,28 @@ REFERENCE = "#/components/schemas/"
 
 def route(routes: Sequence[BaseRoute], forms: ErrorForms, prefix: str = "") -> Route:
     """/openapi.json for those of `routes` that are described, all of which are under `prefix`."""
-    text = json.dumps(document(routes, forms) | ({"servers": [{"url": prefix}]} if prefix else {})).encode()
 
-    async def openapi(request: Request) -> Response:
-        return Response(text, media_type="application/json")
+    @cache
+    def text() -> bytes:
+        return json.dumps(
+            document(routes, forms) | ({"servers": [{"url": prefix}]} if prefix else {})
+        ).encode()
+
+    async def openapi(
+        request: Request,
+    ) -> Response:  # made when it is asked for: that takes as long as importing all of NumPy
+        return Response(await asyncio.to_thread(text), media_type="application/json")
 
     return Route("/openapi.json", openapi)
+
+
+async def build_models(routes: Sequence[BaseRoute]) -> None:
+    """Build the models of all bodies, one after the other: pydantic would do so when the first request of each kind comes."""
+    for route in routes:
+        description = getattr(getattr(route, "endpoint", None), KEY, None)
+        if description and description.body:
+            description.body.model_rebuild()
+            await asyncio.sleep(0.01)  # requests come first
 
 
 def document(routes: Sequence[BaseRoute], forms: ErrorForms) -> dict[str, Any]:

@@ -26,9 +26,16 @@ class Choices:
     """
 
     def __init__(
-        self, kind: str, model: str, body: AnswerFields, choices: Sequence[Choice], tokenizer: Tokenizer
+        self,
+        kind: str,
+        model: str,
+        body: AnswerFields,
+        choices: Sequence[Choice],
+        tokenizer: Tokenizer,
+        is_verbose: bool,
     ) -> None:
         self._kind, self._body, self._choices, self._tokenizer = kind, body, choices, tokenizer
+        self._is_verbose = is_verbose
         self._n = body.n or 1
         self._with_usage = body.with_usage
         self._sequences = [choice.generation.sequence for choice in choices]
@@ -38,7 +45,7 @@ class Choices:
             "object": kind,
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": f"qwencli-{__version__}",
+            "system_fingerprint": f"b-qwencli-{__version__}",
         }
 
     async def whole(self) -> str:
@@ -95,7 +102,7 @@ class Choices:
 
     def _verbose(self) -> Object:
         """The first choice word for word, where that is wanted."""
-        if not self._body.verbose:
+        if not self._is_verbose:
             return {}
         return {"__verbose": verbose(self._choices[0].generation, self._tokenizer)}
 

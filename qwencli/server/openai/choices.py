@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ...text.chat.answers import Content, Event, Reasoning, ToolCall
@@ -13,6 +14,7 @@ from ..service.generation import Generation, TextPart
 from ..shared.chat import Asked, ChatAnswer
 from ..shared.json_text import json_array, json_object
 from ..shared.logprobs import token_reports
+from .echo import Echo
 from .logprobs import TextLogprobs
 
 Object = dict[str, Any]
@@ -111,9 +113,17 @@ class ChatChoice:
 class TextChoice:
     """A text that goes on from a prompt."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, n_top: int | None, stream: bool) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        n_top: int | None,
+        stream: bool,
+        echo: Echo | None = None,
+    ) -> None:
         self.generation = generation
         self._tokenizer = tokenizer
+        self._echo = echo
         self._n_top = n_top
         self._stream = stream
         self._text: list[str] = []
@@ -124,19 +134,30 @@ class TextChoice:
     def add(self, part: TextPart) -> list[Object]:
         places = range(self._n_read, self._n_read + len(part.tokens))
         self._n_read += len(part.tokens)
-        self._text.append(part.text)
-        if self._n_top is None:
-            return [{"text": part.text, "logprobs": None}] if part.text else []
-        lists = self._logprobs.add(
-            token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
+        reports = (
+            []
+            if self._n_top is None
+            else token_reports(self._tokenizer, self.generation.sequence, places, self._n_top)
         )
-        if part.tokens and not self._stream:
-            for name, items in lists.items():
-                self._sent[name].append(encoded(items)[1:-1])
-        return [{"text": part.text, "logprobs": lists}]
+        return [*self._begun(), *self._piece(part.text, reports)]
 
     def end(self) -> list[Object]:
-        return []
+        return self._begun()
+
+    def _begun(self) -> list[Object]:
+        """The prompt, once, where it is asked for."""
+        echo, self._echo = self._echo, None
+        return self._piece(echo.text, echo.reports) if echo else []
+
+    def _piece(self, text: str, reports: Sequence[Object]) -> list[Object]:
+        self._text.append(text)
+        if self._n_top is None:
+            return [{"text": text, "logprobs": None}] if text else []
+        lists = self._logprobs.add(reports)
+        if reports and not self._stream:
+            for name, items in lists.items():
+                self._sent[name].append(encoded(items)[1:-1])
+        return [{"text": text, "logprobs": lists}]
 
     def whole(self) -> dict[str, str]:
         lists = {name: json_array(parts) for name, parts in self._sent.items()}

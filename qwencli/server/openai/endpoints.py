@@ -16,8 +16,9 @@ from starlette.routing import Route
 
 from ...engine.embedding import check_reading
 from ...llm import LLM
-from ...request.prompt import check_room
+from ...request.prompt import check_length, check_room
 from ...request.request import Request
+from ...text.fim import fim_prompt
 from ..http.app import API
 from ..http.errors import ApiError
 from ..http.openapi import describe
@@ -37,6 +38,7 @@ from ..shared.prompts import prompts_of
 from ..shared.vectors import check_embeds, unit
 from .answer import Choices
 from .choices import ChatChoice, Choice, TextChoice
+from .echo import Echo, echo_of
 from .fields import AnswerFields, ChatRequest, CompletionRequest, EmbeddingRequest
 
 MAX_PROMPTS, MAX_TEXTS = 128, 2048
@@ -119,26 +121,48 @@ class OpenAI:
     @describe("How a text goes on", CompletionRequest, stream=True)
     async def completions(self, request: HTTPRequest) -> Response:
         body = await json_body(request, CompletionRequest)
+        body.check()
         asked = await asyncio.to_thread(self._text_requests, body)
 
-        def choice(one: Request, i: int) -> Choice:
+        def choice(one: Request, echo: Echo | None, i: int) -> Choice:
             one = replace(one, sampling=nth_seed(one.sampling, i))
             generation = self._service.generate(one, body.tells_progress)
             tokenizer = self._llm.tokenizer
-            return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream))
+            return TextChoice(track(request, generation), tokenizer, body.logprobs, bool(body.stream), echo)
 
-        self._check_amount(body, asked, body.logprobs)
-        choices = [partial(choice, one, i) for one in asked for i in range(body.n or 1)]
+        self._check_amount(body, asked, body.logprobs, bool(body.echo))
+        echoes = [
+            await echo_of(one.tokens, body.logprobs, self._service) if body.echo else None for one in asked
+        ]
+        choices = [
+            partial(choice, one, echo, i) for one, echo in zip(asked, echoes) for i in range(body.n or 1)
+        ]
         return await self._answer(request, "text_completion", body, choices)
 
     def _text_requests(self, body: CompletionRequest) -> list[Request]:
         """What is asked, prompt by prompt. Slow. Raises ApiError, QwenError."""
-        if body.best_of not in (None, body.n or 1):
-            raise ApiError("best_of: only the value of n is supported", param="best_of")
         prompts = self._prompts("prompt", body.prompt, MAX_PROMPTS)
+        if body.suffix:
+            prompts = self._gaps(prompts, body.suffix)
         grammar = grammar_of(self._llm, body.answer_forms())
         n_probs = 0 if body.logprobs is None else max(1, body.logprobs)
         return [body.request(self._llm, self._options, tokens, n_probs, grammar) for tokens in prompts]
+
+    def _gaps(self, prompts: list[list[int]], suffix: str) -> list[list[int]]:
+        """Prompts to fill the gap between each and a suffix. Slow. Raises ApiError where the model has no tokens for it, ContextFull."""
+        tokenizer, n_ctx = self._llm.tokenizer, self._llm.engine.n_ctx
+        if missing := tokenizer.fim.missing:
+            raise ApiError(
+                f"suffix: the model has no tokens for gaps: it lacks {', '.join(missing)}", param="suffix"
+            )
+        check_length([suffix], tokenizer, n_ctx)
+        after, gaps = tokenizer.encode(suffix), []
+        for tokens in prompts:
+            bos = tokens[:1] if tokenizer.add_bos and tokens[0] == tokenizer.bos_id else []
+            gap = fim_prompt(tokenizer.fim, tokens[len(bos) :], after, self._options.suffix_first)
+            gaps.append([*bos, *gap])
+            check_room(len(gaps[-1]), n_ctx)
+        return gaps
 
     def _prompts(self, field: str, value: Any, most: int, n_answer: int = 1) -> list[list[int]]:
         """The tokens of each, with room for `n_answer` more. Slow. Raises ApiError, InputError, ContextFull."""
@@ -152,7 +176,9 @@ class OpenAI:
             check_room(len(tokens), self._llm.engine.n_ctx, n_answer)
         return prompts
 
-    def _check_amount(self, body: AnswerFields, asked: Sequence[Request], n_top: int | None) -> None:
+    def _check_amount(
+        self, body: AnswerFields, asked: Sequence[Request], n_top: int | None, echo: bool = False
+    ) -> None:
         """Raises ApiError for more answers than the service ever takes, and more reports than an answer in one piece can hold."""
         n, most = len(asked) * (body.n or 1), self._service.n_slots + self._service.n_queue
         if n > most:
@@ -160,9 +186,11 @@ class OpenAI:
         room = max(COUNT if one.shift else self._llm.engine.n_ctx - len(one.tokens) for one in asked)
         limit = asked[0].max_tokens
         n_tokens = n * (room if limit is None else min(limit, room))
-        if n_top is not None and not body.stream and n_tokens * (1 + n_top) > MAX_REPORTED:
+        if echo:
+            n_tokens += (body.n or 1) * sum(len(one.tokens) for one in asked)
+        if n_top is not None and (echo or not body.stream) and n_tokens * (1 + n_top) > MAX_REPORTED:
             raise ApiError(
-                f"logprobs: too many for an answer of up to {n_tokens} tokens; lower max_tokens, or stream",
+                f"logprobs: too many for an answer of up to {n_tokens} tokens; lower max_tokens{'' if echo else ', or stream'}",
                 param="logprobs",
             )
 
@@ -173,7 +201,8 @@ class OpenAI:
         for start in starts:
             choices.append(start())
             await asyncio.sleep(0)  # a long prompt takes milliseconds for each
-        answer = Choices(kind, self._options.name, body, choices, self._llm.tokenizer)
+        is_verbose = self._options.verbose if body.verbose is None else body.verbose
+        answer = Choices(kind, self._options.name, body, choices, self._llm.tokenizer, is_verbose)
         if body.stream:
             return event_stream(request, answer.chunks(), end=DONE)
         return json_response(await answer.whole())

@@ -75,9 +75,18 @@ class CompletionRequest(AnswerFields):
 
     prompt: Texts
     logprobs: Top | None = None
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
+    echo: bool | None = None
+    """Whether the answer starts with the prompt."""
+    suffix: str | None = None
+    """What follows the gap that the answer is to fill."""
     best_of: N | None = None
+
+    def check(self) -> None:
+        """Raises ApiError for what cannot be done together."""
+        if self.best_of not in (None, self.n or 1):
+            raise ApiError("best_of: only the value of n is supported", param="best_of")
+        if self.echo and self.suffix:
+            raise ApiError("echo and suffix cannot be used together", param="echo")
 
 
 class EmbeddingRequest(Fields):

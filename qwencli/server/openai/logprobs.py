@@ -22,7 +22,10 @@ class TextLogprobs:
         for report in reports:
             found["tokens"].append(text_form(report))
             found["token_logprobs"].append(report["logprob"])
-            found["top_logprobs"].append({text_form(top): top["logprob"] for top in report["top_logprobs"]})
+            tops = report["top_logprobs"]
+            found["top_logprobs"].append(
+                None if tops is None else {text_form(top): top["logprob"] for top in tops}
+            )
             found["text_offset"].append(self._n_characters)
             self._n_characters += len(self._utf8.decode(bytes(report["bytes"])))
         return found

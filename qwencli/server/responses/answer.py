@@ -16,6 +16,7 @@ from ..http.errors import QUEUE_FULL, api_error
 from ..service.generation import TextPart
 from ..shared.chat import ChatAnswer
 from ..shared.logprobs import token_reports
+from ..shared.progress import prompt_progress
 
 Object = dict[str, Any]
 COMPLETED = "eos", "stop", "cancelled"
@@ -137,6 +138,10 @@ class Answer:
         yield {"type": "response.in_progress", "response": begun}
         try:
             async for part in self._generation:
+                if part.n_read is not None:
+                    progress = prompt_progress(self._generation.sequence, part.n_read)
+                    yield {"type": "response.in_progress", "response": begun, "prompt_progress": progress}
+                    continue
                 for event in self._add(part):
                     yield event
         except QwenError as error:

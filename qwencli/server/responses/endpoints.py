@@ -64,7 +64,7 @@ class Responses:
             if body.store is not False:
                 self._store.add(id, kept_of(response, items, owner))
 
-        chat = ChatAnswer(asked, track(request, self._service.generate(asked.request)))
+        chat = ChatAnswer(asked, track(request, self._service.generate(asked.request, body.tells_progress)))
         sampling = asked.request.sampling
         about = {"model": self._options.name, **body.shown()}
         about |= {"temperature": sampling.temp, "top_p": sampling.top_p}

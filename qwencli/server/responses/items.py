@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, field_validator
 
 from ..shared.conversations import MAX_MESSAGES
 from ..shared.fields import Fields
@@ -136,7 +136,7 @@ Item = Annotated[
 ]
 AnyItem = MessageItem | CallItem | ResultItem | ReasoningItem | ReferenceItem | OtherItem
 Items = Annotated[list[Item], Field(max_length=MAX_MESSAGES, fail_fast=True)]
-_ITEMS: TypeAdapter[list[AnyItem]] = TypeAdapter(list[Item])
+_ITEMS: TypeAdapter[list[AnyItem]] = TypeAdapter(list[Item], config=ConfigDict(defer_build=True))
 
 
 def items_of(texts: Iterable[str]) -> list[AnyItem]:

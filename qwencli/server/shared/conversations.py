@@ -209,7 +209,7 @@ class ConversationFields(GenerationFields):
         return self.usable_tools if options.parse_answers and self.parse_tool_calls is not False else None
 
     def beginning(self, options: ServerOptions) -> tuple[list[Object], Beginning | None]:
-        """The messages as templates expect them, and what the last one has of the answer already. Raises ApiError, InputError."""
+        """The messages as templates expect them, and what the last one has of the answer already. Raises ApiError."""
         messages = [message.for_template() for message in self.messages]
         part = self.continue_final_message
         if part and self.add_generation_prompt:
@@ -219,7 +219,11 @@ class ConversationFields(GenerationFields):
             )
         if not part and not (options.prefill_assistant and ends_with_answer(messages)):
             return messages, None
-        return messages[:-1], beginning_of(messages, part if isinstance(part, str) else AUTO)
+        try:
+            return messages[:-1], beginning_of(messages, part if isinstance(part, str) else AUTO)
+        except InputError as error:
+            field = "continue_final_message" if part else "messages"
+            raise ApiError(f"{field}: {error}", param=field) from None
 
     def forced_tools(self) -> list[Object]:
         """The functions of which one has to be called; none where no call has to be made. Raises ApiError."""

@@ -34,7 +34,8 @@ MAX_BIASES, MAX_BIASED, MAX_BREAKERS = 1024, 256, 64
 class Fields(BaseModel):
     """A JSON object. Unknown fields are ignored, null means left out, and no value is converted to another type."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+    # deferred: see build_models in http/openapi.py
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 def checked(check: Callable[[Any], object]) -> AfterValidator:

@@ -28,12 +28,15 @@ def token_reports(
         value = certain if report is None else report.probability if left else report.logprob
         top = [] if report is None else report.left if left else report.top
         found.append(
-            _named(tokenizer, token, name, value)
-            | {f"top_{name}s": [_named(tokenizer, other, name, p) for other, p in top[:n_top]]}
+            named_token(tokenizer, token, value, name)
+            | {f"top_{name}s": [named_token(tokenizer, other, p, name) for other, p in top[:n_top]]}
         )
     return found
 
 
-def _named(tokenizer: Tokenizer, token: int, name: str, value: float) -> dict[str, Any]:
+def named_token(
+    tokenizer: Tokenizer, token: int, value: float | None, name: str = "logprob"
+) -> dict[str, Any]:
+    """A token as reports have it, with a value by its name: "logprob" or "prob"."""
     raw = tokenizer.token_bytes(token)
     return {"id": token, "token": raw.decode("utf-8", "replace"), "bytes": list(raw), name: value}
