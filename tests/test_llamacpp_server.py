@@ -156,7 +156,7 @@ def test_what_is_absent_says_why(
 def test_there_are_no_adapters(client: httpx.Client) -> None:
     assert client.get("/lora-adapters").json() == []
     assert client.post("/lora-adapters", json=[]).json() == {"success": True}
-    assert client.post("/lora-adapters", json=[{"id": 0, "scale": 1}]).status_code == 501
+    assert client.post("/lora-adapters", json=[{"id": 0, "scale": 1}]).status_code == 400
     for wrong in {}, [{}], [{"id": "a", "scale": 1}], "x":
         assert client.post("/lora-adapters", json=wrong).status_code == 400
     assert greedy(client, "Once", 1, lora=[])["content"]

@@ -61,5 +61,5 @@ async def adapters(request: Request) -> Response:
 @describe("The scales of LoRA adapters, of which there are none", Adapters)
 async def change_adapters(request: Request) -> Response:
     if (await json_body(request, Adapters)).root:
-        raise ApiError("there are no LoRA adapters here", 501)
+        raise ApiError("there are no LoRA adapters here, expected an empty list")
     return JSONResponse({"success": True})
