@@ -325,6 +325,21 @@ def test_an_answer_of_a_given_form(http: httpx.Client, place: str) -> None:
     assert json.loads(answer["content"][0]["text"])["colour"] in ("red", "blue")
 
 
+def test_a_form_together_with_tools(http: httpx.Client) -> None:
+    """The answer is a call, or follows the form."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"const": 1}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    (block,) = http.post("/v1/messages", json=ASKED | {"tools": [WEATHER], "output_config": form}).json()[
+        "content"
+    ]
+    assert block["type"] == "tool_use" or json.loads(block["text"]) == {"a": 1}
+
+
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome", "a": 1}}
 CALLED = {
     "role": "assistant",
