@@ -29,7 +29,9 @@ class Backend:
     """Counts. `before` and `after` are called in each step, the latter once it is committed. `max_pages` is all the memory."""
 
     def __init__(self, max_pages: int = 10**6) -> None:
-        self.model: Any = SimpleNamespace(config=SimpleNamespace(n_vocab=N_VOCAB), graph=None)
+        self.model: Any = SimpleNamespace(
+            config=SimpleNamespace(n_vocab=N_VOCAB), graph=None, check_generates=lambda: None
+        )
         self.cache = KVCache(make_page=self.make_page)
         self.max_pages = max_pages
         self.before: Callable[[], None] = lambda: None
