@@ -28,7 +28,7 @@ from ..shared.json_text import all_encoded, json_array, json_object, json_respon
 from ..shared.vectors import check_embeds, unit
 from .answer import Answer, PlainAnswer, message_of, nanoseconds, now, response_of
 from .fields import AnswerFields, ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest, ShowRequest
-from .models import about, running, shown, thinks
+from .models import about, running, shown
 
 VERSION = "0.12.6"
 """The version of Ollama whose API this is. Clients look whether it is new enough for them."""
@@ -160,7 +160,7 @@ class Ollama:
     def _check(self, body: AnswerFields) -> None:
         """Raises ApiError where the model is to think and cannot."""
         template = self._options.template
-        if body.think and not (template and thinks(template.source)):
+        if body.think and not (template and template.knows_thinking):
             raise ApiError(f'"{self._options.name}" does not support thinking', param="think")
 
     def _loaded(self, body: AnswerFields, nothing: dict[str, Any]) -> Response:

@@ -98,16 +98,11 @@ def parameters(options: ServerOptions) -> str:
 
 def capabilities(llm: LLM, options: ServerOptions) -> list[str]:
     """What clients may ask of the model."""
-    source = options.template.source if options.template else ""
+    template = options.template
     return [
         "completion",
-        *(["tools"] if "tools" in source else []),
-        *(["thinking"] if thinks(source) else []),
+        *(["tools"] if template and "tools" in template.source else []),
+        *(["thinking"] if template and template.knows_thinking else []),
         *([] if llm.tokenizer.fim.missing else ["insert"]),
         "embedding",
     ]
-
-
-def thinks(source: str) -> bool:
-    """Whether a template has a place for thinking."""
-    return "<think>" in source or "enable_thinking" in source or "reasoning_content" in source

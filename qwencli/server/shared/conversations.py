@@ -201,8 +201,9 @@ class ConversationFields(GenerationFields):
         return options.reasoning_message if given is None else given
 
     def tells_thinking(self, options: ServerOptions) -> bool:
-        """Whether thinking stands apart from the answer's text."""
-        return options.parse_answers and (self.reasoning_format or options.reasoning_format) != "none"
+        """Whether thinking stands apart from the answer's text; not where the template knows nothing of it, as in llama-server."""
+        wanted = options.parse_answers and (self.reasoning_format or options.reasoning_format) != "none"
+        return wanted and (options.template is None or options.template.knows_thinking)
 
     def callable_tools(self, options: ServerOptions) -> list[Object] | None:
         """The tools whose calls are told apart from the answer's text."""

@@ -156,6 +156,11 @@ class ChatTemplate:
         return variable in self._variables
 
     @property
+    def knows_thinking(self) -> bool:
+        """Whether its text speaks of thinking at all: a model whose template doesn't writes no more than an answer."""
+        return any(word in self._source for word in (OPEN, "enable_thinking", "reasoning_content"))
+
+    @property
     def thinks(self) -> bool:
         """Whether it has a place for thinking, in answers that are past or where one begins."""
         if self._thinks is None:
