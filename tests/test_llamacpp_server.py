@@ -132,6 +132,11 @@ def test_speeds_are_those_since_the_last_look(client: httpx.Client) -> None:
     assert later["n_tokens_max"] >= 16
 
 
+def test_headers_are_written_as_llama_server_writes_them(client: httpx.Client) -> None:
+    names = {name for name, _ in client.get("/metrics").headers.raw}
+    assert {b"Process-Start-Time-Unix", b"Content-Type", b"Content-Length", b"X-Request-Id"} <= names
+
+
 def test_texts_that_are_embedded_count(client: httpx.Client) -> None:
     before = figures(client)
     texts = ["a king", "hello world, " * 20]

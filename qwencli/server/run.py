@@ -80,7 +80,7 @@ async def warm_up(service: Service, options: ServerOptions) -> None:
     for measure in llm.tokenizer.fewest, llm.tokenizer.encode:
         await asyncio.to_thread(measure, "a" * (SHORT_TEXT + 1))  # what long texts need holds all threads up
     tokens = [0] * min(WARM_TOKENS, llm.engine.n_ctx - 2)
-    if tokens:
+    if tokens and llm.model.config.causal:  # else it only reads
         for sampling in SamplingParams(temp=0), replace(options.sampling, seed=0):
             async for _ in service.generate(Request(tokens, sampling, max_tokens=2, ignore_eos=True)):
                 pass

@@ -28,6 +28,7 @@ from .folder import Folder
 from .guard import Guarded
 from .limits import Limited
 from .logs import Recorded, reason, record_of
+from .names import Capitalised
 from .paths import Prefixed
 
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -70,6 +71,7 @@ def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> 
     ]
     polled_paths = set[str]().union(*(api.polled_paths for api in apis))
     middleware = [
+        Middleware(Capitalised),
         Middleware(CrossOrigin, origins=options.cors_origins),
         Middleware(
             Recorded,
