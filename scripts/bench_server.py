@@ -26,6 +26,7 @@ from pathlib import Path
 
 PEER = Path(__file__).with_name("llama_cpp_speed.py")
 N_CLIENTS = 8
+N_CTX = 4096
 N_PROMPT = 128
 N_NEW = 64
 N_VOCAB = 50_000
@@ -35,7 +36,8 @@ class Server:
     """A `qwencli serve` process."""
 
     def __init__(self, model: str, threads: int) -> None:
-        options = ["-m", model, "-t", str(threads), "--port", "0", "-np", str(N_CLIENTS), "-c", "4096"]
+        n_ctx = str(N_CTX * N_CLIENTS)  # divided among the clients
+        options = ["-m", model, "-t", str(threads), "--port", "0", "-np", str(N_CLIENTS), "-c", n_ctx]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qwencli", "serve", *options], stderr=subprocess.PIPE, text=True
         )
