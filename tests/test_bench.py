@@ -540,7 +540,6 @@ def test_the_other_formats(call: Call) -> None:
         "-npl 0",
         "-npl 65",
         "-b 0",
-        "-t 0",
         "-t 2000",
         "-r 0",
         "-o yaml",
