@@ -76,9 +76,21 @@ def section(title: str) -> str:
 
 
 def matches(shown: str, got: str) -> bool:
-    """`...` matches anything, and a shown line may be broken where the output's isn't."""
-    parts = (r"\s*".join(map(re.escape, part.split())) for part in shown.split("..."))
-    return re.fullmatch(r"\s*.*?\s*".join(parts), got.strip(), re.S) is not None
+    """`...` matches anything, and a shown line may be broken where the output's isn't.
+
+    What stands between is looked for piece by piece: one expression for all of it tries the places of all `...` with each other.
+    """
+    got = got.strip()
+    first, *others = (r"\s*".join(map(re.escape, part.split())) for part in shown.split("..."))
+    if not others:
+        return re.fullmatch(first, got) is not None
+    *between, last = others
+    if not (found := re.match(first, got)):
+        return False
+    for part in between:
+        if not (found := re.compile(part).search(got, found.end())):
+            return False
+    return re.compile(rf"{last}\s*\Z").search(got, found.end()) is not None
 
 
 @pytest.fixture(scope="module")
