@@ -363,6 +363,8 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
         file.truncate((1 << 22) + 1)
     for value, why in {
         "nonsense": "No such file",
+        str(tmp_path / "no such file"): "No such file",
+        "mistyped name.jinja": "No such file",
         str(tmp_path): "",
         str(tmp_path / "latin"): "isn't UTF-8",
         "a\0b": "null",
@@ -370,7 +372,8 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
         "": "",
     }.items():
         with pytest.raises(
-            InputError, match=f"the chat template .*{why}.*, expected chatml or the path of a Jinja file"
+            InputError,
+            match=f"the chat template .*{why}.*, expected a built-in name such as chatml, the path of a Jinja file",
         ) as error:
             ChatTemplate.named(value)
         assert "\n" not in str(error.value)

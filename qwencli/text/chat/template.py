@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError, QwenError
 from ..tokenizer import Tokenizer
+from . import builtin
 from .template_process import Ended, TemplateProcess
 from .thinking import OPEN
 
@@ -33,17 +35,11 @@ CHATML = """\
 {% endif %}
 """
 """For files without a template: the form that all of Qwen's models know."""
-BUILT_IN = {"chatml": CHATML}
+BUILT_IN = {"chatml": CHATML, **builtin.TEMPLATES}
+"""Templates by their names in llama.cpp."""
 MARKS = "{%", "{{", "{#"
 """What every Jinja template has somewhere, and hardly any path."""
-OF_LLAMA_CPP = (
-    " bailing bailing-think bailing2 chatglm3 chatglm4 command-r deepseek deepseek-ocr deepseek2 deepseek3 exaone-moe exaone3"
-    " exaone4 falcon3 gemma gigachat glmedge gpt-oss granite granite-4.0 granite-4.1 grok-2 hunyuan-dense hunyuan-moe hunyuan-vl"
-    " kimi-k2 llama2 llama2-sys llama2-sys-bos llama2-sys-strip llama3 llama4 megrez minicpm mistral-v1 mistral-v3"
-    " mistral-v3-tekken mistral-v7 mistral-v7-tekken monarch openchat orion pangu-embedded phi3 phi4 rwkv-world seed_oss smolvlm"
-    " solar-open vicuna vicuna-orca yandex zephyr "
-)
-"""Names of templates that are built into llama.cpp, as code, each with a space before and after it."""
+_OF_PATHS = re.compile(r"[\\/\0]|\.\w+$")
 MOST_SHOWN = 60
 """Characters of a value in a message."""
 
@@ -77,13 +73,11 @@ class ChatTemplate:
         """A built-in template by its name, one by its text, or else the one in the file of that path. Raises InputError."""
         if value in BUILT_IN:
             return cls(BUILT_IN[value])
-        if any(mark in value for mark in MARKS):
+        if any(mark in value for mark in MARKS) or _is_prose(value):
             return cls(value)
-        if f" {value} " in OF_LLAMA_CPP and not os.path.exists(value):
-            raise InputError(
-                f"the chat template {value} isn't built in here: give its text, or a file with it, as --chat-template"
-            )
-        return cls.of_file(value, f"expected {', '.join(BUILT_IN)}, the path of a Jinja file, or its text")
+        return cls.of_file(
+            value, "expected a built-in name such as chatml, the path of a Jinja file, or its text"
+        )
 
     @classmethod
     def of_file(cls, path: str, expected: str = "expected a Jinja file") -> ChatTemplate:
@@ -186,6 +180,11 @@ class ChatTemplate:
             child.ask(_to_json(["compile", self._source]))
             self._child = child
         return self._child
+
+
+def _is_prose(value: str) -> bool:
+    """Whether a value is words, which are a template that always says the same, as in llama.cpp, and no path that was mistyped."""
+    return len(value.split()) > 1 and not os.path.exists(value) and not _OF_PATHS.search(value)
 
 
 class Rendered(NamedTuple):
