@@ -351,6 +351,14 @@ def test_chatml() -> None:
     assert chatml.render(messages) == text + "<|im_start|>assistant\n"
 
 
+def test_templates_know_the_date() -> None:
+    """By the names that llama.cpp has for it; a variable of the caller's comes first."""
+    template = ChatTemplate("{{ date_string }}|{{ datetime }}")
+    before, text, after = datetime.date.today(), template.render([USER]), datetime.date.today()
+    assert text in {day.strftime("%d %b %Y|%b %d %Y") for day in (before, after)}
+    assert template.render([USER], date_string="1 May 2025").startswith("1 May 2025|")
+
+
 def test_a_template_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text("\ufeffgrüß {{ messages[0].content }}\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -46,7 +47,6 @@ MOST_SHOWN = 60
 MAX_FILE = 1 << 22
 """Bytes of a template in a file of its own."""
 
-_DEFAULTS: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
 _NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # code points that no text may hold (Unicode 23.7)
 
 
@@ -112,7 +112,7 @@ class ChatTemplate:
 
         All of them are values that JSON knows. Raises InputError where the template refuses the messages.
         """
-        return self._ask("render", _DEFAULTS | {"messages": messages, "tools": tools} | variables)
+        return self._ask("render", _defaults() | {"messages": messages, "tools": tools} | variables)
 
     def rendered(
         self,
@@ -130,7 +130,7 @@ class ChatTemplate:
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
         values, guard = guarded(given, tokenizer.control_texts)
-        text = self._ask("render", _DEFAULTS | named | values)
+        text = self._ask("render", _defaults() | named | values)
         return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
 
     def encode(
@@ -180,6 +180,12 @@ class ChatTemplate:
             child.ask(_to_json(["compile", self._source]))
             self._child = child
         return self._child
+
+
+def _defaults() -> dict[str, Any]:
+    """What templates know unless they are told otherwise. The dates are llama.cpp's: Llama's write the first into a prompt."""
+    dates = {"date_string": time.strftime("%d %b %Y"), "datetime": time.strftime("%b %d %Y")}
+    return {"tools": None, "documents": None, "add_generation_prompt": True, **dates}
 
 
 def _is_prose(value: str) -> bool:
