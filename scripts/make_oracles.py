@@ -10,6 +10,7 @@
     python scripts/make_oracles.py architectures            logits and perplexities of a tiny model of each architecture, by llama.cpp
     python scripts/make_oracles.py states                   hidden states of these models, by transformers
     python scripts/make_oracles.py completions MODEL        continuations of some prompts by the demo model, and embeddings, by llama.cpp
+    python scripts/make_oracles.py templates                conversations in each of llama.cpp's built-in templates
 
 Needs the extra `oracle`.
 """
@@ -398,6 +399,41 @@ def make_completions(model: str) -> None:
     )
 
 
+ROLES = "u", "su", "sua", "suau", "uau", "suasu", "ssuuaau", "uat", "au", "s"
+SAID = {
+    "s": ("system", " Be brief.\n"),
+    "u": ("user", " Hi\n"),
+    "a": ("assistant", " Hello! "),
+    "t": ("tool", " 4 "),
+}
+
+
+def make_templates() -> None:
+    """Write conversations of a few roles (by their first letters) in each built-in template, and before an answer."""
+    import llama_cpp
+
+    def rendered(name: bytes, roles: str, answer: bool) -> str:
+        said = [llama_cpp.llama_chat_message(*(part.encode() for part in SAID[letter])) for letter in roles]
+        messages = (llama_cpp.llama_chat_message * len(said))(*said)
+        text = ctypes.create_string_buffer(1 << 16)
+        length = llama_cpp.llama_chat_apply_template(name, messages, len(said), answer, text, len(text))
+        return text.raw[:length].decode()
+
+    names = (ctypes.c_char_p * 1000)()
+    n_names = llama_cpp.llama_chat_builtin_templates(names, len(names))
+    texts = {
+        name.decode(): [[rendered(name, roles, answer) for answer in (False, True)] for roles in ROLES]
+        for name in names[:n_names]
+    }
+    told = {
+        "conversations": [
+            [dict(zip(("role", "content"), SAID[r], strict=True)) for r in roles] for roles in ROLES
+        ],
+        "texts": texts,
+    }
+    (ORACLES / "templates.json").write_text(json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     modes = {
         "models": make_models,
@@ -409,6 +445,7 @@ if __name__ == "__main__":
         "states": make_states,
         "dequantize": make_dequantize,
         "completions": make_completions,
+        "templates": make_templates,
     }
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)

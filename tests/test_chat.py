@@ -351,6 +351,14 @@ def test_chatml() -> None:
     assert chatml.render(messages) == text + "<|im_start|>assistant\n"
 
 
+def test_templates_know_the_date() -> None:
+    """By the names that llama.cpp has for it; a variable of the caller's comes first."""
+    template = ChatTemplate("{{ date_string }}|{{ datetime }}")
+    before, text, after = datetime.date.today(), template.render([USER]), datetime.date.today()
+    assert text in {day.strftime("%d %b %Y|%b %d %Y") for day in (before, after)}
+    assert template.render([USER], date_string="1 May 2025").startswith("1 May 2025|")
+
+
 def test_a_template_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text("\ufeffgrüß {{ messages[0].content }}\n", encoding="utf-8")
@@ -363,6 +371,8 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
         file.truncate((1 << 22) + 1)
     for value, why in {
         "nonsense": "No such file",
+        str(tmp_path / "no such file"): "No such file",
+        "mistyped name.jinja": "No such file",
         str(tmp_path): "",
         str(tmp_path / "latin"): "isn't UTF-8",
         "a\0b": "null",
@@ -370,7 +380,8 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
         "": "",
     }.items():
         with pytest.raises(
-            InputError, match=f"the chat template .*{why}.*, expected chatml or the path of a Jinja file"
+            InputError,
+            match=f"the chat template .*{why}.*, expected a built-in name such as chatml, the path of a Jinja file",
         ) as error:
             ChatTemplate.named(value)
         assert "\n" not in str(error.value)

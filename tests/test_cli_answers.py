@@ -93,7 +93,7 @@ def test_another_template(run: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "expected chatml"),
+        (None, "expected a built-in name"),
         (b"{% if %}", "isn't valid Jinja"),
         (b"\xff", "isn't UTF-8 text"),
         (b"{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "took too long"),

@@ -554,7 +554,9 @@ def test_what_is_said_of_chats_reaches_the_server() -> None:
     ("value", "text"),
     [
         ("chatml", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        ("zephyr", "<|user|>\nhi<|endoftext|>\n<|assistant|>\n"),
         ("{{ messages[0].content }}!", "hi!"),
+        ("Once upon a time", "Once upon a time"),
         ("FILE", "hi?"),
     ],
 )
@@ -572,11 +574,10 @@ def test_templates_by_name_text_or_file(value: str, text: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--chat-template", "llama3", "isn't built in here: give its text, or a file with it"),
         (
             "--chat-template",
             "none/such",
-            "No such file or directory, expected chatml, the path of a Jinja file",
+            "No such file or directory, expected a built-in name such as chatml, the path of a Jinja file",
         ),
         ("--chat-template-file", "chatml", "No such file or directory, expected a Jinja file"),
     ],

@@ -76,21 +76,18 @@ def section(title: str) -> str:
 
 
 def matches(shown: str, got: str) -> bool:
-    """`...` matches anything, and a shown line may be broken where the output's isn't.
-
-    What stands between is looked for piece by piece: one expression for all of it tries the places of all `...` with each other.
-    """
-    got = got.strip()
-    first, *others = (r"\s*".join(map(re.escape, part.split())) for part in shown.split("..."))
-    if not others:
-        return re.fullmatch(first, got) is not None
-    *between, last = others
-    if not (found := re.match(first, got)):
-        return False
-    for part in between:
-        if not (found := re.compile(part).search(got, found.end())):
+    """`...` matches anything, and a shown line may be broken where the output's isn't."""
+    *parts, last = (r"\s*".join(map(re.escape, part.split())) for part in shown.split("..."))
+    got, at = got.strip(), 0
+    for i, part in enumerate(
+        parts
+    ):  # each where it comes first: one expression for all would try every way to divide the text
+        found = re.compile(part).search(got, at) if i else re.compile(part).match(got)
+        if found is None:
             return False
-    return re.compile(rf"{last}\s*\Z").search(got, found.end()) is not None
+        at = found.end()
+    end = re.compile(last + r"\Z")
+    return (end.search(got, at) if parts else end.match(got)) is not None
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ template_options = gathered(
     llama_option(
         "--chat-template",
         metavar="TEXT|NAME|FILE",
-        help="Use this template instead of the model's own: its text, the name chatml, or a file.",
+        help="Use this template instead of the model's own: its text, a name that llama.cpp knows (chatml, llama3), or a file.",
     ),
     llama_option("--chat-template-file", metavar="FILE", help="The same, always a file."),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -80,6 +81,7 @@ def serve(
         from ..server import run
         from ..server.options import ServerOptions
         from ..server.service.service import Service
+        from ..server.vertex import variables
     except ModuleNotFoundError as error:
         if (error.name or "qwencli").startswith("qwencli"):
             raise
@@ -88,7 +90,10 @@ def serve(
     tls = run.certificate(addresses.ssl_key_file, addresses.ssl_cert_file)
     hosts = addresses.host
     # before loading the model, which may take a while
-    sockets = run.listen(hosts, addresses.port, addresses.reuse_port)
+    told = variables.read(os.environ)
+    if told and told.port != addresses.port:
+        warn(f"AIP_HTTP_PORT says port {told.port}, which comes before --port")
+    sockets = run.listen(hosts, told.port if told else addresses.port, addresses.reuse_port)
     template = chats.templates.template()
     loader.n_ctx = serving.context(loader.n_ctx)
     llm = loader.load(chat=template is None, generates=False)
@@ -111,6 +116,8 @@ def serve(
         timeout=addresses.timeout,
         sse_ping=None if addresses.sse_ping_interval <= 0 else addresses.sse_ping_interval,
         hosts=hosts,
+        predict_path=told.predict_path if told else None,
+        health_path=told.health_path if told else None,
         log_format="none" if loader.quiet else log_format,
         log_prompts=log_prompts,
         verbose=verbose,

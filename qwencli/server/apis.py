@@ -5,5 +5,6 @@ from .llamacpp.endpoints import LLAMACPP
 from .ollama.endpoints import OLLAMA
 from .openai.endpoints import OPENAI
 from .responses.endpoints import RESPONSES
+from .vertex.endpoints import VERTEX
 
-APIS = (OPENAI, LLAMACPP, OLLAMA, ANTHROPIC, RESPONSES)
+APIS = (OPENAI, LLAMACPP, OLLAMA, ANTHROPIC, RESPONSES, VERTEX)

@@ -82,6 +82,10 @@ class ServerOptions:
     """Settings of the page."""
     static_path: Path | None = None
     """A folder whose files are served in place of the page."""
+    predict_path: str | None = None
+    """Where Vertex AI asks for predictions; None: nowhere."""
+    health_path: str | None = None
+    """Another path of /health."""
     log_format: str = "text"
     """text, json or none; with none only what failed in the server itself is logged, as text."""
     log_prompts: bool = False

@@ -7,7 +7,7 @@ CHAT = [
     different(
         "--chat-template TEMPLATE",
         "LLAMA_ARG_CHAT_TEMPLATE",
-        "the text of a template, or `chatml`; of llama.cpp's other built-in templates the text has to be given. Also the path of a file",
+        "the names of llama.cpp's built-in templates need no `--no-jinja` here. Also the path of a file",
     ),
     same("--chat-template-file FILE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"),
     same("--chat-template-kwargs JSON", "LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),

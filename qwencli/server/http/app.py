@@ -64,12 +64,13 @@ def build_app(service: Service, options: ServerOptions, apis: Sequence[API]) -> 
         openapi.route(endpoints, forms, options.api_prefix),
         *([folder] if folder else []),
     ]
-    open_paths = {page.path for page in pages}.union(*(api.open_paths for api in apis))
-    idle_paths = set[str]().union(*(api.idle_paths for api in apis))
+    health = {options.health_path} if options.health_path else set()
+    open_paths = {page.path for page in pages}.union(health, *(api.open_paths for api in apis))
+    idle_paths = health.union(*(api.idle_paths for api in apis))
     uses = [
         route for route in endpoints if route.path not in idle_paths or "GET" not in (route.methods or ())
     ]
-    polled_paths = set[str]().union(*(api.polled_paths for api in apis))
+    polled_paths = health.union(*(api.polled_paths for api in apis))
     middleware = [
         Middleware(Capitalised),
         Middleware(CrossOrigin, origins=options.cors_origins),

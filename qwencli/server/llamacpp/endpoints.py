@@ -56,6 +56,7 @@ def routes(service: Service, options: ServerOptions) -> list[Route]:
     get = {
         "/health": api.health,
         "/v1/health": api.health,
+        **({options.health_path: api.health} if options.health_path else {}),
         "/props": props.props,
         "/slots": slots.slots,
         "/metrics": Metrics(service, options).metrics,

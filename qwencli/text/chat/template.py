@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError, QwenError
 from ..tokenizer import Tokenizer
+from . import builtin
 from .template_process import Ended, TemplateProcess
 from .thinking import OPEN
 
@@ -33,24 +36,17 @@ CHATML = """\
 {% endif %}
 """
 """For files without a template: the form that all of Qwen's models know."""
-BUILT_IN = {"chatml": CHATML}
+BUILT_IN = {"chatml": CHATML, **builtin.TEMPLATES}
+"""Templates by their names in llama.cpp."""
 MARKS = "{%", "{{", "{#"
 """What every Jinja template has somewhere, and hardly any path."""
-OF_LLAMA_CPP = (
-    " bailing bailing-think bailing2 chatglm3 chatglm4 command-r deepseek deepseek-ocr deepseek2 deepseek3 exaone-moe exaone3"
-    " exaone4 falcon3 gemma gigachat glmedge gpt-oss granite granite-4.0 granite-4.1 grok-2 hunyuan-dense hunyuan-moe hunyuan-vl"
-    " kimi-k2 llama2 llama2-sys llama2-sys-bos llama2-sys-strip llama3 llama4 megrez minicpm mistral-v1 mistral-v3"
-    " mistral-v3-tekken mistral-v7 mistral-v7-tekken monarch openchat orion pangu-embedded phi3 phi4 rwkv-world seed_oss smolvlm"
-    " solar-open vicuna vicuna-orca yandex zephyr "
-)
-"""Names of templates that are built into llama.cpp, as code, each with a space before and after it."""
+_OF_PATHS = re.compile(r"[\\/\0]|\.\w+$")
 MOST_SHOWN = 60
 """Characters of a value in a message."""
 
 MAX_FILE = 1 << 22
 """Bytes of a template in a file of its own."""
 
-_DEFAULTS: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
 _NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # code points that no text may hold (Unicode 23.7)
 
 
@@ -77,13 +73,11 @@ class ChatTemplate:
         """A built-in template by its name, one by its text, or else the one in the file of that path. Raises InputError."""
         if value in BUILT_IN:
             return cls(BUILT_IN[value])
-        if any(mark in value for mark in MARKS):
+        if any(mark in value for mark in MARKS) or _is_prose(value):
             return cls(value)
-        if f" {value} " in OF_LLAMA_CPP and not os.path.exists(value):
-            raise InputError(
-                f"the chat template {value} isn't built in here: give its text, or a file with it, as --chat-template"
-            )
-        return cls.of_file(value, f"expected {', '.join(BUILT_IN)}, the path of a Jinja file, or its text")
+        return cls.of_file(
+            value, "expected a built-in name such as chatml, the path of a Jinja file, or its text"
+        )
 
     @classmethod
     def of_file(cls, path: str, expected: str = "expected a Jinja file") -> ChatTemplate:
@@ -118,7 +112,7 @@ class ChatTemplate:
 
         All of them are values that JSON knows. Raises InputError where the template refuses the messages.
         """
-        return self._ask("render", _DEFAULTS | {"messages": messages, "tools": tools} | variables)
+        return self._ask("render", _defaults() | {"messages": messages, "tools": tools} | variables)
 
     def rendered(
         self,
@@ -136,7 +130,7 @@ class ChatTemplate:
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
         values, guard = guarded(given, tokenizer.control_texts)
-        text = self._ask("render", _DEFAULTS | named | values)
+        text = self._ask("render", _defaults() | named | values)
         return Rendered(text.replace(_escaped(guard), guard), guard)  # templates may write JSON in ASCII
 
     def encode(
@@ -186,6 +180,17 @@ class ChatTemplate:
             child.ask(_to_json(["compile", self._source]))
             self._child = child
         return self._child
+
+
+def _defaults() -> dict[str, Any]:
+    """What templates know unless they are told otherwise. The dates are llama.cpp's: Llama's write the first into a prompt."""
+    dates = {"date_string": time.strftime("%d %b %Y"), "datetime": time.strftime("%b %d %Y")}
+    return {"tools": None, "documents": None, "add_generation_prompt": True, **dates}
+
+
+def _is_prose(value: str) -> bool:
+    """Whether a value is words, which are a template that always says the same, as in llama.cpp, and no path that was mistyped."""
+    return len(value.split()) > 1 and not os.path.exists(value) and not _OF_PATHS.search(value)
 
 
 class Rendered(NamedTuple):

@@ -1,0 +1,1 @@
+"""Predictions as Vertex AI asks for them: an HTTP API."""
