@@ -11,7 +11,7 @@ from qwencli.kernels.arguments import CHOOSE, DRAW
 from qwencli.sampling.candidates import all_of, weights
 from qwencli.sampling.filters import min_p, temperature, top_k, top_p
 from qwencli.sampling.penalties import penalties
-from qwencli.sampling.sampler import NOT_FINITE, Draw, choose
+from qwencli.sampling.sampler import NOT_FINITE, OUT_OF_REACH, Draw, choose
 
 ISAS = [i.name for i in isa.available()]
 PLAIN = Draw(
@@ -98,6 +98,7 @@ def test_every_token_that_can_be_drawn(isa_name: str, n_vocab: int) -> None:
         {"repeat_penalty": 1.5, "presence_penalty": 0.7, "recent": {0: 1, n_vocab - 1: 9}},
         {"repeat_penalty": 0.5, "recent": {n_vocab // 2: 2}},
         {"presence_penalty": -3.0, "recent": {n_vocab // 3: 1}, "temp": 0.5},
+        {"presence_penalty": OUT_OF_REACH, "recent": {0: 1, n_vocab // 3: 1, n_vocab - 1: 1}},
         {
             "frequency_penalty": 0.3,
             "presence_penalty": 0.1,

@@ -225,6 +225,14 @@ def test_the_servers_vectors_are_as_the_file_says(mean: httpx.Client) -> None:
     assert np.linalg.norm(bare["embedding"][0]) == pytest.approx(np.linalg.norm(expected[0]), rel=0.01)
 
 
+def test_texts_may_be_in_parts(mean: httpx.Client) -> None:
+    """As in llama-server, which takes images between them."""
+    parts = [{"type": "text", "text": "The king "}, {"type": "text", "text": "sleeps."}]
+    answer = mean.post("/v1/embeddings", json={"input": ["The king sleeps.", {"content": parts}]})
+    whole, joined = (one["embedding"] for one in answer.raise_for_status().json()["data"])
+    assert joined == whole
+
+
 def test_texts_may_be_token_ids(mean: httpx.Client) -> None:
     ids = [mean.post("/tokenize", json={"content": text}).json()["tokens"] for text in TEXTS[:2]]
 

@@ -82,7 +82,11 @@ WRONG: dict[str, list[Any]] = {
     "grammar": ["root ::= (", "root ::= root", 5],
     "json_schema": [{"type": "unheard of"}, 5],
     "response_fields": [[1]],
-    "prompt": [None, 5, [], [1.5], [[[1]]], [True], {"text": "x"}, ["x"] * 69],
+    "prompt": [
+        *(None, 5, [], [1.5], [[[1]]], [True], {"text": "x"}, ["x"] * 69),
+        *({"content": "x"}, {"content": []}, {"content": ["x"]}, {"content": [{"type": "text", "text": 3}]}),
+        {"content": [{"type": "unknown", "text": "x"}]},
+    ],
 }
 
 
@@ -116,6 +120,14 @@ def test_more_probabilities_than_one_answer_may_hold(client: httpx.Client) -> No
         ({"lora": [{"id": 0, "scale": 1.0}]}, 501),
         ({"n_indent": 2}, 501),
         ({"prompt": {"prompt_string": "x", "multimodal_data": ["eA=="]}}, 501),
+        (
+            {
+                "prompt": {
+                    "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+                }
+            },
+            501,
+        ),
     ],
 )
 def test_what_there_is_not_is_refused(client: httpx.Client, fields: dict[str, Any], status: int) -> None:

@@ -158,12 +158,15 @@ def test_what_was_asked_is_told(client: httpx.Client) -> None:
     answer = post(client, "/completion", prompt=PROMPT, logit_bias=[[11, 0.5], [12, False]], **asked)
     settings = answer["generation_settings"]
     assert {name: settings[name] for name in asked} == asked
-    assert settings["logit_bias"] == [{"bias": 0.5, "token": 11}, {"bias": None, "token": 12}]
+    assert settings["logit_bias"][:2] == [{"bias": 0.5, "token": 11}, {"bias": None, "token": 12}]
+    ends = [post(client, "/tokenize", content=text)["tokens"][0] for text in ("<|endoftext|>", "<|im_end|>")]
+    # as in llama-server, ignore_eos forbids the tokens that end an answer
+    assert settings["logit_bias"][2:] == [{"bias": None, "token": token} for token in ends]
     assert settings["max_tokens"] == 3
 
 
 def test_defaults_are_those_of_llama_cpp(client: httpx.Client) -> None:
-    """tools/server/README.md, but for dry_penalty_last_n, where -1 is all of the context there, too."""
+    """tools/server/README.md."""
     params = client.get("/props").json()["default_generation_settings"]["params"]
     usual = {
         "n_predict": -1,
@@ -184,6 +187,7 @@ def test_defaults_are_those_of_llama_cpp(client: httpx.Client) -> None:
         "dry_multiplier": 0.0,
         "dry_base": 1.75,
         "dry_allowed_length": 2,
+        "dry_penalty_last_n": 64,
         "mirostat": 0,
         "mirostat_tau": 5.0,
         "mirostat_eta": 0.1,
@@ -273,6 +277,17 @@ def test_speed_with_each_token_and_progress_of_a_prompt(client: httpx.Client) ->
     assert told[-1]["processed"] == told[-1]["total"] == n
     assert [each["processed"] for each in told] == sorted(each["processed"] for each in told)
     assert all(each["cache"] <= each["processed"] for each in told)
+    # as in llama-server, the first one comes before anything is read
+    first = pieces[0]
+    assert (first["prompt_progress"]["processed"], first["prompt_progress"]["time_ms"]) == (
+        told[0]["cache"],
+        0,
+    )
+    assert (first["timings"]["prompt_n"], first["timings"]["prompt_ms"], first["timings"]["predicted_n"]) == (
+        0,
+        0,
+        0,
+    )
     assert [
         each["prompt_progress"]["cache"]
         for each in events(client, prompt=prompt, n_predict=1, return_progress=True)

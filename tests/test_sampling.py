@@ -11,7 +11,7 @@ import pytest
 from qwencli.errors import ModelError
 from qwencli.gguf.file import GGUFFile
 from qwencli.sampling import SamplingParams
-from qwencli.sampling.sampler import NOT_FINITE, Sampler, uniform
+from qwencli.sampling.sampler import NOT_FINITE, Sampler, choose, uniform
 
 
 def some_logits(seed: int, n: int = 200) -> np.ndarray:
@@ -96,6 +96,30 @@ def test_extreme_temperatures(temp: float) -> None:
         for s in range(50)
     }
     assert drawn == set(np.argsort(-logits)[: 1 if temp < 1 else 3].tolist())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"temp": 0.0}, {"temp": 1.0, "top_k": 5}, {"temp": 5.0, "top_k": 9, "min_p": 0.0}]
+)
+def test_forbidding_tokens_leaves_machine_code_the_choice(changed: dict[str, float]) -> None:
+    """It chooses as from logits without these tokens."""
+    for seed in range(100):
+        logits = some_logits(seed)
+        forbidden = np.argsort(-logits)[: seed % 4].tolist()
+        left = np.delete(np.arange(200), forbidden)
+        sampler = Sampler(
+            SamplingParams(seed=seed, logit_bias=[(t, -math.inf) for t in forbidden], **changed)
+        )
+        found = sampler.draw([1, 2, 3], 0)
+        assert found
+        expected = Sampler(SamplingParams(seed=seed, **changed)).choose(logits[left], [1, 2, 3], 0)
+        assert choose(logits, found) == left[expected] == sampler.choose(logits, [1, 2, 3], 0)
+
+
+def test_other_biases_and_penalties_are_not_for_machine_code() -> None:
+    for changed in {"logit_bias": [(1, -math.inf), (2, -9.0)]}, {"presence_penalty": 1.0}:
+        params = replace(SamplingParams(logit_bias=[(1, -math.inf)]), **changed)
+        assert Sampler(params).draw([], 0) is None
 
 
 # Seeds

@@ -39,7 +39,7 @@ LLAMA_CPP = {
     "dry_multiplier": 0.0,
     "dry_base": 1.75,
     "dry_allowed_length": 2,
-    "dry_penalty_last_n": -1,
+    "dry_penalty_last_n": 64,
     "dry_sequence_breakers": ("\n", ":", '"', "*"),
     "mirostat": 0,
     "mirostat_tau": 5.0,

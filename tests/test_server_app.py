@@ -97,8 +97,8 @@ def generations(server: Serving, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
     found: list[Generation] = []
     generate = server.service.generate
 
-    def noted(request: Any) -> Generation:
-        found.append(generate(request))
+    def noted(*asked: Any) -> Generation:
+        found.append(generate(*asked))
         return found[-1]
 
     monkeypatch.setattr(server.service, "generate", noted)
@@ -145,10 +145,12 @@ def whole(server: Serving, sent: bytes) -> bytes:
 def test_the_pages_files_are_served_as_they_are_and_nothing_else_of_the_folder(
     server: Serving, client: httpx.Client
 ) -> None:
+    from importlib.metadata import version
     from importlib.resources import files
 
     folder = files("qwencli.server").joinpath("web")
     types = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+    types["webmanifest"] = "application/manifest+json"
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {"index.html"} <= found.keys()
     for name, content in found.items():
@@ -157,6 +159,7 @@ def test_the_pages_files_are_served_as_they_are_and_nothing_else_of_the_folder(
         assert answer.content == content
         assert answer.headers["content-type"].startswith(types[name.rpartition(".")[2]])
     assert client.get("/").content == found["index.html"]
+    assert client.get("/_app/version.json").json() == {"version": version("qwencli")}
     for path in (
         "/config.py",
         "/web/index.html",
@@ -176,8 +179,8 @@ def test_the_pages_files_are_served_as_they_are_and_nothing_else_of_the_folder(
 def test_the_page_may_load_nothing_from_elsewhere_and_is_asked_for_again(client: httpx.Client) -> None:
     answer = client.get("/")
     assert answer.headers["content-security-policy"] == (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
-        " form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     assert answer.headers["cache-control"] == "no-cache"
     again = client.get("/", headers={"If-None-Match": answer.headers["etag"]})

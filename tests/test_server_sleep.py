@@ -76,8 +76,19 @@ def test_what_only_tells_of_the_server_does_not_wake_it(server: Serving, path: s
     assert sleeps(server)
     if path in ("/health", "/v1/models", "/api/tags"):
         assert asleep.json() == awake.json()
+    if path == "/metrics":  # speeds are those since the last look: at the second one nothing had run
+        seen = httpx.get(server.url + path, timeout=60).raise_for_status()
+        assert cached(asleep.text) == cached(awake.text) == cached(seen.text)
     if path == "/api/ps":
         assert (len(awake.json()["models"]), asleep.json()["models"]) == (1, [])
+
+
+def cached(metrics: str) -> list[str]:
+    """What they say of the cache, of which there is something."""
+    found = [line for line in metrics.splitlines() if line.startswith("llamacpp:kv_cache")]
+    assert len(found) == 3
+    assert not any(line.endswith(" 0") for line in found)
+    return found
 
 
 def test_what_is_told_of_the_model_stays_the_same(server: Serving) -> None:

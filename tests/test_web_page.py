@@ -673,3 +673,17 @@ def test_the_server_is_asked_only_while_its_view_is_shown(page: Any, fake: FakeS
     page.unroute_all()
     assert set(fake.polls) <= {"metrics"}
     assert len(fake.polls) <= 1
+
+
+def test_a_worker_that_llama_server_left_is_replaced_and_gone(page: Any) -> None:
+    """Theirs is called sw.js and answers from caches."""
+    page.evaluate(
+        """async () => {
+          await (await caches.open("theirs")).put("/", new Response("their page"));
+          await navigator.serviceWorker.register("./sw.js");
+        }"""
+    )
+    until(page, "(async () => !(await caches.keys()).length)()")
+    until(page, "(async () => !(await navigator.serviceWorker.getRegistrations()).length)()")
+    page.reload()
+    page.wait_for_selector("#question")

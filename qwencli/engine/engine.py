@@ -141,7 +141,9 @@ class Engine:
             raise InputError(f"{what} is empty, expected at least one token")
         if len(tokens) > self.n_ctx:
             raise ContextFull(
-                f"{what} has {len(tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c"
+                f"{what} has {len(tokens)} tokens, more than the context of {self.n_ctx}: shorten it or raise -c",
+                len(tokens),
+                self.n_ctx,
             )
         self._check_tokens(tokens, what)
 

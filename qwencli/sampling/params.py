@@ -142,7 +142,7 @@ class SamplingParams:
         2, 1, COUNT, "DRY: the shortest repetition that costs anything, in tokens.", group=REPETITION
     )
     dry_penalty_last_n: int = number(
-        -1,
+        64,
         -1,
         COUNT,
         "DRY: how many of the last tokens are searched for repetitions; 0 = none, -1 = all.",

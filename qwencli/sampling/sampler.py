@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ GAMMA, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 FOR_XTC = 2**63
 """Where XTC's random numbers start in the stream, half its period after those that draw tokens."""
 NOT_FINITE = -1
+OUT_OF_REACH = 1e30
+"""What is subtracted from the logits of forbidden tokens in machine code, where all tokens stay: none comes near the others again."""
 
 
 def uniform(seed: int, index: int) -> float:
@@ -98,10 +101,10 @@ class Sampler:
         """
         if self._draw is None:
             return None
-        recent = Counter(last(tokens, self.params.penalty_last_n)) if "penalties" in self._stages else {}
-        return self._draw._replace(
-            recent=recent, chance=uniform(self.seed, index) if self._draw.temp > 0 else 0.0
-        )
+        draw = self._draw
+        if "penalties" in self._stages:
+            draw = draw._replace(recent=Counter(last(tokens, self.params.penalty_last_n)))
+        return draw._replace(chance=uniform(self.seed, index)) if draw.temp > 0 else draw
 
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int], index: int) -> int:
         """The token after `tokens`, the answer's `index`-th, by its logits, float32 [n_vocab]; NOT_FINITE if one is NaN or infinite.
@@ -157,8 +160,9 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
     """The settings for the chain in machine code (kernels/sampling.py); None if that isn't the chain that is wanted."""
     in_order = [name for name in ("penalties", "top_k", "top_p", "min_p", "temperature") if name in stages]
     temp = p.temp if "temperature" in stages else 1.0
+    forbids = "logit_bias" in stages and "penalties" not in stages and only_forbids(p)
     if (
-        list(stages) != in_order
+        list(stages[forbids:]) != in_order
         or p.n_probs
         or p.explain
         or p.dynatemp_range
@@ -167,7 +171,7 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
         or not (temp == 0 or ("top_k" in stages and p.top_k <= MAX_TOP_K))
     ):
         return None
-    return Draw(
+    draw = Draw(
         temp,
         p.top_k if "top_k" in stages else 1,
         p.top_p if "top_p" in stages else 1.0,
@@ -178,6 +182,19 @@ def compiled_chain(p: SamplingParams, stages: Sequence[str]) -> Draw | None:
         {},
         0.0,
     )
+    if not forbids:
+        return draw
+    return draw._replace(
+        repeat_penalty=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=OUT_OF_REACH,
+        recent={token: 1 for token, _ in p.logit_bias},
+    )
+
+
+def only_forbids(p: SamplingParams) -> bool:
+    """Whether all biases forbid a token. Then forbidden ones are out of reach like recent ones with a huge penalty."""
+    return all(bias == -math.inf for _, bias in p.logit_bias)
 
 
 def choose(logits: NDArray[np.float32], d: Draw) -> int:

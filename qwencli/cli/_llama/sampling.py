@@ -1,6 +1,6 @@
 """How tokens are chosen."""
 
-from .entries import different, no_meaning, refused, same
+from .entries import no_meaning, refused, same
 
 IN_REQUESTS = "a server takes it from requests: give {} in each of them"
 
@@ -27,7 +27,7 @@ SAMPLING = [
     same("--dry-multiplier N"),
     same("--dry-base N"),
     same("--dry-allowed-length N"),
-    different("--dry-penalty-last-n N", None, "-1, the default, is the whole context"),
+    same("--dry-penalty-last-n N"),
     same("--dry-sequence-breaker STRING"),
     same("--adaptive-target N"),
     same("--adaptive-decay N"),

@@ -142,7 +142,7 @@ SERVING = [
     same("--props", "LLAMA_ARG_ENDPOINT_PROPS"),
     same("--slots / --no-slots", "LLAMA_ARG_ENDPOINT_SLOTS"),
     same("--slot-save-path PATH"),
-    refused("--media-path PATH", None, IMAGES),
+    no_meaning("--media-path PATH", None, "no model here takes files"),
     refused("--models-dir PATH", "LLAMA_ARG_MODELS_DIR", ROUTER),
     refused("--models-preset PATH", "LLAMA_ARG_MODELS_PRESET", ROUTER),
     refused("--models-max N", "LLAMA_ARG_MODELS_MAX", ROUTER, nothing="1"),

@@ -13,6 +13,8 @@ from ..service.generation import Busy, Ending, NotServed
 
 CONTEXT_FULL, QUEUE_FULL, NO_MEMORY = "context_length_exceeded", "queue_full", "no_memory"
 """Codes."""
+TOO_LONG = "it exceeds the available context size"
+"""Words of llama-server's message, for which clients look, to shorten the conversation and try again."""
 MESSAGES = {404: "there is nothing at this path", 405: "this path has other methods"}
 
 
@@ -85,8 +87,10 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, NotServed):
         return ApiError(str(error), 501)
     if isinstance(error, ContextFull):
+        if error.n_ctx is None:
+            return ApiError(str(error), code=CONTEXT_FULL)
         known = {"n_prompt_tokens": error.n_prompt, "n_ctx": error.n_ctx}
-        return ApiError(str(error), code=CONTEXT_FULL, details=known if error.n_ctx is not None else None)
+        return ApiError(f"{error} ({TOO_LONG})", code=CONTEXT_FULL, details=known)
     if isinstance(error, InputError):
         return ApiError(str(error))
     if isinstance(error, NoMemory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
@@ -10,24 +11,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ... import __version__
+
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
+    "webmanifest": "application/manifest+json",
     "svg": "image/svg+xml",
     "png": "image/png",
     "ico": "image/x-icon",
 }
+VERSION = "/_app/version.json"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
-    " form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The page loads files from here and nothing else, runs no inline scripts, and is shown in no other page."""
 
 
 def routes() -> list[Route]:
-    """A path for each file, which is its name; index.html is at / too. Requests never look for files."""
-    found = []
+    """A path for each file, which is its name; index.html is at / too. Requests never look for files.
+
+    Pages of llama-server that are still open in a browser ask VERSION whether they are out of date, and load themselves again.
+    """
+    found = [Route(VERSION, sender(json.dumps({"version": __version__}).encode(), "application/json"))]
     for file in files(__package__.rpartition(".")[0]).joinpath("web").iterdir():
         if type := TYPES.get(file.name.rpartition(".")[2]):
             endpoint = sender(file.read_bytes(), type)

@@ -116,9 +116,9 @@ class PromptAnswer:
             "tokens_evaluated": seq.n_prompt,
         }
         if body.timings_per_token:
-            event["timings"] = timings(seq)
-        if part.n_read is not None:
-            event["prompt_progress"] = prompt_progress(seq, part.n_read)
+            event["timings"] = part.timings or timings(seq)
+        if progress := prompt_progress(seq, part):
+            event["prompt_progress"] = progress
         return event
 
     def _final(self, content: str, tokens: list[int]) -> dict[str, Any]:

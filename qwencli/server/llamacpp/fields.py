@@ -30,11 +30,21 @@ MAX_EXTRA = 1000
 RANDOM = 2**32 - 1
 """What llama.cpp calls a seed that is another one each time. Clients send it back as they got it."""
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}
+PARTS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["type", "text"],
+        "properties": {"type": {"const": "text"}, "text": TEXT},
+    },
+    "minItems": 1,
+}
 ONE = {
     "anyOf": [
         TEXT,
         IDS,
         {"type": "object", "required": ["prompt_string"], "properties": {"prompt_string": TEXT}},
+        {"type": "object", "required": ["content"], "properties": {"content": PARTS}},
     ]
 }
 Mixed = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, IDS]})]
@@ -42,7 +52,7 @@ Mixed = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, IDS]})]
 Prompts = Annotated[
     Any, WithJsonSchema({"anyOf": [*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1}]})
 ]
-"""One such, also as an object with a `prompt_string`, or a list of them."""
+"""One such, also as an object with a `prompt_string` or with `content`, parts that are texts; or a list of them."""
 MORE = {"typical": "typ_p", "typical_p": "typ_p", "typical-p": "typ_p"}
 """Other names that clients have for samplers."""
 

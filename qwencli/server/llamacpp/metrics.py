@@ -10,7 +10,6 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...backends.kv_cache import PAGE
 from ..http.errors import ApiError
 from ..http.openapi import describe
 from ..options import ServerOptions
@@ -106,22 +105,21 @@ class Metrics:
             "Average number of busy slots per step",
             c.n_busy_slots / max(c.n_steps, 1),
         )
-        if service.presence.asleep:
-            kept, n_pages = [], 0
-        else:
-            kept, n_pages = service.llm.engine.prefixes.kept, service.llm.engine.backend.cache.n_pages
+        cached = service.cached
         yield Figure(
             "gauge",
             "kv_cache_tokens",
             "Number of positions that finished sequences keep in the cache",
-            sum(len(k.tokens) for k in kept),
+            cached.n_tokens,
         )
-        yield Figure("gauge", "kv_cache_sequences", "Number of finished sequences in the cache", len(kept))
+        yield Figure(
+            "gauge", "kv_cache_sequences", "Number of finished sequences in the cache", cached.n_sequences
+        )
         yield Figure(
             "gauge",
             "kv_cache_capacity_tokens",
             "Number of positions for which there is memory",
-            n_pages * PAGE,
+            cached.n_room,
         )
 
 

@@ -34,7 +34,8 @@ class Props:
             name: tokenizer.decode([token]) if token is not None else ""
             for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
         }
-        usual = settings(options.sampling, RANDOM, options.max_tokens)
+        seed = RANDOM if options.sampling.seed is None else options.sampling.seed
+        usual = settings(options.sampling, seed, options.max_tokens)
         return JSONResponse(
             {
                 "default_generation_settings": {"params": usual, "n_ctx": llm.engine.n_ctx},

@@ -71,8 +71,7 @@ class Choices:
                 yield self._chunk({"index": i, **begun})
         async for i, part in merged([choice.generation for choice in self._choices]):
             choice = self._choices[i]
-            if part and part.n_read is not None:
-                progress = prompt_progress(choice.generation.sequence, part.n_read)
+            if part and (progress := prompt_progress(choice.generation.sequence, part)):
                 yield self._empty_chunk(i) | {"prompt_progress": progress}
                 continue
             for fields in choice.add(part) if part else choice.end():

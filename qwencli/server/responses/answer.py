@@ -138,8 +138,7 @@ class Answer:
         yield {"type": "response.in_progress", "response": begun}
         try:
             async for part in self._generation:
-                if part.n_read is not None:
-                    progress = prompt_progress(self._generation.sequence, part.n_read)
+                if progress := prompt_progress(self._generation.sequence, part):
                     yield {"type": "response.in_progress", "response": begun, "prompt_progress": progress}
                     continue
                 for event in self._add(part):

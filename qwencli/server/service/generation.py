@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 from ...engine.engine import Sequence
@@ -34,12 +34,14 @@ class NotServed(QwenError):
 class TextPart(NamedTuple):
     """What a step brought: text that is certain, and the ids that it came from. Either may be empty.
 
-    Where progress is told, there are parts without either, of which `n_read` is how many of the prompt's tokens are read.
+    Where progress is told, there are parts without either, of which `n_read` is how many of the prompt's tokens were read then, and
+    `timings` what that had cost.
     """
 
     text: str
     tokens: list[int]
     n_read: int | None = None
+    timings: Mapping[str, float] | None = None
 
 
 class Generation(AsyncIterator[TextPart]):

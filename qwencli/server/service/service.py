@@ -9,18 +9,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...backends.kv_cache import PAGE
 from ...engine.embedding import Embedding, check_reading
 from ...engine.engine import Engine
 from ...engine.fit import Fit
 from ...errors import QwenError
 from ...llm import LLM
 from ...request.request import Request
-from ...request.timings import n_computed
+from ...request.timings import n_computed, timings
 from .generation import Busy, Ending, Generation, NotServed, Slot, TextPart
 from .leftovers import Leftovers
 from .presence import Presence
@@ -55,6 +56,14 @@ class Counters:
     """Tokens of the longest sequence."""
 
 
+class Cached(NamedTuple):
+    """What the cache keeps of finished sequences. `n_room` is the number of positions for which there is memory."""
+
+    n_tokens: int
+    n_sequences: int
+    n_room: int
+
+
 def room_for_prefixes(fit: Fit, n_ctx: int, n_slots: int) -> int:
     """Positions of finished sequences to keep: a context for each slot, but no more than a quarter of the free memory holds.
 
@@ -80,6 +89,7 @@ class Service:
         """As in ServerOptions."""
         self.presence = Presence(self._load, self._unload)
         """While the model is unloaded, `llm` has only what is known of the file, and its tokenizer."""
+        self._cached: Cached | None = None
         self._keep_prefixes()
         self._slots: list[Generation | None] = [None] * n_slots
         self._waiting: deque[Generation] = deque()
@@ -174,11 +184,22 @@ class Service:
     def _unload(self) -> None:
         while self._busy():  # with what was cancelled just now
             time.sleep(0.01)
+        self._cached = self.cached
         self.llm.unload()
 
     def _load(self) -> None:
         self.llm = self.llm.again()
+        self._cached = None
         self._keep_prefixes()
+
+    @property
+    def cached(self) -> Cached:
+        """What is in the cache; while the model is unloaded, what was in it at the end."""
+        if self._cached:
+            return self._cached
+        engine = self.llm.engine
+        kept = engine.prefixes.kept
+        return Cached(sum(len(k.tokens) for k in kept), len(kept), engine.backend.cache.n_pages * PAGE)
 
     def slots(self) -> list[Slot]:
         return [Slot(i, generation) for i, generation in enumerate(self._slots)]
@@ -307,7 +328,7 @@ class Service:
         n = generation.sequence.n_prompt_done
         if generation.tells_progress and n > generation.n_told:
             generation.n_told = n
-            self._tell(generation.deliver, TextPart("", [], n))
+            self._tell(generation.deliver, TextPart("", [], n, timings(generation.sequence)))
 
     def _read(self, generation: Generation) -> None:
         """Pass on a sequence's new tokens, and its end."""

@@ -222,7 +222,10 @@ class GenerationFields(SamplingFields):
         return self.placed(asked, llm, options)
 
     def placed(self, request: Request, llm: LLM, options: ServerOptions) -> Request:
-        """A request with what these fields say of where it runs: whether it uses the cache, its slot, and what a full context drops."""
+        """A request with what these fields say of where it runs: whether it uses the cache, its slot, and what a full context drops.
+
+        As in llama-server, an answer that the model mustn't end can't have the tokens that would end it. With a grammar it may end.
+        """
         use_cache = options.cache_prompt if self.cache_prompt is None else self.cache_prompt
         slot = None if self.id_slot is None or self.id_slot < 0 else self.id_slot
         shift = None
@@ -231,7 +234,11 @@ class GenerationFields(SamplingFields):
             n_keep = len(request.tokens) if n_keep < 0 else n_keep
             # as in llama.cpp the token that begins every text isn't counted
             shift = Shift(n_keep + llm.tokenizer.add_bos, self.n_discard or 0)
-        return replace(request, use_cache=use_cache, slot=slot, shift=shift)
+        sampling = request.sampling
+        if request.ignore_eos and request.grammar is None:
+            forbidden = [(token, -math.inf) for token in sorted(llm.tokenizer.eog_ids)]
+            sampling = replace(sampling, logit_bias=(*sampling.logit_bias, *forbidden))
+        return replace(request, sampling=sampling, use_cache=use_cache, slot=slot, shift=shift)
 
     def answer_forms(self) -> dict[str, dict[str, Any] | str]:
         """What the answer has to follow, a JSON schema or a grammar, by the field that asks for it."""

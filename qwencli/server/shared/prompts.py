@@ -46,7 +46,7 @@ def _tokens_of(llm: LLM, prompt: Any, name: str) -> list[int]:
     if isinstance(prompt, dict):
         if prompt.get("multimodal_data"):
             raise ApiError("multimodal_data: this model reads text alone", 501, param=name)
-        prompt = prompt.get("prompt_string")
+        prompt = _text_of(prompt["content"], name) if "content" in prompt else prompt.get("prompt_string")
     whole = isinstance(prompt, str) or (isinstance(prompt, list) and (not prompt or any(map(is_id, prompt))))
     if not whole:
         raise ApiError(
@@ -56,3 +56,16 @@ def _tokens_of(llm: LLM, prompt: Any, name: str) -> list[int]:
     texts = [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
     check_length(texts, llm.tokenizer, llm.engine.n_ctx)
     return mixed(llm.tokenizer, prompt)
+
+
+def _text_of(content: Any, name: str) -> str:
+    """The text of an object's content, which llama-server has as parts for what a model reads besides. Raises ApiError."""
+    texts: list[str] = []
+    for part in content if isinstance(content, list) and content else [None]:
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+        if kind in ("image_url", "input_audio", "input_video"):
+            raise ApiError(f"{name} has a part of type {kind}: this model reads text alone", 501, param=name)
+        if kind != "text" or not isinstance(text, str):
+            raise ApiError(f"the content of {name} has to be a list of parts of type text", param=name)
+        texts.append(text)
+    return "".join(texts)
