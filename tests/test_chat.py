@@ -359,6 +359,13 @@ def test_templates_know_the_date() -> None:
     assert template.render([USER], date_string="1 May 2025").startswith("1 May 2025|")
 
 
+def test_firefunction_is_told_tools_as_text() -> None:
+    template = ChatTemplate("{{ 'functools[{}] ' + functions }}")
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert template.render([USER]) == "functools[{}] "
+    assert json.loads(template.render([USER], tools=[tool]).removeprefix("functools[{}] ")) == [tool]
+
+
 def test_a_template_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text("\ufeffgrüß {{ messages[0].content }}\n", encoding="utf-8")

@@ -40,6 +40,8 @@ BUILT_IN = {"chatml": CHATML, **builtin.TEMPLATES}
 """Templates by their names in llama.cpp."""
 MARKS = "{%", "{{", "{#"
 """What every Jinja template has somewhere, and hardly any path."""
+FIREFUNCTION = "functools[{"
+"""What marks Firefunction's calls, in its template."""
 _OF_PATHS = re.compile(r"[\\/\0]|\.\w+$")
 MOST_SHOWN = 60
 """Characters of a value in a message."""
@@ -112,7 +114,10 @@ class ChatTemplate:
 
         All of them are values that JSON knows. Raises InputError where the template refuses the messages.
         """
-        return self._ask("render", _defaults() | {"messages": messages, "tools": tools} | variables)
+        return self._ask(
+            "render",
+            _defaults() | {"messages": messages, "tools": tools} | self._functions(tools) | variables,
+        )
 
     def rendered(
         self,
@@ -126,7 +131,7 @@ class ChatTemplate:
         A user who writes `<|im_end|>` has written ten characters: before rendering, a character that no text holds is put into each control
         token's name, and the tokenizer drops it again. The template knows the texts of the file's `bos_token` and `eos_token`.
         """
-        given = {"messages": messages, "tools": tools, **variables}
+        given = {"messages": messages, "tools": tools, **self._functions(tools), **variables}
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         named = {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}
         values, guard = guarded(given, tokenizer.control_texts)
@@ -165,6 +170,10 @@ class ChatTemplate:
             except InputError:  # it may want other messages
                 self._thinks = OPEN in self._source
         return self._thinks
+
+    def _functions(self, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, str]:
+        """The tools as Firefunction's template wants them: as text, by another name."""
+        return {"functions": _to_json(tools, 2) if tools else ""} if FIREFUNCTION in self._source else {}
 
     def _ask(self, verb: str, argument: Any = None) -> str:
         request = _to_json([verb, argument])
@@ -274,13 +283,13 @@ def _escaped(character: str) -> str:
     return json.dumps(character)[1:-1]
 
 
-def _to_json(value: Any) -> str:
+def _to_json(value: Any, indent: int | None = None) -> str:
     def as_dict(value: Any) -> dict[Any, Any]:
         if isinstance(value, Mapping):
             return dict(value)
         raise TypeError(f"a value of type {type(value).__name__} is not known to JSON")
 
     try:
-        return json.dumps(value, ensure_ascii=False, default=as_dict)
+        return json.dumps(value, ensure_ascii=False, default=as_dict, indent=indent)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the conversation cannot be given to its template: {error}") from None
