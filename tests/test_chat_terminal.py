@@ -359,7 +359,8 @@ def test_every_command(terminal: Open, tmp_path: Path) -> None:
         }
         assert chat.say("four") == "answer 6\n\n"
         told |= {"load": chat.say("/load chat.json"), "stats": chat.say("/stats"), "edit": ""}
-        assert chat.say("five") == "answer 7\n\n"
+        told["continue"] = chat.say("/continue")
+        assert chat.say("five") == "answer 8\n\n"
         chat.send("/bye\r")
         assert chat.end() == 0
         told["bye"] = ""
@@ -369,6 +370,7 @@ def test_every_command(terminal: Open, tmp_path: Path) -> None:
     assert told == {
         "system": "",
         "regen": "answer 2\n\n",
+        "continue": "answer 7\n\n",
         "undo": "took back: two\n",
         "edit": "",
         "think": "",
@@ -389,7 +391,8 @@ def test_every_command(terminal: Open, tmp_path: Path) -> None:
         one[:2],
         one,
         [kind, user("four")],
-        [*one, assistant("answer 5"), user("five")],
+        [*one, assistant("answer 5")],
+        [*one, assistant("answer 5answer 7"), user("five")],
     ]
 
 
