@@ -1,5 +1,7 @@
 """A model that is unloaded while nobody uses it (llama.cpp's README of its server, "Sleeping on Idle")."""
 
+import asyncio
+import gc
 import os
 import shutil
 import sys
@@ -17,6 +19,7 @@ from qwencli.gguf.file import GGUFFile
 from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
 from qwencli.network.load import load_model
+from qwencli.server.service.presence import Presence
 
 PROMPT = {"prompt": "Once upon a time", "n_predict": 8, "temperature": 0}
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -284,3 +287,32 @@ def test_without_the_option_it_never_sleeps() -> None:
     with serving() as server:
         time.sleep(1)
         assert not sleeps(server)
+
+
+@pytest.fixture
+def frozen() -> Iterator[int]:
+    """How many objects garbage collections don't look at, as in a server that has warmed up."""
+    gc.freeze()
+    yield gc.get_freeze_count()
+    gc.unfreeze()
+
+
+def test_collections_look_at_no_model_that_is_loaded_again(frozen: int) -> None:
+    async def run() -> None:
+        presence = Presence(lambda: None, lambda: None)
+        presence.unload_soon()
+        async with presence.use():
+            pass
+        while not presence.asleep:
+            await asyncio.sleep(0.001)
+        assert gc.get_freeze_count() == 0  # or nothing of the model that was there would ever be collected
+        async with presence.use():
+            assert gc.get_freeze_count() > 0
+
+    asyncio.run(run())
+
+
+def test_collections_look_at_no_model_of_bodies(frozen: int) -> None:
+    """These are built after the server has begun to listen."""
+    with serving():
+        until(lambda: gc.get_freeze_count() > frozen)

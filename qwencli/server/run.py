@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -27,6 +26,7 @@ from .http.app import build_app
 from .http.openapi import build_models
 from .http.protocol import Protocol
 from .options import ServerOptions
+from .service.garbage import keep, keep_also
 from .service.service import Counters, Service
 from .sockets import is_loopback, listen, url
 
@@ -90,8 +90,7 @@ async def warm_up(service: Service, options: ServerOptions) -> None:
     while llm.engine.prefixes.make_room():
         pass
     service.counters = Counters()
-    gc.collect()
-    gc.freeze()  # what is here stays; looking through it again and again would hold all threads up
+    keep()
 
 
 class Server(uvicorn.Server):
@@ -134,8 +133,12 @@ class Server(uvicorn.Server):
         except OSError as error:  # a server that started at the same time was faster
             raise QwenError(f"cannot listen: {error.strerror or error}") from None
         self._service.presence.watch(self._idle_seconds)
-        self._building = asyncio.ensure_future(build_models(self._routes))
+        self._building = asyncio.ensure_future(self._build())
         self._ready()
+
+    async def _build(self) -> None:
+        await build_models(self._routes)
+        keep_also()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from ...errors import QwenError
+from .garbage import keep, release
 
 
 class Presence:
@@ -23,6 +23,8 @@ class Presence:
         self._n_users = 0
         self._last_use = time.monotonic()
         self._unload_next = False
+        self._kept = False
+        """Whether the model that was unloaded was kept out of garbage collections."""
         self._changing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -90,12 +92,16 @@ class Presence:
         return self._changing
 
     def _load_again(self) -> Callable[[], None] | None:
-        return self._load if self.asleep else None
+        return self._filled if self.asleep else None
+
+    def _filled(self) -> None:
+        self._load()
+        if self._kept:
+            keep()
 
     def _unload_now(self) -> Callable[[], None] | None:
         return None if self.asleep or self._n_users else self._emptied
 
     def _emptied(self) -> None:
         self._unload()
-        gc.unfreeze()  # what was to stay forever is gone
-        gc.collect()
+        self._kept = release()
