@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from qwencli.text.chat.answers import Content, Event, Reasoning
+
 WAIT = b"\0wait"
 """A piece that is not sent: the server waits until the client has closed the connection."""
 
@@ -43,6 +45,17 @@ def stream(*chunks: Any, done: bool = True) -> bytes:
 
 def as_json(value: Any, status: int = 200, **headers: str) -> Reply:
     return Reply([json.dumps(value).encode()], status, {"Content-Type": "application/json"} | headers)
+
+
+def joined(answer: Iterator[Event]) -> list[Event]:
+    """Events with neighbours of one kind joined: where they are cut does not matter."""
+    whole: list[Event] = []
+    for piece in answer:
+        if whole and isinstance(piece, (Content, Reasoning)) and type(whole[-1]) is type(piece):
+            whole[-1] = type(piece)(whole[-1].text + piece.text)  # type: ignore[union-attr]
+        else:
+            whole.append(piece)
+    return whole
 
 
 class OpenAIServer(ThreadingHTTPServer):

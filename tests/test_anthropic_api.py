@@ -8,6 +8,7 @@ import anthropic
 import httpx
 import pytest
 from serving import Serving, serving
+from told_answers import tell
 
 from qwencli.hub.places import EMBEDDED
 from qwencli.llm import LLM
@@ -69,25 +70,6 @@ def with_extra(fields: dict[str, Any]) -> dict[str, Any]:
 
 def blocks(message: anthropic.types.Message) -> list[dict[str, Any]]:
     return [block.model_dump(exclude_none=True) for block in message.content]
-
-
-class Told:
-    """A ChatAnswer with given events at its end: whether the tiny model calls a tool is luck."""
-
-    def __init__(self, generation: Any, events: list[Event]) -> None:
-        self.generation, self._events = generation, events
-
-    def add(self, part: Any) -> list[Event]:
-        return []
-
-    def end(self) -> list[Event]:
-        return self._events
-
-
-def tell(monkeypatch: pytest.MonkeyPatch, *events: Event) -> None:
-    monkeypatch.setattr(
-        "qwencli.server.anthropic.endpoints.ChatAnswer", lambda asked, generation: Told(generation, [*events])
-    )
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -278,6 +260,7 @@ def test_blocks_in_any_order(
     rome = {"city": "Rome", "days": [1, 2], "größe": None}
     tell(
         monkeypatch,
+        "anthropic",
         Reasoning("I "),
         Reasoning("look."),
         Content("Let me "),

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, event, stream
+from openai_server import WAIT, OpenAIServer, Reply, as_json, delta, event, joined, stream
 
 from qwencli.dialogue.dialogue import Settings
 from qwencli.dialogue.remote import RemoteChat, parse_address, streams
@@ -39,17 +38,6 @@ def settings(**values: Any) -> Settings:
         if name in values
     }
     return Settings(SamplingParams(**values), **chosen)
-
-
-def joined(answer: Iterator[Event]) -> list[Event]:
-    """Events with neighbours of one kind joined: where they are cut does not matter."""
-    whole: list[Event] = []
-    for piece in answer:
-        if whole and isinstance(piece, (Content, Reasoning)) and type(whole[-1]) is type(piece):
-            whole[-1] = type(piece)(whole[-1].text + piece.text)  # type: ignore[union-attr]
-        else:
-            whole.append(piece)
-    return whole
 
 
 def ask(*pieces: bytes, headers: dict[str, str] | None = None, **values: Any) -> list[Event]:

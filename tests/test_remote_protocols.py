@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, Reply, as_json, event
+from openai_server import OpenAIServer, Reply, as_json, event, joined
 from serving import serving
 
 from qwencli.dialogue.dialogue import Settings
@@ -45,16 +45,6 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(tools: Any = None, **values: Any) -> Settings:
     own = {name: values.pop(name) for name in ("max_tokens", "think", "reasoning_budget") if name in values}
     return Settings(SamplingParams(**values), tools=tools, **own)
-
-
-def joined(answer: Iterator[Event]) -> list[Event]:
-    whole: list[Event] = []
-    for piece in answer:
-        if whole and isinstance(piece, (Content, Reasoning)) and type(whole[-1]) is type(piece):
-            whole[-1] = type(piece)(whole[-1].text + piece.text)  # type: ignore[union-attr]
-        else:
-            whole.append(piece)
-    return whole
 
 
 def typed(*events: dict[str, Any]) -> Reply:

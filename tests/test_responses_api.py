@@ -11,10 +11,11 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 from serving import Serving, serving
+from told_answers import tell
 
 from qwencli.errors import QwenError
 from qwencli.server.responses.store import Kept, Store
-from qwencli.text.chat.answers import Content, Event, Reasoning, ToolCall
+from qwencli.text.chat.answers import Content, Reasoning, ToolCall
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -77,25 +78,6 @@ def events_of(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
         assert name == f"event: {found[-1]['type']}"
         EVENTS.validate_python(found[-1])
     return found
-
-
-class Told:
-    """A ChatAnswer with given events at its end: whether the tiny model calls a tool is luck."""
-
-    def __init__(self, generation: Any, events: list[Event]) -> None:
-        self.generation, self._events = generation, events
-
-    def add(self, part: Any) -> list[Event]:
-        return []
-
-    def end(self) -> list[Event]:
-        return self._events
-
-
-def tell(monkeypatch: pytest.MonkeyPatch, *events: Event) -> None:
-    monkeypatch.setattr(
-        "qwencli.server.responses.endpoints.ChatAnswer", lambda asked, generation: Told(generation, [*events])
-    )
 
 
 def prompt_of(http: httpx.Client, messages: list[Any], **more: Any) -> str:
@@ -205,7 +187,7 @@ def test_events_come_in_openais_order(http: httpx.Client) -> None:
 
 def test_calls(client: openai.OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     said = Reasoning("hm"), Content("I look."), ToolCall("weather", {"city": "Rome"}), ToolCall("weather", {})
-    tell(monkeypatch, *said)
+    tell(monkeypatch, "responses", *said)
     response = create(client, tools=[WEATHER], max_output_tokens=1)
     assert [item.type for item in response.output] == [
         "reasoning",

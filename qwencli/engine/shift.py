@@ -7,7 +7,7 @@ from typing import NamedTuple
 ALWAYS_FREE = 4
 """Positions that are never kept, as in llama.cpp."""
 LEAST_SHARE = 8
-"""At least one of so many tokens is dropped: all that follow them are read again."""
+"""At least an eighth of the tokens is dropped at once, since all that follow have to be read again."""
 
 
 class Shift(NamedTuple):

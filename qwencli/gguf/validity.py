@@ -55,7 +55,7 @@ def check_tensors(file: GGUFFile) -> None:
 
 
 def _wrong(tensor: TensorInfo, blocks: NDArray[np.uint8]) -> Bits | None:
-    """Which blocks, uint8 [n, bytes], have a float that is no number; None for types that can't."""
+    """Which blocks, uint8 [n, bytes], have a float that is NaN or infinite; None for types that can't."""
     name = tensor.type.name
     if name in PLAIN:
         code, exponent = PLAIN[name]
